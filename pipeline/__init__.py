@@ -1,0 +1,1 @@
+"""The control plane: decides and records. It never imports torch."""

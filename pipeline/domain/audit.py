@@ -1,0 +1,128 @@
+"""One hash-chained line of history, and how a chain is checked. Knows no table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from pipeline.domain.canonical import canonical_json, sha256_text
+
+GENESIS_HASH = "0" * 64
+SYSTEM_CHAIN = "system"
+
+
+class AuditAction(StrEnum):
+    """Everything that leaves a line in the history, as `subject:past_participle`."""
+
+    lineage_created = "lineage:created"
+    lineage_held = "lineage:held"
+    lineage_resumed = "lineage:resumed"
+    edit_received = "edit:received"
+    edit_claimed = "edit:claimed"
+    edit_released = "edit:released"
+    edit_snapshotted = "edit:snapshotted"
+    edit_rejected = "edit:rejected"
+    edit_superseded = "edit:superseded"
+    edit_reinstated = "edit:reinstated"
+    edit_reverted = "edit:reverted"
+    edit_died = "edit:died"
+    message_refused = "message:refused"
+    message_replayed = "message:replayed"
+    snapshot_created = "snapshot:created"
+    snapshot_registered = "snapshot:registered"
+    snapshot_approved = "snapshot:approved"
+    snapshot_rejected = "snapshot:rejected"
+    snapshot_retired = "snapshot:retired"
+    snapshot_rolled_back = "snapshot:rolled_back"
+    approval_refused = "approval:refused"
+    champion_moved = "champion:moved"
+    champion_restored = "champion:restored"
+    removal_requested = "removal:requested"
+    removal_failed = "removal:failed"
+    lease_taken = "lease:taken"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditEvent:
+    """One line of a chain."""
+
+    chain: str
+    """Name of a lineage, or `system`."""
+    seq: int
+    """Place in the chain, from 1 without gaps."""
+    at: datetime
+    """Database time of the transaction, with a time zone."""
+    actor: str
+    """Who did it: `cli:NAME`, `api:NAME`, `mlflow:NAME`, or a process such as `intake`."""
+    action: AuditAction
+    """What was done."""
+    subject: str
+    """Id of what it was done to."""
+    payload: str
+    """Canonical JSON text of the details."""
+    prev_hash: str
+    """Hash of the line before; 64 zeros for the first."""
+    hash: str
+    """SHA-256 of `prev_hash` and this line's canonical body."""
+
+
+def event_hash(
+    *, chain: str, seq: int, at: datetime, actor: str, action: str, subject: str, payload: str, prev_hash: str
+) -> str:
+    """SHA-256 over RFC 8785 text of the line, the line before included."""
+    body = {
+        "chain": chain,
+        "seq": seq,
+        "at": at.astimezone(UTC).isoformat(timespec="microseconds"),
+        "actor": actor,
+        "action": str(action),
+        "subject": subject,
+        "payload": json.loads(payload),
+        "prev_hash": prev_hash,
+    }
+    return sha256_text(canonical_json(body))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChainBreak:
+    """Where a chain stops being what was written."""
+
+    chain: str
+    """Name of the chain."""
+    seq: int
+    """The first sequence number that is wrong."""
+    reason: str
+    """What is wrong there."""
+
+
+def first_break(events: Iterable[AuditEvent]) -> ChainBreak | None:
+    """Check the lines of one chain, in order of seq; None if every line is as it was written."""
+    expected_seq, prev_hash = 1, GENESIS_HASH
+    for event in events:
+        if event.seq != expected_seq:
+            return ChainBreak(chain=event.chain, seq=expected_seq, reason=f"missing; the next line is {event.seq}")
+        if event.prev_hash != prev_hash:
+            return ChainBreak(chain=event.chain, seq=event.seq, reason="does not follow the line before it")
+        if event.hash != _hash_of(event):
+            return ChainBreak(chain=event.chain, seq=event.seq, reason="content does not have its hash")
+        expected_seq, prev_hash = event.seq + 1, event.hash
+    return None
+
+
+def _hash_of(event: AuditEvent) -> str | None:
+    try:
+        return event_hash(
+            chain=event.chain,
+            seq=event.seq,
+            at=event.at,
+            actor=event.actor,
+            action=event.action,
+            subject=event.subject,
+            payload=event.payload,
+            prev_hash=event.prev_hash,
+        )
+    except ValueError:
+        return None

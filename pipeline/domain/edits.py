@@ -1,0 +1,110 @@
+"""A fact to change and how to test it. Knows nothing of the wire (see `wire`) or of where edits are kept."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pipeline.domain.canonical import canonical_json, sha256_json
+
+
+class ProbeKind(StrEnum):
+    """What a probe tests."""
+
+    rephrase = "rephrase"
+    locality = "locality"
+    portability = "portability"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """One question put to the model to see what an edit did beyond its own prompt."""
+
+    prompt: str
+    """A stem that ends right before the answer."""
+    target: str | None = None
+    """The answer; None on a locality probe means: whatever the base says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditRequest:
+    """One correction, as a producer sent it."""
+
+    request_id: str
+    """The producer's own id, unique in a lineage."""
+    lineage: str
+    """Name of the lineage the correction is for."""
+    prompt: str
+    """A stem that ends right before the answer."""
+    target_new: str
+    """What the model has to say after the prompt."""
+    target_true: str | None = None
+    """What the model said until now, if the producer knows."""
+    subject: str | None = None
+    """The entity the fact is about, as it stands in the prompt."""
+    relation: str | None = None
+    """The relation that is corrected; with the subject it names the fact."""
+    rephrases: tuple[str, ...] = ()
+    """Other stems with the same answer; probes, never edit rows."""
+    locality: tuple[Probe, ...] = ()
+    """Neighbours whose answers must stay."""
+    portability: tuple[Probe, ...] = ()
+    """One-hop consequences, with the answers they should now have."""
+    source: str | None = None
+    """The system the correction comes from."""
+    submitted_by: str | None = None
+    """Who made the correction, as the producer claims."""
+    occurred_at: datetime
+    """When the correction was made, with a time zone; the later of two corrections of a fact wins."""
+
+    @property
+    def conflict_key(self) -> str:
+        """The key of the fact: two corrections with the same key cannot both hold."""
+        if self.subject and self.relation:
+            return canonical_json([self.lineage, normalised(self.subject), normalised(self.relation)])
+        return canonical_json([self.lineage, normalised(self.prompt)])
+
+    @property
+    def payload_digest(self) -> str:
+        """SHA-256 of everything the producer said; a repeated id must repeat it."""
+        return sha256_json(self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """The request as a JSON object, in the field names of the wire."""
+        return {
+            "request_id": self.request_id,
+            "lineage": self.lineage,
+            "prompt": self.prompt,
+            "target_new": self.target_new,
+            "target_true": self.target_true,
+            "subject": self.subject,
+            "relation": self.relation,
+            "rephrases": list(self.rephrases),
+            "locality": [{"prompt": probe.prompt, "target": probe.target} for probe in self.locality],
+            "portability": [{"prompt": probe.prompt, "target": probe.target} for probe in self.portability],
+            "source": self.source,
+            "submitted_by": self.submitted_by,
+            "occurred_at": self.occurred_at.isoformat(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Edit:
+    """A request that has been recorded: its identity inside Corrigenda."""
+
+    edit_id: str
+    """UUID given at intake."""
+    request: EditRequest
+    """What was asked."""
+    attempts: int = 0
+    """How often a batch has tried it so far."""
+
+
+def normalised(text: str) -> str:
+    """NFKC, casefolded, white space folded to single blanks: how two spellings of a fact are compared."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"\s+", " ", folded).strip()

@@ -1,0 +1,1 @@
+"""Processes: read settings, wire, run."""

@@ -1,0 +1,1 @@
+"""Processes with accelerators: compose the editors with the pipeline."""
