@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -88,7 +88,7 @@ class EditRequest:
             "portability": [{"prompt": probe.prompt, "target": probe.target} for probe in self.portability],
             "source": self.source,
             "submitted_by": self.submitted_by,
-            "occurred_at": self.occurred_at.isoformat(),
+            "occurred_at": self.occurred_at.astimezone(UTC).isoformat(),
         }
 
 

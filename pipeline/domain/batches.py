@@ -1,0 +1,75 @@
+"""Which edits travel together, and which displace each other. Knows no queue."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.domain.edits import Edit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditBatch:
+    """Edits that one editor call makes, and the active ones they displace."""
+
+    batch_id: str
+    """UUID."""
+    lineage: str
+    """Name of the lineage."""
+    ordinal: int
+    """Place among the lineage's batches, from 1."""
+    parent_id: str | None
+    """The head it was claimed on; None for the base."""
+    edits: tuple[Edit, ...]
+    """The edits, oldest first; no two have the same conflict key."""
+    displaced: tuple[tuple[str, str], ...] = ()
+    """(active edit, edit of this batch that supersedes it)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActiveEdit:
+    """An edit that the head holds."""
+
+    edit: Edit
+    """The edit."""
+    snapshot_seq: int
+    """The snapshot that brought it in."""
+
+
+def displaced_by(edits: Sequence[Edit], active: Sequence[ActiveEdit]) -> tuple[tuple[str, str], ...]:
+    """(displaced active edit, displacing edit) for every active edit whose fact is edited again."""
+    newer = {edit.request.conflict_key: edit.edit_id for edit in edits}
+    return tuple(
+        (held.edit.edit_id, newer[held.edit.request.conflict_key])
+        for held in active
+        if held.edit.request.conflict_key in newer
+    )
+
+
+def halves(edits: Sequence[Edit]) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
+    """The first and the second half of a failing batch, in order; the first is not the smaller one."""
+    middle = (len(edits) + 1) // 2
+    return tuple(edits[:middle]), tuple(edits[middle:])
+
+
+def most_trials(num_edits: int) -> int:
+    """2 * ceil(log2 N) + 2: after so many trials a batch is no longer bisected."""
+    return 2 * max(num_edits - 1, 0).bit_length() + 2
+
+
+def retention_sample(active: Sequence[ActiveEdit], *, seed: str, size: int = 64) -> tuple[Edit, ...]:
+    """Older active edits to measure again: one from each of `size` equal strata of age.
+
+    Args:
+        active: oldest first.
+        seed: the snapshot's id, so that anybody can draw the same sample again.
+        size: how many at most.
+    """
+    if len(active) <= size:
+        return tuple(held.edit for held in active)
+    draw = random.Random(seed)
+    bounds = [round(index * len(active) / size) for index in range(size + 1)]
+    return tuple(
+        active[draw.randrange(low, high)].edit for low, high in zip(bounds, bounds[1:], strict=False)
+    )

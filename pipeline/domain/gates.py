@@ -1,0 +1,362 @@
+"""Thresholds in, verdict out. `editors/metrics.py` measures; nothing here knows a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from pipeline.domain.canonical import sha256_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatePolicy:
+    """What a snapshot has to show before anybody may approve it. Shares are 0 to 1."""
+
+    edit_success_min: float = 0.9
+    """Least share of the batch's edits whose target is the argmax at every token."""
+    free_success_min: float = 0.5
+    """Least share of the batch's edits that free greedy generation of the raw prompt confirms."""
+    generalization_min: float = 0.0
+    """Least share of rephrases that follow; 0 reports without judging."""
+    locality_drop_max: float = 0.1
+    """Most that the unchanged share of the lineage's suite may fall below the parent's."""
+    locality_kl_max: float = 0.5
+    """Most nats of KL divergence from the parent, mean over the suite's probes."""
+    edit_locality_min: float = 0.5
+    """Least share of one edit's own locality probes that answer as the parent did, for edits with any."""
+    retention_drop_max: float = 0.1
+    """Most that the success of older active edits may fall below what it was on the parent."""
+    perplexity_rise_max: float = 0.05
+    """Most that perplexity of plain text may rise over the parent's, as a fraction."""
+    change_norm_max: float = 0.2
+    """Most that one snapshot may change an inner parameter, as a fraction of its norm in the base."""
+    locality_floor: float = 0.5
+    """Least unchanged share of the suite against the base; below it the lineage is saturated."""
+    retention_floor: float = 0.5
+    """Least success of older active edits; below it the lineage is saturated."""
+    perplexity_ceiling: float = 1.25
+    """Most that perplexity may be, as a multiple of the base's; above it the lineage is saturated."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the thresholds, kept in every report."""
+        return sha256_json(asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditScore:
+    """What was measured for one edit on the candidate weights."""
+
+    edit_id: str
+    """Which edit."""
+    edit_success: bool
+    """Teacher-forced: every target token is the argmax after the prompt."""
+    free_success: bool | None = None
+    """Free greedy generation of the raw prompt begins with the target and stops there."""
+    chat_success: bool | None = None
+    """The same in the model's chat template, if it has one."""
+    generated: str = ""
+    """What free generation said, for the reader of the report."""
+    token_fraction: float = 0.0
+    """Share of target tokens that are the argmax (EasyEdit's rewrite accuracy)."""
+    prob_new: float = 0.0
+    """Geometric mean probability of the target's tokens."""
+    prob_true: float | None = None
+    """The same of `target_true`, if the request gave one."""
+    rephrases: tuple[bool, ...] = ()
+    """Teacher-forced success on each rephrase."""
+    locality: tuple[bool, ...] = ()
+    """For each own locality probe: answers as the parent did."""
+    locality_base: tuple[bool, ...] = ()
+    """For each own locality probe: answers as the base did."""
+    locality_kl: float | None = None
+    """Mean KL divergence from the parent on the own locality probes, nats."""
+    portability: tuple[bool, ...] = ()
+    """Teacher-forced success on each portability probe."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelScore:
+    """What was measured of a whole model, edited or not."""
+
+    suite_unchanged: float | None = None
+    """Share of the lineage's suite that answers as the base did."""
+    suite_kl: float | None = None
+    """Mean KL divergence from the base on the suite, nats."""
+    num_suite: int = 0
+    """Suite probes measured."""
+    num_suite_left_out: int = 0
+    """Suite probes whose fact was edited on purpose."""
+    retention: float | None = None
+    """Teacher-forced success of the sampled older active edits; None when there are none."""
+    num_retained: int = 0
+    """Older active edits sampled."""
+    perplexity: float | None = None
+    """Of the lineage's plain text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurements:
+    """Everything a gate is judged on."""
+
+    edits: tuple[EditScore, ...]
+    """One row an edit of the batch."""
+    candidate: ModelScore
+    """The edited model."""
+    parent: ModelScore
+    """What it was edited from, on the same probes."""
+    base: ModelScore
+    """The base, from the lineage's baseline."""
+    kl_from_parent: float | None = None
+    """Mean KL divergence of the suite's answers from the parent's, nats."""
+    change_norm: float | None = None
+    """Largest over inner parameters of the Frobenius norm of this change over that of the base weight."""
+    probe_set_digest: str = ""
+    """SHA-256 of the probes asked."""
+
+
+class Verdict(StrEnum):
+    """How one metric, or the whole report, came out."""
+
+    passed = "passed"
+    failed = "failed"
+    not_measured = "not_measured"
+    saturated = "saturated"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateRow:
+    """One metric against its threshold."""
+
+    metric: str
+    """Name, as in the glossary."""
+    value: float | None
+    """What was measured; None if it was not."""
+    reference: float | None
+    """The parent's or the base's value, where the threshold is relative to one."""
+    threshold: float
+    """The bound that `value` is held against."""
+    against: str
+    """`parent`, `base` or `policy`."""
+    verdict: Verdict
+    """How it came out."""
+    required: bool = True
+    """Whether `not_measured` keeps the whole report from passing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditVerdict:
+    """Why one edit passed or not."""
+
+    edit_id: str
+    """Which edit."""
+    passed: bool
+    """Whether what was measured of this edit alone is acceptable."""
+    reason: str
+    """One sentence with the figures."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateReport:
+    """What was measured, against which policy, and what follows."""
+
+    verdict: Verdict
+    """`passed`, `failed` (bisect) or `saturated` (pause the lineage)."""
+    policy_digest: str
+    """Which thresholds."""
+    rows: tuple[GateRow, ...]
+    """One row a metric."""
+    edits: tuple[EditVerdict, ...]
+    """One row an edit."""
+    measurements: Measurements
+    """The figures behind the rows."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the snapshot may become a candidate."""
+        return self.verdict is Verdict.passed
+
+    @property
+    def offenders(self) -> frozenset[str]:
+        """Edits that fail by what was measured of them alone."""
+        return frozenset(row.edit_id for row in self.edits if not row.passed)
+
+    @property
+    def summary(self) -> str:
+        """One sentence: the rows that did not pass, with their figures."""
+        bad = [row for row in self.rows if row.verdict in (Verdict.failed, Verdict.saturated)]
+        missing = [row for row in self.rows if row.verdict is Verdict.not_measured and row.required]
+        parts = [f"{row.metric} {_figure(row.value)} (bound {row.threshold:.3g})" for row in bad]
+        parts += [f"{row.metric} was not measured" for row in missing]
+        parts += [f"{len(self.offenders)} edits fail on their own"] if self.offenders else []
+        return "; ".join(parts) or "every metric is within its bound"
+
+
+def judge(policy: GatePolicy, measurements: Measurements) -> GateReport:
+    """Hold what was measured against a policy.
+
+    Bounds for the batch are against the parent, floors against the base. A breached floor is nobody's
+    fault in this batch: the verdict is `saturated`.
+    """
+    rows = (*_batch_rows(policy, measurements), *_floor_rows(policy, measurements))
+    edits = tuple(_edit_verdict(policy, score) for score in measurements.edits)
+    return GateReport(
+        verdict=_overall(rows, edits),
+        policy_digest=policy.digest,
+        rows=rows,
+        edits=edits,
+        measurements=measurements,
+    )
+
+
+def share(flags: Iterable[bool]) -> float | None:
+    """Share of true values; None of none."""
+    values = list(flags)
+    return sum(values) / len(values) if values else None
+
+
+def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
+    candidate, parent = m.candidate, m.parent
+    has_edits = bool(m.edits)
+    return (
+        _at_least("edit_success", share(s.edit_success for s in m.edits), policy.edit_success_min, required=has_edits),
+        _at_least(
+            "free_success",
+            share(s.free_success for s in m.edits if s.free_success is not None),
+            policy.free_success_min,
+            required=has_edits,
+        ),
+        _at_least(
+            "generalization",
+            share(flag for s in m.edits for flag in s.rephrases),
+            policy.generalization_min,
+            required=False,
+        ),
+        _at_least(
+            "locality",
+            candidate.suite_unchanged,
+            _minus(parent.suite_unchanged, policy.locality_drop_max),
+            reference=parent.suite_unchanged,
+            against="parent",
+        ),
+        _at_most("locality_kl", m.kl_from_parent, policy.locality_kl_max, against="parent"),
+        _at_least(
+            "retention",
+            candidate.retention,
+            _minus(parent.retention, policy.retention_drop_max),
+            reference=parent.retention,
+            against="parent",
+            required=candidate.num_retained > 0,
+        ),
+        _at_most(
+            "perplexity",
+            candidate.perplexity,
+            (parent.perplexity or 0.0) * (1 + policy.perplexity_rise_max),
+            reference=parent.perplexity,
+            against="parent",
+        ),
+        _at_most("change_norm", m.change_norm, policy.change_norm_max),
+    )
+
+
+def _floor_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
+    base_perplexity = m.base.perplexity
+    return (
+        _floor(_at_least("locality_floor", m.candidate.suite_unchanged, policy.locality_floor, against="base")),
+        _floor(
+            _at_least(
+                "retention_floor", m.candidate.retention, policy.retention_floor, against="base", required=False
+            )
+        ),
+        _floor(
+            _at_most(
+                "perplexity_ceiling",
+                m.candidate.perplexity,
+                (base_perplexity or 0.0) * policy.perplexity_ceiling,
+                reference=base_perplexity,
+                against="base",
+            )
+        ),
+    )
+
+
+def _at_least(
+    metric: str,
+    value: float | None,
+    bound: float,
+    *,
+    reference: float | None = None,
+    against: str = "policy",
+    required: bool = True,
+) -> GateRow:
+    verdict = Verdict.not_measured if value is None else Verdict.passed if value >= bound else Verdict.failed
+    return GateRow(
+        metric=metric,
+        value=value,
+        reference=reference,
+        threshold=bound,
+        against=against,
+        verdict=verdict,
+        required=required,
+    )
+
+
+def _at_most(
+    metric: str, value: float | None, bound: float, *, reference: float | None = None, against: str = "policy"
+) -> GateRow:
+    verdict = Verdict.not_measured if value is None else Verdict.passed if value <= bound else Verdict.failed
+    return GateRow(
+        metric=metric, value=value, reference=reference, threshold=bound, against=against, verdict=verdict
+    )
+
+
+def _floor(row: GateRow) -> GateRow:
+    if row.verdict is not Verdict.failed:
+        return row
+    return GateRow(
+        metric=row.metric,
+        value=row.value,
+        reference=row.reference,
+        threshold=row.threshold,
+        against=row.against,
+        verdict=Verdict.saturated,
+        required=row.required,
+    )
+
+
+def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:
+    if not score.edit_success:
+        reason = f"the target is not the argmax after the prompt ({score.token_fraction:.2f} of its tokens are)"
+        return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
+    unchanged = share(score.locality)
+    if unchanged is not None and unchanged < policy.edit_locality_min:
+        reason = f"{unchanged:.2f} of its neighbours answer as before (bound {policy.edit_locality_min:.2f})"
+        return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
+    return EditVerdict(edit_id=score.edit_id, passed=True, reason=_praise(score, unchanged))
+
+
+def _praise(score: EditScore, unchanged: float | None) -> str:
+    follows = share(score.rephrases)
+    rephrases = "rephrases not measured" if follows is None else f"{follows:.2f} of its rephrases follow"
+    neighbours = "neighbours not measured" if unchanged is None else f"{unchanged:.2f} of its neighbours unchanged"
+    return f"the target is the argmax; {rephrases}; {neighbours}"
+
+
+def _overall(rows: tuple[GateRow, ...], edits: tuple[EditVerdict, ...]) -> Verdict:
+    verdicts = {row.verdict for row in rows}
+    if Verdict.failed in verdicts or any(not edit.passed for edit in edits):
+        return Verdict.failed
+    if Verdict.saturated in verdicts:
+        return Verdict.saturated
+    if any(row.verdict is Verdict.not_measured and row.required for row in rows):
+        return Verdict.failed
+    return Verdict.passed
+
+
+def _minus(value: float | None, margin: float) -> float:
+    return 0.0 if value is None else value - margin
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}"

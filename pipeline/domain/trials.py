@@ -1,0 +1,154 @@
+"""What the control plane asks of a group of ranks, and what it gets back. Plain data: it crosses a socket as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.gates import Measurements
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditorSettings:
+    """How a lineage edits. The defaults are the measured row of the ledger (DECISIONS.md)."""
+
+    solver: str = "recursive"
+    """`recursive` (the ledger), `least_squares` or `sum`."""
+    transform: str = "gradient"
+    """`gradient`, or the digest of a trained MEND transform."""
+    inner_params: tuple[str, ...] = ()
+    """Names of the edited weights, in block order; resolved when the lineage is made."""
+    prior_strength: float = 1000.0
+    """c: weight of the preservation prior C0 = c * mean(k k^T)."""
+    ridge: float = 0.05
+    """Lambda, as a fraction of the mean diagonal of K^T K of the lineage's first batch."""
+    step: float = 0.5
+    """Step of a pass, scaled by what each token's probability still misses."""
+    rest: float = 0.5
+    """Probability at which a target token rests."""
+    num_passes: int = 10
+    """Most passes over a batch."""
+    batch_size: int = 32
+    """Most edits in a batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRef:
+    """A file that a rank can open, with the digest its bytes must have."""
+
+    path: str
+    """Local path."""
+    digest: str
+    """SHA-256 of the bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerRows:
+    """The ledger rows of the edits of one snapshot that are still active."""
+
+    file: FileRef
+    """`rows.safetensors` of that snapshot."""
+    edit_ids: tuple[str, ...]
+    """Which of its edits count."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseSpec:
+    """A base model and what is measured on it."""
+
+    ref: str
+    """Folder of the model."""
+    digest: str
+    """SHA-256 over its weights; another base has another."""
+    task: str
+    """`causal`, `seq2seq` or `classifier`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadPlan:
+    """Everything a group needs to hold one snapshot of one lineage."""
+
+    base: BaseSpec
+    """The base."""
+    lineage: str
+    """Name of the lineage."""
+    editor: EditorSettings
+    """How it edits."""
+    snapshot_id: str | None
+    """Which snapshot; None for the base itself."""
+    digest: str
+    """Its digest; the base's when there is no snapshot."""
+    accumulator: FileRef | None
+    """The nearest stored accumulators at or below the snapshot."""
+    deltas: tuple[FileRef, ...]
+    """The deltas above them, in order."""
+    ledger: tuple[LedgerRows, ...]
+    """Rows of every active edit, oldest snapshot first."""
+    prior: FileRef
+    """Second moments of the keys over plain text, and the ridge once it is set (`prior.safetensors`)."""
+    baseline: FileRef
+    """Suite, plain text, and what the base answers to them (`baseline.json`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """A candidate: what to add to and take from the snapshot that is loaded."""
+
+    snapshot_id: str
+    """The id the candidate will have; also the seed of its retention sample."""
+    added: tuple[Edit, ...]
+    """Edits to make. Their conflict keys differ."""
+    removed_ids: tuple[str, ...]
+    """Active edits whose ledger rows leave first (superseded or reverted)."""
+    retained: tuple[Edit, ...]
+    """Older active edits to measure retention on."""
+    gone_keys: tuple[str, ...] = ()
+    """Conflict keys of every active edit, so that suite probes of edited facts are left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialOutcome:
+    """What a group measured of a candidate. Its weights hold the candidate until it is kept or dropped."""
+
+    measurements: Measurements
+    """The figures for the gates."""
+    num_passes: int
+    """Passes made."""
+    num_rows: int
+    """Ledger rows of the added edits."""
+    seconds: dict[str, float]
+    """Wall time of each phase: `capture`, `solve`, `apply`, `measure`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptFiles:
+    """The files a kept candidate leaves in the folder it was told."""
+
+    delta: FileRef
+    """`delta.safetensors`: F (I x R) and D (R x O) of every inner parameter."""
+    rows: FileRef
+    """`rows.safetensors`: keys, targets and row ranges of the added edits."""
+    accumulator: FileRef | None
+    """`accumulator.safetensors`, when asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a model said."""
+
+    prompt: str
+    """The question."""
+    text: str
+    """Greedy continuation, decoded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteProbe:
+    """One question of a lineage's locality suite."""
+
+    probe: Probe
+    """Prompt, and the answer if there is a given one."""
+    subject: str | None
+    """With the relation: the fact it asks for."""
+    relation: str | None
+    """See `subject`."""
