@@ -220,7 +220,12 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
     candidate, parent = m.candidate, m.parent
     has_edits = bool(m.edits)
     return (
-        _at_least("edit_success", share(s.edit_success for s in m.edits), policy.edit_success_min, required=has_edits),
+        _at_least(
+            "edit_success",
+            share(s.edit_success for s in m.edits),
+            policy.edit_success_min,
+            required=has_edits,
+        ),
         _at_least(
             "free_success",
             share(s.free_success for s in m.edits if s.free_success is not None),
@@ -263,10 +268,16 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
 def _floor_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
     base_perplexity = m.base.perplexity
     return (
-        _floor(_at_least("locality_floor", m.candidate.suite_unchanged, policy.locality_floor, against="base")),
+        _floor(
+            _at_least("locality_floor", m.candidate.suite_unchanged, policy.locality_floor, against="base")
+        ),
         _floor(
             _at_least(
-                "retention_floor", m.candidate.retention, policy.retention_floor, against="base", required=False
+                "retention_floor",
+                m.candidate.retention,
+                policy.retention_floor,
+                against="base",
+                required=False,
             )
         ),
         _floor(
@@ -327,7 +338,9 @@ def _floor(row: GateRow) -> GateRow:
 
 def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:
     if not score.edit_success:
-        reason = f"the target is not the argmax after the prompt ({score.token_fraction:.2f} of its tokens are)"
+        reason = (
+            f"the target is not the argmax after the prompt ({score.token_fraction:.2f} of its tokens are)"
+        )
         return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
     unchanged = share(score.locality)
     if unchanged is not None and unchanged < policy.edit_locality_min:
@@ -339,7 +352,9 @@ def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:
 def _praise(score: EditScore, unchanged: float | None) -> str:
     follows = share(score.rephrases)
     rephrases = "rephrases not measured" if follows is None else f"{follows:.2f} of its rephrases follow"
-    neighbours = "neighbours not measured" if unchanged is None else f"{unchanged:.2f} of its neighbours unchanged"
+    neighbours = (
+        "neighbours not measured" if unchanged is None else f"{unchanged:.2f} of its neighbours unchanged"
+    )
     return f"the target is the argmax; {rephrases}; {neighbours}"
 
 

@@ -94,6 +94,8 @@ class LoadPlan:
 class Trial:
     """A candidate: what to add to and take from the snapshot that is loaded."""
 
+    trial_id: str
+    """Names the result, so that it can be kept after later trials have failed."""
     snapshot_id: str
     """The id the candidate will have; also the seed of its retention sample."""
     added: tuple[Edit, ...]

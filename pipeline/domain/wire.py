@@ -57,7 +57,9 @@ class EditRequestV1(_Wire):
     )
     source: Identifier | None = Field(None, description="The system that the correction comes from.")
     submitted_by: Identifier | None = Field(None, description="Who made the correction.")
-    occurred_at: AwareDatetime = Field(description="When it was made (RFC 3339 with an offset).", strict=False)
+    occurred_at: AwareDatetime = Field(
+        description="When it was made (RFC 3339 with an offset).", strict=False
+    )
 
     @field_validator("prompt", "target_new", "target_true", "subject", "relation", "request_id")
     @classmethod
@@ -145,7 +147,9 @@ def _decode(value: bytes) -> object:
     except InvalidMessage:
         raise
     except (ValueError, RecursionError) as error:
-        raise InvalidMessage(f"expected UTF-8 JSON, got bytes that do not parse: {str(error)[:200]}") from error
+        raise InvalidMessage(
+            f"expected UTF-8 JSON, got bytes that do not parse: {str(error)[:200]}"
+        ) from error
     return document
 
 

@@ -1,0 +1,93 @@
+"""Every setting, from the environment (`CORRIGENDA_…`), an env file, or secret files. Opens no connection."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.domain.errors import Misconfigured
+
+SECRETS_FOLDER = Path("/run/secrets")
+
+
+class Settings(BaseSettings):
+    """Where the services are and how the processes behave."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CORRIGENDA_",
+        secrets_dir=SECRETS_FOLDER if SECRETS_FOLDER.is_dir() else None,
+        extra="ignore",
+        frozen=True,
+    )
+
+    home: Path = Field(Path(".corrigenda"), description="Folder of the embedded stack and of local state.")
+    database_url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL, postgresql+psycopg://…")
+    database_role: str = Field("corrigenda_app", description="Role that processes take on after connecting.")
+    redis_url: SecretStr = Field(SecretStr(""), description="Celery broker.")
+    kafka_bootstrap: str = Field("", description="host:port[,host:port…]")
+    kafka_incarnation: str = Field("", description="Cluster id to use where the broker gives no stable one.")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: str | None = None
+    kafka_sasl_username: str | None = None
+    kafka_sasl_password: SecretStr | None = None
+    kafka_ssl_cafile: Path | None = None
+    kafka_ssl_certfile: Path | None = None
+    kafka_ssl_keyfile: Path | None = None
+    requests_topic: str = "edits.requests.v1"
+    results_topic: str = "edits.results.v1"
+    dead_letter_topic: str = "edits.requests.v1.dlq"
+    intake_mode: Literal["assigned", "group"] = Field(
+        "assigned", description="How intake gets its partitions."
+    )
+    intake_group: str = "corrigenda-intake"
+    intake_max_records: int = Field(500, ge=1, le=10_000, description="Most messages a poll.")
+    mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
+    artifact_root: Path = Field(
+        Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows."
+    )
+    lease_ttl: timedelta = Field(
+        timedelta(seconds=30), description="Life of a lease; renewed every third of it."
+    )
+    batch_max_wait: timedelta = Field(
+        timedelta(seconds=2), description="A batch closes when its oldest edit waited this."
+    )
+    max_attempts: int = Field(3, ge=1, description="Tries of an edit before it is dead.")
+    command_timeout: timedelta = Field(
+        timedelta(minutes=10), description="Deadline of one command to the ranks."
+    )
+    num_ranks: int = Field(1, ge=1, description="Ranks behind an edit worker.")
+    deepspeed_config: Path | None = Field(
+        None, description="DeepSpeed JSON; None for infra/deepspeed/zero3.json."
+    )
+    failpoint: str = Field("", description="Testing only: name[:nth] of the boundary at which to die.")
+
+    def require(self, *names: str) -> None:
+        """Check that settings without a usable default are given.
+
+        Raises:
+            Misconfigured: naming the first one that is missing.
+        """
+        for name in names:
+            value = getattr(self, name)
+            text = value.get_secret_value() if isinstance(value, SecretStr) else str(value or "")
+            if not text:
+                raise Misconfigured(f"expected CORRIGENDA_{name.upper()} to be set, got nothing")
+
+
+def load_settings() -> Settings:
+    """Read the settings.
+
+    Raises:
+        Misconfigured: naming each setting that is wrong; values of secrets are not shown.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        parts = [
+            f"CORRIGENDA_{'_'.join(str(s) for s in d['loc']).upper()}: {d['msg']}" for d in error.errors()
+        ]
+        raise Misconfigured("; ".join(parts)) from None

@@ -1,0 +1,89 @@
+"""A base model under one name, with everything that decides how it is edited and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from pipeline.domain.gates import GatePolicy
+from pipeline.domain.snapshots import Artifact
+from pipeline.domain.trials import BaseSpec, EditorSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewLineage:
+    """What is needed to make a lineage."""
+
+    name: str
+    """Unique, without `/`, `:` and blanks; also the name of the registered model."""
+    base: BaseSpec
+    """The base model."""
+    editor: EditorSettings
+    """How it is edited."""
+    policy: GatePolicy
+    """What a snapshot has to show."""
+    prior: Artifact
+    """Second moments of the keys over plain text."""
+    baseline: Artifact
+    """The suite, the text, and what the base answers to them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lineage:
+    """A lineage as it stands."""
+
+    lineage_id: str
+    """UUID."""
+    settings: NewLineage
+    """What it was made with."""
+    editor_digest: str
+    """SHA-256 of the editor's settings, or of its weights once it has some."""
+    head_id: str | None
+    """The newest snapshot in its history; None before the first."""
+    head_seq: int
+    """Its place; 0 before the first."""
+    champion_id: str | None
+    """The snapshot that is live; None for the base."""
+    champion_seq: int
+    """Its place; 0 for the base."""
+    hold: str | None
+    """Why no batch may be edited now; None if one may."""
+    created_at: datetime
+    """Database time."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Number of edits by status."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """The right to write a lineage until it expires or somebody takes a higher epoch."""
+
+    lineage: str
+    """Name of the lineage."""
+    owner: str
+    """Who holds it: host, process id and a random part."""
+    epoch: int
+    """Only grows; every write of the owner is checked against it."""
+    expires_at: datetime
+    """Database time at which it ends unless renewed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Removal:
+    """A request to take active edits out of the head."""
+
+    removal_id: str
+    """UUID."""
+    lineage: str
+    """Name of the lineage."""
+    edit_ids: tuple[str, ...]
+    """Active edits to take out."""
+    reinstated_ids: tuple[str, ...]
+    """Superseded edits that come back, when the candidate that displaced them was rejected."""
+    rejected_snapshot_id: str | None
+    """The rejected snapshot, or None when a person reverts edits."""
+    actor: str
+    """Who asked."""
+    reason: str
+    """Why."""

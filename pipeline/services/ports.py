@@ -1,0 +1,428 @@
+"""What the services need of the outside world. Every protocol has an adapter and a fake that pass one contract suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.domain.approvals import Approval, Outcome
+from pipeline.domain.audit import AuditEvent, ChainBreak
+from pipeline.domain.batches import ActiveEdit, EditBatch
+from pipeline.domain.gates import GateReport
+from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
+from pipeline.domain.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
+from pipeline.domain.snapshots import Artifact, Basis, Snapshot
+from pipeline.domain.trials import Answer, KeptFiles, LoadPlan, Trial, TrialOutcome
+
+
+class IntakeStore(Protocol):
+    """Where polls are recorded."""
+
+    def take_partition(self, partition: PartitionKey) -> PartitionClaim:
+        """Raise the partition's epoch and say what comes next (0 for a new incarnation)."""
+
+    def record(self, polls: Sequence[Poll]) -> PollCounts:
+        """Record requests, dead letters, next offsets, audit and outbox rows in one transaction.
+
+        Raises:
+            EpochStale: if any partition was taken by somebody else; nothing was written.
+        """
+
+
+class DeadLetterStore(Protocol):
+    """What could never be an edit."""
+
+    def dead_letters(self, *, limit: int = 100) -> tuple[DeadLetter, ...]:
+        """Newest first."""
+
+    def dead_letter(self, dead_letter_id: str) -> DeadLetter:
+        """One of them.
+
+        Raises:
+            UnknownRecord: if there is none.
+        """
+
+    def mark_replayed(self, dead_letter_id: str, *, actor: str) -> None:
+        """Record that a person sent it again."""
+
+
+class LineageStore(Protocol):
+    """Lineages and their holds."""
+
+    def create(self, new: NewLineage, *, actor: str) -> Lineage:
+        """Make a lineage.
+
+        Raises:
+            InvalidInput: if the name is taken.
+        """
+
+    def lineage(self, name: str) -> Lineage:
+        """One lineage.
+
+        Raises:
+            UnknownLineage: if there is none.
+        """
+
+    def lineages(self) -> tuple[Lineage, ...]:
+        """All of them, by name."""
+
+    def hold(self, name: str, *, reason: str, actor: str) -> None:
+        """Let no batch start until a person resumes; a second hold keeps the first reason."""
+
+    def resume(self, name: str, *, actor: str) -> None:
+        """Lift a hold and ring the doorbell."""
+
+
+class LeaseStore(Protocol):
+    """Who may write a lineage now. Time is the database's."""
+
+    def acquire(self, lineage: str, *, owner: str, ttl: timedelta) -> Lease | None:
+        """Take a free or expired lease, with a higher epoch; None while somebody else holds it.
+
+        Taking over releases what the owner before had claimed (`edit:released`, attempts counted).
+        """
+
+    def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
+        """Prolong it.
+
+        Raises:
+            LeaseLost: if it expired or was taken.
+        """
+
+    def release(self, lease: Lease) -> None:
+        """Give it back; nothing happens if it was lost."""
+
+    def waiting(self) -> tuple[str, ...]:
+        """Names of lineages that have work (due edits or removals), no live lease and no hold that stops it."""
+
+
+class EditQueue(Protocol):
+    """The work of a lineage, claimed under its lease."""
+
+    def claim_batch(self, lease: Lease, *, limit: int, max_wait: timedelta) -> EditBatch | None:
+        """Claim due edits, oldest `occurred_at` first; None if there are none, the batch is not full and its oldest
+        edit is younger than `max_wait`, or the lineage is held.
+
+        Resolves conflicts first: of several waiting corrections of one fact only the latest is claimed and the
+        others are `superseded`; one that is older than the active edit of its fact, or asks for the same target,
+        is `superseded` too. `displaced` names the active edits that the batch supersedes.
+        """
+
+    def release(self, lease: Lease, edit_ids: Sequence[str], *, reason: str, max_attempts: int) -> None:
+        """Put claimed edits back with one attempt more and a later `next_attempt_at`; `dead` past `max_attempts`."""
+
+    def reject(self, lease: Lease, reasons: Mapping[str, str], *, report: GateReport) -> None:
+        """Reject claimed edits, each with what was measured; the report is kept."""
+
+    def next_removal(self, lease: Lease) -> Removal | None:
+        """The oldest removal that is due; also while the lineage is held."""
+
+    def fail_removal(self, lease: Lease, removal: Removal, *, reason: str, report: GateReport | None) -> None:
+        """Record that a removal did not pass its gate; the head stays and a person decides."""
+
+    def active_edits(self, lineage: str, *, snapshot_id: str | None) -> tuple[ActiveEdit, ...]:
+        """The active set of a snapshot, oldest first; empty for None."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewSnapshot:
+    """Everything that one commit writes."""
+
+    snapshot_id: str
+    """UUID, chosen before measuring."""
+    parent_id: str | None
+    """The head it was made on; compared in the transaction."""
+    basis: Basis
+    """What the delta stands on."""
+    delta: Artifact
+    """The delta's file."""
+    rows: Artifact
+    """The ledger rows' file."""
+    accumulator: Artifact | None
+    """The accumulators' file, where one is due."""
+    digest: str
+    """Identity of the weights."""
+    report: GateReport
+    """The passing report."""
+    batch: EditBatch | None
+    """The batch, without the edits that were not accepted; None for a removal."""
+    removal: Removal | None
+    """The removal; None for a batch."""
+    seconds: Mapping[str, float]
+    """Wall time of each phase."""
+
+
+class SnapshotStore(Protocol):
+    """Snapshots, and how their weights are put together."""
+
+    def commit(self, lease: Lease, new: NewSnapshot) -> Snapshot:
+        """Write the snapshot, its active set, its report, edit statuses, audit and outbox rows in one transaction.
+
+        Raises:
+            LeaseLost: if the lease is no longer ours, or the head is no longer the parent.
+        """
+
+    def load_plan(self, lineage: str, *, snapshot_id: str | None) -> LoadPlan:
+        """What a group needs to hold a snapshot (None: the base): nearest accumulators, deltas above, ledger rows.
+
+        Raises:
+            UnknownRecord: if the snapshot is not of this lineage.
+        """
+
+    def delta_digests(self, snapshot_id: str | None) -> tuple[str, ...]:
+        """Digests of the deltas from the base (or the last rebuild) to the snapshot, in order."""
+
+    def snapshot(self, lineage: str, ref: str) -> Snapshot:
+        """By id, by seq, or by `head` or `champion`.
+
+        Raises:
+            UnknownRecord: if there is none.
+        """
+
+    def snapshots(self, lineage: str) -> tuple[Snapshot, ...]:
+        """Oldest first."""
+
+    def report(self, gate_report_id: str) -> Mapping[str, Any]:
+        """A gate report as JSON."""
+
+
+class ReviewStore(Protocol):
+    """Decisions of people, each one transaction."""
+
+    def decide(self, approval: Approval) -> Outcome:
+        """Check with `approvals.refusal` on locked rows, and carry out: statuses, champion, audit, outbox, removal.
+
+        A refusal is recorded too (`approval:refused`). The same decision twice is accepted and changes nothing.
+        """
+
+    def request_revert(
+        self, lineage: str, edit_ids: Sequence[str], *, actor: str, reason: str
+    ) -> tuple[str, ...]:
+        """Owe a removal of active edits (queued ones are `reverted` at once); returns the removal ids.
+
+        Raises:
+            UnknownRecord: if an id names no edit of this lineage.
+            InvalidInput: if an edit is neither queued nor active.
+        """
+
+    def note(
+        self, lineage: str, *, action: str, subject: str, actor: str, payload: Mapping[str, Any]
+    ) -> None:
+        """Append one audit line that moves no status (`champion:restored`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutboxItem:
+    """A side effect that is owed."""
+
+    outbox_id: str
+    """UUID."""
+    kind: str
+    """`doorbell`, `result`, `dead_letter`, `register` or `champion`."""
+    dedup_key: str
+    """Deterministic; doing it twice is the same as once."""
+    payload: Mapping[str, Any]
+    """What the goal is about, for example `{"lineage": …}`."""
+    attempts: int
+    """Tries so far."""
+
+
+class OutboxStore(Protocol):
+    """Side effects that are owed."""
+
+    def due(self, *, limit: int = 100) -> tuple[OutboxItem, ...]:
+        """Claim items that are due, oldest first, so that no other relay has them for a minute."""
+
+    def done(self, outbox_id: str) -> None:
+        """The goal is reached."""
+
+    def failed(self, outbox_id: str, *, error: str) -> None:
+        """Try again later, with growing waits."""
+
+
+class AuditStore(Protocol):
+    """The chains of history."""
+
+    def chains(self) -> tuple[str, ...]:
+        """Names of all chains."""
+
+    def events(self, chain: str, *, after_seq: int = 0, limit: int = 1000) -> tuple[AuditEvent, ...]:
+        """Lines of a chain in order."""
+
+    def verify(self, chain: str) -> ChainBreak | None:
+        """Check a whole chain, its recorded head included."""
+
+    def head(self, chain: str) -> tuple[int, str]:
+        """(seq, hash) of the newest line; (0, 64 zeros) of an empty chain."""
+
+
+class ArtifactStore(Protocol):
+    """Files by their content."""
+
+    def put(self, path: Path) -> Artifact:
+        """Keep a file; the same bytes are kept once. Durable when it returns."""
+
+    def path(self, artifact: Artifact) -> Path:
+        """A local path of the file.
+
+        Raises:
+            IntegrityBroken: if it is missing or its bytes have another digest.
+        """
+
+
+class EditorGroup(Protocol):
+    """The ranks that hold a model."""
+
+    def load(self, plan: LoadPlan, *, epoch: int) -> None:
+        """Hold this snapshot (does nothing if it is held already).
+
+        Raises:
+            WrongBase, IntegrityBroken, EngineFailed.
+        """
+
+    def try_edits(self, trial: Trial) -> TrialOutcome:
+        """Edit, apply, measure, and go back to the loaded snapshot.
+
+        Raises:
+            EditorFailed: if the numbers cannot be used; the weights are the loaded snapshot's.
+            EngineFailed: if the group died.
+        """
+
+    def keep(self, trial_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
+        """Write the files of a tried candidate and hold it from now on."""
+
+    def held(self, snapshot_id: str, *, digest: str) -> None:
+        """Say under which snapshot the kept candidate was committed."""
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:
+        """Greedy continuations of the model that is held."""
+
+
+class Doorbell(Protocol):
+    """Wakes an edit worker."""
+
+    def ring(self, lineage: str, *, base_digest: str) -> None:
+        """Say that a lineage has work; may be lost or repeated."""
+
+
+class Publisher(Protocol):
+    """Writes to topics."""
+
+    def publish(
+        self, topic: str, *, key: str, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        """Send and wait for the acknowledgement.
+
+        Raises:
+            Unavailable: if the broker does not acknowledge.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegistryEntry:
+    """Everything a model version shows of a snapshot."""
+
+    lineage: Lineage
+    """Its lineage."""
+    snapshot: Snapshot
+    """The snapshot."""
+    plan: LoadPlan
+    """The files it is loaded from, as they lie in the artifact store."""
+    report: Mapping[str, Any]
+    """Its gate report."""
+    edits: tuple[ActiveEdit, ...]
+    """Its active set."""
+    audit_head: tuple[int, str]
+    """(seq, hash) of the lineage's chain after the commit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegistryRequest:
+    """Somebody asks for a decision in the registry."""
+
+    version: str
+    """The model version."""
+    snapshot_id: str
+    """From its tag."""
+    digest: str
+    """From its tag."""
+    decision: str
+    """`approved` or `rejected`."""
+    actor: str | None
+    """The claimed name from the tag `approval.actor`."""
+    reason: str
+    """From the tag `approval.reason`; may be empty."""
+    by_alias: bool
+    """Whether it was asked with the alias (else the tag)."""
+
+
+class Registry(Protocol):
+    """The MLflow model registry."""
+
+    def register(self, entry: RegistryEntry) -> str:
+        """Make the model version of a snapshot, once; returns its number."""
+
+    def requests(self, lineage: str) -> tuple[RegistryRequest, ...]:
+        """Versions on which somebody asks for a decision that is not answered yet."""
+
+    def answer(self, lineage: str, request: RegistryRequest, *, outcome: str) -> None:
+        """Take the request off and write what became of it on the version (tag `approval.outcome`)."""
+
+    def champion(self, lineage: str) -> str | None:
+        """The version that the alias `champion` points to; None if there is no alias."""
+
+    def point_champion(self, lineage: str, version: str | None) -> None:
+        """Set or remove the alias `champion`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChampionMirror:
+    """What the alias `champion` should be."""
+
+    version: str | None
+    """Registry version of the champion; None for the base."""
+    snapshot_id: str | None
+    """The champion."""
+    is_owed: bool
+    """Whether a mirror is still in the outbox: then nobody touched the alias by hand as far as we can tell."""
+
+
+class MirrorStore(Protocol):
+    """What the registry has to show."""
+
+    def entry(self, snapshot_id: str) -> RegistryEntry:
+        """Everything for one model version."""
+
+    def registered(self, snapshot_id: str, *, version: str) -> None:
+        """Record the version (once; audit `snapshot:registered`)."""
+
+    def champion_mirror(self, lineage: str) -> ChampionMirror:
+        """What the alias should be."""
+
+
+class HistoryStore(Protocol):
+    """The auditors' views."""
+
+    def edits(
+        self, lineage: str, *, status: str | None = None, limit: int = 1000
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Rows of `edit_history`, oldest first."""
+
+    def edit(self, lineage: str, ref: str) -> Mapping[str, Any]:
+        """One row of `edit_history`, by edit id or request id, with its audit lines under `events`.
+
+        Raises:
+            UnknownRecord: if there is none.
+        """
+
+    def approvals(self, lineage: str) -> tuple[Mapping[str, Any], ...]:
+        """Every decision, oldest first."""
+
+    def intake_counts(self) -> Mapping[str, int]:
+        """`received`, `duplicates`, `refused` over all partitions."""
+
+    def now(self) -> datetime:
+        """Database time; also the cheapest health check."""
