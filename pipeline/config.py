@@ -40,29 +40,19 @@ class Settings(BaseSettings):
     requests_topic: str = "edits.requests.v1"
     results_topic: str = "edits.results.v1"
     dead_letter_topic: str = "edits.requests.v1.dlq"
-    intake_mode: Literal["assigned", "group"] = Field(
-        "assigned", description="How intake gets its partitions."
-    )
+    intake_mode: Literal["assigned", "group"] = Field("assigned", description="How intake gets its partitions.")
     intake_group: str = "corrigenda-intake"
     intake_max_records: int = Field(500, ge=1, le=10_000, description="Most messages a poll.")
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
-    artifact_root: Path = Field(
-        Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows."
-    )
-    lease_ttl: timedelta = Field(
-        timedelta(seconds=30), description="Life of a lease; renewed every third of it."
-    )
+    artifact_root: Path = Field(Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows.")
+    lease_ttl: timedelta = Field(timedelta(seconds=30), description="Life of a lease; renewed every third of it.")
     batch_max_wait: timedelta = Field(
         timedelta(seconds=2), description="A batch closes when its oldest edit waited this."
     )
     max_attempts: int = Field(3, ge=1, description="Tries of an edit before it is dead.")
-    command_timeout: timedelta = Field(
-        timedelta(minutes=10), description="Deadline of one command to the ranks."
-    )
+    command_timeout: timedelta = Field(timedelta(minutes=10), description="Deadline of one command to the ranks.")
     num_ranks: int = Field(1, ge=1, description="Ranks behind an edit worker.")
-    deepspeed_config: Path | None = Field(
-        None, description="DeepSpeed JSON; None for infra/deepspeed/zero3.json."
-    )
+    deepspeed_config: Path | None = Field(None, description="DeepSpeed JSON; None for infra/deepspeed/zero3.json.")
     failpoint: str = Field("", description="Testing only: name[:nth] of the boundary at which to die.")
 
     def require(self, *names: str) -> None:
@@ -87,7 +77,5 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        parts = [
-            f"CORRIGENDA_{'_'.join(str(s) for s in d['loc']).upper()}: {d['msg']}" for d in error.errors()
-        ]
+        parts = [f"CORRIGENDA_{'_'.join(str(s) for s in d['loc']).upper()}: {d['msg']}" for d in error.errors()]
         raise Misconfigured("; ".join(parts)) from None

@@ -103,9 +103,7 @@ def first_break(events: Iterable[AuditEvent]) -> ChainBreak | None:
     expected_seq, prev_hash = 1, GENESIS_HASH
     for event in events:
         if event.seq != expected_seq:
-            return ChainBreak(
-                chain=event.chain, seq=expected_seq, reason=f"missing; the next line is {event.seq}"
-            )
+            return ChainBreak(chain=event.chain, seq=expected_seq, reason=f"missing; the next line is {event.seq}")
         if event.prev_hash != prev_hash:
             return ChainBreak(chain=event.chain, seq=event.seq, reason="does not follow the line before it")
         if event.hash != _hash_of(event):

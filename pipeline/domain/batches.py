@@ -70,6 +70,4 @@ def retention_sample(active: Sequence[ActiveEdit], *, seed: str, size: int = 64)
         return tuple(held.edit for held in active)
     draw = random.Random(seed)
     bounds = [round(index * len(active) / size) for index in range(size + 1)]
-    return tuple(
-        active[draw.randrange(low, high)].edit for low, high in zip(bounds, bounds[1:], strict=False)
-    )
+    return tuple(active[draw.randrange(low, high)].edit for low, high in zip(bounds, bounds[1:], strict=False))

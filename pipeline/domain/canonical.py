@@ -20,9 +20,7 @@ def canonical_json(value: Any) -> str:
     try:
         return rfc8785.dumps(value).decode("utf-8")
     except (rfc8785.CanonicalizationError, UnicodeError) as error:
-        raise InvalidInput(
-            f"expected a value with a canonical JSON form, got one without: {error}"
-        ) from error
+        raise InvalidInput(f"expected a value with a canonical JSON form, got one without: {error}") from error
 
 
 def sha256_text(text: str) -> str:

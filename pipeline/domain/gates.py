@@ -268,9 +268,7 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
 def _floor_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
     base_perplexity = m.base.perplexity
     return (
-        _floor(
-            _at_least("locality_floor", m.candidate.suite_unchanged, policy.locality_floor, against="base")
-        ),
+        _floor(_at_least("locality_floor", m.candidate.suite_unchanged, policy.locality_floor, against="base")),
         _floor(
             _at_least(
                 "retention_floor",
@@ -317,9 +315,7 @@ def _at_most(
     metric: str, value: float | None, bound: float, *, reference: float | None = None, against: str = "policy"
 ) -> GateRow:
     verdict = Verdict.not_measured if value is None else Verdict.passed if value <= bound else Verdict.failed
-    return GateRow(
-        metric=metric, value=value, reference=reference, threshold=bound, against=against, verdict=verdict
-    )
+    return GateRow(metric=metric, value=value, reference=reference, threshold=bound, against=against, verdict=verdict)
 
 
 def _floor(row: GateRow) -> GateRow:
@@ -338,9 +334,7 @@ def _floor(row: GateRow) -> GateRow:
 
 def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:
     if not score.edit_success:
-        reason = (
-            f"the target is not the argmax after the prompt ({score.token_fraction:.2f} of its tokens are)"
-        )
+        reason = f"the target is not the argmax after the prompt ({score.token_fraction:.2f} of its tokens are)"
         return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
     unchanged = share(score.locality)
     if unchanged is not None and unchanged < policy.edit_locality_min:
@@ -352,9 +346,7 @@ def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:
 def _praise(score: EditScore, unchanged: float | None) -> str:
     follows = share(score.rephrases)
     rephrases = "rephrases not measured" if follows is None else f"{follows:.2f} of its rephrases follow"
-    neighbours = (
-        "neighbours not measured" if unchanged is None else f"{unchanged:.2f} of its neighbours unchanged"
-    )
+    neighbours = "neighbours not measured" if unchanged is None else f"{unchanged:.2f} of its neighbours unchanged"
     return f"the target is the argmax; {rephrases}; {neighbours}"
 
 

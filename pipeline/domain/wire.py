@@ -15,7 +15,7 @@ MAX_MESSAGE_BYTES = 1_000_000
 MAX_PROMPT_CHARS = 2_000
 MAX_TARGET_CHARS = 200
 MAX_PROBES = 32
-VERSION = 1
+VERSION: Literal[1] = 1
 
 Identifier = Annotated[str, Field(min_length=1, max_length=200)]
 PromptText = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
@@ -57,9 +57,7 @@ class EditRequestV1(_Wire):
     )
     source: Identifier | None = Field(None, description="The system that the correction comes from.")
     submitted_by: Identifier | None = Field(None, description="Who made the correction.")
-    occurred_at: AwareDatetime = Field(
-        description="When it was made (RFC 3339 with an offset).", strict=False
-    )
+    occurred_at: AwareDatetime = Field(description="When it was made (RFC 3339 with an offset).", strict=False)
 
     @field_validator("prompt", "target_new", "target_true", "subject", "relation", "request_id")
     @classmethod
@@ -147,9 +145,7 @@ def _decode(value: bytes) -> object:
     except InvalidMessage:
         raise
     except (ValueError, RecursionError) as error:
-        raise InvalidMessage(
-            f"expected UTF-8 JSON, got bytes that do not parse: {str(error)[:200]}"
-        ) from error
+        raise InvalidMessage(f"expected UTF-8 JSON, got bytes that do not parse: {str(error)[:200]}") from error
     return document
 
 

@@ -198,9 +198,7 @@ class ReviewStore(Protocol):
         A refusal is recorded too (`approval:refused`). The same decision twice is accepted and changes nothing.
         """
 
-    def request_revert(
-        self, lineage: str, edit_ids: Sequence[str], *, actor: str, reason: str
-    ) -> tuple[str, ...]:
+    def request_revert(self, lineage: str, edit_ids: Sequence[str], *, actor: str, reason: str) -> tuple[str, ...]:
         """Owe a removal of active edits (queued ones are `reverted` at once); returns the removal ids.
 
         Raises:
@@ -208,9 +206,7 @@ class ReviewStore(Protocol):
             InvalidInput: if an edit is neither queued nor active.
         """
 
-    def note(
-        self, lineage: str, *, action: str, subject: str, actor: str, payload: Mapping[str, Any]
-    ) -> None:
+    def note(self, lineage: str, *, action: str, subject: str, actor: str, payload: Mapping[str, Any]) -> None:
         """Append one audit line that moves no status (`champion:restored`)."""
 
 
@@ -311,9 +307,7 @@ class Doorbell(Protocol):
 class Publisher(Protocol):
     """Writes to topics."""
 
-    def publish(
-        self, topic: str, *, key: str, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
-    ) -> None:
+    def publish(self, topic: str, *, key: str, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
         """Send and wait for the acknowledgement.
 
         Raises:
@@ -406,9 +400,7 @@ class MirrorStore(Protocol):
 class HistoryStore(Protocol):
     """The auditors' views."""
 
-    def edits(
-        self, lineage: str, *, status: str | None = None, limit: int = 1000
-    ) -> tuple[Mapping[str, Any], ...]:
+    def edits(self, lineage: str, *, status: str | None = None, limit: int = 1000) -> tuple[Mapping[str, Any], ...]:
         """Rows of `edit_history`, oldest first."""
 
     def edit(self, lineage: str, ref: str) -> Mapping[str, Any]:
