@@ -1,0 +1,305 @@
+"""The tables, as SQLAlchemy Core. Alembic owns the schema: triggers, views and grants are in `migrations/`."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+NOW = text("clock_timestamp()")
+
+
+def _id(name: str) -> Column[str]:
+    return Column(name, UUID(as_uuid=False), primary_key=True, server_default=text("uuidv7()"))
+
+
+def _ref(name: str, target: str, *, nullable: bool = False, primary_key: bool = False) -> Column[str]:
+    key = ForeignKey(target, ondelete="RESTRICT")
+    return Column(name, UUID(as_uuid=False), key, nullable=nullable, primary_key=primary_key)
+
+
+def _at(name: str, *, nullable: bool = False, default: bool = True) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=NOW if default else None)
+
+
+def _one_of(column: str, values: object) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)  # type: ignore[attr-defined]
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+lineages = Table(
+    "lineages",
+    metadata,
+    _id("lineage_id"),
+    Column("name", Text, nullable=False, unique=True),
+    Column("task", Text, nullable=False),
+    Column("base_ref", Text, nullable=False),
+    Column("base_digest", Text, nullable=False),
+    Column("editor", JSONB, nullable=False),
+    Column("editor_digest", Text, nullable=False),
+    Column("policy", JSONB, nullable=False),
+    Column("prior", JSONB, nullable=False),
+    Column("baseline", JSONB, nullable=False),
+    _ref("head_snapshot_id", "snapshots.snapshot_id", nullable=True),
+    _ref("champion_snapshot_id", "snapshots.snapshot_id", nullable=True),
+    Column("seq", Integer, nullable=False, server_default="0"),
+    Column("num_batches", Integer, nullable=False, server_default="0"),
+    Column("hold", Text),
+    _at("created_at"),
+    CheckConstraint("name !~ '[/:[:space:]]' AND name <> 'system'", name="name_usable"),
+    CheckConstraint("task IN ('causal', 'seq2seq', 'classifier')", name="task_known"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    _ref("lineage_id", "lineages.lineage_id", primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    _at("expires_at", default=False),
+)
+
+edit_requests = Table(
+    "edit_requests",
+    metadata,
+    _id("edit_id"),
+    _ref("lineage_id", "lineages.lineage_id"),
+    Column("request_id", Text, nullable=False),
+    Column("payload_digest", Text, nullable=False),
+    Column("conflict_key", Text, nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("subject", Text),
+    Column("relation", Text),
+    Column("target_new", Text, nullable=False),
+    Column("target_true", Text),
+    Column("rephrases", JSONB, nullable=False),
+    Column("locality", JSONB, nullable=False),
+    Column("portability", JSONB, nullable=False),
+    Column("source", Text),
+    Column("submitted_by", Text),
+    _at("occurred_at", default=False),
+    Column("cluster_id", Text, nullable=False),
+    Column("topic_id", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    _at("received_at"),
+    Column("status", Text, nullable=False, server_default=EditStatus.received.value),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _at("next_attempt_at"),
+    Column("reason", Text),
+    _ref("superseded_by", "edit_requests.edit_id", nullable=True),
+    UniqueConstraint("lineage_id", "request_id"),
+    UniqueConstraint("cluster_id", "topic_id", "partition", "offset"),
+    _one_of("status", EditStatus),
+    Index("ix_edit_requests_waiting", "lineage_id", "next_attempt_at", postgresql_where=text("status = 'received'")),
+    Index("ix_edit_requests_conflict_key", "lineage_id", "conflict_key"),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    _id("dead_letter_id"),
+    Column("cluster_id", Text, nullable=False),
+    Column("topic_id", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("key", LargeBinary),
+    Column("value", LargeBinary),
+    Column("headers", JSONB, nullable=False),
+    Column("error", Text, nullable=False),
+    _at("created_at"),
+    _at("replayed_at", nullable=True, default=False),
+    UniqueConstraint("cluster_id", "topic_id", "partition", "offset"),
+)
+
+ingest_offsets = Table(
+    "ingest_offsets",
+    metadata,
+    Column("cluster_id", Text, primary_key=True),
+    Column("topic_id", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("topic", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("next_offset", BigInteger, nullable=False),
+    Column("num_received", BigInteger, nullable=False, server_default="0"),
+    Column("num_duplicates", BigInteger, nullable=False, server_default="0"),
+    Column("num_refused", BigInteger, nullable=False, server_default="0"),
+    _at("updated_at"),
+)
+
+edit_batches = Table(
+    "edit_batches",
+    metadata,
+    _id("batch_id"),
+    _ref("lineage_id", "lineages.lineage_id"),
+    Column("ordinal", Integer, nullable=False),
+    _ref("parent_snapshot_id", "snapshots.snapshot_id", nullable=True),
+    Column("lease_epoch", BigInteger, nullable=False),
+    _at("claimed_at"),
+    _at("finished_at", nullable=True, default=False),
+    Column("seconds", JSONB),
+    UniqueConstraint("lineage_id", "ordinal"),
+)
+
+batch_edits = Table(
+    "batch_edits",
+    metadata,
+    _ref("batch_id", "edit_batches.batch_id", primary_key=True),
+    _ref("edit_id", "edit_requests.edit_id", primary_key=True),
+    Column("outcome", Text),
+)
+
+gate_reports = Table(
+    "gate_reports",
+    metadata,
+    _id("gate_report_id"),
+    _ref("lineage_id", "lineages.lineage_id"),
+    Column("snapshot_digest", Text),
+    Column("verdict", Text, nullable=False),
+    Column("policy_digest", Text, nullable=False),
+    Column("probe_set_digest", Text, nullable=False),
+    Column("report", JSONB, nullable=False),
+    _at("created_at"),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    _id("snapshot_id"),
+    Column("lineage_id", UUID(as_uuid=False), nullable=False),
+    Column("seq", Integer, nullable=False),
+    _ref("parent_id", "snapshots.snapshot_id", nullable=True),
+    Column("basis", Text, nullable=False),
+    Column("delta", JSONB, nullable=False),
+    Column("delta_digest", Text, nullable=False),
+    Column("accumulator", JSONB),
+    Column("digest", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default=SnapshotStatus.candidate.value),
+    _ref("gate_report_id", "gate_reports.gate_report_id"),
+    _ref("batch_id", "edit_batches.batch_id", nullable=True),
+    Column("registry_version", Text),
+    Column("lease_epoch", BigInteger, nullable=False),
+    _at("created_at"),
+    UniqueConstraint("lineage_id", "seq"),
+    UniqueConstraint("lineage_id", "parent_id", postgresql_nulls_not_distinct=True),
+    _one_of("status", SnapshotStatus),
+    CheckConstraint("basis IN ('parent', 'base')", name="basis_known"),
+)
+
+snapshot_edits = Table(
+    "snapshot_edits",
+    metadata,
+    _ref("snapshot_id", "snapshots.snapshot_id", primary_key=True),
+    _ref("edit_id", "edit_requests.edit_id", primary_key=True),
+)
+
+edit_rows = Table(
+    "edit_rows",
+    metadata,
+    _ref("edit_id", "edit_requests.edit_id", primary_key=True),
+    _ref("snapshot_id", "snapshots.snapshot_id", primary_key=True),
+    Column("rows", JSONB, nullable=False),
+)
+
+removals = Table(
+    "removals",
+    metadata,
+    _id("removal_id"),
+    _ref("lineage_id", "lineages.lineage_id"),
+    Column("edit_ids", JSONB, nullable=False),
+    Column("reinstated_ids", JSONB, nullable=False),
+    _ref("rejected_snapshot_id", "snapshots.snapshot_id", nullable=True),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default=RemovalStatus.requested.value),
+    Column("outcome", Text),
+    _ref("gate_report_id", "gate_reports.gate_report_id", nullable=True),
+    _ref("snapshot_id", "snapshots.snapshot_id", nullable=True),
+    _at("requested_at"),
+    _at("finished_at", nullable=True, default=False),
+    _one_of("status", RemovalStatus),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    _id("approval_id"),
+    _ref("lineage_id", "lineages.lineage_id"),
+    _ref("snapshot_id", "snapshots.snapshot_id"),
+    Column("snapshot_digest", Text, nullable=False),
+    _ref("champion_seen", "snapshots.snapshot_id", nullable=True),
+    Column("decision", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("is_claimed", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("refusal", Text),
+    _at("decided_at"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    _id("outbox_id"),
+    Column("dedup_key", Text, nullable=False, unique=True),
+    Column("kind", Text, nullable=False),
+    Column("payload", JSONB, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _at("next_attempt_at"),
+    _at("created_at"),
+    _at("done_at", nullable=True, default=False),
+    Column("error", Text),
+    Index("ix_outbox_due", "next_attempt_at", postgresql_where=text("done_at IS NULL")),
+)
+
+chain_heads = Table(
+    "chain_heads",
+    metadata,
+    Column("chain", Text, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", Text, nullable=False),
+)
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("chain", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    _at("at", default=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("prev_hash", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    UniqueConstraint("chain", "prev_hash"),
+    Index("ix_audit_events_subject", "subject"),
+)
