@@ -367,3 +367,15 @@ def _minus(value: float | None, margin: float) -> float:
 
 def _figure(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3g}"
+
+
+def unmeasured(policy: GatePolicy, edit_ids: Iterable[str], *, reason: str) -> GateReport:
+    """A failing report for edits whose candidate could not be measured at all, with the reason on each."""
+    nothing = ModelScore()
+    return GateReport(
+        verdict=Verdict.failed,
+        policy_digest=policy.digest,
+        rows=(),
+        edits=tuple(EditVerdict(edit_id=edit_id, passed=False, reason=reason) for edit_id in edit_ids),
+        measurements=Measurements(edits=(), candidate=nothing, parent=nothing, base=nothing),
+    )

@@ -1,0 +1,62 @@
+"""Keeps a lease alive from a side thread while its owner works. Knows nothing of the work."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from types import TracebackType
+
+from pipeline.domain.errors import CorrigendaError, LeaseLost
+from pipeline.domain.lineages import Lease
+from pipeline.services.ports import LeaseStore
+
+
+class LeaseKeeper:
+    """Context manager: renews every third of the lease's life, gives it back at the end.
+
+    The database decides: every write of the owner is checked there. Looking at `lease` only lets the
+    owner stop early when a renewal has failed.
+    """
+
+    def __init__(self, leases: LeaseStore, lease: Lease, *, ttl: timedelta) -> None:
+        self._leases = leases
+        self._lease = lease
+        self._ttl = ttl
+        self._stop = threading.Event()
+        self._lost: CorrigendaError | None = None
+        self._thread = threading.Thread(target=self._renew_until_stopped, name="lease-keeper", daemon=True)
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as last renewed.
+
+        Raises:
+            LeaseLost: if a renewal found that somebody else has it.
+        """
+        if self._lost is not None:
+            raise LeaseLost(str(self._lost), lineage=self._lease.lineage) from self._lost
+        return self._lease
+
+    def __enter__(self) -> LeaseKeeper:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._lost is None:
+            self._leases.release(self._lease)
+
+    def _renew_until_stopped(self) -> None:
+        while not self._stop.wait(self._ttl.total_seconds() / 3):
+            try:
+                self._lease = self._leases.renew(self._lease, ttl=self._ttl)
+            except LeaseLost as error:
+                self._lost = error
+                return
+            except CorrigendaError:
+                # The database may be back before the lease ends; the next third tries again, and if it
+                # comes too late the owner's next write is refused.
+                continue
