@@ -1,0 +1,25 @@
+"""The embedded stack: Kafka protocol, PostgreSQL, Redis and MLflow from wheels, in one folder, as root or not.
+
+Knows how to run services on one machine. Does not know what Corrigenda does with them.
+
+    stack = LocalStack(Path(".corrigenda"))
+    endpoints = stack.start()
+    stack.spawn("intake", [sys.executable, "-m", "pipeline.entrypoints.consumer"])
+    stack.stop()
+"""
+
+from infra.local.ephemeral import ephemeral_stack
+from infra.local.errors import LocalStackError
+from infra.local.records import ALL, Endpoints, ProcessState, ProcessStatus, Service
+from infra.local.stack import LocalStack
+
+__all__ = [
+    "ALL",
+    "Endpoints",
+    "LocalStack",
+    "LocalStackError",
+    "ProcessState",
+    "ProcessStatus",
+    "Service",
+    "ephemeral_stack",
+]

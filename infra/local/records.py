@@ -1,0 +1,56 @@
+"""Knows the nouns of the embedded stack: its services, where they answer, how they are. Does not start anything."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Service(StrEnum):
+    """A part of the embedded stack; the order is the order of starting, slowest first."""
+
+    MLFLOW = "mlflow"
+    POSTGRES = "postgres"
+    KAFKA = "kafka"
+    REDIS = "redis"
+
+
+ALL: tuple[Service, ...] = tuple(Service)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoints:
+    """Where the services of one stack answer, all on 127.0.0.1."""
+
+    database_url: str
+    """PostgreSQL as the owner of the schema, ``postgresql://corrigenda:…@127.0.0.1:…/corrigenda``."""
+    redis_url: str
+    """Redis with its password, database 0."""
+    kafka_bootstrap: str
+    """``host:port`` of the broker."""
+    kafka_incarnation: str
+    """The broker's cluster id; a new one each time it starts, because it keeps nothing across a restart."""
+    mlflow_uri: str
+    """The tracking server, which serves artifacts too."""
+
+
+class ProcessState(StrEnum):
+    """How a process of the stack is."""
+
+    RUNNING = "running"
+    DIED = "died"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessStatus:
+    """One process of a stack that was started and not stopped."""
+
+    name: str
+    """The service's name, or the name given to :meth:`LocalStack.spawn`."""
+    state: ProcessState
+    """Whether it still runs; ``died`` means that it ended without being asked to."""
+    pid: int
+    """Its process id, of no use once it died."""
+    port: int | None
+    """The port that it listens on; None for spawned processes."""
+    log: Path
+    """Its standard output and error."""

@@ -1,0 +1,239 @@
+"""Knows how to start, watch and stop the embedded stack as a whole. Does not know how any one service is run."""
+
+import signal
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+from infra.local.errors import LocalStackError
+from infra.local.kafka_broker import KafkaBroker
+from infra.local.mlflow_server import MlflowServer
+from infra.local.postgres_server import PostgresServer, database_url
+from infra.local.processes import POLL_SECONDS, end, is_alive, launch
+from infra.local.recipe import HOST, Plan, Recipe
+from infra.local.records import ALL, Endpoints, ProcessState, ProcessStatus, Service
+from infra.local.redis_server import RedisServer
+from infra.local.state import ProcessRecord, StackState, StateFolder, port_is_free
+
+RECIPES: Mapping[Service, Recipe] = {
+    Service.MLFLOW: MlflowServer(),
+    Service.POSTGRES: PostgresServer(),
+    Service.KAFKA: KafkaBroker(),
+    Service.REDIS: RedisServer(),
+}
+START_TIMEOUT = timedelta(seconds=120)
+SERVICE_GRACE = timedelta(seconds=10)
+CHILD_GRACE = timedelta(seconds=20)
+
+
+class LocalStack:
+    """Broker, database, Redis and MLflow in one folder, and whatever else is started under the same roof.
+
+    Processes outlive the program that started them; any other program that names the same folder finds them there.
+    """
+
+    def __init__(self, root: Path, *, is_durable: bool = True) -> None:
+        """Names the folder; nothing is read or started yet.
+
+        Args:
+            root: folder for data, logs and state; made at the first start.
+            is_durable: False lets the database skip waiting for the disk, for tests.
+        """
+        self.root = root.absolute()
+        self._is_durable = is_durable
+        self._folder = StateFolder(self.root)
+
+    def start(self, services: Iterable[Service] = ALL, wait: bool = True) -> Endpoints:
+        """Starts those services that do not run yet, side by side, and says where they answer.
+
+        Args:
+            services: which ones; order does not matter.
+            wait: whether to return only when all of them answer.
+
+        Raises:
+            LocalStackError: one of them cannot run; those that this call started are stopped again.
+        """
+        wanted = [service for service in ALL if service in set(services)]
+        with self._folder.locked():
+            started = self._launch_missing(wanted)
+            if wait:
+                self._wait_or_undo(wanted, undo=started)
+        return self.endpoints()
+
+    def endpoints(self) -> Endpoints:
+        """Where the services answer, running or not.
+
+        Raises:
+            LocalStackError: the stack was never started in this folder.
+        """
+        state = self._folder.load()
+        if state is None:
+            raise LocalStackError(service="stack", reason=f"nothing was ever started in {self.root}")
+        return Endpoints(
+            database_url=database_url(state.ports[Service.POSTGRES], state.password),
+            redis_url=f"redis://:{state.password}@{HOST}:{state.ports[Service.REDIS]}/0",
+            kafka_bootstrap=f"{HOST}:{state.ports[Service.KAFKA]}",
+            kafka_incarnation=state.kafka_incarnation,
+            mlflow_uri=f"http://{HOST}:{state.ports[Service.MLFLOW]}",
+        )
+
+    def status(self) -> list[ProcessStatus]:
+        """Every process that was started here and not stopped, in the order of starting."""
+        state = self._folder.load()
+        return [_status(record, state.ports) for record in state.processes] if state else []
+
+    def spawn(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, *, grace: timedelta = CHILD_GRACE
+    ) -> ProcessStatus:
+        """Starts a process of ours under the same roof; if the one of that name still runs, it is left as it is.
+
+        Args:
+            name: its name in :meth:`status`, :meth:`stop` and of its log.
+            argv: path of the program, and its arguments.
+            env: variables on top of our own.
+            grace: how long it may take to end after SIGTERM.
+
+        Raises:
+            LocalStackError: the name is a service's, or the program cannot be started.
+        """
+        if name in ALL:
+            raise LocalStackError(service=name, reason="expected a name that is no service's for a spawned process")
+        with self._folder.locked():
+            state = self._folder.load_or_create()
+            record = state.find(name)
+            if record is None or not is_alive(record.process):
+                record = self._launch(name, argv, env or {}, stop_signal=signal.SIGTERM, grace=grace)
+                self._folder.save(state.with_process(record))
+        return _status(record, state.ports)
+
+    def stop(self, *names: str) -> None:
+        """Ends the processes of those names, or all: what was spawned in reverse order, then the services at once.
+
+        Ending what does not run is no error. Nothing but processes that this stack started is ever touched.
+        """
+        if not self.root.is_dir():
+            return
+        with self._folder.locked():
+            state = self._folder.load()
+            records = [r for r in reversed(state.processes) if not names or r.name in names] if state else []
+            self._end(records)
+
+    def _launch_missing(self, wanted: Sequence[Service]) -> list[str]:
+        state = self._folder.load_or_create()
+        running = {record.name for record in state.processes if is_alive(record.process)}
+        started: list[str] = []
+        try:
+            for service in (service for service in wanted if service not in running):
+                self._launch_service(service)
+                started.append(service)
+        except LocalStackError:
+            self._undo(started)
+            raise
+        return started
+
+    def _launch_service(self, service: Service) -> None:
+        state = self._folder.load_or_create()
+        leftover = state.find(service)
+        if leftover is not None:
+            _end_one(leftover)  # it died; whatever it left behind goes before its successor comes
+        if service is Service.KAFKA:
+            state = replace(state, kafka_incarnation=f"corrigenda-{uuid4()}")
+        plan = self._plan(service, state)
+        if not port_is_free(plan.port):
+            raise plan.failed(f"port {plan.port} of {HOST}, which it was given, is in use by another program")
+        try:
+            plan.folder.mkdir(mode=0o700, exist_ok=True)
+            command = RECIPES[service].command(plan)
+        except OSError as error:
+            raise plan.failed(f"cannot lay out its data in {plan.folder}: {error}") from error
+        stop_signal = RECIPES[service].stop_signal
+        record = self._launch(service, command.argv, command.env, stop_signal=stop_signal, grace=SERVICE_GRACE)
+        self._folder.save(state.with_process(record))
+
+    def _launch(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], *, stop_signal: signal.Signals, grace: timedelta
+    ) -> ProcessRecord:
+        log = self._folder.log(name)
+        try:
+            process = launch(argv, log=log, env=env)
+        except OSError as error:
+            raise LocalStackError(service=name, reason=f"cannot start {argv[0]}: {error}", log=log) from error
+        grace_seconds = grace.total_seconds()
+        return ProcessRecord(
+            name=name, process=process, stop_signal=stop_signal, grace_seconds=grace_seconds, log=str(log)
+        )
+
+    def _wait_or_undo(self, wanted: Sequence[Service], *, undo: list[str]) -> None:
+        state = self._folder.load_or_create()
+        try:
+            with ThreadPoolExecutor(max_workers=len(ALL)) as pool:
+                list(pool.map(lambda service: self._wait(service, state), wanted))
+        except BaseException:
+            self._undo(undo)
+            raise
+
+    def _wait(self, service: Service, state: StackState) -> None:
+        plan = self._plan(service, state)
+        record = state.find(service)
+        deadline = time.monotonic() + START_TIMEOUT.total_seconds()
+        while not RECIPES[service].is_ready(plan):
+            if record is None or not is_alive(record.process):
+                raise plan.failed(f"it ended while starting, saying: {_last_words(plan.log)}")
+            if time.monotonic() > deadline:
+                raise plan.failed(f"expected an answer on port {plan.port} within {START_TIMEOUT}, got none")
+            time.sleep(POLL_SECONDS)
+        RECIPES[service].settle(plan)
+
+    def _undo(self, started: Sequence[str]) -> None:
+        state = self._folder.load_or_create()
+        self._end([record for record in reversed(state.processes) if record.name in started])
+
+    def _end(self, records: Sequence[ProcessRecord]) -> None:
+        for record in (record for record in records if record.name not in ALL):
+            _end_one(record)
+            self._forget(record)
+        services = [record for record in records if record.name in ALL]
+        with ThreadPoolExecutor(max_workers=len(ALL)) as pool:
+            list(pool.map(_end_one, services))
+        for record in services:
+            self._forget(record)
+
+    def _forget(self, record: ProcessRecord) -> None:
+        self._folder.save(self._folder.load_or_create().without(record.name))
+
+    def _plan(self, service: Service, state: StackState) -> Plan:
+        return Plan(
+            service=service,
+            folder=self.root / service,
+            log=self._folder.log(service),
+            port=state.ports[service],
+            password=state.password,
+            incarnation=state.kafka_incarnation,
+            is_durable=self._is_durable,
+        )
+
+
+def _end_one(record: ProcessRecord) -> None:
+    end(record.process, first=signal.Signals(record.stop_signal), grace_seconds=record.grace_seconds)
+
+
+def _status(record: ProcessRecord, ports: Mapping[str, int]) -> ProcessStatus:
+    return ProcessStatus(
+        name=record.name,
+        state=ProcessState.RUNNING if is_alive(record.process) else ProcessState.DIED,
+        pid=record.process.pid,
+        port=ports.get(record.name),
+        log=Path(record.log),
+    )
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "nothing"

@@ -1,0 +1,142 @@
+"""Knows what a stack remembers between commands: ports, password, processes. Does not know what the processes do."""
+
+import fcntl
+import json
+import os
+import random
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from infra.local.errors import LocalStackError
+from infra.local.processes import ProcessId
+from infra.local.records import ALL, Service
+
+STATE_FILE = "state.json"
+# Below the range that Linux hands out to outgoing connections: a port we chose stays free until its service binds it.
+PORT_RANGE = (20_000, 32_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessRecord:
+    """A process that the stack started and has to end."""
+
+    name: str
+    """Name of the service or of the spawned process, unique in the stack."""
+    process: ProcessId
+    """Which process it is."""
+    stop_signal: int
+    """The signal that asks it to end."""
+    grace_seconds: float
+    """How long it may take to end before it is killed."""
+    log: str
+    """Path of its log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StackState:
+    """Everything that a stack remembers."""
+
+    password: str
+    """Password of PostgreSQL's owner and of Redis."""
+    ports: dict[str, int]
+    """One for each service, chosen at the first start and kept."""
+    kafka_incarnation: str = ""
+    """Cluster id of the broker that was started last."""
+    processes: tuple[ProcessRecord, ...] = field(default=())
+    """In the order of starting."""
+
+    def with_process(self, record: ProcessRecord) -> "StackState":
+        """This state with one process more, in place of an earlier one of that name."""
+        return replace(self, processes=(*self.without(record.name).processes, record))
+
+    def without(self, name: str) -> "StackState":
+        """This state without the process of that name."""
+        return replace(self, processes=tuple(p for p in self.processes if p.name != name))
+
+    def find(self, name: str) -> ProcessRecord | None:
+        """The process of that name, if one was started."""
+        return next((p for p in self.processes if p.name == name), None)
+
+
+class StateFolder:
+    """The folder of one stack: its state file, its lock, its logs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def load(self) -> StackState | None:
+        """What the stack remembers; None if it was never started."""
+        path = self.root / STATE_FILE
+        try:
+            return _decode(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LocalStackError(service="stack", reason=f"cannot read its state from {path}: {error!r}") from error
+
+    def load_or_create(self) -> StackState:
+        """What the stack remembers, or fresh ports and a fresh password, which are written down."""
+        known = self.load()
+        if known is not None:
+            return known
+        state = StackState(password=secrets.token_urlsafe(24), ports=_free_ports())
+        self.save(state)
+        return state
+
+    def save(self, state: StackState) -> None:
+        """Replaces the state file, readable by its owner only."""
+        fresh = self.root / f".{STATE_FILE}.{os.getpid()}"
+        try:
+            fresh.touch(mode=0o600)
+            fresh.write_text(json.dumps(asdict(state), indent=1))
+            fresh.replace(self.root / STATE_FILE)
+        except OSError as error:
+            raise LocalStackError(service="stack", reason=f"cannot write to its folder {self.root}: {error}") from error
+
+    def log(self, name: str) -> Path:
+        """The log of the process of that name."""
+        return self.root / "logs" / f"{name}.log"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lets one starter or stopper at a time into the folder, which is made if it is missing."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            # Others may pass through (PostgreSQL runs as somebody else when we are root) and see nothing.
+            self.root.chmod(0o711)
+            (self.root / "logs").mkdir(mode=0o700, exist_ok=True)
+            handle = (self.root / "lock").open("a")
+        except OSError as error:
+            raise LocalStackError(service="stack", reason=f"cannot use the folder {self.root}: {error}") from error
+        with handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def port_is_free(port: int) -> bool:
+    """Whether nobody listens on 127.0.0.1:``port``."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_ports() -> dict[str, int]:
+    candidates = random.SystemRandom().sample(range(*PORT_RANGE), 500)
+    free = (port for port in candidates if port_is_free(port))
+    return {service: next(free) for service in ALL}
+
+
+def _decode(text: str) -> StackState:
+    raw = json.loads(text)
+    processes = tuple(
+        ProcessRecord(**{**record, "process": ProcessId(**record["process"])}) for record in raw.pop("processes")
+    )
+    return StackState(**{**raw, "processes": processes, "ports": {Service(k): v for k, v in raw["ports"].items()}})
