@@ -1,4 +1,4 @@
-"""What the services need of the outside world. Every protocol has an adapter and a fake that pass one contract suite."""
+"""What the services need of the outside world; each protocol has an adapter and, for unit tests, a fake."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pipeline.domain.approvals import Approval, Outcome
 from pipeline.domain.audit import AuditEvent, ChainBreak
 from pipeline.domain.batches import ActiveEdit, EditBatch
+from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GateReport
 from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
 from pipeline.domain.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
@@ -122,6 +123,9 @@ class EditQueue(Protocol):
 
     def fail_removal(self, lease: Lease, removal: Removal, *, reason: str, report: GateReport | None) -> None:
         """Record that a removal did not pass its gate; the head stays and a person decides."""
+
+    def edits(self, lineage: str, edit_ids: Sequence[str]) -> tuple[Edit, ...]:
+        """Edits by id, in the order asked."""
 
     def active_edits(self, lineage: str, *, snapshot_id: str | None) -> tuple[ActiveEdit, ...]:
         """The active set of a snapshot, oldest first; empty for None."""

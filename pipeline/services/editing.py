@@ -1,0 +1,258 @@
+"""Turns the waiting work of a lineage into snapshots, under its lease. Knows no SQL, no model, no registry."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+
+from pipeline.domain.batches import ActiveEdit, EditBatch, retention_sample
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed, LeaseLost
+from pipeline.domain.failpoints import failpoint
+from pipeline.domain.gates import judge, unmeasured
+from pipeline.domain.lineages import Lineage, Removal
+from pipeline.domain.snapshots import Basis, Snapshot, snapshot_digest, stores_accumulator
+from pipeline.domain.trials import Trial
+from pipeline.services.batching import Attempt, Sifted, sift
+from pipeline.services.lease_keeping import LeaseKeeper
+from pipeline.services.ports import (
+    ArtifactStore,
+    EditorGroup,
+    EditQueue,
+    LeaseStore,
+    LineageStore,
+    NewSnapshot,
+    SnapshotStore,
+)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditPolicy:
+    """How a worker takes work."""
+
+    owner: str
+    """Name of this worker in leases and audit lines."""
+    lease_ttl: timedelta
+    """Life of a lease."""
+    batch_max_wait: timedelta
+    """A batch that is not full closes when its oldest edit has waited this long."""
+    max_attempts: int
+    """Tries of an edit before it is dead."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Composition:
+    """What one candidate changes, and on what."""
+
+    lineage: Lineage
+    parent_id: str | None
+    snapshot_id: str
+    active: tuple[ActiveEdit, ...]
+
+
+class EditService:
+    """The one use case of an edit worker."""
+
+    def __init__(
+        self,
+        *,
+        leases: LeaseStore,
+        lineages: LineageStore,
+        queue: EditQueue,
+        snapshots: SnapshotStore,
+        artifacts: ArtifactStore,
+        group: EditorGroup,
+        policy: EditPolicy,
+    ) -> None:
+        self._leases = leases
+        self._lineages = lineages
+        self._queue = queue
+        self._snapshots = snapshots
+        self._artifacts = artifacts
+        self._group = group
+        self._policy = policy
+
+    def run(self, lineage: str) -> int:
+        """Work until the lineage has nothing due; returns the number of snapshots made.
+
+        Returns 0 at once when somebody else holds the lease: a doorbell may ring twice.
+
+        Raises:
+            LeaseLost: the lease passed to somebody else; nothing of ours was written after that.
+            EngineFailed: the ranks died; claimed edits are back in the queue.
+        """
+        lease = self._leases.acquire(lineage, owner=self._policy.owner, ttl=self._policy.lease_ttl)
+        if lease is None:
+            log.info("lineage is leased to another worker", lineage=lineage)
+            return 0
+        num_snapshots = 0
+        with LeaseKeeper(self._leases, lease, ttl=self._policy.lease_ttl) as keeper:
+            while (made := self._next(lineage, keeper)) is not None:
+                num_snapshots += made
+        return num_snapshots
+
+    def _next(self, lineage: str, keeper: LeaseKeeper) -> int | None:
+        """Do the next piece of work; the number of snapshots it made, None if there was no work."""
+        removal = self._queue.next_removal(keeper.lease)
+        if removal is not None:
+            return self._remove(removal, keeper)
+        batch_size = self._lineages.lineage(lineage).settings.editor.batch_size
+        batch = self._queue.claim_batch(keeper.lease, limit=batch_size, max_wait=self._policy.batch_max_wait)
+        if batch is None:
+            return None
+        failpoint("edit:after_claim")
+        with self._released_on_failure(batch, keeper):
+            return self._edit(batch, keeper)
+
+    def _edit(self, batch: EditBatch, keeper: LeaseKeeper) -> int:
+        on = self._compose(batch.lineage, batch.parent_id, keeper)
+        log.info("batch claimed", lineage=batch.lineage, ordinal=batch.ordinal, edits=len(batch.edits))
+
+        def attempt(edits: tuple[Edit, ...]) -> Attempt:
+            chosen = {edit.edit_id for edit in edits}
+            displaced = [old for old, new in batch.displaced if new in chosen]
+            return self._attempt(on, added=edits, removed_ids=displaced, keeper=keeper)
+
+        sifted = sift(batch.edits, attempt)
+        if sifted.kept is not None:
+            chosen = {edit.edit_id for edit in sifted.accepted}
+            kept = replace(batch, edits=sifted.accepted, displaced=tuple(p for p in batch.displaced if p[1] in chosen))
+            self._commit(on, sifted.kept, keeper, batch=kept, removal=None)
+        self._settle(batch, sifted, keeper)
+        return int(sifted.kept is not None)
+
+    def _settle(self, batch: EditBatch, sifted: Sifted, keeper: LeaseKeeper) -> None:
+        """Say what became of the edits that are not in the snapshot."""
+        for offender in sifted.offenders:
+            self._queue.reject(keeper.lease, {offender.edit.edit_id: offender.reason}, report=offender.report)
+        if sifted.saturated is not None:
+            reason = f"saturated: {sifted.saturated.summary}"
+            self._lineages.hold(batch.lineage, reason=reason, actor=self._policy.owner)
+        if sifted.left:
+            reason = "not decided within the bound of trials" if sifted.saturated is None else "lineage saturated"
+            self._release(sifted.left, keeper, reason=reason)
+
+    def _remove(self, removal: Removal, keeper: LeaseKeeper) -> int:
+        head_id = self._lineages.lineage(removal.lineage).head_id
+        on = self._compose(removal.lineage, head_id, keeper)
+        back = self._queue.edits(removal.lineage, removal.reinstated_ids)
+        attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper)
+        if not attempt.report.passed:
+            reason = attempt.report.summary
+            self._queue.fail_removal(keeper.lease, removal, reason=reason, report=attempt.report)
+            return 0
+        self._commit(on, attempt, keeper, batch=None, removal=removal)
+        return 1
+
+    def _compose(self, lineage: str, parent_id: str | None, keeper: LeaseKeeper) -> _Composition:
+        plan = self._snapshots.load_plan(lineage, snapshot_id=parent_id)
+        self._group.load(plan, epoch=keeper.lease.epoch)
+        return _Composition(
+            lineage=self._lineages.lineage(lineage),
+            parent_id=parent_id,
+            snapshot_id=str(uuid.uuid4()),
+            active=self._queue.active_edits(lineage, snapshot_id=parent_id),
+        )
+
+    def _attempt(
+        self, on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str], keeper: LeaseKeeper
+    ) -> Attempt:
+        _ = keeper.lease  # stop early when the lease is known to be lost
+        trial = _trial(on, added=added, removed_ids=removed_ids)
+        policy = on.lineage.settings.policy
+        try:
+            outcome = self._group.try_edits(trial)
+        except EditorFailed as error:
+            report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error))
+            return Attempt(trial_id=trial.trial_id, report=report, seconds={})
+        report = judge(policy, outcome.measurements)
+        log.info("candidate judged", lineage=on.lineage.settings.name, edits=len(added), verdict=report.summary)
+        return Attempt(trial_id=trial.trial_id, report=report, seconds=outcome.seconds)
+
+    def _commit(
+        self,
+        on: _Composition,
+        attempt: Attempt,
+        keeper: LeaseKeeper,
+        *,
+        batch: EditBatch | None,
+        removal: Removal | None,
+    ) -> Snapshot:
+        seq = on.lineage.head_seq + 1
+        with tempfile.TemporaryDirectory(prefix="corrigenda-candidate-") as folder:
+            new = self._stored(on, attempt, Path(folder), seq=seq, batch=batch, removal=removal)
+        failpoint("edit:before_commit")
+        snapshot = self._snapshots.commit(keeper.lease, new)
+        failpoint("edit:after_commit")
+        self._group.held(snapshot.snapshot_id, digest=snapshot.digest)
+        log.info("snapshot committed", lineage=snapshot.lineage, seq=snapshot.seq, digest=snapshot.digest[:12])
+        return snapshot
+
+    def _stored(
+        self,
+        on: _Composition,
+        attempt: Attempt,
+        folder: Path,
+        *,
+        seq: int,
+        batch: EditBatch | None,
+        removal: Removal | None,
+    ) -> NewSnapshot:
+        """Write the candidate's files into the artifact store and describe the snapshot they make."""
+        basis = Basis.parent
+        kept = self._group.keep(
+            attempt.trial_id, folder=folder, with_accumulator=stores_accumulator(seq=seq, basis=basis)
+        )
+        delta = self._artifacts.put(Path(kept.delta.path))
+        before = self._snapshots.delta_digests(on.parent_id)
+        return NewSnapshot(
+            snapshot_id=on.snapshot_id,
+            parent_id=on.parent_id,
+            basis=basis,
+            delta=delta,
+            rows=self._artifacts.put(Path(kept.rows.path)),
+            accumulator=self._artifacts.put(Path(kept.accumulator.path)) if kept.accumulator else None,
+            digest=snapshot_digest(base_digest=on.lineage.settings.base.digest, delta_digests=[*before, delta.digest]),
+            report=attempt.report,
+            batch=batch,
+            removal=removal,
+            seconds=attempt.seconds,
+        )
+
+    def _release(self, edits: Sequence[Edit], keeper: LeaseKeeper, *, reason: str) -> None:
+        edit_ids = [edit.edit_id for edit in edits]
+        self._queue.release(keeper.lease, edit_ids, reason=reason, max_attempts=self._policy.max_attempts)
+
+    @contextmanager
+    def _released_on_failure(self, batch: EditBatch, keeper: LeaseKeeper) -> Iterator[None]:
+        """Put the batch back when something else than its edits failed; a lost lease does that by itself."""
+        try:
+            yield
+        except LeaseLost:
+            raise
+        except Exception as error:
+            self._release(batch.edits, keeper, reason=f"{type(error).__name__}: {error}")
+            raise
+
+
+def _trial(on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str]) -> Trial:
+    gone = set(removed_ids)
+    older = [held for held in on.active if held.edit.edit_id not in gone]
+    keys = {held.edit.request.conflict_key for held in older} | {edit.request.conflict_key for edit in added}
+    return Trial(
+        trial_id=str(uuid.uuid4()),
+        snapshot_id=on.snapshot_id,
+        added=tuple(added),
+        removed_ids=tuple(removed_ids),
+        retained=retention_sample(older, seed=on.snapshot_id),
+        gone_keys=tuple(sorted(keys)),
+    )
