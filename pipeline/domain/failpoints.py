@@ -1,19 +1,31 @@
-"""Named durable boundaries at which a test can let the process die. Costs one comparison when unset."""
+"""Named boundaries at which a test can make the process die. Knows no boundary; each caller names its own."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-_NAME, _, _NTH = os.environ.get("CORRIGENDA_FAILPOINT", "").partition(":")
-_passed = 0
+VARIABLE = "CORRIGENDA_FAILPOINT"
+"""`name` or `name:nth`: die when that boundary is reached (for the nth time)."""
+
+_hits: dict[str, int] = {}
 
 
 def failpoint(name: str) -> None:
-    """Die by SIGKILL here if `CORRIGENDA_FAILPOINT` is `name`, or at the nth passing if it is `name:nth`."""
-    if name != _NAME:
+    """Die by SIGKILL here if the environment says so; a dictionary look-up otherwise.
+
+    Args:
+        name: `subject.step`, unique in the code base, for example `editing.before_commit`.
+    """
+    armed = os.environ.get(VARIABLE)
+    if armed:
+        _die_if_due(name, armed)
+
+
+def _die_if_due(name: str, armed: str) -> None:
+    wanted, _, nth = armed.partition(":")
+    if wanted != name:
         return
-    global _passed
-    _passed += 1
-    if _passed == int(_NTH or 1):
+    _hits[name] = _hits.get(name, 0) + 1
+    if _hits[name] >= int(nth or 1):
         os.kill(os.getpid(), signal.SIGKILL)
