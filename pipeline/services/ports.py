@@ -335,6 +335,8 @@ class RegistryEntry:
     """Its active set."""
     audit_head: tuple[int, str]
     """(seq, hash) of the lineage's chain after the commit."""
+    delta_digests: tuple[str, ...] = ()
+    """Digests of all deltas that make the snapshot's digest, in order; empty if they are those of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -374,6 +376,9 @@ class Registry(Protocol):
 
     def point_champion(self, lineage: str, version: str | None) -> None:
         """Set or remove the alias `champion`."""
+
+    def note(self, lineage: str, version: str, *, text: str) -> None:
+        """Write a sentence for people on a version (tag `corrigenda.note`); nothing if the version is gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
