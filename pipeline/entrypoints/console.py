@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from infra.local.errors import LocalStackError
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, InvalidInput, Misconfigured, StreamGap
 
 P = ParamSpec("P")
@@ -91,6 +92,9 @@ def exits_clearly(command: Callable[P, R]) -> Callable[P, R]:
         except CorrigendaError as error:
             err.print(f"corrigenda: {error}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(exit_code(error)) from None
+        except LocalStackError as error:
+            err.print(f"corrigenda: {error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(ExitCode.misconfigured) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 

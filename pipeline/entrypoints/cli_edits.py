@@ -1,0 +1,274 @@
+"""Commands about corrections: send them, follow them, ask the model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import uuid4
+
+import typer
+
+from pipeline.bootstrap import Stores, publisher, stores
+from pipeline.domain.errors import InvalidInput, Misconfigured
+from pipeline.domain.snapshots import Snapshot
+from pipeline.entrypoints.console import (
+    ExitCode,
+    JsonOption,
+    LineageOption,
+    err,
+    exits_clearly,
+    out,
+    print_json,
+    print_record,
+    print_rows,
+)
+from pipeline.entrypoints.local_settings import current_settings
+from pipeline.services.submission import submit as submit_request
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this file."""
+    for command in (submit, status, edits, show, ask):
+        app.command()(exits_clearly(command))
+
+
+def submit(
+    file: Annotated[
+        Path | None, typer.Argument(help="JSONL file of corrections (edits.requests.v1); - reads stdin.")
+    ] = None,
+    lineage: LineageOption = None,
+    prompt: Annotated[str | None, typer.Option(help="A stem that ends right before the answer.")] = None,
+    target: Annotated[str | None, typer.Option(help="What the model has to say.")] = None,
+    subject: Annotated[str | None, typer.Option(help="The entity the fact is about.")] = None,
+    relation: Annotated[str | None, typer.Option(help="The relation that is corrected.")] = None,
+    rephrase: Annotated[list[str] | None, typer.Option(help="Another stem with the same answer; repeatable.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="Your own id; one is made up otherwise.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send one correction, or a file of them, to the topic.
+
+    Example: corrigenda submit -l demo --prompt "The capital of Australia is" --target Canberra
+    """
+    settings = current_settings()
+    name = lineage_name(stores(settings), lineage)
+    documents = (
+        [_document(prompt, target, subject, relation, rephrase, request_id)] if file is None else _documents(file)
+    )
+    sent, refused = [], []
+    with publisher(settings) as send:
+        for number, document in documents:
+            try:
+                request = submit_request(send, settings.requests_topic, {"lineage": name} | document)
+            except InvalidInput as error:
+                refused.append({"line": number, "error": str(error)})
+            else:
+                sent.append(request.request_id)
+    if as_json:
+        print_json({"sent": sent, "refused": refused})
+    else:
+        for refusal in refused:
+            err.print(f"line {refusal['line']}: {refusal['error']}", style="red", markup=False)
+        out.print(f"sent {len(sent)} corrections to {settings.requests_topic}, refused {len(refused)}")
+    if refused:
+        raise typer.Exit(ExitCode.usage)
+
+
+def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
+    """Show where every lineage stands: edits by status, head, champion, hold.
+
+    Example: corrigenda status
+    """
+    kept = stores(current_settings())
+    chosen = [kept.lineages.lineage(lineage)] if lineage else kept.lineages.lineages()
+    rows = [
+        {
+            "lineage": found.settings.name,
+            "head": found.head_seq,
+            "champion": found.champion_seq,
+            "hold": found.hold,
+            "edits": dict(found.counts),
+        }
+        for found in chosen
+    ]
+    if as_json:
+        print_json({"lineages": rows, "intake": dict(kept.history.intake_counts())})
+        return
+    shown = [row | {"edits": ", ".join(f"{n} {s}" for s, n in row["edits"].items()) or "none"} for row in rows]  # type: ignore[attr-defined]
+    columns = {"lineage": "lineage", "head": "head", "champion": "champion", "edits": "edits", "hold": "hold"}
+    print_rows(shown, columns, as_json=False, empty="no lineage yet; make one with `corrigenda lineage create`")
+    counts = kept.history.intake_counts()
+    out.print("intake: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+def edits(
+    lineage: LineageOption = None,
+    status: Annotated[str | None, typer.Option(help="Only edits with this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """List edits with their state.
+
+    Example: corrigenda edits --status rejected
+    """
+    kept = stores(current_settings())
+    rows = kept.history.edits(lineage_name(kept, lineage), status=status, limit=limit)
+    columns = {
+        "request_id": "request",
+        "prompt": "prompt",
+        "target_new": "target",
+        "status": "status",
+        "state": "state",
+        "snapshot_seq": "snapshot",
+        "reason": "reason",
+    }
+    print_rows(rows, columns, as_json=as_json, empty="no edits")
+
+
+def show(
+    ref: Annotated[str, typer.Argument(help="An edit id, a request id, or a snapshot: its seq, head or champion.")],
+    lineage: LineageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one edit's whole history, or one snapshot with its gate report.
+
+    Example: corrigenda show fact-pope
+    """
+    kept = stores(current_settings())
+    name = lineage_name(kept, lineage)
+    if ref.isdigit() or ref in ("head", "champion"):
+        snapshot = kept.snapshots.snapshot(name, ref)
+        print_snapshot(snapshot, kept.snapshots.report(snapshot.gate_report_id), as_json=as_json)
+        return
+    row = dict(kept.history.edit(name, ref))
+    events = row.pop("events", ())
+    if as_json:
+        print_json(row | {"events": events})
+        return
+    print_record({key: value for key, value in row.items() if value is not None}, as_json=False)
+    out.print()
+    columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action", "payload": "details"}
+    print_rows(events, columns, as_json=False, empty="no audit lines")
+
+
+def ask(
+    prompts: Annotated[list[str], typer.Argument(help="Stems to continue.")],
+    lineage: LineageOption = None,
+    snapshot: Annotated[str, typer.Option(help="champion, head, base, or a snapshot's seq.")] = "champion",
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=512)] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a snapshot of the model; loads it in this process's child, about ten seconds.
+
+    Example: corrigenda ask --snapshot base "The capital of Japan is the city of"
+    """
+    kept = stores(current_settings())
+    name = lineage_name(kept, lineage)
+    answers = answers_of(kept, name, _snapshot_id(kept, name, snapshot), prompts, max_new_tokens=max_new_tokens)
+    print_rows(answers, {"prompt": "prompt", "text": "answer"}, as_json=as_json, empty="no answers")
+
+
+def answers_of(
+    kept: Stores, lineage: str, snapshot_id: str | None, prompts: list[str], *, max_new_tokens: int
+) -> list[dict[str, str]]:
+    """Greedy continuations by a process that loads the snapshot; the control plane itself never holds a model."""
+    plan = kept.snapshots.load_plan(lineage, snapshot_id=snapshot_id)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"plan": asdict(plan), "prompts": prompts, "max_new_tokens": max_new_tokens}, file)
+        file.flush()
+        return json.loads(run_module("editors.asking", file.name))  # type: ignore[no-any-return]
+
+
+def run_module(module: str, *arguments: str) -> str:
+    """Run one of our modules in a process of its own and return what it printed.
+
+    Raises:
+        Misconfigured: with its last line on standard error, if it fails.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
+        raise Misconfigured(f"{module} ended with status {done.returncode}: {last}")
+    return done.stdout
+
+
+def lineage_name(kept: Stores, given: str | None) -> str:
+    """The lineage that is meant: the one given, or the only one there is.
+
+    Raises:
+        InvalidInput: if none is given and there is not exactly one.
+    """
+    if given:
+        return kept.lineages.lineage(given).settings.name
+    names = [found.settings.name for found in kept.lineages.lineages()]
+    if len(names) != 1:
+        raise InvalidInput(f"expected --lineage, got none and there are {len(names)}: {', '.join(names) or 'none'}")
+    return names[0]
+
+
+def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bool) -> None:
+    """Show a snapshot and the rows of its gate report."""
+    record = asdict(snapshot)
+    if as_json:
+        print_json(record | {"report": report})
+        return
+    record["delta"] = f"{snapshot.delta.num_bytes} bytes, {snapshot.delta.digest[:12]}"
+    record["accumulator"] = snapshot.accumulator.digest[:12] if snapshot.accumulator else None
+    print_record(record, as_json=False)
+    out.print()
+    columns = {"metric": "metric", "value": "value", "threshold": "bound", "against": "against", "verdict": "verdict"}
+    print_rows(report.get("rows", []), columns, as_json=False, empty="no gate rows")
+
+
+def _snapshot_id(kept: Stores, lineage: str, ref: str) -> str | None:
+    found = kept.lineages.lineage(lineage)
+    if ref == "base" or (ref == "champion" and found.champion_id is None):
+        return None
+    return kept.snapshots.snapshot(lineage, ref).snapshot_id
+
+
+def _document(
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    relation: str | None,
+    rephrases: list[str] | None,
+    request_id: str | None,
+) -> tuple[int, dict[str, Any]]:
+    if prompt is None or target is None:
+        raise InvalidInput("expected a JSONL file, or --prompt and --target; got neither")
+    return 1, {
+        "request_id": request_id or f"cli-{uuid4()}",
+        "prompt": prompt,
+        "target_new": target,
+        "subject": subject,
+        "relation": relation,
+        "rephrases": rephrases or [],
+        "source": "cli",
+        "occurred_at": datetime.now(UTC).isoformat(),
+    }
+
+
+def _documents(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"expected a readable JSONL file, got {file}: {error}") from error
+    documents = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+        except ValueError as error:
+            raise InvalidInput(f"expected JSON on line {number} of {file}: {error}") from error
+        if not isinstance(document, dict):
+            raise InvalidInput(f"expected a JSON object on line {number} of {file}, got {type(document).__name__}")
+        documents.append((number, document))
+    return documents

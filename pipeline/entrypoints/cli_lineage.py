@@ -1,0 +1,140 @@
+"""Commands about lineages, and the evaluation of an editor without any service."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infra.local import LocalStack
+from pipeline.bootstrap import Stores, stores
+from pipeline.domain.errors import InvalidInput
+from pipeline.domain.gates import GatePolicy
+from pipeline.domain.lineages import Lineage, NewLineage
+from pipeline.domain.trials import EditorSettings
+from pipeline.entrypoints.console import JsonOption, exits_clearly, out, print_json, print_rows
+from pipeline.entrypoints.local_settings import cli_actor, current_settings
+from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, prepare_base
+from pipeline.entrypoints.processes import start_edit_worker
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this file."""
+    lineage = typer.Typer(help="Edited models, each under one name.", no_args_is_help=True)
+    lineage.command("create")(exits_clearly(lineage_create))
+    lineage.command("list")(exits_clearly(lineage_list))
+    lineage.command("resume")(exits_clearly(lineage_resume))
+    app.add_typer(lineage, name="lineage")
+    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(exits_clearly(evaluate))
+
+
+def lineage_create(
+    name: Annotated[str, typer.Argument(help="Unique, without /, : and blanks; also the registered model's name.")],
+    model: Annotated[Path | None, typer.Option(help="Folder of the base; the embedded SmolLM2 if left out.")] = None,
+    task: Annotated[str, typer.Option(help="causal; seq2seq and classifier are not supported yet.")] = "causal",
+    suite: Annotated[Path, typer.Option(help="JSONL of locality probes.")] = DEFAULT_FACTS / "suite.jsonl",
+    text: Annotated[Path, typer.Option(help="Plain text for perplexity.")] = DEFAULT_FACTS / "perplexity.txt",
+    prior_text: Annotated[Path, typer.Option(help="Plain text for the prior.")] = DEFAULT_FACTS / "prior.txt",
+    inner_param: Annotated[list[str] | None, typer.Option(help="A weight to edit; repeatable.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=1000, help="Most edits in a batch.")] = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a lineage: measures the base once (answers, perplexity, statistics of its activations).
+
+    Example: corrigenda lineage create demo
+    """
+    if task != "causal":
+        raise InvalidInput(f"expected the task causal, got {task}; other families are not supported yet")
+    settings = current_settings()
+    kept = stores(settings)
+    prepared = prepare_base(model, suite=suite, text=text, prior_text=prior_text, inner_params=tuple(inner_param or ()))
+    editor = EditorSettings(batch_size=batch_size)
+    made = make_lineage(kept, name, prepared, editor=editor, policy=GatePolicy())
+    if settings.home.is_dir() and LocalStack(settings.home).status():
+        start_edit_worker(LocalStack(settings.home), settings, base_digest=prepared.base.digest)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        out.print(f"lineage {name}: base {prepared.base.digest[:12]}, edits {', '.join(prepared.inner_params)}")
+
+
+def make_lineage(kept: Stores, name: str, prepared: Prepared, *, editor: EditorSettings, policy: GatePolicy) -> Lineage:
+    """Record a lineage on a prepared base."""
+    new = NewLineage(
+        name=name,
+        base=prepared.base,
+        editor=replace(editor, inner_params=prepared.inner_params),
+        policy=policy,
+        prior=kept.artifacts.put(prepared.prior),
+        baseline=kept.artifacts.put(prepared.baseline),
+    )
+    return kept.lineages.create(new, actor=cli_actor())
+
+
+def lineage_list(as_json: JsonOption = False) -> None:
+    """List the lineages.
+
+    Example: corrigenda lineage list
+    """
+    found = stores(current_settings()).lineages.lineages()
+    rows: list[Mapping[str, Any]] = (
+        [asdict(lineage) for lineage in found]
+        if as_json
+        else [
+            {
+                "name": lineage.settings.name,
+                "task": lineage.settings.base.task,
+                "base": lineage.settings.base.digest[:12],
+                "solver": lineage.settings.editor.solver,
+                "head": lineage.head_seq,
+                "champion": lineage.champion_seq,
+                "hold": lineage.hold,
+            }
+            for lineage in found
+        ]
+    )
+    columns = {key: key for key in ("name", "task", "base", "solver", "head", "champion", "hold")}
+    print_rows(rows, columns, as_json=as_json, empty="no lineage yet; make one with `corrigenda lineage create`")
+
+
+def lineage_resume(
+    name: Annotated[str, typer.Argument(help="Name of the lineage.")], as_json: JsonOption = False
+) -> None:
+    """Lift a hold, so that batches are edited again.
+
+    Example: corrigenda lineage resume demo
+    """
+    kept = stores(current_settings())
+    kept.lineages.resume(name, actor=cli_actor())
+    if as_json:
+        print_json({"lineage": name, "hold": kept.lineages.lineage(name).hold})
+    else:
+        out.print(f"lineage {name} is not held any more")
+
+
+def evaluate(
+    context: typer.Context,
+    data: Annotated[Path, typer.Option(help="Our JSONL, or CounterFact with paraphrases.")],
+    edits: Annotated[int, typer.Option(min=1, help="How many rows from the top.")],
+    batch: Annotated[int, typer.Option(min=1, help="Edits a batch.")] = 32,
+    solver: Annotated[str, typer.Option(help="recursive, least_squares or sum.")] = "recursive",
+    model: Annotated[Path | None, typer.Option(help="Folder of the base; the embedded SmolLM2 if left out.")] = None,
+    json_out: Annotated[str, typer.Option("--json", help="File for the figures; - prints them.")] = "-",
+) -> None:
+    """Measure an editor on a stream of edits to a fresh copy of the base; needs no service.
+
+    Example: corrigenda evaluate --data facts.jsonl --edits 64 --batch 32 --json figures.json
+    """
+    from infra.local.base_model import ensure_base_model
+
+    folder = model or ensure_base_model()
+    argv = [sys.executable, "-m", "editors.evaluation", "--data", str(data), "--edits", str(edits)]
+    argv += ["--batch", str(batch), "--solver", solver, "--model", str(folder), "--json", json_out, *context.args]
+    done = subprocess.run(argv, check=False)
+    if done.returncode != 0:
+        raise typer.Exit(done.returncode)

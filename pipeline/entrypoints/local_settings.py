@@ -1,0 +1,70 @@
+"""The settings of a command: the environment's, completed from the embedded stack where that runs in `home`."""
+
+from __future__ import annotations
+
+import getpass
+import os
+
+from pydantic import SecretStr
+
+from infra.local import LocalStack, LocalStackError
+from infra.local.records import Endpoints
+from pipeline.config import Settings, load_settings
+from pipeline.domain.errors import Misconfigured
+
+
+def current_settings() -> Settings:
+    """Settings for a command.
+
+    Raises:
+        Misconfigured: if a setting is wrong, or neither the environment nor a stack in `home` says where things are.
+    """
+    settings = load_settings()
+    if settings.database_url.get_secret_value():
+        return settings
+    try:
+        endpoints = LocalStack(settings.home).endpoints()
+    except LocalStackError as error:
+        raise Misconfigured(
+            f"expected CORRIGENDA_DATABASE_URL or an embedded stack in {settings.home} (`corrigenda up`), got neither"
+        ) from error
+    return with_endpoints(settings, endpoints)
+
+
+def with_endpoints(settings: Settings, endpoints: Endpoints) -> Settings:
+    """The settings of processes that use the embedded stack."""
+    return settings.model_copy(
+        update={
+            "database_url": SecretStr(endpoints.database_url),
+            "redis_url": SecretStr(endpoints.redis_url),
+            "kafka_bootstrap": endpoints.kafka_bootstrap,
+            "kafka_incarnation": endpoints.kafka_incarnation,
+            "mlflow_uri": endpoints.mlflow_uri,
+            "artifact_root": (settings.home / "artifacts").absolute(),
+        }
+    )
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The variables that give a child process the same settings."""
+    found: dict[str, str] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if value is None or name == "failpoint":
+            continue
+        plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+        found[f"CORRIGENDA_{name.upper()}"] = _text(plain)
+    return found
+
+
+def cli_actor() -> str:
+    """Who runs this command, as the audit trail names them."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"cli:{os.getuid()}"
+
+
+def _text(value: object) -> str:
+    total_seconds = getattr(value, "total_seconds", None)
+    return str(total_seconds()) if total_seconds is not None else str(value)

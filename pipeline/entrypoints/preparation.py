@@ -1,0 +1,65 @@
+"""Has a base model measured once for a lineage. Never imports torch: `editors.prepare` runs in its own process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.local.base_model import cache_folder, ensure_base_model
+from pipeline.domain.canonical import sha256_text
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.trials import BaseSpec
+
+DEFAULT_FACTS = Path(__file__).resolve().parents[2] / "infra" / "local" / "facts"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What a lineage needs of its base."""
+
+    base: BaseSpec
+    """Folder, digest and task."""
+    inner_params: tuple[str, ...]
+    """Names of the weights to edit."""
+    prior: Path
+    """Statistics of the keys."""
+    baseline: Path
+    """What the base answers."""
+
+
+def prepare_base(
+    model: Path | None, *, suite: Path, text: Path, prior_text: Path, inner_params: tuple[str, ...] = ()
+) -> Prepared:
+    """Measure a base, or find what was measured before with the same inputs.
+
+    Raises:
+        Misconfigured: with the reason, if the model or a file cannot be used.
+    """
+    folder = (model or ensure_base_model()).absolute()
+    asked = [str(path.absolute()) for path in (folder, suite, text, prior_text)]
+    out = cache_folder() / "lineages" / sha256_text("\n".join([*asked, *inner_params]))[:16]
+    argv = [sys.executable, "-m", "editors.prepare", "--model", asked[0], "--suite", asked[1]]
+    argv += ["--text", asked[2], "--prior-text", asked[3], "--out", str(out)]
+    for name in inner_params:
+        argv += ["--inner-param", name]
+    with tempfile.TemporaryFile("w+") as errors:
+        done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=errors, text=True, check=False)
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or ["nothing on standard error"])[-1]
+    if done.returncode != 0:
+        raise Misconfigured(f"the base model {folder} cannot be used: {last}")
+    return _prepared(folder, out)
+
+
+def _prepared(folder: Path, out: Path) -> Prepared:
+    found = json.loads((out / "lineage.json").read_text(encoding="utf-8"))
+    return Prepared(
+        base=BaseSpec(ref=str(folder), digest=found["base_digest"], task=found.get("task", "causal")),
+        inner_params=tuple(found["inner_params"]),
+        prior=out / "prior.safetensors",
+        baseline=out / "baseline.json",
+    )
