@@ -1,0 +1,143 @@
+"""Fixtures that give a test real services. Knows how to start them lazily; does not know what a test does with them.
+
+A service starts when the first test asks for it and stops with the session. One that cannot start fails the tests
+that ask for it; nothing is skipped. Each test gets a database, topics and names of its own.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+
+from infra.local import LocalStack, Service
+from infra.local.base_model import ensure_base_model
+
+REPOSITORY = Path(__file__).parent.parent
+TEMPLATE = "corrigenda_template"
+NUM_REDIS_DATABASES = 16
+
+
+@pytest.fixture(scope="session")
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """The stack of this session, with nothing started yet; stopped at its end."""
+    stack = LocalStack(tmp_path_factory.mktemp("stack"), is_durable=False)
+    yield stack
+    stack.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(local_stack: LocalStack) -> str:
+    """URL of the owner's own database on the PostgreSQL of this session; for making others, not for tests."""
+    return local_stack.start([Service.POSTGRES]).database_url
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: str) -> str:
+    """Name of a database that Alembic brought to head once, to copy for each test."""
+    _execute(postgres_server, f'CREATE DATABASE "{TEMPLATE}"')
+    environment = {**os.environ, "CORRIGENDA_DATABASE_URL": in_database(postgres_server, TEMPLATE)}
+    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
+    finished = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, f"alembic upgrade head failed:\n{finished.stderr}"
+    return TEMPLATE
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
+    """URL of a fresh, migrated database as its owner; dropped after the test."""
+    yield from _fresh_database(postgres_server, template=migrated_template)
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL of a fresh database without any table, for tests of the migrations; dropped after the test."""
+    yield from _fresh_database(postgres_server, template="template0")
+
+
+@pytest.fixture(scope="session")
+def redis_server(local_stack: LocalStack) -> Callable[[], str]:
+    """Hands out the Redis databases of this session in turn, each emptied first."""
+    import redis
+
+    url = local_stack.start([Service.REDIS]).redis_url
+    numbers = itertools.cycle(range(1, NUM_REDIS_DATABASES))
+
+    def next_database() -> str:
+        fresh = f"{url.removesuffix('/0')}/{next(numbers)}"
+        with redis.Redis.from_url(fresh) as client:
+            client.flushdb()
+        return fresh
+
+    return next_database
+
+
+@pytest.fixture
+def redis_url(redis_server: Callable[[], str]) -> str:
+    """URL of an empty Redis database that no other test uses at the same time."""
+    return redis_server()
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(local_stack: LocalStack) -> str:
+    """``host:port`` of the broker of this session."""
+    return local_stack.start([Service.KAFKA]).kafka_bootstrap
+
+
+@pytest.fixture
+def new_topic(kafka_bootstrap: str) -> Callable[..., str]:
+    """Makes topics that no other test has: ``new_topic(stem="requests", num_partitions=3)`` returns the name."""
+    from kafka.admin import KafkaAdminClient
+
+    def make(stem: str = "topic", num_partitions: int = 1) -> str:
+        name = f"{stem}.{uuid4().hex[:12]}"
+        admin = KafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+        try:
+            admin.create_topics({name: {"num_partitions": num_partitions, "replication_factor": 1}})
+        finally:
+            admin.close()
+        return name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(local_stack: LocalStack) -> str:
+    """URI of the MLflow server of this session; tests keep apart by ``lineage_name``."""
+    return local_stack.start([Service.MLFLOW]).mlflow_uri
+
+
+@pytest.fixture
+def lineage_name() -> str:
+    """A name for a lineage, and so for a registered model, that no other test has."""
+    return f"lineage-{uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def base_model() -> Path:
+    """Folder of SmolLM2-135M-Instruct in fp32, converted on this machine's first use."""
+    return ensure_base_model()
+
+
+def in_database(url: str, name: str) -> str:
+    """The same server and user, another database."""
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+def _fresh_database(server: str, *, template: str) -> Iterator[str]:
+    name = f"test_{uuid4().hex[:16]}"
+    _execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    yield in_database(server, name)
+    _execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _execute(url: str, statement: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
