@@ -39,8 +39,11 @@ def _id(name: str) -> Column[str]:
     return Column(name, UUID(as_uuid=False), primary_key=True, server_default=text("uuidv7()"))
 
 
-def _ref(name: str, target: str, *, nullable: bool = False, primary_key: bool = False) -> Column[str]:
-    key = ForeignKey(target, ondelete="RESTRICT")
+def _ref(
+    name: str, target: str, *, nullable: bool = False, primary_key: bool = False, is_back: bool = False
+) -> Column[str]:
+    # A key that points back (`lineages` to their head) is added once all tables exist.
+    key = ForeignKey(target, ondelete="RESTRICT", use_alter=is_back)
     return Column(name, UUID(as_uuid=False), key, nullable=nullable, primary_key=primary_key)
 
 
@@ -66,8 +69,8 @@ lineages = Table(
     Column("policy", JSONB, nullable=False),
     Column("prior", JSONB, nullable=False),
     Column("baseline", JSONB, nullable=False),
-    _ref("head_snapshot_id", "snapshots.snapshot_id", nullable=True),
-    _ref("champion_snapshot_id", "snapshots.snapshot_id", nullable=True),
+    _ref("head_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
+    _ref("champion_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
     Column("seq", Integer, nullable=False, server_default="0"),
     Column("num_batches", Integer, nullable=False, server_default="0"),
     Column("hold", Text),
@@ -119,7 +122,8 @@ edit_requests = Table(
     UniqueConstraint("cluster_id", "topic_id", "partition", "offset"),
     _one_of("status", EditStatus),
     Index("ix_edit_requests_waiting", "lineage_id", "next_attempt_at", postgresql_where=text("status = 'received'")),
-    Index("ix_edit_requests_conflict_key", "lineage_id", "conflict_key"),
+    # A key may be longer than a B-tree takes. It holds the lineage's name.
+    Index("ix_edit_requests_conflict_key", "conflict_key", postgresql_using="hash"),
 )
 
 dead_letters = Table(
@@ -161,7 +165,7 @@ edit_batches = Table(
     _id("batch_id"),
     _ref("lineage_id", "lineages.lineage_id"),
     Column("ordinal", Integer, nullable=False),
-    _ref("parent_snapshot_id", "snapshots.snapshot_id", nullable=True),
+    _ref("parent_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
     Column("lease_epoch", BigInteger, nullable=False),
     _at("claimed_at"),
     _at("finished_at", nullable=True, default=False),
@@ -175,6 +179,8 @@ batch_edits = Table(
     _ref("batch_id", "edit_batches.batch_id", primary_key=True),
     _ref("edit_id", "edit_requests.edit_id", primary_key=True),
     Column("outcome", Text),
+    _ref("gate_report_id", "gate_reports.gate_report_id", nullable=True),
+    Index("ix_batch_edits_edit_id", "edit_id"),
 )
 
 gate_reports = Table(
@@ -194,7 +200,7 @@ snapshots = Table(
     "snapshots",
     metadata,
     _id("snapshot_id"),
-    Column("lineage_id", UUID(as_uuid=False), nullable=False),
+    _ref("lineage_id", "lineages.lineage_id"),
     Column("seq", Integer, nullable=False),
     _ref("parent_id", "snapshots.snapshot_id", nullable=True),
     Column("basis", Text, nullable=False),
@@ -219,6 +225,7 @@ snapshot_edits = Table(
     metadata,
     _ref("snapshot_id", "snapshots.snapshot_id", primary_key=True),
     _ref("edit_id", "edit_requests.edit_id", primary_key=True),
+    Index("ix_snapshot_edits_edit_id", "edit_id"),
 )
 
 edit_rows = Table(
@@ -246,6 +253,7 @@ removals = Table(
     _at("requested_at"),
     _at("finished_at", nullable=True, default=False),
     _one_of("status", RemovalStatus),
+    Index("ix_removals_waiting", "lineage_id", postgresql_where=text("status = 'requested'")),
 )
 
 approvals = Table(
@@ -263,6 +271,7 @@ approvals = Table(
     Column("channel", Text, nullable=False),
     Column("refusal", Text),
     _at("decided_at"),
+    Index("ix_approvals_snapshot_id", "snapshot_id"),
 )
 
 outbox = Table(
