@@ -1,0 +1,55 @@
+"""Whether the demo's figures add up. Pure; knows neither services nor screens."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accounts:
+    """What the demo saw, as its last line prints it."""
+
+    produced: int
+    """Messages that the broker acknowledged."""
+    accepted: int
+    """Edit requests recorded."""
+    duplicates: int
+    """Messages that repeated one."""
+    dead_letters: int
+    """Messages that can never be an edit."""
+    superseded: int
+    """Edits that a later correction displaced."""
+    applied: int
+    """Edits in the active set of the head."""
+    rejected: int
+    """Edits that failed a gate."""
+    snapshots: int
+    """Snapshots made."""
+    champion: int
+    """Seq of the snapshot that is live."""
+    edit_success: float | None
+    """Share of active edits that hold, as last measured."""
+    locality: float | None
+    """Share of the suite that answers as the base does, on the head."""
+    reverted: int
+    """Edits that a person took out."""
+    audit_ok: bool
+    """Whether every audit chain verifies."""
+    seconds: float
+    """Wall time of the demo."""
+
+    def imbalance(self) -> str | None:
+        """The first sum that does not add up, in one sentence; None if all do."""
+        read = self.accepted + self.duplicates + self.dead_letters
+        if self.produced != read:
+            return f"produced {self.produced} but accounted for {read} (accepted + duplicates + dead letters)"
+        settled = self.applied + self.superseded + self.rejected + self.reverted
+        if self.accepted != settled:
+            return f"accepted {self.accepted} but settled {settled} (in the head + superseded + rejected + reverted)"
+        if not self.audit_ok:
+            return "an audit chain does not verify"
+        return None
+
+    def as_json(self) -> dict[str, object]:
+        """The fields in the order of the last line."""
+        return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
