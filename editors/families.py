@@ -101,6 +101,12 @@ class CausalModel:
             logits_1NV: Tensor = self.module(input_ids=batch.input_ids_BL, use_cache=False).logits
         return logits_1NV[0]
 
+    def run(self, batch: TargetBatch) -> None:
+        """Run a batch for what hooks see of it; the output embeddings see one position only."""
+        head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
+        with self._started(batch), gathered_head(head, batch.row_N[:1], batch.position_N[:1]):
+            self.module(input_ids=batch.input_ids_BL, use_cache=False)
+
     def generate(self, prompts: Sequence[str], *, chat: bool = False, max_new_tokens: int = 24) -> list[str]:
         """Greedy continuations as text, without the prompt; `chat` asks in the model's chat template."""
         encode = encode_chat if chat else encode_prompt

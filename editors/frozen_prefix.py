@@ -112,9 +112,13 @@ def compute_prefix(module: nn.Module, blocks: nn.ModuleList, first: int, input_i
     kind = OutputKind()
     learning = blocks[0].register_forward_hook(kind.learn)
     try:
-        with torch.no_grad(), replaced(blocks, range(first, len(blocks)), kind), gathered_head(head, one, one):
-            with entering(blocks[first]) as seen:
-                module(input_ids=input_ids_BL, use_cache=False)
+        with (
+            torch.no_grad(),
+            replaced(blocks, range(first, len(blocks)), kind),
+            gathered_head(head, one, one),
+            entering(blocks[first]) as seen,
+        ):
+            module(input_ids=input_ids_BL, use_cache=False)
     finally:
         learning.remove()
     return Prefix(hidden_BLH=seen[0], returns_tuple=kind.returns_tuple)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.domain.errors import InvalidInput
 
-OPENERS = tuple(" \n\t([{<\"'“‘«¿¡")
+OPENERS = tuple(" \n\t([{<\"'\u201c\u2018\u00ab\u00bf\u00a1")
 """What a prompt can end with so that its target follows without a blank."""
 
 

@@ -1,0 +1,161 @@
+"""Knows the rows of every active edit and the sums that define the edited weights. Knows no model.
+
+    A = C0 + lambda I + sum K^T K        B = sum K^T Y        S = A^-1 B        C0 = c mean(k k^T) over plain text
+
+Sums are fp64, batch by batch in order, so that a ledger read from files has the same bits as the one that lived on;
+rows that leave are not subtracted, the sum is made again without them.
+
+Legend: T rows, I in_features, O out_features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from editors.prior import Prior
+from editors.rows import EditRows
+from editors.solve import Factored, factored
+from pipeline.domain.errors import IntegrityBroken, UnknownRecord
+from pipeline.domain.trials import FileRef, LedgerRows
+
+
+class Ledger:
+    """The active edits of a lineage, oldest first, and what they ask for together.
+
+    Args:
+        prior: second moments of keys over plain text.
+        strength: c, the weight of the prior.
+        batches: rows of the active edits.
+        ridge: lambda of each inner parameter; empty until the first batch fixes it.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        *,
+        strength: float,
+        batches: Sequence[EditRows] = (),
+        ridge: Mapping[str, float] | None = None,
+    ) -> None:
+        self.prior = prior
+        self.strength = strength
+        self.batches = tuple(batch for batch in batches if batch.ranges)
+        self.ridge = dict(ridge or {})
+        self._sums = _Sums(prior, strength, self.batches)
+
+    @classmethod
+    def from_files(cls, prior: FileRef, rows: Sequence[LedgerRows], *, strength: float) -> Self:
+        """Read a ledger back: the prior, and of each snapshot's rows those of the edits that still count.
+
+        Raises:
+            IntegrityBroken: if a file or an edit's rows are not what was recorded.
+        """
+        batches = []
+        for item in rows:
+            if not item.edit_ids:
+                continue
+            batch = EditRows.load(Path(item.file.path), item.file.digest)
+            if missing := set(item.edit_ids) - set(batch.edit_ids):
+                raise IntegrityBroken(f"expected rows of edit {min(missing)} in {item.file.path}, got none")
+            batches.append(batch.only(set(item.edit_ids)))
+        ridge = batches[0].ridge if batches else {}
+        return cls(Prior.load(Path(prior.path), prior.digest), strength=strength, batches=batches, ridge=ridge)
+
+    @property
+    def edit_ids(self) -> tuple[str, ...]:
+        """Every active edit."""
+        return tuple(edit_id for batch in self.batches for edit_id in batch.edit_ids)
+
+    def without(self, edit_ids: Collection[str]) -> Self:
+        """A ledger of its own without some edits; the ridge stays.
+
+        Raises:
+            UnknownRecord: for an edit that has no rows here.
+        """
+        if missing := set(edit_ids) - set(self.edit_ids):
+            raise UnknownRecord(f"expected an active edit to remove, got {min(missing)}", edit_id=min(missing))
+        staying = set(self.edit_ids) - set(edit_ids)
+        batches = [batch.only(staying) for batch in self.batches]
+        other = type(self)(self.prior, strength=self.strength, batches=batches, ridge=self.ridge)
+        if not edit_ids:
+            other._sums = self._sums
+        return other
+
+    def rows_of(self, name: str, edit_ids: Collection[str]) -> tuple[Tensor, Tensor]:
+        """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64, oldest first."""
+        chosen = [batch.only(edit_ids) for batch in self.batches]
+        keys = torch.cat([batch.keys[name] for batch in chosen])
+        targets = torch.cat([batch.targets[name] for batch in chosen])
+        return keys.double(), targets.double()
+
+    def matrix(self, name: str) -> Tensor:
+        """A (I x I), fp64."""
+        gram_II = self._sums.gram(name).clone()
+        gram_II.diagonal().add_(self.ridge[name])
+        return gram_II
+
+    def right_side(self, name: str) -> Tensor:
+        """B (I x O), fp64."""
+        keys_TI, targets_TO = self.rows_of(name, self.edit_ids)
+        return keys_TI.T @ targets_TO
+
+    def factor(self, name: str) -> Factored:
+        """The Cholesky factor of A; kept until rows or ridge change.
+
+        Raises:
+            EditorFailed: if A is not positive definite.
+        """
+        ridge = self.ridge[name]
+        known = self._sums.factors.get(name)
+        if known is None or known[0] != ridge:
+            known = self._sums.factors[name] = (ridge, factored(self.matrix(name), name=name))
+        return known[1]
+
+    def whole_shift(self, name: str) -> Tensor:
+        """S = A^-1 B (I x O), fp64: the weights that the active rows define."""
+        return self.factor(name).solve(self.right_side(name))
+
+    def commit(self, rows: EditRows, removed_ids: Collection[str] = ()) -> None:
+        """Take a kept candidate's rows in and the removed edits' rows out."""
+        staying = set(self.edit_ids) - set(removed_ids)
+        if removed_ids:
+            self.batches = tuple(batch for held in self.batches if (batch := held.only(staying)).ranges)
+            self._sums = _Sums(self.prior, self.strength, self.batches)
+        if rows.ranges:
+            self.batches = (*self.batches, rows)
+            self._sums = self._sums.extended(rows)
+        self.ridge = dict(rows.ridge) if self.batches else {}
+
+
+class _Sums:
+    """`C0 + sum K^T K` of each inner parameter, made when first asked for."""
+
+    def __init__(self, prior: Prior, strength: float, batches: Sequence[EditRows]) -> None:
+        self._prior, self._strength, self._batches = prior, strength, tuple(batches)
+        self._grams: dict[str, Tensor] = {}
+        self.factors: dict[str, tuple[float, Factored]] = {}
+
+    def gram(self, name: str) -> Tensor:
+        """Without the ridge; not to be written to."""
+        if name not in self._grams:
+            gram_II = self._prior.moments[name].double() * self._strength
+            for batch in self._batches:
+                gram_II = _with_rows(gram_II, batch, name)
+            self._grams[name] = gram_II
+        return self._grams[name]
+
+    def extended(self, rows: EditRows) -> _Sums:
+        """The sums with one more batch, standing on what has been summed already."""
+        longer = _Sums(self._prior, self._strength, (*self._batches, rows))
+        longer._grams = {name: _with_rows(gram_II, rows, name) for name, gram_II in self._grams.items()}
+        return longer
+
+
+def _with_rows(gram_II: Tensor, rows: EditRows, name: str) -> Tensor:
+    keys_TI = rows.keys[name].double()
+    return gram_II + keys_TI.T @ keys_TI

@@ -1,0 +1,149 @@
+"""Knows the recursive solve: edits enter and leave through the ledger, which defines the weights.
+
+With A' and S' the ledger's matrix and shift after the removed rows have left, and K, R what the batch asks:
+
+    removal   S' - S_parent = A'^-1 K_rem^T (K_rem S_parent - Y_rem)
+    addition  S_new - S'    = (A' + K^T K)^-1 K^T R,        rows of the batch: K, Y = K S' + R
+
+Both are of low rank, and with the rows taken in, `S_new = A_new^-1 B_new` holds whenever it held for the parent.
+A superseded fact's rows leave first, so a correction starts from a model that never heard of it.
+
+Legend: T rows, I in_features, O out_features.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from editors.base import EditResult
+from editors.deltas import WeightDelta, WeightStore
+from editors.families import CausalModel
+from editors.ledger import Ledger
+from editors.passes import Asked, joined, run_passes
+from editors.rows import EditRows
+from editors.solve import added_rows
+from editors.transform import GradientTransform, Transform
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed, Misconfigured
+from pipeline.domain.trials import EditorSettings
+
+
+class RecursiveEditor:
+    """The editor of a stream: the memory of every active edit and a preservation prior are in each solve.
+
+    Args:
+        settings: constants of the lineage.
+        transform: where the wanted shifts come from; the plain gradient by default.
+    """
+
+    def __init__(self, settings: EditorSettings, transform: Transform | None = None) -> None:
+        self._settings = settings
+        self._transform = transform or GradientTransform(step=settings.step, rest=settings.rest)
+
+    def edit(
+        self,
+        model: CausalModel,
+        weights: WeightStore,
+        ledger: Ledger,
+        added: Sequence[Edit],
+        removed_ids: Collection[str],
+    ) -> EditResult:
+        """See `Editor`. Parameters and ledger on exit equal those on entry; `ledger.commit` takes the result in.
+
+        Raises:
+            EditorFailed: if nothing is asked, a matrix is not positive definite, or a number is not finite.
+            UnknownRecord: for a removed edit that has no rows.
+        """
+        if not added and not removed_ids:
+            raise EditorFailed("expected edits to add or to remove, got neither")
+        _check_names(model, ledger)
+        began = time.perf_counter()
+        remaining = ledger.without(removed_ids)
+        removal = _removal(model, weights, ledger, remaining, removed_ids) if removed_ids else {}
+        prepared = time.perf_counter() - began
+        asked = self._ask(model, remaining, added, removal) if added else None
+        began = time.perf_counter()
+        rows = _rows(model, weights, remaining, asked, removal)
+        factors = dict(removal)
+        if asked is not None:
+            factors = {n: joined(removal.get(n), (asked.factors[n], asked.shifts[n])) for n in asked.factors}
+        seconds = dict(asked.seconds) if asked else {"capture": 0.0, "solve": 0.0}
+        result = EditResult(
+            delta=WeightDelta.of(factors),
+            rows=rows,
+            removed_ids=tuple(removed_ids),
+            num_passes=asked.num_passes if asked else 0,
+            seconds=seconds,
+            jitter={n: j for n in model.inner_param_names if (j := remaining.factor(n).jitter) > 0},
+        )
+        seconds["solve"] += prepared + time.perf_counter() - began
+        return result
+
+    def _ask(
+        self,
+        model: CausalModel,
+        remaining: Ledger,
+        added: Sequence[Edit],
+        removal: dict[str, tuple[Tensor, Tensor]],
+    ) -> Asked:
+        def factor(name: str, keys_TI: Tensor) -> Tensor:
+            if name not in remaining.ridge:  # the lineage's first batch fixes it
+                diagonal = float(keys_TI.square().sum()) / keys_TI.shape[1]
+                remaining.ridge[name] = self._settings.ridge * diagonal
+            return added_rows(remaining.factor(name), keys_TI)
+
+        return run_passes(
+            model,
+            added,
+            transform=self._transform,
+            factor=factor,
+            start=removal,
+            num_passes=self._settings.num_passes,
+            rest=self._settings.rest,
+        )
+
+
+def _removal(
+    model: CausalModel, weights: WeightStore, ledger: Ledger, remaining: Ledger, removed_ids: Collection[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Factors of S' - S_parent by inner parameter, fp64."""
+    factors = {}
+    for name in model.inner_param_names:
+        keys_TI, targets_TO = ledger.rows_of(name, set(removed_ids))
+        excess_TO = keys_TI @ weights.shift(name).double().cpu() - targets_TO
+        factors[name] = (remaining.factor(name).solve(keys_TI.T), excess_TO)
+    return factors
+
+
+def _rows(
+    model: CausalModel,
+    weights: WeightStore,
+    remaining: Ledger,
+    asked: Asked | None,
+    removal: dict[str, tuple[Tensor, Tensor]],
+) -> EditRows:
+    """The batch's rows with absolute targets, `Y = K S' + R`; rows of nothing in a pure removal."""
+    keys, targets = {}, {}
+    for param in model.inner:
+        name = param.name
+        if asked is None:
+            keys[name] = torch.zeros(0, param.in_features)
+            targets[name] = torch.zeros(0, param.out_features)
+            continue
+        keys_TI = asked.keys[name]
+        held_TO = keys_TI @ weights.shift(name).double().cpu()
+        if name in removal:
+            held_TO = held_TO + (keys_TI @ removal[name][0]) @ removal[name][1]
+        keys[name] = keys_TI.float()
+        targets[name] = (held_TO + asked.shifts[name]).float()
+    ranges = asked.ranges if asked else ()
+    return EditRows(keys=keys, targets=targets, ranges=ranges, ridge=dict(remaining.ridge))
+
+
+def _check_names(model: CausalModel, ledger: Ledger) -> None:
+    if missing := set(model.inner_param_names) - set(ledger.prior.moments):
+        raise Misconfigured(f"expected a prior of inner parameter {min(missing)}, got one without it")
