@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipeline.domain.edits import Edit
 
@@ -68,6 +69,6 @@ def retention_sample(active: Sequence[ActiveEdit], *, seed: str, size: int = 64)
     """
     if len(active) <= size:
         return tuple(held.edit for held in active)
-    draw = random.Random(seed)
+    draw = random.Random(seed)  # noqa: S311 - reproducible by design, no secret
     bounds = [round(index * len(active) / size) for index in range(size + 1)]
-    return tuple(active[draw.randrange(low, high)].edit for low, high in zip(bounds, bounds[1:], strict=False))
+    return tuple(active[draw.randrange(low, high)].edit for low, high in pairwise(bounds))

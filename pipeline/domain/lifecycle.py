@@ -59,6 +59,7 @@ EDIT_TRANSITIONS: dict[tuple[EditStatus | None, EditStatus], AuditAction] = {
     (EditStatus.snapshotted, EditStatus.reverted): AuditAction.edit_reverted,
     (EditStatus.snapshotted, EditStatus.rejected): AuditAction.edit_rejected,
     (EditStatus.superseded, EditStatus.snapshotted): AuditAction.edit_reinstated,
+    (EditStatus.superseded, EditStatus.received): AuditAction.edit_reinstated,
     (EditStatus.dead, EditStatus.received): AuditAction.edit_released,
 }
 

@@ -1,0 +1,55 @@
+"""Records with sensible fields, so that a test names only what it is about."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.domain.batches import ActiveEdit
+from pipeline.domain.edits import Edit, EditRequest
+from pipeline.domain.gates import EditScore, Measurements, ModelScore
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def make_request(request_id: str = "r1", **changes: Any) -> EditRequest:
+    """A correction of a fact that no other request is about."""
+    fields: dict[str, Any] = {
+        "request_id": request_id,
+        "lineage": "facts",
+        "prompt": f"The capital of {request_id} is",
+        "target_new": "Canberra",
+        "occurred_at": NOON,
+    }
+    return EditRequest(**(fields | changes))
+
+
+def make_edit(request_id: str = "r1", **changes: Any) -> Edit:
+    """A recorded correction; its edit id is derived from the request id."""
+    return Edit(edit_id=str(uuid.uuid5(uuid.NAMESPACE_URL, request_id)), request=make_request(request_id, **changes))
+
+
+def make_active(request_id: str, seq: int = 1, **changes: Any) -> ActiveEdit:
+    """An edit in the head."""
+    return ActiveEdit(edit=make_edit(request_id, **changes), snapshot_seq=seq)
+
+
+def make_score(edit_id: str, **changes: Any) -> EditScore:
+    """An edit that holds."""
+    fields: dict[str, Any] = {"edit_id": edit_id, "edit_success": True, "free_success": True, "token_fraction": 1.0}
+    return EditScore(**(fields | changes))
+
+
+def make_measurements(*scores: EditScore, **changes: Any) -> Measurements:
+    """A candidate that is as good as its parent and the base."""
+    model = ModelScore(suite_unchanged=0.95, suite_kl=0.01, num_suite=40, perplexity=20.0)
+    fields: dict[str, Any] = {
+        "edits": scores,
+        "candidate": model,
+        "parent": model,
+        "base": ModelScore(suite_unchanged=1.0, suite_kl=0.0, num_suite=40, perplexity=20.0),
+        "kl_from_parent": 0.01,
+        "change_norm": 0.01,
+    }
+    return Measurements(**(fields | changes))
