@@ -1,0 +1,42 @@
+# One word each; `make help` lists them. PYTHON names the interpreter that .venv is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+BENCH_DATA ?= infra/local/facts/corrections.jsonl
+BENCH_EDITS ?= 60
+BENCH_BATCH ?= 20
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench setup clean
+
+help: ## list these words
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: setup ## run the main job from end to end and print what happened
+	@$(BIN)/corrigenda demo
+
+test: setup ## run every test that needs no GPU
+	@$(BIN)/python -m pytest -m "not gpu" $(TESTS)
+
+check: setup ## ruff, mypy, import-linter, migrations and schemas held equal to the code
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m infra.local.check
+
+bench: setup ## measure the editor on a stream of corrections
+	@$(BIN)/corrigenda evaluate --data $(BENCH_DATA) --edits $(BENCH_EDITS) --batch $(BENCH_BATCH) --json bench.json
+
+setup: $(INSTALLED) ## make .venv and install what constraints.txt names
+
+$(INSTALLED): pyproject.toml constraints.txt infra/install.py
+	@command -v $(PYTHON) >/dev/null || { echo "setup: expected Python 3.11 or newer as $(PYTHON), found none" >&2; exit 1; }
+	@$(PYTHON) infra/install.py
+
+clean: ## remove .venv, caches and the embedded stack's folder, which is stopped first
+	@test ! -x $(BIN)/python || test ! -d .corrigenda || $(BIN)/python -c \
+		"from pathlib import Path; from infra.local import LocalStack; LocalStack(Path('.corrigenda')).stop()"
+	@rm -rf .venv .cache .corrigenda .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

