@@ -1,0 +1,109 @@
+"""Rows into records and back, where more than one store needs it. Runs no statement."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Row
+
+from pipeline.domain.batches import ActiveEdit
+from pipeline.domain.conflicts import Claimant
+from pipeline.domain.edits import Edit, EditRequest, Probe
+from pipeline.domain.gates import GateReport
+from pipeline.domain.lifecycle import SnapshotStatus
+from pipeline.domain.snapshots import Artifact, Basis, Snapshot
+
+
+def edit_of(row: Row[Any], lineage: str) -> Edit:
+    """A row of `edit_requests` as an edit."""
+    request = EditRequest(
+        request_id=row.request_id,
+        lineage=lineage,
+        prompt=row.prompt,
+        target_new=row.target_new,
+        target_true=row.target_true,
+        subject=row.subject,
+        relation=row.relation,
+        rephrases=tuple(row.rephrases),
+        locality=_probes(row.locality),
+        portability=_probes(row.portability),
+        source=row.source,
+        submitted_by=row.submitted_by,
+        occurred_at=row.occurred_at,
+    )
+    return Edit(edit_id=row.edit_id, request=request, attempts=row.attempts)
+
+
+def active_edit_of(row: Row[Any], lineage: str) -> ActiveEdit:
+    """A row of `sql_active_sets.active_rows` as an active edit."""
+    return ActiveEdit(edit=edit_of(row, lineage), snapshot_seq=row.snapshot_seq)
+
+
+def claimant_of(row: Row[Any]) -> Claimant:
+    """A row of `edit_requests` as a side of a conflict."""
+    return Claimant(
+        edit_id=row.edit_id,
+        conflict_key=row.conflict_key,
+        target_new=row.target_new,
+        occurred_at=row.occurred_at,
+        origin=(row.topic, row.partition, row.offset),
+    )
+
+
+def snapshot_of(row: Row[Any], lineage: str) -> Snapshot:
+    """A row of `snapshots` as a snapshot."""
+    return Snapshot(
+        snapshot_id=row.snapshot_id,
+        lineage=lineage,
+        seq=row.seq,
+        parent_id=row.parent_id,
+        basis=Basis(row.basis),
+        delta=artifact_of(row.delta),
+        accumulator=artifact_of(row.accumulator) if row.accumulator is not None else None,
+        digest=row.digest,
+        status=SnapshotStatus(row.status),
+        gate_report_id=row.gate_report_id,
+        registry_version=row.registry_version,
+        created_at=row.created_at,
+    )
+
+
+def artifact_of(value: Mapping[str, Any]) -> Artifact:
+    """An artifact as it is kept in JSON."""
+    return Artifact(uri=value["uri"], digest=value["digest"], num_bytes=value["num_bytes"])
+
+
+def artifact_json(artifact: Artifact) -> dict[str, Any]:
+    """The JSON that `artifact_of` reads."""
+    return {"uri": artifact.uri, "digest": artifact.digest, "num_bytes": artifact.num_bytes}
+
+
+def report_json(report: GateReport) -> dict[str, Any]:
+    """A gate report as JSON. Figures that are not finite, which JSON cannot hold, become null."""
+    document: dict[str, Any] = _finite(asdict(report))
+    return document
+
+
+def is_uuid(text: str) -> bool:
+    """Whether a text can be an id of ours; PostgreSQL refuses to compare anything else with one."""
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _probes(values: list[Mapping[str, Any]]) -> tuple[Probe, ...]:
+    return tuple(Probe(prompt=value["prompt"], target=value.get("target")) for value in values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
