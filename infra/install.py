@@ -70,7 +70,7 @@ def _make_environment() -> None:
 
 
 def _make_environment_with_virtualenv() -> None:
-    """Debian splits ``ensurepip`` off into python3-venv; virtualenv brings its own, and ``--target`` is always allowed."""
+    """Debian splits ``ensurepip`` off into python3-venv; virtualenv brings its own, and ``--target`` is allowed."""
     tools = ROOT / ".cache" / "virtualenv"
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
     install = [sys.executable, "-m", "pip", "install", "--target", str(tools), "--upgrade", "-c", str(CONSTRAINTS)]
