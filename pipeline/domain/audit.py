@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from pipeline.domain.canonical import canonical_json, sha256_text
+from pipeline.domain.errors import InvalidInput
 
 GENESIS_HASH = "0" * 64
 SYSTEM_CHAIN = "system"
@@ -114,6 +115,9 @@ def first_break(events: Iterable[AuditEvent]) -> ChainBreak | None:
 
 def _hash_of(event: AuditEvent) -> str | None:
     try:
+        # Another text of the same value, such as one key twice, reads differently elsewhere.
+        if canonical_json(json.loads(event.payload)) != event.payload:
+            return None
         return event_hash(
             chain=event.chain,
             seq=event.seq,
@@ -124,5 +128,5 @@ def _hash_of(event: AuditEvent) -> str | None:
             payload=event.payload,
             prev_hash=event.prev_hash,
         )
-    except ValueError:
+    except (ValueError, RecursionError, InvalidInput):
         return None

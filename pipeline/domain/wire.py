@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -72,6 +72,14 @@ class EditRequestV1(_Wire):
         if not isinstance(value, str | datetime):
             raise ValueError("expected an RFC 3339 time as a string")
         return value
+
+    @field_validator("occurred_at")
+    @classmethod
+    def _has_a_year_in_utc(cls, value: datetime) -> datetime:
+        try:
+            return value.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("expected a time within the years 1 to 9999 in UTC") from None
 
     @field_validator("portability")
     @classmethod
