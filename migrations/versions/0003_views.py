@@ -55,8 +55,9 @@ SELECT
     s.snapshot_id, s.seq AS snapshot_seq, s.digest AS snapshot_digest, s.status AS snapshot_status,
     s.created_at AS snapshotted_at, s.registry_version,
     CASE WHEN NOT held.is_in_head THEN span.last_seq + 1 END AS left_seq,
-    approved.approval_id, approved.actor AS approved_by, approved.is_claimed AS approval_is_claimed,
-    approved.channel AS approval_channel, approved.decided_at AS approved_at, approved.reason AS approval_reason,
+    approved.approval_id, approved.snapshot_id AS approved_snapshot_id, approved.actor AS approved_by,
+    approved.is_claimed AS approval_is_claimed, approved.channel AS approval_channel,
+    approved.decided_at AS approved_at, approved.reason AS approval_reason,
     pending.removal_id, pending.actor AS removal_asked_by, pending.requested_at AS removal_asked_at,
     held.is_in_head, held.is_live
 FROM edit_requests e
@@ -88,7 +89,7 @@ LEFT JOIN LATERAL (
           WHERE m ->> 'edit_id' = e.edit_id::text LIMIT 1) AS score
 ) own ON true
 LEFT JOIN LATERAL (
-    SELECT p.approval_id, p.actor, p.is_claimed, p.channel, p.decided_at, p.reason
+    SELECT p.approval_id, p.snapshot_id, p.actor, p.is_claimed, p.channel, p.decided_at, p.reason
     FROM approvals p JOIN snapshot_edits a ON a.snapshot_id = p.snapshot_id AND a.edit_id = e.edit_id
     WHERE p.decision = 'approved' AND p.refusal IS NULL
     ORDER BY p.decided_at LIMIT 1
