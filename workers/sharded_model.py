@@ -1,0 +1,123 @@
+"""Loads a base model into DeepSpeed ZeRO-3, this process's part of it only. Knows nothing of edits or deltas.
+
+A rank of several gathers each layer's weights while the layer runs. A rank alone already holds every weight whole: its
+parameters become views of their one partition and the gathering hooks are taken off, because they cost more time than a
+small model's forward and move nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import HfDeepSpeedConfig
+
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.trials import BaseSpec
+
+DEFAULT_CONFIG = Path(__file__).parents[1] / "infra" / "deepspeed" / "zero3.json"
+
+IDLE_LIMIT = timedelta(days=365)
+"""Ranks wait for the next command inside a collective; no silence is too long for them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardedModel:
+    """A base model of which this rank holds its part."""
+
+    base: BaseSpec
+    """Which base."""
+    module: nn.Module
+    """Runs like the unsharded model, as long as every rank runs it."""
+    tokenizer: Any
+    """Its tokenizer."""
+    engine: Any
+    """DeepSpeed's engine; the module's hooks belong to it."""
+    config: HfDeepSpeedConfig
+    """transformers only knows a weak reference to it and shards while it lives."""
+
+
+def join_group() -> None:
+    """Meet the other ranks that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    # DeepSpeed would compile a shared-memory all-reduce now; nothing here reduces more than a few numbers, and a
+    # machine that only runs us has no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=IDLE_LIMIT, auto_mpi_discovery=False, verbose=False)
+
+
+def load_sharded(base: BaseSpec, *, config_path: Path | None = None) -> ShardedModel:
+    """Load a base, weight by weight, into the ranks that have joined.
+
+    Args:
+        base: the model.
+        config_path: a DeepSpeed JSON; `infra/deepspeed/zero3.json` if None.
+
+    Raises:
+        Misconfigured: if the folder or the configuration cannot be read, or the task is not `causal`.
+    """
+    if base.task != "causal":
+        raise Misconfigured(f"expected a base with task 'causal', got {base.task!r} for {base.ref}")
+    try:
+        dtype = AutoConfig.from_pretrained(base.ref).dtype or torch.float32
+        settings = deepspeed_settings(config_path or DEFAULT_CONFIG, dtype=dtype)
+        config = HfDeepSpeedConfig(settings)
+        tokenizer = AutoTokenizer.from_pretrained(base.ref)
+        module = AutoModelForCausalLM.from_pretrained(base.ref, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise Misconfigured(f"expected a causal language model in {base.ref}, got: {error}") from error
+    module.eval().requires_grad_(False)
+    engine = deepspeed.initialize(model=module, config=settings)[0]
+    if dist.get_world_size() == 1:
+        reside(engine)
+    return ShardedModel(base=base, module=engine.module, tokenizer=tokenizer, engine=engine, config=config)
+
+
+def deepspeed_settings(path: Path, *, dtype: torch.dtype) -> dict[str, Any]:
+    """The DeepSpeed configuration for a model of this dtype.
+
+    Raises:
+        Misconfigured: if the file cannot be read, is not stage 3, or lets small parameters stay gathered: what is
+            written to their partition would be ignored.
+    """
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise Misconfigured(f"expected a DeepSpeed configuration at {path}, got: {error}") from error
+    zero: Mapping[str, Any] = settings.get("zero_optimization", {})
+    expected = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    for key, value in expected.items():
+        if zero.get(key) != value:
+            raise Misconfigured(f"expected zero_optimization.{key} to be {value} in {path}, got {zero.get(key)!r}")
+    return settings | {"bf16": {"enabled": dtype is torch.bfloat16}, "fp16": {"enabled": dtype is torch.float16}}
+
+
+def reside(engine: Any) -> None:
+    """Make every parameter of a rank alone a view of its partition, and take off the hooks that gather.
+
+    Parameters that are offloaded to another device than the one that computes are left to DeepSpeed.
+    """
+    params = list(engine.module.parameters())
+    if any(param.ds_tensor.device != param.device for param in params):
+        return
+    engine.optimizer.destroy()  # without an optimizer this is the object that owns the hooks, and nothing else
+    for param in params:
+        param.data = param.ds_tensor.data.view(param.ds_shape)
+        param.ds_status = ZeroParamStatus.AVAILABLE
+
+
+def is_safe_to_write(param: Any) -> bool:
+    """Whether a write to the parameter's partition is what the next forward sees."""
+    if param.ds_status is ZeroParamStatus.NOT_AVAILABLE:
+        return True
+    return bool(param.data.data_ptr() == param.ds_tensor.data_ptr())
