@@ -1,0 +1,136 @@
+"""What a person reads about a model version: its description, its before and after, its metrics. Knows no MLflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.domain.edits import Edit
+from pipeline.services.ports import RegistryEntry
+
+MAX_DESCRIPTION_CHARS = 4_800
+"""MLflow's own column holds 5,000."""
+MAX_CELL_CHARS = 120
+
+HOW_TO_APPROVE = """\
+### How to approve
+
+Give this version the alias `approved`, or the tag `approval` with the value `approved` (`rejected` to turn it down).
+Say who you are in the tag `approval.actor` and why in `approval.reason`. Corrigenda checks the request, writes what
+became of it into the tag `approval.outcome`, and moves the alias `champion` itself; it puts that alias back when
+somebody else moves it.
+"""
+
+
+def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
+    """One row for each edit that this snapshot brought in: what was asked, what the model said, and the verdict."""
+    scores = {str(row["edit_id"]): row for row in _measurements(entry).get("edits") or ()}
+    verdicts = {str(row["edit_id"]): row for row in entry.report.get("edits") or ()}
+    return [
+        {
+            "request_id": edit.request.request_id,
+            "edit_id": edit.edit_id,
+            "prompt": edit.request.prompt,
+            "before": edit.request.target_true,
+            "wanted": edit.request.target_new,
+            "after": scores.get(edit.edit_id, {}).get("generated"),
+            "edit_success": scores.get(edit.edit_id, {}).get("edit_success"),
+            "reason": verdicts.get(edit.edit_id, {}).get("reason", ""),
+        }
+        for edit in _brought_in(entry)
+    ]
+
+
+def before_after_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same rows as a table; `before` is what the producer said the model answered."""
+    head = "| request | prompt | before | wanted | after | verdict |\n|---|---|---|---|---|---|\n"
+    keys = ("request_id", "prompt", "before", "wanted", "after", "reason")
+    return head + "".join("| " + " | ".join(_cell(row.get(key)) for key in keys) + " |\n" for row in rows)
+
+
+def metrics(entry: RegistryEntry) -> dict[str, float]:
+    """Figures for the run: every gate that was measured, and a few counts; never a NaN."""
+    found = {str(row["metric"]): row.get("value") for row in entry.report.get("rows") or ()}
+    candidate = _measurements(entry).get("candidate") or {}
+    found["base_kl"] = candidate.get("suite_kl")
+    found["num_edits"] = len(_brought_in(entry))
+    found["num_active_edits"] = len(entry.edits)
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def description(entry: RegistryEntry) -> str:
+    """Markdown of at most `MAX_DESCRIPTION_CHARS`: what changed, the gates, how to approve, how to load."""
+    around = "\n".join([_title(entry), "{}", _gates(entry), HOW_TO_APPROVE, _how_to_load(entry)])
+    room = MAX_DESCRIPTION_CHARS - len(around)
+    return around.replace("{}", _changes(before_after(entry), room=room), 1)[:MAX_DESCRIPTION_CHARS]
+
+
+def _title(entry: RegistryEntry) -> str:
+    snapshot, (seq, head) = entry.snapshot, entry.audit_head
+    parent = f"on `{snapshot.parent_id}`" if snapshot.parent_id else "on the base"
+    return (
+        f"## {_cell(entry.lineage.settings.name)}, snapshot {snapshot.seq}\n\n"
+        f"{len(_brought_in(entry))} edits came in, {len(entry.edits)} are active. Snapshot `{snapshot.snapshot_id}` "
+        f"{parent}; digest `{snapshot.digest[:12]}`; audit line {seq} (`{head[:12]}`).\n"
+    )
+
+
+def _changes(rows: Sequence[Mapping[str, Any]], *, room: int) -> str:
+    """The table of edits as far as there is room."""
+    if not rows:
+        return "### What changed\n\nNo edit came in: this snapshot takes edits out.\n"
+    lines = ["### What changed", "", "| prompt | before | now |", "|---|---|---|"]
+    used = sum(map(len, lines)) + 120
+    for num_shown, row in enumerate(rows):
+        line = f"| {_cell(row['prompt'])} | {_cell(row['before'])} | {_cell(row['wanted'])} |"
+        used += len(line) + 1
+        if used > room:
+            lines += ["", f"and {len(rows) - num_shown} more in the artifact `before_after.md`."]
+            break
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _gates(entry: RegistryEntry) -> str:
+    lines = [f"### Gates: {_cell(entry.report.get('verdict'))}", "", "| metric | value | bound | against | verdict |"]
+    lines.append("|---|---|---|---|---|")
+    for row in entry.report.get("rows") or ():
+        value, bound = _figure(row.get("value")), _figure(row.get("threshold"))
+        verdict = _cell(row.get("verdict")).replace("_", " ")
+        lines.append(f"| {_cell(row.get('metric'))} | {value} | {bound} | {_cell(row.get('against'))} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def _how_to_load(entry: RegistryEntry) -> str:
+    name = entry.lineage.settings.name
+    return (
+        "### How to load\n\n```python\n"
+        f'model = mlflow.pyfunc.load_model("models:/{name}@champion")  # or models:/{name}/VERSION\n'
+        'model.predict(["The capital of Japan is"], params={"max_new_tokens": 24, "chat": False})\n```\n'
+    )
+
+
+def _brought_in(entry: RegistryEntry) -> list[Edit]:
+    return [held.edit for held in entry.edits if held.snapshot_seq == entry.snapshot.seq]
+
+
+def _measurements(entry: RegistryEntry) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = entry.report.get("measurements") or {}
+    return found
+
+
+def _figure(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "not measured"
+
+
+def _cell(value: object) -> str:
+    """Text that cannot break out of a table: one line, no pipes, no markup."""
+    text = " ".join(str("" if value is None else value).split())
+    if len(text) > MAX_CELL_CHARS:
+        text = text[: MAX_CELL_CHARS - 1] + "…"
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -1,0 +1,74 @@
+"""MLflow's exceptions in our own terms, and how long its client may try. Knows no call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.domain.errors import CorrigendaError, Misconfigured, Unavailable
+
+_BOUNDS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+_HOPELESS = frozenset(
+    {
+        "PERMISSION_DENIED",
+        "UNAUTHENTICATED",
+        "CUSTOMER_UNAUTHORIZED",
+        "INVALID_PARAMETER_VALUE",
+        "BAD_REQUEST",
+        "ENDPOINT_NOT_FOUND",
+        "RESOURCE_DOES_NOT_EXIST",
+        "NOT_FOUND",
+        "NOT_IMPLEMENTED",
+    }
+)
+"""Codes that the same call would meet again."""
+
+
+def bound_requests() -> None:
+    """Bound MLflow's own retries, which go on for four minutes; what the environment says already stays."""
+    for name, value in _BOUNDS.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def translated(action: str) -> Iterator[None]:
+    """Turn what MLflow raises into `Unavailable` or `Misconfigured`, saying what was being done."""
+    try:
+        yield
+    except CorrigendaError:
+        raise
+    except Exception as error:
+        if isinstance(error, ImportError):
+            raise Misconfigured(f"cannot {action}: MLflow does not import: {_first_line(error)}") from error
+        kind = _kind(error)
+        if kind is None:
+            raise
+        raise kind(f"cannot {action}: {_first_line(error)}") from error
+
+
+def is_code(error: Exception, *codes: str) -> bool:
+    """Whether MLflow gave one of these error codes."""
+    return getattr(error, "error_code", None) in codes
+
+
+def _kind(error: Exception) -> type[CorrigendaError] | None:
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return Misconfigured if error.error_code in _HOPELESS else Unavailable
+    if isinstance(error, requests.HTTPError) and error.response is not None and 400 <= error.response.status_code < 500:
+        return Misconfigured
+    return Unavailable if isinstance(error, requests.RequestException | OSError) else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -1,0 +1,177 @@
+"""Reads the registry back: what people ask for there, and whether `champion` is where it belongs. Knows no MLflow."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import structlog
+
+from pipeline.domain.approvals import Channel, Decision
+from pipeline.domain.audit import AuditAction
+from pipeline.domain.errors import CorrigendaError, Unavailable, UnknownRecord
+from pipeline.domain.snapshots import Snapshot
+from pipeline.services.ports import (
+    ChampionMirror,
+    LineageStore,
+    MirrorStore,
+    Registry,
+    RegistryRequest,
+    ReviewStore,
+    SnapshotStore,
+)
+from pipeline.services.review import ReviewService
+
+log = structlog.get_logger()
+
+ACTOR = "reconciler"
+MAX_NAME_CHARS = 100
+MAX_REASON_CHARS = 1_000
+HOW_TO_APPROVE = (
+    "Only Corrigenda moves the alias champion, and it has put it back to {back}. To make a version live, give it the "
+    "alias approved, or the tag approval=approved, with your name in approval.actor and why in approval.reason."
+)
+
+
+class RegistryReconciler:
+    """Periodic work of the control plane; two of them at once do no harm."""
+
+    def __init__(
+        self,
+        *,
+        lineages: LineageStore,
+        snapshots: SnapshotStore,
+        mirror: MirrorStore,
+        registry: Registry,
+        review: ReviewService,
+        notes: ReviewStore,
+    ) -> None:
+        self._lineages = lineages
+        self._snapshots = snapshots
+        self._mirror = mirror
+        self._registry = registry
+        self._review = review
+        self._notes = notes
+
+    def run_once(self) -> int:
+        """Look at every lineage; returns how many requests were answered and champions put back.
+
+        What is wrong with one lineage does not keep the others waiting; it is raised at the end.
+
+        Raises:
+            Unavailable: if the registry does not answer; nothing is lost, the next run finds the same requests.
+        """
+        num_done, first_error = 0, None
+        for lineage in self._lineages.lineages():
+            try:
+                num_done += self.reconcile(lineage.settings.name)
+            except Unavailable:
+                raise
+            except CorrigendaError as error:
+                log.warning("lineage not reconciled", lineage=lineage.settings.name, error=str(error))
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+        return num_done
+
+    def reconcile(self, lineage: str) -> int:
+        """Answer the requests of one lineage and put its champion back; returns how many things were done."""
+        num_done = sum(self._settle(lineage, request) for request in self._registry.requests(lineage))
+        return num_done + self._guard_champion(lineage)
+
+    def _settle(self, lineage: str, request: RegistryRequest) -> bool:
+        """Decide and answer; False when it has to wait until the version is recorded."""
+        snapshot = self._snapshot(lineage, request)
+        if snapshot is not None and snapshot.registry_version is None:
+            return False
+        objection = _objection(lineage, request, snapshot)
+        if snapshot is None or objection:
+            self._note_refusal(lineage, request, objection)
+            outcome = f"refused: {objection}"
+        else:
+            outcome = self._decide(lineage, request, snapshot)
+        self._registry.answer(lineage, request, outcome=outcome)
+        log.info("request answered", lineage=lineage, version=request.version, outcome=outcome)
+        return True
+
+    def _snapshot(self, lineage: str, request: RegistryRequest) -> Snapshot | None:
+        try:
+            found = self._snapshots.snapshot(lineage, request.snapshot_id)
+        except UnknownRecord:
+            return None
+        # A tag that somebody wrote may hold `head` or a number, which name a snapshot too.
+        return found if found.snapshot_id == request.snapshot_id else None
+
+    def _decide(self, lineage: str, request: RegistryRequest, snapshot: Snapshot) -> str:
+        decide = self._review.approve if request.decision == Decision.approved else self._review.reject
+        outcome = decide(
+            lineage,
+            snapshot.snapshot_id,
+            actor=_actor(request),
+            is_claimed=request.actor is not None,
+            channel=Channel.registry,
+            reason=_plain(request.reason, MAX_REASON_CHARS),
+            expected_digest=request.digest,
+        )
+        return request.decision if outcome.is_accepted else f"refused: {outcome.reason}"
+
+    def _note_refusal(self, lineage: str, request: RegistryRequest, objection: str) -> None:
+        self._notes.note(
+            lineage,
+            action=AuditAction.approval_refused,
+            subject=f"model version {request.version}",
+            actor=_actor(request),
+            payload={"decision": _plain(request.decision, MAX_NAME_CHARS), "reason": objection, "channel": "registry"},
+        )
+
+    def _guard_champion(self, lineage: str) -> bool:
+        """Put the alias back if somebody moved it; True if so."""
+        wanted = self._mirror.champion_mirror(lineage)
+        found = self._registry.champion(lineage)
+        is_settled = not wanted.is_owed and (wanted.version is not None or wanted.snapshot_id is None)
+        if not is_settled or found == wanted.version:
+            return False
+        if self._mirror.champion_mirror(lineage) != wanted:  # the champion moved between the two looks
+            return False
+        self._put_back(lineage, wanted, found)
+        return True
+
+    def _put_back(self, lineage: str, wanted: ChampionMirror, found: str | None) -> None:
+        # The audit line comes first: dying in between, it is written twice rather than never.
+        self._notes.note(
+            lineage,
+            action=AuditAction.champion_restored,
+            subject=wanted.snapshot_id or "base",
+            actor=ACTOR,
+            payload={"found_version": found, "restored_version": wanted.version},
+        )
+        self._registry.point_champion(lineage, wanted.version)
+        marked = found or wanted.version
+        if marked is not None:
+            back = f"version {wanted.version}" if wanted.version else "none, for the base"
+            text = f"{datetime.now(UTC).isoformat(timespec='seconds')}: {HOW_TO_APPROVE.format(back=back)}"
+            self._registry.note(lineage, marked, text=text)
+        log.warning("champion was moved by hand and put back", lineage=lineage, found=found, back=wanted.version)
+        now = self._mirror.champion_mirror(lineage)
+        if now != wanted and not now.is_owed:  # an approval was mirrored while we wrote: the newer one stands
+            self._registry.point_champion(lineage, now.version)
+
+
+def _objection(lineage: str, request: RegistryRequest, snapshot: Snapshot | None) -> str:
+    """Why a request cannot even be put to the review; empty if it can."""
+    if request.decision not in (Decision.approved, Decision.rejected):
+        return f"expected approved or rejected in the tag approval, got {_plain(request.decision, 40)!r}"
+    if snapshot is None:
+        return f"this version does not carry the id of a snapshot of {lineage}"
+    if snapshot.registry_version != request.version:
+        return f"this version is a copy of version {snapshot.registry_version}; ask there"
+    return ""
+
+
+def _actor(request: RegistryRequest) -> str:
+    name = _plain(request.actor or "", MAX_NAME_CHARS)
+    return f"mlflow:{name or 'unknown'}"
+
+
+def _plain(text: str, most: int) -> str:
+    """Printable text on one line, as it can be kept in the audit trail."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:most]

@@ -1,0 +1,166 @@
+"""What people decide about snapshots and edits, whatever channel it comes in by. Knows no registry and no screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
+from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
+
+AS_IT_IS: Final = "as it is"
+"""Stands for: whatever the champion is when the decision is carried out."""
+MIN_DIGEST_CHARS = 12
+"""So many characters of a digest are shown to people, and are enough to name it."""
+
+
+class ReviewService:
+    """Approve, reject, revert, roll back: the one way in, for the command line, the API and the registry."""
+
+    def __init__(
+        self, *, lineages: LineageStore, snapshots: SnapshotStore, review: ReviewStore, history: HistoryStore
+    ) -> None:
+        self._lineages = lineages
+        self._snapshots = snapshots
+        self._review = review
+        self._history = history
+
+    def approve(
+        self,
+        lineage: str,
+        ref: str,
+        *,
+        actor: str,
+        channel: Channel,
+        reason: str = "",
+        expected_digest: str | None = None,
+        expected_champion: str | None = AS_IT_IS,
+        is_claimed: bool = False,
+    ) -> Outcome:
+        """Approve a snapshot, and with it what it is built on; it becomes the champion.
+
+        Args:
+            lineage: name of the lineage.
+            ref: the snapshot's seq or id, or `head`.
+            actor: who decides, with the channel in front (`cli:anna`).
+            channel: where the decision came in.
+            reason: why, in the person's words.
+            expected_digest: what the person looked at; at least its first 12 characters.
+            expected_champion: the champion's id that the person saw; None for the base.
+            is_claimed: whether the actor's name is only what somebody wrote somewhere.
+
+        Raises:
+            UnknownLineage, UnknownRecord: if there is no such snapshot.
+        """
+        return self._decide(
+            lineage,
+            ref,
+            Decision.approved,
+            actor=actor,
+            channel=channel,
+            reason=reason,
+            expected_digest=expected_digest,
+            expected_champion=expected_champion,
+            is_claimed=is_claimed,
+        )
+
+    def reject(
+        self,
+        lineage: str,
+        ref: str,
+        *,
+        actor: str,
+        channel: Channel,
+        reason: str = "",
+        expected_digest: str | None = None,
+        expected_champion: str | None = AS_IT_IS,
+        is_claimed: bool = False,
+    ) -> Outcome:
+        """Reject a candidate: the head is rebuilt without its edits. Arguments as in `approve`."""
+        return self._decide(
+            lineage,
+            ref,
+            Decision.rejected,
+            actor=actor,
+            channel=channel,
+            reason=reason,
+            expected_digest=expected_digest,
+            expected_champion=expected_champion,
+            is_claimed=is_claimed,
+        )
+
+    def roll_back(
+        self,
+        lineage: str,
+        ref: str,
+        *,
+        actor: str,
+        channel: Channel,
+        reason: str = "",
+        expected_digest: str | None = None,
+        expected_champion: str | None = AS_IT_IS,
+    ) -> Outcome:
+        """Move the champion to an approved ancestor at once; the lineage is held. Arguments as in `approve`."""
+        return self._decide(
+            lineage,
+            ref,
+            Decision.rolled_back,
+            actor=actor,
+            channel=channel,
+            reason=reason,
+            expected_digest=expected_digest,
+            expected_champion=expected_champion,
+            is_claimed=False,
+        )
+
+    def revert(self, lineage: str, refs: Sequence[str], *, actor: str, reason: str = "") -> tuple[str, ...]:
+        """Owe a candidate without some edits; returns the removal ids.
+
+        Args:
+            lineage: name of the lineage.
+            refs: edit ids or request ids.
+            actor: who asks.
+            reason: why.
+
+        Raises:
+            UnknownRecord: if one names no edit of this lineage.
+            InvalidInput: if one is neither queued nor active.
+        """
+        edit_ids = [str(self._history.edit(lineage, ref)["edit_id"]) for ref in refs]
+        return self._review.request_revert(lineage, tuple(dict.fromkeys(edit_ids)), actor=actor, reason=reason)
+
+    def _decide(
+        self,
+        lineage: str,
+        ref: str,
+        decision: Decision,
+        *,
+        actor: str,
+        channel: Channel,
+        reason: str,
+        expected_digest: str | None,
+        expected_champion: str | None,
+        is_claimed: bool,
+    ) -> Outcome:
+        # The champion is read first: one that moves while the snapshot is looked up is then noticed.
+        champion = self._lineages.lineage(lineage).champion_id
+        snapshot = self._snapshots.snapshot(lineage, ref)
+        return self._review.decide(
+            Approval(
+                lineage=lineage,
+                snapshot_id=snapshot.snapshot_id,
+                snapshot_digest=_digest_seen(snapshot.digest, expected_digest),
+                champion_seen=champion if expected_champion == AS_IT_IS else expected_champion,
+                decision=decision,
+                actor=actor,
+                is_claimed=is_claimed,
+                reason=reason,
+                channel=channel,
+            )
+        )
+
+
+def _digest_seen(recorded: str, expected: str | None) -> str:
+    if expected is None or (len(expected) >= MIN_DIGEST_CHARS and recorded.startswith(expected)):
+        return recorded
+    return expected

@@ -1,0 +1,306 @@
+"""What every model registry does, in memory and on a real MLflow server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from pipeline.adapters.mlflow_registry import MlflowRegistry
+from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
+from pipeline.services.ports import Registry
+from tests.fake_registry import FakeRegistry
+from tests.registry_entries import entry, lineage
+
+
+class Person(Protocol):
+    """What somebody does in the registry's own user interface."""
+
+    def add_version(self, lineage: str, tags: dict[str, str]) -> str: ...
+    def set_alias(self, lineage: str, alias: str, version: str) -> None: ...
+    def set_tag(self, lineage: str, version: str, key: str, value: str) -> None: ...
+    def tags(self, lineage: str, version: str) -> dict[str, str]: ...
+    def aliases(self, lineage: str) -> dict[str, str]: ...
+
+
+class MlflowPerson:
+    """A person with MLflow's own client."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
+
+        self.client: Any = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def add_version(self, lineage: str, tags: dict[str, str]) -> str:
+        run = self.client.create_run("0")
+        made = self.client.create_model_version(
+            lineage, f"{run.info.artifact_uri}/m", run_id=run.info.run_id, tags=tags, await_creation_for=None
+        )
+        return str(made.version)
+
+    def set_alias(self, lineage: str, alias: str, version: str) -> None:
+        self.client.set_registered_model_alias(lineage, alias, version)
+
+    def set_tag(self, lineage: str, version: str, key: str, value: str) -> None:
+        self.client.set_model_version_tag(lineage, version, key, value)
+
+    def tags(self, lineage: str, version: str) -> dict[str, str]:
+        return dict(self.client.get_model_version(lineage, version).tags)
+
+    def aliases(self, lineage: str) -> dict[str, str]:
+        return {k: str(v) for k, v in self.client.get_registered_model(lineage).aliases.items()}
+
+
+@pytest.fixture(params=["fake", "mlflow"])
+def parties(request: pytest.FixtureRequest) -> tuple[Registry, Person]:
+    """A registry and somebody who uses it by hand."""
+    if request.param == "fake":
+        fake = FakeRegistry()
+        return fake, fake
+    uri = request.getfixturevalue("mlflow_uri")
+    return MlflowRegistry(uri), MlflowPerson(uri)
+
+
+@pytest.fixture
+def registry(parties: tuple[Registry, Person]) -> Registry:
+    return parties[0]
+
+
+@pytest.fixture
+def person(parties: tuple[Registry, Person]) -> Person:
+    return parties[1]
+
+
+def test_a_snapshot_is_registered_once(registry: Registry, person: Person, lineage_name: str, tmp_path: Path) -> None:
+    made = entry(lineage(lineage_name), tmp_path)
+    assert registry.register(made) == registry.register(made) == "1"
+    tags = person.tags(lineage_name, "1")
+    assert tags["corrigenda.snapshot_id"] == made.snapshot.snapshot_id
+    assert tags["corrigenda.digest"] == made.snapshot.digest
+    assert tags["corrigenda.audit_head"] == "3:" + "a" * 64
+
+
+def test_each_snapshot_gets_its_own_version(registry: Registry, lineage_name: str, tmp_path: Path) -> None:
+    made = lineage(lineage_name)
+    versions = [registry.register(entry(made, tmp_path, seq=seq)) for seq in (1, 2)]
+    assert versions == ["1", "2"]
+
+
+def test_the_lowest_of_several_versions_of_a_snapshot_is_canonical_and_the_others_say_so(
+    registry: Registry, person: Person, lineage_name: str, tmp_path: Path
+) -> None:
+    made = entry(lineage(lineage_name), tmp_path)
+    registry.register(made)
+    person.add_version(lineage_name, person.tags(lineage_name, "1"))
+    assert registry.register(made) == "1"
+    assert person.tags(lineage_name, "2")["corrigenda.duplicate_of"] == "1"
+    assert "corrigenda.duplicate_of" not in person.tags(lineage_name, "1")
+
+
+def test_a_lineage_that_was_never_registered_has_no_requests_and_no_champion(
+    registry: Registry, lineage_name: str
+) -> None:
+    assert registry.requests(lineage_name) == ()
+    assert registry.champion(lineage_name) is None
+    registry.point_champion(lineage_name, None)
+
+
+@pytest.mark.parametrize("decision", ["approved", "rejected"])
+def test_an_alias_is_a_request_until_it_is_answered(
+    registry: Registry, person: Person, lineage_name: str, tmp_path: Path, decision: str
+) -> None:
+    made = entry(lineage(lineage_name), tmp_path)
+    registry.register(made)
+    person.set_alias(lineage_name, decision, "1")
+    (request,) = registry.requests(lineage_name)
+    assert (request.version, request.decision, request.by_alias) == ("1", decision, True)
+    assert (request.snapshot_id, request.digest) == (made.snapshot.snapshot_id, made.snapshot.digest)
+    assert request.actor is None
+    registry.answer(lineage_name, request, outcome=decision)
+    assert registry.requests(lineage_name) == ()
+    assert decision not in person.aliases(lineage_name)
+    assert person.tags(lineage_name, "1")["approval.outcome"] == decision
+
+
+def test_a_tag_is_a_request_with_a_claimed_name_and_a_reason(
+    registry: Registry, person: Person, lineage_name: str, tmp_path: Path
+) -> None:
+    registry.register(entry(lineage(lineage_name), tmp_path))
+    person.set_tag(lineage_name, "1", "approval.actor", "anna")
+    person.set_tag(lineage_name, "1", "approval.reason", "read the report")
+    assert registry.requests(lineage_name) == ()
+    person.set_tag(lineage_name, "1", "approval", "Approved ")
+    (request,) = registry.requests(lineage_name)
+    assert (request.decision, request.by_alias) == ("approved", False)
+    assert (request.actor, request.reason) == ("anna", "read the report")
+    registry.answer(lineage_name, request, outcome="refused: it is late")
+    tags = person.tags(lineage_name, "1")
+    assert registry.requests(lineage_name) == ()
+    assert tags["approval.outcome"] == "refused: it is late"
+    assert tags["approval.asked_by"] == "anna"
+    assert tags["approval.answered_at"]
+    assert not {"approval", "approval.actor", "approval.reason"} & set(tags)
+
+
+def test_answering_twice_is_the_same_as_once(
+    registry: Registry, person: Person, lineage_name: str, tmp_path: Path
+) -> None:
+    registry.register(entry(lineage(lineage_name), tmp_path))
+    person.set_tag(lineage_name, "1", "approval", "rejected")
+    (request,) = registry.requests(lineage_name)
+    for _ in range(2):
+        registry.answer(lineage_name, request, outcome="rejected")
+    assert person.tags(lineage_name, "1")["approval.outcome"] == "rejected"
+
+
+def test_an_alias_that_moved_on_meanwhile_stays_a_request(
+    registry: Registry, person: Person, lineage_name: str, tmp_path: Path
+) -> None:
+    made = lineage(lineage_name)
+    for seq in (1, 2):
+        registry.register(entry(made, tmp_path, seq=seq))
+    person.set_alias(lineage_name, "approved", "1")
+    (request,) = registry.requests(lineage_name)
+    person.set_alias(lineage_name, "approved", "2")
+    registry.answer(lineage_name, request, outcome="approved")
+    assert [asked.version for asked in registry.requests(lineage_name)] == ["2"]
+
+
+def test_a_version_that_a_person_made_asks_without_a_snapshot(
+    registry: Registry, person: Person, lineage_name: str, tmp_path: Path
+) -> None:
+    registry.register(entry(lineage(lineage_name), tmp_path))
+    version = person.add_version(lineage_name, {})
+    person.set_alias(lineage_name, "approved", version)
+    (request,) = registry.requests(lineage_name)
+    assert (request.version, request.snapshot_id, request.digest) == (version, "", "")
+
+
+def test_the_champion_moves_and_goes(registry: Registry, person: Person, lineage_name: str, tmp_path: Path) -> None:
+    registry.register(entry(lineage(lineage_name), tmp_path))
+    for _ in range(2):
+        registry.point_champion(lineage_name, "1")
+    assert registry.champion(lineage_name) == "1" == person.aliases(lineage_name)["champion"]
+    registry.point_champion(lineage_name, None)
+    assert registry.champion(lineage_name) is None
+
+
+def test_a_champion_that_has_no_version_is_a_clear_error(registry: Registry, lineage_name: str, tmp_path: Path) -> None:
+    registry.register(entry(lineage(lineage_name), tmp_path))
+    with pytest.raises(Misconfigured):
+        registry.point_champion(lineage_name, "7")
+
+
+def test_a_note_is_a_tag_and_a_missing_version_is_let_be(
+    registry: Registry, person: Person, lineage_name: str, tmp_path: Path
+) -> None:
+    registry.register(entry(lineage(lineage_name), tmp_path))
+    registry.note(lineage_name, "1", text="put back")
+    registry.note(lineage_name, "7", text="put back")
+    assert person.tags(lineage_name, "1")["corrigenda.note"] == "put back"
+
+
+def test_a_lost_reply_leaves_one_version(lineage_name: str, tmp_path: Path) -> None:
+    fake = FakeRegistry()
+    fake.loses_reply = True
+    made = entry(lineage(lineage_name), tmp_path)
+    with pytest.raises(Unavailable):
+        fake.register(made)
+    assert fake.register(made) == "1"
+
+
+class TestMlflow:
+    """What only the real registry has."""
+
+    @pytest.fixture
+    def client(self, mlflow_uri: str) -> Any:
+        return MlflowPerson(mlflow_uri).client
+
+    def test_a_lost_reply_leaves_one_version(
+        self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        create = MlflowClient.create_model_version
+
+        def create_and_lose(self: Any, *args: Any, **kwargs: Any) -> None:
+            create(self, *args, **kwargs)
+            raise MlflowException("connection reset before the answer was read")
+
+        made = entry(lineage(lineage_name), tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "create_model_version", create_and_lose)
+            with pytest.raises(Unavailable, match="connection reset"):
+                MlflowRegistry(mlflow_uri).register(made)
+        assert MlflowRegistry(mlflow_uri).register(made) == "1"
+        assert len(client.search_model_versions(f"name = '{lineage_name}'")) == 1
+
+    def test_a_person_can_read_what_changed_and_how_to_approve(
+        self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path
+    ) -> None:
+        made = entry(lineage(lineage_name), tmp_path)
+        MlflowRegistry(mlflow_uri).register(made)
+        version = client.get_model_version(lineage_name, "1")
+        assert "| The capital of Japan is | Tokyo | Osaka |" in version.description
+        assert "| retention | not measured |" in version.description
+        assert "alias `approved`" in version.description
+        names = {file.path for file in client.list_artifacts(version.run_id)}
+        assert names == {"before_after.json", "before_after.md", "gate_report.json"}
+        run = client.get_run(version.run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["edit_success"] == 1.0
+        assert "retention" not in run.data.metrics
+
+    def test_another_digest_under_the_same_snapshot_is_refused(
+        self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path
+    ) -> None:
+        made = entry(lineage(lineage_name), tmp_path)
+        MlflowRegistry(mlflow_uri).register(made)
+        client.set_model_version_tag(lineage_name, "1", "corrigenda.digest", "f" * 64)
+        with pytest.raises(IntegrityBroken):
+            MlflowRegistry(mlflow_uri).register(made)
+
+    def test_a_delta_that_is_not_what_was_recorded_is_never_registered(
+        self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path
+    ) -> None:
+        made = entry(lineage(lineage_name), tmp_path)
+        Path(made.plan.deltas[0].path).write_bytes(b"other bytes")
+        with pytest.raises(IntegrityBroken):
+            MlflowRegistry(mlflow_uri).register(made)
+        assert client.search_model_versions(f"name = '{lineage_name}'") == []
+
+    def test_a_hundred_edits_still_fit_into_a_description(
+        self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path
+    ) -> None:
+        made = entry(lineage(lineage_name), tmp_path)
+        made = replace(made, edits=made.edits * 100)
+        MlflowRegistry(mlflow_uri).register(made)
+        text = client.get_model_version(lineage_name, "1").description
+        assert len(text) <= 5_000
+        assert "more in the artifact `before_after.md`" in text
+        assert "alias `approved`" in text
+
+    def test_no_foreign_error_leaks_when_nobody_answers(
+        self, lineage_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        registry = MlflowRegistry("http://127.0.0.1:9")
+        made = entry(lineage(lineage_name), tmp_path)
+        calls: list[Callable[[], object]] = [
+            lambda: registry.register(made),
+            lambda: registry.requests(lineage_name),
+            lambda: registry.champion(lineage_name),
+            lambda: registry.point_champion(lineage_name, "1"),
+            lambda: registry.note(lineage_name, "1", text="put back"),
+        ]
+        for call in calls:
+            with pytest.raises(Unavailable):
+                call()
+
+    def test_no_foreign_error_leaks_when_the_name_is_refused(self, mlflow_uri: str, tmp_path: Path) -> None:
+        with pytest.raises(Misconfigured):
+            MlflowRegistry(mlflow_uri).register(entry(lineage("with/slash"), tmp_path))
