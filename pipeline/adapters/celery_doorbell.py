@@ -1,0 +1,79 @@
+"""Rings edit workers through Celery, by task name. Imports no worker, and never says what the work is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis.exceptions import AuthenticationError, RedisError
+
+from pipeline.config import Settings
+from pipeline.domain.errors import Misconfigured, Unavailable
+
+EDIT_LINEAGE = "corrigenda.edit_lineage"
+"""Name of the task; its one argument is the lineage's name."""
+SOCKET_TIMEOUT_SECONDS = 3
+
+
+def edit_queue(base_digest: str) -> str:
+    """The queue of the workers that hold this base."""
+    return f"edits.{base_digest[:12]}"
+
+
+class CeleryDoorbell:
+    """A Celery client that only sends."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connects at the first ring.
+
+        Raises:
+            Misconfigured: if no Redis is named.
+        """
+        settings.require("redis_url")
+        self._settings = settings
+
+    def ring(self, lineage: str, *, base_digest: str) -> None:
+        """Say that a lineage has work; may be lost or repeated.
+
+        Raises:
+            Unavailable: within seconds, if Redis does not answer.
+            Misconfigured: if it does not take our password.
+        """
+        with _redis_errors():
+            self._app.send_task(
+                EDIT_LINEAGE, args=[lineage], queue=edit_queue(base_digest), ignore_result=True, retry=False
+            )
+
+    def close(self) -> None:
+        """Leave Redis."""
+        self._app.close()
+
+    @cached_property
+    def _app(self) -> Celery:
+        app = Celery("corrigenda", broker=self._settings.redis_url.get_secret_value(), set_as_current=False)
+        app.conf.update(
+            task_serializer="json",
+            accept_content=["json"],
+            broker_connection_timeout=SOCKET_TIMEOUT_SECONDS,
+            broker_transport_options={
+                "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+                "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+                "max_retries": 0,
+            },
+        )
+        return app
+
+
+@contextmanager
+def _redis_errors() -> Iterator[None]:
+    """Turn what Celery, kombu and redis raise into our errors; the URL is not repeated, it may hold a password."""
+    try:
+        yield
+    except (KombuError, RedisError, OSError) as error:
+        causes = [error, error.__cause__, error.__context__]
+        if any(isinstance(cause, AuthenticationError) for cause in causes):
+            raise Misconfigured("Redis does not accept the password of CORRIGENDA_REDIS_URL") from error
+        raise Unavailable(f"Redis, the Celery broker, does not answer: {str(error)[:200]}") from error

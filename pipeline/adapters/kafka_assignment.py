@@ -1,0 +1,136 @@
+"""Which partitions a consumer reads: all of them, or those a group's coordinator gives. Knows no epoch.
+
+Rebalance callbacks run on the client library's own thread, inside a poll. They only stop a partition from being read
+and note that it must be claimed; the claiming happens before the next poll, on the caller's thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from kafka import ConsumerRebalanceListener, TopicPartition
+
+
+class Assignment(Protocol):
+    """How a consumer gets its partitions."""
+
+    def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
+        """Partitions that must be claimed before they are read; `partitions` are all that the topic has."""
+
+    def start(self, place: TopicPartition, offset: int) -> None:
+        """Read a claimed partition from this offset on.
+
+        Raises:
+            ValueError: if it is not ours any more.
+        """
+
+    def lost(self) -> tuple[TopicPartition, ...]:
+        """Partitions whose claim ended since they were started."""
+
+    def forget(self) -> None:
+        """Stop reading; everything that is assigned is due again."""
+
+    def renew(self) -> bool:
+        """Ask for partitions again after somebody else took one; False where nobody can be asked."""
+
+
+class AssignedByHand:
+    """Every partition of the topic."""
+
+    def __init__(self, consumer: Any, topic: str) -> None:
+        self._consumer = consumer
+        self._topic = topic
+        self._started: set[TopicPartition] = set()
+
+    def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
+        """All of them, the first time."""
+        places = [TopicPartition(self._topic, partition) for partition in partitions]
+        if not self._started:
+            self._consumer.assign(places)
+        return tuple(place for place in places if place not in self._started)
+
+    def start(self, place: TopicPartition, offset: int) -> None:
+        """As `Assignment.start`."""
+        self._consumer.seek(place, offset)
+        self._started.add(place)
+
+    def lost(self) -> tuple[TopicPartition, ...]:
+        """None: nobody takes them but by raising the epoch."""
+        return ()
+
+    def forget(self) -> None:
+        """As `Assignment.forget`."""
+        self._started.clear()
+
+    def renew(self) -> bool:
+        """Nobody can be asked: whoever took the partition is newer, and stays."""
+        return False
+
+
+class AssignedByGroup(ConsumerRebalanceListener):  # type: ignore[misc]
+    """What the coordinator of a consumer group gives us."""
+
+    def __init__(self, consumer: Any, topic: str) -> None:
+        self._consumer = consumer
+        self._topic = topic
+        self._lock = threading.Lock()
+        self._due: set[TopicPartition] = set()
+        self._lost: set[TopicPartition] = set()
+        self._consumer.subscribe([topic], listener=self)
+
+    def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
+        """What was assigned and is not started."""
+        with self._lock:
+            return tuple(sorted(self._due))
+
+    def start(self, place: TopicPartition, offset: int) -> None:
+        """As `Assignment.start`."""
+        with self._lock:
+            self._due.discard(place)
+            self._lost.discard(place)
+        self._consumer.seek(place, offset)
+        with suppress(KeyError):
+            self._consumer.resume(place)
+
+    def lost(self) -> tuple[TopicPartition, ...]:
+        """What was taken away, or given anew, since the last call."""
+        with self._lock:
+            lost, self._lost = self._lost, set()
+            return tuple(lost | self._due)
+
+    def forget(self) -> None:
+        """As `Assignment.forget`."""
+        self._hold(self._consumer.assignment() or ())
+
+    def renew(self) -> bool:
+        """Leave the group and join it again."""
+        self._consumer.unsubscribe()
+        with self._lock:
+            self._due.clear()
+        self._consumer.subscribe([self._topic], listener=self)
+        return True
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """On the library's thread: a position, so that it asks for none, and a pause, until the epoch is taken."""
+        self._hold(assigned)
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """On the library's thread."""
+        with self._lock:
+            self._due.difference_update(revoked)
+            self._lost.update(revoked)
+
+    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
+        """On the library's thread, when the group went on without us."""
+        self.on_partitions_revoked(lost)
+
+    def _hold(self, places: Collection[TopicPartition]) -> None:
+        for place in places:
+            with suppress(ValueError, KeyError):
+                self._consumer.pause(place)
+                self._consumer.seek(place, 0)
+        with self._lock:
+            self._due.update(places)

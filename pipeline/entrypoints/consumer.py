@@ -1,0 +1,74 @@
+"""The intake process: `python -m pipeline.entrypoints.consumer`. Knows how to wire, stop and end it; decides nothing.
+
+It ends with 0 when it was told to stop (SIGTERM, SIGINT) and otherwise with the exit status of the error, as the
+commands do: `misconfigured` for settings that cannot work and for a gap in the log, `unavailable` when the broker or
+the database stayed away too long, `failed` when a newer consumer has taken the partitions over.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+
+from pipeline.adapters.kafka_source import KafkaSource
+from pipeline.adapters.sql_engine import connect
+from pipeline.adapters.sql_intake import SqlIntakeStore
+from pipeline.config import Settings, load_settings
+from pipeline.domain.errors import CorrigendaError
+from pipeline.entrypoints.console import ExitCode, exit_code
+from pipeline.entrypoints.process_logs import log_to_stderr
+from pipeline.services.intake import Intake
+
+
+def run(settings: Settings, should_stop: Callable[[], bool]) -> None:
+    """Take in corrections until told to stop: the poll that was begun is recorded, then the group is left.
+
+    Raises:
+        Misconfigured, StreamGap: a person must act.
+        Unavailable: a service stayed away too long.
+        EpochStale: a newer consumer has taken over.
+    """
+    settings.require("database_url", "kafka_bootstrap")
+    engine = connect(settings.database_url.get_secret_value(), settings.database_role)
+    store = SqlIntakeStore(engine)
+    try:
+        with KafkaSource(settings, store.take_partition) as source:
+            Intake(source=source, store=store).run(should_stop)
+    finally:
+        engine.dispose()
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; returns the exit status."""
+    log_to_stderr()
+    log = structlog.get_logger(__name__)
+    stop = _stop_on_signals()
+    try:
+        settings = load_settings()
+        log.info("intake_started", topic=settings.requests_topic, mode=settings.intake_mode)
+        run(settings, stop.is_set)
+    except CorrigendaError as error:
+        log.error("intake_failed", kind=type(error).__name__, error=str(error), **error.ids)
+        return int(exit_code(error))
+    log.info("intake_stopped")
+    return int(ExitCode.done)
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    return stop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Turns what a topic brings into recorded requests and dead letters. Knows no broker and no database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+import stamina
+import structlog
+
+from pipeline.domain.errors import EpochStale, InvalidMessage, Unavailable
+from pipeline.domain.failpoints import failpoint
+from pipeline.domain.messages import Message, ParsedMessage, PartitionClaim, Poll, PollCounts
+from pipeline.domain.wire import parse_message
+from pipeline.services.ports import IntakeStore
+
+Result = TypeVar("Result")
+
+GIVE_UP_AFTER = timedelta(minutes=2)
+"""How long the broker or the database may be away before intake ends and leaves the rest to its supervisor."""
+FIRST_WAIT = timedelta(milliseconds=100)
+LONGEST_WAIT = timedelta(seconds=2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fetched:
+    """What one poll brought of one partition that is ours."""
+
+    claim: PartitionClaim
+    """Under which epoch it was read."""
+    messages: tuple[Message, ...]
+    """In order of offset."""
+    next_offset: int
+    """The offset after the last one."""
+
+
+class MessageSource(Protocol):
+    """The topic of requests, and which of its partitions are ours."""
+
+    def poll(self) -> tuple[Fetched, ...]:
+        """Wait a moment for messages of partitions whose epoch we hold; empty if none came.
+
+        What was returned is not returned again, unless a partition is taken anew.
+
+        Raises:
+            StreamGap: if the log does not hold the offset that the database needs next.
+            Unavailable, Misconfigured: as the broker says.
+        """
+
+    def commit(self, fetched: Sequence[Fetched]) -> None:
+        """Tell the broker how far we are. Advice for people and monitors: it never raises, nothing reads it back."""
+
+    def step_back(self, error: EpochStale) -> None:
+        """Give up every partition and claim afresh what is still ours.
+
+        Raises:
+            EpochStale: the same error, where nobody assigns partitions: then the newer consumer stays.
+        """
+
+
+class Intake:
+    """Poll, parse, record in one transaction, tell the broker; over and over."""
+
+    def __init__(self, *, source: MessageSource, store: IntakeStore, give_up_after: timedelta = GIVE_UP_AFTER) -> None:
+        """Builds the use case; nothing is read yet.
+
+        Args:
+            source: where messages come from.
+            store: where they are recorded.
+            give_up_after: how long to retry what is unavailable.
+        """
+        self._source = source
+        self._store = store
+        self._give_up_after = give_up_after
+        self._log = structlog.get_logger(__name__)
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Take in messages until told to stop; a poll that was begun is finished.
+
+        Raises:
+            Unavailable: if the broker or the database stays away for longer than `give_up_after`.
+            StreamGap, Misconfigured: a person must act.
+            EpochStale: another consumer has taken over.
+        """
+        while not should_stop():
+            try:
+                self.run_once(should_stop)
+            except Unavailable:
+                if not should_stop():
+                    raise
+
+    def run_once(self, should_stop: Callable[[], bool] = lambda: False) -> PollCounts:
+        """One poll, from the topic to the database. Raises as `run` does."""
+        fetched = self._patiently(self._source.poll, should_stop)
+        if not fetched:
+            return PollCounts()
+        polls = [parsed_poll(part) for part in fetched]
+        failpoint("intake.before_record")
+        try:
+            # Retried with the same polls: after a commit whose outcome is unknown the store recognises them.
+            counts = self._patiently(lambda: self._store.record(polls), should_stop)
+        except EpochStale as error:
+            self._log.warning("partition_lost", error=str(error), **error.ids)
+            lost = error
+            self._patiently(lambda: self._source.step_back(lost), should_stop)
+            return PollCounts()
+        failpoint("intake.after_record")
+        self._source.commit(fetched)
+        failpoint("intake.after_commit")
+        self._tell(polls, counts)
+        return counts
+
+    def _patiently(self, action: Callable[[], Result], should_stop: Callable[[], bool]) -> Result:
+        """Retry while a service is away, for a bounded time; a stop ends the waiting."""
+        for attempt in stamina.retry_context(
+            on=lambda error: isinstance(error, Unavailable) and not should_stop(),
+            attempts=None,
+            timeout=self._give_up_after,
+            wait_initial=FIRST_WAIT,
+            wait_max=LONGEST_WAIT,
+            wait_jitter=FIRST_WAIT,
+        ):
+            with attempt:
+                return action()
+        raise AssertionError("a retry either returns or raises")
+
+    def _tell(self, polls: Sequence[Poll], counts: PollCounts) -> None:
+        misrouted = sum(is_misrouted(parsed) for poll in polls for parsed in poll.messages)
+        self._log.info(
+            "poll_recorded",
+            received=counts.received,
+            duplicates=counts.duplicates,
+            refused=counts.refused,
+            misrouted=misrouted,
+            next_offsets={poll.claim.partition.partition: poll.next_offset for poll in polls},
+        )
+
+
+def parsed_poll(fetched: Fetched) -> Poll:
+    """Every message with what it is: a request, or the reason why it can never be one."""
+    messages = tuple(parsed_message(message) for message in fetched.messages)
+    return Poll(claim=fetched.claim, messages=messages, next_offset=fetched.next_offset)
+
+
+def parsed_message(message: Message) -> ParsedMessage:
+    """The message and its request, or the reason why it is none."""
+    try:
+        return ParsedMessage(message=message, request=parse_message(message.value), refusal=None)
+    except InvalidMessage as error:
+        return ParsedMessage(message=message, request=None, refusal=str(error))
+
+
+def is_misrouted(parsed: ParsedMessage) -> bool:
+    """Whether a request came under a key that is not its lineage.
+
+    That is no reason to refuse a correction: the key only chooses the partition, the lineage stands in the value, and
+    of two corrections of a fact the later `occurred_at` wins wherever they lie. It is counted in the log instead.
+    """
+    key, request = parsed.message.key, parsed.request
+    return request is not None and key is not None and key != request.lineage.encode()

@@ -1,0 +1,45 @@
+"""Sends a correction the way a production system would. Knows the wire and a publisher, not the broker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.domain.edits import EditRequest
+from pipeline.domain.errors import InvalidMessage
+from pipeline.domain.wire import parse_message
+from pipeline.services.ports import Publisher
+
+
+def submit(publisher: Publisher, topic: str, document: Mapping[str, Any]) -> EditRequest:
+    """Check a correction as intake will, and publish it under its lineage.
+
+    Args:
+        publisher: writes to the topic.
+        topic: the topic of requests.
+        document: an object of `edits.requests.v1`.
+
+    Returns:
+        The request, as intake will read it.
+
+    Raises:
+        InvalidMessage: if it can never be an edit; nothing was sent.
+        Unavailable: if the broker does not acknowledge. Sending it again is safe: the id is the same.
+    """
+    value = encoded(document)
+    request = parse_message(value)
+    publisher.publish(topic, key=request.lineage, value=value)
+    return request
+
+
+def encoded(document: Mapping[str, Any]) -> bytes:
+    """The bytes that go on the topic.
+
+    Raises:
+        InvalidMessage: if the document is not JSON.
+    """
+    try:
+        return json.dumps(dict(document), allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidMessage(f"expected a JSON object, got one that cannot be written: {str(error)[:200]}") from error
