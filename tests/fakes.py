@@ -1,0 +1,256 @@
+"""Stores in memory that pass the contract suites of the real ones. Kept by one process, and forgotten with it."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pipeline.domain.audit import (
+    GENESIS_HASH,
+    SYSTEM_CHAIN,
+    AuditAction,
+    AuditEvent,
+    ChainBreak,
+    event_hash,
+    first_break,
+)
+from pipeline.domain.canonical import canonical_json
+from pipeline.domain.edits import Edit, EditRequest
+from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, UnknownRecord
+from pipeline.domain.lineages import Lineage, NewLineage
+from pipeline.domain.messages import DeadLetter, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
+from pipeline.services.ports import OutboxItem
+
+
+@dataclass(slots=True)
+class Owed:
+    """An outbox row."""
+
+    item: OutboxItem
+    next_attempt_at: datetime
+    is_done: bool = False
+
+
+@dataclass(slots=True)
+class MemoryDatabase:
+    """What the stores share."""
+
+    chains: dict[str, list[AuditEvent]] = field(default_factory=dict)
+    outbox: dict[str, Owed] = field(default_factory=dict)
+    lineages: dict[str, Lineage] = field(default_factory=dict)
+    edits: dict[tuple[str, str], Edit] = field(default_factory=dict)
+    letters: dict[str, DeadLetter] = field(default_factory=dict)
+    partitions: dict[tuple[str, str, int], PartitionClaim] = field(default_factory=dict)
+
+    def append(self, chain: str, actor: str, action: AuditAction, subject: str, payload: Mapping[str, Any]) -> None:
+        """Append one line to a chain."""
+        lines = self.chains.setdefault(chain, [])
+        body: dict[str, Any] = {
+            "chain": chain,
+            "seq": len(lines) + 1,
+            "at": datetime.now(UTC),
+            "actor": actor,
+            "action": action,
+            "subject": subject,
+            "payload": canonical_json(dict(payload)),
+            "prev_hash": lines[-1].hash if lines else GENESIS_HASH,
+        }
+        lines.append(AuditEvent(**body, hash=event_hash(**body)))
+
+    def owe(self, kind: str, dedup_key: str, payload: Mapping[str, Any]) -> None:
+        """Owe a side effect, once for each key."""
+        if any(owed.item.dedup_key == dedup_key for owed in self.outbox.values()):
+            return
+        item = OutboxItem(outbox_id=new_id(), kind=kind, dedup_key=dedup_key, payload=payload, attempts=0)
+        self.outbox[item.outbox_id] = Owed(item=item, next_attempt_at=datetime.now(UTC))
+
+
+class MemoryAuditStore:
+    """An `AuditStore`."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+
+    def chains(self) -> tuple[str, ...]:
+        return tuple(sorted({SYSTEM_CHAIN, *self._database.chains}))
+
+    def events(self, chain: str, *, after_seq: int = 0, limit: int = 1000) -> tuple[AuditEvent, ...]:
+        lines = self._database.chains.get(chain, [])
+        return tuple(line for line in lines if line.seq > after_seq)[:limit]
+
+    def verify(self, chain: str) -> ChainBreak | None:
+        return first_break(self._database.chains.get(chain, []))
+
+    def head(self, chain: str) -> tuple[int, str]:
+        lines = self._database.chains.get(chain)
+        return (lines[-1].seq, lines[-1].hash) if lines else (0, GENESIS_HASH)
+
+
+class MemoryOutboxStore:
+    """An `OutboxStore`."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+
+    def due(self, *, limit: int = 100) -> tuple[OutboxItem, ...]:
+        now = datetime.now(UTC)
+        due = [owed for owed in self._database.outbox.values() if not owed.is_done and owed.next_attempt_at <= now]
+        for owed in due[:limit]:
+            owed.next_attempt_at = now + timedelta(minutes=1)
+        return tuple(owed.item for owed in due[:limit])
+
+    def done(self, outbox_id: str) -> None:
+        self._owed(outbox_id).is_done = True
+
+    def failed(self, outbox_id: str, *, error: str) -> None:
+        owed = self._owed(outbox_id)
+        wait = timedelta(seconds=min(2**owed.item.attempts, 120))
+        owed.next_attempt_at = datetime.now(UTC) + wait
+        owed.item = replace(owed.item, attempts=owed.item.attempts + 1)
+
+    def _owed(self, outbox_id: str) -> Owed:
+        if outbox_id not in self._database.outbox:
+            raise UnknownRecord(f"expected the id of an owed side effect, got {outbox_id}")
+        return self._database.outbox[outbox_id]
+
+
+class MemoryLineageStore:
+    """A `LineageStore`."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+
+    def create(self, new: NewLineage, *, actor: str) -> Lineage:
+        if new.name in self._database.lineages or new.name == SYSTEM_CHAIN or set(new.name) & set("/: \t\n"):
+            raise InvalidInput(f"expected a free and usable name for a lineage, got {new.name!r}")
+        made = Lineage(
+            lineage_id=new_id(),
+            settings=new,
+            editor_digest=canonical_json(list(new.editor.inner_params)),
+            head_id=None,
+            head_seq=0,
+            champion_id=None,
+            champion_seq=0,
+            hold=None,
+            created_at=datetime.now(UTC),
+        )
+        self._database.lineages[new.name] = made
+        self._database.append(new.name, actor, AuditAction.lineage_created, made.lineage_id, {"name": new.name})
+        return made
+
+    def lineage(self, name: str) -> Lineage:
+        if name not in self._database.lineages:
+            raise UnknownLineage(f"expected the name of a lineage, got {name!r}")
+        mine = [lineage for lineage, _ in self._database.edits if lineage == name]
+        return replace(self._database.lineages[name], counts={"received": len(mine)} if mine else {})
+
+    def lineages(self) -> tuple[Lineage, ...]:
+        return tuple(self.lineage(name) for name in sorted(self._database.lineages))
+
+    def hold(self, name: str, *, reason: str, actor: str) -> None:
+        found = self.lineage(name)
+        if found.hold is None:
+            self._database.lineages[name] = replace(found, hold=reason)
+            self._database.append(name, actor, AuditAction.lineage_held, found.lineage_id, {"reason": reason})
+
+    def resume(self, name: str, *, actor: str) -> None:
+        found = self.lineage(name)
+        if found.hold is not None:
+            self._database.lineages[name] = replace(found, hold=None)
+            self._database.append(name, actor, AuditAction.lineage_resumed, found.lineage_id, {"was": found.hold})
+            payload = {"lineage": name, "base_digest": found.settings.base.digest}
+            self._database.owe("doorbell", f"doorbell:{name}:{len(self._database.chains[name])}", payload)
+
+
+class MemoryIntakeStore:
+    """An `IntakeStore` and a `DeadLetterStore`."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+
+    def take_partition(self, partition: PartitionKey) -> PartitionClaim:
+        before = self._database.partitions.get(_key(partition))
+        epoch, next_offset = (before.epoch + 1, before.next_offset) if before else (1, 0)
+        claim = PartitionClaim(partition=partition, epoch=epoch, next_offset=next_offset)
+        self._database.partitions[_key(partition)] = claim
+        return claim
+
+    def record(self, polls: Sequence[Poll]) -> PollCounts:
+        for poll in polls:
+            recorded = self._database.partitions.get(_key(poll.claim.partition))
+            if recorded is None or recorded.epoch != poll.claim.epoch:
+                raise EpochStale(f"expected to hold {poll.claim.partition} at epoch {poll.claim.epoch}")
+        counts: Counter[str] = Counter()
+        for poll in polls:
+            recorded = self._database.partitions[_key(poll.claim.partition)]
+            fresh = [one for one in poll.messages if one.message.offset >= recorded.next_offset]
+            counts.update(self._record_one(one) for one in fresh)
+            next_offset = max(poll.next_offset, recorded.next_offset)
+            self._database.partitions[_key(poll.claim.partition)] = replace(recorded, next_offset=next_offset)
+        return PollCounts(**counts)
+
+    def dead_letters(self, *, limit: int = 100) -> tuple[DeadLetter, ...]:
+        return tuple(reversed(self._database.letters.values()))[:limit]
+
+    def dead_letter(self, dead_letter_id: str) -> DeadLetter:
+        if dead_letter_id not in self._database.letters:
+            raise UnknownRecord(f"expected the id of a dead letter, got {dead_letter_id}")
+        return self._database.letters[dead_letter_id]
+
+    def mark_replayed(self, dead_letter_id: str, *, actor: str) -> None:
+        letter = self.dead_letter(dead_letter_id)
+        self._database.letters[dead_letter_id] = replace(letter, replayed_at=datetime.now(UTC))
+        self._database.append(SYSTEM_CHAIN, actor, AuditAction.message_replayed, dead_letter_id, {})
+
+    def _record_one(self, one: ParsedMessage) -> str:
+        request = one.request
+        if request is None or request.lineage not in self._database.lineages:
+            unknown = f"expected the name of a lineage, got {request.lineage!r}" if request else ""
+            return self._refuse(one, unknown or one.refusal or "")
+        known = self._database.edits.get((request.lineage, request.request_id))
+        if known is None:
+            return self._receive(one, request)
+        if known.request.payload_digest == request.payload_digest:
+            return "duplicates"
+        return self._refuse(one, f"expected a new request_id, got {request.request_id!r} with another payload")
+
+    def _receive(self, one: ParsedMessage, request: EditRequest) -> str:
+        edit = Edit(edit_id=new_id(), request=request)
+        self._database.edits[request.lineage, request.request_id] = edit
+        payload = {"request_id": request.request_id}
+        self._database.append(request.lineage, "intake", AuditAction.edit_received, edit.edit_id, payload)
+        base_digest = self._database.lineages[request.lineage].settings.base.digest
+        ring = {"lineage": request.lineage, "base_digest": base_digest}
+        self._database.owe("doorbell", f"doorbell:{request.lineage}:{one.message.offset}", ring)
+        return "received"
+
+    def _refuse(self, one: ParsedMessage, reason: str) -> str:
+        letter = DeadLetter(
+            dead_letter_id=new_id(),
+            partition=one.message.partition,
+            offset=one.message.offset,
+            key=one.message.key,
+            value=one.message.value,
+            error=reason,
+            created_at=datetime.now(UTC),
+            replayed_at=None,
+        )
+        self._database.letters[letter.dead_letter_id] = letter
+        payload = {"error": reason}
+        self._database.append(SYSTEM_CHAIN, "intake", AuditAction.message_refused, letter.dead_letter_id, payload)
+        owed = {"dead_letter_id": letter.dead_letter_id}
+        self._database.owe("dead_letter", f"dead_letter:{letter.dead_letter_id}", owed)
+        return "refused"
+
+
+def new_id() -> str:
+    """An id that no other record has."""
+    return str(uuid.uuid4())
+
+
+def _key(partition: PartitionKey) -> tuple[str, str, int]:
+    return (partition.cluster_id, partition.topic_id, partition.partition)
