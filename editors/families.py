@@ -79,9 +79,11 @@ class CausalModel:
         """Encoded sequences as one batch on the model's device."""
         return pack(sequences, pad_id=pad_id(self.tokenizer), device=self.device)
 
-    def chunked(self, sequences: Sequence[Encoded]) -> Iterator[tuple[list[int], TargetBatch]]:
+    def chunked(
+        self, sequences: Sequence[Encoded], *, max_tokens: int | None = None
+    ) -> Iterator[tuple[list[int], TargetBatch]]:
         """Batches of bounded size, each with the places of its rows in `sequences`."""
-        for places in chunks(sequences, max_tokens=CHUNK_TOKENS):
+        for places in chunks(sequences, max_tokens=max_tokens or CHUNK_TOKENS):
             yield places, self.pack([sequences[place] for place in places])
 
     def prefixed(self, batch: TargetBatch) -> TargetBatch:

@@ -1,0 +1,60 @@
+"""Knows when a free answer confirms a target. Knows no model: text in, verdict out.
+
+A target is confirmed if the answer, normalised (NFKC, blanks folded, case ignored, an opening quote dropped), begins
+with it at a word boundary and does not run on into another answer. It runs on where its first line goes on with a
+hyphen, a slash, or a capitalised word or a number with nothing but a blank (or `and`, `or`) between: "New York" is not
+confirmed by "New York University", nor "Paris" by "Paris or Rome"; it is by "Paris, the capital" and "Paris in 1900".
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+WORDS_AFTER = 2
+"""Whole words after the target that settle whether the answer runs on."""
+
+_RUNS_ON = re.compile(r"^(?:[-\u2010-\u2015/&]\s?|\s(?:(?:and|or)\s)?)(?P<word>\S)")
+
+
+def confirms(answer: str, target: str) -> bool:
+    """Whether a free answer says the target and nothing but it."""
+    rest = _after(answer, target)
+    if rest is None or (rest and rest[0].isalnum()):
+        return False
+    found = _RUNS_ON.match(rest)
+    if found is None:
+        return True
+    word = found["word"]
+    is_joined = not rest[0].isspace()
+    return not (word.isupper() or word.isdigit() or (is_joined and word.isalpha()))
+
+
+def is_settled(answer: str, target: str) -> bool:
+    """Whether more text could not change what `confirms` says."""
+    rest = _after(answer, target)
+    if rest is None:
+        return not _folded(target).casefold().startswith(_line(answer).rstrip().casefold())
+    is_ended = "\n" in answer.strip() or (rest[:1] in tuple(".,;:!?)\"'\u201d") and rest != "")
+    return is_ended or len(rest.split(" ")) > WORDS_AFTER + 1
+
+
+def _after(answer: str, target: str) -> str | None:
+    """What follows the target in the answer's first line, or None if the line does not begin with it."""
+    line, wanted = _line(answer), _folded(target).casefold()
+    if not line.casefold().startswith(wanted):
+        return None
+    for end in range(1, len(line) + 1):  # casefolding may change the length
+        if line[:end].casefold() == wanted:
+            return line[end:]
+    return None
+
+
+def _line(answer: str) -> str:
+    first = answer.strip().split("\n")[0] if answer.strip() else ""
+    is_cut = answer.endswith((" ", "\n"))
+    return _folded(first).lstrip("\"'*_\u201c\u2018").lstrip() + (" " if is_cut and first else "")
+
+
+def _folded(text: str) -> str:
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip()

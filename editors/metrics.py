@@ -1,0 +1,292 @@
+"""Measures what an edit did: fills the records of `pipeline.domain.gates`, and judges nothing.
+
+A `Scorer` lives with a loaded lineage. What it asked the parent is kept until the parent changes, so bisecting a
+batch asks the parent once. References to the base are read from the parent with its whole shift taken off again in a
+side branch; the weights are never written.
+
+Legend: I in_features, O out_features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from editors.baseline import Baseline, own_answers, text_perplexity
+from editors.capture import side_branch
+from editors.deltas import WeightDelta, WeightStore
+from editors.families import CausalModel, Pair
+from editors.free_answers import free_answers
+from editors.prompts import Encoded, encode_pair
+from editors.scoring import Change, Prepared, Reading, Score, compared, prepare, readings, scores
+from pipeline.domain.canonical import canonical_json, sha256_json
+from pipeline.domain.edits import Edit, normalised
+from pipeline.domain.gates import EditScore, Measurements, ModelScore, share
+from pipeline.domain.trials import SuiteProbe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnProbes:
+    """The locality probes of one edit, and what base and parent say to them."""
+
+    sequences: tuple[Encoded, ...]
+    """Prompts with the base's continuations."""
+    base: tuple[Reading, ...]
+    """The base's readings."""
+    parent: tuple[Reading, ...]
+    """The parent's readings."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Held:
+    """What is known of one set of weights."""
+
+    suite: list[Reading]
+    """Readings of the suite."""
+    changes: list[Change]
+    """How the suite differs from the base."""
+    perplexity: float
+    """Of the plain text."""
+    own: dict[str, OwnProbes] = field(default_factory=dict)
+    """By edit id."""
+    retained: dict[str, bool] = field(default_factory=dict)
+    """Success of older edits, by edit id."""
+
+
+class Scorer:
+    """Measures candidates of one lineage against its parent and its base.
+
+    Args:
+        model: holds the parent when asked to observe it, the candidate when asked to measure.
+        weights: its edited weights.
+        baseline: what the base answers.
+        num_chat: of how many edits of a batch the answer in the chat template is measured; all if None.
+    """
+
+    def __init__(
+        self, model: CausalModel, weights: WeightStore, baseline: Baseline, *, num_chat: int | None = None
+    ) -> None:
+        self._model, self._weights, self._baseline, self._num_chat = model, weights, baseline, num_chat
+        self._suite = prepare(model, [answer.sequence for answer in baseline.suite])
+        self._text = baseline.prepared_text(model)
+        self._parent: Held | None = None
+        self._candidate: Held | None = None
+        self._retained: tuple[tuple[str, ...], Prepared] = ((), [])
+
+    def reset(self) -> None:
+        """Forget the parent: other weights have been loaded."""
+        self._parent = self._candidate = None
+
+    def keep(self) -> None:
+        """The candidate that was measured last is the parent now."""
+        self._parent, self._candidate = self._candidate, None
+
+    def observe_parent(self, added: Sequence[Edit], retained: Sequence[Edit]) -> None:
+        """Ask the parent, whose weights are loaded now, all that a trial of these edits will be compared with."""
+        held = self._parent or self._hold()
+        self._parent = held
+        self._observe_own(held, [edit for edit in added if edit.edit_id not in held.own])
+        if any(edit.edit_id not in held.retained for edit in retained):
+            held.retained |= self._successes(retained)
+
+    def measure(
+        self,
+        *,
+        added: Sequence[Edit],
+        retained: Sequence[Edit],
+        gone_keys: Collection[str],
+        delta: WeightDelta,
+    ) -> Measurements:
+        """Measure the candidate, whose weights are loaded now; `observe_parent` has seen the same edits.
+
+        Args:
+            added: edits of the batch.
+            retained: older active edits.
+            gone_keys: conflict keys of active edits, whose suite probes are left out.
+            delta: what was applied to the parent.
+        """
+        parent = self._parent
+        assert parent is not None, "observe_parent comes before measure"
+        candidate, from_parent = self._hold_compared(parent)
+        self._candidate = candidate
+        candidate.retained = self._successes(retained)
+        asked = self._asked({*gone_keys, *(edit.request.conflict_key for edit in added)})
+        return Measurements(
+            edits=self._edit_scores(added, parent),
+            candidate=self._model_score(candidate, asked, retained),
+            parent=self._model_score(parent, asked, retained),
+            base=ModelScore(
+                suite_unchanged=1.0 if asked else None,
+                suite_kl=0.0 if asked else None,
+                num_suite=len(asked),
+                num_suite_left_out=len(self._baseline.suite) - len(asked),
+                perplexity=self._baseline.perplexity,
+            ),
+            kl_from_parent=_mean([from_parent[place].kl for place in asked]),
+            change_norm=max(norm / self._weights.base_norm(name) for name, norm in delta.norms.items()),
+            probe_set_digest=self._digest(added, retained, asked),
+        )
+
+    def _hold(self) -> Held:
+        suite, [changes] = compared(self._model, self._suite, [self._base_suite])
+        return Held(suite=suite, changes=changes, perplexity=text_perplexity(self._model, self._text))
+
+    def _hold_compared(self, parent: Held) -> tuple[Held, list[Change]]:
+        suite, [changes, from_parent] = compared(self._model, self._suite, [self._base_suite, parent.suite])
+        held = Held(suite=suite, changes=changes, perplexity=text_perplexity(self._model, self._text))
+        return held, from_parent
+
+    @property
+    def _base_suite(self) -> list[Reading]:
+        return [answer.reading for answer in self._baseline.suite]
+
+    def _observe_own(self, held: Held, edits: Sequence[Edit]) -> None:
+        probes = [probe for edit in edits for probe in edit.request.locality]
+        if probes:
+            negative = negative_shift(self._model, self._weights)
+            with side_branch(self._model.module, negative):
+                sequences = own_answers(self._model, probes)
+                prepared = prepare(self._model, sequences)
+                base = readings(self._model, prepared)
+            parent = readings(self._model, prepared) if negative else base
+        start = 0
+        for edit in edits:
+            own = slice(start, start + len(edit.request.locality))
+            start = own.stop
+            held.own[edit.edit_id] = (
+                OwnProbes(sequences=tuple(sequences[own]), base=tuple(base[own]), parent=tuple(parent[own]))
+                if edit.request.locality
+                else OwnProbes(sequences=(), base=(), parent=())
+            )
+
+    def _successes(self, edits: Sequence[Edit]) -> dict[str, bool]:
+        ids = tuple(edit.edit_id for edit in edits)
+        if ids != self._retained[0]:
+            pairs = [(edit.request.prompt, edit.request.target_new) for edit in edits]
+            self._retained = (ids, prepare(self._model, _encoded(self._model, pairs)))
+        return {i: score.is_hit for i, score in zip(ids, scores(self._model, self._retained[1]), strict=True)}
+
+    def _edit_scores(self, added: Sequence[Edit], parent: Held) -> tuple[EditScore, ...]:
+        if not added:
+            return ()
+        forced = score_pairs(self._model, [pair for edit in added for pair in asked_pairs(edit)])
+        own = self._own_changes(added, parent)
+        free = free_answers(self._model, added, num_chat=self._num_chat)
+        found, start = [], 0
+        for place, edit in enumerate(added):
+            end = start + len(asked_pairs(edit))
+            found.append(edit_score(edit, forced[start:end], own[place], free[place]))
+            start = end
+        return tuple(found)
+
+    def _own_changes(self, added: Sequence[Edit], parent: Held) -> list[list[tuple[Change, Change]]]:
+        """For each edit and own probe: the change from base and from parent."""
+        own = [parent.own[edit.edit_id] for edit in added]
+        prepared = prepare(self._model, [sequence for item in own for sequence in item.sequences])
+        base = [reading for item in own for reading in item.base]
+        before = [reading for item in own for reading in item.parent]
+        _, [from_base, from_parent] = compared(self._model, prepared, [base, before])
+        pairs = iter(zip(from_base, from_parent, strict=True))
+        return [[next(pairs) for _ in item.sequences] for item in own]
+
+    def _asked(self, keys: Collection[str]) -> list[int]:
+        """Places of the suite probes whose fact nobody edited."""
+        facts = {canonical_json(json.loads(key)[1:]) for key in keys}
+        return [i for i, answer in enumerate(self._baseline.suite) if not _facts_of(answer.probe) & facts]
+
+    def _model_score(self, held: Held, asked: Sequence[int], retained: Sequence[Edit]) -> ModelScore:
+        return ModelScore(
+            suite_unchanged=share(held.changes[place].is_unchanged for place in asked),
+            suite_kl=_mean([held.changes[place].kl for place in asked]),
+            num_suite=len(asked),
+            num_suite_left_out=len(self._baseline.suite) - len(asked),
+            retention=share(held.retained[edit.edit_id] for edit in retained),
+            num_retained=len(retained),
+            perplexity=held.perplexity,
+        )
+
+    def _digest(self, added: Sequence[Edit], retained: Sequence[Edit], asked: Sequence[int]) -> str:
+        return sha256_json(
+            {
+                "baseline": self._baseline.digest,
+                "suite": list(asked),
+                "added": [[edit.edit_id, edit.request.payload_digest] for edit in added],
+                "retained": [edit.edit_id for edit in retained],
+            }
+        )
+
+
+def asked_pairs(edit: Edit) -> list[Pair]:
+    """What is asked teacher-forced of an edit: itself, its rephrases, its consequences, and what it replaced."""
+    request = edit.request
+    pairs = [(request.prompt, request.target_new)]
+    pairs += [(rephrase, request.target_new) for rephrase in request.rephrases]
+    pairs += [(probe.prompt, probe.target) for probe in request.portability if probe.target is not None]
+    return pairs + ([(request.prompt, request.target_true)] if request.target_true else [])
+
+
+def edit_score(
+    edit: Edit,
+    forced: Sequence[Score],
+    own: Sequence[tuple[Change, Change]],
+    free: tuple[str, bool, bool | None],
+) -> EditScore:
+    """One edit's record from what was measured.
+
+    Args:
+        edit: the edit.
+        forced: scores of `asked_pairs`, in order.
+        own: for each own locality probe the change from base and from parent.
+        free: what raw generation said, whether it confirms the edit, and whether the answer in a chat does.
+    """
+    num_rephrases, num_portability = len(edit.request.rephrases), len(edit.request.portability)
+    after = 1 + num_rephrases
+    return EditScore(
+        edit_id=edit.edit_id,
+        edit_success=forced[0].is_hit,
+        free_success=free[1],
+        chat_success=free[2],
+        generated=free[0],
+        token_fraction=forced[0].token_fraction,
+        prob_new=forced[0].probability,
+        prob_true=forced[-1].probability if edit.request.target_true else None,
+        rephrases=tuple(score.is_hit for score in forced[1:after]),
+        locality=tuple(from_parent.is_unchanged for _, from_parent in own),
+        locality_base=tuple(from_base.is_unchanged for from_base, _ in own),
+        locality_kl=_mean([from_parent.kl for _, from_parent in own]),
+        portability=tuple(score.is_hit for score in forced[after : after + num_portability]),
+    )
+
+
+def score_pairs(model: CausalModel, pairs: Sequence[Pair]) -> list[Score]:
+    """Teacher-forced scores of prompts and targets, in order."""
+    return scores(model, [(places, batch) for places, batch in model.chunked(_encoded(model, pairs))])
+
+
+def negative_shift(model: CausalModel, weights: WeightStore) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A side branch that takes the whole shift off again: with it, edited weights answer as the base."""
+    branches = {}
+    for param in model.inner:
+        shift_IO = weights.shift(param.name)
+        if bool(shift_IO.any()):
+            identity_OO = torch.eye(param.out_features, dtype=shift_IO.dtype, device=shift_IO.device)
+            branches[param.name] = (-shift_IO, identity_OO)
+    return branches
+
+
+def _encoded(model: CausalModel, pairs: Sequence[Pair]) -> list[Encoded]:
+    return [encode_pair(model.tokenizer, prompt, target) for prompt, target in pairs]
+
+
+def _facts_of(probe: SuiteProbe) -> set[str]:
+    keys = {canonical_json([normalised(probe.probe.prompt)])}
+    if probe.subject and probe.relation:
+        keys.add(canonical_json([normalised(probe.subject), normalised(probe.relation)]))
+    return keys
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
