@@ -1,0 +1,32 @@
+"""Writes the secrets that compose.yaml mounts, each once: ``python infra/make_secrets.py``. Standard library alone.
+
+Knows which files there are. Does not know where else you may keep secrets: any file of the same name will do.
+"""
+
+import secrets
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent / "secrets"
+
+
+def main() -> None:
+    """Writes what is missing; what is there is kept, so that running it again changes nothing."""
+    FOLDER.mkdir(mode=0o700, exist_ok=True)
+    postgres = _keep("postgres_password", secrets.token_urlsafe(24))
+    redis = _keep("redis_password", secrets.token_urlsafe(24))
+    _keep("corrigenda_database_url", f"postgresql://corrigenda:{postgres}@postgres:5432/corrigenda")
+    _keep("corrigenda_redis_url", f"redis://:{redis}@redis:6379/0")
+    _keep("mlflow_database_url", f"postgresql://corrigenda:{postgres}@postgres:5432/mlflow")
+
+
+def _keep(name: str, value: str) -> str:
+    path = FOLDER / name
+    if not path.exists():
+        path.write_text(value)
+        # Readable in the container, where another user reads it; the folder keeps others out on this machine.
+        path.chmod(0o444)
+    return path.read_text()
+
+
+if __name__ == "__main__":
+    main()

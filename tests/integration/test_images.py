@@ -1,0 +1,70 @@
+"""The install steps of the images, in a bare folder that holds what the image copies, without a container engine."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+IMAGES = sorted((REPOSITORY / "infra" / "images").glob("*.Dockerfile"))
+
+
+@pytest.fixture(scope="module")
+def bare_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("app")
+    for line in re.findall(r"^COPY (.+) \S+$", IMAGES[0].read_text(), flags=re.MULTILINE):
+        for name in line.split():
+            source = REPOSITORY / name
+            ignored = shutil.ignore_patterns("__pycache__", "secrets", "models")
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=ignored)
+            else:
+                shutil.copy(source, folder / name)
+    return folder
+
+
+def install_step(image: Path) -> list[str]:
+    [step] = re.findall(r"^RUN pip (install .+)$", image.read_text(), flags=re.MULTILINE)
+    return shlex.split(step)
+
+
+def pip(*arguments: str, folder: Path) -> str:
+    command = [sys.executable, "-m", "pip", *arguments]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
+def test_the_install_step_of_an_image_resolves(image: Path, bare_folder: Path) -> None:
+    # Against what is installed here: constraints name the same versions, so nothing has to be fetched anew.
+    said = pip(*install_step(image), "--dry-run", folder=bare_folder)
+    assert "Would install corrigenda-" in said
+
+
+def test_the_control_image_asks_for_no_torch(bare_folder: Path) -> None:
+    control = next(image for image in IMAGES if image.name == "control.Dockerfile")
+    assert install_step(control)[-1] == "."
+    assert all("[edit]" in install_step(image)[-1] for image in IMAGES if image is not control)
+
+
+def test_the_wheel_holds_everything_that_is_read_at_run_time(bare_folder: Path, tmp_path: Path) -> None:
+    pip("wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), ".", folder=bare_folder)
+    [wheel] = tmp_path.glob("corrigenda-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    folders = [REPOSITORY / name for name in ("pipeline", "editors", "workers", "migrations", "infra")]
+    data = {
+        str(path.relative_to(REPOSITORY))
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in {".json", ".jsonl", ".txt", ".safetensors", ".py"} and "secrets" not in path.parts
+    }
+    assert "pipeline/schemas/edits.requests.v1.json" in names
+    assert "infra/deepspeed/zero3.json" in names
+    assert data <= names
