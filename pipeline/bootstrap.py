@@ -1,20 +1,21 @@
-"""Builds services out of settings. The only place that knows which adapter stands behind which port."""
+"""Builds services out of settings. The only place that knows which adapter stands behind which port.
+
+Clients of the broker, Celery and MLflow are imported where they are built: a command that needs only the
+database starts without them.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine
-
-from pipeline.adapters.celery_doorbell import CeleryDoorbell
 from pipeline.adapters.file_artifacts import FileArtifacts
-from pipeline.adapters.kafka_publisher import KafkaPublisher
-from pipeline.adapters.mlflow_registry import MlflowRegistry
-from pipeline.adapters.outbox_handlers import OutboxHandlers
 from pipeline.adapters.sql_audit import SqlAuditStore
 from pipeline.adapters.sql_engine import connect
 from pipeline.adapters.sql_history import SqlHistoryStore
@@ -27,8 +28,17 @@ from pipeline.adapters.sql_queue import SqlEditQueue
 from pipeline.adapters.sql_review import SqlReviewStore
 from pipeline.adapters.sql_snapshots import SqlSnapshotStore
 from pipeline.config import Settings
+from pipeline.services.announcing import Announcer
 from pipeline.services.editing import EditPolicy, EditService
-from pipeline.services.ports import EditorGroup
+from pipeline.services.mirroring import RegistryMirror
+from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher, Registry
+from pipeline.services.reconciling import RegistryReconciler
+from pipeline.services.relaying import OutboxRelay
+from pipeline.services.review import ReviewService
+from pipeline.services.ringing import Reaper
+
+if TYPE_CHECKING:
+    from pipeline.adapters.kafka_publisher import KafkaPublisher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +60,13 @@ class Stores:
 
 @lru_cache(maxsize=4)
 def stores(settings: Settings) -> Stores:
-    """The stores of a process; one connection pool for all of them."""
+    """The stores of a process; one connection pool for all of them.
+
+    Raises:
+        Misconfigured: if no database is named.
+    """
     settings.require("database_url")
-    engine: Engine = connect(settings.database_url.get_secret_value(), settings.database_role)
+    engine = connect(settings.database_url.get_secret_value(), settings.database_role)
     artifacts = FileArtifacts(settings.artifact_root.absolute())
     return Stores(
         intake=SqlIntakeStore(engine),
@@ -86,6 +100,100 @@ def edit_service(settings: Settings, group: EditorGroup) -> EditService:
             max_attempts=settings.max_attempts,
         ),
     )
+
+
+def review_service(settings: Settings) -> ReviewService:
+    """What people decide, whatever channel it comes in by."""
+    kept = stores(settings)
+    return ReviewService(lineages=kept.lineages, snapshots=kept.snapshots, review=kept.review, history=kept.history)
+
+
+@lru_cache(maxsize=4)
+def relay(settings: Settings) -> OutboxRelay:
+    """The relay of the outbox, with a handler for every kind of item."""
+    kept = stores(settings)
+    mirror = RegistryMirror(mirror=kept.mirror, snapshots=kept.snapshots, registry=_registry(settings))
+    announcer = Announcer(
+        doorbell=_doorbell(settings),
+        publisher=_publisher(settings),
+        lineages=kept.lineages,
+        history=kept.history,
+        dead_letters=kept.intake,
+        results_topic=settings.results_topic,
+        dead_letter_topic=settings.dead_letter_topic,
+    )
+
+    def register(item: OutboxItem) -> None:
+        mirror.register(item.payload["snapshot_id"])
+
+    def champion(item: OutboxItem) -> None:
+        mirror.champion(item.payload["lineage"])
+
+    return OutboxRelay(
+        outbox=kept.outbox, handlers={**announcer.handlers(), "register": register, "champion": champion}
+    )
+
+
+def reaper(settings: Settings) -> Reaper:
+    """Rings again for lineages that have work and nobody at it."""
+    kept = stores(settings)
+    return Reaper(leases=kept.leases, lineages=kept.lineages, doorbell=_doorbell(settings))
+
+
+@lru_cache(maxsize=4)
+def reconciler(settings: Settings) -> RegistryReconciler:
+    """Reads the registry back."""
+    kept = stores(settings)
+    return RegistryReconciler(
+        lineages=kept.lineages,
+        snapshots=kept.snapshots,
+        mirror=kept.mirror,
+        registry=_registry(settings),
+        review=review_service(settings),
+        notes=kept.review,
+    )
+
+
+@contextmanager
+def publisher(settings: Settings) -> Iterator[Publisher]:
+    """A producer for the length of a command."""
+    with _new_publisher(settings) as made:
+        yield made
+
+
+def create_topics(settings: Settings) -> None:
+    """Make the topics that are not there yet."""
+    from pipeline.adapters.kafka_connection import create_topics as create
+
+    settings.require("kafka_bootstrap")
+    create(settings)
+
+
+@lru_cache(maxsize=4)
+def _registry(settings: Settings) -> Registry:
+    from pipeline.adapters.mlflow_registry import MlflowRegistry
+
+    settings.require("mlflow_uri")
+    return MlflowRegistry(settings.mlflow_uri)
+
+
+@lru_cache(maxsize=4)
+def _doorbell(settings: Settings) -> Doorbell:
+    from pipeline.adapters.celery_doorbell import CeleryDoorbell
+
+    return CeleryDoorbell(settings)
+
+
+@lru_cache(maxsize=4)
+def _publisher(settings: Settings) -> Publisher:
+    return _new_publisher(settings)
+
+
+def _new_publisher(settings: Settings) -> KafkaPublisher:
+    from pipeline.adapters.kafka_publisher import KafkaPublisher
+
+    settings.require("kafka_bootstrap")
+    return KafkaPublisher(settings)
 
 
 @lru_cache(maxsize=1)

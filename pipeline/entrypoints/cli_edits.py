@@ -87,7 +87,7 @@ def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
     """
     kept = stores(current_settings())
     chosen = [kept.lineages.lineage(lineage)] if lineage else kept.lineages.lineages()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "lineage": found.settings.name,
             "head": found.head_seq,
@@ -100,11 +100,11 @@ def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"lineages": rows, "intake": dict(kept.history.intake_counts())})
         return
-    shown = [row | {"edits": ", ".join(f"{n} {s}" for s, n in row["edits"].items()) or "none"} for row in rows]  # type: ignore[attr-defined]
     columns = {"lineage": "lineage", "head": "head", "champion": "champion", "edits": "edits", "hold": "hold"}
+    shown = [row | {"edits": _counted(row["edits"]) or "none"} for row in rows]
     print_rows(shown, columns, as_json=False, empty="no lineage yet; make one with `corrigenda lineage create`")
     counts = kept.history.intake_counts()
-    out.print("intake: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    out.print("intake: " + _counted(counts))
 
 
 def edits(
@@ -224,6 +224,10 @@ def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bo
     out.print()
     columns = {"metric": "metric", "value": "value", "threshold": "bound", "against": "against", "verdict": "verdict"}
     print_rows(report.get("rows", []), columns, as_json=False, empty="no gate rows")
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _snapshot_id(kept: Stores, lineage: str, ref: str) -> str | None:

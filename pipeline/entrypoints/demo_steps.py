@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from pipeline.bootstrap import Stores, review_service
 from pipeline.config import Settings
@@ -164,10 +165,10 @@ def accounts(kept: Stores, lineage: str, *, produced: int, audit_ok: bool, secon
     )
 
 
-def _success(measured: dict[str, object] | object) -> float | None:
+def _success(measured: Mapping[str, Any]) -> float | None:
     """Share of active edits that hold on the head: the batch's own and the older ones that were sampled."""
-    own = [bool(row["edit_success"]) for row in measured["edits"]]  # type: ignore[index]
-    candidate = measured["candidate"]  # type: ignore[index]
-    num_older = candidate["num_retained"]
-    total = len(own) + num_older
-    return (sum(own) + (candidate["retention"] or 0.0) * num_older) / total if total else None
+    own = [bool(row["edit_success"]) for row in measured["edits"]]
+    candidate = measured["candidate"]
+    total = len(own) + candidate["num_retained"]
+    held = sum(own) + (candidate["retention"] or 0.0) * candidate["num_retained"]
+    return held / total if total else None
