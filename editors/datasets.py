@@ -1,0 +1,99 @@
+"""Knows the files that edits and suites come in. Knows no model.
+
+Edits: our own wire format, one JSON object a line (`lineage`, `request_id` and `occurred_at` may be left out), or
+CounterFact joined with paraphrases. Which it is, each line shows by its fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.domain.edits import Edit, EditRequest, Probe
+from pipeline.domain.errors import InvalidMessage, Misconfigured
+from pipeline.domain.trials import SuiteProbe
+from pipeline.domain.wire import parse_object
+
+LINEAGE = "evaluation"
+"""Lineage of a line that names none."""
+NO_TIME = "1970-01-01T00:00:00+00:00"
+"""Time of a line that has none: later lines win all the same."""
+
+
+def read_edits(path: Path, *, limit: int | None = None) -> list[Edit]:
+    """The first edits of a file, as if they had been received in this order.
+
+    Raises:
+        Misconfigured: if the file cannot be read, a line is no edit, or there is none.
+    """
+    edits = []
+    for number, document in islice(_objects(path), limit):
+        try:
+            request = parse_object(_as_wire(document, number))
+        except InvalidMessage as error:
+            raise Misconfigured(f"expected an edit in line {number} of {path}, got one with {error}") from error
+        edits.append(Edit(edit_id=f"{number:06d}", request=request))
+    if not edits:
+        raise Misconfigured(f"expected at least one edit in {path}, got none")
+    return edits
+
+
+def read_suite(path: Path) -> list[SuiteProbe]:
+    """A locality suite: JSON lines with `prompt`, and optionally `target`, `subject` and `relation`.
+
+    Raises:
+        Misconfigured: if the file cannot be read or a line is no probe.
+    """
+    suite = []
+    for number, item in _objects(path):
+        if not isinstance(item.get("prompt"), str) or not item["prompt"].strip():
+            raise Misconfigured(f"expected a probe with a prompt in line {number} of {path}, got {item!r:.80}")
+        probe = Probe(prompt=item["prompt"].rstrip(), target=item.get("target"))
+        suite.append(SuiteProbe(probe=probe, subject=item.get("subject"), relation=item.get("relation")))
+    return suite
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file.
+
+    Raises:
+        Misconfigured: if it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"expected a UTF-8 text file, got {path}: {error}") from error
+
+
+def latest_of_each_fact(edits: list[Edit]) -> list[Edit]:
+    """The edits without those that a later one of the list corrects again."""
+    last: dict[str, EditRequest] = {edit.request.conflict_key: edit.request for edit in edits}
+    return [edit for edit in edits if last[edit.request.conflict_key] is edit.request]
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+        except ValueError as error:
+            raise Misconfigured(f"expected JSON in line {number} of {path}, got: {error}") from error
+        if not isinstance(document, dict):
+            raise Misconfigured(f"expected a JSON object in line {number} of {path}, got {type(document).__name__}")
+        yield number, document
+
+
+def _as_wire(document: dict[str, Any], number: int) -> dict[str, Any]:
+    given = {"lineage": LINEAGE, "request_id": f"line-{number}", "occurred_at": NO_TIME}
+    if "locality_prompt" not in document and "paraphrases" not in document:
+        return given | document
+    fields = ("prompt", "target_new", "target_true", "subject", "relation")
+    wire = given | {name: document[name] for name in fields if document.get(name)}
+    wire["rephrases"] = list(document.get("paraphrases") or [])[:32]
+    if document.get("locality_prompt"):
+        wire["locality"] = [{"prompt": document["locality_prompt"], "target": document.get("locality_answer")}]
+    return wire

@@ -1,0 +1,24 @@
+"""Knows which editor a lineage's settings ask for."""
+
+from __future__ import annotations
+
+from editors.base import Editor
+from editors.memoryless import MemorylessEditor
+from editors.recursive import RecursiveEditor
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.trials import EditorSettings
+
+
+def editor_for(settings: EditorSettings) -> Editor:
+    """The editor that settings name.
+
+    Raises:
+        Misconfigured: for a solver or a transform that does not exist.
+    """
+    if settings.transform != "gradient":
+        raise Misconfigured(f"expected the transform `gradient`, got {settings.transform!r}, which is not installed")
+    if settings.solver == "recursive":
+        return RecursiveEditor(settings)
+    if settings.solver in ("least_squares", "sum"):
+        return MemorylessEditor(settings)
+    raise Misconfigured(f"expected solver recursive, least_squares or sum, got {settings.solver!r}")
