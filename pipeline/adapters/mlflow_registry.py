@@ -5,6 +5,7 @@ Knows no database and decides nothing; MLflow is imported at the first call, bec
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -146,7 +147,7 @@ class MlflowRegistry:
             client.log_artifacts(run_id, str(Path(folder, "report")))
         client.finalize_logged_model(model_id, "READY")
         self._log_run(run_id, entry, model_id)
-        client.create_model_version(
+        version = client.create_model_version(
             name,
             source=f"models:/{model_id}",
             run_id=run_id,
@@ -154,6 +155,10 @@ class MlflowRegistry:
             description=description(entry),
             model_id=model_id,
             await_creation_for=None,
+        ).version
+        # With this tag MLflow's pages lead from the logged model to its version.
+        client.set_logged_model_tags(
+            model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])}
         )
 
     def _log_run(self, run_id: str, entry: RegistryEntry, model_id: str) -> None:

@@ -1,0 +1,212 @@
+"""A registered snapshot, loaded with nothing but MLflow in a process that knows no checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from editors.deltas import PlainWeights, WeightDelta, save_accumulators
+from editors.families import CausalModel
+from editors.fingerprint import base_digest
+from editors.served_model import ServedModel
+from infra.local import LocalStack
+from pipeline.adapters.mlflow_package import write_snapshot
+from pipeline.adapters.mlflow_registry import MlflowRegistry
+from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
+from pipeline.domain.snapshots import snapshot_digest
+from pipeline.domain.trials import BaseSpec, FileRef
+from pipeline.services.ports import RegistryEntry
+from tests.registry_entries import entry, file_ref, lineage
+from tests.tiny_models import save_tiny_llama
+
+STEMS = ["the capital of Japan is", "the capital of Italy is", "a river located in France is"]
+CHAT_TEMPLATE = "{% for m in messages %}question {{ m['content'] }} {% endfor %}answer is"
+
+LOADER = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import mlflow
+uri, base_ref = sys.argv[1], sys.argv[2]
+config = {"base_ref": base_ref} if base_ref else None
+model = mlflow.pyfunc.load_model(uri, model_config=config)
+stems = json.loads(sys.argv[3])
+print("ANSWERS " + json.dumps({
+    "plain": model.predict(stems, params={"max_new_tokens": 6}),
+    "default": model.predict(stems[:1]),
+    "chat": model.predict(stems, params={"max_new_tokens": 6, "chat": True}),
+    "editors": sys.modules["editors"].__file__,
+    "params": [p.name for p in model.metadata.signature.params],
+}))
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A tiny Llama with a chat template, in a folder."""
+    folder = tmp_path / "base"
+    save_tiny_llama(folder, hidden=16, mlp=24)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def loaded(base: Path) -> CausalModel:
+    return CausalModel(AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base))
+
+
+def random_delta(model: CausalModel, *, seed: int) -> WeightDelta:
+    """Large enough to change what is said."""
+    draw = torch.Generator().manual_seed(seed)
+    return WeightDelta.of(
+        {
+            param.name: (
+                torch.randn(param.in_features, 2, generator=draw),
+                torch.randn(2, param.out_features, generator=draw),
+            )
+            for param in model.inner
+        }
+    )
+
+
+def saved(delta: WeightDelta, path: Path) -> FileRef:
+    delta.save(path)
+    return file_ref(path)
+
+
+def edited_entry(name: str, base: Path, folder: Path) -> tuple[RegistryEntry, CausalModel]:
+    """A snapshot of two deltas, and the model that it should become."""
+    model = loaded(base)
+    deltas = [random_delta(model, seed=seed) for seed in (1, 2)]
+    weights = PlainWeights(model.module, model.inner)
+    for delta in deltas:
+        weights.apply(delta)
+    spec = BaseSpec(ref=str(base), digest=base_digest(base), task="causal")
+    refs = tuple(saved(delta, folder / f"{place}.safetensors") for place, delta in enumerate(deltas))
+    return entry(lineage(name, spec, inner_params=model.inner_param_names), folder, deltas=refs), model
+
+
+def load_elsewhere(mlflow_uri: str, uri: str, folder: Path, *, base_ref: str = "") -> subprocess.CompletedProcess[str]:
+    """Load and ask in a fresh process whose folder and path hold nothing of ours."""
+    folder.mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "CORRIGENDA"))}
+    environment |= {"MLFLOW_TRACKING_URI": mlflow_uri, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-P", "-c", LOADER, uri, base_ref, json.dumps(STEMS)]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def answers(finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert finished.returncode == 0, finished.stderr
+    line = next(line for line in finished.stdout.splitlines() if line.startswith("ANSWERS "))
+    found: dict[str, Any] = json.loads(line.removeprefix("ANSWERS "))
+    return found
+
+
+@pytest.mark.slow
+def test_the_champion_answers_outside_the_checkout_as_the_edited_model_does(
+    mlflow_uri: str, lineage_name: str, base: Path, tmp_path: Path
+) -> None:
+    made, model = edited_entry(lineage_name, base, tmp_path)
+    registry = MlflowRegistry(mlflow_uri)
+    registry.point_champion(lineage_name, registry.register(made))
+
+    said = answers(load_elsewhere(mlflow_uri, f"models:/{lineage_name}@champion", tmp_path / "elsewhere"))
+
+    assert said["plain"] == model.generate(STEMS, max_new_tokens=6)
+    assert said["default"] == model.generate(STEMS[:1], max_new_tokens=24)
+    assert said["chat"] == model.generate(STEMS, chat=True, max_new_tokens=6)
+    assert said["plain"] != loaded(base).generate(STEMS, max_new_tokens=6)
+    assert said["params"] == ["max_new_tokens", "chat"]
+    assert said["editors"].endswith("code.zip/editors/__init__.py")
+
+
+@pytest.mark.slow
+def test_a_corrupt_byte_in_a_delta_is_refused_by_name(
+    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, base: Path, tmp_path: Path
+) -> None:
+    made, _ = edited_entry(lineage_name, base, tmp_path)
+    version = MlflowRegistry(mlflow_uri).register(made)
+    (delta,) = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, version).rglob("delta-002.safetensors")
+    held = bytearray(delta.read_bytes())
+    held[-1] ^= 1
+    delta.write_bytes(held)
+
+    finished = load_elsewhere(mlflow_uri, f"models:/{lineage_name}/{version}", tmp_path / "elsewhere")
+
+    assert finished.returncode != 0
+    last = finished.stderr.strip().splitlines()[-1]
+    assert "expected digest" in last
+    assert "delta-002.safetensors" in last
+
+
+class TestServedModel:
+    """The loading itself, in this process."""
+
+    def test_an_accumulator_stands_for_the_deltas_under_it(self, base: Path, tmp_path: Path, lineage_name: str) -> None:
+        whole, model = edited_entry(lineage_name, base, tmp_path)
+        first = loaded(base)
+        weights = PlainWeights(first.module, first.inner)
+        weights.apply(random_delta(first, seed=1))
+        path = tmp_path / "accumulator.safetensors"
+        save_accumulators(path, weights.save())
+        digests = tuple(delta.digest for delta in whole.plan.deltas)
+        part = replaced(whole, deltas=whole.plan.deltas[1:], accumulator=file_ref(path), delta_digests=digests)
+
+        served = ServedModel.load(write_snapshot(part, tmp_path / "out"))
+
+        assert served.digest == snapshot_digest(base_digest=base_digest(base), delta_digests=digests)
+        assert served.answer(STEMS, max_new_tokens=6) == model.generate(STEMS, max_new_tokens=6)
+
+    def test_deltas_in_another_order_are_refused(self, base: Path, tmp_path: Path, lineage_name: str) -> None:
+        made, _ = edited_entry(lineage_name, base, tmp_path)
+        folder = write_snapshot(made, tmp_path / "out")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["deltas"].reverse()
+        manifest["delta_digests"].reverse()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(IntegrityBroken, match=str(made.snapshot.snapshot_id)):
+            ServedModel.load(folder)
+
+    def test_a_base_that_moved_is_found_by_its_new_name_and_another_base_is_refused(
+        self, base: Path, tmp_path: Path, lineage_name: str
+    ) -> None:
+        made, model = edited_entry(lineage_name, base, tmp_path)
+        folder = write_snapshot(made, tmp_path / "out")
+        expected = model.generate(STEMS, max_new_tokens=6)
+        moved = Path(shutil.move(base, tmp_path / "moved"))
+        with pytest.raises(Misconfigured, match="CORRIGENDA_BASE_REF"):
+            ServedModel.load(folder)
+        assert ServedModel.load(folder, base_ref=str(moved)).answer(STEMS, max_new_tokens=6) == expected
+        other = tmp_path / "other"
+        save_tiny_llama(other, seed=1, hidden=16, mlp=24)
+        with pytest.raises(WrongBase, match="expected a base model with the digest"):
+            ServedModel.load(folder, base_ref=str(other))
+
+
+def kept_by_mlflow(stack: LocalStack, mlflow_uri: str, name: str, version: str) -> Path:
+    """The folder in which the server keeps a version's files."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=mlflow_uri, registry_uri=mlflow_uri).get_model_version(name, version)
+    (folder,) = (stack.root / "mlflow").rglob(found.source.removeprefix("models:/"))
+    return folder
+
+
+def replaced(
+    made: RegistryEntry, *, deltas: tuple[FileRef, ...], accumulator: FileRef, delta_digests: tuple[str, ...]
+) -> RegistryEntry:
+    """The same snapshot, loaded another way."""
+    plan = replace(made.plan, deltas=deltas, accumulator=accumulator)
+    return replace(made, plan=plan, delta_digests=delta_digests)
