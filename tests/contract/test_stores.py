@@ -80,7 +80,7 @@ class TestLineages:
         assert actions(stores, "facts") == [AuditAction.lineage_created]
 
     def test_a_name_is_taken_once(self, stores: Stores) -> None:
-        with pytest.raises(InvalidInput, match="taken|free"):
+        with pytest.raises(InvalidInput, match=r"taken|free"):
             stores.lineages.create(new_lineage(), actor="cli:ada")
         assert actions(stores, "facts") == [AuditAction.lineage_created]
 
