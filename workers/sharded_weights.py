@@ -80,10 +80,8 @@ class ShardedWeight:
         """Add `F D` to the accumulator and write; only the rows of this rank are computed."""
         left_IR, right_RO = (factor.to(self._part_N.device) for factor in factors)
         rows = self._slice.rows
-        if self._inner.fan_in_fan_out:
-            change = left_IR[rows] @ right_RO
-        else:
-            change = (left_IR @ right_RO[:, rows]).T
+        lies_io = self._inner.fan_in_fan_out
+        change = left_IR[rows] @ right_RO if lies_io else (left_IR @ right_RO[:, rows]).T
         self.write(self.shift_N + self._slice.cut(change))
 
     def set_shift(self, shift_IO: Tensor | None) -> None:
@@ -115,7 +113,7 @@ class ShardedWeight:
 
     def part_bytes(self) -> bytes:
         """The bytes of this rank's slice of the weight as it is now."""
-        return self._part_N.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+        return bytes(self._part_N.contiguous().view(torch.uint8).cpu().numpy())
 
     def _gathered(self) -> Tensor:
         if self._world_size == 1:

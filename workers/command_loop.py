@@ -1,0 +1,173 @@
+"""Takes commands from the controller, has every rank run them, and answers for all. Knows no command's meaning.
+
+Rank 0 reads the socket and hands each request to the others as the JSON it came in. All ranks run it; what they found
+is compared before rank 0 answers. After an error that is not one of ours, hooks or gathered weights may be left behind:
+the ranks answer and end, and their controller starts new ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pipeline.domain.errors import CorrigendaError, EngineFailed, LeaseLost
+from workers.commands import Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits, failure_of
+from workers.held_model import HeldModel
+from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
+from workers.sharded_model import IDLE_LIMIT, join_group
+
+log = logging.getLogger(__name__)
+
+
+class Fence:
+    """Refuses what an older lease, or an older command, asks for."""
+
+    def __init__(self) -> None:
+        self._epochs: dict[str, int] = {}
+        self._seq = 0
+
+    def check(self, request: Request) -> None:
+        """Let a request pass, or not.
+
+        Raises:
+            LeaseLost: if a higher epoch of the lineage has been seen.
+            EngineFailed: if its number is not above that of the request before.
+        """
+        highest = self._epochs.get(request.lineage, request.epoch)
+        if request.epoch < highest:
+            raise LeaseLost(
+                f"expected lease epoch {highest} or above for lineage {request.lineage!r}, got {request.epoch}",
+                lineage=request.lineage,
+            )
+        if request.seq <= self._seq:
+            raise EngineFailed(f"expected a command after number {self._seq}, got number {request.seq}")
+        self._epochs[request.lineage] = request.epoch
+        self._seq = request.seq
+
+
+class Ranks:
+    """What this rank shares with the others: requests from rank 0, and digests of what each found."""
+
+    def __init__(self) -> None:
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        # Commands travel as bytes in host memory, whatever moves the weights.
+        self._group = dist.new_group(backend="gloo", timeout=IDLE_LIMIT)
+
+    def hand_out(self, body: bytes | None) -> bytes:
+        """Rank 0's request, on every rank."""
+        if self.world_size == 1:
+            assert body is not None
+            return body
+        length = torch.tensor([len(body or b"")])
+        dist.broadcast(length, src=0, group=self._group)
+        content = torch.frombuffer(bytearray(body or bytes(int(length))), dtype=torch.uint8)
+        dist.broadcast(content, src=0, group=self._group)
+        return content.numpy().tobytes()
+
+    def gathered(self, digest: str) -> list[str]:
+        """Each rank's SHA-256, by rank."""
+        if self.world_size == 1:
+            return [digest]
+        own = torch.frombuffer(bytearray(bytes.fromhex(digest)), dtype=torch.uint8)
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(parts, own, group=self._group)
+        return [part.numpy().tobytes().hex() for part in parts]
+
+
+def serve(connection: socket.socket | None, *, config_path: Path | None) -> int:
+    """Run commands until the controller says shutdown or is gone.
+
+    Args:
+        connection: to the controller, on rank 0; None on the others.
+        config_path: a DeepSpeed JSON instead of the one that is shipped.
+
+    Returns:
+        The exit status: 0 after a shutdown, 1 after an error that leaves the ranks unusable.
+    """
+    join_group()
+    ranks, fence = Ranks(), Fence()
+    model = HeldModel(config_path=config_path, is_writer=ranks.rank == 0)
+    log.info("%d ranks are ready", ranks.world_size)
+    while True:
+        request = REQUESTS.decode(ranks.hand_out(_next(connection) if connection else None))
+        if isinstance(request.command, Shutdown):
+            return 0
+        reply = compared(ranks, answer(request, model, fence), model, request)
+        if connection is not None:
+            send_frame(connection, REPLIES.encode(reply))
+        if reply.failure is not None and reply.failure.error == EngineFailed.__name__:
+            return 1
+
+
+def answer(request: Request, model: HeldModel, fence: Fence) -> Reply:
+    """What this rank has to say to a request."""
+    reply = Reply(seq=request.seq)
+    try:
+        fence.check(request)
+        return run(request, model, reply)
+    except CorrigendaError as error:
+        return replace(reply, failure=failure_of(error))
+    except Exception as error:
+        log.exception("command %s of lineage %s failed", request.command.kind, request.lineage)
+        return replace(reply, failure=failure_of(error))
+
+
+def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
+    """Carry out a command."""
+    match request.command:
+        case Load(plan=plan):
+            model.load(plan)
+        case TryEdits(trial=trial):
+            return replace(reply, outcome=model.try_edits(trial))
+        case Keep(trial_id=trial_id, folder=folder, with_accumulator=with_accumulator):
+            files = model.keep(trial_id, folder=Path(folder), with_accumulator=with_accumulator)
+            return replace(reply, files=files)
+        case Held(snapshot_id=snapshot_id, digest=digest):
+            model.held(snapshot_id, digest=digest)
+        case Generate(prompts=prompts, max_new_tokens=max_new_tokens):
+            return replace(reply, answers=model.generate(prompts, max_new_tokens=max_new_tokens))
+        case Ping() | Shutdown():
+            pass
+    return reply
+
+
+def compared(ranks: Ranks, reply: Reply, model: HeldModel, request: Request) -> Reply:
+    """The reply of all ranks, with the digest of all their weights; an error if they do not agree."""
+    found = ranks.gathered(_said(reply, model, request))
+    weights = ranks.gathered(_sha256(model.digest))
+    if len(set(found)) > 1:
+        problem = EngineFailed(f"expected every rank to answer {request.command.kind} alike, got {found}")
+        return Reply(seq=request.seq, failure=failure_of(problem))
+    return replace(reply, digest=_sha256("\n".join(weights)) if model.digest else "")
+
+
+def _said(reply: Reply, model: HeldModel, request: Request) -> str:
+    """SHA-256 of everything in a reply that must not depend on the rank: no times, no paths."""
+    alike = replace(reply, files=None, outcome=reply.outcome and replace(reply.outcome, seconds={}))
+    evidence = ""
+    if isinstance(request.command, TryEdits) and reply.outcome is not None:
+        evidence = model.evidence(request.command.trial.trial_id)
+    return _sha256(REPLIES.encode(alike).decode() + evidence)
+
+
+def _next(connection: socket.socket) -> bytes:
+    """The next request; a controller that is gone wants a shutdown."""
+    connection.settimeout(None)
+    try:
+        body = receive_frame(connection)
+    except OSError:
+        body = None
+    if body is None:
+        log.info("the controller is gone")
+        return REQUESTS.encode(Request(seq=0, lineage="", epoch=0, command=Shutdown()))
+    return body
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,256 @@
+"""What one rank holds, and what it does with it: load, try, keep, generate. Knows no socket and no other rank's part.
+
+Between two commands the edited weights are exactly those of the snapshot that was loaded or kept last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from editors.base import EditResult
+from editors.baseline import Baseline
+from editors.deltas import WeightDelta, load_accumulators, save_accumulators
+from editors.families import CausalModel
+from editors.fingerprint import base_digest
+from editors.ledger import Ledger
+from editors.metrics import Scorer
+from editors.recursive import RecursiveEditor
+from pipeline.domain.errors import EditorFailed, EngineFailed, Misconfigured, UnknownRecord, WrongBase
+from pipeline.domain.failpoints import failpoint
+from pipeline.domain.gates import Measurements
+from pipeline.domain.trials import Answer, BaseSpec, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
+from workers.sharded_model import ShardedModel, load_sharded
+from workers.sharded_weights import ShardedWeights
+
+GENERATED_TOGETHER = 64
+"""Prompts continued in one batch."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Lineage:
+    """A lineage on the base that is loaded."""
+
+    plan: LoadPlan
+    """What is held; its snapshot moves on with `held`."""
+    model: CausalModel
+    """The base's module with the lineage's inner parameters."""
+    weights: ShardedWeights
+    """They hold the snapshot."""
+    ledger: Ledger
+    """Rows of its active edits."""
+    scorer: Scorer
+    """Measures against the snapshot."""
+    editor: RecursiveEditor
+    """Makes candidates."""
+    tried: dict[str, EditResult]
+    """Candidates since the snapshot was loaded, by trial id."""
+    last_trial: str = ""
+    """The one whose answers the scorer has."""
+
+
+class HeldModel:
+    """The rank's part of a model, and everything that candidates are made from.
+
+    Args:
+        config_path: a DeepSpeed JSON; the shipped one if None.
+        is_writer: whether this rank writes the files of a kept candidate.
+    """
+
+    def __init__(self, *, config_path: Path | None, is_writer: bool) -> None:
+        self._config_path, self._is_writer = config_path, is_writer
+        self._sharded: ShardedModel | None = None
+        self._lineage: Lineage | None = None
+        self._is_whole = False
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of this rank's part of the edited weights; empty before the first load."""
+        return self._lineage.weights.digest() if self._lineage and self._is_whole else ""
+
+    def evidence(self, trial_id: str) -> str:
+        """SHA-256 of a candidate's factors, which every rank must have found alike."""
+        found = hashlib.sha256()
+        for factors in self._tried(trial_id).delta.factors.values():
+            for factor in factors:
+                found.update(factor.numpy().tobytes())
+        return found.hexdigest()
+
+    def load(self, plan: LoadPlan) -> None:
+        """Hold a snapshot: every file is read and checked before a weight is touched.
+
+        Raises:
+            WrongBase: if the base is not the one that the plan names.
+            IntegrityBroken: if a file does not have its digest.
+        """
+        sharded = self._base(plan.base)
+        ledger = Ledger.from_files(plan.prior, plan.ledger, strength=plan.editor.prior_strength)
+        baseline = Baseline.load(Path(plan.baseline.path), plan.baseline.digest)
+        shifts = load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {}
+        deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]
+        self._is_whole = False
+        self._lineage = self._opened(plan, sharded, ledger, baseline)
+        self._lineage.weights.set_accumulators(shifts)
+        for delta in deltas:
+            self._lineage.weights.apply(delta)
+        self._is_whole = True
+
+    def try_edits(self, trial: Trial) -> TrialOutcome:
+        """Edit, apply, measure, and go back to what was held, bit for bit, whatever happened.
+
+        Raises:
+            EditorFailed: if the numbers cannot be used.
+            UnknownRecord: if an edit is to leave that has no rows.
+        """
+        held = self._held()
+        with _unchanged(held.weights):
+            result = held.editor.edit(held.model, held.weights, held.ledger, trial.added, trial.removed_ids)
+            clock = _Clock()
+            held.scorer.observe_parent(trial.added, trial.retained)
+            observing = clock.lap()
+            failpoint("rank:before_apply")
+            held.weights.apply(result.delta)
+            applying = clock.lap()
+            measurements = held.scorer.measure(
+                added=trial.added, retained=trial.retained, gone_keys=trial.gone_keys, delta=result.delta
+            )
+            seconds = {**result.seconds, "apply": applying, "measure": observing + clock.lap()}
+        require_finite(measurements)
+        held.tried[trial.trial_id], held.last_trial = result, trial.trial_id
+        return TrialOutcome(
+            measurements=measurements, num_passes=result.num_passes, num_rows=result.num_rows, seconds=seconds
+        )
+
+    def keep(self, trial_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles | None:
+        """Write a tried candidate's files (rank 0; None elsewhere) and hold it from now on.
+
+        Raises:
+            UnknownRecord: if no such trial was made since the last load.
+        """
+        held, result = self._held(), self._tried(trial_id)
+        held.weights.apply(result.delta)
+        held.ledger.commit(result.rows, result.removed_ids)
+        if held.last_trial == trial_id:
+            held.scorer.keep()
+        else:
+            held.scorer.reset()
+        held.tried.clear()
+        names = held.model.inner_param_names
+        shifts = {name: held.weights.shift(name) for name in names} if with_accumulator else None
+        failpoint("rank:before_files")
+        if not self._is_writer:
+            return None
+        delta, rows, accumulator = (folder / f"{part}.safetensors" for part in ("delta", "rows", "accumulator"))
+        return KeptFiles(
+            delta=FileRef(path=str(delta), digest=result.delta.save(delta)),
+            rows=FileRef(path=str(rows), digest=result.rows.save(rows)),
+            accumulator=FileRef(path=str(accumulator), digest=save_accumulators(accumulator, shifts))
+            if shifts is not None
+            else None,
+        )
+
+    def held(self, snapshot_id: str, *, digest: str) -> None:
+        """Take note of the snapshot that the kept candidate became."""
+        held = self._held()
+        held.plan = replace(held.plan, snapshot_id=snapshot_id, digest=digest)
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:
+        """Greedy continuations of the prompts, as they are, by what is held."""
+        model, answers = self._held().model, list[str]()
+        for start in range(0, len(prompts), GENERATED_TOGETHER):
+            together = prompts[start : start + GENERATED_TOGETHER]
+            answers += model.generate(together, max_new_tokens=max_new_tokens)
+        return tuple(Answer(prompt=prompt, text=text) for prompt, text in zip(prompts, answers, strict=True))
+
+    def _base(self, base: BaseSpec) -> ShardedModel:
+        """The base, loaded at the first call and once only; its digest is computed meanwhile."""
+        if self._sharded is None:
+            with ThreadPoolExecutor(1) as side:
+                found = side.submit(base_digest, Path(base.ref))
+                sharded = load_sharded(base, config_path=self._config_path)
+            if found.result() != base.digest:
+                raise WrongBase(f"expected base digest {base.digest} in {base.ref}, got {found.result()}")
+            self._sharded = sharded
+        if self._sharded.base != base:
+            raise WrongBase(f"expected a group that holds base {base.digest}, got one of {self._sharded.base.digest}")
+        return self._sharded
+
+    def _opened(self, plan: LoadPlan, sharded: ShardedModel, ledger: Ledger, baseline: Baseline) -> Lineage:
+        """The lineage, with what is kept of it when only its snapshot changes."""
+        if plan.editor.solver != "recursive" or plan.editor.transform != "gradient":
+            raise Misconfigured(
+                f"expected solver 'recursive' with transform 'gradient', got {plan.editor.solver!r} "
+                f"with {plan.editor.transform!r} for lineage {plan.lineage}"
+            )
+        known = self._lineage
+        if known is not None and (known.plan.editor, known.plan.baseline) == (plan.editor, plan.baseline):
+            known.scorer.reset()
+            model, weights, scorer = known.model, known.weights, known.scorer
+        else:
+            if known is not None:
+                known.weights.set_accumulators({})  # the next store takes what is there now for the base
+            model = CausalModel(sharded.module, sharded.tokenizer, plan.editor.inner_params)
+            weights = ShardedWeights(sharded.module, model.inner)
+            scorer = Scorer(model, weights, baseline)
+        return Lineage(
+            plan=plan,
+            model=model,
+            weights=weights,
+            ledger=ledger,
+            scorer=scorer,
+            editor=RecursiveEditor(plan.editor),
+            tried={},
+        )
+
+    def _held(self) -> Lineage:
+        if self._lineage is None or not self._is_whole:
+            raise EngineFailed("expected a loaded snapshot, got a rank that holds none")
+        return self._lineage
+
+    def _tried(self, trial_id: str) -> EditResult:
+        result = self._held().tried.get(trial_id)
+        if result is None:
+            raise UnknownRecord(f"expected a trial of the snapshot that is held, got {trial_id}", trial_id=trial_id)
+        return result
+
+
+def require_finite(measurements: Measurements) -> None:
+    """Refuse figures that no threshold can judge.
+
+    Raises:
+        EditorFailed: naming the first one that is NaN or infinite.
+    """
+    for record in (*measurements.edits, measurements.candidate, measurements.parent, measurements.base, measurements):
+        for field in fields(record):
+            value = getattr(record, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise EditorFailed(f"expected finite measurements, got {value} for {field.name}")
+
+
+class _Clock:
+    """Laps of wall time."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def lap(self) -> float:
+        began, self._began = self._began, time.perf_counter()
+        return self._began - began
+
+
+@contextmanager
+def _unchanged(weights: ShardedWeights) -> Iterator[None]:
+    """Put the weights back to what they were on entry, and make sure of it."""
+    saved, before = weights.save(), weights.digest()
+    try:
+        yield
+    finally:
+        weights.restore(saved)
+        if weights.digest() != before:
+            raise EngineFailed(f"expected the weights to be restored to {before}, got {weights.digest()}")
