@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.domain.errors import Misconfigured
 
 SECRETS_FOLDER = Path("/run/secrets")
+
+
+def _seconds(value: Any) -> Any:
+    """Read a bare number as seconds; everything else is left to Pydantic (`PT30S`, `00:00:30`)."""
+    try:
+        return timedelta(seconds=float(value)) if isinstance(value, str) else value
+    except (ValueError, OverflowError):
+        return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_seconds)]
 
 
 class Settings(BaseSettings):
@@ -45,12 +56,12 @@ class Settings(BaseSettings):
     intake_max_records: int = Field(500, ge=1, le=10_000, description="Most messages a poll.")
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
     artifact_root: Path = Field(Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows.")
-    lease_ttl: timedelta = Field(timedelta(seconds=30), description="Life of a lease; renewed every third of it.")
-    batch_max_wait: timedelta = Field(
+    lease_ttl: Duration = Field(timedelta(seconds=30), description="Life of a lease; renewed every third of it.")
+    batch_max_wait: Duration = Field(
         timedelta(seconds=2), description="A batch closes when its oldest edit waited this."
     )
     max_attempts: int = Field(3, ge=1, description="Tries of an edit before it is dead.")
-    command_timeout: timedelta = Field(timedelta(minutes=10), description="Deadline of one command to the ranks.")
+    command_timeout: Duration = Field(timedelta(minutes=10), description="Deadline of one command to the ranks.")
     num_ranks: int = Field(1, ge=1, description="Ranks behind an edit worker.")
     deepspeed_config: Path | None = Field(None, description="DeepSpeed JSON; None for infra/deepspeed/zero3.json.")
     failpoint: str = Field("", description="Testing only: name[:nth] of the boundary at which to die.")
