@@ -94,7 +94,7 @@ def _run_initdb(plan: Plan, data: Path, password_file: Path) -> None:
     with plan.log.open("a") as log:
         finished = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, check=False)
     if finished.returncode != 0:
-        raise plan.failed(f"initdb could not make a cluster in {data}")
+        raise plan.failed(f"initdb could not make a cluster in {data}, saying: {plan.last_words()}")
 
 
 def _as_somebody(plan: Plan) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from infra.local.errors import LocalStackError
 from infra.local.records import Service
 
 HOST = "127.0.0.1"
+COMPLAINTS = ("FATAL", "ERROR", "rror:", "could not")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,15 @@ class Plan:
     def failed(self, reason: str) -> LocalStackError:
         """The error that says this service cannot run, with its log."""
         return LocalStackError(service=self.service, reason=reason, log=self.log)
+
+    def last_words(self) -> str:
+        """The line of its log that most likely says why it ended: the last one that complains, else the last."""
+        try:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        complaints = [line for line in lines[-30:] if any(sign in line for sign in COMPLAINTS)]
+        return (complaints or lines or ["nothing"])[-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -182,7 +182,7 @@ class LocalStack:
         deadline = time.monotonic() + START_TIMEOUT.total_seconds()
         while not RECIPES[service].is_ready(plan):
             if record is None or not is_alive(record.process):
-                raise plan.failed(f"it ended while starting, saying: {_last_words(plan.log)}")
+                raise plan.failed(f"it ended while starting, saying: {plan.last_words()}")
             if time.monotonic() > deadline:
                 raise plan.failed(f"expected an answer on port {plan.port} within {START_TIMEOUT}, got none")
             time.sleep(POLL_SECONDS)
@@ -229,11 +229,3 @@ def _status(record: ProcessRecord, ports: Mapping[str, int]) -> ProcessStatus:
         port=ports.get(record.name),
         log=Path(record.log),
     )
-
-
-def _last_words(log: Path) -> str:
-    try:
-        lines = log.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1] if lines else "nothing"
