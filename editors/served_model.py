@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from editors.deltas import PlainWeights, WeightDelta, load_accumulators
 from editors.families import CausalModel
@@ -108,5 +109,6 @@ def _base(ref: str, *, expected_digest: str, names: Sequence[str]) -> CausalMode
     found = base_digest(folder)
     if found != expected_digest:
         raise WrongBase(f"expected a base model with the digest {expected_digest}, got {found} in {ref}")
+    transformers_logging.disable_progress_bar()
     module = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     return CausalModel(module, AutoTokenizer.from_pretrained(folder, local_files_only=True), names)

@@ -109,7 +109,7 @@ class EditService:
         batch = self._queue.claim_batch(keeper.lease, limit=batch_size, max_wait=self._policy.batch_max_wait)
         if batch is None:
             return None
-        failpoint("edit:after_claim")
+        failpoint("edit.after_claim")
         with self._released_on_failure(batch, keeper):
             return self._edit(batch, keeper)
 
@@ -190,9 +190,9 @@ class EditService:
         seq = on.lineage.head_seq + 1
         with tempfile.TemporaryDirectory(prefix="corrigenda-candidate-") as folder:
             new = self._stored(on, attempt, Path(folder), seq=seq, batch=batch, removal=removal)
-        failpoint("edit:before_commit")
+        failpoint("edit.before_commit")
         snapshot = self._snapshots.commit(keeper.lease, new)
-        failpoint("edit:after_commit")
+        failpoint("edit.after_commit")
         self._group.held(snapshot.snapshot_id, digest=snapshot.digest)
         log.info("snapshot committed", lineage=snapshot.lineage, seq=snapshot.seq, digest=snapshot.digest[:12])
         return snapshot

@@ -32,9 +32,9 @@ class RegistryMirror:
         """
         entry = self._mirror.entry(snapshot_id)
         entry = replace(entry, delta_digests=self._snapshots.delta_digests(snapshot_id))
-        failpoint("register:before")
+        failpoint("register.before")
         version = self._registry.register(entry)
-        failpoint("register:after")
+        failpoint("register.after")
         self._mirror.registered(snapshot_id, version=version)
         log.info("snapshot registered", lineage=entry.lineage.settings.name, seq=entry.snapshot.seq, version=version)
         return version
@@ -52,5 +52,5 @@ class RegistryMirror:
                 snapshot_id=wanted.snapshot_id,
             )
         self._registry.point_champion(lineage, wanted.version)
-        failpoint("champion:after")
+        failpoint("champion.after")
         log.info("champion mirrored", lineage=lineage, version=wanted.version)
