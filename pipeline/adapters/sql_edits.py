@@ -187,6 +187,7 @@ def _results(
                 "lineage": lineage,
                 "status": one.to.value,
                 "reason": one.reason,
+                "at": event.at.isoformat(),
             },
         )
         for one, event in zip(moves, events, strict=True)
