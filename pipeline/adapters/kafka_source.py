@@ -7,6 +7,7 @@ handed over can be skipped.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +30,7 @@ from pipeline.services.intake import Fetched
 POLL_MS = 500
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 5_000
+MAX_SHORT_POLLS = 4
 
 Take = Callable[[PartitionKey], PartitionClaim]
 """`IntakeStore.take_partition`."""
@@ -53,6 +55,7 @@ class KafkaSource:
         self._watch = TopicWatch(settings, self._topic)
         self._seen: TopicSeen | None = None
         self._claims: dict[TopicPartition, PartitionClaim] = {}
+        self._num_short: Counter[TopicPartition] = Counter()
         self._log = structlog.get_logger(__name__)
         with broker_errors(settings):
             self._consumer = _consumer(settings)
@@ -73,6 +76,7 @@ class KafkaSource:
                 return ()
             if gap is not None:
                 raise gap
+            self._check_ends()
         except CorrigendaError:
             self._forget()
             raise
@@ -118,9 +122,9 @@ class KafkaSource:
         self._drop(due)
         if not due:
             return
-        bounds = self._bounds(due)
+        begins = self._begins(due)
         for place in due:
-            claim = _checked(self._take(self._seen.key(place.partition)), *bounds[place])
+            claim = _checked(self._take(self._seen.key(place.partition)), begins[place])
             with suppress(ValueError):  # the group took it away at this very moment
                 self._assignment.start(place, claim.next_offset)
                 self._claims[place] = claim
@@ -128,12 +132,28 @@ class KafkaSource:
                 "partition_taken", partition=place.partition, epoch=claim.epoch, next_offset=claim.next_offset
             )
 
-    def _bounds(self, places: Collection[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
-        """Of each partition the first offset that the log still holds, and the one after its last."""
+    def _begins(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The first offset that the log of each partition still holds."""
         with broker_errors(self._settings):
             first = self._consumer.beginning_offsets(list(places), timeout_ms=REQUEST_TIMEOUT_MS)
-            end = self._consumer.end_offsets(list(places), timeout_ms=REQUEST_TIMEOUT_MS)
-        return {place: (int(first[place]), int(end[place])) for place in places}
+        return {place: int(offset) for place, offset in first.items()}
+
+    def _check_ends(self) -> None:
+        """Find logs that end before what we need next.
+
+        Apache Kafka answers such a fetch with an error. Tansu answers with nothing, for ever, and what it says of the
+        log's end when asked is too low where the last batch holds several records; only the high watermark of a fetch
+        tells. It may fall back for a moment when a partition's leader changes, so one low value proves nothing.
+
+        Raises:
+            StreamGap: if a log has ended too early several times in a row.
+        """
+        for place, claim in self._claims.items():
+            end = self._consumer.highwater(place)
+            is_short = end is not None and end < claim.next_offset
+            self._num_short[place] = self._num_short[place] + 1 if is_short else 0
+            if self._num_short[place] >= MAX_SHORT_POLLS:
+                raise _gap(claim, f"a log that ends at {end}")
 
     def _read(self) -> tuple[dict[TopicPartition, list[Any]], StreamGap | None]:
         """Records, or the gap that the broker tells of: a topic that was remade looks like one at first."""
@@ -167,6 +187,7 @@ class KafkaSource:
     def _forget(self) -> None:
         self._seen = None
         self._claims.clear()
+        self._num_short.clear()
         self._assignment.forget()
 
 
@@ -183,20 +204,25 @@ def _consumer(settings: Settings) -> Any:
     )
 
 
-def _checked(claim: PartitionClaim, first: int, end: int) -> PartitionClaim:
-    """The claim, if the log can serve it.
+def _checked(claim: PartitionClaim, first: int) -> PartitionClaim:
+    """The claim, if the log has not lost what it needs next.
 
     Raises:
-        StreamGap: if it begins after the next offset, or ends before it.
+        StreamGap: if the log begins after the next offset.
     """
     if claim.epoch == 1 and claim.next_offset == 0:
         return replace(claim, next_offset=first)  # never read before: nothing is owed from before our time
-    if first <= claim.next_offset <= end:
-        return claim
+    if claim.next_offset < first:
+        raise _gap(claim, f"a log that begins at {first}")
+    return claim
+
+
+def _gap(claim: PartitionClaim, got: str) -> StreamGap:
+    """What the log does not hold, and of which incarnation."""
     place = claim.partition
-    raise StreamGap(
-        f"expected offset {claim.next_offset} of {place.topic}[{place.partition}] next, got a log that holds "
-        f"{first} to {end - 1} (cluster {place.cluster_id}, topic id {place.topic_id}); what lies between would be lost",
+    return StreamGap(
+        f"expected offset {claim.next_offset} of {place.topic}[{place.partition}] next, got {got} "
+        f"(cluster {place.cluster_id}, topic id {place.topic_id}); going on would lose what lies between",
         topic=place.topic,
         partition=str(place.partition),
     )
