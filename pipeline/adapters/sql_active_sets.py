@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from pipeline.adapters.sql_tables import edit_requests, edit_rows, snapshot_edits, snapshots
 
@@ -34,7 +35,7 @@ def active_rows(connection: Connection, snapshot_id: str, *, keys: Collection[st
         .join(edit_rows, edit_rows.c.edit_id == edit_requests.c.edit_id)
         .join(snapshots, snapshots.c.snapshot_id == edit_rows.c.snapshot_id)
         .where(held.snapshot_id == snapshot_id, snapshots.c.seq <= top)
-        .distinct(edit_requests.c.edit_id)
+        .ext(distinct_on(edit_requests.c.edit_id))
         .order_by(edit_requests.c.edit_id, snapshots.c.seq.desc())
     )
     if keys is not None:

@@ -221,5 +221,5 @@ def _ring_if_more_waits(connection: Connection, on: LockedLineage, new: NewSnaps
             connection,
             kind="doorbell",
             dedup_key=f"doorbell:snapshot:{new.snapshot_id}",
-            payload={"lineage": on.name},
+            payload=on.doorbell,
         )

@@ -43,4 +43,4 @@ def lift_after_roll_back(connection: Connection, on: LockedLineage, *, because: 
         subject=on.lineage_id,
         payload={"held": on.hold, "because": because},
     )
-    owe(connection, kind="doorbell", dedup_key=f"doorbell:{on.name}:{event.seq}", payload={"lineage": on.name})
+    owe(connection, kind="doorbell", dedup_key=f"doorbell:{on.name}:{event.seq}", payload=on.doorbell)

@@ -31,8 +31,15 @@ class LockedLineage:
     """Batches claimed so far."""
     hold: str | None
     """Why no batch may start; None if one may."""
+    base_digest: str
+    """SHA-256 of the base model."""
     policy: Mapping[str, Any]
     """Fields of its gate policy."""
+
+    @property
+    def doorbell(self) -> dict[str, Any]:
+        """Payload of a debt of kind `doorbell`."""
+        return {"lineage": self.name, "base_digest": self.base_digest}
 
     @property
     def policy_digest(self) -> str:
@@ -60,5 +67,6 @@ def lock_lineage(connection: Connection, name: str) -> LockedLineage:
         seq=row.seq,
         num_batches=row.num_batches,
         hold=row.hold,
+        base_digest=row.base_digest,
         policy=row.policy,
     )

@@ -51,7 +51,7 @@ def request(
         subject=removal_id,
         payload=payload | ({"rejected_snapshot": rejected_snapshot_id} if rejected_snapshot_id else {}),
     )
-    owe(connection, kind="doorbell", dedup_key=f"doorbell:removal:{removal_id}", payload={"lineage": on.name})
+    owe(connection, kind="doorbell", dedup_key=f"doorbell:removal:{removal_id}", payload=on.doorbell)
     return removal_id
 
 

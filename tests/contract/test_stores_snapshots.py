@@ -1,0 +1,214 @@
+"""Snapshots: one transaction each, no fork, no gap, and how each is put together again."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+
+import pytest
+
+from pipeline.domain.errors import InvalidInput, LeaseLost, UnknownLineage, UnknownRecord
+from pipeline.domain.snapshots import Basis, Snapshot
+from pipeline.domain.trials import FileRef
+from tests.store_rig import LINEAGE, StoreRig, failing_report
+
+
+def file_of(rig: StoreRig, snapshot: Snapshot) -> FileRef:
+    return FileRef(path=str(rig.artifacts.path(snapshot.delta)), digest=snapshot.delta.digest)
+
+
+def test_a_commit_moves_the_head_and_binds_the_report(rig: StoreRig) -> None:
+    edit_id = rig.correct("r1")
+    lease = rig.acquire()
+    batch = rig.claim(lease)
+    assert batch is not None
+    new = rig.new_snapshot(batch=batch)
+    snapshot = rig.snapshots.commit(lease, new)
+    lineage = rig.lineage()
+    assert (lineage.head_id, lineage.head_seq, lineage.champion_id) == (snapshot.snapshot_id, 1, None)
+    assert (snapshot.seq, snapshot.parent_id, snapshot.status) == (1, None, "candidate")
+    assert (snapshot.digest, snapshot.delta, snapshot.accumulator) == (new.digest, new.delta, None)
+    report = rig.query("SELECT snapshot_digest, verdict FROM gate_reports")[0]
+    assert (report["snapshot_digest"], report["verdict"]) == (new.digest, "passed")
+    assert rig.snapshots.report(snapshot.gate_report_id)["verdict"] == "passed"
+    assert rig.status(edit_id) == "snapshotted"
+    assert rig.actions(edit_id) == ["edit:received", "edit:claimed", "edit:snapshotted"]
+    assert rig.actions(snapshot.snapshot_id) == ["snapshot:created"]
+    assert [debt["snapshot_id"] for debt in rig.debts("register")] == [snapshot.snapshot_id]
+    assert rig.audit.verify(LINEAGE) is None
+
+
+def test_seq_has_no_gaps_and_every_snapshot_stands_on_the_one_before(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    made = []
+    for number in range(4):
+        rig.correct(f"r{number}")
+        made.append(rig.commit_batch(lease))
+    assert [snapshot.seq for snapshot in made] == [1, 2, 3, 4]
+    assert [snapshot.parent_id for snapshot in made] == [None, *(snapshot.snapshot_id for snapshot in made[:-1])]
+    assert rig.snapshots.snapshots(LINEAGE) == tuple(made)
+
+
+def test_the_active_set_is_the_parents_with_the_batch_and_without_what_it_displaced(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    stays, goes = rig.correct("a"), rig.correct("b", fact="France", target="Nice", minute=1)
+    first = rig.commit_batch(lease)
+    comes = rig.correct("c", fact="France", target="Lyon", minute=2)
+    second = rig.commit_batch(lease)
+    assert rig.active(first.snapshot_id) == {stays, goes}
+    assert rig.active(second.snapshot_id) == {stays, comes}
+    held = rig.queue.active_edits(LINEAGE, snapshot_id=second.snapshot_id)
+    assert [(one.edit.edit_id, one.snapshot_seq) for one in held] == [(stays, 1), (comes, 2)]
+
+
+def test_an_edit_that_was_not_accepted_displaces_nothing(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    old = rig.correct("a", fact="France", target="Nice", minute=1)
+    rig.commit_batch(lease)
+    new, other = rig.correct("b", fact="France", target="Lyon", minute=2), rig.correct("c")
+    batch = rig.claim(lease)
+    assert batch is not None
+    snapshot = rig.snapshots.commit(lease, rig.new_snapshot(batch=batch, accepted=[other]))
+    rig.queue.reject(lease, {new: "no"}, report=failing_report([new]))
+    assert rig.active(snapshot.snapshot_id) == {old, other}
+    assert (rig.status(old), rig.status(new)) == ("snapshotted", "rejected")
+
+
+def test_there_is_no_fork(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rig.correct("a")
+    rig.commit_batch(lease)
+    rig.correct("b")
+    batch = rig.claim(lease)
+    assert batch is not None
+    before = rig.contents()
+    with pytest.raises(LeaseLost, match="expected the head"):
+        rig.snapshots.commit(lease, rig.new_snapshot(batch=replace(batch, parent_id=None)))
+    assert rig.contents() == before
+
+
+def test_the_same_commit_twice_is_refused_the_second_time(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rig.correct("a")
+    batch = rig.claim(lease)
+    assert batch is not None
+    new = rig.new_snapshot(batch=batch)
+    rig.snapshots.commit(lease, new)
+    with pytest.raises(LeaseLost):
+        rig.snapshots.commit(lease, new)
+    assert len(rig.snapshots.snapshots(LINEAGE)) == 1
+
+
+def test_a_failing_report_makes_no_snapshot(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    edit_id = rig.correct("a")
+    batch = rig.claim(lease)
+    assert batch is not None
+    before = rig.contents()
+    with pytest.raises(InvalidInput, match="passing report"):
+        rig.snapshots.commit(lease, replace(rig.new_snapshot(batch=batch), report=failing_report([edit_id])))
+    assert rig.contents() == before
+
+
+def test_a_commit_rings_while_more_waits(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rig.correct("a", minute=1)
+    rig.correct("b", minute=2)
+    before = len(rig.debts("doorbell"))
+    rig.commit_batch(lease, limit=1)
+    assert len(rig.debts("doorbell")) == before + 1
+    rig.commit_batch(lease, limit=1)
+    assert len(rig.debts("doorbell")) == before + 1
+    assert rig.debts("doorbell")[-1] == {"lineage": LINEAGE, "base_digest": "b" * 64}
+
+
+def test_the_base_is_loaded_from_nothing(rig: StoreRig) -> None:
+    plan = rig.snapshots.load_plan(LINEAGE, snapshot_id=None)
+    settings = rig.lineage().settings
+    assert (plan.digest, plan.accumulator, plan.deltas, plan.ledger) == (settings.base.digest, None, (), ())
+    assert (plan.base, plan.editor, plan.prior.digest) == (settings.base, settings.editor, settings.prior.digest)
+    assert rig.snapshots.delta_digests(None) == ()
+
+
+def test_a_snapshot_is_loaded_from_the_nearest_accumulators_and_the_deltas_above(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    made = []
+    for number in range(5):
+        rig.correct(f"r{number}")
+        made.append(rig.commit_batch(lease, with_accumulator=number == 2))
+    below, stored, above = made[1], made[2], made[4]
+    plan = rig.snapshots.load_plan(LINEAGE, snapshot_id=below.snapshot_id)
+    assert (plan.accumulator, plan.deltas) == (None, (file_of(rig, made[0]), file_of(rig, made[1])))
+    plan = rig.snapshots.load_plan(LINEAGE, snapshot_id=stored.snapshot_id)
+    assert stored.accumulator is not None
+    assert plan.accumulator is not None
+    assert (plan.accumulator.digest, plan.deltas) == (stored.accumulator.digest, ())
+    plan = rig.snapshots.load_plan(LINEAGE, snapshot_id=above.snapshot_id)
+    assert plan.accumulator is not None
+    assert plan.accumulator.digest == stored.accumulator.digest
+    assert plan.deltas == (file_of(rig, made[3]), file_of(rig, made[4]))
+    assert plan.digest == above.digest
+    digests = tuple(snapshot.delta.digest for snapshot in made)
+    assert rig.snapshots.delta_digests(above.snapshot_id) == digests, "identity counts from the base"
+
+
+def test_a_rebuild_starts_a_new_row_of_deltas(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rig.correct("a")
+    rig.commit_batch(lease)
+    rig.correct("b")
+    batch = rig.claim(lease)
+    assert batch is not None
+    new = replace(rig.new_snapshot(batch=batch, with_accumulator=True), basis=Basis.base)
+    rebuilt = rig.snapshots.commit(lease, new)
+    rig.correct("c")
+    above = rig.commit_batch(lease)
+    assert rig.snapshots.delta_digests(above.snapshot_id) == (rebuilt.delta.digest, above.delta.digest)
+    plan = rig.snapshots.load_plan(LINEAGE, snapshot_id=above.snapshot_id)
+    assert plan.accumulator is not None
+    assert (len(plan.deltas), plan.deltas[0]) == (1, file_of(rig, above))
+
+
+def test_the_ledger_holds_every_active_edit_once_grouped_by_the_snapshot_that_brought_it(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    first = {rig.correct("a", minute=1), rig.correct("b", minute=2)}
+    rig.commit_batch(lease)
+    second = rig.correct("c", minute=3)
+    gone = rig.correct("d", fact="France", target="Nice", minute=4)
+    rig.commit_batch(lease)
+    third = rig.correct("e", fact="France", target="Lyon", minute=5)
+    head = rig.commit_batch(lease)
+    plan = rig.snapshots.load_plan(LINEAGE, snapshot_id=head.snapshot_id)
+    assert [set(rows.edit_ids) for rows in plan.ledger] == [first, {second}, {third}]
+    assert len({rows.file.path for rows in plan.ledger}) == 3
+    assert gone not in {edit_id for rows in plan.ledger for edit_id in rows.edit_ids}
+
+
+def test_a_snapshot_is_found_by_id_by_seq_and_by_its_role(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rig.correct("a")
+    snapshot = rig.commit_batch(lease)
+    for ref in (snapshot.snapshot_id, "1", "head"):
+        assert rig.snapshots.snapshot(LINEAGE, ref) == snapshot
+
+
+@pytest.mark.parametrize("ref", ["champion", "2", "", "nonsense", "²", "9" * 30, str(uuid.UUID(int=7))])
+def test_a_snapshot_that_does_not_exist_is_unknown(rig: StoreRig, ref: str) -> None:
+    rig.correct("a")
+    rig.commit_batch(rig.acquire())
+    with pytest.raises(UnknownRecord):
+        rig.snapshots.snapshot(LINEAGE, ref)
+
+
+def test_a_snapshot_of_another_lineage_is_not_loaded(rig: StoreRig) -> None:
+    rig.correct("a")
+    snapshot = rig.commit_batch(rig.acquire())
+    rig.new_lineage("others")
+    with pytest.raises(UnknownRecord, match="another lineage"):
+        rig.snapshots.load_plan("others", snapshot_id=snapshot.snapshot_id)
+    with pytest.raises(UnknownLineage):
+        rig.snapshots.load_plan("nobody", snapshot_id=None)
+    with pytest.raises(UnknownRecord):
+        rig.snapshots.delta_digests(str(uuid.UUID(int=7)))
+    with pytest.raises(UnknownRecord):
+        rig.snapshots.report("nonsense")
