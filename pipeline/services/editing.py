@@ -175,7 +175,9 @@ class EditService:
             report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error))
             return Attempt(trial_id=trial.trial_id, report=report, seconds={})
         report = judge(policy, outcome.measurements)
-        log.info("candidate judged", lineage=on.lineage.settings.name, edits=len(added), verdict=report.summary)
+        seconds = {phase: round(spent, 2) for phase, spent in outcome.seconds.items()}
+        name = on.lineage.settings.name
+        log.info("candidate judged", lineage=name, edits=len(added), verdict=report.summary, **seconds)
         return Attempt(trial_id=trial.trial_id, report=report, seconds=outcome.seconds)
 
     def _commit(
