@@ -28,8 +28,8 @@ ANSWER_TOKENS = 8
 """Length of the base's own answer where a probe gives none."""
 WINDOW_TOKENS = 128
 """Length of a window of plain text; its first token is given."""
-NUM_WINDOWS = 16
-"""Most windows of plain text."""
+NUM_WINDOWS = 8
+"""Windows of plain text in a lineage's baseline: every candidate is measured on them."""
 TEXT_CHUNK_TOKENS = 512
 """Most positions of plain text whose logits are held at once."""
 FORMAT = 1
@@ -102,13 +102,16 @@ class Baseline:
         return prepare(model, sequences, max_tokens=TEXT_CHUNK_TOKENS)
 
 
-def build_baseline(model: CausalModel, suite: Sequence[SuiteProbe], text: str) -> Baseline:
+def build_baseline(
+    model: CausalModel, suite: Sequence[SuiteProbe], text: str, *, num_windows: int = NUM_WINDOWS
+) -> Baseline:
     """Ask the base.
 
     Args:
         model: the base, unedited.
         suite: probes of what edits should leave alone.
         text: plain text for perplexity.
+        num_windows: how much of it is read at most.
 
     Raises:
         Misconfigured: if the text is shorter than two tokens.
@@ -119,7 +122,7 @@ def build_baseline(model: CausalModel, suite: Sequence[SuiteProbe], text: str) -
         SuiteAnswer(probe=probe, sequence=sequence, reading=reading)
         for probe, sequence, reading in zip(suite, sequences, found, strict=True)
     )
-    windows = _windows(model, text)
+    windows = _windows(model, text, num_windows)
     unmeasured = Baseline(suite=answers, windows=windows, perplexity=math.nan)
     perplexity = text_perplexity(model, unmeasured.prepared_text(model))
     return Baseline(suite=answers, windows=windows, perplexity=perplexity)
@@ -154,10 +157,10 @@ def text_perplexity(model: CausalModel, prepared: Prepared) -> float:
     return math.exp(-sum(score.mean_log_probability * len(score.hits) for score in found) / num_tokens)
 
 
-def _windows(model: CausalModel, text: str) -> tuple[tuple[int, ...], ...]:
+def _windows(model: CausalModel, text: str, num_windows: int) -> tuple[tuple[int, ...], ...]:
     ids = encode_prompt(model.tokenizer, text)
     cut = [ids[start : start + WINDOW_TOKENS] for start in range(0, len(ids), WINDOW_TOKENS)]
-    windows = tuple(window for window in cut[:NUM_WINDOWS] if len(window) > 1)
+    windows = tuple(window for window in cut[:num_windows] if len(window) > 1)
     if not windows:
         raise Misconfigured("expected plain text of at least two tokens for perplexity, got none")
     return windows

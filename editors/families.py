@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.frozen_prefix import compute_prefix, gathered_head, starting_at
+from editors.frozen_prefix import compute_prefix, ending_before, gathered_head, starting_at
 from editors.generation import IsDone, greedy
 from editors.inner_params import InnerParam, default_inner_params, inner_params, true_shape
 from editors.prompts import Encoded, TargetBatch, chunks, encode_chat, encode_pair, encode_prompt, pack, pad_id
@@ -77,7 +77,7 @@ class CausalModel:
 
     def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
         """Encoded sequences as one batch on the model's device."""
-        return pack(sequences, pad_id=pad_id(self.tokenizer), device=self.device)
+        return pack(sequences, device=self.device)
 
     def chunked(
         self, sequences: Sequence[Encoded], *, max_tokens: int | None = None
@@ -103,10 +103,13 @@ class CausalModel:
             logits_1NV: Tensor = self.module(input_ids=batch.input_ids_BL, use_cache=False).logits
         return logits_1NV[0]
 
-    def run(self, batch: TargetBatch) -> None:
-        """Run a batch for what hooks see of it; the output embeddings see one position only."""
+    def run_to_last_inner(self, batch: TargetBatch) -> None:
+        """Run a batch for what hooks see in the inner layers; later blocks and the logits are left out."""
         head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
-        with self._started(batch), gathered_head(head, batch.row_N[:1], batch.position_N[:1]):
+        with (
+            ending_before(self._blocks, self.inner[-1].block + 1),
+            gathered_head(head, batch.row_N[:1], batch.position_N[:1]),
+        ):
             self.module(input_ids=batch.input_ids_BL, use_cache=False)
 
     def generate(self, prompts: Sequence[str], *, chat: bool = False, max_new_tokens: int = 24) -> list[str]:

@@ -105,20 +105,27 @@ def gathered_head(head: nn.Module, row_N: Tensor, position_N: Tensor) -> Iterato
         handle.remove()
 
 
+@contextmanager
+def ending_before(blocks: nn.ModuleList, end: int) -> Iterator[OutputKind]:
+    """Run the blocks before `end` only: for what hooks see in them, when nobody asks for logits."""
+    kind = OutputKind()
+    learning = blocks[0].register_forward_hook(kind.learn)
+    try:
+        with replaced(blocks, range(end, len(blocks)), kind):
+            yield kind
+    finally:
+        learning.remove()
+
+
 def compute_prefix(module: nn.Module, blocks: nn.ModuleList, first: int, input_ids_BL: Tensor) -> Prefix:
     """Run the blocks before `first` and keep what they hand on."""
     head: nn.Module = module.get_output_embeddings()  # type: ignore[operator]
     one = torch.zeros(1, dtype=torch.long, device=input_ids_BL.device)
-    kind = OutputKind()
-    learning = blocks[0].register_forward_hook(kind.learn)
-    try:
-        with (
-            torch.no_grad(),
-            replaced(blocks, range(first, len(blocks)), kind),
-            gathered_head(head, one, one),
-            entering(blocks[first]) as seen,
-        ):
-            module(input_ids=input_ids_BL, use_cache=False)
-    finally:
-        learning.remove()
+    with (
+        torch.no_grad(),
+        ending_before(blocks, first) as kind,
+        gathered_head(head, one, one),
+        entering(blocks[first]) as seen,
+    ):
+        module(input_ids=input_ids_BL, use_cache=False)
     return Prefix(hidden_BLH=seen[0], returns_tuple=kind.returns_tuple)

@@ -63,7 +63,7 @@ def measure_prior(model: CausalModel, lines: Iterable[str]) -> Prior:
     for _, batch in model.chunked(sequences):
         num_tokens += len(batch.row_N)
         with torch.no_grad(), capturing(model.module, model.inner, batch.row_N, batch.position_N) as seen:
-            model.run(batch)
+            model.run_to_last_inner(batch)
         for name, u_NI in seen.u_NI.items():
             sums[name] += (u_NI.T @ u_NI).double().cpu()
     return Prior(moments={name: (total / num_tokens).float() for name, total in sums.items()}, num_tokens=num_tokens)

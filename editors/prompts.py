@@ -95,11 +95,11 @@ def encode_chat(tokenizer: Any, prompt: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def pack(sequences: Sequence[Encoded], *, pad_id: int, device: torch.device) -> TargetBatch:
-    """Pad sequences on the right into one batch, in the order given."""
+def pack(sequences: Sequence[Encoded], *, device: torch.device) -> TargetBatch:
+    """Pad sequences on the right, each with its own last token, into one batch in the order given."""
     rows = [(*item.prompt_ids, *item.target_ids[:-1]) for item in sequences]
     width = max(map(len, rows))
-    padded = [(*row, *[pad_id] * (width - len(row))) for row in rows]
+    padded = [(*row, *row[-1:] * (width - len(row))) for row in rows]
     places = [
         (row, len(item.prompt_ids) - 1 + offset, token)
         for row, item in enumerate(sequences)

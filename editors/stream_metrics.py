@@ -24,6 +24,9 @@ from editors.scoring import Prepared, Reading, compared, readings
 from pipeline.domain.edits import Edit
 from pipeline.domain.gates import share
 
+NUM_WINDOWS = 24
+"""Windows of plain text (128 tokens each) that drawdown is measured on."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamProbes:
@@ -41,7 +44,7 @@ class StreamProbes:
     @classmethod
     def of_base(cls, model: CausalModel, edits: Sequence[Edit], text: str, *, num_rephrases: int) -> Self:
         """Ask the base, whose weights are loaded now."""
-        baseline = build_baseline(model, (), text)
+        baseline = build_baseline(model, (), text, num_windows=NUM_WINDOWS)
         sequences = own_answers(model, [probe for edit in edits for probe in edit.request.locality])
         pairs = iter(zip(sequences, readings(model, list(model.chunked(sequences))), strict=True))
         return cls(

@@ -1,0 +1,99 @@
+"""The ledger: its sums, its files, and that what comes back from files has the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from editors.ledger import Ledger
+from editors.rows import EditRows
+from pipeline.domain.errors import IntegrityBroken, UnknownRecord
+from pipeline.domain.trials import FileRef, LedgerRows
+from tests.ledger_parts import NAME, random_prior, random_rows
+
+
+def make_ledger(*batches: EditRows) -> Ledger:
+    ledger = Ledger(random_prior(12), strength=10.0)
+    for batch in batches:
+        ledger.commit(batch)
+    return ledger
+
+
+def test_the_whole_shift_is_the_dense_solve_of_all_rows() -> None:
+    first, second = random_rows(1, {"a": 2, "b": 1}), random_rows(2, {"c": 3})
+    ledger = make_ledger(first, second)
+    keys = torch.cat([first.keys[NAME], second.keys[NAME]]).double()
+    targets = torch.cat([first.targets[NAME], second.targets[NAME]]).double()
+    prior = random_prior(12).moments[NAME].double() * 10
+    dense = prior + 0.3 * torch.eye(12).double() + keys.T @ keys
+    expected = torch.linalg.solve(dense, keys.T @ targets)
+    torch.testing.assert_close(ledger.whole_shift(NAME), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_an_edit_that_leaves_leaves_no_trace() -> None:
+    first, second = random_rows(1, {"a": 2, "b": 1}), random_rows(2, {"c": 3, "d": 2})
+    without = make_ledger(first, second).without(["b", "c"])
+    never = make_ledger(first.only({"a"}), second.only({"d"}))
+    assert without.edit_ids == ("a", "d")
+    assert torch.equal(without.whole_shift(NAME), never.whole_shift(NAME))
+
+
+def test_taking_out_changes_a_copy_only() -> None:
+    ledger = make_ledger(random_rows(1, {"a": 2, "b": 1}))
+    before = ledger.matrix(NAME)
+    ledger.without(["a"])
+    assert ledger.edit_ids == ("a", "b")
+    assert torch.equal(ledger.matrix(NAME), before)
+
+
+def test_a_ledger_from_files_has_the_same_bits(tmp_path: Path) -> None:
+    batches = [random_rows(1, {"a": 2, "b": 1}), random_rows(2, {"c": 3}), random_rows(3, {"d": 1})]
+    lived = make_ledger(*batches)
+    lived.matrix(NAME)  # sums made before the next commit, as in a process that goes on
+    last = random_rows(4, {"e": 2})
+    lived.commit(last, ["c", "a"])
+    prior = tmp_path / "prior.safetensors"
+    digest = random_prior(12).save(prior)
+    files = []
+    for place, (batch, active) in enumerate(zip([*batches, last], [("b",), (), ("d",), ("e",)], strict=True)):
+        path = tmp_path / f"{place}.safetensors"
+        files.append(LedgerRows(file=FileRef(path=str(path), digest=batch.save(path)), edit_ids=active))
+    read = Ledger.from_files(FileRef(path=str(prior), digest=digest), files, strength=10.0)
+    assert read.edit_ids == lived.edit_ids == ("b", "d", "e")
+    assert read.ridge == lived.ridge
+    assert torch.equal(read.matrix(NAME), lived.matrix(NAME))
+    assert torch.equal(read.whole_shift(NAME), lived.whole_shift(NAME))
+
+
+def test_a_ledger_without_rows_has_no_ridge() -> None:
+    ledger = make_ledger(random_rows(1, {"a": 2}))
+    nothing = random_rows(2, {})
+    ledger.commit(nothing, ["a"])
+    assert ledger.edit_ids == ()
+    assert ledger.ridge == {}
+
+
+def test_rows_keep_their_bytes_and_their_order(tmp_path: Path) -> None:
+    rows = random_rows(1, {"a": 2, "b": 0, "c": 3}, ridge=0.1 + 0.2)
+    digest = rows.save(tmp_path / "1")
+    again = EditRows.load(tmp_path / "1", digest)
+    assert again.ranges == rows.ranges
+    assert again.ridge == rows.ridge
+    assert again.save(tmp_path / "2") == digest
+
+
+def test_what_is_not_in_the_ledger_cannot_leave_it() -> None:
+    with pytest.raises(UnknownRecord, match="nobody"):
+        make_ledger(random_rows(1, {"a": 2})).without(["nobody"])
+
+
+def test_rows_that_a_file_does_not_have_are_noticed(tmp_path: Path) -> None:
+    prior, path = tmp_path / "prior", tmp_path / "rows"
+    digest, rows = random_prior(12).save(prior), random_rows(1, {"a": 2}).save(path)
+    wanted = LedgerRows(file=FileRef(path=str(path), digest=rows), edit_ids=("a", "lost"))
+    with pytest.raises(IntegrityBroken, match="lost"):
+        Ledger.from_files(FileRef(path=str(prior), digest=digest), [wanted], strength=1.0)
+    with pytest.raises(IntegrityBroken, match="digest"):
+        Ledger.from_files(FileRef(path=str(prior), digest="0" * 64), [], strength=1.0)
