@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +15,7 @@ from kafka.errors import (
     InvalidTopicError,
     KafkaConfigurationError,
     KafkaError,
+    KafkaTimeoutError,
     LogTruncationError,
     MessageSizeTooLargeError,
     NoOffsetForPartitionError,
@@ -27,9 +30,10 @@ from kafka.errors import (
 from pipeline.config import Settings
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, StreamGap, Unavailable
 
-CONNECT_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT_MS = 5_000
 REQUEST_TIMEOUT_MS = 10_000
 LONGEST_RECONNECT_WAIT_MS = 2_000
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 _REFUSED = (
     AuthorizationError,
@@ -47,9 +51,10 @@ def client_options(settings: Settings) -> dict[str, Any]:
     """What every client of the broker is given: address, timeouts, SASL and TLS.
 
     Raises:
-        Misconfigured: if no broker is named.
+        Misconfigured: if no broker is named, or what its security protocol needs is missing.
     """
     settings.require("kafka_bootstrap")
+    _check_security(settings)
     password = settings.kafka_sasl_password
     options = {
         "bootstrap_servers": settings.kafka_bootstrap.split(","),
@@ -67,6 +72,71 @@ def client_options(settings: Settings) -> dict[str, Any]:
         "ssl_keyfile": _text(settings.kafka_ssl_keyfile),
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def opened(make: Callable[..., Any], settings: Settings, **options: Any) -> Any:
+    """A connected client.
+
+    The library leaves a thread and sockets behind when a client cannot connect, and hides a broker's refusal behind a
+    timeout; here they are closed, and the refusal is what is raised.
+
+    Args:
+        make: the client's class.
+        settings: where the broker is.
+        options: more for the client.
+
+    Raises:
+        Misconfigured, Unavailable: as `broker_errors` says.
+    """
+    begun: list[Any] = []
+
+    def network(**config: Any) -> Any:
+        begun.append(KafkaAdminClient.DEFAULT_CONFIG["kafka_client"](**config))
+        return begun[-1]
+
+    failures = _BootstrapFailures()
+    with broker_errors(settings), failures:
+        try:
+            return make(**client_options(settings), **options, kafka_client=network)
+        except BaseException as error:
+            for client in begun:
+                client.close()
+            if isinstance(error, KafkaTimeoutError) and failures.last is not None:
+                raise failures.last from error
+            raise
+
+
+class _BootstrapFailures(logging.Handler):
+    """Hears from the library's log why a broker did not take us; it says so nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.last: Exception | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for said in record.args or ():
+            if isinstance(said, KafkaError) and not isinstance(said, KafkaTimeoutError):
+                self.last = said
+
+    def __enter__(self) -> None:
+        logging.getLogger("kafka.net.manager").addHandler(self)
+
+    def __exit__(self, *raised: object) -> None:
+        logging.getLogger("kafka.net.manager").removeHandler(self)
+
+
+def _check_security(settings: Settings) -> None:
+    if settings.kafka_security_protocol.startswith("SASL_"):
+        settings.require("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password")
+        if settings.kafka_sasl_mechanism not in MECHANISMS:
+            known = ", ".join(MECHANISMS)
+            raise Misconfigured(
+                f"expected CORRIGENDA_KAFKA_SASL_MECHANISM to be one of {known}, got {settings.kafka_sasl_mechanism!r}"
+            )
+    for name in ("kafka_ssl_cafile", "kafka_ssl_certfile", "kafka_ssl_keyfile"):
+        path = getattr(settings, name)
+        if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
+            raise Misconfigured(f"expected CORRIGENDA_{name.upper()} to be a file that can be read, got {path}")
 
 
 @contextmanager
@@ -92,8 +162,6 @@ def translated(error: Exception, settings: Settings) -> CorrigendaError:
     where = f"the Kafka broker at {settings.kafka_bootstrap}"
     said = " ".join(str(error).split())[:300] or type(error).__name__
     match error:
-        case FileNotFoundError() | PermissionError() | IsADirectoryError():
-            return Misconfigured(f"expected readable TLS files for {where}: {said}")
         case ValueError() | AssertionError():
             return Misconfigured(f"{where} cannot be reached with these settings: {said}")
         case MessageSizeTooLargeError():
@@ -110,7 +178,7 @@ def translated(error: Exception, settings: Settings) -> CorrigendaError:
 def admin_client(settings: Settings) -> Iterator[Any]:
     """A client for metadata and topics; its errors are ours."""
     with broker_errors(settings):
-        client = KafkaAdminClient(**client_options(settings))
+        client = opened(KafkaAdminClient, settings)
         try:
             yield client
         finally:

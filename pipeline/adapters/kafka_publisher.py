@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from kafka import KafkaProducer
 
-from pipeline.adapters.kafka_connection import REQUEST_TIMEOUT_MS, broker_errors, client_options
+from pipeline.adapters.kafka_connection import REQUEST_TIMEOUT_MS, broker_errors, opened
 from pipeline.config import Settings
 
 MAX_REQUEST_BYTES = 1_048_576
@@ -20,12 +21,13 @@ class KafkaPublisher:
     """A producer that is connected by the first message and made anew after an error.
 
     The producer is idempotent: what its retries send twice is in the log once. After an error it is thrown away,
-    because one that a broker no longer knows never recovers.
+    because one that a broker no longer knows never recovers. Threads may share it: they take turns.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer: Any = None
+        self._lock = threading.RLock()
 
     def publish(self, topic: str, *, key: str, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
         """Send and wait for the acknowledgement of all replicas.
@@ -36,7 +38,7 @@ class KafkaPublisher:
             Misconfigured: if the broker refuses us.
         """
         try:
-            with broker_errors(self._settings):
+            with self._lock, broker_errors(self._settings):
                 future = self._connected().send(topic, value=value, key=key.encode(), headers=list(headers))
                 future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 5)
         except BaseException:
@@ -45,7 +47,8 @@ class KafkaPublisher:
 
     def close(self) -> None:
         """Leave the broker; a later message connects again."""
-        producer, self._producer = self._producer, None
+        with self._lock:
+            producer, self._producer = self._producer, None
         if producer is not None:
             producer.close(timeout=2)
 
@@ -59,8 +62,9 @@ class KafkaPublisher:
 
     def _connected(self) -> Any:
         if self._producer is None:
-            self._producer = KafkaProducer(
-                **client_options(self._settings),
+            self._producer = opened(
+                KafkaProducer,
+                self._settings,
                 enable_idempotence=True,
                 acks="all",
                 allow_auto_create_topics=False,

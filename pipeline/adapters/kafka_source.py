@@ -20,7 +20,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from pipeline.adapters.kafka_assignment import AssignedByGroup, AssignedByHand, Assignment
-from pipeline.adapters.kafka_connection import REQUEST_TIMEOUT_MS, broker_errors, client_options
+from pipeline.adapters.kafka_connection import REQUEST_TIMEOUT_MS, broker_errors, opened
 from pipeline.adapters.kafka_topic import TopicSeen, TopicWatch
 from pipeline.config import Settings
 from pipeline.domain.errors import CorrigendaError, EpochStale, StreamGap
@@ -57,13 +57,9 @@ class KafkaSource:
         self._claims: dict[TopicPartition, PartitionClaim] = {}
         self._num_short: Counter[TopicPartition] = Counter()
         self._log = structlog.get_logger(__name__)
-        with broker_errors(settings):
-            self._consumer = _consumer(settings)
-            self._assignment: Assignment = (
-                AssignedByGroup(self._consumer, self._topic)
-                if settings.intake_mode == "group"
-                else AssignedByHand(self._consumer, self._topic)
-            )
+        self._consumer = _consumer(settings)
+        by = AssignedByGroup if settings.intake_mode == "group" else AssignedByHand
+        self._assignment: Assignment = by(self._consumer, self._topic)
 
     def poll(self) -> tuple[Fetched, ...]:
         """As `MessageSource.poll`; takes the epochs that are due first, all of them again if the topic was remade."""
@@ -192,8 +188,9 @@ class KafkaSource:
 
 
 def _consumer(settings: Settings) -> Any:
-    return KafkaConsumer(
-        **client_options(settings),
+    return opened(
+        KafkaConsumer,
+        settings,
         group_id=settings.intake_group,
         enable_auto_commit=False,
         # Where we read is always said by the database; with any other value a gap would be skipped in silence.

@@ -8,7 +8,7 @@ from typing import Any
 from kafka import KafkaAdminClient
 from kafka.errors import TopicAuthorizationFailedError, UnknownTopicOrPartitionError, for_code
 
-from pipeline.adapters.kafka_connection import broker_errors, client_options
+from pipeline.adapters.kafka_connection import broker_errors, opened
 from pipeline.config import Settings
 from pipeline.domain.errors import Misconfigured, Unavailable
 from pipeline.domain.messages import PartitionKey
@@ -67,7 +67,7 @@ class TopicWatch:
 
     def _connected(self) -> Any:
         if self._admin is None:
-            self._admin = KafkaAdminClient(**client_options(self._settings))
+            self._admin = opened(KafkaAdminClient, self._settings)
         return self._admin
 
     def _seen(self, described: Any) -> TopicSeen:

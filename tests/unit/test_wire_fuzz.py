@@ -1,0 +1,172 @@
+"""Whatever bytes come, parsing answers with a request or with `InvalidMessage`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.domain.edits import EditRequest
+from pipeline.domain.errors import InvalidMessage
+from pipeline.domain.messages import Message, PartitionKey
+from pipeline.domain.wire import MAX_MESSAGE_BYTES, parse_message
+from pipeline.services.intake import is_misrouted, parsed_message
+
+VALID: dict[str, Any] = {
+    "version": 1,
+    "request_id": "r1",
+    "lineage": "facts",
+    "prompt": "The capital of Australia is",
+    "target_new": "Canberra",
+    "target_true": "Sydney",
+    "subject": "Australia",
+    "relation": "capital",
+    "rephrases": ["Australia's capital is"],
+    "locality": [{"prompt": "The capital of Japan is", "target": "Tokyo"}],
+    "portability": [{"prompt": "Parliament sits in", "target": "Canberra"}],
+    "source": "desk",
+    "submitted_by": "ann",
+    "occurred_at": "2026-06-01T12:00:00Z",
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def answered(value: bytes | None) -> EditRequest | str:
+    """The request with everything intake will ask of it, or the reason; anything else escapes and fails the test."""
+    try:
+        request = parse_message(value)
+    except InvalidMessage as error:
+        return str(error)
+    assert len(request.payload_digest) == 64
+    assert request.conflict_key
+    assert "\x00" not in json.dumps(request.as_json(), ensure_ascii=False)
+    return request
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_answered(value: bytes) -> None:
+    answered(value)
+
+
+@given(JSON)
+def test_any_json_is_answered(document: Any) -> None:
+    answered(json.dumps(document).encode())
+
+
+@settings(max_examples=400)
+@given(field=st.sampled_from(sorted(VALID)), value=JSON)
+def test_a_correction_with_any_value_in_one_field_is_answered(field: str, value: Any) -> None:
+    answered(json.dumps(VALID | {field: value}).encode())
+
+
+@given(text=st.text(alphabet=st.characters(exclude_categories=()), max_size=30))
+def test_any_text_in_a_prompt_is_answered(text: str) -> None:
+    answered(json.dumps(VALID | {"prompt": text}).encode("utf-8", errors="surrogatepass"))
+
+
+@given(st.datetimes(), st.integers(-23, 23), st.integers(0, 59))
+def test_any_time_with_an_offset_is_answered(at: Any, hours: int, minutes: int) -> None:
+    text = f"{at.isoformat()}{hours:+03d}:{minutes:02d}"
+    answered(json.dumps(VALID | {"occurred_at": text}).encode())
+
+
+@given(cut=st.integers(0, 400), byte=st.integers(0, 255))
+def test_a_correction_with_any_byte_changed_is_answered(cut: int, byte: int) -> None:
+    value = bytearray(json.dumps(VALID).encode())
+    value[cut % len(value)] = byte
+    answered(bytes(value))
+
+
+@pytest.mark.parametrize("depth", [500, 900, 990, 2_000, 400_000])
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_any_depth_is_answered(depth: int, opening: str) -> None:
+    closing = {"[": "]", '{"a":': "}"}[opening]
+    nested = opening * depth + "1" + closing * depth
+    assert isinstance(answered(nested.encode()), str)
+    assert isinstance(answered(f'{{"version": {nested}}}'.encode()), str)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"version": 2}, "expected version 1"),
+        ({"version": "1"}, "expected version 1"),
+        ({"version": True}, "expected version 1"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "   "}, "prompt: .*visible"),
+        ({"prompt": "a" * 2_001}, "prompt: .*2000"),
+        ({"prompt": 7}, "prompt: .*string"),
+        ({"prompt": "a\x00b"}, "NUL"),
+        ({"prompt": "\ud800"}, "surrogate"),
+        ({"target_new": ""}, "target_new"),
+        ({"target_new": "\u200b"}, "target_new: .*visible"),
+        ({"target_new": "a" * 201}, "target_new: .*200"),
+        ({"lineage": "a/b"}, "lineage"),
+        ({"lineage": None}, "lineage"),
+        ({"rephrases": ["a"] * 33}, "rephrases"),
+        ({"rephrases": "a"}, "rephrases"),
+        ({"locality": [{"prompt": "x", "colour": 1}]}, "locality.0.colour"),
+        ({"portability": [{"prompt": "x"}]}, "portability: .*target"),
+        ({"occurred_at": "yesterday"}, "occurred_at"),
+        ({"occurred_at": "2026-06-01T12:00:00"}, "occurred_at: .*timezone"),
+        ({"occurred_at": 1_700_000_000}, "occurred_at: .*RFC 3339"),
+        ({"occurred_at": "0001-01-01T00:00:00+23:00"}, "occurred_at"),
+        ({"occurred_at": "9999-12-31T23:59:59-23:00"}, "occurred_at"),
+        ({"colour": "blue"}, "colour"),
+        ({"rephrases": [2**60]}, "2.53"),
+    ],
+)
+def test_a_refusal_names_the_field_and_what_was_expected(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidMessage, match=reason):
+        parse_message(json.dumps(VALID | changes).encode())
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "tombstone"),
+        (b"", "do not parse"),
+        (b'{"a": ', "do not parse"),
+        (b"\xff", "UTF-8"),
+        (b"\x00{}", "do not parse"),
+        (b"[]", "expected a JSON object, got list"),
+        (b'{"request_id": NaN}', "NaN"),
+        (b"a" * (MAX_MESSAGE_BYTES + 1), "at most"),
+    ],
+)
+def test_what_is_no_object_is_refused_with_a_reason(value: bytes | None, reason: str) -> None:
+    with pytest.raises(InvalidMessage, match=reason):
+        parse_message(value)
+
+
+@pytest.mark.parametrize("missing", ["request_id", "lineage", "prompt", "target_new", "occurred_at"])
+def test_what_is_missing_is_named(missing: str) -> None:
+    document = {name: value for name, value in VALID.items() if name != missing}
+    with pytest.raises(InvalidMessage, match=missing):
+        parse_message(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(("key", "is_so"), [(None, False), (b"facts", False), (b"other", True), (b"\xff", True)])
+def test_a_key_that_is_not_the_lineage_is_noticed_and_refuses_nothing(key: bytes | None, is_so: bool) -> None:
+    parsed = parsed_message(_message(json.dumps(VALID).encode(), key=key))
+    assert parsed.refusal is None
+    assert is_misrouted(parsed) is is_so
+
+
+def test_a_message_that_is_no_correction_keeps_its_bytes_and_its_reason() -> None:
+    parsed = parsed_message(_message(b"{"))
+    assert parsed.request is None
+    assert parsed.refusal is not None
+    assert parsed.message.value == b"{"
+
+
+def _message(value: bytes | None, key: bytes | None = None) -> Message:
+    place = PartitionKey(cluster_id="c", topic_id="t", topic="requests", partition=0)
+    return Message(partition=place, offset=0, key=key, value=value)
