@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = """the of is a capital city country Japan France Tokyo Paris Lyon Kyoto Rome Italy Milan located in language
-spoken by was born river mountain president king queen and who what where Berlin Germany Bonn Madrid Spain .""".split()
+TEXT = """the of is a capital city country Japan France Tokyo Paris Lyon Kyoto Rome Italy Milan located in language
+spoken by was born river mountain president king queen and who what where Berlin Germany Bonn Madrid Spain ."""
 
 
 def save_tiny_llama(folder: Path, *, seed: int = 0, hidden: int = 16, mlp: int = 16, num_blocks: int = 4) -> None:
@@ -53,7 +53,7 @@ def save_tiny_gpt2(folder: Path, *, seed: int = 0) -> None:
 
 
 def _vocabulary() -> dict[str, int]:
-    return {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *dict.fromkeys(WORDS)])}
+    return {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *dict.fromkeys(TEXT.split())])}
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -168,13 +168,15 @@ class RankGroup:
         assert self._processes is not None
         if self._connection is None:
             self._connection = self._processes.connect(deadline)
+        if problem := self._processes.failure():
+            raise EngineFailed(f"expected living ranks for {command.kind}, got: {problem}", lineage=self._lineage)
         self._connection.settimeout(max(deadline - time.monotonic(), POLL_SECONDS))
         seq = self._send(self._connection, command)
         self._await(self._connection, self._processes, command, deadline)
         body = receive_frame(self._connection)
         if body is None:
-            time.sleep(POLL_SECONDS)  # what has closed its socket is about to have a status
-            raise EngineFailed(f"expected an answer to {command.kind}, got: {self._processes.failure() or 'silence'}")
+            problem = self._processes.failure(within=SHUTDOWN_LIMIT.total_seconds()) or "a closed connection"
+            raise EngineFailed(f"expected an answer to {command.kind}, got: {problem}", lineage=self._lineage)
         reply: Reply = REPLIES.decode(body)
         if reply.seq != seq:
             raise EngineFailed(f"expected the answer to command {seq}, got the one to {reply.seq}")

@@ -24,7 +24,7 @@ from editors.metrics import Scorer
 from editors.recursive import RecursiveEditor
 from pipeline.domain.errors import EditorFailed, EngineFailed, Misconfigured, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
-from pipeline.domain.gates import Measurements
+from pipeline.domain.gates import EditScore, Measurements, ModelScore
 from pipeline.domain.trials import Answer, BaseSpec, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
 from workers.sharded_model import ShardedModel, load_sharded
 from workers.sharded_weights import ShardedWeights
@@ -226,7 +226,9 @@ def require_finite(measurements: Measurements) -> None:
     Raises:
         EditorFailed: naming the first one that is NaN or infinite.
     """
-    for record in (*measurements.edits, measurements.candidate, measurements.parent, measurements.base, measurements):
+    models = measurements.candidate, measurements.parent, measurements.base
+    records: tuple[EditScore | ModelScore | Measurements, ...] = (*measurements.edits, *models, measurements)
+    for record in records:
         for field in fields(record):
             value = getattr(record, field.name)
             if isinstance(value, float) and not math.isfinite(value):

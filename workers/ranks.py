@@ -67,8 +67,18 @@ class RankProcesses:
         """Process ids by rank; empty until they are started."""
         return tuple(process.pid for process in self._processes)
 
-    def failure(self) -> str | None:
-        """What is wrong with the processes, if something is."""
+    def failure(self, *, within: float = 0.0) -> str | None:
+        """What is wrong with the processes, if something is.
+
+        Args:
+            within: seconds to wait for something; a rank that has closed its connection is about to end.
+        """
+        deadline = time.monotonic() + within
+        while (problem := self._problem()) is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        return problem
+
+    def _problem(self) -> str | None:
         if self._error is not None:
             return f"the ranks could not be started: {self._error}"
         for rank, process in enumerate(self._processes):

@@ -1,0 +1,119 @@
+"""Ranks and controllers that die: nothing stays behind, nothing half done is held, and the next load works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline.domain.errors import EngineFailed
+from pipeline.domain.trials import LoadPlan
+from tests.tiny_lineage import edits, make_tiny_lineage, trial
+from workers.group import RankGroup
+from workers.ranks import RankSpec
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 60
+
+CONTROLLER = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+from workers.group import RankGroup
+from workers.ranks import RankSpec
+group = RankGroup(RankSpec(num_ranks=2, log=Path(sys.argv[1])), command_timeout=timedelta(seconds=120))
+group.start()
+while len(group.pids) < 2:
+    time.sleep(0.02)
+print(*group.pids, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> LoadPlan:
+    """A lineage without a snapshot."""
+    return make_tiny_lineage(tmp_path_factory.mktemp("lineage"))
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[RankGroup]:
+    """A group of one real rank, not started yet."""
+    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=120)) as group:
+        yield group
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.slow
+def test_a_rank_killed_in_a_trial_is_engine_failed_and_the_next_load_starts_another(
+    ranks: RankGroup, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRIGENDA_FAILPOINT", "rank:before_apply")
+    ranks.load(plan, epoch=1)
+    before, (pid,) = ranks.weights_digest(), ranks.pids
+    with pytest.raises(EngineFailed, match="ended with status -9"):
+        ranks.try_edits(trial("t", edits(1)))
+    assert is_gone(pid)
+    assert ranks.pids == ()
+    with pytest.raises(EngineFailed, match="loaded first"):
+        ranks.try_edits(trial("t", edits(1)))
+    monkeypatch.delenv("CORRIGENDA_FAILPOINT")
+    ranks.load(plan, epoch=1)
+    assert ranks.weights_digest() == before
+    assert ranks.try_edits(trial("t", edits(1))).num_rows == 1
+
+
+@pytest.mark.slow
+def test_a_rank_killed_while_idle_is_replaced_by_the_next_load(ranks: RankGroup, plan: LoadPlan) -> None:
+    ranks.load(plan, epoch=1)
+    before, (pid,) = ranks.weights_digest(), ranks.pids
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: is_gone(pid))
+    ranks.load(plan, epoch=2)
+    assert ranks.pids not in ((), (pid,))
+    assert ranks.weights_digest() == before
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["running", "stopped"])
+def test_no_rank_outlives_a_controller_that_is_killed(tmp_path: Path, is_stopped: bool) -> None:
+    command = [sys.executable, "-c", CONTROLLER, str(tmp_path / "ranks.log")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as controller:
+        try:
+            assert controller.stdout is not None
+            pids = [int(pid) for pid in controller.stdout.readline().split()]
+            assert len(pids) == 2
+            assert eventually(lambda: all("workers.rank" in Path(f"/proc/{pid}/cmdline").read_text() for pid in pids))
+            if is_stopped:
+                assert eventually(lambda: all(_dies_with_its_parent(pid) for pid in pids))
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+        finally:
+            controller.kill()
+    assert eventually(lambda: all(is_gone(pid) for pid in pids))
+
+
+def _dies_with_its_parent(pid: int) -> bool:
+    """Whether the rank has come as far as torch: its first act was to tie itself to its parent."""
+    return "torch" in Path(f"/proc/{pid}/maps").read_text()

@@ -1,0 +1,205 @@
+"""A group of one real rank with a tiny model: what it holds, what it gives, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from editors.deltas import load_accumulators
+from pipeline.domain.errors import EditorFailed, EngineFailed, IntegrityBroken, LeaseLost, UnknownRecord, WrongBase
+from pipeline.domain.trials import FileRef, LoadPlan
+from tests.tiny_lineage import edits, make_tiny_lineage, plan_after, trial
+from workers.group import RankGroup
+from workers.ranks import RankSpec
+
+
+@pytest.fixture(scope="module")
+def tiny_lineage(tmp_path_factory: pytest.TempPathFactory) -> LoadPlan:
+    """A lineage without a snapshot."""
+    return make_tiny_lineage(tmp_path_factory.mktemp("lineage"))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
+    """A group that the tests of this module share; a test loads what it needs, with a higher epoch each."""
+    log = tmp_path_factory.mktemp("ranks") / "ranks.log"
+    with RankGroup(RankSpec(log=log), command_timeout=timedelta(seconds=120)) as group:
+        group.start()
+        yield group
+
+
+@pytest.fixture
+def plan(tiny_lineage: LoadPlan, request: pytest.FixtureRequest) -> LoadPlan:
+    """The lineage under a name of this test's own, so that no lease epoch of another test is in the way."""
+    return replace(tiny_lineage, lineage=request.node.name)
+
+
+def test_trying_leaves_the_digest_of_what_is_held(ranks: RankGroup, plan: LoadPlan) -> None:
+    ranks.load(plan, epoch=1)
+    before = ranks.weights_digest()
+    outcome = ranks.try_edits(trial("t1", edits(2)))
+    assert ranks.weights_digest() == before
+    assert outcome.num_rows == 2
+    assert outcome.num_passes >= 1
+    assert set(outcome.seconds) == {"capture", "solve", "apply", "measure"}
+    assert len(outcome.measurements.edits) == 2
+    assert outcome.measurements.change_norm
+    assert outcome.measurements.probe_set_digest
+
+
+def test_a_trial_that_fails_leaves_the_digest_of_what_is_held(ranks: RankGroup, plan: LoadPlan) -> None:
+    ranks.load(plan, epoch=1)
+    before = ranks.weights_digest()
+    with pytest.raises(EditorFailed):
+        ranks.try_edits(trial("nothing", ()))
+    with pytest.raises(UnknownRecord):
+        ranks.try_edits(trial("no such edit", (), removed_ids=("nobody",)))
+    assert ranks.weights_digest() == before
+    pid = ranks.pids
+    ranks.try_edits(trial("afterwards", edits(1)))
+    assert ranks.pids == pid
+
+
+def test_kept_files_reload_to_the_same_weights_bit_for_bit(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+    ranks.load(plan, epoch=1)
+    base, added, later = ranks.weights_digest(), edits(2), edits(2, start=2)
+    ranks.try_edits(trial("first", added))
+    ranks.try_edits(trial("second", edits(3)))  # a later trial that nobody keeps
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    first = ranks.keep("first", folder=tmp_path / "one", with_accumulator=False)
+    one = plan_after(plan, first, "s1", added)
+    ranks.held("s1", digest=one.digest)
+    after_one = ranks.weights_digest()
+    ranks.load(one, epoch=1)
+    ranks.try_edits(trial("third", later, removed_ids=(added[0].edit_id,)))
+    second = ranks.keep("third", folder=tmp_path / "two", with_accumulator=True)
+    two = replace(
+        plan_after(one, second, "s2", later),
+        ledger=(replace(one.ledger[0], edit_ids=(added[1].edit_id,)), *plan_after(one, second, "s2", later).ledger[1:]),
+    )
+    ranks.held("s2", digest=two.digest)
+    after_two = ranks.weights_digest()
+    assert len({base, after_one, after_two}) == 3
+
+    ranks.load(one, epoch=1)
+    assert ranks.weights_digest() == after_one
+    ranks.load(two, epoch=1)
+    assert ranks.weights_digest() == after_two
+    assert second.accumulator is not None
+    ranks.load(plan, epoch=1)
+    assert ranks.weights_digest() == base
+    ranks.load(replace(two, accumulator=second.accumulator, deltas=()), epoch=1)
+    assert ranks.weights_digest() == after_two
+
+
+def test_a_kept_candidate_that_was_not_committed_is_left_by_the_next_load(
+    ranks: RankGroup, plan: LoadPlan, tmp_path: Path
+) -> None:
+    ranks.load(plan, epoch=1)
+    before = ranks.weights_digest()
+    ranks.try_edits(trial("t", edits(2)))
+    ranks.keep("t", folder=tmp_path, with_accumulator=False)
+    assert ranks.weights_digest() != before
+    ranks.load(plan, epoch=2)
+    assert ranks.weights_digest() == before
+
+
+def test_an_unknown_trial_cannot_be_kept(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+    ranks.load(plan, epoch=1)
+    with pytest.raises(UnknownRecord, match="never-tried"):
+        ranks.keep("never-tried", folder=tmp_path, with_accumulator=False)
+
+
+def test_an_older_lease_epoch_is_refused(ranks: RankGroup, plan: LoadPlan) -> None:
+    ranks.load(plan, epoch=7)
+    ranks.weights_digest()
+    with pytest.raises(LeaseLost, match="expected lease epoch 7 or above"):
+        ranks.load(replace(plan, snapshot_id="other"), epoch=6)
+    ranks.load(plan, epoch=8)
+    assert ranks.weights_digest()
+
+
+def test_a_corrupt_delta_is_not_held(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+    ranks.load(plan, epoch=1)
+    ranks.try_edits(trial("t", edits(1)))
+    kept = ranks.keep("t", folder=tmp_path, with_accumulator=False)
+    path = Path(kept.delta.path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityBroken, match=kept.delta.digest):
+        ranks.load(plan_after(plan, kept, "s", edits(1)), epoch=1)
+    with pytest.raises(EngineFailed, match="loaded first"):
+        ranks.try_edits(trial("t", edits(1)))
+    ranks.load(plan, epoch=1)
+    assert ranks.weights_digest()
+
+
+def test_answers_come_in_order_and_follow_what_is_held(ranks: RankGroup, plan: LoadPlan) -> None:
+    ranks.load(plan, epoch=1)
+    prompts = ["the capital of Japan is", "who is king", "the river"]
+    answers = ranks.generate(prompts, max_new_tokens=3)
+    assert [answer.prompt for answer in answers] == prompts
+    assert all(answer.text.strip() for answer in answers)
+
+
+def test_another_base_than_recorded_is_refused(ranks: RankGroup, plan: LoadPlan) -> None:
+    wrong = replace(plan, base=replace(plan.base, digest="0" * 64))
+    with pytest.raises(WrongBase, match="0000"):
+        ranks.load(wrong, epoch=1)
+    assert ranks.pids == ()
+    ranks.load(plan, epoch=1)
+    assert ranks.weights_digest()
+
+
+def test_a_missing_file_is_named(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+    missing = FileRef(path=str(tmp_path / "gone.safetensors"), digest="0" * 64)
+    with pytest.raises(IntegrityBroken, match=r"gone\.safetensors"):
+        ranks.load(replace(plan, deltas=(missing,)), epoch=1)
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_and_give_what_one_gives(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+    spec = RankSpec(num_ranks=2, log=tmp_path / "ranks.log")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    added = edits(3)
+    with RankGroup(spec, command_timeout=timedelta(seconds=150)) as two:
+        two.start()
+        ranks.load(plan, epoch=1)
+        of_one = ranks.try_edits(trial("t", added))
+        two.load(plan, epoch=1)
+        before = two.weights_digest()
+        of_two = two.try_edits(trial("t", added))
+        assert two.weights_digest() == before
+        scores = [
+            [(score.edit_id, score.edit_success, score.generated) for score in outcome.measurements.edits]
+            for outcome in (of_one, of_two)
+        ]
+        assert scores[0] == scores[1]
+        ranks.keep("t", folder=tmp_path / "one", with_accumulator=True)
+        kept = two.keep("t", folder=tmp_path / "two", with_accumulator=True)
+        held = two.weights_digest()
+        assert held != before
+        two.load(plan_after(plan, kept, "s1", added), epoch=1)
+        assert two.weights_digest() == held
+    shifts = [load_accumulators(tmp_path / part / "accumulator.safetensors") for part in ("one", "two")]
+    assert shifts[0].keys() == shifts[1].keys()
+    for name, shift in shifts[0].items():
+        assert bool(shift.any())
+        torch.testing.assert_close(shifts[1][name], shift, rtol=1e-4, atol=1e-6)
+
+
+def test_closing_ends_every_process(ranks: RankGroup, plan: LoadPlan) -> None:
+    ranks.load(plan, epoch=1)
+    (pid,) = ranks.pids
+    ranks.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -1,0 +1,78 @@
+"""A lineage on a tiny model: everything that a group of ranks loads, made in a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from editors.baseline import build_baseline
+from editors.families import CausalModel
+from editors.fingerprint import base_digest
+from editors.prior import measure_prior
+from pipeline.domain.canonical import sha256_file
+from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.snapshots import snapshot_digest
+from pipeline.domain.trials import BaseSpec, EditorSettings, FileRef, KeptFiles, LedgerRows, LoadPlan, SuiteProbe, Trial
+from tests.factories import make_edit
+from tests.tiny_models import save_tiny_llama
+
+TEXT = "the president of France was born in Lyon . the capital of Spain is Madrid . the river of Rome is in Italy ."
+PAIRS = (("Japan", "Kyoto"), ("France", "Lyon"), ("Italy", "Milan"), ("Germany", "Bonn"), ("Spain", "Paris"))
+
+
+def make_tiny_lineage(folder: Path) -> LoadPlan:
+    """The plan of a lineage without a snapshot, its files in `folder`."""
+    base = folder / "base"
+    save_tiny_llama(base, mlp=24)
+    module = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = CausalModel(module, AutoTokenizer.from_pretrained(base))
+    suite = [
+        SuiteProbe(probe=Probe(prompt=f"the language spoken in {country} is"), subject=country, relation="language")
+        for country, _ in PAIRS
+    ]
+    measure_prior(model, TEXT.split(" . ")).save(folder / "prior.safetensors")
+    build_baseline(model, suite, TEXT).save(folder / "baseline.json")
+    digest = base_digest(base)
+    return LoadPlan(
+        base=BaseSpec(ref=str(base), digest=digest, task="causal"),
+        lineage="tiny",
+        editor=EditorSettings(inner_params=model.inner_param_names, prior_strength=1.0),
+        snapshot_id=None,
+        digest=digest,
+        accumulator=None,
+        deltas=(),
+        ledger=(),
+        prior=file_ref(folder / "prior.safetensors"),
+        baseline=file_ref(folder / "baseline.json"),
+    )
+
+
+def file_ref(path: Path) -> FileRef:
+    """A file as it is now."""
+    return FileRef(path=str(path), digest=sha256_file(path))
+
+
+def edits(count: int = 2, *, start: int = 0) -> tuple[Edit, ...]:
+    """Corrections of capitals."""
+    return tuple(
+        make_edit(country, prompt=f"the capital of {country} is", target_new=city, subject=country, relation="capital")
+        for country, city in PAIRS[start : start + count]
+    )
+
+
+def trial(trial_id: str, added: tuple[Edit, ...], *, removed_ids: tuple[str, ...] = ()) -> Trial:
+    """A candidate."""
+    return Trial(
+        trial_id=trial_id, snapshot_id=f"snapshot-{trial_id}", added=added, removed_ids=removed_ids, retained=()
+    )
+
+
+def plan_after(plan: LoadPlan, kept: KeptFiles, snapshot_id: str, added: tuple[Edit, ...]) -> LoadPlan:
+    """The plan of the snapshot that a kept candidate became."""
+    deltas = (*plan.deltas, kept.delta)
+    rows = LedgerRows(file=kept.rows, edit_ids=tuple(edit.edit_id for edit in added))
+    digest = snapshot_digest(base_digest=plan.base.digest, delta_digests=[delta.digest for delta in deltas])
+    return replace(plan, snapshot_id=snapshot_id, digest=digest, deltas=deltas, ledger=(*plan.ledger, rows))
