@@ -15,7 +15,7 @@ def failpoint(name: str) -> None:
     """Die by SIGKILL here if the environment says so; a dictionary look-up otherwise.
 
     Args:
-        name: `subject.step`, unique in the code base, for example `editing.before_commit`.
+        name: `subject:step`, unique in the code base, for example `edit:before_commit`.
     """
     armed = os.environ.get(VARIABLE)
     if armed:
@@ -23,9 +23,11 @@ def failpoint(name: str) -> None:
 
 
 def _die_if_due(name: str, armed: str) -> None:
-    wanted, _, nth = armed.partition(":")
+    wanted, nth = armed, "1"
+    if armed.rpartition(":")[2].isdigit():  # a name has a colon of its own
+        wanted, _, nth = armed.rpartition(":")
     if wanted != name:
         return
     _hits[name] = _hits.get(name, 0) + 1
-    if _hits[name] >= int(nth or 1):
+    if _hits[name] >= int(nth):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 from pipeline.domain.failpoints import failpoint
 for step in range(3):
-    failpoint("other.boundary")
-    failpoint("this.boundary")
+    failpoint("other:boundary")
+    failpoint("this:boundary")
     print(step, flush=True)
 """
 
@@ -25,9 +25,10 @@ for step in range(3):
     [
         (None, "0\n1\n2\n", 0),
         ("", "0\n1\n2\n", 0),
+        ("this", "0\n1\n2\n", 0),
         ("elsewhere", "0\n1\n2\n", 0),
-        ("this.boundary", "", -signal.SIGKILL),
-        ("this.boundary:3", "0\n1\n", -signal.SIGKILL),
+        ("this:boundary", "", -signal.SIGKILL),
+        ("this:boundary:3", "0\n1\n", -signal.SIGKILL),
     ],
 )
 def test_a_process_dies_at_the_boundary_it_is_told_and_only_there(armed: str | None, printed: str, status: int) -> None:
