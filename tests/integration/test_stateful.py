@@ -8,11 +8,13 @@ snapshots without gap or fork (I3), chains that verify with one line a status ch
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -38,26 +40,81 @@ from tests.store_rig import LINEAGE, StoreRig, failing_report
 FACTS = ("France", "Japan", "Peru")
 TARGETS = ("Lyon", "Nice", "Brest")
 
-STATUS_LINES = """
-SELECT e.edit_id::text AS subject, e.status,
-       (SELECT payload::jsonb ->> 'to' FROM audit_events WHERE subject = e.edit_id::text ORDER BY seq DESC LIMIT 1)
+EDITS = """
+SELECT edit_id::text, conflict_key, status,
+       (SELECT payload::jsonb ->> 'to' FROM audit_events WHERE subject = edit_id::text ORDER BY seq DESC LIMIT 1)
        AS told
-FROM edit_requests e
+FROM edit_requests
 """
+SNAPSHOTS = "SELECT *, snapshot_id::text AS name, parent_id::text AS parent FROM snapshots ORDER BY seq"
+ACTIVE = "SELECT snapshot_id::text, edit_id::text FROM snapshot_edits"
+POINTERS = "SELECT head_snapshot_id::text AS head, champion_snapshot_id::text AS champion FROM lineages"
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(kw_only=True)
 class Model:
     """What the machine knows by itself, to hold the database against."""
 
-    num_submitted: int = 0
     request_ids: list[str] = field(default_factory=list)
     lease: Lease | None = None
     lost: list[Lease] = field(default_factory=list)
     batch: EditBatch | None = None
-    num_owners: int = 0
     active: dict[str, frozenset[str]] = field(default_factory=dict)
-    highest_epoch: int = 0
+    loaded: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the database says after a rule."""
+
+    head_id: str | None
+    champion_id: str | None
+    edits: Rows
+    snapshots: Rows
+    active: dict[str, set[str]]
+
+    @classmethod
+    def of(cls, rig: StoreRig) -> Seen:
+        pointers = rig.query(POINTERS)[0]
+        active: dict[str, set[str]] = defaultdict(set)
+        for row in rig.query(ACTIVE):
+            active[row["snapshot_id"]].add(row["edit_id"])
+        return cls(
+            head_id=pointers["head"],
+            champion_id=pointers["champion"],
+            edits=rig.query(EDITS),
+            snapshots=rig.query(SNAPSHOTS),
+            active=active,
+        )
+
+
+def check_active_sets(seen: Seen, model: Model) -> None:
+    """I2: active(head) is active(parent) with the batch, without what was reverted or superseded; each edit once."""
+    for snapshot_id, expected in model.active.items():
+        assert seen.active[snapshot_id] == expected
+    held = [edit for edit in seen.edits if edit["status"] == "snapshotted"]
+    assert {edit["edit_id"] for edit in held} == model.active.get(seen.head_id or "", frozenset())
+    assert len({edit["conflict_key"] for edit in held}) == len(held), "one correction of a fact holds"
+
+
+def check_line_of_snapshots(seen: Seen) -> None:
+    """I3: one parent, no gap, no fork, and digests that follow from the deltas."""
+    names = [snapshot["name"] for snapshot in seen.snapshots]
+    assert [snapshot["seq"] for snapshot in seen.snapshots] == list(range(1, len(names) + 1))
+    assert [snapshot["parent"] for snapshot in seen.snapshots] == [None, *names][: len(names)]
+    assert seen.head_id == (names[-1] if names else None)
+    digests: list[str] = []
+    for snapshot in seen.snapshots:
+        digests.append(snapshot["delta_digest"])
+        assert snapshot["digest"] == snapshot_digest(base_digest="b" * 64, delta_digests=digests)
+
+
+def check_champion(seen: Seen) -> None:
+    """I5: the champion is the newest approved snapshot."""
+    approved = [snapshot["name"] for snapshot in seen.snapshots if snapshot["status"] == "approved"]
+    assert seen.champion_id == (approved[-1] if approved else None)
 
 
 class LineageMachine(RuleBasedStateMachine):
@@ -66,26 +123,30 @@ class LineageMachine(RuleBasedStateMachine):
     url: str
     folder: Path
 
-    @initialize()
-    def begin(self) -> None:
-        """A lineage of its own in a fresh database would take a second; rows of the run before are cut instead."""
+    def __init__(self) -> None:
+        super().__init__()
         self.rig = StoreRig(url=self.url, folder=self.folder)
         self.rig.wipe()
         self.rig.new_lineage()
         self.model = Model()
 
     def teardown(self) -> None:
-        if hasattr(self, "rig"):
-            self.rig.close()
+        self.rig.close()
 
-    @rule(fact=st.sampled_from(FACTS), answer=st.sampled_from(TARGETS), minute=st.integers(0, 9))
-    def submit(self, fact: str, answer: str, minute: int) -> None:
-        request_id = f"r{self.model.num_submitted}"
-        self.rig.correct(request_id, fact=fact, target=answer, minute=minute)
-        self.model.num_submitted += 1
-        self.model.request_ids.append(request_id)
+    @initialize()
+    def begin(self) -> None:
+        """One correction of every fact is in, so that every rule has something to do from the start."""
+        for fact in FACTS:
+            self.submit_one(fact, TARGETS[0], minute=3)
+        self.finish(dict.fromkeys((edit.edit_id for edit in self.claimed(limit=9).edits), "accepted"))
 
-    @precondition(lambda self: self.model.request_ids)
+    @rule(
+        corrections=st.lists(st.tuples(st.sampled_from(FACTS), st.sampled_from(TARGETS), st.integers(0, 9)), max_size=3)
+    )
+    def submit(self, corrections: list[tuple[str, str, int]]) -> None:
+        for fact, answer, minute in corrections:
+            self.submit_one(fact, answer, minute=minute)
+
     @rule(data=st.data())
     def submit_again(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(self.model.request_ids))
@@ -93,83 +154,43 @@ class LineageMachine(RuleBasedStateMachine):
         occurred_at, prompt = row["occurred_at"], row["prompt"]
         self.rig.submit(make_request(request_id, prompt=prompt, target_new=row["target_new"], occurred_at=occurred_at))
 
-    @precondition(lambda self: self.model.lease is None)
-    @rule()
-    def acquire(self) -> None:
-        self.model.num_owners += 1
-        self.model.lease = self.rig.acquire(f"worker:{self.model.num_owners}")
-        assert self.model.lease.epoch > self.model.highest_epoch
-        self.model.highest_epoch = self.model.lease.epoch
-        self.model.batch = None
+    @rule(limit=st.integers(1, 4), data=st.data())
+    def work(self, limit: int, data: st.DataObject) -> None:
+        """Each edit of a batch is accepted, rejected, or goes back; what is accepted becomes a snapshot."""
+        if batch := self.claimed(limit=limit):
+            ends = st.sampled_from(["accepted", "accepted", "rejected", "released"])
+            self.finish({edit.edit_id: data.draw(ends) for edit in batch.edits})
 
-    @precondition(lambda self: self.model.lease is not None)
-    @rule(is_clean=st.booleans())
-    def lose_the_lease(self, is_clean: bool) -> None:
-        """The worker stops, or dies and its lease runs out."""
-        assert self.model.lease is not None
+    @rule(is_clean=st.booleans(), has_claimed=st.booleans())
+    def lose_the_lease(self, is_clean: bool, has_claimed: bool) -> None:
+        """The worker stops, or dies and its lease runs out; with a batch in its hands or not."""
+        lease = self.held()
+        if has_claimed:
+            self.claimed(limit=2)
         if is_clean:
-            self.rig.leases.release(self.model.lease)
+            self.rig.leases.release(lease)
         else:
             self.rig.expire_lease()
-        self.model.lost.append(self.model.lease)
-        self.model.lease = None
+        self.model.lost.append(lease)
+        self.model.lease = self.model.batch = None
 
-    @precondition(lambda self: self.model.lease is not None and self.model.batch is None)
-    @rule(limit=st.integers(1, 3))
-    def claim(self, limit: int) -> None:
-        assert self.model.lease is not None
-        self.rig.make_due()
-        self.model.batch = self.rig.claim(self.model.lease, limit=limit)
-        keys = [edit.request.conflict_key for edit in self.model.batch.edits] if self.model.batch else []
-        assert len(keys) == len(set(keys)) <= limit, "conflicting edits never share a batch"
-
-    @precondition(lambda self: self.model.lease is not None and self.model.batch is not None)
-    @rule(data=st.data())
-    def finish_the_batch(self, data: st.DataObject) -> None:
-        """Each edit is accepted, rejected, or goes back; what is accepted becomes a snapshot."""
-        assert self.model.lease is not None
-        assert self.model.batch is not None
-        batch, lease = self.model.batch, self.model.lease
-        ends = {
-            edit.edit_id: data.draw(st.sampled_from(["accepted", "accepted", "rejected", "released"]))
-            for edit in batch.edits
-        }
-        accepted, rejected, released = (
-            [e for e, end in ends.items() if end == wanted] for wanted in ("accepted", "rejected", "released")
-        )
-        if accepted:
-            new = self.rig.new_snapshot(batch=batch, accepted=accepted)
-            parent = self.model.active.get(batch.parent_id or "", frozenset())
-            displaced = {old for old, by in batch.displaced if by in accepted}
-            self.remember(self.rig.snapshots.commit(lease, new), (parent - displaced) | set(accepted))
-        if rejected:
-            self.rig.queue.reject(lease, dict.fromkeys(rejected, "no"), report=failing_report(rejected))
-        if released:
-            self.rig.queue.release(lease, released, reason="ranks died", max_attempts=3)
-        self.model.batch = None
-
-    @precondition(lambda self: self.model.lease is not None and self.model.batch is None)
-    @rule(passes=st.booleans())
+    @rule(passes=st.sampled_from([True, True, False]))
     def remove(self, passes: bool) -> None:
-        assert self.model.lease is not None
-        removal = self.rig.queue.next_removal(self.model.lease)
+        removal = self.rig.queue.next_removal(self.held()) if self.model.batch is None else None
         if removal is None:
             return
         if not passes:
             report = failing_report(removal.edit_ids)
-            self.rig.queue.fail_removal(self.model.lease, removal, reason="retention", report=report)
+            self.rig.queue.fail_removal(self.held(), removal, reason="retention", report=report)
             return
         head_id = self.rig.lineage().head_id
-        snapshot = self.rig.snapshots.commit(
-            self.model.lease, self.rig.new_snapshot(removal=removal, parent_id=head_id)
-        )
+        snapshot = self.rig.snapshots.commit(self.held(), self.rig.new_snapshot(removal=removal, parent_id=head_id))
         parent = self.model.active[head_id or ""]
         self.remember(snapshot, (parent - set(removal.edit_ids)) | set(removal.reinstated_ids))
 
-    @precondition(lambda self: self.model.active)
-    @rule(data=st.data(), decision=st.sampled_from(Decision))
+    @rule(data=st.data(), decision=st.sampled_from([Decision.approved, *Decision]))
     def decide(self, data: st.DataObject, decision: Decision) -> None:
-        snapshot = data.draw(st.sampled_from(self.rig.snapshots.snapshots(LINEAGE)))
+        snapshot = data.draw(st.sampled_from(self.rig.snapshots.snapshots(LINEAGE)[::-1]))
         num_rows = len(self.rig.query("SELECT approval_id FROM approvals"))
         asked = self.rig.asked(snapshot, decision)
         outcome = self.rig.review.decide(asked)
@@ -179,7 +200,6 @@ class LineageMachine(RuleBasedStateMachine):
         if outcome.is_accepted:
             assert self.rig.review.decide(asked).is_accepted
 
-    @precondition(lambda self: self.model.active)
     @rule(data=st.data())
     def revert(self, data: st.DataObject) -> None:
         head = sorted(self.model.active[self.rig.lineage().head_id or ""])
@@ -187,6 +207,7 @@ class LineageMachine(RuleBasedStateMachine):
             edit_id = data.draw(st.sampled_from(head))
             assert len(self.rig.review.request_revert(LINEAGE, [edit_id], actor="cli:tester", reason="wrong")) == 1
 
+    @precondition(lambda self: self.rig.lineage().hold)
     @rule()
     def resume(self) -> None:
         self.rig.lineages.resume(LINEAGE, actor="cli:tester")
@@ -212,63 +233,62 @@ class LineageMachine(RuleBasedStateMachine):
         assert self.rig.contents() == before
 
     @invariant()
-    def every_accepted_request_is_one_edit(self) -> None:
-        """I2, on the way in."""
-        if hasattr(self, "rig"):
-            found = self.rig.query("SELECT count(*) AS num FROM edit_requests")[0]["num"]
-            assert found == self.model.num_submitted
-
-    @invariant()
-    def the_active_set_is_what_the_history_says(self) -> None:
-        """I2: active(head) is active(parent) with the batch, without what was reverted or superseded."""
-        if not hasattr(self, "rig"):
-            return
-        for snapshot_id, expected in self.model.active.items():
-            assert self.rig.active(snapshot_id) == expected
-        head = self.model.active.get(self.rig.lineage().head_id or "", frozenset())
-        snapshotted = self.rig.query("SELECT edit_id::text FROM edit_requests WHERE status = 'snapshotted'")
-        assert {row["edit_id"] for row in snapshotted} == head
-        keys = [self.rig.edit(edit_id)["conflict_key"] for edit_id in head]
-        assert len(keys) == len(set(keys)), "one correction of a fact holds"
-
-    @invariant()
-    def there_is_one_line_of_snapshots(self) -> None:
-        """I3."""
-        if not hasattr(self, "rig"):
-            return
-        made = self.rig.snapshots.snapshots(LINEAGE)
-        assert [snapshot.seq for snapshot in made] == list(range(1, len(made) + 1))
-        assert [snapshot.parent_id for snapshot in made] == [None, *(snapshot.snapshot_id for snapshot in made)][
-            : len(made)
-        ]
-        assert self.rig.lineage().head_id == (made[-1].snapshot_id if made else None)
-        digests = [snapshot.delta.digest for snapshot in made]
-        for place, snapshot in enumerate(made, 1):
-            assert snapshot.digest == snapshot_digest(base_digest="b" * 64, delta_digests=digests[:place])
-        if made:
-            plan = self.rig.snapshots.load_plan(LINEAGE, snapshot_id=made[-1].snapshot_id)
+    def the_invariants_hold(self) -> None:
+        seen = Seen.of(self.rig)
+        assert len(seen.edits) == len(self.model.request_ids), "I2: an accepted request is one edit"
+        check_active_sets(seen, self.model)
+        check_line_of_snapshots(seen)
+        check_champion(seen)
+        assert self.rig.audit.verify(LINEAGE) is None, "I4"
+        for edit in seen.edits:
+            assert edit["told"] == edit["status"], "I4: the last line about an edit tells its status"
+        if seen.head_id and seen.head_id != self.model.loaded:
+            plan = self.rig.snapshots.load_plan(LINEAGE, snapshot_id=seen.head_id)
             ledger = [edit_id for rows in plan.ledger for edit_id in rows.edit_ids]
-            assert sorted(ledger) == sorted(self.model.active[made[-1].snapshot_id])
+            assert sorted(ledger) == sorted(self.model.active[seen.head_id])
+            self.model.loaded = seen.head_id
 
-    @invariant()
-    def the_chain_tells_every_status(self) -> None:
-        """I4."""
-        if not hasattr(self, "rig"):
-            return
-        assert self.rig.audit.verify(LINEAGE) is None
-        for row in self.rig.query(STATUS_LINES):
-            assert row["told"] == row["status"]
+    def submit_one(self, fact: str, target: str, *, minute: int) -> None:
+        request_id = f"r{len(self.model.request_ids)}"
+        self.rig.correct(request_id, fact=fact, target=target, minute=minute)
+        self.model.request_ids.append(request_id)
 
-    @invariant()
-    def the_champion_was_approved(self) -> None:
-        """I5 and I8."""
-        if not hasattr(self, "rig"):
-            return
-        lineage = self.rig.lineage()
-        if lineage.champion_id is not None:
-            assert self.rig.snapshots.snapshot(LINEAGE, "champion").status == "approved"
-        above = [snapshot for snapshot in self.rig.snapshots.snapshots(LINEAGE) if snapshot.seq > lineage.champion_seq]
-        assert all(snapshot.status != "approved" for snapshot in above)
+    def held(self) -> Lease:
+        """The lease of the worker that is alive; a new worker takes over from one that is not."""
+        if self.model.lease is None:
+            owner = f"worker:{len(self.model.lost)}"
+            self.model.lease = self.rig.acquire(owner)
+            assert self.model.lease.epoch == len(self.model.lost) + 1, "the epoch grows with every acquire"
+        return self.model.lease
+
+    def claimed(self, *, limit: int) -> EditBatch | None:
+        """The batch under way, or a new one."""
+        lease = self.held()
+        if self.model.batch is None:
+            self.rig.make_due()
+            self.model.batch = self.rig.claim(lease, limit=limit)
+            keys = [edit.request.conflict_key for edit in self.model.batch.edits] if self.model.batch else []
+            assert len(keys) == len(set(keys)) <= limit, "conflicting edits never share a batch"
+        return self.model.batch
+
+    def finish(self, ends: dict[str, str]) -> None:
+        """Commit, reject and release the edits of the batch under way."""
+        batch, lease = self.model.batch, self.held()
+        assert batch is not None
+        of: dict[str, list[str]] = {"accepted": [], "rejected": [], "released": []}
+        for edit_id, end in ends.items():
+            of[end].append(edit_id)
+        if of["accepted"]:
+            new = self.rig.new_snapshot(batch=batch, accepted=of["accepted"])
+            parent = self.model.active.get(batch.parent_id or "", frozenset())
+            displaced = {old for old, by in batch.displaced if by in of["accepted"]}
+            self.remember(self.rig.snapshots.commit(lease, new), (parent - displaced) | set(of["accepted"]))
+        if of["rejected"]:
+            report = failing_report(of["rejected"])
+            self.rig.queue.reject(lease, dict.fromkeys(of["rejected"], "no"), report=report)
+        if of["released"]:
+            self.rig.queue.release(lease, of["released"], reason="ranks died", max_attempts=3)
+        self.model.batch = None
 
     def remember(self, snapshot: Snapshot, active: frozenset[str] | set[str]) -> None:
         self.model.active[snapshot.snapshot_id] = frozenset(active)
