@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from workers.commands import Hello
 from workers.protocol import HELLOS, send_frame
@@ -22,7 +23,7 @@ PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that this process gets when the thread that started it ends."""
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Serve until the controller says shutdown or is gone."""
     options = _options()
     tie_to_parent(options.parent)
@@ -34,7 +35,9 @@ def main() -> int:
     connection = _connect(options.socket, world_size) if rank == 0 else None
     from workers.command_loop import serve
 
-    return serve(connection, config_path=options.deepspeed_config)
+    status = serve(connection, config_path=options.deepspeed_config)
+    logging.shutdown()
+    os._exit(status)  # nothing is left to save, and torch takes seconds to take itself down
 
 
 def tie_to_parent(parent: int) -> None:
@@ -64,4 +67,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

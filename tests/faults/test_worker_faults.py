@@ -1,0 +1,114 @@
+"""Real Celery workers on a real Redis: what they start, and that nothing of it outlives them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 90
+EDIT = ("-P", "prefork", "-c", "1", "-Q", "edits.0123456789ab,edits", "-n", "edit@test")
+CONTROL = ("-P", "threads", "-c", "4", "-Q", "control", "-n", "control@test", "-B")
+
+
+@contextmanager
+def worker(redis_url: str, home: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker, killed at the end if it still runs."""
+    argv = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-l", "INFO", *options]
+    environment = os.environ | {"CORRIGENDA_REDIS_URL": redis_url, "CORRIGENDA_HOME": str(home)}
+    with (home / "worker.log").open("wb") as log:
+        process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def stat(pid: int) -> list[str]:
+    """What proc(5) lists from the state on; empty for a process that is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [] if fields[0] in "ZX" else fields
+
+
+def descendants(pid: int) -> set[int]:
+    """Every living process that came from this one."""
+    parents = {
+        int(entry): int(fields[1]) for entry in os.listdir("/proc") if entry.isdigit() if (fields := stat(int(entry)))
+    }
+    found, frontier = set[int](), {pid}
+    while frontier:
+        frontier = {child for child, parent in parents.items() if parent in frontier} - found
+        found |= frontier
+    return found
+
+
+def has_rank(pid: int) -> bool:
+    """Whether a rank is among the descendants."""
+    return any("workers.rank" in cmdline(child) for child in descendants(pid))
+
+
+def cmdline(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+@pytest.mark.slow
+def test_an_edit_worker_starts_its_rank_early_and_ends_it_on_sigterm(redis_url: str, tmp_path: Path) -> None:
+    with worker(redis_url, tmp_path, *EDIT) as process:
+        assert eventually(lambda: has_rank(process.pid)), (tmp_path / "worker.log").read_text()
+        started = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0, (tmp_path / "worker.log").read_text()
+        assert eventually(lambda: not any(stat(pid) for pid in started))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "pool process"])
+def test_no_rank_outlives_a_worker_or_its_pool_process(victim: str, redis_url: str, tmp_path: Path) -> None:
+    with worker(redis_url, tmp_path, *EDIT) as process:
+        assert eventually(lambda: has_rank(process.pid)), (tmp_path / "worker.log").read_text()
+        started = descendants(process.pid)
+        ranks = {pid for pid in started if "workers.rank" in cmdline(pid)}
+        owner = next(int(stat(pid)[1]) for pid in ranks)
+        os.kill(process.pid if victim == "worker" else owner, signal.SIGKILL)
+        gone = started if victim == "worker" else ranks
+        assert eventually(lambda: not any(stat(pid) for pid in gone))
+        if victim == "pool process":
+            assert eventually(lambda: has_rank(process.pid)), "the new pool process has started no rank"
+
+
+@pytest.mark.slow
+def test_a_control_worker_holds_no_torch_and_leaves_no_beat(redis_url: str, tmp_path: Path) -> None:
+    with worker(redis_url, tmp_path, *CONTROL, "-s", str(tmp_path / "beat")) as process:
+        assert eventually(
+            lambda: "corrigenda.relay_outbox" in (tmp_path / "worker.log").read_text().partition("ready")[2]
+        )
+        started = descendants(process.pid)
+        assert started, "beat is a process of its own"
+        for pid in (process.pid, *started):
+            assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
+        os.kill(process.pid, signal.SIGKILL)
+        assert eventually(lambda: not any(stat(pid) for pid in started))
