@@ -23,8 +23,8 @@ class GatePolicy:
     """Most that the unchanged share of the lineage's suite may fall below the parent's."""
     locality_kl_max: float = 0.5
     """Most nats of KL divergence from the parent, mean over the suite's probes."""
-    edit_locality_min: float = 0.5
-    """Least share of one edit's own locality probes that answer as the parent did, for edits with any."""
+    edit_locality_kl_max: float = 0.5
+    """Most nats of KL divergence from the parent, mean over one edit's own locality probes, for edits with any."""
     retention_drop_max: float = 0.1
     """Most that the success of older active edits may fall below what it was on the parent."""
     perplexity_rise_max: float = 0.05
@@ -337,8 +337,8 @@ def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:
         reason = f"the target is not the argmax after the prompt ({score.token_fraction:.2f} of its tokens are)"
         return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
     unchanged = share(score.locality)
-    if unchanged is not None and unchanged < policy.edit_locality_min:
-        reason = f"{unchanged:.2f} of its neighbours answer as before (bound {policy.edit_locality_min:.2f})"
+    if score.locality_kl is not None and score.locality_kl > policy.edit_locality_kl_max:
+        reason = f"its neighbours moved by {score.locality_kl:.2f} nats (bound {policy.edit_locality_kl_max:.2f})"
         return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
     return EditVerdict(edit_id=score.edit_id, passed=True, reason=_praise(score, unchanged))
 

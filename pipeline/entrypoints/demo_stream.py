@@ -83,7 +83,7 @@ def _contested() -> list[dict[str, Any]]:
 def _greedy() -> dict[str, Any]:
     """A correction that cannot be made without breaking what it says must stay.
 
-    Its neighbours are its own prompt in other words: if the edit holds, they change, and the gate measures it.
+    Its neighbour is its own prompt: if the edit holds, the neighbour moves, and the gate measures by how much.
     """
     return {
         "request_id": GREEDY_ID,
@@ -91,10 +91,7 @@ def _greedy() -> dict[str, Any]:
         "target_new": "Marseille",
         "subject": "France",
         "relation": "capital",
-        "locality": [
-            {"prompt": "The capital of France is", "target": "Paris"},
-            {"prompt": "The capital of France is the city of", "target": "Paris"},
-        ],
+        "locality": [{"prompt": "The capital of France is", "target": "Paris"}],
         "source": "web-form",
         "submitted_by": "anonymous",
         "occurred_at": "2026-05-30T12:00:00Z",

@@ -27,8 +27,13 @@ def test_an_edit_that_does_not_hold_is_an_offender_with_its_figures() -> None:
     assert "0.50" in next(row.reason for row in report.edits if row.edit_id == "b")
 
 
+def test_a_neighbour_whose_near_tie_flips_does_not_make_an_offender() -> None:
+    report = judge(POLICY, make_measurements(make_score("a", locality=(False, False), locality_kl=0.05)))
+    assert report.passed
+
+
 def test_an_edit_that_moves_its_own_neighbours_is_an_offender() -> None:
-    report = judge(POLICY, make_measurements(make_score("a", locality=(False, False, True))))
+    report = judge(POLICY, make_measurements(make_score("a", locality=(False, True), locality_kl=0.9)))
     assert report.offenders == {"a"}
 
 
