@@ -35,8 +35,8 @@ def is_settled(answer: str, target: str) -> bool:
     rest = _after(answer, target)
     if rest is None:
         return not _folded(target).casefold().startswith(_line(answer).rstrip().casefold())
-    is_ended = "\n" in answer.strip() or (rest[:1] in tuple(".,;:!?)\"'\u201d") and rest != "")
-    return is_ended or len(rest.split(" ")) > WORDS_AFTER + 1
+    is_ended = "\n" in answer.lstrip() or rest.startswith(tuple(".,;:!?)\"'\u201d"))
+    return is_ended or not confirms(answer, target) or len(rest.split(" ")) > WORDS_AFTER + 1
 
 
 def _after(answer: str, target: str) -> str | None:

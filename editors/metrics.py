@@ -1,8 +1,8 @@
 """Measures what an edit did: fills the records of `pipeline.domain.gates`, and judges nothing.
 
 A `Scorer` lives with a loaded lineage. What it asked the parent is kept until the parent changes, so bisecting a
-batch asks the parent once. References to the base are read from the parent with its whole shift taken off again in a
-side branch; the weights are never written.
+batch asks the parent once; what it asked the base is kept longer. References to the base are read from the parent with
+its whole shift taken off again in a side branch; the weights are never written.
 
 Legend: I in_features, O out_features.
 """
@@ -20,24 +20,28 @@ from editors.capture import side_branch
 from editors.deltas import WeightDelta, WeightStore
 from editors.families import CausalModel, Pair
 from editors.free_answers import free_answers
+from editors.prefix_cache import PrefixCache
 from editors.prompts import Encoded, encode_pair
-from editors.scoring import Change, Prepared, Reading, Score, compared, prepare, readings, scores
+from editors.scoring import Change, Reading, Score, compared, prepare, readings, scores
 from pipeline.domain.canonical import canonical_json, sha256_json
 from pipeline.domain.edits import Edit, normalised
 from pipeline.domain.gates import EditScore, Measurements, ModelScore, share
 from pipeline.domain.trials import SuiteProbe
 
+NUM_CHAT = 8
+"""Edits of a batch that are also asked in the chat template."""
+MAX_KNOWN = 4096
+"""Edits whose neighbours' base answers are remembered before all are forgotten."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnProbes:
-    """The locality probes of one edit, and what base and parent say to them."""
+    """The locality probes of one edit, and what the base says to them."""
 
     sequences: tuple[Encoded, ...]
     """Prompts with the base's continuations."""
     base: tuple[Reading, ...]
     """The base's readings."""
-    parent: tuple[Reading, ...]
-    """The parent's readings."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,8 +54,8 @@ class Held:
     """How the suite differs from the base."""
     perplexity: float
     """Of the plain text."""
-    own: dict[str, OwnProbes] = field(default_factory=dict)
-    """By edit id."""
+    own: dict[str, tuple[Reading, ...]] = field(default_factory=dict)
+    """Readings of an edit's own locality probes, by edit id."""
     retained: dict[str, bool] = field(default_factory=dict)
     """Success of older edits, by edit id."""
 
@@ -67,14 +71,15 @@ class Scorer:
     """
 
     def __init__(
-        self, model: CausalModel, weights: WeightStore, baseline: Baseline, *, num_chat: int | None = None
+        self, model: CausalModel, weights: WeightStore, baseline: Baseline, *, num_chat: int | None = NUM_CHAT
     ) -> None:
         self._model, self._weights, self._baseline, self._num_chat = model, weights, baseline, num_chat
         self._suite = prepare(model, [answer.sequence for answer in baseline.suite])
         self._text = baseline.prepared_text(model)
         self._parent: Held | None = None
         self._candidate: Held | None = None
-        self._retained: tuple[tuple[str, ...], Prepared] = ((), [])
+        self._prefixes = PrefixCache(model)
+        self._own: dict[str, OwnProbes] = {}
 
     def reset(self) -> None:
         """Forget the parent: other weights have been loaded."""
@@ -88,6 +93,9 @@ class Scorer:
         """Ask the parent, whose weights are loaded now, all that a trial of these edits will be compared with."""
         held = self._parent or self._hold()
         self._parent = held
+        if len(self._own) > MAX_KNOWN:
+            self._own.clear()
+            held.own.clear()
         self._observe_own(held, [edit for edit in added if edit.edit_id not in held.own])
         if any(edit.edit_id not in held.retained for edit in retained):
             held.retained |= self._successes(retained)
@@ -144,35 +152,37 @@ class Scorer:
         return [answer.reading for answer in self._baseline.suite]
 
     def _observe_own(self, held: Held, edits: Sequence[Edit]) -> None:
-        probes = [probe for edit in edits for probe in edit.request.locality]
-        if probes:
-            negative = negative_shift(self._model, self._weights)
-            with side_branch(self._model.module, negative):
-                sequences = own_answers(self._model, probes)
-                prepared = prepare(self._model, sequences)
-                base = readings(self._model, prepared)
-            parent = readings(self._model, prepared) if negative else base
-        start = 0
+        negative = negative_shift(self._model, self._weights)
+        with side_branch(self._model.module, negative):
+            self._observe_base([edit for edit in edits if edit.edit_id not in self._own])
+        own = {edit.edit_id: self._own[edit.edit_id] for edit in edits}
+        if not negative:
+            held.own |= {edit_id: probes.base for edit_id, probes in own.items()}
+            return
+        sequences = [sequence for probes in own.values() for sequence in probes.sequences]
+        found = iter(readings(self._model, self._prefixes.prepare(sequences)))
+        held.own |= {edit_id: tuple(next(found) for _ in probes.sequences) for edit_id, probes in own.items()}
+
+    def _observe_base(self, edits: Sequence[Edit]) -> None:
+        """Ask the base, as which the model answers now, for the neighbours of edits that are new here."""
+        sequences = own_answers(self._model, [probe for edit in edits for probe in edit.request.locality])
+        pairs = iter(zip(sequences, readings(self._model, self._prefixes.prepare(sequences)), strict=True))
         for edit in edits:
-            own = slice(start, start + len(edit.request.locality))
-            start = own.stop
-            held.own[edit.edit_id] = (
-                OwnProbes(sequences=tuple(sequences[own]), base=tuple(base[own]), parent=tuple(parent[own]))
-                if edit.request.locality
-                else OwnProbes(sequences=(), base=(), parent=())
+            own = [next(pairs) for _ in edit.request.locality]
+            self._own[edit.edit_id] = OwnProbes(
+                sequences=tuple(sequence for sequence, _ in own), base=tuple(reading for _, reading in own)
             )
 
     def _successes(self, edits: Sequence[Edit]) -> dict[str, bool]:
-        ids = tuple(edit.edit_id for edit in edits)
-        if ids != self._retained[0]:
-            pairs = [(edit.request.prompt, edit.request.target_new) for edit in edits]
-            self._retained = (ids, prepare(self._model, _encoded(self._model, pairs)))
-        return {i: score.is_hit for i, score in zip(ids, scores(self._model, self._retained[1]), strict=True)}
+        pairs = [(edit.request.prompt, edit.request.target_new) for edit in edits]
+        found = scores(self._model, self._prefixes.prepare(_encoded(self._model, pairs)))
+        return {edit.edit_id: score.is_hit for edit, score in zip(edits, found, strict=True)}
 
     def _edit_scores(self, added: Sequence[Edit], parent: Held) -> tuple[EditScore, ...]:
         if not added:
             return ()
-        forced = score_pairs(self._model, [pair for edit in added for pair in asked_pairs(edit)])
+        pairs = [pair for edit in added for pair in asked_pairs(edit)]
+        forced = scores(self._model, self._prefixes.prepare(_encoded(self._model, pairs)))
         own = self._own_changes(added, parent)
         free = free_answers(self._model, added, num_chat=self._num_chat)
         found, start = [], 0
@@ -184,13 +194,13 @@ class Scorer:
 
     def _own_changes(self, added: Sequence[Edit], parent: Held) -> list[list[tuple[Change, Change]]]:
         """For each edit and own probe: the change from base and from parent."""
-        own = [parent.own[edit.edit_id] for edit in added]
-        prepared = prepare(self._model, [sequence for item in own for sequence in item.sequences])
-        base = [reading for item in own for reading in item.base]
-        before = [reading for item in own for reading in item.parent]
+        own = [self._own[edit.edit_id] for edit in added]
+        prepared = self._prefixes.prepare([sequence for probes in own for sequence in probes.sequences])
+        base = [reading for probes in own for reading in probes.base]
+        before = [reading for edit in added for reading in parent.own[edit.edit_id]]
         _, [from_base, from_parent] = compared(self._model, prepared, [base, before])
         pairs = iter(zip(from_base, from_parent, strict=True))
-        return [[next(pairs) for _ in item.sequences] for item in own]
+        return [[next(pairs) for _ in probes.sequences] for probes in own]
 
     def _asked(self, keys: Collection[str]) -> list[int]:
         """Places of the suite probes whose fact nobody edited."""

@@ -91,9 +91,12 @@ def test_a_side_branch_gives_what_written_weights_give(model: CausalModel) -> No
 
 def test_hooks_are_released_whatever_happens(model: CausalModel) -> None:
     before, batch = hooks_of(model.module), model.encode(PAIRS)
-    with pytest.raises(RuntimeError, match="on purpose"), side_branch(model.module, {}):
-        with capturing(model.module, model.inner, batch.row_N, batch.position_N):
-            raise RuntimeError("on purpose")
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        side_branch(model.module, {}),
+        capturing(model.module, model.inner, batch.row_N, batch.position_N),
+    ):
+        raise RuntimeError("on purpose")
     model.target_logits(model.prefixed(batch))
     assert hooks_of(model.module) == before
 

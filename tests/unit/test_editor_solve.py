@@ -62,5 +62,5 @@ def test_a_matrix_that_is_barely_singular_gets_a_jitter_that_is_reported() -> No
 
 @pytest.mark.parametrize("matrix", [-torch.eye(3).double(), torch.full((2, 2), torch.nan).double()])
 def test_a_matrix_that_cannot_be_solved_is_refused_by_name(matrix: Tensor) -> None:
-    with pytest.raises(EditorFailed, match="block.3"):
+    with pytest.raises(EditorFailed, match=r"block\.3"):
         factored(matrix, name="block.3")

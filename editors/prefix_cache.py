@@ -1,0 +1,83 @@
+"""Knows what enters the first edited block for sequences that are asked again and again. Knows no edit.
+
+The halves of a failing batch are tried one after the other, and each asks the same sequences: only the blocks from
+the first edited one on are run again. Legend: B sequences, L padded length, S length of one sequence, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from editors.families import CausalModel
+from editors.prompts import Encoded, Prefix, TargetBatch
+from editors.scoring import Prepared
+
+MAX_BYTES = 64 * 2**20
+"""Most memory that is kept; what was not asked for the longest time goes first."""
+
+
+class PrefixCache:
+    """Prepared batches out of what is known of their sequences; right for every model edited from the same base.
+
+    A sequence's hidden states do not depend on the batch it was in, up to rounding.
+
+    Args:
+        model: where the sequences are asked.
+        max_bytes: most memory to keep.
+    """
+
+    def __init__(self, model: CausalModel, *, max_bytes: int = MAX_BYTES) -> None:
+        self._model, self._max_bytes = model, max_bytes
+        self.num_bytes = 0
+        self._known: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+
+    def prepare(self, sequences: Sequence[Encoded]) -> Prepared:
+        """Batches of bounded size with their prefixes; what is not known yet is computed."""
+        is_known = [_inputs(sequence) in self._known for sequence in sequences]
+        prepared: Prepared = []
+        for wanted in (True, False):
+            chosen = [place for place, known in enumerate(is_known) if known is wanted]
+            for places, batch in self._model.chunked([sequences[place] for place in chosen]):
+                own = [chosen[place] for place in places]
+                parts = [sequences[place] for place in own]
+                prepared.append((own, self._assembled(batch, parts) if wanted else self._computed(batch, parts)))
+        self._forget()
+        return prepared
+
+    def _assembled(self, batch: TargetBatch, parts: Sequence[Encoded]) -> TargetBatch:
+        known = [self._known[_inputs(part)] for part in parts]
+        for part in parts:
+            self._known.move_to_end(_inputs(part))
+        hidden_BLH = torch.nn.utils.rnn.pad_sequence([prefix.hidden_BLH[0] for prefix in known], batch_first=True)
+        return replace(batch, prefix=replace(known[0], hidden_BLH=hidden_BLH))
+
+    def _computed(self, batch: TargetBatch, parts: Sequence[Encoded]) -> TargetBatch:
+        batch = self._model.prefixed(batch)
+        if batch.prefix is not None:
+            for row, part in enumerate(parts):
+                self._keep(_inputs(part), batch.prefix, row)
+        return batch
+
+    def _keep(self, inputs: tuple[int, ...], prefix: Prefix, row: int) -> None:
+        hidden_1SH = prefix.hidden_BLH[row : row + 1, : len(inputs)].clone()
+        if inputs not in self._known:
+            self.num_bytes += _size(hidden_1SH)
+        self._known[inputs] = replace(prefix, hidden_BLH=hidden_1SH)
+
+    def _forget(self) -> None:
+        while self.num_bytes > self._max_bytes:
+            _, oldest = self._known.popitem(last=False)
+            self.num_bytes -= _size(oldest.hidden_BLH)
+
+
+def _inputs(sequence: Encoded) -> tuple[int, ...]:
+    return (*sequence.prompt_ids, *sequence.target_ids[:-1])
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,134 @@
+"""`editors.prepare` and `editors.evaluation` from end to end on a tiny model: no service, real files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from editors.baseline import Baseline
+from editors.evaluation import main as evaluate
+from editors.prepare import main as prepare
+from editors.prior import Prior
+from pipeline.domain.canonical import sha256_file
+from tests.ledger_parts import FACTS, prior_lines
+from tests.tiny_models import TEXT, save_tiny_llama
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny model and everything that is asked of it."""
+    monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
+    save_tiny_llama(tmp_path / "model", hidden=32, mlp=32)
+    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "prior.txt").write_text("\n".join(prior_lines()))
+    (tmp_path / "suite.jsonl").write_text('{"prompt": "Berlin is a city in", "target": "Germany"}\n')
+    edits = [
+        {"prompt": prompt, "target_new": target, "rephrases": ["what is"], "locality": [{"prompt": f"where is {i}"}]}
+        for i, (prompt, target) in enumerate(FACTS)
+    ]
+    edits.append({"prompt": FACTS[0][0], "target_new": "Rome"})
+    (tmp_path / "edits.jsonl").write_text("\n".join(json.dumps(edit) for edit in edits))
+    return tmp_path
+
+
+def prepare_arguments(files: Path, out: str) -> list[str]:
+    names = {"--model": "model", "--suite": "suite.jsonl", "--text": "text.txt", "--prior-text": "prior.txt"}
+    return [part for flag, name in names.items() for part in (flag, str(files / name))] + ["--out", str(files / out)]
+
+
+def evaluate_arguments(files: Path, **changes: str) -> list[str]:
+    names = {"data": "edits.jsonl", "model": "model", "text": "text.txt", "prior-text": "prior.txt", "json": "out.json"}
+    given = {flag: str(files / name) for flag, name in names.items()}
+    given |= {"edits": "6", "batch": "2", "step": "1.0", "prior-strength": "0.1", "num-passes": "40"}
+    given |= {flag.replace("_", "-"): value for flag, value in changes.items()}
+    return [part for flag, value in given.items() for part in (f"--{flag}", value)]
+
+
+def test_a_base_is_measured_once_for_the_same_inputs(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prepare(prepare_arguments(files, "one")) == 0
+    lineage = json.loads((files / "one" / "lineage.json").read_text())
+    prior, baseline = lineage["prior"], lineage["baseline"]
+    assert set(Prior.load(files / "one" / "prior.safetensors", prior["digest"]).moments) == set(lineage["inner_params"])
+    assert len(Baseline.load(files / "one" / "baseline.json", baseline["digest"]).suite) == 1
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("editors.prepare._measure", fail)
+    assert prepare(prepare_arguments(files, "two")) == 0
+    for name in ("lineage.json", "prior.safetensors", "baseline.json"):
+        assert sha256_file(files / "one" / name) == sha256_file(files / "two" / name)
+    (files / "suite.jsonl").write_text('{"prompt": "Rome is a city in"}\n')
+    with pytest.raises(AssertionError, match="measured again"):
+        prepare(prepare_arguments(files, "three"))
+
+
+def test_two_measurements_of_a_base_have_the_same_bytes(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prepare(prepare_arguments(files, "one")) == 0
+    monkeypatch.setenv("CORRIGENDA_CACHE", str(files / "other"))
+    assert prepare(prepare_arguments(files, "two")) == 0
+    for name in ("lineage.json", "prior.safetensors", "baseline.json"):
+        assert sha256_file(files / "one" / name) == sha256_file(files / "two" / name)
+
+
+@pytest.mark.parametrize("missing", ["model", "suite.jsonl", "prior.txt"])
+def test_what_is_missing_is_one_sentence(missing: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / missing).rename(files / "elsewhere")
+    assert prepare(prepare_arguments(files, "one")) == 1
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert missing in line
+
+
+def test_known_answers_need_no_torch(files: Path) -> None:
+    assert prepare(prepare_arguments(files, "one")) == 0
+    code = "import sys; from editors.prepare import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    arguments = prepare_arguments(files, "two")
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_stream_is_evaluated_and_a_later_correction_replaces_an_earlier(files: Path) -> None:
+    assert evaluate(evaluate_arguments(files, checkpoint_every="4")) == 0
+    found = json.loads((files / "out.json").read_text())
+    assert [point["edits"] for point in found["checkpoints"]] == [4, 6]
+    assert found["active"] == 5
+    assert found["edit_success"] == 1.0
+    assert found["greedy"]["edit_success"] > 0  # a random model rarely stops after its answer
+    for name in ("generalization", "locality_unchanged", "retention_first_batch"):
+        assert 0 <= found[name] <= 1
+    assert found["locality_kl"] > 0
+    assert found["drawdown"] != 0
+    assert found["seconds_per_edit"] > 0
+    assert found["peak_rss_bytes"] > 10**6
+    assert found["settings"]["solver"] == "recursive"
+
+
+@pytest.mark.parametrize("solver", ["least_squares", "sum"])
+def test_other_solvers_are_evaluated_too(solver: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(evaluate_arguments(files, solver=solver, json="-", edits="2")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["solver"] == solver
+    assert found["edits"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"data": "/nowhere.jsonl"}, "/nowhere.jsonl"),
+        ({"model": "/nowhere"}, "/nowhere"),
+        ({"solver": "magic"}, "magic"),
+        ({"inner-param": "model.layers.77.mlp.down_proj.weight"}, "layers.77"),
+        ({"json": "/nowhere/out.json", "edits": "1"}, "/nowhere/out.json"),
+    ],
+)
+def test_a_bad_input_is_one_sentence_and_a_failure(
+    changes: dict[str, str], complaint: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(evaluate_arguments(files, **changes)) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert complaint in error
