@@ -78,7 +78,7 @@ def opened(make: Callable[..., Any], settings: Settings, **options: Any) -> Any:
     """A connected client.
 
     The library leaves a thread and sockets behind when a client cannot connect, and hides a broker's refusal behind a
-    timeout; here they are closed, and the refusal is what is raised.
+    timeout; here they are closed, and the refusal is what is raised. No client makes topics by asking for them.
 
     Args:
         make: the client's class.
@@ -91,8 +91,11 @@ def opened(make: Callable[..., Any], settings: Settings, **options: Any) -> Any:
     begun: list[Any] = []
 
     def network(**config: Any) -> Any:
-        begun.append(KafkaAdminClient.DEFAULT_CONFIG["kafka_client"](**config))
-        return begun[-1]
+        client = KafkaAdminClient.DEFAULT_CONFIG["kafka_client"](**config)
+        # The library drops `allow_auto_create_topics` on its way here, and asks for every topic it is missing.
+        client.cluster.config["allow_auto_create_topics"] = False
+        begun.append(client)
+        return client
 
     failures = _BootstrapFailures()
     with broker_errors(settings), failures:

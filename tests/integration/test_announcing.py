@@ -17,7 +17,7 @@ from kafka.admin import KafkaAdminClient
 from pydantic import SecretStr
 
 from pipeline.adapters.celery_doorbell import CeleryDoorbell
-from pipeline.adapters.kafka_connection import create_topics
+from pipeline.adapters.kafka_connection import admin_client, create_topics, opened
 from pipeline.adapters.kafka_publisher import MAX_REQUEST_BYTES, KafkaPublisher
 from pipeline.adapters.kafka_source import KafkaSource
 from pipeline.adapters.sql_engine import connect
@@ -152,6 +152,21 @@ def _rung(redis_url: str) -> list[object]:
         messages = [json.loads(raw) for raw in client.lrange(f"edits.{BASE_DIGEST[:12]}", 0, -1)]
     assert {message["headers"]["task"] for message in messages} == {"corrigenda.edit_lineage"}
     return [json.loads(base64.b64decode(message["body"]))[0] for message in messages]
+
+
+def test_no_client_makes_a_topic_by_asking_for_it(kafka_bootstrap: str) -> None:
+    """Tansu would make it, with four partitions, and the topic that is made later would be refused."""
+    name = f"nobody-made.{uuid.uuid4().hex[:8]}"
+    settings = intake_settings("", kafka_bootstrap, name)
+    with KafkaPublisher(settings) as publisher, pytest.raises(Unavailable):
+        publisher.publish(name, key="k", value=b"v")
+    consumer = opened(KafkaConsumer, settings, enable_auto_commit=False)
+    consumer.assign([TopicPartition(name, 0)])
+    consumer.seek(TopicPartition(name, 0), 0)
+    consumer.poll(timeout_ms=500)
+    consumer.close(autocommit=False)
+    with admin_client(settings) as admin:
+        assert name not in {topic["name"] for topic in admin.describe_topics()}
 
 
 @collects_sockets
