@@ -196,7 +196,7 @@ class HeldModel:
             if known is not None:
                 known.weights.set_accumulators({})  # the next store takes what is there now for the base
             model = CausalModel(sharded.module, sharded.tokenizer, plan.editor.inner_params)
-            weights = ShardedWeights(sharded.module, model.inner)
+            weights = ShardedWeights(sharded, model.inner)
             scorer = Scorer(model, weights, baseline)
         return Lineage(
             plan=plan,

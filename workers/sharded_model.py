@@ -45,6 +45,16 @@ class ShardedModel:
     """DeepSpeed's engine; the module's hooks belong to it."""
     config: HfDeepSpeedConfig
     """transformers only knows a weak reference to it and shards while it lives."""
+    is_resident: bool
+    """Whether every parameter is a view of its partition, and nothing is ever gathered."""
+
+    def release(self) -> None:
+        """Make sure that no parameter is gathered, so that what is written to partitions is what runs next.
+
+        A forward of only some blocks, and a backward pass that ends early, leave some behind.
+        """
+        if not self.is_resident:
+            self.engine.optimizer.partition_all_parameters()
 
 
 def join_group() -> None:
@@ -78,9 +88,14 @@ def load_sharded(base: BaseSpec, *, config_path: Path | None = None) -> ShardedM
         raise Misconfigured(f"expected a causal language model in {base.ref}, got: {error}") from error
     module.eval().requires_grad_(False)
     engine = deepspeed.initialize(model=module, config=settings)[0]
-    if dist.get_world_size() == 1:
-        reside(engine)
-    return ShardedModel(base=base, module=engine.module, tokenizer=tokenizer, engine=engine, config=config)
+    return ShardedModel(
+        base=base,
+        module=engine.module,
+        tokenizer=tokenizer,
+        engine=engine,
+        config=config,
+        is_resident=dist.get_world_size() == 1 and reside(engine),
+    )
 
 
 def deepspeed_settings(path: Path, *, dtype: torch.dtype) -> dict[str, Any]:
@@ -102,18 +117,20 @@ def deepspeed_settings(path: Path, *, dtype: torch.dtype) -> dict[str, Any]:
     return settings | {"bf16": {"enabled": dtype is torch.bfloat16}, "fp16": {"enabled": dtype is torch.float16}}
 
 
-def reside(engine: Any) -> None:
+def reside(engine: Any) -> bool:
     """Make every parameter of a rank alone a view of its partition, and take off the hooks that gather.
 
-    Parameters that are offloaded to another device than the one that computes are left to DeepSpeed.
+    Returns:
+        Whether it was done: not for a model that is offloaded to another device than the one that computes.
     """
     params = list(engine.module.parameters())
     if any(param.ds_tensor.device != param.device for param in params):
-        return
+        return False
     engine.optimizer.destroy()  # without an optimizer this is the object that owns the hooks, and nothing else
     for param in params:
         param.data = param.ds_tensor.data.view(param.ds_shape)
         param.ds_status = ZeroParamStatus.AVAILABLE
+    return True
 
 
 def is_safe_to_write(param: Any) -> bool:

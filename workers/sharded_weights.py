@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from editors.deltas import WeightDelta
 from editors.inner_params import InnerParam, true_shape
-from workers.sharded_model import is_safe_to_write
+from workers.sharded_model import ShardedModel, is_safe_to_write
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,14 +131,15 @@ class ShardedWeights:
     """Implements `WeightStore` on the partitions of a model, for any number of ranks.
 
     Args:
-        module: `ShardedModel.module`, holding the base's weights now.
+        model: holds the base's weights now.
         params: its inner parameters.
     """
 
-    def __init__(self, module: nn.Module, params: Sequence[InnerParam]) -> None:
+    def __init__(self, model: ShardedModel, params: Sequence[InnerParam]) -> None:
+        self._model = model
         rank, world_size = dist.get_rank(), dist.get_world_size()
         self._weights = {
-            param.name: ShardedWeight(module.get_parameter(param.name), param, rank=rank, world_size=world_size)
+            param.name: ShardedWeight(model.module.get_parameter(param.name), param, rank=rank, world_size=world_size)
             for param in params
         }
         self.set_accumulators({})  # base + 0 turns -0.0 into 0.0: done now, the base too is what `restore` gives
@@ -149,6 +150,7 @@ class ShardedWeights:
 
     def apply(self, delta: WeightDelta) -> None:
         """See `WeightStore`."""
+        self._model.release()
         for name, factors in delta.factors.items():
             self._weights[name].update(factors)
 
@@ -158,11 +160,13 @@ class ShardedWeights:
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """See `WeightStore`."""
+        self._model.release()
         for name, shift_N in saved.items():
             self._weights[name].write(shift_N)
 
     def set_accumulators(self, shifts: Mapping[str, Tensor]) -> None:
         """See `WeightStore`."""
+        self._model.release()
         for name, weight in self._weights.items():
             weight.set_shift(shifts.get(name))
 

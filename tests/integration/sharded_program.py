@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from editors.deltas import PlainWeights, WeightDelta
 from editors.inner_params import InnerParam, inner_params
 from pipeline.domain.trials import BaseSpec
-from workers.sharded_model import join_group, load_sharded
+from workers.sharded_model import ShardedModel, join_group, load_sharded
 from workers.sharded_weights import ShardedWeights
 
 IDS_BL = torch.tensor([[1, 5, 6, 7, 8, 9], [1, 9, 11, 4, 5, 6]])
@@ -32,11 +32,12 @@ def main(folder: str, *names: str) -> dict[str, Any]:
     sharded = load_sharded(BaseSpec(ref=folder, digest="", task="causal"))
     params = inner_params(plain, names)
     found: dict[str, Any] = {"base": bool(torch.equal(logits(sharded.module), logits(plain)))}
-    return found | compare(sharded.module, plain, params)
+    return found | compare(sharded, plain, params)
 
 
-def compare(module: Any, plain: Any, params: Sequence[InnerParam]) -> dict[str, Any]:
-    weights, reference = ShardedWeights(module, params), PlainWeights(plain, params)
+def compare(sharded: ShardedModel, plain: Any, params: Sequence[InnerParam]) -> dict[str, Any]:
+    module = sharded.module
+    weights, reference = ShardedWeights(sharded, params), PlainWeights(plain, params)
     before, digest = logits(module), weights.digest()
     first, second = delta(params, seed=1), delta(params, seed=2)
     for store in (weights, reference):
