@@ -12,7 +12,7 @@ FACTS = Path(__file__).resolve().parents[2] / "infra" / "local" / "facts"
 EVERY_NTH_REPEATED = 12
 GREEDY_ID = "demo-greedy-correction"
 CONTESTED_ID = "demo-contested"
-REVERTED_ID = "fact-capital-burundi"
+REVERTED_ID = "fact-capital-california"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
