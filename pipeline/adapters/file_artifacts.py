@@ -41,7 +41,7 @@ class FileArtifacts:
                 return path
             found = sha256_file(path)
         except OSError as error:
-            raise IntegrityBroken(f"expected artifact {artifact.digest[:12]} at {path}, got: {error.strerror}") from error
+            raise IntegrityBroken(f"expected {artifact.digest[:12]} at {path}, got: {error.strerror}") from error
         if found != artifact.digest:
             raise IntegrityBroken(f"expected bytes with digest {artifact.digest[:12]} at {path}, got {found[:12]}")
         self._verified[artifact.digest] = state
