@@ -38,9 +38,7 @@ class Capture:
 
 
 @contextmanager
-def capturing(
-    model: nn.Module, params: Sequence[InnerParam], row_N: Tensor, position_N: Tensor
-) -> Iterator[Capture]:
+def capturing(model: nn.Module, params: Sequence[InnerParam], row_N: Tensor, position_N: Tensor) -> Iterator[Capture]:
     """Read inputs and output gradients of the inner layers at chosen positions of the next forward."""
     capture = Capture()
 

@@ -189,9 +189,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     return sha256_file(path)
 
 
-def read_tensors(
-    path: Path, kind: str, expected_digest: str | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, kind: str, expected_digest: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a file that `write_tensors` wrote.
 
     Raises:

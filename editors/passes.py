@@ -89,9 +89,7 @@ def run_passes(
             candidate[name] = joined(start.get(name), (factors[name], shifts[name]))
         made += 1
         seconds["solve"] += time.perf_counter() - captured
-    return Asked(
-        keys=keys, shifts=shifts, factors=factors, ranges=ranges, num_passes=made, seconds=seconds
-    )
+    return Asked(keys=keys, shifts=shifts, factors=factors, ranges=ranges, num_passes=made, seconds=seconds)
 
 
 def joined(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
