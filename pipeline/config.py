@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, description="Tries of an edit before it is dead.")
     command_timeout: Duration = Field(timedelta(minutes=10), description="Deadline of one command to the ranks.")
+    warm_base: Path | None = Field(None, description="Base that an edit worker loads before its first doorbell.")
+    warm_base_digest: str = Field("", description="Its digest, as `corrigenda lineage list --json` shows it.")
+    warm_base_task: Literal["causal", "seq2seq", "classifier"] = "causal"
     num_ranks: int = Field(1, ge=1, description="Ranks behind an edit worker.")
     deepspeed_config: Path | None = Field(None, description="DeepSpeed JSON; None for infra/deepspeed/zero3.json.")
     failpoint: str = Field("", description="Testing only: name[:nth] of the boundary at which to die.")

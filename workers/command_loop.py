@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.domain.errors import CorrigendaError, EngineFailed, LeaseLost
+from pipeline.domain.trials import BaseSpec
 from workers.commands import Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits, failure_of
 from workers.held_model import HeldModel
 from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
@@ -80,12 +81,13 @@ class Ranks:
         return [part.numpy().tobytes().hex() for part in parts]
 
 
-def serve(connection: socket.socket | None, *, config_path: Path | None) -> int:
+def serve(connection: socket.socket | None, *, config_path: Path | None, warm_base: BaseSpec | None = None) -> int:
     """Run commands until the controller says shutdown or is gone.
 
     Args:
         connection: to the controller, on rank 0; None on the others.
         config_path: a DeepSpeed JSON instead of the one that is shipped.
+        warm_base: base to load at once; what is wrong with it is said when a plan asks for it.
 
     Returns:
         The exit status: 0 after a shutdown, 1 after an error that leaves the ranks unusable.
@@ -93,6 +95,8 @@ def serve(connection: socket.socket | None, *, config_path: Path | None) -> int:
     join_group()
     ranks, fence = Ranks(), Fence()
     model = HeldModel(config_path=config_path, is_writer=ranks.rank == 0)
+    if warm_base is not None:
+        _warm(model, warm_base)
     log.info("%d ranks are ready", ranks.world_size)
     while True:
         request = REQUESTS.decode(ranks.hand_out(_next(connection) if connection else None))
@@ -103,6 +107,13 @@ def serve(connection: socket.socket | None, *, config_path: Path | None) -> int:
             send_frame(connection, REPLIES.encode(reply))
         if reply.failure is not None and reply.failure.error == EngineFailed.__name__:
             return 1
+
+
+def _warm(model: HeldModel, base: BaseSpec) -> None:
+    try:
+        model.warm(base)
+    except Exception as error:
+        log.warning("base %s cannot be loaded ahead: %s", base.ref, error)
 
 
 def answer(request: Request, model: HeldModel, fence: Fence) -> Reply:

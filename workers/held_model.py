@@ -82,6 +82,14 @@ class HeldModel:
                 found.update(factor.numpy().tobytes())
         return found.hexdigest()
 
+    def warm(self, base: BaseSpec) -> None:
+        """Load a base before a plan asks for it.
+
+        Raises:
+            WrongBase: if its digest is another; the next load tries again and says so.
+        """
+        self._base(base)
+
     def load(self, plan: LoadPlan) -> None:
         """Hold a snapshot: every file is read and checked before a weight is touched.
 

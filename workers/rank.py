@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.domain.trials import BaseSpec
 from workers.commands import Hello
 from workers.protocol import HELLOS, send_frame
 
@@ -35,7 +36,7 @@ def main() -> NoReturn:
     connection = _connect(options.socket, world_size) if rank == 0 else None
     from workers.command_loop import serve
 
-    status = serve(connection, config_path=options.deepspeed_config)
+    status = serve(connection, config_path=options.deepspeed_config, warm_base=_warm_base(options))
     logging.shutdown()
     os._exit(status)  # nothing is left to save, and torch takes seconds to take itself down
 
@@ -58,11 +59,19 @@ def _connect(path: Path, world_size: int) -> socket.socket:
     return connection
 
 
+def _warm_base(options: argparse.Namespace) -> BaseSpec | None:
+    if options.warm_base is None:
+        return None
+    ref, digest, task = options.warm_base
+    return BaseSpec(ref=ref, digest=digest, task=task)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers.rank", description="One rank behind an edit worker.")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket on which the controller listens")
     parser.add_argument("--parent", type=int, required=True, help="process id of the controller")
     parser.add_argument("--deepspeed-config", type=Path, help="DeepSpeed JSON instead of infra/deepspeed/zero3.json")
+    parser.add_argument("--warm-base", nargs=3, metavar=("FOLDER", "DIGEST", "TASK"), help="base to load at once")
     return parser.parse_args()
 
 

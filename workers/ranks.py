@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.domain.errors import CorrigendaError, EngineFailed
+from pipeline.domain.trials import BaseSpec
 from workers.commands import Hello
 from workers.protocol import HELLOS, receive_frame
 
@@ -36,6 +37,8 @@ class RankSpec:
     """How many."""
     deepspeed_config: Path | None = None
     """DeepSpeed JSON; None for the one that is shipped."""
+    warm_base: BaseSpec | None = None
+    """Base to load before the first command asks for it."""
     log: Path | None = None
     """File that all of them append to; None for this process's standard error."""
     program: tuple[str, ...] = (sys.executable, "-m", "workers.rank")
@@ -158,6 +161,8 @@ class RankProcesses:
         argv = [*self._spec.program, "--socket", str(self._path), "--parent", str(os.getpid())]
         if self._spec.deepspeed_config:
             argv += ["--deepspeed-config", str(self._spec.deepspeed_config.resolve())]
+        if warm := self._spec.warm_base:
+            argv += ["--warm-base", warm.ref, warm.digest, warm.task]
         environment = {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -165,6 +170,8 @@ class RankProcesses:
             "LOCAL_WORLD_SIZE": str(self._spec.num_ranks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            # Threads that spin while they wait take the cores from everybody else on the machine.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         return subprocess.Popen(

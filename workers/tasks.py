@@ -18,6 +18,7 @@ from pipeline import bootstrap
 from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.trials import BaseSpec
 from workers.app import RECONCILE_REGISTRY, RELAY_OUTBOX, RING_WAITING, app
 from workers.group import RankGroup
 from workers.ranks import RankSpec
@@ -68,8 +69,19 @@ def rank_group() -> RankGroup:
     found = settings()
     logs = found.home.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    spec = RankSpec(num_ranks=found.num_ranks, deepspeed_config=found.deepspeed_config, log=logs / "ranks.log")
+    spec = RankSpec(
+        num_ranks=found.num_ranks,
+        deepspeed_config=found.deepspeed_config,
+        warm_base=_warm_base(found),
+        log=logs / "ranks.log",
+    )
     return RankGroup(spec, command_timeout=found.command_timeout)
+
+
+def _warm_base(found: Settings) -> BaseSpec | None:
+    if found.warm_base is None:
+        return None
+    return BaseSpec(ref=str(found.warm_base), digest=found.warm_base_digest, task=found.warm_base_task)
 
 
 @signals.worker_process_init.connect

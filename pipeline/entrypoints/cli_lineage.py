@@ -56,7 +56,7 @@ def lineage_create(
     editor = EditorSettings(batch_size=batch_size)
     made = make_lineage(kept, name, prepared, editor=editor, policy=GatePolicy())
     if settings.home.is_dir() and LocalStack(settings.home).status():
-        start_edit_worker(LocalStack(settings.home), settings, base_digest=prepared.base.digest)
+        start_edit_worker(LocalStack(settings.home), settings, prepared.base)
     if as_json:
         print_json(asdict(made))
     else:

@@ -40,7 +40,7 @@ def up(home: HomeOption = None, as_json: JsonOption = False) -> None:
     start_intake(stack, settings)
     start_control_worker(stack, settings)
     for lineage in stores(settings).lineages.lineages():
-        start_edit_worker(stack, settings, base_digest=lineage.settings.base.digest)
+        start_edit_worker(stack, settings, lineage.settings.base)
     if as_json:
         print_json([asdict(process) for process in stack.status()])
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from rich.table import Table
@@ -16,12 +16,11 @@ from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.trials import EditorSettings
-from pipeline.entrypoints.cli_edits import answers_of
 from pipeline.entrypoints.cli_lineage import make_lineage
 from pipeline.entrypoints.cli_stack import start_stack
 from pipeline.entrypoints.console import ExitCode, err, out
 from pipeline.entrypoints.demo_accounting import Accounts
-from pipeline.entrypoints.demo_champion import ChampionReader
+from pipeline.entrypoints.demo_reader import ModelReader
 from pipeline.entrypoints.demo_screen import StreamScreen
 from pipeline.entrypoints.demo_steps import Steps, accounts
 from pipeline.entrypoints.demo_stream import CONTESTED_ID, REVERTED_ID, again, message, questions, stream
@@ -63,18 +62,19 @@ def _story(folder: Path, started_at: float) -> Accounts:
     asked = questions()
     prompts = [question["question"] for question in asked]
     _our_processes(settings, prepared)
-    with ThreadPoolExecutor(1) as pool, ChampionReader(settings.mlflow_uri, LINEAGE) as champion:
-        before = pool.submit(answers_of, kept, LINEAGE, None, prompts, max_new_tokens=16)
+    with ThreadPoolExecutor(1) as pool, ModelReader(settings.mlflow_uri, LINEAGE) as reader:
+        before = pool.submit(reader.ask_base, prepared.base.ref, prompts)
+        before.add_done_callback(lambda said: _what_the_base_says(asked, said))
         with publisher(settings) as send, StreamScreen(started_at=started_at) as screen:
             steps = Steps(kept=kept, settings=settings, lineage=lineage.settings.name, send=send, screen=screen)
             num_produced = steps.produce(stream(LINEAGE))
             steps.until_settled()
-            said_before = {answer["prompt"]: answer["text"] for answer in before.result()}
+            said_before = dict(zip(prompts, before.result(), strict=True))
             steps.approve_in_registry(reason="checked the gate report")
-            said_after = dict(zip(prompts, champion.ask(prompts), strict=True))
+            said_after = dict(zip(prompts, reader.ask_champion(prompts), strict=True))
             num_produced += _second_thoughts(steps)
         _before_and_after(asked, said_before, said_after)
-        _what_holds(kept, champion)
+        _what_holds(kept, reader)
     broken = _history(kept)
     return accounts(kept, LINEAGE, produced=num_produced, audit_ok=not broken, seconds=time.monotonic() - started_at)
 
@@ -104,9 +104,18 @@ def _ready(folder: Path) -> tuple[Settings, Prepared]:
 
 def _our_processes(settings: Settings, prepared: Prepared) -> None:
     stack = LocalStack(settings.home)
-    start_edit_worker(stack, settings, base_digest=prepared.base.digest)
+    start_edit_worker(stack, settings, prepared.base)
     start_intake(stack, settings)
     start_control_worker(stack, settings)
+
+
+def _what_the_base_says(asked: list[dict[str, str]], said: Future[list[str]]) -> None:
+    """Shown as soon as it is known, above the stream."""
+    if said.exception() is None:
+        out.print("\n[bold]The base model, asked before anything is edited[/bold]")
+        for question, answer in zip(asked, said.result(), strict=True):
+            out.print(f"  {question['question']} … [dim]{_first(answer)}[/dim]")
+        out.print()
 
 
 def _before_and_after(asked: list[dict[str, str]], before: dict[str, str], after: dict[str, str]) -> None:
@@ -121,14 +130,14 @@ def _before_and_after(asked: list[dict[str, str]], before: dict[str, str], after
     out.print(table)
 
 
-def _what_holds(kept: Stores, champion: ChampionReader) -> None:
+def _what_holds(kept: Stores, reader: ModelReader) -> None:
     """Ask the champion for the reverted fact, for some that must hold, and for the one corrected four times."""
     rows = {str(row["request_id"]): row for row in kept.history.edits(LINEAGE)}
     last = rows[f"{CONTESTED_ID}-again-4"]
     reverted = rows[REVERTED_ID]
     others = [row for row in rows.values() if row["status"] == "snapshotted" and row is not last][::20]
     chosen = [reverted, *others, last]
-    answers = champion.ask([str(row["prompt"]) for row in chosen])
+    answers = reader.ask_champion([str(row["prompt"]) for row in chosen])
     _heading("After the revert and two more corrections of one fact")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("edit", "status", "prompt", "champion says", "edit asked for"):

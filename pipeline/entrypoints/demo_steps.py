@@ -20,7 +20,7 @@ from pipeline.entrypoints.local_settings import cli_actor
 from pipeline.services.ports import Publisher
 
 PATIENCE = timedelta(minutes=5)
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
 WAITING = (EditStatus.received, EditStatus.claimed)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 from infra.local import LocalStack
 from pipeline.config import Settings
+from pipeline.domain.trials import BaseSpec
 from pipeline.entrypoints.local_settings import environment_of
 
 INTAKE = "intake"
@@ -27,9 +29,16 @@ def start_control_worker(stack: LocalStack, settings: Settings) -> None:
     stack.spawn(CONTROL_WORKER, argv, environment_of(settings))
 
 
-def start_edit_worker(stack: LocalStack, settings: Settings, *, base_digest: str) -> str:
+def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec) -> str:
     """Start the worker whose ranks hold one base; returns its name among the stack's processes."""
-    base = base_digest[:12]
+    base = base_spec.digest[:12]
+    settings = settings.model_copy(
+        update={
+            "warm_base": Path(base_spec.ref),
+            "warm_base_digest": base_spec.digest,
+            "warm_base_task": base_spec.task,
+        }
+    )
     name = f"edit-worker-{base}"
     argv = [*_celery(), "-P", "prefork", "-c", "1", "-Q", f"edits.{base}", "-n", f"edit-{base}@%h"]
     stack.spawn(name, argv, environment_of(settings), grace=EDIT_WORKER_GRACE)

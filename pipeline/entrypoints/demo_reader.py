@@ -1,4 +1,4 @@
-"""A reader of the champion in a process of its own, outside the checkout. Knows MLflow only by its URL."""
+"""A reader of models in a process of its own, outside the checkout. Knows MLflow only by its URL."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from types import TracebackType
 
 from pipeline.domain.errors import EngineFailed
 
-SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "local" / "ask_champion.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "infra" / "local" / "ask_model.py"
 
 
-class ChampionReader:
-    """Context manager around `infra/local/ask_champion.py`."""
+class ModelReader:
+    """Context manager around `infra/local/ask_model.py`."""
 
     def __init__(self, mlflow_uri: str, lineage: str) -> None:
-        self._argv = [sys.executable, str(SCRIPT), mlflow_uri, lineage]
+        self._argv = [sys.executable, str(SCRIPT), mlflow_uri]
+        self._lineage = lineage
         self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-reader-")
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> ChampionReader:
+    def __enter__(self) -> ModelReader:
         return self
 
     def __exit__(
@@ -33,20 +34,31 @@ class ChampionReader:
             self._process.wait(timeout=30)
         self._folder.cleanup()
 
-    def ask(self, prompts: list[str]) -> list[str]:
+    def ask_base(self, folder: str, prompts: list[str]) -> list[str]:
+        """What the base says.
+
+        Raises:
+            EngineFailed: with the reader's last words, if it ended.
+        """
+        return self._ask({"base": folder, "prompts": prompts})
+
+    def ask_champion(self, prompts: list[str]) -> list[str]:
         """What the champion says now.
 
         Raises:
             EngineFailed: with the reader's last words, if it ended.
         """
+        return self._ask({"champion": self._lineage, "prompts": prompts})
+
+    def _ask(self, question: dict[str, object]) -> list[str]:
         process = self._started()
         if process.stdin is None or process.stdout is None:
-            raise EngineFailed("expected pipes to the reader of the champion, got none")
-        process.stdin.write(json.dumps({"prompts": prompts}) + "\n")
+            raise EngineFailed("expected pipes to the reader of models, got none")
+        process.stdin.write(json.dumps(question) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            raise EngineFailed(f"the reader of the champion ended: {self._last_words()}")
+            raise EngineFailed(f"the reader of models ended: {self._last_words()}")
         answers: list[str] = json.loads(line)
         return answers
 
