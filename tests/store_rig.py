@@ -36,6 +36,7 @@ from tests.factories import NOON, make_measurements, make_request, make_score
 ROLE = "corrigenda_app"
 LINEAGE = "facts"
 TTL = timedelta(minutes=5)
+MAX_ATTEMPTS = 3
 POLICY = GatePolicy()
 
 
@@ -153,7 +154,7 @@ class StoreRig:
         return self.lineages.lineage(LINEAGE)
 
     def acquire(self, owner: str = "worker:a") -> Lease:
-        lease = self.leases.acquire(LINEAGE, owner=owner, ttl=TTL)
+        lease = self.leases.acquire(LINEAGE, owner=owner, ttl=TTL, max_attempts=MAX_ATTEMPTS)
         assert lease is not None
         return lease
 

@@ -63,6 +63,29 @@ def move(connection: Connection, moves: Sequence[Move], *, on: LockedLineage, ac
     owe_all(connection, _results(moves, rows, events, lineage=on.name))
 
 
+def put_back(
+    connection: Connection,
+    claimed: Sequence[Row[Any]],
+    *,
+    on: LockedLineage,
+    actor: str,
+    reason: str,
+    max_attempts: int,
+) -> None:
+    """Put claimed edits back into the queue with one attempt more; `dead` if that makes `max_attempts`."""
+    dead = {row.edit_id for row in claimed if row.attempts + 1 >= max_attempts}
+    moves = [
+        Move(
+            edit_id=row.edit_id,
+            to=EditStatus.dead if row.edit_id in dead else EditStatus.received,
+            reason=reason,
+        )
+        for row in claimed
+    ]
+    move(connection, moves, on=on, actor=actor)
+    restore_queued(connection, sorted(dead), on=on, actor=actor)
+
+
 def restore_queued(connection: Connection, edit_ids: Sequence[str], *, on: LockedLineage, actor: str) -> None:
     """Put back into the queue what had made way, while waiting, for edits that never got into a snapshot.
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, Interval, Row, cast, func, literal, l
 from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.adapters.sql_audit import append
-from pipeline.adapters.sql_edits import Move, move
+from pipeline.adapters.sql_edits import put_back
 from pipeline.adapters.sql_engine import transaction
 from pipeline.adapters.sql_locks import LockedLineage, lock_lineage
 from pipeline.adapters.sql_tables import edit_requests, leases, lineages, removals
@@ -51,10 +51,11 @@ class SqlLeaseStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def acquire(self, lineage: str, *, owner: str, ttl: timedelta) -> Lease | None:
+    def acquire(self, lineage: str, *, owner: str, ttl: timedelta, max_attempts: int) -> Lease | None:
         """Take a free or expired lease, with a higher epoch; None while somebody else holds it.
 
-        What the owner before had claimed goes back to the queue with one attempt more.
+        What the owner before had claimed goes back to the queue with one attempt more, or is `dead` if that was
+        the last.
 
         Raises:
             UnknownLineage: if there is no such lineage.
@@ -64,7 +65,8 @@ class SqlLeaseStore:
             locked = lock_lineage(connection, lineage)
             if row is None:
                 return None
-            _release_claims(connection, locked, row, owner=owner)
+            _audit_takeover(connection, locked, row, owner=owner)
+            _release_claims(connection, locked, owner=owner, max_attempts=max_attempts)
             return Lease(lineage=lineage, owner=owner, epoch=row.epoch, expires_at=row.expires_at)
 
     def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
@@ -121,7 +123,7 @@ def _take(connection: Connection, lineage: str, owner: str, ttl: timedelta) -> R
     return connection.execute(upsert.returning(leases.c.epoch, leases.c.expires_at, old_owner)).one_or_none()
 
 
-def _release_claims(connection: Connection, on: LockedLineage, row: Row[Any], *, owner: str) -> None:
+def _audit_takeover(connection: Connection, on: LockedLineage, row: Row[Any], *, owner: str) -> None:
     if row.old_owner not in (None, NOBODY, owner):
         payload = {"from": row.old_owner, "to": owner, "epoch": row.epoch}
         append(
@@ -132,13 +134,15 @@ def _release_claims(connection: Connection, on: LockedLineage, row: Row[Any], *,
             subject=on.lineage_id,
             payload=payload,
         )
-    claimed = select(edit_requests.c.edit_id).where(
+
+
+def _release_claims(connection: Connection, on: LockedLineage, *, owner: str, max_attempts: int) -> None:
+    claimed = select(edit_requests).where(
         edit_requests.c.lineage_id == on.lineage_id, edit_requests.c.status == EditStatus.claimed
     )
-    left = connection.execute(claimed.order_by(edit_requests.c.edit_id)).scalars()
+    left = connection.execute(claimed.order_by(edit_requests.c.edit_id)).all()
     reason = "the worker that had claimed it lost its lease"
-    moves = [Move(edit_id=edit_id, to=EditStatus.received, reason=reason) for edit_id in left]
-    move(connection, moves, on=on, actor=owner)
+    put_back(connection, left, on=on, actor=owner, reason=reason, max_attempts=max_attempts)
 
 
 def _has_edits(status: EditStatus, *conditions: Any) -> Any:

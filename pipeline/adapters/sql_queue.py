@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
 
 from pipeline.adapters.sql_active_sets import active_rows
-from pipeline.adapters.sql_edits import Move, move, restore_queued
+from pipeline.adapters.sql_edits import Move, move, put_back, restore_queued
 from pipeline.adapters.sql_engine import transaction
 from pipeline.adapters.sql_leases import check
 from pipeline.adapters.sql_locks import LockedLineage
@@ -65,17 +65,7 @@ class SqlEditQueue:
         with transaction(self._engine) as connection:
             on = check(connection, lease)
             claimed = _claimed(connection, on, edit_ids)
-            dead = {row.edit_id for row in claimed if row.attempts + 1 >= max_attempts}
-            moves = [
-                Move(
-                    edit_id=row.edit_id,
-                    to=EditStatus.dead if row.edit_id in dead else EditStatus.received,
-                    reason=reason,
-                )
-                for row in claimed
-            ]
-            move(connection, moves, on=on, actor=lease.owner)
-            restore_queued(connection, sorted(dead), on=on, actor=lease.owner)
+            put_back(connection, claimed, on=on, actor=lease.owner, reason=reason, max_attempts=max_attempts)
 
     def reject(self, lease: Lease, reasons: Mapping[str, str], *, report: GateReport) -> None:
         """Reject claimed edits, each with what was measured; the report is kept.

@@ -90,7 +90,10 @@ class EditService:
             LeaseLost: the lease passed to somebody else; nothing of ours was written after that.
             EngineFailed: the ranks died; claimed edits are back in the queue.
         """
-        lease = self._leases.acquire(lineage, owner=self._policy.owner, ttl=self._policy.lease_ttl)
+        policy = self._policy
+        lease = self._leases.acquire(
+            lineage, owner=policy.owner, ttl=policy.lease_ttl, max_attempts=policy.max_attempts
+        )
         if lease is None:
             log.info("lineage is leased to another worker", lineage=lineage)
             return 0

@@ -80,10 +80,11 @@ class LineageStore(Protocol):
 class LeaseStore(Protocol):
     """Who may write a lineage now. Time is the database's."""
 
-    def acquire(self, lineage: str, *, owner: str, ttl: timedelta) -> Lease | None:
+    def acquire(self, lineage: str, *, owner: str, ttl: timedelta, max_attempts: int) -> Lease | None:
         """Take a free or expired lease, with a higher epoch; None while somebody else holds it.
 
-        Taking over releases what the owner before had claimed (`edit:released`, attempts counted).
+        Taking over releases what the owner before had claimed (`edit:released`, attempts counted); an edit that has
+        had `max_attempts` is `dead` (`edit:died`), so that one that kills its workers does not do so for ever.
         """
 
     def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:

@@ -10,14 +10,14 @@ import pytest
 
 from pipeline.domain.errors import LeaseLost, UnknownLineage
 from pipeline.domain.lineages import Lease, Removal
-from tests.store_rig import LINEAGE, TTL, StoreRig, failing_report
+from tests.store_rig import LINEAGE, MAX_ATTEMPTS, TTL, StoreRig, failing_report
 
 Write = Callable[[StoreRig, Lease], object]
 
 
 def test_a_lease_is_refused_while_somebody_else_holds_it(rig: StoreRig) -> None:
     rig.acquire("worker:a")
-    assert rig.leases.acquire(LINEAGE, owner="worker:b", ttl=TTL) is None
+    assert rig.leases.acquire(LINEAGE, owner="worker:b", ttl=TTL, max_attempts=MAX_ATTEMPTS) is None
 
 
 def test_the_epoch_grows_with_every_acquire_also_after_a_release(rig: StoreRig) -> None:
@@ -30,7 +30,7 @@ def test_the_epoch_grows_with_every_acquire_also_after_a_release(rig: StoreRig) 
 
 def test_of_many_that_ask_at_once_one_gets_the_lease(rig: StoreRig) -> None:
     def ask(number: int) -> Lease | None:
-        return rig.leases.acquire(LINEAGE, owner=f"worker:{number}", ttl=TTL)
+        return rig.leases.acquire(LINEAGE, owner=f"worker:{number}", ttl=TTL, max_attempts=MAX_ATTEMPTS)
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         leases = list(pool.map(ask, range(8)))
@@ -39,11 +39,11 @@ def test_of_many_that_ask_at_once_one_gets_the_lease(rig: StoreRig) -> None:
 
 def test_an_unknown_lineage_has_no_lease(rig: StoreRig) -> None:
     with pytest.raises(UnknownLineage, match="nothing-of-ours"):
-        rig.leases.acquire("nothing-of-ours", owner="worker:a", ttl=TTL)
+        rig.leases.acquire("nothing-of-ours", owner="worker:a", ttl=TTL, max_attempts=MAX_ATTEMPTS)
 
 
 def test_renewing_moves_the_end_in_database_time(rig: StoreRig) -> None:
-    lease = rig.leases.acquire(LINEAGE, owner="worker:a", ttl=timedelta(seconds=5))
+    lease = rig.leases.acquire(LINEAGE, owner="worker:a", ttl=timedelta(seconds=5), max_attempts=MAX_ATTEMPTS)
     assert lease is not None
     renewed = rig.leases.renew(lease, ttl=timedelta(hours=1))
     assert renewed.epoch == lease.epoch
@@ -80,6 +80,26 @@ def test_a_takeover_puts_claimed_edits_back_and_is_audited(rig: StoreRig) -> Non
     batch = rig.query("SELECT outcome, finished_at FROM edit_batches JOIN batch_edits USING (batch_id)")
     assert batch[0]["outcome"] == "released"
     assert batch[0]["finished_at"] is not None
+
+
+def test_an_edit_whose_workers_all_died_is_dead_and_what_had_made_way_for_it_is_back(rig: StoreRig) -> None:
+    earlier = rig.correct("a", fact="France", target="Nice", minute=1)
+    killer = rig.correct("b", fact="France", target="Lyon", minute=2)
+    for attempt in range(MAX_ATTEMPTS):
+        lease = rig.acquire(f"worker:{attempt}")
+        rig.make_due()
+        if attempt == 1:
+            bystander = rig.correct("c", minute=3)
+        assert rig.claim(lease) is not None
+        rig.expire_lease()
+    rig.acquire("worker:last")
+    edit = rig.edit(killer)
+    assert (edit["status"], edit["attempts"]) == ("dead", MAX_ATTEMPTS)
+    assert "lost its lease" in edit["reason"]
+    assert rig.actions(killer)[-2:] == ["edit:claimed", "edit:died"]
+    assert [debt["edit_id"] for debt in rig.debts("result") if debt["status"] == "dead"] == [killer]
+    assert (rig.status(earlier), rig.status(bystander)) == ("received", "received")
+    assert rig.audit.verify(LINEAGE) is None
 
 
 def test_taking_a_lease_that_was_given_back_is_no_takeover(rig: StoreRig) -> None:
