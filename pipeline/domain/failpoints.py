@@ -15,7 +15,7 @@ def failpoint(name: str) -> None:
     """Die by SIGKILL here if the environment says so; a dictionary look-up otherwise.
 
     Args:
-        name: `subject:step`, unique in the code base, for example `edit:before_commit`.
+        name: `subject.step`, unique in the code base, for example `edit.before_commit`.
     """
     armed = os.environ.get(VARIABLE)
     if armed:
@@ -24,7 +24,7 @@ def failpoint(name: str) -> None:
 
 def _die_if_due(name: str, armed: str) -> None:
     wanted, nth = armed, "1"
-    if armed.rpartition(":")[2].isdigit():  # a name has a colon of its own
+    if armed.rpartition(":")[2].isdigit():
         wanted, _, nth = armed.rpartition(":")
     if wanted != name:
         return

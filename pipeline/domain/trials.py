@@ -110,7 +110,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialOutcome:
-    """What a group measured of a candidate. Its weights hold the candidate until it is kept or dropped."""
+    """What a group measured of a candidate. By then its weights are the loaded snapshot's again."""
 
     measurements: Measurements
     """The figures for the gates."""
