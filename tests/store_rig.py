@@ -102,12 +102,12 @@ class StoreRig:
         on = off.replace("DISABLE", "ENABLE ALWAYS")
         self.owner.execute(f"{off} TRUNCATE {', '.join(names)}; {on}".encode())
 
-    def new_lineage(self, name: str = LINEAGE) -> Lineage:
+    def new_lineage(self, name: str = LINEAGE, *, batch_size: int = 32) -> Lineage:
         """A lineage with small settings."""
         settings = NewLineage(
             name=name,
             base=BaseSpec(ref="/models/base", digest="b" * 64, task="causal"),
-            editor=EditorSettings(inner_params=("a.weight", "b.weight")),
+            editor=EditorSettings(inner_params=("a.weight", "b.weight"), batch_size=batch_size),
             policy=POLICY,
             prior=self.file("prior"),
             baseline=self.file("baseline"),

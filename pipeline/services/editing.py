@@ -97,6 +97,7 @@ class EditService:
         if lease is None:
             log.info("lineage is leased to another worker", lineage=lineage)
             return 0
+        failpoint("edit.after_acquire")
         num_snapshots = 0
         with LeaseKeeper(self._leases, lease, ttl=self._policy.lease_ttl) as keeper:
             while (made := self._next(lineage, keeper)) is not None:
@@ -137,9 +138,11 @@ class EditService:
         """Say what became of the edits that are not in the snapshot."""
         for offender in sifted.offenders:
             self._queue.reject(keeper.lease, {offender.edit.edit_id: offender.reason}, report=offender.report)
+            failpoint("edit.after_reject")
         if sifted.saturated is not None:
             reason = f"saturated: {sifted.saturated.summary}"
             self._lineages.hold(batch.lineage, reason=reason, actor=self._policy.owner)
+            failpoint("edit.after_hold")
         if sifted.left:
             reason = "not decided within the bound of trials" if sifted.saturated is None else "lineage saturated"
             self._release(sifted.left, keeper, reason=reason)
@@ -152,6 +155,7 @@ class EditService:
         if not attempt.report.passed:
             reason = attempt.report.summary
             self._queue.fail_removal(keeper.lease, removal, reason=reason, report=attempt.report)
+            failpoint("edit.after_removal_failed")
             return 0
         self._commit(on, attempt, keeper, batch=None, removal=removal)
         return 1
@@ -178,6 +182,7 @@ class EditService:
             report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error))
             return Attempt(trial_id=trial.trial_id, report=report, seconds={})
         report = judge(policy, outcome.measurements)
+        failpoint("edit.after_trial")
         seconds = {phase: round(spent, 2) for phase, spent in outcome.seconds.items()}
         name = on.lineage.settings.name
         log.info("candidate judged", lineage=name, edits=len(added), verdict=report.summary, **seconds)
@@ -218,6 +223,7 @@ class EditService:
             attempt.trial_id, folder=folder, with_accumulator=stores_accumulator(seq=seq, basis=basis)
         )
         delta = self._artifacts.put(Path(kept.delta.path))
+        failpoint("edit.after_delta")
         before = self._snapshots.delta_digests(on.parent_id)
         return NewSnapshot(
             snapshot_id=on.snapshot_id,

@@ -1,0 +1,205 @@
+"""The edit worker as a real process that is killed at every boundary, stopped, or left behind (F8, F9, F11, F21)."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.domain.approvals import Decision
+from tests.edit_parts import (
+    ROOT,
+    assert_everything_came_out,
+    assert_history_holds,
+    errors,
+    finished,
+    give_work_of_every_kind,
+    killed,
+    last_line,
+    outcome,
+    wait_until,
+    work_here,
+    worker,
+)
+from tests.fake_editor import BREAKS, FAILS, SATURATES
+from tests.store_rig import LINEAGE, MAX_ATTEMPTS, StoreRig
+
+SWEEP = (
+    "edit.after_acquire",
+    "edit.after_claim",
+    "edit.after_claim:2",
+    "edit.after_trial",
+    "edit.after_trial:3",
+    "edit.after_delta",
+    "edit.after_delta:2",
+    "edit.before_commit",
+    "edit.before_commit:2",
+    "edit.after_commit",
+    "edit.after_commit:2",
+    "edit.after_reject",
+    "edit.after_removal_failed",
+)
+"""The first snapshot of the sweep's work is a removal's, the second a batch's."""
+ELSEWHERE = {"edit.after_hold"}
+
+
+@pytest.fixture
+def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
+    """Every store on a fresh database, without a lineage."""
+    rig = StoreRig(url=postgres_url, folder=tmp_path)
+    yield rig
+    rig.close()
+
+
+def test_the_sweep_names_every_failpoint_of_the_edit_path() -> None:
+    sources = (ROOT / "pipeline").rglob("*.py")
+    named = {name for path in sources for name in re.findall(r'failpoint\("(edit\.\w+)"\)', path.read_text())}
+    assert named == {armed.partition(":")[0] for armed in SWEEP} | ELSEWHERE
+
+
+@pytest.mark.parametrize("failpoint", SWEEP)
+def test_a_kill_at_any_boundary_changes_nothing_of_what_comes_out(rig: StoreRig, failpoint: str) -> None:
+    give_work_of_every_kind(rig)
+    killed(rig, failpoint)
+    loaded = finished(rig)
+    assert_everything_came_out(rig)
+    assert_history_holds(rig)
+    assert loaded["digest"] == rig.snapshots.snapshot(LINEAGE, "head").digest
+    assert set(loaded["facts"]) == rig.active(rig.lineage().head_id)
+
+
+def test_a_kill_between_a_hold_and_the_release_leaves_a_held_lineage_that_a_person_can_resume(rig: StoreRig) -> None:
+    rig.new_lineage(batch_size=4)
+    rig.correct("good")
+    rig.correct("flood", target=SATURATES, minute=1)
+    killed(rig, "edit.after_hold")
+    finished(rig)
+    assert "saturated" in (rig.lineage().hold or "")
+    assert {rig.status(rig.edit_id(name)) for name in ("good", "flood")} == {"received"}
+    assert_history_holds(rig)
+    rig.review.request_revert(LINEAGE, [rig.edit_id("flood")], actor="cli:tester", reason="too much")
+    rig.lineages.resume(LINEAGE, actor="cli:tester")
+    finished(rig)
+    assert (rig.status(rig.edit_id("good")), rig.lineage().hold) == ("snapshotted", None)
+    assert_history_holds(rig)
+
+
+def test_an_edit_that_kills_every_worker_is_dead_and_the_next_worker_goes_on(rig: StoreRig) -> None:
+    rig.new_lineage(batch_size=1)
+    edit_id = rig.correct("killer", minute=1)
+    for _ in range(MAX_ATTEMPTS):
+        killed(rig, "edit.after_claim")
+    rig.correct("next", minute=2)
+    finished(rig)
+    assert (rig.status(edit_id), rig.status(rig.edit_id("next"))) == ("dead", "snapshotted")
+    assert rig.actions(edit_id)[-1] == "edit:died"
+    assert [debt["status"] for debt in rig.debts("result") if debt["edit_id"] == edit_id] == ["dead"]
+    assert_history_holds(rig)
+
+
+def test_dead_ranks_cost_an_attempt_and_an_editor_that_fails_costs_only_its_edit(rig: StoreRig) -> None:
+    rig.new_lineage()
+    good, broken = rig.correct("good", minute=1), rig.correct("broken", target=BREAKS, minute=2)
+    loaded = finished(rig, "--engine-failures", "1")
+    assert (rig.status(good), rig.status(broken)) == ("snapshotted", "rejected")
+    assert "NaN" in rig.edit(broken)["reason"]
+    released = [event for event in rig.audit.events(LINEAGE) if event.action == "edit:released"]
+    assert ["EngineFailed" in event.payload for event in released] == [True, True]
+    assert {row["attempts"] for row in rig.query("SELECT attempts FROM edit_requests")} == {1}
+    assert loaded["facts"] == {good: "Canberra"}
+    assert_history_holds(rig)
+
+
+def test_ranks_that_die_with_every_batch_leave_dead_edits_that_wait_for_a_person(rig: StoreRig) -> None:
+    rig.new_lineage()
+    edit_ids = [rig.correct(name) for name in ("a", "b")]
+    finished(rig, "--engine-failures", "99")
+    assert {rig.status(edit_id) for edit_id in edit_ids} == {"dead"}
+    assert rig.actions(edit_ids[0]).count("edit:released") == MAX_ATTEMPTS - 1
+    assert_history_holds(rig)
+
+
+def test_a_stop_in_the_middle_of_a_batch_gives_the_lease_back_and_loses_nothing(rig: StoreRig, tmp_path: Path) -> None:
+    rig.new_lineage()
+    edit_id = rig.correct("only")
+    with worker(rig, "--pause", str(tmp_path)) as process:
+        wait_until((tmp_path / "reached").exists, "the first trial")
+        process.send_signal(signal.SIGTERM)
+        status, said = outcome(process)
+    assert status == 128 + signal.SIGTERM, said
+    assert rig.leases.waiting() == (LINEAGE,), "the reaper rings for it at once, without waiting for the lease"
+    finished(rig)
+    assert rig.actions(edit_id) == [
+        "edit:received",
+        "edit:claimed",
+        "edit:released",
+        "edit:claimed",
+        "edit:snapshotted",
+    ]
+    assert rig.edit(edit_id)["attempts"] == 1
+    assert_history_holds(rig)
+
+
+@pytest.mark.parametrize(
+    ("last_write", "target", "options"),
+    [("commit", "Canberra", ()), ("reject", FAILS, ()), ("release", "Canberra", ("--engine-failures", "1"))],
+)
+def test_a_worker_that_slept_through_a_takeover_writes_nothing(
+    rig: StoreRig, tmp_path: Path, last_write: str, target: str, options: tuple[str, ...]
+) -> None:
+    rig.new_lineage()
+    edit_id = rig.correct("only", target=target)
+    with worker(rig, "--pause", str(tmp_path), *options) as sleeper:
+        wait_until((tmp_path / "reached").exists, "the first trial")
+        sleeper.send_signal(signal.SIGSTOP)
+        rig.expire_lease()
+        loaded = finished(rig)
+        before = rig.contents()
+        (tmp_path / "go").touch()
+        sleeper.send_signal(signal.SIGCONT)
+        status, said = outcome(sleeper)
+    assert (status, errors(said)) == (0, ["LeaseLost"]), said
+    after = rig.contents()
+    assert {name for name in after if after[name] != before[name]} <= {"leases"}, "it hears of its loss and asks again"
+    assert rig.status(edit_id) == ("rejected" if last_write == "reject" else "snapshotted")
+    assert last_line(said) == loaded
+    assert_history_holds(rig)
+
+
+def test_a_hundred_doorbells_at_two_workers_are_as_good_as_one(rig: StoreRig) -> None:
+    give_work_of_every_kind(rig)
+    with worker(rig, "--rings", "50") as one, worker(rig, "--rings", "50") as other:
+        ends = [outcome(process) for process in (one, other)]
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert not [said for _, said in ends if errors(said)], "a doorbell that finds nothing is no error"
+    assert_everything_came_out(rig)
+    assert_history_holds(rig)
+
+
+@pytest.mark.parametrize("failpoint", ["register.before", "register.after", "register.after:2", "champion.after"])
+def test_a_kill_beside_the_registry_leaves_one_version_a_snapshot(
+    rig: StoreRig, tmp_path: Path, failpoint: str
+) -> None:
+    rig.new_lineage()
+    for request_id in ("a", "b"):
+        rig.correct(request_id)
+        work_here(rig)
+    head = rig.snapshots.snapshot(LINEAGE, "head")
+    assert rig.decide(head, Decision.approved).is_accepted
+    registry = tmp_path / "registry.json"
+    killed(rig, failpoint, "--registry", str(registry))
+    rig.query("UPDATE outbox SET next_attempt_at = clock_timestamp() WHERE done_at IS NULL")
+    with worker(rig, "--registry", str(registry)) as process:
+        assert outcome(process)[0] == 0
+    model = json.loads(registry.read_text())[LINEAGE]
+    snapshots = rig.snapshots.snapshots(LINEAGE)
+    digests = {version: tags["corrigenda.digest"] for version, tags in model["tags"].items()}
+    assert digests == {snapshot.registry_version: snapshot.digest for snapshot in snapshots}
+    assert model["aliases"] == {"champion": snapshots[-1].registry_version}
+    assert [rig.actions(snapshot.snapshot_id).count("snapshot:registered") for snapshot in snapshots] == [1, 1]
+    assert not rig.query("SELECT 1 FROM outbox WHERE done_at IS NULL")
+    assert rig.audit.verify(LINEAGE) is None
