@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,37 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 60
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worker:
+    """`edit_program` as a process."""
+
+    process: subprocess.Popen[bytes]
+    """It."""
+    log: Path
+    """What it says."""
+
+    def said(self) -> str:
+        """Everything so far."""
+        return self.log.read_text()
+
+    def errors(self) -> list[str]:
+        """Names of the errors that it told of, in order."""
+        return re.findall(r"^(\w+): ", self.said(), re.MULTILINE)
+
+    def status(self) -> int:
+        """How it ended."""
+        return self.process.wait(timeout=SECONDS)
+
+    def loaded(self) -> dict[str, Any]:
+        """What a fresh group loaded from the files at its end."""
+        assert self.status() == 0, self.said()
+        found: dict[str, Any] = json.loads(self.said().splitlines()[-1])
+        return found
+
+
 @contextmanager
-def worker(rig: StoreRig, *options: str, failpoint: str = "") -> Iterator[subprocess.Popen[str]]:
-    """`edit_program` on a rig's database and files, killed at the end if it still runs."""
+def worker(rig: StoreRig, *options: str, failpoint: str = "") -> Iterator[Worker]:
+    """A worker on a rig's database and files, killed at the end if it still runs."""
     environment = os.environ | {
         "CORRIGENDA_DATABASE_URL": rig.url,
         "CORRIGENDA_ARTIFACT_ROOT": str(rig.folder / "artifacts"),
@@ -38,47 +68,27 @@ def worker(rig: StoreRig, *options: str, failpoint: str = "") -> Iterator[subpro
         "CORRIGENDA_FAILPOINT": failpoint,
     }
     command = [sys.executable, "-m", "tests.faults.edit_program", LINEAGE, *options]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    log = rig.folder / f"worker-{uuid.uuid4().hex}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        yield process
+        yield Worker(process=process, log=log)
     finally:
         process.kill()
-        process.communicate()
-
-
-def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit status of a worker, and what it said."""
-    said, _ = process.communicate(timeout=SECONDS)
-    return process.returncode, said
+        process.wait()
 
 
 def killed(rig: StoreRig, failpoint: str, *options: str) -> None:
     """A worker that dies at a failpoint, and whose lease runs out."""
-    with worker(rig, *options, failpoint=failpoint) as process:
-        status, said = outcome(process)
-    assert status == -signal.SIGKILL, f"expected a death at {failpoint}, got {status}: {said}"
+    with worker(rig, *options, failpoint=failpoint) as victim:
+        assert victim.status() == -signal.SIGKILL, f"expected a death at {failpoint}: {victim.said()}"
     rig.expire_lease()
 
 
 def finished(rig: StoreRig, *options: str) -> dict[str, Any]:
     """A worker that works until the lineage is settled; what a fresh group loads from the files then."""
-    with worker(rig, *options) as process:
-        status, said = outcome(process)
-    assert status == 0, said
-    return last_line(said)
-
-
-def errors(said: str) -> list[str]:
-    """Names of the errors that a worker told of, in order."""
-    return re.findall(r"^(\w+): ", said, re.MULTILINE)
-
-
-def last_line(said: str) -> dict[str, Any]:
-    """What a worker tells at its end."""
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return found
+    with worker(rig, *options) as made:
+        return made.loaded()
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,12 @@ import pytest
 from pipeline.domain.approvals import Decision
 from tests.edit_parts import (
     ROOT,
+    Worker,
     assert_everything_came_out,
     assert_history_holds,
-    errors,
     finished,
     give_work_of_every_kind,
     killed,
-    last_line,
-    outcome,
     wait_until,
     work_here,
     worker,
@@ -126,11 +125,10 @@ def test_ranks_that_die_with_every_batch_leave_dead_edits_that_wait_for_a_person
 def test_a_stop_in_the_middle_of_a_batch_gives_the_lease_back_and_loses_nothing(rig: StoreRig, tmp_path: Path) -> None:
     rig.new_lineage()
     edit_id = rig.correct("only")
-    with worker(rig, "--pause", str(tmp_path)) as process:
+    with worker(rig, "--pause", str(tmp_path)) as stopped:
         wait_until((tmp_path / "reached").exists, "the first trial")
-        process.send_signal(signal.SIGTERM)
-        status, said = outcome(process)
-    assert status == 128 + signal.SIGTERM, said
+        stopped.process.send_signal(signal.SIGTERM)
+        assert stopped.status() == 128 + signal.SIGTERM, stopped.said()
     assert rig.leases.waiting() == (LINEAGE,), "the reaper rings for it at once, without waiting for the lease"
     finished(rig)
     assert rig.actions(edit_id) == [
@@ -144,38 +142,73 @@ def test_a_stop_in_the_middle_of_a_batch_gives_the_lease_back_and_loses_nothing(
     assert_history_holds(rig)
 
 
-@pytest.mark.parametrize(
-    ("last_write", "target", "options"),
-    [("commit", "Canberra", ()), ("reject", FAILS, ()), ("release", "Canberra", ("--engine-failures", "1"))],
+LATE_WRITES = pytest.mark.parametrize(
+    ("end", "target", "options"),
+    [("snapshotted", "Canberra", ()), ("rejected", FAILS, ()), ("snapshotted", "Canberra", ("--engine-failures", "1"))],
+    ids=["commit", "reject", "release"],
 )
+"""What a worker that slept does next, and how its edit ends without it."""
+
+
+@LATE_WRITES
 def test_a_worker_that_slept_through_a_takeover_writes_nothing(
-    rig: StoreRig, tmp_path: Path, last_write: str, target: str, options: tuple[str, ...]
+    rig: StoreRig, tmp_path: Path, end: str, target: str, options: tuple[str, ...]
 ) -> None:
     rig.new_lineage()
     edit_id = rig.correct("only", target=target)
-    with worker(rig, "--pause", str(tmp_path), *options) as sleeper:
-        wait_until((tmp_path / "reached").exists, "the first trial")
-        sleeper.send_signal(signal.SIGSTOP)
-        rig.expire_lease()
+    with asleep(rig, tmp_path, *options) as sleeper:
         loaded = finished(rig)
         before = rig.contents()
-        (tmp_path / "go").touch()
-        sleeper.send_signal(signal.SIGCONT)
-        status, said = outcome(sleeper)
-    assert (status, errors(said)) == (0, ["LeaseLost"]), said
+        wake(sleeper, tmp_path)
+        assert sleeper.loaded() == loaded
     after = rig.contents()
-    assert {name for name in after if after[name] != before[name]} <= {"leases"}, "it hears of its loss and asks again"
-    assert rig.status(edit_id) == ("rejected" if last_write == "reject" else "snapshotted")
-    assert last_line(said) == loaded
+    assert {name for name in after if after[name] != before[name]} <= {"leases"}, "it may only ask for work again"
+    assert sleeper.errors() == ["LeaseLost"]
+    assert rig.status(edit_id) == end
     assert_history_holds(rig)
+
+
+@LATE_WRITES
+def test_a_worker_that_slept_writes_nothing_while_another_is_at_its_edits(
+    rig: StoreRig, tmp_path: Path, end: str, target: str, options: tuple[str, ...]
+) -> None:
+    rig.new_lineage()
+    edit_id = rig.correct("only", target=target)
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    with asleep(rig, tmp_path, *options) as sleeper, worker(rig, "--pause", str(busy)) as successor:
+        wait_until((busy / "reached").exists, "the successor's first trial")
+        before = rig.contents()
+        wake(sleeper, tmp_path)
+        wait_until(lambda: sleeper.errors() == ["LeaseLost"], f"its loss; {sleeper.said()}")
+        assert rig.contents() == before
+        (busy / "go").touch()
+        assert successor.loaded() == sleeper.loaded()
+    assert (successor.errors(), sleeper.errors()) == ([], ["LeaseLost"])
+    assert rig.status(edit_id) == end
+    assert_history_holds(rig)
+
+
+@contextmanager
+def asleep(rig: StoreRig, folder: Path, *options: str) -> Iterator[Worker]:
+    """A worker that sleeps in the middle of a batch, and whose lease has run out."""
+    with worker(rig, "--pause", str(folder), *options) as sleeper:
+        wait_until((folder / "reached").exists, "the first trial")
+        sleeper.process.send_signal(signal.SIGSTOP)
+        rig.expire_lease()
+        yield sleeper
+
+
+def wake(sleeper: Worker, folder: Path) -> None:
+    (folder / "go").touch()
+    sleeper.process.send_signal(signal.SIGCONT)
 
 
 def test_a_hundred_doorbells_at_two_workers_are_as_good_as_one(rig: StoreRig) -> None:
     give_work_of_every_kind(rig)
     with worker(rig, "--rings", "50") as one, worker(rig, "--rings", "50") as other:
-        ends = [outcome(process) for process in (one, other)]
-    assert [status for status, _ in ends] == [0, 0], ends
-    assert not [said for _, said in ends if errors(said)], "a doorbell that finds nothing is no error"
+        assert one.loaded() == other.loaded()
+    assert (one.errors(), other.errors()) == ([], []), "a doorbell that finds nothing is no error"
     assert_everything_came_out(rig)
     assert_history_holds(rig)
 
@@ -193,8 +226,8 @@ def test_a_kill_beside_the_registry_leaves_one_version_a_snapshot(
     registry = tmp_path / "registry.json"
     killed(rig, failpoint, "--registry", str(registry))
     rig.query("UPDATE outbox SET next_attempt_at = clock_timestamp() WHERE done_at IS NULL")
-    with worker(rig, "--registry", str(registry)) as process:
-        assert outcome(process)[0] == 0
+    with worker(rig, "--registry", str(registry)) as relay:
+        assert relay.status() == 0, relay.said()
     model = json.loads(registry.read_text())[LINEAGE]
     snapshots = rig.snapshots.snapshots(LINEAGE)
     digests = {version: tags["corrigenda.digest"] for version, tags in model["tags"].items()}
