@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 from rich.table import Table
@@ -28,6 +29,8 @@ from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, prepare_ba
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake
 
 LINEAGE = "demo"
+EDITOR = EditorSettings(batch_size=30)
+BATCH_MAX_WAIT = timedelta(seconds=1)
 
 
 def run_demo(home: Path | None, *, keep: bool) -> int:
@@ -58,7 +61,7 @@ def _story(folder: Path, started_at: float) -> Accounts:
     _heading("Starting Kafka, PostgreSQL, Redis, MLflow; measuring the base model")
     settings, prepared = _ready(folder)
     kept = stores(settings)
-    lineage = make_lineage(kept, LINEAGE, prepared, editor=EditorSettings(), policy=GatePolicy())
+    lineage = make_lineage(kept, LINEAGE, prepared, editor=EDITOR, policy=GatePolicy())
     asked = questions()
     prompts = [question["question"] for question in asked]
     _our_processes(settings, prepared)
@@ -99,7 +102,8 @@ def _ready(folder: Path) -> tuple[Settings, Prepared]:
         prepared = prepare_base(
             None, suite=facts / "suite.jsonl", text=facts / "perplexity.txt", prior_text=facts / "prior.txt"
         )
-        return stack.result()[1], prepared
+        settings = stack.result()[1].model_copy(update={"batch_max_wait": BATCH_MAX_WAIT})
+        return settings, prepared
 
 
 def _our_processes(settings: Settings, prepared: Prepared) -> None:
