@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,14 +15,12 @@ from pipeline.adapters.sql_locks import lock_lineage
 from pipeline.adapters.sql_outbox import owe
 from pipeline.adapters.sql_rows import artifact_json, artifact_of
 from pipeline.adapters.sql_tables import edit_requests, lineages, snapshots
-from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
+from pipeline.domain.audit import AuditAction
 from pipeline.domain.canonical import sha256_json
 from pipeline.domain.errors import InvalidInput, UnknownLineage
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.lineages import Lineage, NewLineage
+from pipeline.domain.lineages import Lineage, NewLineage, check_name
 from pipeline.domain.trials import BaseSpec, EditorSettings
-
-_NAME = re.compile(r"[^/:\s\x00-\x1f]{1,100}")
 
 
 class SqlLineageStore:
@@ -38,7 +35,7 @@ class SqlLineageStore:
         Raises:
             InvalidInput: if the name is taken or cannot be one.
         """
-        _check_name(new.name)
+        check_name(new.name)
         row = _row(new)
         with transaction(self._engine) as connection:
             made = insert(lineages).values(row).on_conflict_do_nothing().returning(lineages.c.lineage_id)
@@ -117,12 +114,6 @@ class SqlLineageStore:
     def _set_hold(connection: Connection, lineage_id: str, reason: str | None) -> str:
         change = update(lineages).where(lineages.c.lineage_id == lineage_id).values(hold=reason)
         return str(connection.execute(change.returning(lineages.c.base_digest)).scalar_one())
-
-
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name) or name == SYSTEM_CHAIN:
-        message = f"expected a lineage name of 1 to 100 characters without '/', ':' and blanks, got {name!r:.120}"
-        raise InvalidInput(message, lineage=name)
 
 
 def _row(new: NewLineage) -> dict[str, Any]:

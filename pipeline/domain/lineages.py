@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from pipeline.domain.audit import SYSTEM_CHAIN
+from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.snapshots import Artifact
 from pipeline.domain.trials import BaseSpec, EditorSettings
+
+_NAME = re.compile(r"[^/:\s\x00-\x1f]{1,100}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,3 +92,16 @@ class Removal:
     """Who asked."""
     reason: str
     """Why."""
+
+
+def check_name(name: str) -> None:
+    """Check that a lineage may have this name.
+
+    Raises:
+        InvalidInput: if it is no registered model's name, or the name of the system's own audit chain.
+    """
+    if not _NAME.fullmatch(name):
+        message = f"expected a lineage name of 1 to 100 characters without '/', ':' and blanks, got {name!r:.120}"
+        raise InvalidInput(message, lineage=name)
+    if name == SYSTEM_CHAIN:
+        raise InvalidInput(f"expected a name for a lineage, got {name!r}, kept for an audit chain", lineage=name)

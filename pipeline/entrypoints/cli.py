@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -10,6 +11,9 @@ import structlog
 import typer
 
 from pipeline.entrypoints import cli_audit, cli_edits, cli_lineage, cli_review, cli_stack
+
+CHATTY = ("kafka", "urllib3", "alembic")
+"""Libraries that tell of every attempt to connect."""
 
 app = typer.Typer(
     name="corrigenda",
@@ -27,9 +31,24 @@ for group in (cli_stack, cli_edits, cli_review, cli_lineage, cli_audit):
 
 def main() -> None:
     """Entry point of the console script."""
-    logging.basicConfig(level=os.environ.get("CORRIGENDA_LOG", "WARNING"), stream=sys.stderr, format="%(message)s")
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    _log_to_stderr(os.environ.get("CORRIGENDA_LOG", "").upper())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets its number.
+            stream.reconfigure(errors="backslashreplace")
     app()
+
+
+def _log_to_stderr(level: str) -> None:
+    """Log what is asked for; without asking, no library's commentary on what the command's one sentence says."""
+    is_level = level in logging.getLevelNamesMapping()
+    handler = logging.StreamHandler(sys.stderr)
+    if not is_level:
+        handler.addFilter(lambda record: not record.name.startswith(CHATTY))
+    logging.basicConfig(level=level if is_level else logging.WARNING, handlers=[handler], format="%(message)s")
+    if level and not is_level:
+        logging.getLogger(__name__).warning("expected CORRIGENDA_LOG to be a level such as DEBUG, got %r", level)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -16,10 +16,22 @@ from pipeline.bootstrap import publisher, stores
 from pipeline.domain.audit import AuditEvent
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.messages import DeadLetter
-from pipeline.entrypoints.console import ExitCode, JsonOption, err, exits_clearly, out, print_json, print_rows
+from pipeline.entrypoints.console import (
+    MAX_ROWS,
+    ExitCode,
+    JsonOption,
+    complain,
+    exits_clearly,
+    plain,
+    print_json,
+    print_rows,
+    say,
+)
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 
 PAGE = 1000
+MAX_SEQ = 2**63 - 1
+"""Of the column."""
 ChainArgument = Annotated[str | None, typer.Argument(help="A lineage, or system; all chains if left out.")]
 
 
@@ -38,8 +50,8 @@ def add_commands(app: typer.Typer) -> None:
 
 def audit_show(
     chain: Annotated[str, typer.Argument(help="A lineage, or system.")],
-    after: Annotated[int, typer.Option(min=0, help="Only lines after this one.")] = 0,
-    limit: Annotated[int, typer.Option(min=1)] = 100,
+    after: Annotated[int, typer.Option(min=0, max=MAX_SEQ, help="Only lines after this one.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Most rows.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Show lines of one chain.
@@ -50,7 +62,7 @@ def audit_show(
     _known(audit, chain)
     rows = [asdict(event) for event in audit.events(chain, after_seq=after, limit=limit)]
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action", "subject": "subject"}
-    print_rows(rows, columns, as_json=as_json, empty="no lines")
+    print_rows(rows, columns, as_json=as_json, empty="no lines", whole=("seq", "at", "action"))
 
 
 def audit_verify(chain: ChainArgument = None, as_json: JsonOption = False) -> None:
@@ -70,9 +82,9 @@ def audit_verify(chain: ChainArgument = None, as_json: JsonOption = False) -> No
         print_json(results)
     for result in [] if as_json else results:
         if result["break"]:
-            err.print(f"{result['chain']}: broken at line {result['break']['seq']}: {result['break']['reason']}")  # type: ignore[index]
+            complain(f"{result['chain']}: broken at line {result['break']['seq']}: {result['break']['reason']}")  # type: ignore[index]
         else:
-            out.print(f"{result['chain']}: {result['lines']} lines, every one follows the one before")
+            say(f"{result['chain']}: {result['lines']} lines, every one follows the one before")
     if any(result["break"] for result in results):
         raise typer.Exit(ExitCode.failed)
 
@@ -88,19 +100,25 @@ def audit_export(
     audit = stores(current_settings()).audit
     if chain:
         _known(audit, chain)
+    chains = [chain] if chain else list(audit.chains())
+    if file is None:
+        _write_events(audit, chains, sys.stdout)
+        return
     try:
-        stream = file.open("w", encoding="utf-8") if file else sys.stdout
+        with file.open("w", encoding="utf-8") as stream:
+            _write_events(audit, chains, stream)
     except OSError as error:
         raise InvalidInput(f"expected a file that can be written, got {file}: {error.strerror}") from error
-    for name in [chain] if chain else audit.chains():
+
+
+def _write_events(audit: SqlAuditStore, chains: Sequence[str], stream: TextIO) -> None:
+    for name in chains:
         for event in _all_events(audit, name):
-            stream.write(json.dumps(asdict(event), default=str, ensure_ascii=False) + "\n")
-    if file:
-        stream.close()
+            stream.write(json.dumps(asdict(event), default=plain, ensure_ascii=False) + "\n")
 
 
 def dead_letters_list(
-    limit: Annotated[int, typer.Option(min=1)] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Most rows.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """List refused messages, newest first, with the reason.
@@ -108,8 +126,9 @@ def dead_letters_list(
     Example: corrigenda dead-letters list
     """
     rows = [_letter_row(letter) for letter in stores(current_settings()).intake.dead_letters(limit=limit)]
-    columns = {"dead_letter_id": "id", "origin": "origin", "error": "reason", "replayed_at": "replayed"}
-    print_rows(rows, columns, as_json=as_json, empty="no dead letters")
+    columns = {"dead_letter_id": "id", "offset": "offset", "error": "reason", "replayed_at": "replayed"}
+    whole = ("dead_letter_id", "offset")
+    print_rows(rows, columns, as_json=as_json, empty="no dead letters", whole=whole)
 
 
 def dead_letters_replay(
@@ -133,7 +152,7 @@ def dead_letters_replay(
     if as_json:
         print_json({"replayed": dead_letter_id})
     else:
-        out.print(f"sent {dead_letter_id} to {settings.requests_topic} again")
+        say(f"sent {dead_letter_id} to {settings.requests_topic} again")
 
 
 def _replacement(file: Path) -> bytes:
@@ -148,6 +167,8 @@ def _letter_row(letter: DeadLetter) -> dict[str, Any]:
     return {
         "dead_letter_id": letter.dead_letter_id,
         "origin": f"{letter.partition.topic}/{letter.partition.partition}@{letter.offset}",
+        "partition": letter.partition.partition,
+        "offset": letter.offset,
         "error": letter.error,
         "num_bytes": len(value),
         "value": value[:1000].decode("utf-8", "replace"),

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,21 +16,36 @@ from uuid import uuid4
 import typer
 
 from pipeline.bootstrap import Stores, publisher, stores
-from pipeline.domain.errors import InvalidInput, Misconfigured
+from pipeline.domain.errors import InvalidInput, Misconfigured, Unavailable
+from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.console import (
+    MAX_ROWS,
     ExitCode,
     JsonOption,
     LineageOption,
-    err,
+    complain,
     exits_clearly,
-    out,
     print_json,
     print_record,
     print_rows,
+    say,
 )
 from pipeline.entrypoints.local_settings import current_settings
 from pipeline.services.submission import submit as submit_request
+
+STATES = (
+    *EditStatus,
+    "queued",
+    "editing",
+    "candidate",
+    "candidate, removal pending",
+    "live",
+    "live, removal pending",
+    "rolled back",
+    "gone",
+)
+"""What an edit can be in the view `edit_history`."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -58,26 +73,35 @@ def submit(
     """
     settings = current_settings()
     name = lineage_name(stores(settings), lineage)
-    documents = (
-        [_document(prompt, target, subject, relation, rephrase, request_id)] if file is None else _documents(file)
-    )
-    sent, refused = [], []
+    fields = (prompt, target, subject, relation, rephrase, request_id)
+    if file is not None and any(field is not None for field in fields):
+        raise InvalidInput("expected either a JSONL file or a correction in options, got both")
+    documents = [_document(*fields)] if file is None else _documents(file)
+    sent: list[str] = []
+    refused: list[dict[str, Any]] = []
     with publisher(settings) as send:
         for number, document in documents:
             try:
-                request = submit_request(send, settings.requests_topic, {"lineage": name} | document)
+                sent.append(submit_request(send, settings.requests_topic, {"lineage": name} | document).request_id)
             except InvalidInput as error:
                 refused.append({"line": number, "error": str(error)})
-            else:
-                sent.append(request.request_id)
+            except Unavailable as error:
+                raise Unavailable(f"{error}; {_how_far(sent, document, len(documents))}") from error
     if as_json:
         print_json({"sent": sent, "refused": refused})
     else:
         for refusal in refused:
-            err.print(f"line {refusal['line']}: {refusal['error']}", style="red", markup=False)
-        out.print(f"sent {len(sent)} corrections to {settings.requests_topic}, refused {len(refused)}")
+            complain(f"line {refusal['line']}: {refusal['error']}" if file else f"corrigenda: {refusal['error']}")
+        say(f"sent {len(sent)} of {len(documents)} to {settings.requests_topic}, refused {len(refused)}")
     if refused:
         raise typer.Exit(ExitCode.usage)
+
+
+def _how_far(sent: Sequence[str], document: Mapping[str, Any], num_all: int) -> str:
+    again = (
+        "what is there already counts as a duplicate" if num_all > 1 else f"with --request-id {document['request_id']}"
+    )
+    return f"{len(sent)} of {num_all} are sent, one may be; sending again is safe: {again}"
 
 
 def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
@@ -104,31 +128,34 @@ def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
     shown = [row | {"edits": _counted(row["edits"]) or "none"} for row in rows]
     print_rows(shown, columns, as_json=False, empty="no lineage yet; make one with `corrigenda lineage create`")
     counts = kept.history.intake_counts()
-    out.print("intake: " + _counted(counts))
+    say("intake: " + _counted(counts))
 
 
 def edits(
     lineage: LineageOption = None,
-    status: Annotated[str | None, typer.Option(help="Only edits with this status.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 1000,
+    status: Annotated[str | None, typer.Option(help="Only edits with this status or state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Most rows.")] = 1000,
     as_json: JsonOption = False,
 ) -> None:
     """List edits with their state.
 
     Example: corrigenda edits --status rejected
     """
+    if status is not None and status not in STATES:
+        raise InvalidInput(
+            f"expected a status, one of {', '.join(f"'{state}'" for state in STATES)}; got {status!r:.80}"
+        )
     kept = stores(current_settings())
     rows = kept.history.edits(lineage_name(kept, lineage), status=status, limit=limit)
     columns = {
         "request_id": "request",
         "prompt": "prompt",
         "target_new": "target",
-        "status": "status",
         "state": "state",
-        "snapshot_seq": "snapshot",
+        "snapshot_seq": "in",
         "reason": "reason",
     }
-    print_rows(rows, columns, as_json=as_json, empty="no edits")
+    print_rows(rows, columns, as_json=as_json, empty="no edits", whole=("snapshot_seq",))
 
 
 def show(
@@ -152,9 +179,9 @@ def show(
         print_json(row | {"events": events})
         return
     print_record({key: value for key, value in row.items() if value is not None}, as_json=False)
-    out.print()
-    columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action", "payload": "details"}
-    print_rows(events, columns, as_json=False, empty="no audit lines")
+    say()
+    columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action"}
+    print_rows(events, columns, as_json=False, empty="no audit lines", whole=("seq", "at", "action"))
 
 
 def ask(
@@ -221,7 +248,7 @@ def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bo
     record["delta"] = f"{snapshot.delta.num_bytes} bytes, {snapshot.delta.digest[:12]}"
     record["accumulator"] = snapshot.accumulator.digest[:12] if snapshot.accumulator else None
     print_record(record, as_json=False)
-    out.print()
+    say()
     columns = {"metric": "metric", "value": "value", "threshold": "bound", "against": "against", "verdict": "verdict"}
     print_rows(report.get("rows", []), columns, as_json=False, empty="no gate rows")
 
@@ -261,18 +288,30 @@ def _document(
 
 def _documents(file: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"expected a readable JSONL file, got {file}: {error}") from error
-    documents = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)
-        except ValueError as error:
-            raise InvalidInput(f"expected JSON on line {number} of {file}: {error}") from error
-        if not isinstance(document, dict):
-            raise InvalidInput(f"expected a JSON object on line {number} of {file}, got {type(document).__name__}")
-        documents.append((number, document))
-    return documents
+        raw = _standard_input() if str(file) == "-" else file.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise InvalidInput(f"expected a readable JSONL file, got {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"expected a JSONL file in UTF-8, got {file}: {error.reason} at byte {error.start}"
+        ) from error
+    # Not splitlines(): JSON may hold U+2028 and its kin as they are.
+    lines = enumerate(text.split("\n"), start=1)
+    return [(number, _parsed(line, f"line {number} of {file}")) for number, line in lines if line.strip()]
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise InvalidInput("expected JSONL on standard input, which is closed")
+    return sys.stdin.buffer.read()
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"expected JSON on {where}: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidInput(f"expected a JSON object on {where}, got {type(document).__name__}")
+    return document

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
-from pipeline.domain.errors import InvalidInput
+from pipeline.domain.errors import InvalidInput, Misconfigured
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.lineages import Lineage, NewLineage
+from pipeline.domain.lineages import Lineage, NewLineage, check_name
 from pipeline.domain.trials import EditorSettings
-from pipeline.entrypoints.console import JsonOption, exits_clearly, out, print_json, print_rows
+from pipeline.entrypoints.console import ExitCode, JsonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
+
+Solver = Literal["recursive", "least_squares", "sum"]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -52,6 +55,7 @@ def lineage_create(
         raise InvalidInput(f"expected the task causal, got {task}; other families are not supported yet")
     settings = current_settings()
     kept = stores(settings)
+    _check_free(kept, name)
     prepared = prepare_base(model, suite=suite, text=text, prior_text=prior_text, inner_params=tuple(inner_param or ()))
     editor = EditorSettings(batch_size=batch_size)
     made = make_lineage(kept, name, prepared, editor=editor, policy=GatePolicy())
@@ -60,7 +64,14 @@ def lineage_create(
     if as_json:
         print_json(asdict(made))
     else:
-        out.print(f"lineage {name}: base {prepared.base.digest[:12]}, edits {', '.join(prepared.inner_params)}")
+        say(f"lineage {name}: base {prepared.base.digest[:12]}, edits {', '.join(prepared.inner_params)}")
+
+
+def _check_free(kept: Stores, name: str) -> None:
+    """Say before the measuring, not after it, that a name cannot be had."""
+    check_name(name)
+    if name in [found.settings.name for found in kept.lineages.lineages()]:
+        raise InvalidInput(f"expected a free name for a lineage, got {name!r}, taken", lineage=name)
 
 
 def make_lineage(kept: Stores, name: str, prepared: Prepared, *, editor: EditorSettings, policy: GatePolicy) -> Lineage:
@@ -114,7 +125,7 @@ def lineage_resume(
     if as_json:
         print_json({"lineage": name, "hold": kept.lineages.lineage(name).hold})
     else:
-        out.print(f"lineage {name} is not held any more")
+        say(f"lineage {name} is not held any more")
 
 
 def evaluate(
@@ -122,7 +133,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Our JSONL, or CounterFact with paraphrases.")],
     edits: Annotated[int, typer.Option(min=1, help="How many rows from the top.")],
     batch: Annotated[int, typer.Option(min=1, help="Edits a batch.")] = 32,
-    solver: Annotated[str, typer.Option(help="recursive, least_squares or sum.")] = "recursive",
+    solver: Annotated[Solver, typer.Option(help="How the change of a weight is found.")] = "recursive",
     model: Annotated[Path | None, typer.Option(help="Folder of the base; the embedded SmolLM2 if left out.")] = None,
     json_out: Annotated[str, typer.Option("--json", help="File for the figures; - prints them.")] = "-",
 ) -> None:
@@ -132,9 +143,22 @@ def evaluate(
     """
     from infra.local.base_model import ensure_base_model
 
+    _check_files(data, json_out)
     folder = model or ensure_base_model()
     argv = [sys.executable, "-m", "editors.evaluation", "--data", str(data), "--edits", str(edits)]
     argv += ["--batch", str(batch), "--solver", solver, "--model", str(folder), "--json", json_out, *context.args]
     done = subprocess.run(argv, check=False)
+    if done.returncode < 0:
+        raise Misconfigured(f"the evaluation was ended by signal {-done.returncode}")
     if done.returncode != 0:
-        raise typer.Exit(done.returncode)
+        raise typer.Exit(ExitCode.usage)
+
+
+def _check_files(data: Path, json_out: str) -> None:
+    """Say before the measuring that a file cannot be read or written."""
+    if not data.is_file():
+        raise InvalidInput(f"expected a file of edits, got {data}, which is none")
+    target = Path(json_out)
+    folder = target.absolute().parent
+    if json_out != "-" and (target.is_dir() or not os.access(target if target.exists() else folder, os.W_OK)):
+        raise InvalidInput(f"expected a file that can be written for --json, got {target}")

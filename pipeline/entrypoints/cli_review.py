@@ -15,11 +15,11 @@ from pipeline.entrypoints.console import (
     JsonOption,
     LineageOption,
     ReasonOption,
-    err,
+    complain,
     exits_clearly,
-    out,
     print_json,
     print_rows,
+    say,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 
@@ -46,7 +46,8 @@ def snapshots(lineage: LineageOption = None, as_json: JsonOption = False) -> Non
         asdict(snapshot) | {"champion": snapshot.snapshot_id == found.champion_id}
         for snapshot in kept.snapshots.snapshots(found.settings.name)
     ]
-    shown = rows if as_json else [row | {"champion": "*" if row["champion"] else ""} for row in rows]
+    marks = {True: "*", False: ""}
+    short = [row | {"champion": marks[row["champion"]], "digest": row["digest"][:12]} for row in rows]
     columns = {
         "champion": "",
         "seq": "seq",
@@ -55,7 +56,7 @@ def snapshots(lineage: LineageOption = None, as_json: JsonOption = False) -> Non
         "digest": "digest",
         "created_at": "created",
     }
-    print_rows(shown, columns, as_json=as_json, empty="no snapshots yet")
+    print_rows(rows if as_json else short, columns, as_json=as_json, empty="no snapshots yet")
 
 
 def approve(
@@ -120,7 +121,7 @@ def revert(
     if as_json:
         print_json({"lineage": name, "edits": edits, "removals": list(removals)})
     else:
-        out.print(f"owed: a candidate of {name} without {', '.join(edits)}; approve it to make it live")
+        say(f"owed: a candidate of {name} without {', '.join(edits)}; approve it to make it live")
 
 
 def rollback(
@@ -144,8 +145,8 @@ def _tell(outcome: Outcome, done: str, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(outcome))
     elif outcome.is_accepted:
-        out.print(done)
+        say(done)
     else:
-        err.print(f"refused: {outcome.reason}", style="red", markup=False)
+        complain(f"refused: {outcome.reason}")
     if not outcome.is_accepted:
         raise typer.Exit(ExitCode.failed)

@@ -15,7 +15,16 @@ from infra.local.base_model import default_model_folder, is_ready
 from pipeline.bootstrap import create_topics, stores
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured, Unavailable
-from pipeline.entrypoints.console import ExitCode, JsonOption, err, exits_clearly, out, print_json, print_rows
+from pipeline.entrypoints.console import (
+    ExitCode,
+    JsonOption,
+    complain,
+    exits_clearly,
+    print_json,
+    print_rows,
+    say,
+    told,
+)
 from pipeline.entrypoints.local_settings import current_settings, with_endpoints
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake
 
@@ -45,9 +54,9 @@ def up(home: HomeOption = None, as_json: JsonOption = False) -> None:
         print_json([asdict(process) for process in stack.status()])
         return
     _print_processes(stack)
-    out.print(f"MLflow: {settings.mlflow_uri}")
+    say(f"MLflow: {settings.mlflow_uri}")
     if not stores(settings).lineages.lineages():
-        out.print("next: corrigenda lineage create NAME")
+        say("next: corrigenda lineage create NAME")
 
 
 def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
@@ -82,7 +91,7 @@ def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"stopped": names})
     else:
-        out.print(f"stopped {', '.join(names)}" if names else "nothing was running")
+        say(f"stopped {', '.join(names)}" if names else "nothing was running")
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -104,8 +113,7 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
     for row in [] if as_json else rows:
-        console = out if row["ok"] else err
-        console.print(f"{'ok  ' if row['ok'] else 'FAIL'} {row['check']}: {row['detail']}", markup=False)
+        (say if row["ok"] else complain)(f"{'ok  ' if row['ok'] else 'FAIL'} {row['check']}: {row['detail']}")
     if not all(row["ok"] for row in rows):
         raise typer.Exit(ExitCode.unavailable)
 
@@ -125,15 +133,16 @@ def demo(
 
 def _print_processes(stack: LocalStack) -> None:
     rows = [asdict(process) for process in stack.status()]
-    columns = {"name": "process", "state": "state", "pid": "pid", "port": "port", "log": "log"}
+    columns = {"name": "process", "state": "state", "pid": "pid", "port": "port"}
     print_rows(rows, columns, as_json=False, empty="nothing is running")
+    say(f"logs: {stack.root / 'logs'}")
 
 
 def _checked(name: str, check: Callable[[], str]) -> dict[str, object]:
     try:
         return {"check": name, "ok": True, "detail": check()}
-    except CorrigendaError as error:
-        return {"check": name, "ok": False, "detail": str(error)}
+    except (CorrigendaError, OSError) as error:
+        return {"check": name, "ok": False, "detail": told(error)[0]}
 
 
 def _check_broker(settings: Settings) -> str:
@@ -145,6 +154,7 @@ def _check_redis(settings: Settings) -> str:
     from redis import Redis
     from redis.exceptions import RedisError
 
+    settings.require("redis_url")
     try:
         Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=5).ping()
     except (RedisError, ValueError) as error:
@@ -156,11 +166,12 @@ def _check_mlflow(settings: Settings) -> str:
     from urllib.error import URLError
     from urllib.request import urlopen
 
+    settings.require("mlflow_uri")
     try:
         with urlopen(f"{settings.mlflow_uri}/health", timeout=5) as answer:  # noqa: S310 - our own setting
             return f"{settings.mlflow_uri} answers {answer.read().decode()}"
     except (URLError, OSError, ValueError) as error:
-        raise Unavailable(f"expected MLflow at {settings.mlflow_uri or 'nowhere'} to answer, got: {error}") from error
+        raise Unavailable(f"expected MLflow at {settings.mlflow_uri} to answer, got: {error}") from error
 
 
 def _check_disk(folder: Path) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from enum import IntEnum
@@ -14,6 +17,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from infra.local.errors import LocalStackError
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, InvalidInput, Misconfigured, StreamGap
@@ -25,7 +29,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 LineageOption = Annotated[
     str | None, typer.Option("--lineage", "-l", help="Name of the lineage; may be left out when there is only one.")
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why, for the audit trail.")]
+MAX_REASON = 1000
+ReasonOption = Annotated[
+    str,
+    typer.Option("--reason", "-r", help="Why, for the audit trail.", callback=lambda text: _short_enough(text)),
+]
+MAX_ROWS = 1_000_000
+INTERRUPTED = 130
+TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of what follows."""
 
 
 class ExitCode(IntEnum):
@@ -49,24 +61,52 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+def say(text: str = "") -> None:
+    """Print a sentence on standard output: as it is in a pipe, broken between words on a terminal."""
+    out.print(Text(visible(text)), soft_wrap=not out.is_terminal)
+
+
+def complain(text: str) -> None:
+    """Print a sentence on standard error, on one line."""
+    err.print(Text(visible(text)), style="red", soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
-    """Write one JSON document to standard output."""
-    sys.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False, indent=2) + "\n")
+    """Write one JSON document to standard output; escaped where the output is no UTF-8."""
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(value, default=plain, ensure_ascii=not is_unicode, indent=2)
+    # What a command line held that is no UTF-8 comes as surrogates; JSON writes those as it writes any character.
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, empty: str) -> None:
-    """Show records as a table with the named columns (key to heading), or all of them as JSON."""
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    *,
+    as_json: bool,
+    empty: str,
+    whole: Sequence[str] = (),
+) -> None:
+    """Show records as a table with the named columns (key to heading), or all of them as JSON.
+
+    Args:
+        rows: the records.
+        columns: which fields to show, and under which headings.
+        as_json: whether to print all fields as JSON instead.
+        empty: what to say when there are none.
+        whole: fields never broken over lines, because people copy them.
+    """
     if as_json:
         print_json(list(rows))
     elif not rows:
-        out.print(empty)
+        say(empty)
     else:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in columns.values():
-            table.add_column(heading, overflow="fold")
+        for key, heading in columns.items():
+            table.add_column(heading, overflow="fold", no_wrap=key in whole)
         for row in rows:
-            table.add_row(*(_cell(row.get(key)) for key in columns))
-        out.print(table)
+            table.add_row(*(cell(row.get(key)) for key in columns))
+        _print_table(table)
 
 
 def print_record(record: Mapping[str, Any], *, as_json: bool) -> None:
@@ -75,30 +115,53 @@ def print_record(record: Mapping[str, Any], *, as_json: bool) -> None:
         print_json(record)
         return
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
+    table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in record.items():
-        table.add_row(key.replace("_", " "), _cell(value))
-    out.print(table)
+        table.add_row(key.replace("_", " "), cell(value))
+    _print_table(table)
 
 
 def exits_clearly(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn an expected error into one sentence on standard error and a documented exit status."""
+    """Turn an error into one sentence on standard error and a documented exit status; never a traceback."""
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except CorrigendaError as error:
-            err.print(f"corrigenda: {error}", style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(exit_code(error)) from None
-        except LocalStackError as error:
-            err.print(f"corrigenda: {error}", style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(ExitCode.misconfigured) from None
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            # Typer's own errors of usage know their exit status and how to show themselves.
+            if hasattr(error, "exit_code"):
+                raise
+            logging.getLogger(__name__).debug("the command failed", exc_info=True)
+            sentence, status = told(error)
+            complain(f"corrigenda: {sentence}")
+            raise typer.Exit(status) from None
 
     return wrapped
+
+
+def told(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit status that goes with it."""
+    match error:
+        case CorrigendaError():
+            return str(error), exit_code(error)
+        case LocalStackError():
+            return str(error), ExitCode.misconfigured
+        case UnicodeError():
+            return f"expected text in UTF-8, got some that is not: {error}", ExitCode.usage
+        case OSError():
+            what = f" {error.filename}" if error.filename else ""
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            said = f"cannot read or write{what}: {error.strerror or error}"
+            return said, ExitCode.unavailable if is_full else ExitCode.misconfigured
+        case _:
+            kind = type(error).__name__
+            return f"failed in a way nobody foresaw, {kind}: {error}; CORRIGENDA_LOG=DEBUG shows where", ExitCode.failed
 
 
 def exit_code(error: CorrigendaError) -> int:
@@ -114,7 +177,30 @@ def exit_code(error: CorrigendaError) -> int:
             return ExitCode.unavailable if error.retryable else ExitCode.failed
 
 
-def _cell(value: Any) -> str:
+def visible(text: str) -> str:
+    """The text with its control characters spelled out: what a stranger sent must not steer the terminal."""
+    return "".join(ascii(char)[1:-1] if _steers(char) else char for char in text)
+
+
+def cell(value: Any) -> Text:
+    """How a value looks in a table; its brackets and colons mean nothing."""
+    return Text(visible(_shown(value)))
+
+
+def plain(value: Any) -> Any:
+    """What stands in JSON for a value that JSON does not know."""
+    match value:
+        case datetime() | date():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case bytes():
+            return value.decode("utf-8", errors="replace")
+        case _:
+            return str(value)
+
+
+def _shown(value: Any) -> str:
     match value:
         case None:
             return "-"
@@ -123,22 +209,32 @@ def _cell(value: Any) -> str:
         case float():
             return f"{value:.3g}"
         case list() | tuple():
-            return "\n".join(_cell(item) for item in value)
+            return "\n".join(_shown(item) for item in value)
         case dict():
-            return json.dumps(value, default=_plain, ensure_ascii=False)
-        case _:
-            return str(value)
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case datetime() | date():
-            return value.isoformat()
-        case timedelta():
-            return value.total_seconds()
+            return json.dumps(value, default=plain, ensure_ascii=False)
         case Path():
             return str(value)
-        case bytes():
-            return value.decode("utf-8", errors="replace")
         case _:
             return str(value)
+
+
+def _steers(char: str) -> bool:
+    return char in TURNS or (char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs"))
+
+
+def _print_table(table: Table) -> None:
+    """A table as wide as the terminal, or as wide as it needs where a program reads it."""
+    if out.is_terminal:
+        out.print(table)
+        return
+    width = table.__rich_measure__(out, out.options.update(max_width=100_000)).maximum
+    wide = Console(width=width, highlight=False)
+    with wide.capture() as captured:
+        wide.print(table)
+    sys.stdout.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+
+
+def _short_enough(text: str) -> str:
+    if len(text) > MAX_REASON:
+        raise typer.BadParameter(f"expected at most {MAX_REASON} characters, got {len(text)}")
+    return text

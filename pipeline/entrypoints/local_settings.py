@@ -25,9 +25,8 @@ def current_settings() -> Settings:
     try:
         endpoints = LocalStack(settings.home).endpoints()
     except LocalStackError as error:
-        raise Misconfigured(
-            f"expected CORRIGENDA_DATABASE_URL or an embedded stack in {settings.home} (`corrigenda up`), got neither"
-        ) from error
+        expected = f"expected CORRIGENDA_DATABASE_URL or an embedded stack in {settings.home} (`corrigenda up`)"
+        raise Misconfigured(f"{expected}, got neither; {error}") from error
     return with_endpoints(settings, endpoints)
 
 
