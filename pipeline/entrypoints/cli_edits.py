@@ -142,9 +142,8 @@ def edits(
     Example: corrigenda edits --status rejected
     """
     if status is not None and status not in STATES:
-        raise InvalidInput(
-            f"expected a status, one of {', '.join(f"'{state}'" for state in STATES)}; got {status!r:.80}"
-        )
+        known = ", ".join(repr(str(state)) for state in STATES)
+        raise InvalidInput(f"expected a status, one of {known}; got {status!r:.80}")
     kept = stores(current_settings())
     rows = kept.history.edits(lineage_name(kept, lineage), status=status, limit=limit)
     columns = {
