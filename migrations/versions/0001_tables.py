@@ -267,6 +267,7 @@ CREATE TABLE removals (
     actor text NOT NULL,
     reason text NOT NULL,
     status text NOT NULL DEFAULT 'requested',
+    attempts integer NOT NULL DEFAULT 0,
     outcome text,
     gate_report_id uuid,
     snapshot_id uuid,

@@ -97,7 +97,7 @@ GRANT UPDATE (finished_at, seconds) ON edit_batches TO corrigenda_app;
 GRANT UPDATE (status, attempts, next_attempt_at, reason, superseded_by) ON edit_requests TO corrigenda_app;
 GRANT UPDATE (head_snapshot_id, champion_snapshot_id, seq, num_batches, hold, policy, editor, editor_digest)
     ON lineages TO corrigenda_app;
-GRANT UPDATE (status, outcome, gate_report_id, snapshot_id, finished_at) ON removals TO corrigenda_app;
+GRANT UPDATE (status, attempts, outcome, gate_report_id, snapshot_id, finished_at) ON removals TO corrigenda_app;
 GRANT UPDATE (status, registry_version) ON snapshots TO corrigenda_app;
 GRANT SELECT ON alembic_version TO corrigenda_app;
 GRANT SELECT ON audit_events, chain_heads, lineages, alembic_version TO corrigenda_auditor;

@@ -86,7 +86,7 @@ class SqlEditQueue:
     def next_removal(self, lease: Lease) -> Removal | None:
         """The oldest removal that is due, also while the lineage is held; without what is already gone."""
         with transaction(self._engine) as connection:
-            return next_due(connection, check(connection, lease))
+            return next_due(connection, check(connection, lease), actor=lease.owner)
 
     def fail_removal(self, lease: Lease, removal: Removal, *, reason: str, report: GateReport | None) -> None:
         """Record that a removal did not pass its gate; the head stays and a person decides."""

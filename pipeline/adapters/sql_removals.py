@@ -19,6 +19,9 @@ from pipeline.domain.gates import GateReport
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus
 from pipeline.domain.lineages import Removal
 
+MAX_ATTEMPTS = 5
+"""How often a removal is handed out before it fails."""
+
 
 def request(
     connection: Connection,
@@ -61,15 +64,29 @@ def requested(connection: Connection, on: LockedLineage) -> Sequence[Row[Any]]:
     return connection.execute(query.order_by(removals.c.requested_at, removals.c.removal_id)).all()
 
 
-def next_due(connection: Connection, on: LockedLineage) -> Removal | None:
-    """The oldest removal that still has something to take out; those that have nothing left are done."""
+def next_due(connection: Connection, on: LockedLineage, *, actor: str) -> Removal | None:
+    """The oldest removal that still has something to take out; those that have nothing left are done.
+
+    Handing one out counts as an attempt. One that was handed out too often fails, so that what kills its workers
+    cannot keep the lineage's edits waiting for ever.
+    """
     active = active_ids(connection, on.head_id)
     for row in requested(connection, on):
         edit_ids = tuple(edit_id for edit_id in row.edit_ids if edit_id in active)
-        if edit_ids:
+        if edit_ids and row.attempts < MAX_ATTEMPTS:
+            _count_attempt(connection, row.removal_id)
             return _removal_of(connection, on, row, edit_ids)
+        if edit_ids:
+            reason = f"none of its {row.attempts} attempts came to an end"
+            fail(connection, on, _removal_of(connection, on, row, edit_ids), reason=reason, report=None, actor=actor)
+            continue
         finish(connection, row.removal_id, status=RemovalStatus.done, outcome="its edits had left the head before")
     return None
+
+
+def _count_attempt(connection: Connection, removal_id: str) -> None:
+    counted = removals.c.attempts + 1
+    connection.execute(update(removals).where(removals.c.removal_id == removal_id).values(attempts=counted))
 
 
 def finish(connection: Connection, removal_id: str, *, status: RemovalStatus, outcome: str, **more: Any) -> None:

@@ -247,6 +247,7 @@ removals = Table(
     Column("actor", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("status", Text, nullable=False, server_default=RemovalStatus.requested.value),
+    Column("attempts", Integer, nullable=False, server_default="0"),
     Column("outcome", Text),
     _ref("gate_report_id", "gate_reports.gate_report_id", nullable=True),
     _ref("snapshot_id", "snapshots.snapshot_id", nullable=True),

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipeline.adapters.sql_removals import MAX_ATTEMPTS
 from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.errors import InvalidInput, UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import Lease
@@ -373,3 +374,16 @@ def test_a_note_is_one_line_of_history(rig: StoreRig) -> None:
 def _at_once(rig: StoreRig, asked: list[Approval]) -> list[Outcome]:
     with ThreadPoolExecutor(max_workers=len(asked)) as pool:
         return list(pool.map(rig.review.decide, asked))
+
+
+def test_a_removal_that_never_comes_to_an_end_fails_at_last(rig: StoreRig) -> None:
+    lease, (_, _, third) = three_snapshots(rig)
+    (removal_id,) = rig.review.request_revert(LINEAGE, [rig.edit_id("b")], actor="cli:tester", reason="wrong")
+    for _ in range(MAX_ATTEMPTS):
+        removal = rig.queue.next_removal(lease)
+        assert removal is not None
+        assert removal.removal_id == removal_id
+    assert rig.queue.next_removal(lease) is None
+    assert rig.lineage().head_id == third.snapshot_id
+    assert rig.status(rig.edit_id("b")) == "snapshotted"
+    assert rig.actions(removal_id) == ["removal:requested", "removal:failed"]
