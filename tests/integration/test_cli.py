@@ -1,0 +1,299 @@
+"""The commands on a real database and a real broker: what they print, refuse and leave alone. No model is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from sqlalchemy import Engine
+from typer.testing import CliRunner, Result
+
+from pipeline import bootstrap
+from pipeline.adapters.kafka_source import KafkaSource
+from pipeline.adapters.sql_engine import connect
+from pipeline.adapters.sql_intake import SqlIntakeStore
+from pipeline.entrypoints import cli_lineage
+from pipeline.entrypoints.cli import app
+from pipeline.entrypoints.console import ExitCode
+from pipeline.services.intake import Intake
+from tests.intake_parts import correction, encoded, intake_settings, make_lineage, produce, request_ids, run_until
+from tests.store_rig import StoreRig
+
+Command = Callable[..., Result]
+HOSTILE = "a [/b] [bold]x \x1b[31m"
+
+
+@pytest.fixture
+def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """Runs a command in this process on the database of this test, which has the lineage `facts`."""
+    make_lineage(postgres_url)
+    engines: list[Engine] = []
+
+    def remembered(url: str, role: str) -> Engine:
+        engines.append(connect(url, role))
+        return engines[-1]
+
+    monkeypatch.setattr(bootstrap, "connect", remembered)
+    for name in [name for name in os.environ if name.startswith("CORRIGENDA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CORRIGENDA_DATABASE_URL", postgres_url)
+    monkeypatch.setenv("CORRIGENDA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CORRIGENDA_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
+    yield lambda *words, **more: CliRunner().invoke(app, list(words), **more)
+    bootstrap.stores.cache_clear()
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.fixture
+def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
+    """The stores of the same database, to put edits there."""
+    made = StoreRig(url=postgres_url, folder=tmp_path)
+    yield made
+    made.close()
+
+
+def one_sentence(result: Result) -> bool:
+    return result.stderr.startswith("corrigenda: expected ") and result.stderr.count("\n") == 1 and not result.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "status -l nope",
+        "edits --status nope",
+        "edits -l a/b",
+        "show nope",
+        "show \udcff",
+        "show 99999999999999999999",
+        "show champion",
+        "approve 99",
+        "approve head",
+        "reject nope",
+        "rollback 1",
+        "revert nope",
+        "ask --snapshot nope x",
+        "audit show nope",
+        "audit verify nope",
+        "audit export facts --out /nope/file",
+        "dead-letters replay nope",
+        "lineage resume nope",
+        "lineage create facts",
+        "lineage create a/b",
+        "lineage create system",
+        "lineage create other --task seq2seq",
+        "evaluate --data /nope --edits 2",
+        "submit",
+        "submit -l nope --prompt a --target b",
+        "submit /nope",
+        "submit /",
+        "submit /nope --prompt a --target b",
+    ],
+)
+def test_what_names_nothing_is_wrong_input_and_one_sentence(corrigenda: Command, line: str) -> None:
+    result = corrigenda(*line.split(" "))
+
+    assert result.exit_code == ExitCode.usage, result.output
+    assert one_sentence(result) or "\udcff" in line, result.output
+
+
+@pytest.mark.parametrize("words", ["edits --limit 0", "edits --limit x", "audit show facts --after 9" + "9" * 30])
+def test_numbers_outside_their_range_are_wrong_input(corrigenda: Command, words: str) -> None:
+    assert corrigenda(*words.split()).exit_code == ExitCode.usage
+
+
+def test_a_reason_that_nobody_would_read_is_refused(corrigenda: Command) -> None:
+    assert corrigenda("approve", "head", "--reason", "x" * 1001).exit_code == ExitCode.usage
+
+
+def test_a_name_that_cannot_be_had_is_refused_before_anything_is_measured(
+    corrigenda: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_lineage, "prepare_base", lambda *args, **kwargs: pytest.fail("the base was measured"))
+
+    assert corrigenda("lineage", "create", "facts").exit_code == ExitCode.usage
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "status",
+        "edits",
+        "snapshots",
+        "lineage list",
+        "audit show facts",
+        "audit verify",
+        "dead-letters list",
+        "show e1",
+    ],
+)
+def test_what_can_be_read_is_valid_json_and_nothing_else(corrigenda: Command, rig: StoreRig, words: str) -> None:
+    rig.correct("e1", target=HOSTILE)
+
+    result = corrigenda(*words.split(), "--json")
+
+    assert result.exit_code == ExitCode.done, result.output
+    assert json.loads(result.stdout) is not None
+    assert result.stderr == ""
+
+
+def test_a_hostile_correction_is_listed_and_steers_nothing(corrigenda: Command, rig: StoreRig) -> None:
+    rig.correct("e1", target=HOSTILE)
+
+    for words in (["edits"], ["show", "e1"]):
+        result = corrigenda(*words)
+        assert result.exit_code == ExitCode.done, result.output
+        assert "[/b] [bold]x \\x1b[31m" in result.stdout
+        assert "\x1b" not in result.stdout
+
+
+def test_an_exported_chain_has_every_line(corrigenda: Command, rig: StoreRig, tmp_path: Path) -> None:
+    rig.correct("e1")
+    file = tmp_path / "facts.jsonl"
+
+    assert corrigenda("audit", "export", "facts", "--out", str(file)).exit_code == ExitCode.done
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [line["seq"] for line in lines] == list(range(1, rig.audit.head("facts")[0] + 1))
+
+
+def test_settings_that_cannot_work_are_told_from_a_database_that_is_away(
+    corrigenda: Command, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = urlsplit(postgres_url)
+    wrong = parts._replace(netloc=f"{parts.username}:wrong@{parts.hostname}:{parts.port}").geturl()
+    away = parts._replace(netloc=f"{parts.username}:x@127.0.0.1:1").geturl()
+
+    for url, status in ((wrong, 3), ("nonsense", 3), ("mysql://x", 3), (away, 4)):
+        monkeypatch.setenv("CORRIGENDA_DATABASE_URL", url)
+        result = corrigenda("status")
+        assert result.exit_code == status, result.output
+        assert result.stderr.count("\n") == 1
+        assert "wrong@" not in result.stderr
+
+
+def test_a_file_is_sent_but_for_the_lines_that_can_never_be_edits(
+    corrigenda: Command,
+    postgres_url: str,
+    kafka_bootstrap: str,
+    new_topic: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = new_topic()
+    monkeypatch.setenv("CORRIGENDA_KAFKA_BOOTSTRAP", kafka_bootstrap)
+    monkeypatch.setenv("CORRIGENDA_REQUESTS_TOPIC", topic)
+    bad = [
+        correction("empty", prompt=""),
+        correction("nul", prompt="a\x00b"),
+        correction("typed", prompt=5),
+        correction("naive", occurred_at="2026-01-01T00:00:00"),
+        correction("early", occurred_at="0001-01-01T00:00:00+14:00"),
+        correction("huge", prompt="x" * 2_000_000),
+    ]
+    # A line separator of Unicode is a character of a JSON string, not the end of a line.
+    good = [correction("e1", prompt="The sea\u2028is"), correction("e2", occurred_at="2026-01-01T00:00:00+05:30")]
+    file = tmp_path / "corrections.jsonl"
+    lines = [json.dumps(document, ensure_ascii=False) for document in (good[0], *bad, good[1])]
+    file.write_text("\ufeff" + "\r\n".join(lines) + "\n\n", encoding="utf-8")
+
+    result = corrigenda("submit", str(file), "--json")
+    told = json.loads(result.stdout)
+    produce(kafka_bootstrap, topic, [encoded(document) for document in bad[:-1]])
+    settings = intake_settings(postgres_url, kafka_bootstrap, topic)
+    engine = connect(postgres_url, settings.database_role)
+    store = SqlIntakeStore(engine)
+    with KafkaSource(settings, store.take_partition) as source:
+        counts = run_until(Intake(source=source, store=store), len(good) + len(bad) - 1)
+    letters = json.loads(corrigenda("dead-letters", "list", "--json").stdout)
+    engine.dispose()
+
+    assert result.exit_code == ExitCode.usage
+    assert told["sent"] == ["e1", "e2"]
+    assert [refusal["line"] for refusal in told["refused"]] == [2, 3, 4, 5, 6, 7]
+    assert request_ids(postgres_url) == ["e1", "e2"]
+    assert (counts.received, counts.refused) == (2, 5)
+    assert [letter["error"] for letter in reversed(letters)] == [r["error"] for r in told["refused"][:-1]]
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "[1]\n", "[" * 100_000, '{"a":' * 100_000, '{"request_id": "e1"}\n{'])
+def test_a_file_that_is_no_jsonl_is_not_sent_at_all(
+    corrigenda: Command, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRIGENDA_KAFKA_BOOTSTRAP", "127.0.0.1:1")
+    file = tmp_path / "x.jsonl"
+    file.write_text(text, encoding="utf-8")
+
+    result = corrigenda("submit", str(file))
+
+    assert result.exit_code == ExitCode.usage, result.output
+    assert one_sentence(result)
+
+
+def test_a_correction_that_no_broker_took_can_be_sent_again_under_its_id(
+    corrigenda: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRIGENDA_KAFKA_BOOTSTRAP", "127.0.0.1:1")
+
+    result = corrigenda("submit", "--prompt", "a", "--target", "b")
+
+    assert result.exit_code == ExitCode.unavailable
+    assert "sending again is safe: with --request-id cli-" in result.stderr
+
+
+def test_a_line_changed_behind_our_back_makes_verify_say_no(corrigenda: Command, rig: StoreRig) -> None:
+    rig.correct("e1")
+    forge = "ALTER TABLE audit_events DISABLE TRIGGER ALL; UPDATE audit_events SET actor = 'x' WHERE seq = 2"
+    with psycopg.connect(rig.url) as owner:
+        owner.execute(forge.encode())
+
+    result = corrigenda("audit", "verify")
+
+    assert result.exit_code == ExitCode.failed
+    assert "facts: broken at line 2" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "status"),
+    [
+        ({"CORRIGENDA_HOME": "/dev/null"}, ["up"], ExitCode.misconfigured),
+        ({"CORRIGENDA_HOME": "/dev/null"}, ["status"], ExitCode.misconfigured),
+        ({"CORRIGENDA_MAX_ATTEMPTS": "-1"}, ["status"], ExitCode.misconfigured),
+        ({"CORRIGENDA_HOME": "/nope"}, ["down"], ExitCode.done),
+        ({"CORRIGENDA_HOME": "/nope", "CORRIGENDA_LOG": "loudly"}, ["status"], ExitCode.misconfigured),
+    ],
+)
+def test_the_program_itself_never_shows_a_traceback(
+    variables: dict[str, str], words: list[str], status: int, tmp_path: Path
+) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CORRIGENDA_")}
+    path = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.entrypoints.cli", *words],
+        cwd=tmp_path,
+        env=kept | variables | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_or_a_disk_that_is_full_shows_no_traceback(postgres_url: str) -> None:
+    make_lineage(postgres_url)
+    command = f"{sys.executable} -m pipeline.entrypoints.cli lineage list --json"
+    variables = {**os.environ, "CORRIGENDA_DATABASE_URL": postgres_url}
+    for rest in (" | true", " > /dev/full"):
+        done = subprocess.run(
+            command + rest, shell=True, env=variables, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert "Traceback" not in done.stderr
