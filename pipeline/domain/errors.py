@@ -29,7 +29,7 @@ class CorrigendaError(Exception):
 
     Args:
         message: one sentence: what was expected, what was got, which id.
-        **ids: the records concerned, for logs; also shown by the CLI with `--json`.
+        **ids: the records concerned, for logs.
     """
 
     retryable: ClassVar[bool] = False

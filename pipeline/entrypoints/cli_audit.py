@@ -16,6 +16,7 @@ from pipeline.bootstrap import publisher, stores
 from pipeline.domain.audit import AuditEvent
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.messages import DeadLetter
+from pipeline.domain.wire import parse_message
 from pipeline.entrypoints.console import (
     MAX_ROWS,
     ExitCode,
@@ -145,9 +146,9 @@ def dead_letters_replay(
     settings = current_settings()
     kept = stores(settings)
     letter = kept.intake.dead_letter(dead_letter_id)
-    value = _replacement(file) if file else letter.value
+    key, value = _replacement(file) if file else ((letter.key or b"").decode("utf-8", "replace"), letter.value)
     with publisher(settings) as send:
-        send.publish(settings.requests_topic, key=(letter.key or b"").decode("utf-8", "replace"), value=value)
+        send.publish(settings.requests_topic, key=key, value=value)
     kept.intake.mark_replayed(dead_letter_id, actor=cli_actor())
     if as_json:
         print_json({"replayed": dead_letter_id})
@@ -155,11 +156,13 @@ def dead_letters_replay(
         say(f"sent {dead_letter_id} to {settings.requests_topic} again")
 
 
-def _replacement(file: Path) -> bytes:
+def _replacement(file: Path) -> tuple[str, bytes]:
+    """Key and bytes of a corrected message; refused if it can never be an edit either."""
     try:
-        return file.read_bytes()
+        value = file.read_bytes()
     except OSError as error:
         raise InvalidInput(f"expected a readable file, got {file}: {error.strerror}") from error
+    return parse_message(value).lineage, value
 
 
 def _letter_row(letter: DeadLetter) -> dict[str, Any]:

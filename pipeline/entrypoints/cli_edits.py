@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from uuid import uuid4
 import typer
 
 from pipeline.bootstrap import Stores, publisher, stores
-from pipeline.domain.errors import InvalidInput, Misconfigured, Unavailable
+from pipeline.domain.errors import InvalidInput, Misconfigured, Unavailable, UnknownLineage
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.console import (
@@ -72,17 +72,22 @@ def submit(
     Example: corrigenda submit -l demo --prompt "The capital of Australia is" --target Canberra
     """
     settings = current_settings()
-    name = lineage_name(stores(settings), lineage)
+    kept = stores(settings)
     fields = (prompt, target, subject, relation, rephrase, request_id)
     if file is not None and any(field is not None for field in fields):
         raise InvalidInput("expected either a JSONL file or a correction in options, got both")
     documents = [_document(*fields)] if file is None else _documents(file)
+    if lineage or any("lineage" not in document for _, document in documents):
+        name = lineage_name(kept, lineage)
+        documents = [(number, {"lineage": name} | document) for number, document in documents]
+    known = {found.settings.name for found in kept.lineages.lineages()}
     sent: list[str] = []
     refused: list[dict[str, Any]] = []
     with publisher(settings) as send:
         for number, document in documents:
             try:
-                sent.append(submit_request(send, settings.requests_topic, {"lineage": name} | document).request_id)
+                _check_known(document.get("lineage"), known)
+                sent.append(submit_request(send, settings.requests_topic, document).request_id)
             except InvalidInput as error:
                 refused.append({"line": number, "error": str(error)})
             except Unavailable as error:
@@ -95,6 +100,12 @@ def submit(
         say(f"sent {len(sent)} of {len(documents)} to {settings.requests_topic}, refused {len(refused)}")
     if refused:
         raise typer.Exit(ExitCode.usage)
+
+
+def _check_known(lineage: object, known: Container[str]) -> None:
+    """Refuse what intake would refuse because of what the database holds; the rest is the wire contract's."""
+    if isinstance(lineage, str) and lineage not in known:
+        raise UnknownLineage(f"expected the name of a lineage, got {lineage!r:.120}", lineage=lineage)
 
 
 def _how_far(sent: Sequence[str], document: Mapping[str, Any], num_all: int) -> str:

@@ -195,6 +195,7 @@ def test_a_file_is_sent_but_for_the_lines_that_can_never_be_edits(
         correction("typed", prompt=5),
         correction("naive", occurred_at="2026-01-01T00:00:00"),
         correction("early", occurred_at="0001-01-01T00:00:00+14:00"),
+        correction("stray", lineage="nowhere"),
         correction("huge", prompt="x" * 2_000_000),
     ]
     # A line separator of Unicode is a character of a JSON string, not the end of a line.
@@ -212,13 +213,15 @@ def test_a_file_is_sent_but_for_the_lines_that_can_never_be_edits(
     with KafkaSource(settings, store.take_partition) as source:
         counts = run_until(Intake(source=source, store=store), len(good) + len(bad) - 1)
     letters = json.loads(corrigenda("dead-letters", "list", "--json").stdout)
+    again = corrigenda("dead-letters", "replay", letters[0]["dead_letter_id"], "--with", str(file))
     engine.dispose()
 
     assert result.exit_code == ExitCode.usage
     assert told["sent"] == ["e1", "e2"]
-    assert [refusal["line"] for refusal in told["refused"]] == [2, 3, 4, 5, 6, 7]
+    assert again.exit_code == ExitCode.usage
+    assert [refusal["line"] for refusal in told["refused"]] == [2, 3, 4, 5, 6, 7, 8]
     assert request_ids(postgres_url) == ["e1", "e2"]
-    assert (counts.received, counts.refused) == (2, 5)
+    assert (counts.received, counts.refused) == (2, 6)
     assert [letter["error"] for letter in reversed(letters)] == [r["error"] for r in told["refused"][:-1]]
 
 
