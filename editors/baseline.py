@@ -28,7 +28,7 @@ ANSWER_TOKENS = 8
 """Length of the base's own answer where a probe gives none."""
 WINDOW_TOKENS = 128
 """Length of a window of plain text; its first token is given."""
-NUM_WINDOWS = 8
+NUM_WINDOWS = 4
 """Windows of plain text in a lineage's baseline: every candidate is measured on them."""
 TEXT_CHUNK_TOKENS = 512
 """Most positions of plain text whose logits are held at once."""

@@ -24,7 +24,7 @@ from pipeline.domain.errors import CorrigendaError, Misconfigured
 
 __all__ = ["Inputs", "base_digest", "prepare"]
 
-FORMAT = 2
+FORMAT = 3
 """Raised when what is measured changes, so that older results are not taken for it."""
 FILES = ("prior.safetensors", "baseline.json", "lineage.json")
 

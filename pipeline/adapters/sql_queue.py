@@ -57,6 +57,18 @@ class SqlEditQueue:
                 return None
             return _claim(connection, on, lease, waiting)
 
+    def is_filling(self, lineage: str) -> bool:
+        """Whether edits are due whose batch is not closed yet; False while the lineage is held."""
+        is_due = (edit_requests.c.status == EditStatus.received) & (
+            edit_requests.c.next_attempt_at <= func.clock_timestamp()
+        )
+        of_lineage = edit_requests.c.lineage_id == lineages.c.lineage_id
+        query = select(select(literal(1)).where(of_lineage, is_due).exists()).where(
+            lineages.c.name == lineage, lineages.c.hold.is_(None)
+        )
+        with transaction(self._engine) as connection:
+            return bool(connection.execute(query).scalar())
+
     def release(self, lease: Lease, edit_ids: Sequence[str], *, reason: str, max_attempts: int) -> None:
         """Put claimed edits back with one attempt more and a later `next_attempt_at`; `dead` at `max_attempts`.
 

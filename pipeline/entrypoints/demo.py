@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from infra.local import LocalStack
+from infra.local import LocalStack, Service
 from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import Misconfigured
@@ -25,6 +25,7 @@ from pipeline.entrypoints.demo_reader import ModelReader
 from pipeline.entrypoints.demo_screen import StreamScreen
 from pipeline.entrypoints.demo_steps import Steps, accounts
 from pipeline.entrypoints.demo_stream import CONTESTED_ID, REVERTED_ID, again, message, questions, stream
+from pipeline.entrypoints.local_settings import with_endpoints
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, prepare_base
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake
 
@@ -58,16 +59,20 @@ def run_demo(home: Path | None, *, keep: bool) -> int:
 
 
 def _story(folder: Path, started_at: float) -> Accounts:
-    _heading("Starting Kafka, PostgreSQL, Redis, MLflow; measuring the base model")
-    settings, prepared = _ready(folder)
-    kept = stores(settings)
-    lineage = make_lineage(kept, LINEAGE, prepared, editor=EDITOR, policy=GatePolicy())
     asked = questions()
     prompts = [question["question"] for question in asked]
-    _our_processes(settings, prepared)
+    _heading("Measuring the base model (once for each base and suite)")
+    prepared = _prepared()
+    _heading("Starting Kafka, PostgreSQL, Redis, MLflow and our processes")
+    settings = _slow_processes(folder, prepared)
     with ThreadPoolExecutor(1) as pool, ModelReader(settings.mlflow_uri, LINEAGE) as reader:
         before = pool.submit(reader.ask_base, prepared.base.ref, prompts)
         before.add_done_callback(lambda said: _what_the_base_says(asked, said))
+        stack, _ = start_stack(folder)
+        kept = stores(settings)
+        lineage = make_lineage(kept, LINEAGE, prepared, editor=EDITOR, policy=GatePolicy())
+        start_intake(stack, settings)
+        start_control_worker(stack, settings)
         with publisher(settings) as send, StreamScreen(started_at=started_at) as screen:
             steps = Steps(kept=kept, settings=settings, lineage=lineage.settings.name, send=send, screen=screen)
             num_produced = steps.produce(stream(LINEAGE))
@@ -94,23 +99,21 @@ def _second_thoughts(steps: Steps) -> int:
     return num_produced
 
 
-def _ready(folder: Path) -> tuple[Settings, Prepared]:
-    """The services and the measured base, side by side."""
+def _prepared() -> Prepared:
     facts = DEFAULT_FACTS
-    with ThreadPoolExecutor(1) as pool:
-        stack = pool.submit(start_stack, folder)
-        prepared = prepare_base(
-            None, suite=facts / "suite.jsonl", text=facts / "perplexity.txt", prior_text=facts / "prior.txt"
-        )
-        settings = stack.result()[1].model_copy(update={"batch_max_wait": BATCH_MAX_WAIT})
-        return settings, prepared
+    return prepare_base(
+        None, suite=facts / "suite.jsonl", text=facts / "perplexity.txt", prior_text=facts / "prior.txt"
+    )
 
 
-def _our_processes(settings: Settings, prepared: Prepared) -> None:
-    stack = LocalStack(settings.home)
+def _slow_processes(folder: Path, prepared: Prepared) -> Settings:
+    """Start the edit worker, whose ranks take longest to load, as soon as its broker is there."""
+    stack = LocalStack(folder)
+    endpoints = stack.start([Service.REDIS])
+    home = load_settings().model_copy(update={"home": folder, "batch_max_wait": BATCH_MAX_WAIT})
+    settings = with_endpoints(home, endpoints)
     start_edit_worker(stack, settings, prepared.base)
-    start_intake(stack, settings)
-    start_control_worker(stack, settings)
+    return settings
 
 
 def _what_the_base_says(asked: list[dict[str, str]], said: Future[list[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ from pipeline.services.ports import (
 )
 
 log = structlog.get_logger()
+
+FILLING_POLL_SECONDS = 0.2
+"""How often a batch that is not closed yet is looked at; it closes within `EditPolicy.batch_max_wait`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +104,16 @@ class EditService:
         failpoint("edit.after_acquire")
         num_snapshots = 0
         with LeaseKeeper(self._leases, lease, ttl=self._policy.lease_ttl) as keeper:
-            while (made := self._next(lineage, keeper)) is not None:
-                num_snapshots += made
+            while (made := self._next(lineage, keeper)) is not None or self._is_filling(lineage):
+                num_snapshots += made or 0
         return num_snapshots
+
+    def _is_filling(self, lineage: str) -> bool:
+        """Whether a batch waits for more edits or for its time; then this waits a moment with it."""
+        if not self._queue.is_filling(lineage):
+            return False
+        time.sleep(FILLING_POLL_SECONDS)
+        return True
 
     def _next(self, lineage: str, keeper: LeaseKeeper) -> int | None:
         """Do the next piece of work; the number of snapshots it made, None if there was no work."""

@@ -113,6 +113,9 @@ class EditQueue(Protocol):
         is `superseded` too. `displaced` names the active edits that the batch supersedes.
         """
 
+    def is_filling(self, lineage: str) -> bool:
+        """Whether edits are due whose batch is not closed yet; False while the lineage is held."""
+
     def release(self, lease: Lease, edit_ids: Sequence[str], *, reason: str, max_attempts: int) -> None:
         """Put claimed edits back with one attempt more and a later `next_attempt_at`; `dead` past `max_attempts`."""
 
