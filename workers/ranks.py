@@ -170,8 +170,6 @@ class RankProcesses:
             "LOCAL_WORLD_SIZE": str(self._spec.num_ranks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            # Threads that spin while they wait take the cores from everybody else on the machine.
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         return subprocess.Popen(
