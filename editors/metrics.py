@@ -1,4 +1,4 @@
-"""Measures what an edit did: fills the records of `pipeline.domain.gates`, and judges nothing.
+"""Measures what an edit did: fills the records of `pipeline.domain.measurements`, and judges nothing.
 
 A `Scorer` lives with a loaded lineage. What it asked the parent is kept until the parent changes, so bisecting a
 batch asks the parent once; what it asked the base is kept longer. References to the base are read from the parent with
@@ -25,7 +25,7 @@ from editors.prompts import Encoded, encode_pair
 from editors.scoring import Change, Reading, Score, compared, prepare, readings, scores
 from pipeline.domain.canonical import canonical_json, sha256_json
 from pipeline.domain.edits import Edit, normalised
-from pipeline.domain.gates import EditScore, Measurements, ModelScore, share
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore, share
 from pipeline.domain.trials import SuiteProbe
 
 NUM_CHAT = 8

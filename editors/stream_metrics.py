@@ -22,7 +22,7 @@ from editors.metrics import score_pairs
 from editors.prompts import Encoded
 from editors.scoring import Prepared, Reading, compared, readings
 from pipeline.domain.edits import Edit
-from pipeline.domain.gates import share
+from pipeline.domain.measurements import share
 
 NUM_WINDOWS = 24
 """Windows of plain text (128 tokens each) that drawdown is measured on."""

@@ -31,8 +31,9 @@ from pipeline.config import Settings
 from pipeline.services.announcing import Announcer
 from pipeline.services.editing import EditPolicy, EditService
 from pipeline.services.mirroring import RegistryMirror
-from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher, Registry
+from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
 from pipeline.services.reconciling import RegistryReconciler
+from pipeline.services.registry_ports import Registry
 from pipeline.services.relaying import OutboxRelay
 from pipeline.services.review import ReviewService
 from pipeline.services.ringing import Reaper

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.domain.batches import ActiveEdit
 from pipeline.domain.edits import Edit, EditRequest
-from pipeline.domain.gates import EditScore, Measurements, ModelScore
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.domain.canonical import canonical_json, sha256_file
 from pipeline.domain.errors import EditorFailed, EngineFailed
-from pipeline.domain.gates import EditScore, Measurements
+from pipeline.domain.measurements import EditScore, Measurements
 from pipeline.domain.trials import Answer, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
 from tests.factories import make_measurements, make_score
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.domain.errors import Misconfigured, Unavailable
-from pipeline.services.ports import RegistryEntry, RegistryRequest
+from pipeline.services.registry_ports import RegistryEntry, RegistryRequest
 
 
 @dataclass

@@ -12,12 +12,13 @@ from uuid import uuid4
 from pipeline.domain.batches import ActiveEdit
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit, EditRequest
-from pipeline.domain.gates import EditScore, GatePolicy, Measurements, ModelScore, judge
+from pipeline.domain.gates import GatePolicy, judge
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.lineages import Lineage, NewLineage
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.snapshots import Artifact, Basis, Snapshot, snapshot_digest
 from pipeline.domain.trials import BaseSpec, EditorSettings, FileRef, LoadPlan
-from pipeline.services.ports import RegistryEntry
+from pipeline.services.registry_ports import RegistryEntry
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 BASE_DIGEST = hashlib.sha256(b"base").hexdigest()

@@ -24,7 +24,7 @@ from editors.metrics import Scorer
 from editors.recursive import RecursiveEditor
 from pipeline.domain.errors import EditorFailed, EngineFailed, Misconfigured, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
-from pipeline.domain.gates import EditScore, Measurements, ModelScore
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.trials import Answer, BaseSpec, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
 from workers.sharded_model import ShardedModel, load_sharded
 from workers.sharded_weights import ShardedWeights

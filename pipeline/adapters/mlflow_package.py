@@ -22,7 +22,7 @@ from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.snapshots import snapshot_digest
 from pipeline.domain.trials import FileRef
-from pipeline.services.ports import RegistryEntry
+from pipeline.services.registry_ports import RegistryEntry
 
 FORMAT = 1
 """Version of the manifest; `editors/served_model.py` reads it."""

@@ -19,7 +19,7 @@ from pipeline.adapters.mlflow_errors import bound_requests, is_code, translated
 from pipeline.adapters.mlflow_package import write_model
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.ports import RegistryEntry, RegistryRequest
+from pipeline.services.registry_ports import RegistryEntry, RegistryRequest
 
 SNAPSHOT_TAG = "corrigenda.snapshot_id"
 DIGEST_TAG = "corrigenda.digest"

@@ -14,7 +14,8 @@ from pipeline.adapters.sql_snapshots import SqlSnapshotStore
 from pipeline.adapters.sql_tables import lineages, outbox, snapshots
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
-from pipeline.services.ports import ArtifactStore, ChampionMirror, RegistryEntry
+from pipeline.services.ports import ArtifactStore
+from pipeline.services.registry_ports import ChampionMirror, RegistryEntry
 
 ACTOR = "registry-mirror"
 """The process that records what the registry was told."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from pipeline.domain.canonical import sha256_json
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore, share
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,78 +43,6 @@ class GatePolicy:
     def digest(self) -> str:
         """SHA-256 of the thresholds, kept in every report."""
         return sha256_json(asdict(self))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EditScore:
-    """What was measured for one edit on the candidate weights."""
-
-    edit_id: str
-    """Which edit."""
-    edit_success: bool
-    """Teacher-forced: every target token is the argmax after the prompt."""
-    free_success: bool | None = None
-    """Free greedy generation of the raw prompt begins with the target and stops there."""
-    chat_success: bool | None = None
-    """The same in the model's chat template, if it has one."""
-    generated: str = ""
-    """What free generation said, for the reader of the report."""
-    token_fraction: float = 0.0
-    """Share of target tokens that are the argmax (EasyEdit's rewrite accuracy)."""
-    prob_new: float = 0.0
-    """Geometric mean probability of the target's tokens."""
-    prob_true: float | None = None
-    """The same of `target_true`, if the request gave one."""
-    rephrases: tuple[bool, ...] = ()
-    """Teacher-forced success on each rephrase."""
-    locality: tuple[bool, ...] = ()
-    """For each own locality probe: answers as the parent did."""
-    locality_base: tuple[bool, ...] = ()
-    """For each own locality probe: answers as the base did."""
-    locality_kl: float | None = None
-    """Mean KL divergence from the parent on the own locality probes, nats."""
-    portability: tuple[bool, ...] = ()
-    """Teacher-forced success on each portability probe."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelScore:
-    """What was measured of a whole model, edited or not."""
-
-    suite_unchanged: float | None = None
-    """Share of the lineage's suite that answers as the base did."""
-    suite_kl: float | None = None
-    """Mean KL divergence from the base on the suite, nats."""
-    num_suite: int = 0
-    """Suite probes measured."""
-    num_suite_left_out: int = 0
-    """Suite probes whose fact was edited on purpose."""
-    retention: float | None = None
-    """Teacher-forced success of the sampled older active edits; None when there are none."""
-    num_retained: int = 0
-    """Older active edits sampled."""
-    perplexity: float | None = None
-    """Of the lineage's plain text."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measurements:
-    """Everything a gate is judged on."""
-
-    edits: tuple[EditScore, ...]
-    """One row an edit of the batch."""
-    candidate: ModelScore
-    """The edited model."""
-    parent: ModelScore
-    """What it was edited from, on the same probes."""
-    base: ModelScore
-    """The base, from the lineage's baseline."""
-    kl_from_parent: float | None = None
-    """Mean KL divergence of the suite's answers from the parent's, nats."""
-    change_norm: float | None = None
-    """Largest over inner parameters of the Frobenius norm of this change over that of the base weight."""
-    probe_set_digest: str = ""
-    """SHA-256 of the probes asked."""
 
 
 class Verdict(StrEnum):
@@ -208,12 +137,6 @@ def judge(policy: GatePolicy, measurements: Measurements) -> GateReport:
         edits=edits,
         measurements=measurements,
     )
-
-
-def share(flags: Iterable[bool]) -> float | None:
-    """Share of true values; None of none."""
-    values = list(flags)
-    return sum(values) / len(values) if values else None
 
 
 def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:

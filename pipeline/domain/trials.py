@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.domain.edits import Edit, Probe
-from pipeline.domain.gates import Measurements
+from pipeline.domain.measurements import Measurements
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

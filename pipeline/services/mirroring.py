@@ -11,7 +11,8 @@ import structlog
 
 from pipeline.domain.errors import Unavailable
 from pipeline.domain.failpoints import failpoint
-from pipeline.services.ports import MirrorStore, Registry, SnapshotStore
+from pipeline.services.ports import SnapshotStore
+from pipeline.services.registry_ports import MirrorStore, Registry
 
 log = structlog.get_logger()
 

@@ -10,15 +10,8 @@ from pipeline.domain.approvals import Channel, Decision
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import CorrigendaError, Unavailable, UnknownRecord
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.ports import (
-    ChampionMirror,
-    LineageStore,
-    MirrorStore,
-    Registry,
-    RegistryRequest,
-    ReviewStore,
-    SnapshotStore,
-)
+from pipeline.services.ports import LineageStore, ReviewStore, SnapshotStore
+from pipeline.services.registry_ports import ChampionMirror, MirrorStore, Registry, RegistryRequest
 from pipeline.services.review import ReviewService
 
 log = structlog.get_logger()

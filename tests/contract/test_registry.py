@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.adapters.mlflow_registry import MlflowRegistry
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
-from pipeline.services.ports import Registry
+from pipeline.services.registry_ports import Registry
 from tests.fake_registry import FakeRegistry
 from tests.registry_entries import entry, lineage
 

@@ -20,7 +20,8 @@ from pipeline.bootstrap import Stores, edit_service, stores
 from pipeline.config import load_settings
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.services.mirroring import RegistryMirror
-from pipeline.services.ports import OutboxItem, RegistryEntry
+from pipeline.services.ports import OutboxItem
+from pipeline.services.registry_ports import RegistryEntry
 from pipeline.services.relaying import OutboxRelay
 from tests.fake_editor import FakeEditorGroup
 from tests.fake_registry import FakeRegistry

@@ -25,7 +25,7 @@ from pipeline.adapters.mlflow_registry import MlflowRegistry
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
 from pipeline.domain.snapshots import snapshot_digest
 from pipeline.domain.trials import BaseSpec, FileRef
-from pipeline.services.ports import RegistryEntry
+from pipeline.services.registry_ports import RegistryEntry
 from tests.registry_entries import entry, file_ref, lineage
 from tests.tiny_models import save_tiny_llama
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.domain.gates import GatePolicy, ModelScore, Verdict, judge, unmeasured
+from pipeline.domain.gates import GatePolicy, Verdict, judge, unmeasured
+from pipeline.domain.measurements import ModelScore
 from tests.factories import make_measurements, make_score
 
 POLICY = GatePolicy()

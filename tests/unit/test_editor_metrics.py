@@ -19,7 +19,7 @@ from editors.recursive import RecursiveEditor
 from editors.scoring import compared, prepare, readings, scores
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import IntegrityBroken
-from pipeline.domain.gates import Measurements
+from pipeline.domain.measurements import Measurements
 from pipeline.domain.trials import SuiteProbe
 from tests.factories import make_edit
 from tests.ledger_parts import FACTS, SETTINGS, Rig, edits_of, make_rig, prior_lines

@@ -15,16 +15,9 @@ from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.mirroring import RegistryMirror
-from pipeline.services.ports import (
-    ChampionMirror,
-    HistoryStore,
-    LineageStore,
-    MirrorStore,
-    RegistryEntry,
-    ReviewStore,
-    SnapshotStore,
-)
+from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
 from pipeline.services.reconciling import RegistryReconciler
+from pipeline.services.registry_ports import ChampionMirror, MirrorStore, RegistryEntry
 from pipeline.services.review import ReviewService
 from tests.fake_registry import FakeRegistry
 from tests.registry_entries import entry, lineage
