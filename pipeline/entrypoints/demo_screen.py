@@ -45,7 +45,8 @@ class StreamScreen:
             self._live.update(self._render())
         elif counts != self._counts:
             self._counts = dict(counts)
-            out.print(f"{self._seconds()}  " + "  ".join(f"{name} {count}" for name, count in counts.items()))
+            figures = "  ".join(f"{name} {count}" for name, count in counts.items())
+            out.print(f"{self._seconds()}  {figures}", soft_wrap=True)
 
     def say(self, line: str) -> None:
         """Add an event."""
@@ -53,7 +54,7 @@ class StreamScreen:
         if self._live:
             self._live.update(self._render())
         else:
-            out.print(self._lines[-1], markup=False)
+            out.print(self._lines[-1], markup=False, soft_wrap=True)
 
     def _seconds(self) -> str:
         return f"{time.monotonic() - self._started_at:6.1f} s"
