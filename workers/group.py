@@ -69,10 +69,18 @@ class RankGroup:
             self._drop_unless_usable(plan)
             is_held = self._held == _identity(plan) and self._plan is not None and _same_lineage(self._plan, plan)
             self._plan, self._epoch = plan, epoch
-            if not is_held:
+            if not (is_held and self._answers()):
                 self._held = None
                 self._command(Load(plan=plan))
                 self._held = _identity(plan)
+
+    def _answers(self) -> bool:
+        """Whether the ranks are alive: a killed one may be a while in going."""
+        try:
+            self._command(Ping())
+        except EngineFailed:
+            return False
+        return True
 
     def try_edits(self, trial: Trial) -> TrialOutcome:
         """See `EditorGroup`."""

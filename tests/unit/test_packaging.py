@@ -58,7 +58,8 @@ def test_no_file_of_the_setup_names_an_index() -> None:
 
 
 def test_the_makefile_has_its_seven_words_and_help_lists_them() -> None:
-    said = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    command = ["make", "--no-print-directory", "help"]
+    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in said.splitlines()} == set(WORDS)
 
 
