@@ -1,4 +1,4 @@
-"""Every setting, from the environment (`CORRIGENDA_…`), an env file, or secret files. Opens no connection."""
+"""Every setting: the environment (`CORRIGENDA_…`), `.env` in the working folder, secret files. Opens no connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="CORRIGENDA_",
-        secrets_dir=SECRETS_FOLDER if SECRETS_FOLDER.is_dir() else None,
+        env_file=".env",
         extra="ignore",
         frozen=True,
     )
@@ -89,7 +89,7 @@ def load_settings() -> Settings:
         Misconfigured: naming each setting that is wrong; values of secrets are not shown.
     """
     try:
-        return Settings()
+        return Settings(_secrets_dir=SECRETS_FOLDER if SECRETS_FOLDER.is_dir() else None)
     except ValidationError as error:
         parts = [f"CORRIGENDA_{'_'.join(str(s) for s in d['loc']).upper()}: {d['msg']}" for d in error.errors()]
         raise Misconfigured("; ".join(parts)) from None
