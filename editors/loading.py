@@ -1,15 +1,19 @@
-"""Knows how to load a base model from a folder, whole on the CPU. Knows no edit."""
+"""Knows how to load a base, or a snapshot of it, whole on one device. Knows no group and no registry."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from editors.deltas import PlainWeights, WeightDelta, load_accumulators
 from editors.families import CausalModel
-from pipeline.domain.errors import Misconfigured
+from editors.fingerprint import base_digest
+from pipeline.domain.errors import Misconfigured, WrongBase
+from pipeline.domain.trials import FileRef
 
 
 def load_base(folder: Path, inner_param_names: Sequence[str] = ()) -> CausalModel:
@@ -28,3 +32,42 @@ def load_base(folder: Path, inner_param_names: Sequence[str] = ()) -> CausalMode
         reason = " ".join(str(error).split())[:300]
         raise Misconfigured(f"expected a causal model that transformers can load in {folder}, got: {reason}") from error
     return CausalModel(module, tokenizer, inner_param_names)
+
+
+def load_snapshot(
+    folder: Path,
+    *,
+    expected_digest: str,
+    inner_param_names: Sequence[str],
+    accumulator: FileRef | None,
+    deltas: Sequence[FileRef],
+    device: str = "cpu",
+) -> CausalModel:
+    """A base with accumulators and deltas applied; every file is checked before the model is loaded.
+
+    Args:
+        folder: the base model.
+        expected_digest: of the base.
+        inner_param_names: the edited weights.
+        accumulator: the nearest stored accumulators, if any.
+        deltas: those above them, in order.
+        device: where the model goes.
+
+    Raises:
+        IntegrityBroken: if a file does not have its digest.
+        WrongBase: if the folder holds another model.
+        Misconfigured: if the base cannot be loaded.
+    """
+    shifts = load_accumulators(Path(accumulator.path), accumulator.digest) if accumulator else {}
+    changes = [WeightDelta.load(Path(delta.path), delta.digest) for delta in deltas]
+    found = base_digest(folder)
+    if found != expected_digest:
+        raise WrongBase(f"expected a base model with the digest {expected_digest}, got {found} in {folder}")
+    model = load_base(folder, inner_param_names)
+    model.module.to(torch.device(device))
+    weights = PlainWeights(model.module, model.inner)
+    if shifts:
+        weights.set_accumulators(shifts)
+    for change in changes:
+        weights.apply(change)
+    return model

@@ -11,15 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
-
-from editors.deltas import PlainWeights, WeightDelta, load_accumulators
 from editors.families import CausalModel
-from editors.fingerprint import base_digest
-from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
+from editors.loading import load_snapshot
+from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.snapshots import snapshot_digest
+from pipeline.domain.trials import FileRef
 
 FORMAT = 1
 """The manifest that is understood."""
@@ -51,15 +47,19 @@ class ServedModel:
             Misconfigured: if the base cannot be found, or the manifest is of another format.
         """
         manifest = _manifest(folder)
-        shifts, deltas = _changes(folder, manifest)
-        ref = base_ref or os.environ.get(BASE_REF_VARIABLE) or str(manifest["base"]["ref"])
-        model = _base(ref, expected_digest=str(manifest["base"]["digest"]), names=manifest["inner_params"])
-        model.module.to(torch.device(device))
-        weights = PlainWeights(model.module, model.inner)
-        if shifts:
-            weights.set_accumulators(shifts)
-        for delta in deltas:
-            weights.apply(delta)
+        base = Path(base_ref or os.environ.get(BASE_REF_VARIABLE) or str(manifest["base"]["ref"]))
+        if not base.is_dir():
+            raise Misconfigured(
+                f"expected the base model in {base}, found no folder; name it in {BASE_REF_VARIABLE} or as base_ref"
+            )
+        model = load_snapshot(
+            base,
+            expected_digest=str(manifest["base"]["digest"]),
+            inner_param_names=manifest["inner_params"],
+            accumulator=_ref(folder, manifest["accumulator"]) if manifest["accumulator"] else None,
+            deltas=[_ref(folder, delta) for delta in manifest["deltas"]],
+            device=device,
+        )
         return cls(model, digest=str(manifest["digest"]))
 
     def answer(self, prompts: Sequence[str], *, max_new_tokens: int = 24, chat: bool = False) -> list[str]:
@@ -94,21 +94,5 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _changes(folder: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], list[WeightDelta]]:
-    named = manifest["accumulator"]
-    shifts = load_accumulators(folder / named["file"], named["digest"]) if named else {}
-    return shifts, [WeightDelta.load(folder / delta["file"], delta["digest"]) for delta in manifest["deltas"]]
-
-
-def _base(ref: str, *, expected_digest: str, names: Sequence[str]) -> CausalModel:
-    folder = Path(ref)
-    if not folder.is_dir():
-        raise Misconfigured(
-            f"expected the base model in {ref}, found no folder; name it in {BASE_REF_VARIABLE} or as base_ref"
-        )
-    found = base_digest(folder)
-    if found != expected_digest:
-        raise WrongBase(f"expected a base model with the digest {expected_digest}, got {found} in {ref}")
-    transformers_logging.disable_progress_bar()
-    module = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    return CausalModel(module, AutoTokenizer.from_pretrained(folder, local_files_only=True), names)
+def _ref(folder: Path, named: Mapping[str, Any]) -> FileRef:
+    return FileRef(path=str(folder / str(named["file"])), digest=str(named["digest"]))
