@@ -6,18 +6,9 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 from pipeline.domain.canonical import canonical_json, sha256_json
-
-
-class ProbeKind(StrEnum):
-    """What a probe tests."""
-
-    rephrase = "rephrase"
-    locality = "locality"
-    portability = "portability"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

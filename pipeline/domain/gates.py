@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from pipeline.domain.canonical import sha256_json
@@ -242,17 +242,7 @@ def _at_most(
 
 
 def _floor(row: GateRow) -> GateRow:
-    if row.verdict is not Verdict.failed:
-        return row
-    return GateRow(
-        metric=row.metric,
-        value=row.value,
-        reference=row.reference,
-        threshold=row.threshold,
-        against=row.against,
-        verdict=Verdict.saturated,
-        required=row.required,
-    )
+    return replace(row, verdict=Verdict.saturated) if row.verdict is Verdict.failed else row
 
 
 def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:

@@ -81,29 +81,29 @@ def _story(folder: Path, started_at: float) -> Accounts:
         start_control_worker(stack, settings)
         with publisher(settings) as send, StreamScreen(started_at=started_at) as screen:
             steps = Steps(kept=kept, settings=settings, lineage=lineage.settings.name, send=send, screen=screen)
-            num_produced = steps.produce(stream(LINEAGE))
+            steps.produce(stream(LINEAGE))
             steps.until_settled()
             said_before = dict(zip(prompts, before.result(), strict=True))
             steps.approve_in_registry(reason="checked the gate report")
             said_after = dict(zip(prompts, reader.ask_champion(prompts), strict=True))
-            num_produced += _second_thoughts(steps)
+            _second_thoughts(steps)
         tell_before_and_after(asked, said_before, said_after)
         tell_what_holds(kept, LINEAGE, reader)
         tell_refusals(kept, LINEAGE)
     broken = tell_history(kept, LINEAGE)
-    return accounts(kept, LINEAGE, produced=num_produced, audit_ok=not broken, seconds=time.monotonic() - started_at)
+    return accounts(
+        kept, LINEAGE, produced=steps.num_produced, audit_ok=not broken, seconds=time.monotonic() - started_at
+    )
 
 
-def _second_thoughts(steps: Steps) -> int:
-    """Revert one edit in the middle, correct one fact twice more; returns the number of messages produced."""
+def _second_thoughts(steps: Steps) -> None:
+    """Revert one edit in the middle, correct one fact twice more."""
     steps.revert(REVERTED_ID, reason="the source was withdrawn")
     steps.approve_in_registry(reason="without the withdrawn edit")
-    num_produced = 0
     for number, target in ((3, "Oslo"), (4, "Porto")):
-        num_produced += steps.produce([message(LINEAGE, again(f"again-{number}", number, target))])
+        steps.produce([message(LINEAGE, again(f"again-{number}", number, target))])
         steps.until_settled()
     steps.approve_in_registry(reason="the last correction holds")
-    return num_produced
 
 
 def _prepared() -> Prepared:

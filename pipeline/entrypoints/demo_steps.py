@@ -43,13 +43,12 @@ class Steps:
     told: int = 0
     """Newest snapshot that was announced on the screen."""
 
-    def produce(self, messages: Sequence[Produced]) -> int:
-        """Send messages as a production system would; the number that the broker acknowledged."""
+    def produce(self, messages: Sequence[Produced]) -> None:
+        """Send messages as a production system would, each acknowledged by the broker."""
         for message in messages:
             self.send.publish(self.settings.requests_topic, key=message.key, value=message.value)
         self.num_produced += len(messages)
         self.screen.say(f"produced {len(messages)} messages to {self.settings.requests_topic}")
-        return len(messages)
 
     def until_settled(self) -> None:
         """Wait until every message is read and every edit is in the head, superseded, rejected or reverted."""
