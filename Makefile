@@ -24,6 +24,7 @@ check: setup ## ruff, mypy, import-linter, migrations and schemas held equal to 
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m pipeline.schemas check
 	@$(BIN)/python -m infra.local.check
 
 bench: setup ## measure the editor on a stream of corrections

@@ -1,9 +1,8 @@
-"""Knows how to hold the migrations and the schema files equal to the code (part of ``make check``).
+"""Knows how to hold the migrations equal to the tables of the code (part of ``make check``).
 
-Does not know any table or field: Alembic and the wire contract tell.
+Does not know any table: Alembic tells.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -14,33 +13,19 @@ from infra.local.errors import LocalStackError
 from infra.local.records import Service
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SCHEMA = Path("pipeline", "schemas", "edits.requests.v1.json")
 
 
 def main() -> int:
     """Says what differs; exit status 1 if anything does."""
-    problems = schema_differences()
     try:
-        problems += migration_differences()
+        problems = migration_differences()
     except LocalStackError as error:
-        problems.append(str(error))
+        problems = [str(error)]
     for problem in problems:
         print(f"check: {problem}", file=sys.stderr)
     if not problems:
-        print("check: the migrations make the tables of the code, and the schema file is the wire contract's")
+        print("check: the migrations make the tables of the code")
     return 1 if problems else 0
-
-
-def schema_differences() -> list[str]:
-    """What is wrong with the JSON Schema kept in the repository, compared with the one the code gives."""
-    from pipeline.domain.wire import json_schema
-
-    path = REPOSITORY / SCHEMA
-    if not path.is_file():
-        return [f"expected the schema of the wire contract at {SCHEMA}, found none"]
-    if json.loads(path.read_text()) != json_schema():
-        return [f"{SCHEMA} is not what pipeline.domain.wire.json_schema() gives; write it anew and say so in CHANGELOG"]
-    return []
 
 
 def migration_differences() -> list[str]:
