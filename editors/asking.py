@@ -31,7 +31,7 @@ def main(file: str) -> int:
         )
         answers = model.generate(prompts, max_new_tokens=asked["max_new_tokens"])
     except CorrigendaError as error:
-        print(error, file=sys.stderr)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(json.dumps([{"prompt": p, "text": a} for p, a in zip(prompts, answers, strict=True)]))
     return 0

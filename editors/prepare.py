@@ -148,8 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         lineage = prepare(inputs, given.out)
-    except (CorrigendaError, OSError) as error:
-        _say(" ".join(str(error).split()))
+    except CorrigendaError as error:
+        _say(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return 1
+    except OSError as error:
+        _say(f"{Misconfigured.__name__}: {' '.join(str(error).split())}")
         return 1
     print(json.dumps(lineage))
     return 0

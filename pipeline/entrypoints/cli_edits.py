@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Container, Mapping, Sequence
@@ -16,9 +15,10 @@ from uuid import uuid4
 import typer
 
 from pipeline.bootstrap import Stores, publisher, stores
-from pipeline.domain.errors import InvalidInput, Misconfigured, Unavailable, UnknownLineage
+from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.snapshots import Snapshot
+from pipeline.entrypoints.children import run_module
 from pipeline.entrypoints.console import (
     MAX_ROWS,
     ExitCode,
@@ -220,19 +220,6 @@ def answers_of(
         json.dump({"plan": asdict(plan), "prompts": prompts, "max_new_tokens": max_new_tokens}, file)
         file.flush()
         return json.loads(run_module("editors.asking", file.name))  # type: ignore[no-any-return]
-
-
-def run_module(module: str, *arguments: str) -> str:
-    """Run one of our modules in a process of its own and return what it printed.
-
-    Raises:
-        Misconfigured: with its last line on standard error, if it fails.
-    """
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
-        raise Misconfigured(f"{module} ended with status {done.returncode}: {last}")
-    return done.stdout
 
 
 def lineage_name(kept: Stores, given: str | None) -> str:

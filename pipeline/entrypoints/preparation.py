@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.local.base_model import cache_folder, ensure_base_model
 from pipeline.domain.canonical import sha256_text
-from pipeline.domain.errors import Misconfigured
 from pipeline.domain.trials import BaseSpec
+from pipeline.entrypoints.children import run_module
 
 DEFAULT_FACTS = Path(__file__).resolve().parents[2] / "infra" / "local" / "facts"
 
@@ -37,21 +34,14 @@ def prepare_base(
     """Measure a base, or find what was measured before with the same inputs.
 
     Raises:
-        Misconfigured: with the reason, if the model or a file cannot be used.
+        Misconfigured: if the model or a file cannot be used.
     """
     folder = (model or ensure_base_model()).absolute()
     asked = [str(path.absolute()) for path in (folder, suite, text, prior_text)]
     out = cache_folder() / "lineages" / sha256_text("\n".join([*asked, *inner_params]))[:16]
-    argv = [sys.executable, "-m", "editors.prepare", "--model", asked[0], "--suite", asked[1]]
-    argv += ["--text", asked[2], "--prior-text", asked[3], "--out", str(out)]
-    for name in inner_params:
-        argv += ["--inner-param", name]
-    with tempfile.TemporaryFile("w+") as errors:
-        done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=errors, text=True, check=False)
-        errors.seek(0)
-        last = (errors.read().strip().splitlines() or ["nothing on standard error"])[-1]
-    if done.returncode != 0:
-        raise Misconfigured(f"the base model {folder} cannot be used: {last}")
+    chosen = [part for name in inner_params for part in ("--inner-param", name)]
+    files = ["--model", asked[0], "--suite", asked[1], "--text", asked[2], "--prior-text", asked[3]]
+    run_module("editors.prepare", *files, "--out", str(out), *chosen)
     return _prepared(folder, out)
 
 

@@ -1,0 +1,36 @@
+"""What a module in a process of its own says wrong comes home as the same error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.domain.errors import EngineFailed, WrongBase
+from pipeline.entrypoints.children import run_module
+
+
+def module(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> str:
+    (folder / "spoken.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return "spoken"
+
+
+def test_what_a_module_prints_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = module(tmp_path, monkeypatch, "import sys; print(sys.argv[1]); print('progress', file=sys.stderr)")
+    assert run_module(name, "hello") == "hello\n"
+
+
+def test_an_error_that_is_named_is_raised_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = module(tmp_path, monkeypatch, "import sys; print('progress', file=sys.stderr); sys.exit('WrongBase: no: x')")
+    with pytest.raises(WrongBase, match=r"^no: x$"):
+        run_module(name)
+
+
+@pytest.mark.parametrize("last", ["Traceback: of nothing we know", "annotations: x", "", "WrongBase"])
+def test_any_other_end_is_engine_failed_with_the_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    name = module(tmp_path, monkeypatch, f"import sys; sys.stderr.write({last!r}); sys.exit(3)")
+    with pytest.raises(EngineFailed, match="status 3"):
+        run_module(name)
