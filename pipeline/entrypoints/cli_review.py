@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.bootstrap import review_service, stores
-from pipeline.domain.approvals import Channel, Outcome
+from pipeline.domain.approvals import Channel, Decision, Outcome
 from pipeline.entrypoints.cli_edits import lineage_name
 from pipeline.entrypoints.console import (
     ExitCode,
@@ -70,15 +70,7 @@ def approve(
 
     Example: corrigenda approve head --reason "checked the report"
     """
-    settings = current_settings()
-    outcome = review_service(settings).approve(
-        lineage_name(stores(settings), lineage),
-        snapshot,
-        actor=cli_actor(),
-        channel=Channel.cli,
-        reason=reason,
-        expected_digest=digest,
-    )
+    outcome = _decided(Decision.approved, snapshot, lineage, reason, digest)
     _tell(outcome, f"approved snapshot {snapshot}; it is the champion", as_json=as_json)
 
 
@@ -93,15 +85,7 @@ def reject(
 
     Example: corrigenda reject head --reason "wrong source"
     """
-    settings = current_settings()
-    outcome = review_service(settings).reject(
-        lineage_name(stores(settings), lineage),
-        snapshot,
-        actor=cli_actor(),
-        channel=Channel.cli,
-        reason=reason,
-        expected_digest=digest,
-    )
+    outcome = _decided(Decision.rejected, snapshot, lineage, reason, digest)
     _tell(outcome, f"rejected snapshot {snapshot}; its edits are being taken out of the head", as_json=as_json)
 
 
@@ -134,11 +118,22 @@ def rollback(
 
     Example: corrigenda rollback 3 --reason "users complain about answers"
     """
-    settings = current_settings()
-    outcome = review_service(settings).roll_back(
-        lineage_name(stores(settings), lineage), snapshot, actor=cli_actor(), channel=Channel.cli, reason=reason
-    )
+    outcome = _decided(Decision.rolled_back, snapshot, lineage, reason, None)
     _tell(outcome, f"the champion is snapshot {snapshot} again; the lineage is held", as_json=as_json)
+
+
+def _decided(decision: Decision, snapshot: str, lineage: str | None, reason: str, digest: str | None) -> Outcome:
+    settings = current_settings()
+    name = lineage_name(stores(settings), lineage)
+    return review_service(settings).decide(
+        name,
+        snapshot,
+        decision,
+        actor=cli_actor(),
+        channel=Channel.cli,
+        reason=reason,
+        expected_digest=digest,
+    )
 
 
 def _tell(outcome: Outcome, done: str, *, as_json: bool) -> None:

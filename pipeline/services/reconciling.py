@@ -95,10 +95,10 @@ class RegistryReconciler:
         return found if found.snapshot_id == request.snapshot_id else None
 
     def _decide(self, lineage: str, request: RegistryRequest, snapshot: Snapshot) -> str:
-        decide = self._review.approve if request.decision == Decision.approved else self._review.reject
-        outcome = decide(
+        outcome = self._review.decide(
             lineage,
             snapshot.snapshot_id,
+            Decision(request.decision),
             actor=_actor(request),
             is_claimed=request.actor is not None,
             channel=Channel.registry,

@@ -25,10 +25,11 @@ class ReviewService:
         self._review = review
         self._history = history
 
-    def approve(
+    def decide(
         self,
         lineage: str,
         ref: str,
+        decision: Decision,
         *,
         actor: str,
         channel: Channel,
@@ -37,11 +38,15 @@ class ReviewService:
         expected_champion: str | None = AS_IT_IS,
         is_claimed: bool = False,
     ) -> Outcome:
-        """Approve a snapshot, and with it what it is built on; it becomes the champion.
+        """Carry out a decision about a snapshot, if it can be.
+
+        Approved, it becomes the champion, and what it is built on is approved too. Rejected, the head is made anew
+        without its edits. Rolled back to, it becomes the champion again at once and the lineage is held.
 
         Args:
             lineage: name of the lineage.
             ref: the snapshot's seq or id, or `head`.
+            decision: what was decided.
             actor: who decides, with the channel in front (`cli:anna`).
             channel: where the decision came in.
             reason: why, in the person's words.
@@ -52,65 +57,21 @@ class ReviewService:
         Raises:
             UnknownLineage, UnknownRecord: if there is no such snapshot.
         """
-        return self._decide(
-            lineage,
-            ref,
-            Decision.approved,
-            actor=actor,
-            channel=channel,
-            reason=reason,
-            expected_digest=expected_digest,
-            expected_champion=expected_champion,
-            is_claimed=is_claimed,
-        )
-
-    def reject(
-        self,
-        lineage: str,
-        ref: str,
-        *,
-        actor: str,
-        channel: Channel,
-        reason: str = "",
-        expected_digest: str | None = None,
-        expected_champion: str | None = AS_IT_IS,
-        is_claimed: bool = False,
-    ) -> Outcome:
-        """Reject a candidate: the head is rebuilt without its edits. Arguments as in `approve`."""
-        return self._decide(
-            lineage,
-            ref,
-            Decision.rejected,
-            actor=actor,
-            channel=channel,
-            reason=reason,
-            expected_digest=expected_digest,
-            expected_champion=expected_champion,
-            is_claimed=is_claimed,
-        )
-
-    def roll_back(
-        self,
-        lineage: str,
-        ref: str,
-        *,
-        actor: str,
-        channel: Channel,
-        reason: str = "",
-        expected_digest: str | None = None,
-        expected_champion: str | None = AS_IT_IS,
-    ) -> Outcome:
-        """Move the champion to an approved ancestor at once; the lineage is held. Arguments as in `approve`."""
-        return self._decide(
-            lineage,
-            ref,
-            Decision.rolled_back,
-            actor=actor,
-            channel=channel,
-            reason=reason,
-            expected_digest=expected_digest,
-            expected_champion=expected_champion,
-            is_claimed=False,
+        # The champion is read first: one that moves while the snapshot is looked up is then noticed.
+        champion = self._lineages.lineage(lineage).champion_id
+        snapshot = self._snapshots.snapshot(lineage, ref)
+        return self._review.decide(
+            Approval(
+                lineage=lineage,
+                snapshot_id=snapshot.snapshot_id,
+                snapshot_digest=_digest_seen(snapshot.digest, expected_digest),
+                champion_seen=champion if expected_champion == AS_IT_IS else expected_champion,
+                decision=decision,
+                actor=actor,
+                is_claimed=is_claimed,
+                reason=reason,
+                channel=channel,
+            )
         )
 
     def revert(self, lineage: str, refs: Sequence[str], *, actor: str, reason: str = "") -> tuple[str, ...]:
@@ -128,36 +89,6 @@ class ReviewService:
         """
         edit_ids = [str(self._history.edit(lineage, ref)["edit_id"]) for ref in refs]
         return self._review.request_revert(lineage, tuple(dict.fromkeys(edit_ids)), actor=actor, reason=reason)
-
-    def _decide(
-        self,
-        lineage: str,
-        ref: str,
-        decision: Decision,
-        *,
-        actor: str,
-        channel: Channel,
-        reason: str,
-        expected_digest: str | None,
-        expected_champion: str | None,
-        is_claimed: bool,
-    ) -> Outcome:
-        # The champion is read first: one that moves while the snapshot is looked up is then noticed.
-        champion = self._lineages.lineage(lineage).champion_id
-        snapshot = self._snapshots.snapshot(lineage, ref)
-        return self._review.decide(
-            Approval(
-                lineage=lineage,
-                snapshot_id=snapshot.snapshot_id,
-                snapshot_digest=_digest_seen(snapshot.digest, expected_digest),
-                champion_seen=champion if expected_champion == AS_IT_IS else expected_champion,
-                decision=decision,
-                actor=actor,
-                is_claimed=is_claimed,
-                reason=reason,
-                channel=channel,
-            )
-        )
 
 
 def _digest_seen(recorded: str, expected: str | None) -> str:

@@ -334,15 +334,21 @@ def test_a_broken_lineage_does_not_keep_the_others_waiting(world: World, monkeyp
 
 def test_an_approver_who_saw_another_champion_is_refused(world: World) -> None:
     world.make_champion(1)
-    outcome = world.review.approve(NAME, "2", actor="cli:anna", channel=Channel.cli, expected_champion=None)
+    outcome = world.review.decide(
+        NAME, "2", Decision.approved, actor="cli:anna", channel=Channel.cli, expected_champion=None
+    )
     assert not outcome.is_accepted
     assert "champion has moved" in outcome.reason
 
 
 def test_the_shown_part_of_a_digest_is_enough_and_a_wrong_one_is_refused(world: World) -> None:
     digest = world.books.entries[0].snapshot.digest
-    wrong = world.review.approve(NAME, "1", actor="cli:anna", channel=Channel.cli, expected_digest=digest[:11])
-    right = world.review.approve(NAME, "1", actor="cli:anna", channel=Channel.cli, expected_digest=digest[:12])
+    wrong = world.review.decide(
+        NAME, "1", Decision.approved, actor="cli:anna", channel=Channel.cli, expected_digest=digest[:11]
+    )
+    right = world.review.decide(
+        NAME, "1", Decision.approved, actor="cli:anna", channel=Channel.cli, expected_digest=digest[:12]
+    )
     assert (wrong.is_accepted, right.is_accepted) == (False, True)
 
 
