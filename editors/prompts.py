@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.domain.errors import InvalidInput
+
+KeyTokens = Literal["answer", "subject"]
+"""Which tokens of an edit are its rows: those that predict the target's, or the last one of the subject."""
 
 OPENERS = tuple(" \n\t([{<\"'\u201c\u2018\u00ab\u00bf\u00a1")
 """What a prompt can end with so that its target follows without a blank."""
@@ -26,6 +29,8 @@ class Encoded:
     """With the special tokens that the tokenizer puts in front; at least one token."""
     target_ids: tuple[int, ...]
     """At least one token."""
+    subject_end: int | None = None
+    """Place of the subject's last token in `prompt_ids`; None when no subject is known or it is not in the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +58,8 @@ class TargetBatch:
     """Position whose logits predict it."""
     target_N: Tensor
     """Its id."""
+    subject_B: Tensor
+    """Position of each sequence's last subject token; -1 where there is none."""
     prefix: Prefix | None = None
     """Set by `CausalModel.prefixed`: only the blocks from the first edited one on are run."""
 
@@ -60,6 +67,13 @@ class TargetBatch:
     def num_rows(self) -> int:
         """B."""
         return int(self.input_ids_BL.shape[0])
+
+    def keys(self, kind: KeyTokens) -> tuple[Tensor, Tensor]:
+        """Rows and positions, T each, of the tokens that are edit rows; rows are non-decreasing."""
+        if kind == "answer":
+            return self.row_N, self.position_N
+        row_T = (self.subject_B >= 0).nonzero()[:, 0]
+        return row_T, self.subject_B[row_T]
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> tuple[int, ...]:
@@ -70,8 +84,8 @@ def encode_prompt(tokenizer: Any, prompt: str) -> tuple[int, ...]:
     return tuple(ids) or (_start_id(tokenizer),)
 
 
-def encode_pair(tokenizer: Any, prompt: str, target: str) -> Encoded:
-    """Token ids of a prompt and of the target as it continues the prompt.
+def encode_pair(tokenizer: Any, prompt: str, target: str, subject: str | None = None) -> Encoded:
+    """Token ids of a prompt and of the target as it continues the prompt, and where the subject ends in it.
 
     Raises:
         InvalidInput: if the target has no token.
@@ -84,7 +98,19 @@ def encode_pair(tokenizer: Any, prompt: str, target: str) -> Encoded:
         target_ids = tuple(tokenizer(joined[len(prompt) :], add_special_tokens=False)["input_ids"])
     if not target_ids:
         raise InvalidInput(f"expected a target of at least one token, got {target!r:.80}")
-    return Encoded(prompt_ids=prompt_ids, target_ids=target_ids)
+    return Encoded(
+        prompt_ids=prompt_ids, target_ids=target_ids, subject_end=subject_end(tokenizer, prompt, subject)
+    )
+
+
+def subject_end(tokenizer: Any, prompt: str, subject: str | None) -> int | None:
+    """Place of the token that ends the subject's last occurrence in a prompt, if it occurs."""
+    start = prompt.rfind(subject) if subject else -1
+    if start < 0 or not subject:
+        return None
+    spans = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    end = start + len(subject)
+    return max(place for place, (first, last) in enumerate(spans) if first < end and last > first)
 
 
 def encode_chat(tokenizer: Any, prompt: str) -> tuple[int, ...]:
@@ -106,8 +132,13 @@ def pack(sequences: Sequence[Encoded], *, device: torch.device) -> TargetBatch:
         for offset, token in enumerate(item.target_ids)
     ]
     row_N, position_N, target_N = torch.tensor(places, device=device).unbind(dim=1)
+    ends = [-1 if item.subject_end is None else item.subject_end for item in sequences]
     return TargetBatch(
-        input_ids_BL=torch.tensor(padded, device=device), row_N=row_N, position_N=position_N, target_N=target_N
+        input_ids_BL=torch.tensor(padded, device=device),
+        row_N=row_N,
+        position_N=position_N,
+        target_N=target_N,
+        subject_B=torch.tensor(ends, device=device),
     )
 
 
