@@ -6,8 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 from pipeline.domain.edits import Edit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +70,15 @@ def retention_sample(active: Sequence[ActiveEdit], *, seed: str, size: int = 64)
         seed: the snapshot's id, so that anybody can draw the same sample again.
         size: how many at most.
     """
-    if len(active) <= size:
-        return tuple(held.edit for held in active)
+    return tuple(held.edit for held in stratified_sample(active, seed=seed, size=size))
+
+
+def stratified_sample(items: Sequence[T], *, seed: str, size: int) -> tuple[T, ...]:
+    """One item from each of `size` equal stretches of a list, in its order; all of a list that is no longer."""
+    if len(items) <= size:
+        return tuple(items)
+    if size < 1:
+        return ()
     draw = random.Random(seed)  # noqa: S311 - reproducible by design, no secret
-    bounds = [round(index * len(active) / size) for index in range(size + 1)]
-    return tuple(active[draw.randrange(low, high)].edit for low, high in pairwise(bounds))
+    bounds = [round(index * len(items) / size) for index in range(size + 1)]
+    return tuple(items[draw.randrange(low, high)] for low, high in pairwise(bounds))

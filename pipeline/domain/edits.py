@@ -40,7 +40,7 @@ class EditRequest:
     relation: str | None = None
     """The relation that is corrected; with the subject it names the fact."""
     rephrases: tuple[str, ...] = ()
-    """Other stems with the same answer; probes, never edit rows."""
+    """Other stems with the same answer; each is a probe or an edit row, never both: see `row_rephrases`."""
     locality: tuple[Probe, ...] = ()
     """Neighbours whose answers must stay."""
     portability: tuple[Probe, ...] = ()
@@ -63,6 +63,23 @@ class EditRequest:
     def payload_digest(self) -> str:
         """SHA-256 of everything the producer said; a repeated id must repeat it."""
         return sha256_json(self.as_json())
+
+    def row_rephrases(self, limit: int) -> tuple[str, ...]:
+        """The rephrases that an editor may use as edit rows: at most `limit`, and never the first, which is the probe."""
+        return self._distinct_rephrases()[1 : 1 + limit]
+
+    def unseen_rephrases(self, limit: int) -> tuple[str, ...]:
+        """The rephrases that generalization is measured on when an editor uses up to `limit` of them as edit rows."""
+        distinct = self._distinct_rephrases()
+        return distinct[:1] + distinct[1 + limit :]
+
+    def _distinct_rephrases(self) -> tuple[str, ...]:
+        """The rephrases in order, each wording once and the prompt's own left out: those would be seen and asked."""
+        worded: dict[str, str] = {}
+        for text in self.rephrases:
+            worded.setdefault(normalised(text), text)
+        worded.pop(normalised(self.prompt), None)
+        return tuple(worded.values())
 
     def as_json(self) -> dict[str, Any]:
         """The request as a JSON object, in the field names of the wire."""

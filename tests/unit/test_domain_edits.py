@@ -41,6 +41,21 @@ def test_the_payload_digest_changes_with_the_target() -> None:
     assert make_request("a", target_new="Perth").payload_digest != make_request("a").payload_digest
 
 
+def test_the_first_rephrase_is_a_probe_and_no_rephrase_is_both_probe_and_edit_row() -> None:
+    request = make_request("a", prompt="X is", rephrases=("first", "second", "FIRST", "x  IS", "third", "fourth"))
+    assert request.row_rephrases(0) == ()
+    assert request.unseen_rephrases(0) == ("first", "second", "third", "fourth")
+    assert request.row_rephrases(2) == ("second", "third")
+    assert request.unseen_rephrases(2) == ("first", "fourth")
+    assert request.row_rephrases(9) == ("second", "third", "fourth")
+    assert request.unseen_rephrases(9) == ("first",)
+
+
+def test_a_rephrase_that_is_the_prompt_in_other_letters_is_neither() -> None:
+    request = make_request("a", prompt="X is", rephrases=("X  IS",))
+    assert request.row_rephrases(1) == request.unseen_rephrases(1) == ()
+
+
 def test_an_active_edit_of_the_same_fact_is_displaced() -> None:
     new = make_edit("new", prompt="The capital is")
     held = [make_active("old", prompt="the  capital is"), make_active("unrelated")]
