@@ -44,7 +44,7 @@ class Ledger:
     ) -> None:
         self.prior = prior
         self.strength = strength
-        self.batches = tuple(batch for batch in batches if batch.ranges)
+        self.batches = tuple(batch for batch in batches if batch.edit_ids)
         self.ridge = dict(ridge or {})
         self._sums = _Sums(prior, strength, self.batches)
 
@@ -124,9 +124,9 @@ class Ledger:
         """Take a kept candidate's rows in and the removed edits' rows out."""
         staying = set(self.edit_ids) - set(removed_ids)
         if removed_ids:
-            self.batches = tuple(batch for held in self.batches if (batch := held.only(staying)).ranges)
+            self.batches = tuple(batch for held in self.batches if (batch := held.only(staying)).edit_ids)
             self._sums = _Sums(self.prior, self.strength, self.batches)
-        if rows.ranges:
+        if rows.edit_ids:
             self.batches = (*self.batches, rows)
             self._sums = self._sums.extended(rows)
         self.ridge = dict(rows.ridge) if self.batches else {}

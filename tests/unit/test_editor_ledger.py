@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from editors.ledger import Ledger
+from editors.prior import Prior
 from editors.rows import EditRows
 from pipeline.domain.errors import IntegrityBroken, UnknownRecord
 from pipeline.domain.trials import FileRef, LedgerRows
@@ -97,3 +99,48 @@ def test_rows_that_a_file_does_not_have_are_noticed(tmp_path: Path) -> None:
         Ledger.from_files(FileRef(path=str(prior), digest=digest), [wanted], strength=1.0)
     with pytest.raises(IntegrityBroken, match="digest"):
         Ledger.from_files(FileRef(path=str(prior), digest="0" * 64), [], strength=1.0)
+
+
+def rows_by_parameter() -> EditRows:
+    """Edits `a` and `b`, whose rows differ in number between two parameters; `b` has none in the first."""
+    first, second = random_rows(5, {"a": 2, "b": 0}), random_rows(6, {"a": 1, "b": 3}, width=7)
+    return EditRows(
+        keys={"first": first.keys[NAME], "second": second.keys[NAME]},
+        targets={"first": first.targets[NAME], "second": second.targets[NAME]},
+        ranges={"first": first.ranges_of(NAME), "second": second.ranges_of(NAME)},
+        ridge={"first": 0.3, "second": 0.4},
+    )
+
+
+def test_parameters_may_have_other_rows_of_the_same_edits(tmp_path: Path) -> None:
+    rows = rows_by_parameter()
+    assert rows.edit_ids == ("a", "b")
+    assert rows.num_rows == 4
+    only = rows.only({"b"})
+    assert only.ranges_of("first") == (("b", 0, 0),)
+    assert only.ranges_of("second") == (("b", 0, 3),)
+    assert torch.equal(only.keys["second"], rows.keys["second"][1:])
+    assert only.targets["first"].shape == (0, 5)
+    digest = rows.save(tmp_path / "1")
+    again = EditRows.load(tmp_path / "1", digest)
+    assert again.ranges == rows.ranges
+    assert again.save(tmp_path / "2") == digest
+
+
+def test_an_edit_without_rows_in_one_parameter_can_leave_the_ledger() -> None:
+    moments = {name: random_prior(width, name).moments[name] for name, width in (("first", 12), ("second", 7))}
+    ledger = Ledger(Prior(moments=moments, num_tokens=48), strength=10.0)
+    ledger.commit(rows_by_parameter())
+    without = ledger.without(["b"])
+    assert without.edit_ids == ("a",)
+    assert torch.equal(without.whole_shift("first"), ledger.whole_shift("first"))
+    assert not torch.equal(without.whole_shift("second"), ledger.whole_shift("second"))
+
+
+def test_ranges_that_do_not_cover_the_rows_are_noticed(tmp_path: Path) -> None:
+    rows = random_rows(1, {"a": 2, "b": 1})
+    for place, wrong in enumerate([(("a", 0, 2),), (("a", 0, 2), ("b", 1, 3)), {"elsewhere": rows.ranges_of(NAME)}]):
+        path = tmp_path / str(place)
+        digest = replace(rows, ranges=wrong).save(path)
+        with pytest.raises(IntegrityBroken, match="expected row"):
+            EditRows.load(path, digest)
