@@ -1,118 +1,110 @@
-"""Measures an editor on a stream of edits to a fresh base: `python -m editors.evaluation --help`. Needs no service.
+"""Measures editors on edits to a fresh base: `python -m editors.evaluation --help`. Needs no service.
 
-Batches are applied one after the other as a lineage would, a later correction of a fact taking the earlier one out.
-Definitions are those of `stream_metrics`.
+The figures are defined in `edit_figures` and `stream_metrics`, the protocols in `protocols`. The same command gives
+the same figures; what differs between two runs is under `cost`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from editors.base import Editor
-from editors.datasets import latest_of_each_fact, read_edits, read_text
-from editors.deltas import PlainWeights
-from editors.families import CausalModel
-from editors.ledger import Ledger
+from editors.datasets import read_edits, read_text
+from editors.edit_probes import EditProbes
 from editors.loading import load_base
 from editors.prior import measure_prior
+from editors.protocols import Course, Protocol
 from editors.selection import editor_for
-from editors.stream_metrics import StreamProbes
-from pipeline.domain.edits import Edit
-from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.errors import CorrigendaError, Misconfigured
 from pipeline.domain.trials import EditorSettings
 
 FACTS = Path(__file__).resolve().parents[1] / "infra" / "local" / "facts"
 """Where the project's own plain texts are in a checkout."""
-
-
-class Stream:
-    """A base that takes batches of edits, and who is active in it."""
-
-    def __init__(self, model: CausalModel, editor: Editor, ledger: Ledger, *, removes: bool) -> None:
-        self._model, self._editor, self._ledger, self._removes = model, editor, ledger, removes
-        self._weights = PlainWeights(model.module, model.inner)
-        self.active: dict[str, Edit] = {}
-        self.seconds = 0.0
-
-    def take(self, batch: Sequence[Edit]) -> dict[str, Any]:
-        """Edit, apply and remember a batch; returns what a progress line shows."""
-        began = time.perf_counter()
-        held = {edit.request.conflict_key: edit.edit_id for edit in self.active.values()}
-        gone = [held[edit.request.conflict_key] for edit in batch if edit.request.conflict_key in held]
-        removed = gone if self._removes else []
-        result = self._editor.edit(self._model, self._weights, self._ledger, batch, removed)
-        self._weights.apply(result.delta)
-        self._ledger.commit(result.rows, result.removed_ids)
-        seconds = time.perf_counter() - began
-        self.seconds += seconds
-        self.active = {i: edit for i, edit in self.active.items() if i not in gone}
-        self.active |= {edit.edit_id: edit for edit in batch}
-        return {"passes": result.num_passes, "superseded": len(gone), "seconds": round(seconds, 2)}
+NOT_CONSTANTS = ("solver", "transform", "inner_params", "batch_size", "rephrase_rows")
+"""Settings that have no flag of their own, or one that is named below."""
+CONSTANTS = {f.name: type(f.default) for f in fields(EditorSettings) if f.name not in NOT_CONSTANTS}
+"""Settings that a flag of the same name changes, and their types."""
 
 
 def evaluate(given: argparse.Namespace) -> dict[str, Any]:
-    """Run the stream and return the figures.
+    """Put every solver through the same course and return the figures.
 
     Raises:
         CorrigendaError: if an input cannot be used or the editor fails.
     """
-    settings = _settings(given)
-    editor = editor_for(settings)
+    contestants = {name: _settings(given, name) for name in given.solver.split(",")}
+    editors = {name: editor_for(settings) for name, settings in contestants.items()}
+    protocol = _protocol(given)
     edits = read_edits(given.data, limit=given.edits)
     text, prior_lines = read_text(given.text), read_text(given.prior_text).splitlines()
     _say(f"{len(edits)} edits; loading {given.model}")
-    model = load_base(given.model, settings.inner_params)
+    model = load_base(given.model, tuple(given.inner_param))
     _say("measuring the base")
-    ledger = Ledger(measure_prior(model, prior_lines), strength=settings.prior_strength)
-    probes = StreamProbes.of_base(model, edits, text, num_rephrases=given.rephrases)
-    stream = Stream(model, editor, ledger, removes=settings.solver == "recursive")
-    checkpoints, applied = [], 0
-    first_ids: tuple[str, ...] = ()
-    for start in range(0, len(edits), given.batch):
-        batch = latest_of_each_fact(edits[start : start + given.batch])
-        shown = stream.take(batch)
-        applied = min(start + given.batch, len(edits))
-        first_ids = first_ids or tuple(edit.edit_id for edit in batch)
-        _say(f"{applied}/{len(edits)} edits  {shown}")
-        every = given.checkpoint_every
-        if applied == len(edits) or (every and applied // every > start // every):
-            figures = probes.measure(model, list(stream.active.values()), first_ids)
-            checkpoints.append({"edits": applied, **figures, "seconds_per_edit": stream.seconds / applied})
-            _say(json.dumps({key: value for key, value in checkpoints[-1].items() if not isinstance(value, dict)}))
-    described = asdict(replace(settings, inner_params=model.inner_param_names))
-    inputs = {"data": str(given.data), "model": str(given.model), "batch": given.batch, "base": probes.base_figures}
-    return {"settings": described, **inputs, **checkpoints[-1], "checkpoints": checkpoints}
+    prior = measure_prior(model, prior_lines)
+    probes = EditProbes(model, edits, text, num_rephrases=given.rephrases, num_rows=given.rephrase_rows)
+    found = {}
+    for name, settings in contestants.items():
+
+        def tell(what: str, done: int, figures: dict[str, Any] | None, name: str = name) -> None:
+            shown = {key: value for key, value in (figures or {}).items() if isinstance(value, float)}
+            _say(f"{name}: {what}, {done}/{len(edits)} edits  {json.dumps(shown) if shown else ''}".rstrip())
+
+        course = Course(model=model, prior=prior, probes=probes, edits=edits, protocol=protocol, tell=tell)
+        described = asdict(replace(settings, inner_params=model.inner_param_names))
+        found[name] = {"settings": described} | course.run(editors[name], settings)
+    inputs = {"data": str(given.data), "model": str(given.model), "edits": len(edits), "rephrases": given.rephrases}
+    inputs["rephrase_rows"] = given.rephrase_rows
+    base = {"perplexity": probes.perplexity}
+    return {"inputs": inputs, "protocol": asdict(protocol), "base": base, "solvers": found}
 
 
-def _settings(given: argparse.Namespace) -> EditorSettings:
-    names = ("solver", "prior_strength", "ridge", "step", "rest", "num_passes")
-    chosen = {name: value for name in names if (value := getattr(given, name)) is not None}
-    return replace(EditorSettings(), inner_params=tuple(given.inner_param), batch_size=given.batch, **chosen)
+def _protocol(given: argparse.Namespace) -> Protocol:
+    return Protocol(
+        kind=given.protocol,
+        batch=1 if given.protocol == "single" else given.batch,
+        checkpoint_every=given.checkpoint_every,
+        sample=given.sample,
+        free_sample=given.free_sample,
+        seed=given.seed,
+    )
+
+
+def _settings(given: argparse.Namespace, solver: str) -> EditorSettings:
+    chosen = {name: value for name in CONSTANTS if (value := getattr(given, name)) is not None}
+    if given.rephrase_rows:
+        if "rephrase_rows" not in {field.name for field in fields(EditorSettings)}:
+            raise Misconfigured("expected an editor that takes rephrases as edit rows, got one that does not yet")
+        chosen["rephrase_rows"] = given.rephrase_rows
+    inner_params = tuple(given.inner_param)
+    return replace(EditorSettings(), solver=solver, inner_params=inner_params, batch_size=given.batch, **chosen)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m editors.evaluation", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="our JSONL, or CounterFact with paraphrases")
     parser.add_argument("--edits", type=_positive, required=True, help="how many rows from the top")
-    parser.add_argument("--batch", type=_positive, default=32, help="edits a batch")
+    parser.add_argument("--batch", type=_positive, default=32, help="edits a batch of a stream")
+    parser.add_argument("--protocol", choices=("stream", "single"), default="stream", help="see editors.protocols")
     parser.add_argument("--model", type=Path, required=True, help="folder of the base")
     parser.add_argument("--json", required=True, help="file for the figures; - prints them")
-    parser.add_argument("--checkpoint-every", type=_positive, help="also measure every so many edits")
-    parser.add_argument("--rephrases", type=int, default=1, help="rephrases of each edit that are measured")
+    parser.add_argument("--solver", default="recursive", help="one or more, with commas: recursive,least_squares,sum")
+    parser.add_argument("--checkpoint-every", type=int, help="edits between checkpoints; about powers of two if absent")
+    parser.add_argument("--sample", type=_positive, default=512, help="active edits asked at a checkpoint on the way")
+    parser.add_argument("--free-sample", type=int, default=256, help="edits that are also asked freely")
+    parser.add_argument("--rephrases", type=int, default=1, help="unseen rephrases of each edit that are measured")
+    parser.add_argument("--rephrase-rows", type=int, default=0, help="rephrases after the first that are edit rows")
+    parser.add_argument("--seed", type=int, default=0, help="of every sample")
     parser.add_argument("--text", type=Path, default=FACTS / "perplexity.txt", help="plain text for drawdown")
     parser.add_argument("--prior-text", type=Path, default=FACTS / "prior.txt", help="other plain text, for the prior")
     parser.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
-    parser.add_argument("--solver", help="recursive (default), least_squares or sum")
-    for name in ("prior-strength", "ridge", "step", "rest"):
-        parser.add_argument(f"--{name}", type=float, help="see EditorSettings")
-    parser.add_argument("--num-passes", type=_positive, help="most passes over a batch")
+    for name, kind in CONSTANTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="see EditorSettings")
     return parser
 
 
@@ -127,11 +119,20 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _finite(value: Any) -> Any:
+    """The figures with None where a number cannot be written down."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the figures as JSON; one sentence on standard error and exit status 1 when an input cannot be used."""
     given = _parser().parse_args(arguments)
     try:
-        text = json.dumps(evaluate(given), indent=2, allow_nan=False)
+        text = json.dumps(_finite(evaluate(given)), indent=2, allow_nan=False)
         if given.json == "-":
             print(text)
         else:

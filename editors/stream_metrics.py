@@ -1,115 +1,89 @@
-"""Knows the figures of a stream of edits: what `corrigenda evaluate` reports. Knows no ledger and no solver.
+"""Knows the figures of a model in the middle of a stream: averages over its active edits, and what time did to them.
 
-`edit_success` and `generalization` (rephrases, none of which is an edit row) are over all active edits, teacher-forced,
-and under `greedy` the same by free generation. `locality_unchanged` is the share of the edits' own neighbours whose
-every argmax along the base's continuation is the base's; `locality_kl` the mean KL from the base there, nats.
-`retention_first_batch` is the success of the first batch's edits that are still active; `drawdown` is the perplexity of
-plain text over the base's, minus 1.
+`retention` is the `edit_success` of the active edits that are older than the last batch; `retention_first_batch` that
+of the first batch, `retention_first_tenth` that of the first tenth of the edits so far, and `retention_deciles` of each
+tenth of them, oldest first. `drawdown` is the perplexity of plain text over the base's, minus 1.
+A stream that has become long is measured on a sample of its active edits, one from each of as many equal ages.
 """
 
 from __future__ import annotations
 
-import resource
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-from editors.baseline import build_baseline, own_answers, text_perplexity
-from editors.families import CausalModel
-from editors.free_answers import free_answers
-from editors.metrics import score_pairs
-from editors.prompts import Encoded
-from editors.scoring import Prepared, Reading, compared, readings
+from editors.edit_figures import EditFigures, averaged
+from editors.edit_probes import EditProbes
+from pipeline.domain.batches import stratified_sample
 from pipeline.domain.edits import Edit
 from pipeline.domain.measurements import share
 
-NUM_WINDOWS = 24
-"""Windows of plain text (128 tokens each) that drawdown is measured on."""
+NUM_AGES = 10
+"""Parts of a stream, by age, whose retention is told apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StreamProbes:
-    """What is asked at every checkpoint, with the base's answers."""
+class SampleSizes:
+    """How many active edits are asked at a checkpoint; each sample is part of the one before it."""
 
-    neighbours: dict[str, tuple[tuple[Encoded, Reading], ...]]
-    """Edit id -> its locality probes along the base's continuations, and the base's readings."""
-    text: Prepared
-    """Windows of plain text."""
-    perplexity: float
-    """Of the base."""
-    num_rephrases: int
-    """Rephrases of each edit that are measured."""
+    forced: int | None
+    """Teacher-forced; all if None."""
+    preferring: int
+    """Whose targets are compared with the true ones."""
+    free: int
+    """Asked freely."""
 
-    @classmethod
-    def of_base(cls, model: CausalModel, edits: Sequence[Edit], text: str, *, num_rephrases: int) -> Self:
-        """Ask the base, whose weights are loaded now."""
-        baseline = build_baseline(model, (), text, num_windows=NUM_WINDOWS)
-        sequences = own_answers(model, [probe for edit in edits for probe in edit.request.locality])
-        pairs = iter(zip(sequences, readings(model, list(model.chunked(sequences))), strict=True))
-        return cls(
-            neighbours={edit.edit_id: tuple(next(pairs) for _ in edit.request.locality) for edit in edits},
-            text=baseline.prepared_text(model),
-            perplexity=baseline.perplexity,
-            num_rephrases=num_rephrases,
-        )
-
-    @property
-    def base_figures(self) -> dict[str, Any]:
-        """What the base itself says."""
-        return {"perplexity": self.perplexity}
-
-    def measure(self, model: CausalModel, active: Sequence[Edit], first_ids: Sequence[str]) -> dict[str, Any]:
-        """The figures of the model as it is now.
-
-        Args:
-            model: edited.
-            active: the edits that should hold.
-            first_ids: the edits of the first batch.
-        """
-        rephrased = [_asking(edit, text) for edit in active for text in edit.request.rephrases[: self.num_rephrases]]
-        forced, free = _forced(model, active), _free(model, active)
-        first = {place for place, edit in enumerate(active) if edit.edit_id in set(first_ids)}
-        perplexity = text_perplexity(model, self.text)
-        return {
-            "edit_success": share(forced),
-            "generalization": share(_forced(model, rephrased)),
-            **self._locality(model, active),
-            "retention_first_batch": share(flag for place, flag in enumerate(forced) if place in first),
-            "drawdown": perplexity / self.perplexity - 1,
-            "peak_rss_bytes": _peak_rss_bytes(),
-            "active": len(active),
-            "greedy": {
-                "edit_success": share(free),
-                "generalization": share(_free(model, rephrased)),
-                "retention_first_batch": share(flag for place, flag in enumerate(free) if place in first),
-            },
-        }
-
-    def _locality(self, model: CausalModel, active: Sequence[Edit]) -> dict[str, float | None]:
-        asked = [pair for edit in active for pair in self.neighbours[edit.edit_id]]
-        prepared = list(model.chunked([sequence for sequence, _ in asked]))
-        _, [changes] = compared(model, prepared, [[reading for _, reading in asked]])
-        return {
-            "locality_unchanged": share(change.is_unchanged for change in changes),
-            "locality_kl": sum(change.kl for change in changes) / len(changes) if changes else None,
-        }
+    def chosen(self, active: Sequence[Edit], *, seed: str) -> tuple[tuple[Edit, ...], set[str], set[str]]:
+        """The edits to ask, oldest first; of these, the ids of those to compare and of those to ask freely."""
+        asked = tuple(active) if self.forced is None else stratified_sample(active, seed=seed, size=self.forced)
+        compared = stratified_sample(asked, seed=f"{seed} preferring", size=self.preferring)
+        free = stratified_sample(compared, seed=f"{seed} free", size=self.free)
+        return asked, {edit.edit_id for edit in compared}, {edit.edit_id for edit in free}
 
 
-def _asking(edit: Edit, prompt: str) -> Edit:
-    return replace(edit, request=replace(edit.request, prompt=prompt))
+def stream_figures(
+    probes: EditProbes, history: Sequence[Sequence[Edit]], active: Sequence[Edit], *, sizes: SampleSizes, seed: str
+) -> dict[str, Any]:
+    """The figures of the model as it is now.
+
+    Args:
+        probes: ask the model.
+        history: the batches that were applied, in order.
+        active: the edits that should hold, oldest first.
+        sizes: how many of them are asked.
+        seed: of the samples.
+    """
+    asked, preferring, free = sizes.chosen(active, seed=seed)
+    figures = probes.ask(asked, preferring=preferring, free=free)
+    in_sample = {edit.edit_id for edit in asked}
+    missing = {edit.edit_id for edit in history[0]} - in_sample
+    first = [edit for edit in active if edit.edit_id in missing]
+    return averaged(figures) | retention(figures, probes.ask(first), history) | {"drawdown": probes.drawdown()}
 
 
-def _forced(model: CausalModel, edits: Sequence[Edit]) -> list[bool]:
-    pairs = [(edit.request.prompt, edit.request.target_new) for edit in edits]
-    return [score.is_hit for score in score_pairs(model, pairs)]
+def retention(
+    figures: Sequence[EditFigures], others: Sequence[EditFigures], history: Sequence[Sequence[Edit]]
+) -> dict[str, Any]:
+    """How edits of different ages hold.
+
+    Args:
+        figures: of the sample.
+        others: of edits of the first batch that are not in the sample.
+        history: the batches that were applied, in order.
+    """
+    order = [edit.edit_id for batch in history for edit in batch]
+    bounds = [round(len(order) * age / NUM_AGES) for age in range(NUM_AGES + 1)]
+    ages = [set(order[low:high]) for low, high in pairwise(bounds)]
+    deciles = [_success(figures, age) for age in ages]
+    last, first = ({edit.edit_id for edit in history[place]} for place in (-1, 0))
+    return {
+        "retention": _success(figures, set(order) - last),
+        "retention_first_batch": _success([*figures, *others], first),
+        "retention_first_tenth": deciles[0],
+        "retention_deciles": deciles,
+    }
 
 
-def _free(model: CausalModel, edits: Sequence[Edit], *, batch: int = 64) -> list[bool]:
-    parts = [edits[start : start + batch] for start in range(0, len(edits), batch)]
-    return [is_confirmed for part in parts for _, is_confirmed, _ in free_answers(model, part, num_chat=0)]
-
-
-def _peak_rss_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _success(figures: Sequence[EditFigures], edit_ids: Collection[str]) -> float | None:
+    return share(item.own.is_success for item in figures if item.edit_id in edit_ids)

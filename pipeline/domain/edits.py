@@ -65,7 +65,7 @@ class EditRequest:
         return sha256_json(self.as_json())
 
     def row_rephrases(self, limit: int) -> tuple[str, ...]:
-        """The rephrases that an editor may use as edit rows: at most `limit`, and never the first, which is the probe."""
+        """The rephrases that an editor may use as edit rows: at most `limit`, never the first, which is the probe."""
         return self._distinct_rephrases()[1 : 1 + limit]
 
     def unseen_rephrases(self, limit: int) -> tuple[str, ...]:

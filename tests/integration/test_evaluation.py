@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -94,26 +95,74 @@ def test_known_answers_need_no_torch(files: Path) -> None:
 
 def test_a_stream_is_evaluated_and_a_later_correction_replaces_an_earlier(files: Path) -> None:
     assert evaluate(evaluate_arguments(files, checkpoint_every="4")) == 0
-    found = json.loads((files / "out.json").read_text())
+    found = json.loads((files / "out.json").read_text())["solvers"]["recursive"]
     assert [point["edits"] for point in found["checkpoints"]] == [4, 6]
     assert found["active"] == 5
     assert found["edit_success"] == 1.0
     assert found["greedy"]["edit_success"] > 0  # a random model rarely stops after its answer
     for name in ("generalization", "locality_unchanged", "retention_first_batch"):
         assert 0 <= found[name] <= 1
+    assert found["retention_first_tenth"] is None  # it was the one edit that has been replaced
     assert found["locality_kl"] > 0
     assert found["drawdown"] != 0
-    assert found["seconds_per_edit"] > 0
-    assert found["peak_rss_bytes"] > 10**6
+    assert found["cost"]["seconds_per_edit"] > 0
     assert found["settings"]["solver"] == "recursive"
+
+
+def test_single_edits_start_from_the_unedited_base_and_leave_it_so(files: Path) -> None:
+    assert evaluate(evaluate_arguments(files, protocol="single", edits="5")) == 0
+    together = json.loads((files / "out.json").read_text())["solvers"]["recursive"]
+    assert (together["edits"], together["measured"]["edits"], together["measured"]["drawdown"]) == (5, 5, 5)
+    rows = (files / "edits.jsonl").read_text().splitlines()
+    alone = []
+    for row in rows[:5]:
+        (files / "one.jsonl").write_text(row)
+        assert evaluate(evaluate_arguments(files, data=str(files / "one.jsonl"), edits="1")) == 0
+        alone.append(json.loads((files / "out.json").read_text())["solvers"]["recursive"])
+    for name in ("edit_success", "locality_kl", "drawdown", "token_fraction"):
+        assert together[name] == pytest.approx(fmean(figures[name] for figures in alone), rel=1e-4)
+
+
+@pytest.mark.parametrize("protocol", ["stream", "single"])
+def test_the_same_command_gives_the_same_figures(protocol: str, files: Path) -> None:
+    found = []
+    for _ in range(2):
+        arguments = evaluate_arguments(files, protocol=protocol, sample="3", free_sample="2", solver="recursive,sum")
+        assert evaluate(arguments) == 0
+        found.append(without_cost(json.loads((files / "out.json").read_text())))
+    assert found[0] == found[1]
+    assert list(found[0]["solvers"]) == ["recursive", "sum"]
+
+
+def without_cost(figures: Any) -> Any:
+    """Figures without what differs between two runs of the same command."""
+    if isinstance(figures, dict):
+        return {key: without_cost(value) for key, value in figures.items() if key != "cost"}
+    return [without_cost(item) for item in figures] if isinstance(figures, list) else figures
+
+
+def test_a_second_solver_starts_from_the_unedited_base(files: Path) -> None:
+    assert evaluate(evaluate_arguments(files, solver="sum,least_squares")) == 0
+    both = json.loads((files / "out.json").read_text())["solvers"]
+    assert evaluate(evaluate_arguments(files, solver="least_squares")) == 0
+    alone = json.loads((files / "out.json").read_text())["solvers"]
+    assert both["least_squares"]["locality_kl"] == pytest.approx(alone["least_squares"]["locality_kl"], rel=1e-4)
+
+
+def test_on_the_way_a_sample_is_measured_and_at_the_end_every_edit(files: Path) -> None:
+    assert evaluate(evaluate_arguments(files, sample="3", free_sample="4")) == 0
+    found = json.loads((files / "out.json").read_text())["solvers"]["recursive"]["checkpoints"]
+    assert [point["edits"] for point in found] == [2, 4, 6]
+    assert [point["measured"]["edits"] for point in found] == [2, 3, 5]
+    assert [point["measured"]["greedy"] for point in found] == [1, 1, 3]
 
 
 @pytest.mark.parametrize("solver", ["least_squares", "sum"])
 def test_other_solvers_are_evaluated_too(solver: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(evaluate_arguments(files, solver=solver, json="-", edits="2")) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["settings"]["solver"] == solver
-    assert found["edits"] == 2
+    assert found["solvers"][solver]["settings"]["solver"] == solver
+    assert found["inputs"]["edits"] == 2
 
 
 @pytest.mark.parametrize(
