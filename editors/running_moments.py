@@ -1,0 +1,59 @@
+"""Knows the mean and the biased standard deviation of rows seen so far, and keeps them in a checkpoint.
+
+Does not know what the rows are. Batches are merged by the formula of Chan, Golub and LeVeque; sums are fp64.
+
+Legend: T rows of a batch, D width, S separate statistics.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+EPSILON = 1e-7
+"""Added to a standard deviation before dividing by it, as in MEND."""
+
+
+class RunningMoments(nn.Module):
+    """Mean and spread of rows, in buffers that travel with the checkpoint.
+
+    Args:
+        width: D.
+        num_statistics: S, how many kinds of rows are told apart.
+    """
+
+    num_seen_S: Tensor
+    mean_SD: Tensor
+    squares_SD: Tensor
+
+    def __init__(self, width: int, num_statistics: int = 1) -> None:
+        super().__init__()
+        self.register_buffer("num_seen_S", torch.zeros(num_statistics, dtype=torch.int64))
+        self.register_buffer("mean_SD", torch.zeros(num_statistics, width, dtype=torch.float64))
+        self.register_buffer("squares_SD", torch.zeros(num_statistics, width, dtype=torch.float64))
+
+    @torch.no_grad()
+    def observe(self, rows_TD: Tensor, kind: int = 0) -> None:
+        """Take a batch of rows in; rows that are not finite are left out."""
+        rows_TD = rows_TD[torch.isfinite(rows_TD).all(dim=1)].double()
+        added, seen = len(rows_TD), int(self.num_seen_S[kind])
+        if not added:
+            return
+        mean_D = rows_TD.mean(dim=0)
+        step_D = mean_D - self.mean_SD[kind]
+        self.squares_SD[kind] += (rows_TD - mean_D).square().sum(dim=0)
+        self.squares_SD[kind] += step_D.square() * (seen * added / (seen + added))
+        self.mean_SD[kind] += step_D * (added / (seen + added))
+        self.num_seen_S[kind] += added
+
+    def std(self, kind: int = 0) -> Tensor:
+        """Biased standard deviation, D, fp64; ones while there are not two rows to tell it from."""
+        seen = int(self.num_seen_S[kind])
+        return (self.squares_SD[kind] / seen).sqrt() if seen > 1 else torch.ones_like(self.mean_SD[kind])
+
+    def normalised(self, rows_TD: Tensor, kind: int = 0) -> Tensor:
+        """`(x - mean) / (std + 1e-7)`, in the dtype of the rows; the rows themselves while nothing was seen."""
+        if int(self.num_seen_S[kind]) < 2:
+            return rows_TD
+        mean_D, std_D = self.mean_SD[kind].to(rows_TD.dtype), self.std(kind).to(rows_TD.dtype)
+        return (rows_TD - mean_D) / (std_D + EPSILON)
