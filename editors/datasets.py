@@ -1,7 +1,7 @@
 """Knows the files that edits and suites come in. Knows no model.
 
-Edits: our own wire format, one JSON object a line (`lineage`, `request_id` and `occurred_at` may be left out), or
-CounterFact joined with paraphrases. Which it is, each line shows by its fields.
+Edits: our own wire format (`lineage`, `request_id` and `occurred_at` may be left out) or one of those of the literature
+(see `importers`), one JSON object a line or all in one JSON list. Which it is, each object shows by its fields.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from editors.importers import as_wire
 from pipeline.domain.edits import Edit, EditRequest, Probe
 from pipeline.domain.errors import InvalidMessage, Misconfigured
 from pipeline.domain.trials import SuiteProbe
@@ -30,15 +31,20 @@ def read_edits(path: Path, *, limit: int | None = None) -> list[Edit]:
         Misconfigured: if the file cannot be read, a line is no edit, or there is none.
     """
     edits = []
-    for number, document in islice(_objects(path), limit):
+    for number, (where, document) in enumerate(islice(_objects(path), limit), start=1):
         try:
-            request = parse_object(_as_wire(document, number))
+            request = parse_object(_complete(as_wire(document), number))
         except InvalidMessage as error:
-            raise Misconfigured(f"expected an edit in line {number} of {path}, got one with {error}") from error
+            raise Misconfigured(f"expected an edit in {where}, got one with {error}") from error
         edits.append(Edit(edit_id=f"{number:06d}", request=request))
     if not edits:
         raise Misconfigured(f"expected at least one edit in {path}, got none")
     return edits
+
+
+def _complete(wire: dict[str, Any], number: int) -> dict[str, Any]:
+    """With what a line may leave out."""
+    return {"lineage": LINEAGE, "request_id": f"line-{number}", "occurred_at": NO_TIME} | wire
 
 
 def read_suite(path: Path) -> list[SuiteProbe]:
@@ -48,9 +54,9 @@ def read_suite(path: Path) -> list[SuiteProbe]:
         Misconfigured: if the file cannot be read or a line is no probe.
     """
     suite = []
-    for number, item in _objects(path):
+    for where, item in _objects(path):
         if not isinstance(item.get("prompt"), str) or not item["prompt"].strip():
-            raise Misconfigured(f"expected a probe with a prompt in line {number} of {path}, got {item!r:.80}")
+            raise Misconfigured(f"expected a probe with a prompt in {where}, got {item!r:.80}")
         probe = Probe(prompt=item["prompt"].rstrip(), target=item.get("target"))
         suite.append(SuiteProbe(probe=probe, subject=item.get("subject"), relation=item.get("relation")))
     return suite
@@ -74,26 +80,27 @@ def latest_of_each_fact(edits: list[Edit]) -> list[Edit]:
     return [edit for edit in edits if last[edit.request.conflict_key] is edit.request]
 
 
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)
-        except ValueError as error:
-            raise Misconfigured(f"expected JSON in line {number} of {path}, got: {error}") from error
-        if not isinstance(document, dict):
-            raise Misconfigured(f"expected a JSON object in line {number} of {path}, got {type(document).__name__}")
-        yield number, document
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file, each with where it stands."""
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        items = _parsed(text, str(path))
+        yield from ((where := f"item {place} of {path}", _object(item, where)) for place, item in enumerate(items, 1))
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            where = f"line {number} of {path}"
+            yield where, _object(_parsed(line, where), where)
 
 
-def _as_wire(document: dict[str, Any], number: int) -> dict[str, Any]:
-    given = {"lineage": LINEAGE, "request_id": f"line-{number}", "occurred_at": NO_TIME}
-    if "locality_prompt" not in document and "paraphrases" not in document:
-        return given | document
-    fields = ("prompt", "target_new", "target_true", "subject", "relation")
-    wire = given | {name: document[name] for name in fields if document.get(name)}
-    wire["rephrases"] = list(document.get("paraphrases") or [])[:32]
-    if document.get("locality_prompt"):
-        wire["locality"] = [{"prompt": document["locality_prompt"], "target": document.get("locality_answer")}]
-    return wire
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Misconfigured(f"expected JSON in {where}, got: {error}") from error
+
+
+def _object(document: Any, where: str) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise Misconfigured(f"expected a JSON object in {where}, got {type(document).__name__}")
+    return document

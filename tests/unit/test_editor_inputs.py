@@ -57,7 +57,8 @@ def test_our_own_lines_may_leave_out_what_the_wire_needs(tmp_path: Path) -> None
     ("line", "complaint"),
     [
         ("{", "JSON in line 1"),
-        ([1], "object in line 1"),
+        ([1], "object in item 1"),
+        ("3", "object in line 1"),
         ({"prompt": "A is"}, "target_new"),
         ({"prompt": "A is", "target_new": ""}, "line 1"),
     ],

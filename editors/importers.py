@@ -1,0 +1,151 @@
+"""Knows the formats in which the literature keeps edits, each recognised by its fields. Knows no file and no model.
+
+| format | recognised by | what is wanted | what it replaces |
+|---|---|---|---|
+| CounterFact | `requested_rewrite` | `target_new` | `target_true` |
+| the same, flat, joined with ParaRel | `paraphrases` or `locality_prompt` | `target_new` | `target_true` |
+| zsRE as in MEND and ROME | `src` or `input` | an alternative, else the first answer | that answer, else `pred` |
+| EasyEdit, KnowEdit | `ground_truth`, `rephrase_prompt`, probes by name | `target_new` or `labels` | `ground_truth` |
+| our own | none of these | `target_new` | `target_true` |
+
+Each becomes an object in our own wire format; whether that is an edit, `pipeline.domain.wire` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.domain.errors import InvalidMessage
+from pipeline.domain.wire import MAX_PROBES
+
+Document = dict[str, Any]
+"""One object of a file."""
+
+EASYEDIT_FIELDS = frozenset(
+    ("ground_truth", "rephrase_prompt", "locality_ground_truth", "portability_prompt", "labels")
+)
+"""Fields that only EasyEdit's files have."""
+
+
+def as_wire(document: Document) -> Document:
+    """An object of a known format in the fields of the wire; one of no other format is taken to be our own.
+
+    Raises:
+        InvalidMessage: if a field does not hold what it holds in that format.
+    """
+    for name, is_it, convert in FORMATS:
+        if is_it(document):
+            try:
+                wire = {key: value for key, value in convert(document).items() if value}
+            except (AttributeError, TypeError) as error:
+                raise InvalidMessage(f"fields of {name} that hold something else than there: {error}") from error
+            return {key: value[:MAX_PROBES] if isinstance(value, list) else value for key, value in wire.items()}
+    return dict(document)
+
+
+def _counterfact(document: Document) -> Document:
+    rewrite: Document = document["requested_rewrite"]
+    subject = _text(rewrite.get("subject"))
+    return {
+        "prompt": (_text(rewrite.get("prompt")) or "").replace("{}", subject or ""),
+        "subject": subject,
+        "relation": _text(rewrite.get("relation_id")),
+        "target_new": _text(rewrite.get("target_new")),
+        "target_true": _text(rewrite.get("target_true")),
+        "rephrases": _texts(document.get("paraphrase_prompts")),
+        "locality": list(_neighbourhood(document.get("neighborhood_prompts"), _text(rewrite.get("target_true")))),
+    }
+
+
+def _neighbourhood(prompts: Any, true: str | None) -> Iterator[Document]:
+    """CounterFact's neighbours share the true answer; ROME's zsRE gives each its own."""
+    for item in prompts or []:
+        given = item if isinstance(item, dict) else {"prompt": item, "target": true}
+        yield from _probe(given.get("prompt"), given.get("target"))
+
+
+def _flat(document: Document) -> Document:
+    names = ("prompt", "target_new", "target_true", "subject", "relation")
+    locality = _probe(document.get("locality_prompt"), document.get("locality_answer"))
+    wire = {name: _text(document.get(name)) for name in names}
+    return wire | {"rephrases": _texts(document.get("paraphrases")), "locality": list(locality)}
+
+
+def _zsre(document: Document) -> Document:
+    answers = _texts(document.get("answers")) or _texts([item.get("answer") for item in document.get("output") or []])
+    alternatives = _texts(document.get("alternatives")) + _texts(document.get("alt"))
+    wanted = [*alternatives[:1], *answers[:1], *_texts(document.get("pred") or document.get("prediction"))]
+    ported = document.get("portability") or {}
+    return {
+        "prompt": _text(document.get("src") or document.get("input")),
+        "subject": _text(document.get("subject")),
+        "target_new": wanted[0] if wanted else None,
+        "target_true": next((text for text in wanted[1:] if text != wanted[0]), None),
+        "rephrases": _texts(document.get("rephrase")) + _texts(document.get("filtered_rephrases")),
+        "locality": list(_probe(document.get("loc"), document.get("loc_ans"))),
+        "portability": list(_probe(ported.get("New Question"), ported.get("New Answer"))),
+    }
+
+
+def _easyedit(document: Document) -> Document:
+    flat = _probe(document.get("locality_prompt"), document.get("locality_ground_truth"))
+    ported = _probe(document.get("portability_prompt"), document.get("portability_ground_truth"))
+    return {
+        "prompt": _text(document.get("prompt") or document.get("text")),
+        "subject": _text(document.get("subject") or document.get("concept")),
+        "target_new": _text(document.get("target_new") or document.get("labels")),
+        "target_true": _text(document.get("ground_truth")),
+        "rephrases": _texts(document.get("rephrase_prompt")) + _texts(document.get("rephrase")),
+        "locality": [*flat, *_named(document.get("locality"))],
+        "portability": [probe for probe in [*ported, *_named(document.get("portability"))] if probe.get("target")],
+    }
+
+
+def _named(groups: Any) -> Iterator[Document]:
+    """Probes under the names of what they test: a list of them, or lists of prompts and of answers side by side."""
+    for group in (groups or {}).values():
+        for item in group if isinstance(group, list) else [group]:
+            prompts, answers = item.get("prompt"), item.get("ground_truth")
+            if isinstance(prompts, list):
+                paired = (
+                    answers if isinstance(answers, list) and len(answers) == len(prompts) else [None] * len(prompts)
+                )
+                for prompt, answer in zip(prompts, paired, strict=True):
+                    yield from _probe(prompt, answer)
+            else:
+                yield from _probe(prompts, answers)
+
+
+def _probe(prompt: Any, answer: Any) -> Iterator[Document]:
+    """A probe, if there is a prompt."""
+    asked, target = _text(prompt), _text(answer)
+    if asked:
+        yield {"prompt": asked} | ({"target": target} if target else {})
+
+
+def _text(value: Any) -> str | None:
+    """A text, the one under `str`, or the first of a list of lists; None where there is none with something in it."""
+    if isinstance(value, dict):
+        value = value.get("str")
+    while isinstance(value, list):
+        value = value[0] if value else None
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _texts(value: Any) -> list[str]:
+    items = value if isinstance(value, list) else [value]
+    return [text for item in items if (text := _text(item)) is not None]
+
+
+def _has_named_probes(document: Document) -> bool:
+    return any(isinstance(document.get(name), dict) for name in ("locality", "portability"))
+
+
+FORMATS: tuple[tuple[str, Callable[[Document], bool], Callable[[Document], Document]], ...] = (
+    ("CounterFact", lambda document: "requested_rewrite" in document, _counterfact),
+    ("zsRE", lambda document: "src" in document or ("input" in document and "prompt" not in document), _zsre),
+    ("EasyEdit", lambda document: bool(EASYEDIT_FIELDS & set(document)) or _has_named_probes(document), _easyedit),
+    ("CounterFact with ParaRel", lambda document: bool({"paraphrases", "locality_prompt"} & set(document)), _flat),
+)
+"""(name, whether an object is of the format, its fields as the wire has them); the first that fits is taken."""
