@@ -177,15 +177,19 @@ def load_accumulators(path: Path, expected_digest: str | None = None) -> dict[st
     return read_tensors(path, "accumulator", expected_digest)[0]
 
 
+def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """A safetensors file of sorted names and one canonical line of facts: equal content gives equal bytes."""
+    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    return bytes(save(ordered, metadata={"facts": canonical_json({"format": FORMAT, **facts})}))
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Write tensors with sorted names and one canonical line of facts: equal content gives equal bytes.
+    """Write what `tensor_bytes` makes.
 
     Returns:
         SHA-256 of the file.
     """
-    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    metadata = {"facts": canonical_json({"format": FORMAT, **facts})}
-    path.write_bytes(save(ordered, metadata=metadata))
+    path.write_bytes(tensor_bytes(tensors, facts))
     return sha256_file(path)
 
 

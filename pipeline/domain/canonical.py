@@ -23,9 +23,14 @@ def canonical_json(value: Any) -> str:
         raise InvalidInput(f"expected a value with a canonical JSON form, got one without: {error}") from error
 
 
+def sha256_bytes(content: bytes) -> str:
+    """Lower-case hex SHA-256."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def sha256_text(text: str) -> str:
     """Lower-case hex SHA-256 of the UTF-8 bytes of `text`."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return sha256_bytes(text.encode("utf-8"))
 
 
 def sha256_json(value: Any) -> str:
