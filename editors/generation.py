@@ -1,15 +1,16 @@
-"""Knows greedy decoding of a batch with a KV cache, stopping each answer as early as allowed. Knows no edit.
+"""Knows greedy decoding of a batch, stopping each answer as early as allowed. Knows no edit.
 
-Our own loop rather than `generate`: an answer can be finished by what it says, what is finished leaves the batch, and
-a beginning that all prompts share (the system turn of a chat template) is run once.
+Our own loop rather than `generate`: an answer can be finished by what it says, what is finished leaves the batch, a
+beginning that all prompts share (the system turn of a chat template) is run once, and no checkpoint's generation
+settings (beams, least lengths, forced tokens) creep in.
 
-Legend: B sequences, L padded length, V vocabulary.
+Legend: B sequences that are still answered, L padded length, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,31 +19,46 @@ IsDone = Callable[[int, Sequence[int]], bool]
 """(place of the prompt, tokens generated so far) -> whether its answer needs no more tokens."""
 
 
+class Decoding(Protocol):
+    """Answers to a batch of prompts in the making, with whatever is kept between two tokens."""
+
+    def begin(self) -> Tensor:
+        """Logits after each prompt, B x V."""
+        ...
+
+    def advance(self, tokens_B: Tensor, rows_B: Tensor | None) -> Tensor:
+        """Logits after one more token of each sequence, B x V.
+
+        Args:
+            tokens_B: the tokens.
+            rows_B: the rows of the batch so far that stay in it; all if None.
+        """
+        ...
+
+
 @torch.no_grad()
 def greedy(
-    module: nn.Module,
-    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    num_prompts: int,
     *,
     max_new_tokens: int,
     stop_ids: frozenset[int],
-    pad_id: int,
     is_done: IsDone = lambda _place, _tokens: False,
 ) -> list[list[int]]:
-    """The most probable continuation of each prompt, without the stop token.
+    """The most probable answer to each prompt, without the stop token.
 
     Args:
-        module: a causal model with a KV cache.
-        prompts: token ids, each at least one.
+        decoding: of the prompts, each of at least one token.
+        num_prompts: how many.
         max_new_tokens: most tokens of an answer.
         stop_ids: tokens that end an answer.
-        pad_id: any id; what stands there is masked.
         is_done: asked after each token; true ends the answer with that token.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
-    live = list(range(len(prompts)))
+    answers: list[list[int]] = [[] for _ in range(num_prompts)]
+    live = list(range(num_prompts))
     if not live or max_new_tokens < 1:
         return answers
-    logits_BV, cache, mask_BL = _prefill(module, prompts, pad_id)
+    logits_BV = decoding.begin()
     while True:
         tokens = logits_BV.argmax(dim=-1).tolist()
         staying = []
@@ -54,45 +70,61 @@ def greedy(
                 staying.append(row)
         if not staying:
             return answers
-        if len(staying) < len(live):
-            rows = torch.tensor(staying, device=mask_BL.device)
-            cache.batch_select_indices(rows)
-            mask_BL = mask_BL[rows]
+        rows_B = torch.tensor(staying, device=logits_BV.device) if len(staying) < len(live) else None
         live, tokens = [live[row] for row in staying], [tokens[row] for row in staying]
-        mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(live), 1)], dim=1)
-        step_B1 = torch.tensor(tokens, device=mask_BL.device)[:, None]
-        logits_BV, cache = _step(module, step_B1, mask_BL, cache)
+        logits_BV = decoding.advance(torch.tensor(tokens, device=logits_BV.device), rows_B)
 
 
-def _prefill(module: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Any, Tensor]:
-    """Logits after each prompt, the cache, and the mask of what is real in it."""
-    device = next(module.parameters()).device
-    shared = _shared_length(prompts)
-    cache: Any = None
-    if shared:
-        start_1L = torch.tensor([list(prompts[0][:shared])], device=device)
-        _, cache = _step(module, start_1L, torch.ones_like(start_1L), None)
-        cache.batch_repeat_interleave(len(prompts))
-    rests = [list(prompt[shared:]) for prompt in prompts]
-    width = max(map(len, rests))
-    input_ids_BL = torch.tensor([[pad_id] * (width - len(rest)) + rest for rest in rests], device=device)
-    real = [[1] * shared + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
-    mask_BL = torch.tensor(real, device=device)
-    logits_BV, cache = _step(module, input_ids_BL, mask_BL, cache)
-    return logits_BV, cache, mask_BL
+class CausalDecoding:
+    """Continuations by a decoder-only model with a KV cache.
 
+    Args:
+        module: the model.
+        prompts: token ids, each at least one.
+        pad_id: any id; what stands there is masked.
+    """
 
-def _step(module: nn.Module, input_ids_BL: Tensor, mask_BL: Tensor, cache: Any) -> tuple[Tensor, Any]:
-    position_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids_BL.shape[1] :]
-    output = module(
-        input_ids=input_ids_BL,
-        attention_mask=mask_BL,
-        position_ids=position_BL,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1], output.past_key_values
+    def __init__(self, module: nn.Module, prompts: Sequence[Sequence[int]], *, pad_id: int) -> None:
+        self._module, self._prompts, self._pad_id = module, prompts, pad_id
+        self._cache: Any = None
+        self._mask_BL = torch.empty(0, dtype=torch.long)
+
+    def begin(self) -> Tensor:
+        """See `Decoding`."""
+        device = next(self._module.parameters()).device
+        shared = _shared_length(self._prompts)
+        if shared:
+            self._mask_BL = torch.ones(1, shared, dtype=torch.long, device=device)
+            self._run(torch.tensor([list(self._prompts[0][:shared])], device=device))
+            self._cache.batch_repeat_interleave(len(self._prompts))
+        rests = [list(prompt[shared:]) for prompt in self._prompts]
+        width = max(map(len, rests))
+        real = [[1] * shared + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
+        self._mask_BL = torch.tensor(real, device=device)
+        padded = [[self._pad_id] * (width - len(rest)) + rest for rest in rests]
+        return self._run(torch.tensor(padded, device=device))
+
+    def advance(self, tokens_B: Tensor, rows_B: Tensor | None) -> Tensor:
+        """See `Decoding`."""
+        if rows_B is not None:
+            self._cache.batch_select_indices(rows_B)
+            self._mask_BL = self._mask_BL[rows_B]
+        self._mask_BL = torch.cat([self._mask_BL, self._mask_BL.new_ones(len(tokens_B), 1)], dim=1)
+        return self._run(tokens_B[:, None])
+
+    def _run(self, input_ids_BL: Tensor) -> Tensor:
+        position_BL = (self._mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids_BL.shape[1] :]
+        output = self._module(
+            input_ids=input_ids_BL,
+            attention_mask=self._mask_BL,
+            position_ids=position_BL,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache = output.past_key_values
+        logits_BV: Tensor = output.logits[:, -1]
+        return logits_BV
 
 
 def _shared_length(prompts: Sequence[Sequence[int]]) -> int:

@@ -14,20 +14,56 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.domain.errors import Misconfigured
 
-MLP_OUTPUT = {
-    "gpt2": "transformer.h.{i}.mlp.c_proj.weight",
-    "gpt_neo": "transformer.h.{i}.mlp.c_proj.weight",
-    "gpt_neox": "gpt_neox.layers.{i}.mlp.dense_4h_to_h.weight",
-    "gptj": "transformer.h.{i}.mlp.fc_out.weight",
-    "llama": "model.layers.{i}.mlp.down_proj.weight",
-    "mistral": "model.layers.{i}.mlp.down_proj.weight",
-    "qwen2": "model.layers.{i}.mlp.down_proj.weight",
-    "qwen3": "model.layers.{i}.mlp.down_proj.weight",
-}
-"""Model type of a Hugging Face config -> the weight that writes an MLP's result back, by block."""
-
 MEASURED_FIRST, MEASURED_DEPTH, NUM_BLOCKS = 22, 30, 3
 """Blocks 22, 23 and 24 of 30 were measured best on SmolLM2-135M; other depths take the same relative place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """One list of transformer blocks, and which weights of it are edited when nobody chose any."""
+
+    pattern: str
+    """Name of the weight that writes an MLP's result back, with `{i}` for the block."""
+    num_last: int | None = None
+    """Edit so many of the last blocks, as MEND does; None for three at the measured depth."""
+
+    @property
+    def blocks_name(self) -> str:
+        """The list of blocks."""
+        return self.pattern.partition(".{i}.")[0]
+
+    def names(self, depth: int) -> tuple[str, ...]:
+        """The weights to edit in a stack of so many blocks."""
+        count = self.num_last or NUM_BLOCKS
+        last = max(depth - count, 0)
+        first = last if self.num_last else min(round(depth * MEASURED_FIRST / MEASURED_DEPTH), last)
+        return tuple(self.pattern.format(i=index) for index in range(first, min(first + count, depth)))
+
+
+T5_STACKS = (
+    Stack(pattern="encoder.block.{i}.layer.1.DenseReluDense.wo.weight", num_last=2),
+    Stack(pattern="decoder.block.{i}.layer.2.DenseReluDense.wo.weight", num_last=2),
+)
+LLAMA_STACKS = (Stack(pattern="model.layers.{i}.mlp.down_proj.weight"),)
+
+REGISTRY: dict[str, tuple[Stack, ...]] = {
+    "bart": (
+        Stack(pattern="model.encoder.layers.{i}.fc2.weight", num_last=2),
+        Stack(pattern="model.decoder.layers.{i}.fc2.weight", num_last=2),
+    ),
+    "bert": (Stack(pattern="bert.encoder.layer.{i}.output.dense.weight", num_last=3),),
+    "gpt2": (Stack(pattern="transformer.h.{i}.mlp.c_proj.weight"),),
+    "gpt_neo": (Stack(pattern="transformer.h.{i}.mlp.c_proj.weight"),),
+    "gpt_neox": (Stack(pattern="gpt_neox.layers.{i}.mlp.dense_4h_to_h.weight"),),
+    "gptj": (Stack(pattern="transformer.h.{i}.mlp.fc_out.weight"),),
+    "llama": LLAMA_STACKS,
+    "mistral": LLAMA_STACKS,
+    "mt5": T5_STACKS,
+    "qwen2": LLAMA_STACKS,
+    "qwen3": LLAMA_STACKS,
+    "t5": T5_STACKS,
+}
+"""Model type of a Hugging Face config -> its stacks, in the order in which they run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,36 +92,44 @@ def true_shape(param: Any) -> tuple[int, ...]:
 
 
 def default_inner_params(model: nn.Module) -> tuple[str, ...]:
-    """Names of the weights to edit when nobody chose any: three consecutive MLP output matrices.
+    """Names of the weights to edit when nobody chose any: MLP output matrices of some blocks of every stack.
 
     Raises:
         Misconfigured: if the architecture is not in the registry.
     """
     config: Any = model.config
-    pattern = MLP_OUTPUT.get(config.model_type)
-    if pattern is None:
-        known = ", ".join(sorted(MLP_OUTPUT))
+    stacks = REGISTRY.get(config.model_type)
+    if stacks is None:
+        known = ", ".join(sorted(REGISTRY))
         raise Misconfigured(
             f"expected a model type with known inner parameters ({known}) or explicit names, got {config.model_type!r}"
         )
-    depth = int(config.num_hidden_layers)
-    first = min(round(depth * MEASURED_FIRST / MEASURED_DEPTH), max(depth - NUM_BLOCKS, 0))
-    return tuple(pattern.format(i=index) for index in range(first, min(first + NUM_BLOCKS, depth)))
+    return tuple(name for stack in stacks for name in stack.names(_depth(model, stack)))
 
 
 def inner_params(model: nn.Module, names: Sequence[str] = ()) -> tuple[InnerParam, ...]:
-    """Resolve names, or the defaults when there are none, in block order.
+    """Resolve names, or the defaults when there are none, in the order of stacks and blocks: an encoder's come first.
 
     Raises:
-        Misconfigured: for a name that is no weight of a Linear or Conv1D inside one list of blocks.
+        Misconfigured: for a name that is no weight of a Linear or Conv1D inside a list of blocks.
     """
     chosen = tuple(names) or default_inner_params(model)
     if len(set(chosen)) != len(chosen):
         raise Misconfigured(f"expected each inner parameter once, got {', '.join(chosen)}")
-    found = sorted((_resolve(model, name) for name in chosen), key=lambda param: (param.block, param.name))
-    if len({param.blocks_name for param in found}) != 1:
-        raise Misconfigured(f"expected inner parameters of one list of blocks, got {', '.join(chosen)}")
-    return tuple(found)
+    place = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    found = [_resolve(model, name) for name in chosen]
+    return tuple(sorted(found, key=lambda param: (place[param.blocks_name], param.block, param.name)))
+
+
+def _depth(model: nn.Module, stack: Stack) -> int:
+    try:
+        blocks = model.get_submodule(stack.blocks_name)
+    except AttributeError:
+        raise Misconfigured(
+            f"expected blocks at {stack.blocks_name} of the model, got a {type(model).__name__} without"
+        ) from None
+    assert isinstance(blocks, nn.ModuleList)
+    return len(blocks)
 
 
 def _resolve(model: nn.Module, name: str) -> InnerParam:

@@ -6,32 +6,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from editors.deltas import PlainWeights, WeightDelta, load_accumulators
-from editors.families import CausalModel
+from editors.families import EditableModel, family_of
 from editors.fingerprint import base_digest
 from pipeline.domain.errors import Misconfigured, WrongBase
 from pipeline.domain.trials import FileRef
 
 
-def load_base(folder: Path, inner_param_names: Sequence[str] = ()) -> CausalModel:
-    """A causal model in the dtype it is stored in, with its tokenizer.
+def load_base(folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
+    """A model of a task in the dtype it is stored in, with its tokenizer.
 
     Raises:
-        Misconfigured: if transformers cannot load it, or an inner parameter is none of its weights.
+        Misconfigured: if there is no such task, transformers cannot load a model for it, or an inner parameter is none
+            of its weights.
     """
+    family = family_of(task)
     if not folder.is_dir():
         raise Misconfigured(f"expected a folder with a model, got {folder}")
     logging.disable_progress_bar()
     try:
-        module = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        module, report = family.loader.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise Misconfigured(f"expected a causal model that transformers can load in {folder}, got: {reason}") from error
-    return CausalModel(module, tokenizer, inner_param_names)
+        raise Misconfigured(f"expected a {task} model that transformers can load in {folder}, got: {reason}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise Misconfigured(f"expected every weight of a {task} model in {folder}, got none for {missing[0]}")
+    return family.model(module, tokenizer, inner_param_names)
 
 
 def load_snapshot(
@@ -41,8 +45,9 @@ def load_snapshot(
     inner_param_names: Sequence[str],
     accumulator: FileRef | None,
     deltas: Sequence[FileRef],
+    task: str = "causal",
     device: str = "cpu",
-) -> CausalModel:
+) -> EditableModel:
     """A base with accumulators and deltas applied; every file is checked before the model is loaded.
 
     Args:
@@ -51,6 +56,7 @@ def load_snapshot(
         inner_param_names: the edited weights.
         accumulator: the nearest stored accumulators, if any.
         deltas: those above them, in order.
+        task: of the base.
         device: where the model goes.
 
     Raises:
@@ -63,7 +69,7 @@ def load_snapshot(
     found = base_digest(folder)
     if found != expected_digest:
         raise WrongBase(f"expected a base model with the digest {expected_digest}, got {found} in {folder}")
-    model = load_base(folder, inner_param_names)
+    model = load_base(folder, inner_param_names, task=task)
     model.module.to(torch.device(device))
     weights = PlainWeights(model.module, model.inner)
     if shifts:

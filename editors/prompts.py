@@ -47,11 +47,11 @@ class Prefix:
 class TargetBatch:
     """Sequences padded on the right, and where their target tokens are predicted.
 
-    No attention mask: under causal attention no real token sees the padding after it.
+    No attention mask in a decoder: under causal attention no real token sees the padding after it.
     """
 
     input_ids_BL: Tensor
-    """Prompt, target without its last token, padding."""
+    """Prompt, target without its last token, padding; in an encoder the prompt and padding."""
     row_N: Tensor
     """Sequence of each target token; non-decreasing."""
     position_N: Tensor
@@ -62,6 +62,10 @@ class TargetBatch:
     """Position of each sequence's last subject token; -1 where there is none."""
     prefix: Prefix | None = None
     """Set by `CausalModel.prefixed`: only the blocks from the first edited one on are run."""
+    mask_BL: Tensor | None = None
+    """In an encoder: 1 where `input_ids_BL` is no padding."""
+    decoder_ids_BM: Tensor | None = None
+    """In an encoder and decoder: what the decoder is given; `position_N` counts here."""
 
     @property
     def num_rows(self) -> int:
@@ -98,9 +102,7 @@ def encode_pair(tokenizer: Any, prompt: str, target: str, subject: str | None = 
         target_ids = tuple(tokenizer(joined[len(prompt) :], add_special_tokens=False)["input_ids"])
     if not target_ids:
         raise InvalidInput(f"expected a target of at least one token, got {target!r:.80}")
-    return Encoded(
-        prompt_ids=prompt_ids, target_ids=target_ids, subject_end=subject_end(tokenizer, prompt, subject)
-    )
+    return Encoded(prompt_ids=prompt_ids, target_ids=target_ids, subject_end=subject_end(tokenizer, prompt, subject))
 
 
 def subject_end(tokenizer: Any, prompt: str, subject: str | None) -> int | None:
