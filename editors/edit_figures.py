@@ -79,9 +79,9 @@ def averaged(figures: Sequence[EditFigures]) -> dict[str, Any]:
         "generalization": share(asked.is_success for asked in rephrased),
         "portability": share(asked.is_success for asked in ported),
         "locality_unchanged": share(neighbour.is_unchanged for neighbour in neighbours),
-        "locality_kl": _mean(neighbour.kl for neighbour in neighbours),
-        "token_fraction": _mean(asked.token_fraction for asked in own),
-        "generalization_token_fraction": _mean(asked.token_fraction for asked in rephrased),
+        "locality_kl": mean(neighbour.kl for neighbour in neighbours),
+        "token_fraction": mean(asked.token_fraction for asked in own),
+        "generalization_token_fraction": mean(asked.token_fraction for asked in rephrased),
         **scores,
         "score": harmonic(scores.values()),
         "greedy": _by_part(own, rephrased, ported, "is_free"),
@@ -120,6 +120,7 @@ def _count(flags: Iterable[bool | None]) -> int:
     return sum(flag is not None for flag in flags)
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what was measured; None of nothing."""
+    found = [value for value in values if value is not None]
     return fmean(found) if found else None

@@ -12,11 +12,13 @@ from typing import TypeVar
 
 from editors.baseline import build_baseline, own_answers, text_perplexity
 from editors.edit_figures import EditFigures, Followed, Neighbour
-from editors.families import CausalModel, Pair
+from editors.families import EditableModel, Pair
+from editors.fluency import fluency
 from editors.free_answers import free_answers
 from editors.prefix_cache import PrefixCache
-from editors.prompts import Encoded, encode_pair
+from editors.prompts import Encoded
 from editors.scoring import Change, Reading, Score, compared, readings, scores
+from pipeline.domain.batches import stratified_sample
 from pipeline.domain.edits import Edit
 
 T = TypeVar("T")
@@ -32,6 +34,8 @@ AT_ONCE = 512
 """Sequences that are prepared at once."""
 FREE_AT_ONCE = 64
 """Prompts that are continued at once."""
+NUM_CONTINUED, CONTINUED_TOKENS = 32, 64
+"""Edits whose prompts are continued for fluency, and how far."""
 
 
 class EditProbes:
@@ -43,10 +47,18 @@ class EditProbes:
         text: plain text for drawdown.
         num_rephrases: most unseen rephrases of an edit that are asked.
         num_rows: most rephrases of an edit that an editor uses as edit rows; these are not asked.
+        seed: of the sample whose prompts are continued for fluency.
     """
 
     def __init__(
-        self, model: CausalModel, edits: Sequence[Edit], text: str, *, num_rephrases: int = 1, num_rows: int = 0
+        self,
+        model: EditableModel,
+        edits: Sequence[Edit],
+        text: str,
+        *,
+        num_rephrases: int = 1,
+        num_rows: int = 0,
+        seed: int = 0,
     ) -> None:
         self._model, self._num_rephrases, self._num_rows = model, num_rephrases, num_rows
         self._prefixes = PrefixCache(model, max_bytes=CACHE_BYTES)
@@ -56,6 +68,8 @@ class EditProbes:
         self._neighbours: dict[str, tuple[tuple[Encoded, Reading], ...]] = {}
         for part in _parts(edits, AT_ONCE):
             self._ask_base(part)
+        self.continued = stratified_sample(edits, seed=f"{seed} fluency", size=NUM_CONTINUED)
+        self.fluency = self.fluency_of(self.continued)
 
     def ask(
         self, edits: Sequence[Edit], *, preferring: Collection[str] = (), free: Collection[str] = ()
@@ -73,6 +87,14 @@ class EditProbes:
             for part in _parts(edits, AT_ONCE)
             for figures in self._figures(part, {edit.edit_id for edit in part} & set(preferring), said)
         ]
+
+    def fluency_of(self, edits: Sequence[Edit]) -> float | None:
+        """Of greedy continuations of the edits' prompts; None for a classifier, which continues nothing."""
+        if self._model.task == "classifier":
+            return None
+        prompts = [self._model.encode_prompt(edit.request.prompt) for edit in edits]
+        answers = self._model.greedy(prompts, max_new_tokens=CONTINUED_TOKENS)
+        return fluency([self._model.decode(tokens) for tokens in answers])
 
     def drawdown(self) -> float:
         """Perplexity of plain text now, over the base's, minus 1; infinite where it cannot be written down."""
@@ -133,7 +155,7 @@ class EditProbes:
         return [*true, *answered, *((prompt, request.target_new) for prompt, _ in answered)]
 
     def _forced(self, pairs: Sequence[Pair]) -> dict[Pair, Score]:
-        sequences = [encode_pair(self._model.tokenizer, prompt, target) for prompt, target in pairs]
+        sequences = [self._model.encode_pair(prompt, target) for prompt, target in pairs]
         found = [
             score for part in _parts(sequences, AT_ONCE) for score in scores(self._model, self._prefixes.prepare(part))
         ]

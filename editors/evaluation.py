@@ -10,113 +10,98 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from editors.base import Editor
 from editors.datasets import read_edits, read_text
 from editors.edit_probes import EditProbes
+from editors.evaluation_arguments import fine_tuning_of, parser, protocol_of, settings_of
+from editors.evaluation_report import Reporter
+from editors.fine_tuning import FineTuningEditor
+from editors.fingerprint import base_digest
 from editors.loading import load_base
 from editors.prior import measure_prior
-from editors.protocols import Course, Protocol
+from editors.protocols import Course
 from editors.selection import editor_for
+from editors.trained import TrainedEditor
 from pipeline.domain.errors import CorrigendaError, Misconfigured
 from pipeline.domain.trials import EditorSettings
 
-FACTS = Path(__file__).resolve().parents[1] / "infra" / "local" / "facts"
-"""Where the project's own plain texts are in a checkout."""
-NOT_CONSTANTS = ("solver", "transform", "inner_params", "batch_size", "rephrase_rows")
-"""Settings that have no flag of their own, or one that is named below."""
-CONSTANTS = {f.name: type(f.default) for f in fields(EditorSettings) if f.name not in NOT_CONSTANTS}
-"""Settings that a flag of the same name changes, and their types."""
 
-
-def evaluate(given: argparse.Namespace) -> dict[str, Any]:
+def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
     """Put every solver through the same course and return the figures.
 
     Raises:
         CorrigendaError: if an input cannot be used or the editor fails.
     """
-    contestants = {name: _settings(given, name) for name in given.solver.split(",")}
-    editors = {name: editor_for(settings) for name, settings in contestants.items()}
-    protocol = _protocol(given)
+    protocol = protocol_of(given)
+    trained = TrainedEditor.load(given.editor, base_digest(given.model)) if given.editor else None
+    contestants = settings_of(given, _trained_settings(trained))
+    editors = {name: _editor(given, settings, trained) for name, settings in contestants.items()}
     edits = read_edits(given.data, limit=given.edits)
     text, prior_lines = read_text(given.text), read_text(given.prior_text).splitlines()
-    _say(f"{len(edits)} edits; loading {given.model}")
-    model = load_base(given.model, tuple(given.inner_param))
-    _say("measuring the base")
+    reporter.say(f"{len(edits)} edits; loading {given.model}")
+    model = load_base(given.model, next(iter(contestants.values())).inner_params, task=given.task)
+    reporter.say("measuring the base")
     prior = measure_prior(model, prior_lines)
-    probes = EditProbes(model, edits, text, num_rephrases=given.rephrases, num_rows=given.rephrase_rows)
+    probes = EditProbes(
+        model, edits, text, num_rephrases=given.rephrases, num_rows=given.rephrase_rows, seed=given.seed
+    )
     found = {}
     for name, settings in contestants.items():
-
-        def tell(what: str, done: int, figures: dict[str, Any] | None, name: str = name) -> None:
-            shown = {key: value for key, value in (figures or {}).items() if isinstance(value, float)}
-            _say(f"{name}: {what}, {done}/{len(edits)} edits  {json.dumps(shown) if shown else ''}".rstrip())
-
-        course = Course(model=model, prior=prior, probes=probes, edits=edits, protocol=protocol, tell=tell)
-        described = asdict(replace(settings, inner_params=model.inner_param_names))
-        found[name] = {"settings": described} | course.run(editors[name], settings)
-    inputs = {"data": str(given.data), "model": str(given.model), "edits": len(edits), "rephrases": given.rephrases}
-    inputs["rephrase_rows"] = given.rephrase_rows
-    base = {"perplexity": probes.perplexity}
+        with reporter.following(name, len(edits)) as follower:
+            course = Course(model=model, prior=prior, probes=probes, edits=edits, protocol=protocol, tell=follower)
+            described = asdict(replace(settings, inner_params=model.inner_param_names))
+            found[name] = {"settings": described} | course.run(editors[name], settings)
+    reporter.table(found)
+    inputs = _inputs(given) | {"edits": len(edits), "editor_digest": trained.digest if trained else None}
+    base = {"perplexity": probes.perplexity, "fluency": probes.fluency}
     return {"inputs": inputs, "protocol": asdict(protocol), "base": base, "solvers": found}
 
 
-def _protocol(given: argparse.Namespace) -> Protocol:
-    return Protocol(
-        kind=given.protocol,
-        batch=1 if given.protocol == "single" else given.batch,
-        checkpoint_every=given.checkpoint_every,
-        sample=given.sample,
-        free_sample=given.free_sample,
-        seed=given.seed,
-    )
+def _editor(given: argparse.Namespace, settings: EditorSettings, trained: TrainedEditor | None) -> Editor:
+    if settings.solver == "ft":
+        return FineTuningEditor(fine_tuning_of(given))
+    return editor_for(settings, trained.transform if trained else None)
 
 
-def _settings(given: argparse.Namespace, solver: str) -> EditorSettings:
-    chosen = {name: value for name in CONSTANTS if (value := getattr(given, name)) is not None}
-    if given.rephrase_rows:
-        if "rephrase_rows" not in {field.name for field in fields(EditorSettings)}:
-            raise Misconfigured("expected an editor that takes rephrases as edit rows, got one that does not yet")
-        chosen["rephrase_rows"] = given.rephrase_rows
-    inner_params = tuple(given.inner_param)
-    return replace(EditorSettings(), solver=solver, inner_params=inner_params, batch_size=given.batch, **chosen)
+def _trained_settings(trained: TrainedEditor | None) -> dict[str, Any]:
+    """How a trained editor has to be used."""
+    if trained is None:
+        return {}
+    names = tuple(name for stage in trained.card.stages for name in stage.inner_params)
+    fixed = {"inner_params": names, "rest": trained.card.rest, "solver": trained.card.solver}
+    return trained.card.settings | fixed | {"transform": trained.digest}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m editors.evaluation", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="our JSONL, or CounterFact with paraphrases")
-    parser.add_argument("--edits", type=_positive, required=True, help="how many rows from the top")
-    parser.add_argument("--batch", type=_positive, default=32, help="edits a batch of a stream")
-    parser.add_argument("--protocol", choices=("stream", "single"), default="stream", help="see editors.protocols")
-    parser.add_argument("--model", type=Path, required=True, help="folder of the base")
-    parser.add_argument("--json", required=True, help="file for the figures; - prints them")
-    parser.add_argument("--solver", default="recursive", help="one or more, with commas: recursive,least_squares,sum")
-    parser.add_argument("--checkpoint-every", type=int, help="edits between checkpoints; about powers of two if absent")
-    parser.add_argument("--sample", type=_positive, default=512, help="active edits asked at a checkpoint on the way")
-    parser.add_argument("--free-sample", type=int, default=256, help="edits that are also asked freely")
-    parser.add_argument("--rephrases", type=int, default=1, help="unseen rephrases of each edit that are measured")
-    parser.add_argument("--rephrase-rows", type=int, default=0, help="rephrases after the first that are edit rows")
-    parser.add_argument("--seed", type=int, default=0, help="of every sample")
-    parser.add_argument("--text", type=Path, default=FACTS / "perplexity.txt", help="plain text for drawdown")
-    parser.add_argument("--prior-text", type=Path, default=FACTS / "prior.txt", help="other plain text, for the prior")
-    parser.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
-    for name, kind in CONSTANTS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="see EditorSettings")
-    return parser
+def _inputs(given: argparse.Namespace) -> dict[str, Any]:
+    files = {name: str(getattr(given, name)) for name in ("data", "model", "text", "prior_text")}
+    ft = asdict(fine_tuning_of(given)) if given.solver and "ft" in given.solver else None
+    return files | {"rephrases": given.rephrases, "rephrase_rows": given.rephrase_rows, "ft": ft}
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+def _write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
+    text = json.dumps(figures, indent=2, allow_nan=False)
+    if given.json == "-":
+        print(text)
+    elif given.json:
+        Path(given.json).write_text(text + "\n", encoding="utf-8")
+    if given.out:
+        from editors.curves import draw
+
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "figures.json").write_text(text + "\n", encoding="utf-8")
+        points = {name: found.get("checkpoints") or [found] for name, found in figures["solvers"].items()}
+        draw(given.out / "curves.png", _title(figures), points, base=figures["base"] | {"drawdown": 0.0})
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _title(figures: Mapping[str, Any]) -> str:
+    inputs, protocol = figures["inputs"], figures["protocol"]
+    how = "one at a time" if protocol["kind"] == "single" else f"in batches of {protocol['batch']}"
+    return f"{inputs['edits']:,} edits {how}: {Path(inputs['data']).name} on {Path(inputs['model']).name}"
 
 
 def _finite(value: Any) -> Any:
@@ -129,16 +114,14 @@ def _finite(value: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the figures as JSON; one sentence on standard error and exit status 1 when an input cannot be used."""
-    given = _parser().parse_args(arguments)
+    """Write the figures; one sentence on standard error and exit status 1 when an input cannot be used."""
     try:
-        text = json.dumps(_finite(evaluate(given)), indent=2, allow_nan=False)
-        if given.json == "-":
-            print(text)
-        else:
-            Path(given.json).write_text(text + "\n", encoding="utf-8")
+        given = parser().parse_args(arguments)
+        if not given.json and not given.out:
+            raise Misconfigured("expected --json or --out to say where the figures go, got neither")
+        _write(given, _finite(evaluate(given, Reporter())))
     except (CorrigendaError, OSError) as error:
-        _say(" ".join(str(error).split()))
+        print(" ".join(str(error).split()), file=sys.stderr, flush=True)
         return 1
     return 0
 

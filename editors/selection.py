@@ -5,20 +5,25 @@ from __future__ import annotations
 from editors.base import Editor
 from editors.memoryless import MemorylessEditor
 from editors.recursive import RecursiveEditor
+from editors.transform import Transform
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.trials import EditorSettings
 
 
-def editor_for(settings: EditorSettings) -> Editor:
+def editor_for(settings: EditorSettings, transform: Transform | None = None) -> Editor:
     """The editor that settings name.
+
+    Args:
+        settings: of the lineage.
+        transform: the trained one that they name, already loaded.
 
     Raises:
         Misconfigured: for a solver or a transform that does not exist.
     """
-    if settings.transform != "gradient":
+    if transform is None and settings.transform != "gradient":
         raise Misconfigured(f"expected the transform `gradient`, got {settings.transform!r}, which is not installed")
     if settings.solver == "recursive":
-        return RecursiveEditor(settings)
+        return RecursiveEditor(settings, transform)
     if settings.solver in ("least_squares", "sum"):
-        return MemorylessEditor(settings)
+        return MemorylessEditor(settings, transform)
     raise Misconfigured(f"expected solver recursive, least_squares or sum, got {settings.solver!r}")

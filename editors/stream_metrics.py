@@ -2,7 +2,8 @@
 
 `retention` is the `edit_success` of the active edits that are older than the last batch; `retention_first_batch` that
 of the first batch, `retention_first_tenth` that of the first tenth of the edits so far, and `retention_deciles` of each
-tenth of them, oldest first. `drawdown` is the perplexity of plain text over the base's, minus 1.
+tenth of them, oldest first. `drawdown` is the perplexity of plain text over the base's, minus 1; `fluency` that of
+continuations of some prompts of the stream, whether their edits have come already or not (see `fluency`).
 A stream that has become long is measured on a sample of its active edits, one from each of as many equal ages.
 """
 
@@ -59,7 +60,8 @@ def stream_figures(
     in_sample = {edit.edit_id for edit in asked}
     missing = {edit.edit_id for edit in history[0]} - in_sample
     first = [edit for edit in active if edit.edit_id in missing]
-    return averaged(figures) | retention(figures, probes.ask(first), history) | {"drawdown": probes.drawdown()}
+    text = {"drawdown": probes.drawdown(), "fluency": probes.fluency_of(probes.continued)}
+    return averaged(figures) | retention(figures, probes.ask(first), history) | text
 
 
 def retention(

@@ -1,0 +1,119 @@
+"""Shows an evaluation to a person: progress while it runs, a table at its end. Measures nothing.
+
+Everything goes to standard error, so that figures in JSON have standard output to themselves: a bar on a terminal,
+plain lines elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("edit success", ("edit_success",), ".3f"),
+    ("  free, raw", ("greedy", "edit_success"), ".3f"),
+    ("  free, in the chat template", ("chat", "edit_success"), ".3f"),
+    ("  token fraction", ("token_fraction",), ".3f"),
+    ("  P(new) > P(true)", ("prefers_new",), ".3f"),
+    ("generalization", ("generalization",), ".3f"),
+    ("  free, raw", ("greedy", "generalization"), ".3f"),
+    ("  P(new) > P(true)", ("generalization_prefers_new",), ".3f"),
+    ("locality, unchanged", ("locality_unchanged",), ".3f"),
+    ("  KL from the base, nats", ("locality_kl",), ".3f"),
+    ("  P(true) > P(new)", ("neighbourhood",), ".3f"),
+    ("portability", ("portability",), ".3f"),
+    ("retention of the first 10 %", ("retention_first_tenth",), ".3f"),
+    ("  of the first batch", ("retention_first_batch",), ".3f"),
+    ("score, harmonic mean", ("score",), ".3f"),
+    ("drawdown", ("drawdown",), "+.2%"),
+    ("fluency, bits", ("fluency",), ".2f"),
+    ("seconds an edit", ("cost", "seconds_per_edit"), ".3f"),
+    ("memory above the model", ("cost", "peak_share_of_model"), ".1%"),
+    ("a batch's delta, of the model", ("editing", "delta_share_of_model"), ".2%"),
+    ("batches that failed", ("editing", "failed_batches"), "d"),
+)
+"""What the table shows: label, where it is in a solver's figures, format."""
+SHOWN = {
+    "edit": ("edit_success",),
+    "free": ("greedy", "edit_success"),
+    "generalization": ("generalization",),
+    "locality": ("locality_unchanged",),
+    "first 10 %": ("retention_first_tenth",),
+}
+"""What a line of progress shows of a checkpoint."""
+
+
+class Reporter:
+    """Tells how far an evaluation is.
+
+    Args:
+        console: where; standard error by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+
+    def say(self, line: str) -> None:
+        """A sentence: above the bar, or as a line."""
+        (self._bar.console if self._bar else self.console).print(Text(line), soft_wrap=True)
+
+    @contextmanager
+    def following(self, solver: str, total: int) -> Iterator[Follower]:
+        """Follow one solver through its edits."""
+        if not self.console.is_terminal:
+            yield Follower(self, solver, total)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[what]}"),
+        )
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
+            self._bar = bar
+            try:
+                yield Follower(self, solver, total, bar)
+            finally:
+                self._bar = None
+
+    def table(self, solvers: Mapping[str, Mapping[str, Any]]) -> None:
+        """The figures at the end, a column a solver; rows of which nothing was measured are left out."""
+        table = Table("", *solvers, box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for label, path, form in ROWS:
+            values = [_value(figures, path) for figures in solvers.values()]
+            if any(value is not None for value in values):
+                table.add_row(Text(label), *("-" if value is None else format(value, form) for value in values))
+        self.console.print(table)
+
+
+class Follower:
+    """Is told what happens to one solver."""
+
+    def __init__(self, reporter: Reporter, solver: str, total: int, bar: Progress | None = None) -> None:
+        self._reporter, self._solver, self._total, self._bar = reporter, solver, total, bar
+        self._task = bar.add_task(solver, total=total, what="") if bar else None
+
+    def __call__(self, what: str, done: int, figures: Mapping[str, Any] | None) -> None:
+        """See `protocols.Tell`."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, what=what)
+        if self._bar is None or figures is not None:
+            shown = {name: _value(figures, path) for name, path in SHOWN.items()} if figures else {}
+            words = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+            self._reporter.say(f"{self._solver}: {done}/{self._total} {what}  {words}".rstrip())
+
+
+def _value(figures: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = figures
+    for step in path:
+        value = value.get(step) if value is not None else None
+    return value
