@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TEXT = """the of is a capital city country Japan France Tokyo Paris Lyon Kyoto Rome Italy Milan located in language
@@ -30,7 +30,7 @@ def save_tiny_llama(folder: Path, *, seed: int = 0, hidden: int = 16, mlp: int =
         pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
 
 
 def save_tiny_gpt2(folder: Path, *, seed: int = 0) -> None:
@@ -49,16 +49,24 @@ def save_tiny_gpt2(folder: Path, *, seed: int = 0) -> None:
         pad_token_id=0,
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
 
 
 def _vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *dict.fromkeys(TEXT.split())])}
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer(around: str = "") -> PreTrainedTokenizerFast:
+    """A tokenizer of the words above.
+
+    Args:
+        around: what it puts around a text, `$A` being the text; nothing if empty.
+    """
     tokenizer = Tokenizer(models.WordLevel(_vocabulary(), unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if around:
+        specials = [(token, _vocabulary()[token]) for token in ("<s>", "</s>")]
+        tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=specials)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
