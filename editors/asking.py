@@ -28,6 +28,7 @@ def main(file: str) -> int:
             inner_param_names=plan.editor.inner_params,
             accumulator=plan.accumulator,
             deltas=plan.deltas,
+            task=plan.base.task,
         )
         answers = model.generate(prompts, max_new_tokens=asked["max_new_tokens"])
     except CorrigendaError as error:

@@ -1,4 +1,4 @@
-"""Knows what the base answers to a lineage's suite and plain text, measured once. Knows no edit.
+"""Knows what the base answers to a lineage's suite, and how well it does at large, measured once. Knows no edit.
 
 One JSON file: it is the reference of every floor, so its digest is kept with the lineage.
 
@@ -8,31 +8,27 @@ Legend: T target tokens of one probe, K top tokens kept.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from editors.families import CausalModel
-from editors.prompts import Encoded, encode_pair, encode_prompt
-from editors.scoring import Prepared, Reading, prepare, readings, scores
+from editors.drawdown import Figure, Reference, prepared_references, references
+from editors.families import EditableModel
+from editors.prompts import Encoded
+from editors.scoring import Reading, Score, prepare, readings, scores
 from pipeline.domain.canonical import canonical_json, sha256_file, sha256_json
 from pipeline.domain.edits import Probe
-from pipeline.domain.errors import IntegrityBroken, Misconfigured
+from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.trials import SuiteProbe
 
 ANSWER_TOKENS = 8
 """Length of the base's own answer where a probe gives none."""
-WINDOW_TOKENS = 128
-"""Length of a window of plain text; its first token is given."""
 NUM_WINDOWS = 4
 """Windows of plain text in a lineage's baseline: every candidate is measured on them."""
-TEXT_CHUNK_TOKENS = 512
-"""Most positions of plain text whose logits are held at once."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,22 +45,25 @@ class SuiteAnswer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Baseline:
-    """The suite, plain text, and the base's figures on both."""
+    """The suite, what drawdown is measured on, and the base's figures on both."""
 
     suite: tuple[SuiteAnswer, ...]
     """Probes with answers."""
-    windows: tuple[tuple[int, ...], ...]
-    """Plain text as token ids."""
-    perplexity: float
-    """Of the base on the windows."""
+    references: tuple[Reference, ...]
+    """What drawdown is measured on."""
+    scores: tuple[Score, ...]
+    """Of the base, one a reference."""
+    figure: Figure
+    """Of the base on all of them."""
 
     def save(self, path: Path) -> str:
         """Write the baseline as canonical JSON; returns the file's SHA-256."""
+        scored = zip(self.references, self.scores, strict=True)
         document = {
             "format": FORMAT,
-            "perplexity": self.perplexity,
-            "suite": [_to_json(answer) for answer in self.suite],
-            "windows": [list(window) for window in self.windows],
+            "figure": asdict(self.figure),
+            "references": [_reference_to_json(reference, score) for reference, score in scored],
+            "suite": [_answer_to_json(answer) for answer in self.suite],
         }
         path.write_text(canonical_json(document), encoding="utf-8")
         return sha256_file(path)
@@ -84,58 +83,59 @@ class Baseline:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
                 raise IntegrityBroken(f"expected a baseline of format {FORMAT}, got {document['format']!r}")
-            suite = tuple(_from_json(item) for item in document["suite"])
-            windows = tuple(tuple(window) for window in document["windows"])
-            return cls(suite=suite, windows=windows, perplexity=float(document["perplexity"]))
+            return cls(
+                suite=tuple(_answer_from_json(item) for item in document["suite"]),
+                references=tuple(_reference_from_json(item) for item in document["references"]),
+                scores=tuple(_score_from_json(item) for item in document["references"]),
+                figure=Figure(**document["figure"]),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityBroken(f"expected a baseline in {path}, got something else: {error!r}") from error
 
     @property
     def digest(self) -> str:
         """SHA-256 of what is asked, for reports."""
-        asked = [[list(answer.sequence.prompt_ids), list(answer.sequence.target_ids)] for answer in self.suite]
-        return sha256_json([asked, [list(window) for window in self.windows]])
-
-    def prepared_text(self, model: CausalModel) -> Prepared:
-        """The windows, ready for `text_perplexity`."""
-        sequences = [Encoded(prompt_ids=window[:1], target_ids=window[1:]) for window in self.windows]
-        return prepare(model, sequences, max_tokens=TEXT_CHUNK_TOKENS)
+        suite = [answer.sequence for answer in self.suite]
+        references = [reference.sequence for reference in self.references]
+        asked = [[[list(item.prompt_ids), list(item.target_ids)] for item in part] for part in (suite, references)]
+        return sha256_json(asked)
 
 
 def build_baseline(
-    model: CausalModel, suite: Sequence[SuiteProbe], text: str, *, num_windows: int = NUM_WINDOWS
+    model: EditableModel, suite: Sequence[SuiteProbe], text: str, *, num_windows: int = NUM_WINDOWS
 ) -> Baseline:
     """Ask the base.
 
     Args:
         model: the base, unedited.
         suite: probes of what edits should leave alone.
-        text: plain text for perplexity.
+        text: plain text for perplexity; not read where the family has no use for it.
         num_windows: how much of it is read at most.
 
     Raises:
-        Misconfigured: if the text is shorter than two tokens.
+        Misconfigured: if there is nothing to measure drawdown on: a text of two tokens, or a suite with targets.
+        InvalidInput: if the model could never give a probe's target.
     """
-    sequences = own_answers(model, [item.probe for item in suite])
+    probes = [item.probe for item in suite]
+    measured_on = references(model, probes, text, num_windows=num_windows)
+    sequences = own_answers(model, probes)
     found = readings(model, prepare(model, sequences))
     answers = tuple(
         SuiteAnswer(probe=probe, sequence=sequence, reading=reading)
         for probe, sequence, reading in zip(suite, sequences, found, strict=True)
     )
-    windows = _windows(model, text, num_windows)
-    unmeasured = Baseline(suite=answers, windows=windows, perplexity=math.nan)
-    perplexity = text_perplexity(model, unmeasured.prepared_text(model))
-    return Baseline(suite=answers, windows=windows, perplexity=perplexity)
+    scored = tuple(scores(model, prepared_references(model, measured_on)))
+    return Baseline(suite=answers, references=measured_on, scores=scored, figure=Figure.of(model, scored))
 
 
-def own_answers(model: CausalModel, probes: Sequence[Probe]) -> list[Encoded]:
+def own_answers(model: EditableModel, probes: Sequence[Probe]) -> list[Encoded]:
     """Each probe with the model's own greedy continuation: as long as the given answer, else 8 tokens.
 
     Where the model ends at once, its answer is the token that ends it.
     """
-    prompts = [encode_prompt(model.tokenizer, probe.prompt) for probe in probes]
+    prompts = [model.encode_prompt(probe.prompt) for probe in probes]
     lengths = [
-        len(encode_pair(model.tokenizer, probe.prompt, probe.target).target_ids) if probe.target else ANSWER_TOKENS
+        len(model.encode_pair(probe.prompt, probe.target).target_ids) if probe.target else ANSWER_TOKENS
         for probe in probes
     ]
     answers = model.greedy(
@@ -150,23 +150,7 @@ def own_answers(model: CausalModel, probes: Sequence[Probe]) -> list[Encoded]:
     ]
 
 
-def text_perplexity(model: CausalModel, prepared: Prepared) -> float:
-    """exp of the mean negative log-probability of every token but the first of each window."""
-    found = scores(model, prepared)
-    num_tokens = sum(len(score.hits) for score in found)
-    return math.exp(-sum(score.mean_log_probability * len(score.hits) for score in found) / num_tokens)
-
-
-def _windows(model: CausalModel, text: str, num_windows: int) -> tuple[tuple[int, ...], ...]:
-    ids = encode_prompt(model.tokenizer, text)
-    cut = [ids[start : start + WINDOW_TOKENS] for start in range(0, len(ids), WINDOW_TOKENS)]
-    windows = tuple(window for window in cut[:num_windows] if len(window) > 1)
-    if not windows:
-        raise Misconfigured("expected plain text of at least two tokens for perplexity, got none")
-    return windows
-
-
-def _to_json(answer: SuiteAnswer) -> dict[str, Any]:
+def _answer_to_json(answer: SuiteAnswer) -> dict[str, Any]:
     reading = answer.reading
     return {
         "prompt": answer.probe.probe.prompt,
@@ -182,7 +166,7 @@ def _to_json(answer: SuiteAnswer) -> dict[str, Any]:
     }
 
 
-def _from_json(item: dict[str, Any]) -> SuiteAnswer:
+def _answer_from_json(item: dict[str, Any]) -> SuiteAnswer:
     return SuiteAnswer(
         probe=SuiteProbe(
             probe=Probe(prompt=item["prompt"], target=item["target"]),
@@ -197,3 +181,22 @@ def _from_json(item: dict[str, Any]) -> SuiteAnswer:
             log_rest_T=torch.tensor(item["log_rest"]),
         ),
     )
+
+
+def _reference_to_json(reference: Reference, score: Score) -> dict[str, Any]:
+    return {
+        "prompt_ids": list(reference.sequence.prompt_ids),
+        "target_ids": list(reference.sequence.target_ids),
+        "place": reference.place,
+        "hits": list(score.hits),
+        "mean_log_probability": score.mean_log_probability,
+    }
+
+
+def _reference_from_json(item: dict[str, Any]) -> Reference:
+    sequence = Encoded(prompt_ids=tuple(item["prompt_ids"]), target_ids=tuple(item["target_ids"]))
+    return Reference(sequence=sequence, place=item["place"])
+
+
+def _score_from_json(item: dict[str, Any]) -> Score:
+    return Score(hits=tuple(item["hits"]), mean_log_probability=float(item["mean_log_probability"]))

@@ -30,6 +30,7 @@ class CausalModel(EditableModel):
     """
 
     task = "causal"
+    drawdown_on = "text"
 
     def __init__(self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = ()) -> None:
         super().__init__(module, tokenizer, inner_param_names)

@@ -25,6 +25,8 @@ class ClassifierModel(EditableModel):
     """An encoder that says one of its labels."""
 
     task = "classifier"
+    drawdown_on = "suite"
+    drawdown_by = "accuracy"
     stop_ids = frozenset()
 
     @property

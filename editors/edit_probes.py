@@ -5,12 +5,12 @@ What the base says is asked once, while its weights are loaded. Knows no ledger,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from editors.baseline import build_baseline, own_answers, text_perplexity
+from editors.baseline import own_answers
+from editors.drawdown import Figure, prepared_references, references
 from editors.edit_figures import EditFigures, Followed, Neighbour
 from editors.families import EditableModel, Pair
 from editors.fluency import fluency
@@ -27,7 +27,9 @@ Said = tuple[bool, bool | None]
 """Whether a free answer confirms the target: raw, and in the chat template."""
 
 NUM_WINDOWS = 24
-"""Windows of plain text (128 tokens each) that drawdown is measured on."""
+"""Windows of plain text (128 tokens each) that drawdown is measured on, where it is measured on text."""
+NUM_REFERENCES = 256
+"""Neighbours with given answers that it is measured on elsewhere."""
 CACHE_BYTES = 256 * 2**20
 """Most memory for what enters the first edited block of the sequences that are asked."""
 AT_ONCE = 512
@@ -62,9 +64,9 @@ class EditProbes:
     ) -> None:
         self._model, self._num_rephrases, self._num_rows = model, num_rephrases, num_rows
         self._prefixes = PrefixCache(model, max_bytes=CACHE_BYTES)
-        baseline = build_baseline(model, (), text, num_windows=NUM_WINDOWS)
-        self._text = baseline.prepared_text(model)
-        self.perplexity = baseline.perplexity
+        suite = list(dict.fromkeys(probe for edit in edits for probe in edit.request.locality))[:NUM_REFERENCES]
+        self._references = prepared_references(model, references(model, suite, text, num_windows=NUM_WINDOWS))
+        self.figure = Figure.of(model, scores(model, self._references))
         self._neighbours: dict[str, tuple[tuple[Encoded, Reading], ...]] = {}
         for part in _parts(edits, AT_ONCE):
             self._ask_base(part)
@@ -97,11 +99,10 @@ class EditProbes:
         return fluency([self._model.decode(tokens) for tokens in answers])
 
     def drawdown(self) -> float:
-        """Perplexity of plain text now, over the base's, minus 1; infinite where it cannot be written down."""
-        try:
-            return text_perplexity(self._model, self._text) / self.perplexity - 1
-        except OverflowError:
-            return math.inf
+        """What the model has lost at large since the base; see `editors.drawdown`."""
+        lost = Figure.of(self._model, scores(self._model, self._references)).drawdown(self.figure)
+        assert lost is not None, "expected figures of the same references"
+        return lost
 
     def _ask_base(self, edits: Sequence[Edit]) -> None:
         sequences = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class EditableModel(ABC):
 
     task: ClassVar[str]
     """As in a lineage: `causal`, `seq2seq` or `classifier`."""
+    drawdown_on: ClassVar[Literal["text", "suite"]]
+    """What it is measured on how well the model does at large: plain text, or the targets of a suite of probes."""
+    drawdown_by: ClassVar[Literal["perplexity", "accuracy"]] = "perplexity"
+    """By which figure."""
 
     def __init__(self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = ()) -> None:
         self.module = module.eval().requires_grad_(False)

@@ -58,7 +58,7 @@ def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
             found[name] = {"settings": described} | course.run(editors[name], settings)
     reporter.table(found)
     inputs = _inputs(given) | {"edits": len(edits), "editor_digest": trained.digest if trained else None}
-    base = {"perplexity": probes.perplexity, "fluency": probes.fluency}
+    base = {**asdict(probes.figure), "fluency": probes.fluency}
     return {"inputs": inputs, "protocol": asdict(protocol), "base": base, "solvers": found}
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from editors.answers import confirms, is_settled
-from editors.families import CausalModel
-from editors.prompts import encode_chat, encode_pair, encode_prompt
+from editors.families import EditableModel
 from pipeline.domain.edits import Edit
 
 MAX_TOKENS = 24
@@ -22,7 +21,7 @@ READABLE_TOKENS = 6
 
 
 def free_answers(
-    model: CausalModel, edits: Sequence[Edit], *, num_chat: int | None = None
+    model: EditableModel, edits: Sequence[Edit], *, num_chat: int | None = None
 ) -> list[tuple[str, bool, bool | None]]:
     """For each edit: what raw generation said, whether that confirms it, and whether the answer in a chat does.
 
@@ -42,12 +41,10 @@ def free_answers(
     ]
 
 
-def _said(model: CausalModel, edits: Sequence[Edit], *, is_chat: bool) -> list[str]:
+def _said(model: EditableModel, edits: Sequence[Edit], *, is_chat: bool) -> list[str]:
     targets = [edit.request.target_new for edit in edits]
-    encode = encode_chat if is_chat else encode_prompt
-    longest = max(
-        len(encode_pair(model.tokenizer, edit.request.prompt, edit.request.target_new).target_ids) for edit in edits
-    )
+    encode = model.encode_chat if is_chat else model.encode_prompt
+    longest = max(len(model.encode_pair(edit.request.prompt, edit.request.target_new).target_ids) for edit in edits)
 
     def is_done(place: int, tokens: Sequence[int]) -> bool:
         text = model.decode(tokens)
@@ -56,7 +53,7 @@ def _said(model: CausalModel, edits: Sequence[Edit], *, is_chat: bool) -> list[s
         )
 
     answers = model.greedy(
-        [encode(model.tokenizer, edit.request.prompt) for edit in edits],
+        [encode(edit.request.prompt) for edit in edits],
         max_new_tokens=min(MAX_TOKENS, longest + MARGIN_TOKENS),
         is_done=is_done,
     )

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from editors.baseline import Baseline, own_answers, text_perplexity
+from editors.baseline import Baseline, own_answers
 from editors.capture import side_branch
 from editors.deltas import WeightDelta, WeightStore
-from editors.families import CausalModel, Pair
+from editors.drawdown import Figure, chosen, prepared_references
+from editors.families import EditableModel, Pair
 from editors.free_answers import free_answers
 from editors.prefix_cache import PrefixCache
-from editors.prompts import Encoded, encode_pair
+from editors.prompts import Encoded
 from editors.scoring import Change, Reading, Score, compared, prepare, readings, scores
 from pipeline.domain.canonical import canonical_json, sha256_json
 from pipeline.domain.edits import Edit, normalised
@@ -52,8 +53,8 @@ class Held:
     """Readings of the suite."""
     changes: list[Change]
     """How the suite differs from the base."""
-    perplexity: float
-    """Of the plain text."""
+    references: list[Score]
+    """Of what drawdown is measured on."""
     own: dict[str, tuple[Reading, ...]] = field(default_factory=dict)
     """Readings of an edit's own locality probes, by edit id."""
     retained: dict[str, bool] = field(default_factory=dict)
@@ -71,11 +72,11 @@ class Scorer:
     """
 
     def __init__(
-        self, model: CausalModel, weights: WeightStore, baseline: Baseline, *, num_chat: int | None = NUM_CHAT
+        self, model: EditableModel, weights: WeightStore, baseline: Baseline, *, num_chat: int | None = NUM_CHAT
     ) -> None:
         self._model, self._weights, self._baseline, self._num_chat = model, weights, baseline, num_chat
         self._suite = prepare(model, [answer.sequence for answer in baseline.suite])
-        self._text = baseline.prepared_text(model)
+        self._references = prepared_references(model, baseline.references)
         self._parent: Held | None = None
         self._candidate: Held | None = None
         self._prefixes = PrefixCache(model)
@@ -122,6 +123,7 @@ class Scorer:
         self._candidate = candidate
         candidate.retained = self._successes(retained)
         asked = self._asked({*gone_keys, *(edit.request.conflict_key for edit in added)})
+        base = self._figure(self._baseline.scores, asked)
         return Measurements(
             edits=self._edit_scores(added, parent),
             candidate=self._model_score(candidate, asked, retained),
@@ -131,7 +133,8 @@ class Scorer:
                 suite_kl=0.0 if asked else None,
                 num_suite=len(asked),
                 num_suite_left_out=len(self._baseline.suite) - len(asked),
-                perplexity=self._baseline.perplexity,
+                perplexity=base.perplexity,
+                accuracy=base.accuracy,
             ),
             kl_from_parent=_mean([from_parent[place].kl for place in asked]),
             change_norm=max(norm / self._weights.base_norm(name) for name, norm in delta.norms.items()),
@@ -140,11 +143,11 @@ class Scorer:
 
     def _hold(self) -> Held:
         suite, [changes] = compared(self._model, self._suite, [self._base_suite])
-        return Held(suite=suite, changes=changes, perplexity=text_perplexity(self._model, self._text))
+        return Held(suite=suite, changes=changes, references=scores(self._model, self._references))
 
     def _hold_compared(self, parent: Held) -> tuple[Held, list[Change]]:
         suite, [changes, from_parent] = compared(self._model, self._suite, [self._base_suite, parent.suite])
-        held = Held(suite=suite, changes=changes, perplexity=text_perplexity(self._model, self._text))
+        held = Held(suite=suite, changes=changes, references=scores(self._model, self._references))
         return held, from_parent
 
     @property
@@ -208,6 +211,7 @@ class Scorer:
         return [i for i, answer in enumerate(self._baseline.suite) if not _facts_of(answer.probe) & facts]
 
     def _model_score(self, held: Held, asked: Sequence[int], retained: Sequence[Edit]) -> ModelScore:
+        figure = self._figure(held.references, asked)
         return ModelScore(
             suite_unchanged=share(held.changes[place].is_unchanged for place in asked),
             suite_kl=_mean([held.changes[place].kl for place in asked]),
@@ -215,8 +219,13 @@ class Scorer:
             num_suite_left_out=len(self._baseline.suite) - len(asked),
             retention=share(held.retained[edit.edit_id] for edit in retained),
             num_retained=len(retained),
-            perplexity=held.perplexity,
+            perplexity=figure.perplexity,
+            accuracy=figure.accuracy,
         )
+
+    def _figure(self, found: Sequence[Score], asked: Collection[int]) -> Figure:
+        """The figure of the model's family over what is asked: text, or the suite without facts that were edited."""
+        return Figure.of(self._model, chosen(self._baseline.references, found, asked))
 
     def _digest(self, added: Sequence[Edit], retained: Sequence[Edit], asked: Sequence[int]) -> str:
         return sha256_json(
@@ -271,12 +280,12 @@ def edit_score(
     )
 
 
-def score_pairs(model: CausalModel, pairs: Sequence[Pair]) -> list[Score]:
+def score_pairs(model: EditableModel, pairs: Sequence[Pair]) -> list[Score]:
     """Teacher-forced scores of prompts and targets, in order."""
     return scores(model, [(places, batch) for places, batch in model.chunked(_encoded(model, pairs))])
 
 
-def negative_shift(model: CausalModel, weights: WeightStore) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+def negative_shift(model: EditableModel, weights: WeightStore) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
     """A side branch that takes the whole shift off again: with it, edited weights answer as the base."""
     branches = {}
     for param in model.inner:
@@ -287,8 +296,8 @@ def negative_shift(model: CausalModel, weights: WeightStore) -> Mapping[str, tup
     return branches
 
 
-def _encoded(model: CausalModel, pairs: Sequence[Pair]) -> list[Encoded]:
-    return [encode_pair(model.tokenizer, prompt, target) for prompt, target in pairs]
+def _encoded(model: EditableModel, pairs: Sequence[Pair]) -> list[Encoded]:
+    return [model.encode_pair(prompt, target) for prompt, target in pairs]
 
 
 def _facts_of(probe: SuiteProbe) -> set[str]:

@@ -15,7 +15,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
 class EditedModel(PythonModel):  # type: ignore[misc]
-    """Answers stems with greedy continuations of an edited model.
+    """Answers stems with greedy continuations of an edited model, or claims with its labels.
 
     Parameters of `predict`: `max_new_tokens` (24), and `chat` (false) to ask in the model's chat template. Load with
     `model_config={"base_ref": FOLDER, "device": "cuda"}` where the base lies elsewhere or a GPU is at hand.
@@ -36,7 +36,7 @@ class EditedModel(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: PythonModelContext, model_input: list[str], params: dict[str, Any] | None = None
     ) -> list[str]:
-        """Continuations in the order of the stems."""
+        """Answers in the order of the stems."""
         chosen = params or {}
         return self._served.answer(
             list(model_input),

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from editors.families import CausalModel
+from editors.families import EditableModel
 from editors.prompts import Encoded, Prefix, TargetBatch
 from editors.scoring import Prepared
 
@@ -31,7 +31,7 @@ class PrefixCache:
         max_bytes: most memory to keep.
     """
 
-    def __init__(self, model: CausalModel, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, model: EditableModel, *, max_bytes: int = MAX_BYTES) -> None:
         self._model, self._max_bytes = model, max_bytes
         self.num_bytes = 0
         self._known: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()

@@ -24,7 +24,7 @@ from pipeline.domain.errors import CorrigendaError, Misconfigured
 
 __all__ = ["Inputs", "base_digest", "prepare"]
 
-FORMAT = 3
+FORMAT = 4
 """Raised when what is measured changes, so that older results are not taken for it."""
 FILES = ("prior.safetensors", "baseline.json", "lineage.json")
 
@@ -38,11 +38,13 @@ class Inputs:
     suite: Path
     """Locality suite, JSON lines."""
     text: Path
-    """Plain text for perplexity."""
+    """Plain text for perplexity; not read where the task has none on text."""
     prior_text: Path
     """Other plain text, a sentence a line, for the preservation prior."""
     inner_params: tuple[str, ...] = ()
-    """Weights to edit; the architecture's measured default when empty."""
+    """Weights to edit; the architecture's default when empty."""
+    task: str = "causal"
+    """Of the base: `causal`, `seq2seq` or `classifier`."""
 
     def key(self, digest: str) -> str:
         """Names what is measured, by content."""
@@ -50,7 +52,7 @@ class Inputs:
             if not path.is_file():
                 raise Misconfigured(f"expected a file, got {path}")
         texts = [sha256_file(path) for path in (self.suite, self.text, self.prior_text)]
-        return sha256_json([FORMAT, digest, *texts, list(self.inner_params)])
+        return sha256_json([FORMAT, self.task, digest, *texts, list(self.inner_params)])
 
 
 def prepare(inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -93,19 +95,20 @@ def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
 
     suite, text = read_suite(inputs.suite), read_text(inputs.text)
     prior_lines = read_text(inputs.prior_text).splitlines()
-    model = load_base(inputs.model, inputs.inner_params)
+    model = load_base(inputs.model, inputs.inner_params, task=inputs.task)
     _say(f"keys of {', '.join(model.inner_param_names)} over plain text")
     prior = measure_prior(model, prior_lines).save(folder / "prior.safetensors")
     _say(f"the base's answers to {len(suite)} probes")
     baseline = build_baseline(model, suite, text)
     lineage = {
         "format": FORMAT,
-        "task": "causal",
+        "task": inputs.task,
         "base_digest": digest,
         "inner_params": list(model.inner_param_names),
         "prior": {"file": "prior.safetensors", "digest": prior},
         "baseline": {"file": "baseline.json", "digest": baseline.save(folder / "baseline.json")},
-        "perplexity": baseline.perplexity,
+        "perplexity": baseline.figure.perplexity,
+        "accuracy": baseline.figure.accuracy,
     }
     (folder / "lineage.json").write_text(canonical_json(lineage), encoding="utf-8")
 
@@ -136,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", type=Path, required=True, help="locality suite, JSON lines")
     parser.add_argument("--text", type=Path, required=True, help="plain text for perplexity")
     parser.add_argument("--prior-text", type=Path, required=True, help="other plain text, a sentence a line")
+    parser.add_argument("--task", default="causal", help="causal (default), seq2seq or classifier")
     parser.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     given = parser.parse_args(arguments)
@@ -145,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text=given.text,
         prior_text=given.prior_text,
         inner_params=tuple(given.inner_param),
+        task=given.task,
     )
     try:
         lineage = prepare(inputs, given.out)

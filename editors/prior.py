@@ -1,11 +1,12 @@
 """Knows the second moments of an inner layer's keys over plain text: what edits should leave alone. Knows no edit.
 
-Legend: L padded length, I in_features, N tokens in the batch.
+Legend: I in_features, T keys in the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from editors.capture import capturing
 from editors.deltas import read_tensors, write_tensors
-from editors.families import CausalModel
-from editors.prompts import Encoded, encode_prompt
+from editors.families import EditableModel
+from editors.prompts import Encoded, TargetBatch
 from pipeline.domain.errors import Misconfigured
 
 NUM_LINES = 512
@@ -32,7 +33,7 @@ class Prior:
     moments: dict[str, Tensor]
     """Inner parameter -> I x I, fp32 on the CPU."""
     num_tokens: int
-    """Over how many tokens the mean was taken."""
+    """Over how many tokens the mean was taken; the most of any inner parameter."""
 
     def save(self, path: Path) -> str:
         """Write the moments; returns the file's SHA-256."""
@@ -49,8 +50,10 @@ class Prior:
         return cls(moments=moments, num_tokens=int(facts.get("num_tokens", 0)))
 
 
-def measure_prior(model: CausalModel, lines: Iterable[str]) -> Prior:
+def measure_prior(model: EditableModel, lines: Iterable[str]) -> Prior:
     """Second moments of the keys at every token of the first lines of a text, summed in fp64.
+
+    An encoder reads lines whole or their first halves; a decoder of its own goes on with the second.
 
     Raises:
         Misconfigured: if there is no line to read.
@@ -59,23 +62,31 @@ def measure_prior(model: CausalModel, lines: Iterable[str]) -> Prior:
     if not sequences:
         raise Misconfigured("expected at least one line of text for the prior, got none")
     sums = {p.name: torch.zeros(p.in_features, p.in_features, dtype=torch.float64) for p in model.inner}
-    num_tokens = 0
+    num_tokens = dict.fromkeys(sums, 0)
     for _, batch in model.chunked(sequences):
-        num_tokens += len(batch.row_N)
-        with torch.no_grad(), capturing(model.module, model.inner, batch.row_N, batch.position_N) as seen:
-            model.run_to_last_inner(batch)
-        for name, u_NI in seen.u_NI.items():
-            sums[name] += (u_NI.T @ u_NI).double().cpu()
-    return Prior(moments={name: (total / num_tokens).float() for name, total in sums.items()}, num_tokens=num_tokens)
+        for name, u_TI in _keys(model, batch).items():
+            num_tokens[name] += len(u_TI)
+            sums[name] += (u_TI.T @ u_TI).double().cpu()
+    moments = {name: (total / num_tokens[name]).float() for name, total in sums.items()}
+    return Prior(moments=moments, num_tokens=max(num_tokens.values()))
 
 
-def _sequences(model: CausalModel, lines: Iterable[str]) -> Sequence[Encoded]:
-    """Lines as sequences in which every token counts: the last position predicts a token that is never used."""
+def _keys(model: EditableModel, batch: TargetBatch) -> dict[str, Tensor]:
+    """Keys of each inner parameter at every token that its layer sees, T x I, fp32."""
+    with torch.no_grad(), ExitStack() as hooks:
+        seen = [
+            hooks.enter_context(capturing(model.module, [param], *model.key_positions(batch, param, "answer")))
+            for param in model.inner
+        ]
+        model.run_to_last_inner(batch)
+    return {name: u_TI for capture in seen for name, u_TI in capture.u_NI.items()}
+
+
+def _sequences(model: EditableModel, lines: Iterable[str]) -> Sequence[Encoded]:
     found: list[Encoded] = []
     for line in lines:
         if len(found) == NUM_LINES:
             break
         if line.strip():
-            ids = encode_prompt(model.tokenizer, line.strip())[:LINE_TOKENS]
-            found.append(Encoded(prompt_ids=ids[:1], target_ids=(*ids[1:], ids[0])))
+            found.append(model.encode_text(line.strip(), max_tokens=LINE_TOKENS))
     return found

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editors.families import CausalModel, TargetBatch
+from editors.families import EditableModel, TargetBatch
 from editors.prompts import Encoded
 
 TOP = 128
@@ -73,13 +73,13 @@ class Change:
     """Mean over the positions of KL(earlier || now), nats, over K tokens and the rest."""
 
 
-def prepare(model: CausalModel, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
+def prepare(model: EditableModel, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
     """Batches of bounded size with what enters the first edited block; right for every edit of the same base."""
     return [(places, model.prefixed(batch)) for places, batch in model.chunked(sequences, max_tokens=max_tokens)]
 
 
 @torch.no_grad()
-def scores(model: CausalModel, prepared: Prepared) -> list[Score]:
+def scores(model: EditableModel, prepared: Prepared) -> list[Score]:
     """Teacher-forced score of each sequence, in the order they were prepared from."""
     found: dict[int, Score] = {}
     for places, batch in prepared:
@@ -93,14 +93,14 @@ def scores(model: CausalModel, prepared: Prepared) -> list[Score]:
     return [found[place] for place in range(len(found))]
 
 
-def readings(model: CausalModel, prepared: Prepared) -> list[Reading]:
+def readings(model: EditableModel, prepared: Prepared) -> list[Reading]:
     """What the model would say, for each sequence in order."""
     return compared(model, prepared, [])[0]
 
 
 @torch.no_grad()
 def compared(
-    model: CausalModel, prepared: Prepared, earlier: Sequence[Sequence[Reading]]
+    model: EditableModel, prepared: Prepared, earlier: Sequence[Sequence[Reading]]
 ) -> tuple[list[Reading], list[list[Change]]]:
     """Readings now, and how they differ from several earlier ones, in one forward.
 

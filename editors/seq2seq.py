@@ -34,6 +34,7 @@ class Seq2SeqModel(EditableModel):
     """
 
     task = "seq2seq"
+    drawdown_on = "suite"
 
     def __init__(self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = ()) -> None:
         super().__init__(module, tokenizer, inner_param_names)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from editors.families import CausalModel
+from editors.families import EditableModel
 from editors.loading import load_snapshot
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.snapshots import snapshot_digest
@@ -28,7 +28,7 @@ BATCH_SIZE = 16
 class ServedModel:
     """An edited model that answers prompts; whole on one device."""
 
-    def __init__(self, model: CausalModel, *, digest: str) -> None:
+    def __init__(self, model: EditableModel, *, digest: str) -> None:
         self._model = model
         self.digest = digest
 
@@ -58,12 +58,13 @@ class ServedModel:
             inner_param_names=manifest["inner_params"],
             accumulator=_ref(folder, manifest["accumulator"]) if manifest["accumulator"] else None,
             deltas=[_ref(folder, delta) for delta in manifest["deltas"]],
+            task=str(manifest["base"]["task"]),
             device=device,
         )
         return cls(model, digest=str(manifest["digest"]))
 
     def answer(self, prompts: Sequence[str], *, max_new_tokens: int = 24, chat: bool = False) -> list[str]:
-        """Greedy continuations, in order; `chat` asks in the model's chat template.
+        """Greedy answers, in order, of a classifier its labels; `chat` asks in the model's chat template.
 
         Raises:
             Misconfigured: if the model has no chat template and one is asked for.

@@ -29,7 +29,9 @@ class GatePolicy:
     retention_drop_max: float = 0.1
     """Most that the success of older active edits may fall below what it was on the parent."""
     perplexity_rise_max: float = 0.05
-    """Most that perplexity of plain text may rise over the parent's, as a fraction."""
+    """Most that perplexity may rise over the parent's, as a fraction; not of a classifier."""
+    accuracy_drop_max: float = 0.05
+    """Most that a classifier's accuracy on the lineage's suite may fall below the parent's."""
     change_norm_max: float = 0.2
     """Most that one snapshot may change an inner parameter, as a fraction of its norm in the base."""
     locality_floor: float = 0.5
@@ -38,6 +40,8 @@ class GatePolicy:
     """Least success of older active edits; below it the lineage is saturated."""
     perplexity_ceiling: float = 1.25
     """Most that perplexity may be, as a multiple of the base's; above it the lineage is saturated."""
+    accuracy_floor: float = 0.8
+    """Least accuracy of a classifier, as a fraction of the base's; below it the lineage is saturated."""
 
     @property
     def digest(self) -> str:
@@ -183,9 +187,36 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
             (parent.perplexity or 0.0) * (1 + policy.perplexity_rise_max),
             reference=parent.perplexity,
             against="parent",
+            required=not _has_accuracy(m),
         ),
+        *_accuracy_rows(policy, m),
         _at_most("change_norm", m.change_norm, policy.change_norm_max),
     )
+
+
+def _has_accuracy(m: Measurements) -> bool:
+    """Whether it is a classifier's, which has an accuracy on its suite and no perplexity."""
+    return m.base.accuracy is not None
+
+
+def _accuracy_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
+    if not _has_accuracy(m):
+        return ()
+    row = _at_least(
+        "accuracy",
+        m.candidate.accuracy,
+        _minus(m.parent.accuracy, policy.accuracy_drop_max),
+        reference=m.parent.accuracy,
+        against="parent",
+    )
+    floor = _at_least(
+        "accuracy_floor",
+        m.candidate.accuracy,
+        (m.base.accuracy or 0.0) * policy.accuracy_floor,
+        reference=m.base.accuracy,
+        against="base",
+    )
+    return row, _floor(floor)
 
 
 def _floor_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
@@ -208,6 +239,7 @@ def _floor_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
                 (base_perplexity or 0.0) * policy.perplexity_ceiling,
                 reference=base_perplexity,
                 against="base",
+                required=not _has_accuracy(m),
             )
         ),
     )
@@ -235,10 +267,24 @@ def _at_least(
 
 
 def _at_most(
-    metric: str, value: float | None, bound: float, *, reference: float | None = None, against: str = "policy"
+    metric: str,
+    value: float | None,
+    bound: float,
+    *,
+    reference: float | None = None,
+    against: str = "policy",
+    required: bool = True,
 ) -> GateRow:
     verdict = Verdict.not_measured if value is None else Verdict.passed if value <= bound else Verdict.failed
-    return GateRow(metric=metric, value=value, reference=reference, threshold=bound, against=against, verdict=verdict)
+    return GateRow(
+        metric=metric,
+        value=value,
+        reference=reference,
+        threshold=bound,
+        against=against,
+        verdict=verdict,
+        required=required,
+    )
 
 
 def _floor(row: GateRow) -> GateRow:

@@ -55,7 +55,9 @@ class ModelScore:
     num_retained: int = 0
     """Older active edits sampled."""
     perplexity: float | None = None
-    """Of the lineage's plain text."""
+    """Of plain text, or of the targets of the lineage's suite where the model is no language model by itself."""
+    accuracy: float | None = None
+    """Of a classifier, on the lineage's suite; then there is no perplexity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

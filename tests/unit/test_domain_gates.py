@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.domain.gates import GatePolicy, Verdict, judge, unmeasured
-from pipeline.domain.measurements import ModelScore
+from pipeline.domain.measurements import Measurements, ModelScore
 from tests.factories import make_measurements, make_score
 
 POLICY = GatePolicy()
@@ -99,3 +99,42 @@ def test_a_candidate_of_which_nothing_was_measured_never_passes() -> None:
 def test_the_policy_digest_changes_with_every_threshold() -> None:
     digests = {replace(POLICY, **{name: 0.123}).digest for name in GatePolicy.__slots__}  # type: ignore[arg-type]
     assert len(digests | {POLICY.digest}) == len(GatePolicy.__slots__) + 1
+
+
+def of_classifier(accuracy: float | None, *, parent: float = 0.9) -> Measurements:
+    """A classifier's candidate, whose base has nine probes of ten right: it has no perplexity."""
+    whole = make_measurements(make_score("a"))
+    model = replace(whole.candidate, perplexity=None)
+    return replace(
+        whole,
+        candidate=replace(model, accuracy=accuracy),
+        parent=replace(model, accuracy=parent),
+        base=replace(whole.base, perplexity=None, accuracy=0.9),
+    )
+
+
+def test_a_classifier_is_judged_by_its_accuracy_and_says_that_perplexity_was_not_measured() -> None:
+    report = judge(POLICY, of_classifier(0.88))
+    verdicts = {row.metric: row.verdict for row in report.rows}
+    assert report.passed
+    assert verdicts["accuracy"] is verdicts["accuracy_floor"] is Verdict.passed
+    assert verdicts["perplexity"] is verdicts["perplexity_ceiling"] is Verdict.not_measured
+
+
+def test_a_classifier_that_loses_accuracy_fails_against_its_parent_and_is_saturated_against_its_base() -> None:
+    lost = judge(POLICY, of_classifier(0.8))
+    assert [row.metric for row in lost.rows if row.verdict is Verdict.failed] == ["accuracy"]
+    worn = judge(POLICY, of_classifier(0.7, parent=0.7))
+    assert worn.verdict is Verdict.saturated
+    assert [row.metric for row in worn.rows if row.verdict is Verdict.saturated] == ["accuracy_floor"]
+
+
+def test_a_classifier_whose_accuracy_was_not_measured_does_not_pass() -> None:
+    report = judge(POLICY, of_classifier(None))
+    assert not report.passed
+    assert "accuracy was not measured" in report.summary
+
+
+def test_a_language_model_has_no_row_for_accuracy() -> None:
+    rows = judge(POLICY, make_measurements(make_score("a"))).rows
+    assert not [row for row in rows if row.metric.startswith("accuracy")]

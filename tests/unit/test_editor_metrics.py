@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.baseline import Baseline, build_baseline, own_answers, text_perplexity
+from editors.baseline import Baseline, build_baseline, own_answers
 from editors.capture import side_branch
 from editors.deltas import WeightDelta
+from editors.drawdown import Figure, prepared_references
 from editors.families import CausalModel
 from editors.metrics import Scorer, negative_shift, score_pairs
 from editors.prefix_cache import PrefixCache
@@ -110,11 +111,14 @@ def test_nothing_has_changed_before_an_edit(rig: Rig, baseline: Baseline) -> Non
 
 def test_perplexity_is_exp_of_the_mean_loss(rig: Rig, baseline: Baseline) -> None:
     losses = []
-    for window in baseline.windows:
+    for reference in baseline.references:
+        window = (*reference.sequence.prompt_ids, *reference.sequence.target_ids)
         rows = rig.model.module(torch.tensor([window])).logits[0, :-1].log_softmax(1)
         losses += (-rows[range(len(window) - 1), list(window[1:])]).tolist()
-    assert baseline.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
-    assert text_perplexity(rig.model, baseline.prepared_text(rig.model)) == baseline.perplexity
+    assert baseline.figure.accuracy is None
+    assert baseline.figure.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    again = scores(rig.model, prepared_references(rig.model, baseline.references))
+    assert Figure.of(rig.model, again) == baseline.figure
 
 
 def test_own_answers_are_as_long_as_the_given_answer_or_eight_tokens(rig: Rig) -> None:
@@ -134,6 +138,7 @@ def test_a_baseline_comes_back_as_it_was(baseline: Baseline, tmp_path: Path) -> 
     again = Baseline.load(path, digest)
     assert again.save(tmp_path / "again.json") == digest
     assert again.digest == baseline.digest
+    assert (again.references, again.scores, again.figure) == (baseline.references, baseline.scores, baseline.figure)
     assert [answer.sequence for answer in again.suite] == [answer.sequence for answer in baseline.suite]
     path.write_text(path.read_text().replace("Madrid", "Lisbon"))
     with pytest.raises(IntegrityBroken, match=digest):
