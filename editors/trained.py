@@ -70,7 +70,9 @@ class EditorCard:
     rest: float
     """Target probability from which a token asks for nothing."""
     settings: dict[str, Any]
-    """How it was trained, and how it has to be used."""
+    """Fields of `EditorSettings` with which it has to be used, beside those that the card has of its own."""
+    training: dict[str, Any]
+    """How it was trained."""
     data: tuple[DataFile, ...]
     """Its files."""
     metrics: dict[str, float]

@@ -82,6 +82,7 @@ class ToyObjective:
             statistics="shape",
             rest=1.0,
             settings={},
+            training={},
             data=(),
             metrics=dict(figures),
             command="train",
