@@ -23,6 +23,8 @@ CONSTANTS = {
     if type(field.default) in (int, float, str) and field.name not in NOT_CONSTANTS
 }
 """Settings that a flag of the same name changes, and their types."""
+NAMES = tuple(field.name for field in fields(EditorSettings) if field.default == ())
+"""Settings that are names of weights: a flag without the plural's s, given once for each."""
 SOLVERS = ("recursive", "least_squares", "sum", "ft")
 """What `--solver` may name; `ft` is fine-tuning, the baseline."""
 
@@ -61,7 +63,8 @@ def _add_editor(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("what edits")
     group.add_argument("--solver", type=_solvers, help=f"one or more of {','.join(SOLVERS)}; several with commas")
     group.add_argument("--editor", type=Path, help="folder of a trained editor; the plain gradient if left out")
-    group.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
+    for name in NAMES:
+        group.add_argument(_flag(name)[:-1], dest=name, action="append", help="name of a weight; may be repeated")
     group.add_argument("--rephrase-rows", type=_natural, default=0, help="rephrases after the first that are edit rows")
     for name, kind in CONSTANTS.items():
         if name != "rephrase_rows":
@@ -99,8 +102,7 @@ def settings_of(given: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[
     known = {
         name: value for name, value in defaults.items() if name in {field.name for field in fields(EditorSettings)}
     }
-    if given.inner_param:
-        chosen["inner_params"] = tuple(given.inner_param)
+    chosen |= {name: tuple(value) for name in NAMES if (value := getattr(given, name))}
     settings = replace(EditorSettings(), **(known | chosen), batch_size=given.batch)
     return {solver: replace(settings, solver=solver) for solver in given.solver or (settings.solver,)}
 

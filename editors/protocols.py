@@ -26,7 +26,7 @@ Tell = Callable[[str, int, dict[str, Any] | None], None]
 NUM_TEXT_SAMPLE = 32
 """Single edits after each of which the perplexity of plain text is measured."""
 FEWER_ON_THE_WAY = 4
-"""How many times fewer edits are asked freely at a checkpoint on the way than at the end."""
+"""How many times fewer edits are asked freely, or have their targets compared, on the way than at the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +58,8 @@ class Protocol:
         """How many edits a checkpoint asks."""
         if is_end:
             return SampleSizes(forced=None, preferring=self.sample, free=self.free_sample)
-        fewer = -(-self.free_sample // FEWER_ON_THE_WAY)
-        return SampleSizes(forced=self.sample, preferring=self.sample, free=fewer)
+        preferring, free = (-(-size // FEWER_ON_THE_WAY) for size in (self.sample, self.free_sample))
+        return SampleSizes(forced=self.sample, preferring=preferring, free=free)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
