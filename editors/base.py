@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from editors.deltas import WeightDelta, WeightStore
-from editors.families import CausalModel
+from editors.families import EditableModel
 from editors.ledger import Ledger
 from editors.rows import EditRows
 from pipeline.domain.edits import Edit
@@ -41,7 +41,7 @@ class Editor(Protocol):
 
     def edit(
         self,
-        model: CausalModel,
+        model: EditableModel,
         weights: WeightStore,
         ledger: Ledger,
         added: Sequence[Edit],

@@ -8,7 +8,7 @@ Legend: B sequences, L padded length, N target tokens in the batch, I in_feature
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,8 @@ from editors.inner_params import InnerParam
 
 Branch = tuple[Tensor, Tensor]
 """F (I x R) and D (R x O): `x -> (x F) D`."""
+Places = tuple[Tensor, Tensor]
+"""Rows and positions, N each."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,9 +42,16 @@ class Capture:
 @contextmanager
 def capturing(model: nn.Module, params: Sequence[InnerParam], row_N: Tensor, position_N: Tensor) -> Iterator[Capture]:
     """Read inputs and output gradients of the inner layers at chosen positions of the next forward."""
+    with capturing_at(model, [(param, (row_N, position_N)) for param in params]) as capture:
+        yield capture
+
+
+@contextmanager
+def capturing_at(model: nn.Module, places: Iterable[tuple[InnerParam, Places]]) -> Iterator[Capture]:
+    """As `capturing`, with rows and positions of each inner layer's own."""
     capture = Capture()
 
-    def watch(param: InnerParam) -> Any:
+    def watch(param: InnerParam, row_N: Tensor, position_N: Tensor) -> Any:
         def hook(_layer: nn.Module, arguments: tuple[Tensor, ...], out_BLO: Tensor) -> Tensor:
             capture.u_NI[param.name] = arguments[0][row_N, position_N].detach().float()
             probe_NO = out_BLO.new_zeros((len(row_N), out_BLO.shape[-1]), requires_grad=True)
@@ -52,8 +61,8 @@ def capturing(model: nn.Module, params: Sequence[InnerParam], row_N: Tensor, pos
         return hook
 
     with ExitStack() as hooks:
-        for param in params:
-            handle = model.get_submodule(param.module_name).register_forward_hook(watch(param))
+        for param, (row_N, position_N) in places:
+            handle = model.get_submodule(param.module_name).register_forward_hook(watch(param, row_N, position_N))
             hooks.callback(handle.remove)
         yield capture
 

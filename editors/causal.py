@@ -55,15 +55,15 @@ class CausalModel(EditableModel):
         """See `EditableModel`."""
         return pack(sequences, device=self.device)
 
-    def prefixed(self, batch: TargetBatch) -> TargetBatch:
+    def prefixed(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> TargetBatch:
         """The batch with what enters the first edited block, so that only later blocks are run from now on.
 
-        Stays right for every model edited from the same base in the same inner parameters.
+        Stays right for every model edited from the one that is loaded, in these inner parameters only.
         """
-        if self._first_block == 0 or batch.prefix is not None:
+        first = min(param.block for param in params or self.inner)
+        if first == 0 or batch.prefix is not None:
             return batch
-        prefix = compute_prefix(self.module, self._blocks, self._first_block, batch.input_ids_BL)
-        return replace(batch, prefix=prefix)
+        return replace(batch, prefix=compute_prefix(self.module, self._blocks, first, batch.input_ids_BL))
 
     def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
         """See `EditableModel`: the same for every inner parameter."""
@@ -107,14 +107,10 @@ class CausalModel(EditableModel):
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
-    @property
-    def _first_block(self) -> int:
-        return self.inner[0].block
-
     @contextmanager
     def _started(self, batch: TargetBatch) -> Iterator[None]:
         if batch.prefix is None:
             yield
             return
-        with starting_at(self._blocks, self._first_block, batch.prefix):
+        with starting_at(self._blocks, batch.prefix):
             yield

@@ -110,8 +110,13 @@ class EditableModel(ABC):
         for places in chunks(sequences, max_tokens=max_tokens or CHUNK_TOKENS):
             yield places, self.pack([sequences[place] for place in places])
 
-    def prefixed(self, batch: TargetBatch) -> TargetBatch:
-        """The batch with whatever spares later forwards what no edit changes; the batch as it is by default."""
+    def prefixed(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> TargetBatch:
+        """The batch with whatever spares later forwards what no edit changes; the batch as it is by default.
+
+        Args:
+            batch: the sequences.
+            params: the inner parameters that edits will change, when they are not all of them.
+        """
         return batch
 
     @abstractmethod

@@ -46,7 +46,7 @@ class Stream:
         self._removes = settings.solver == "recursive"
         self._memory = WatchedMemory(model.device)
         with self._memory.watching():
-            self.ledger = Ledger(prior, strength=settings.prior_strength)
+            self.ledger = Ledger(prior, strength=settings.prior_strength, ridge=settings.ridge)
             self.weights = PlainWeights(model.module, model.inner)
         self.active: dict[str, Edit] = {}
         self.history: list[list[Edit]] = []

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from editors.fingerprint import base_digest
 from editors.loading import load_base
 from editors.prior import measure_prior
 from editors.protocols import Course
-from editors.selection import editor_for
+from editors.selection import editor_for, resolved
 from editors.trained import TrainedEditor
 from pipeline.domain.errors import CorrigendaError, Misconfigured
 from pipeline.domain.trials import EditorSettings
@@ -40,11 +40,12 @@ def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
     protocol = protocol_of(given)
     trained = TrainedEditor.load(given.editor, base_digest(given.model)) if given.editor else None
     contestants = settings_of(given, _trained_settings(trained))
-    editors = {name: _editor(given, settings, trained) for name, settings in contestants.items()}
     edits = read_edits(given.data, limit=given.edits)
     text, prior_lines = read_text(given.text), read_text(given.prior_text).splitlines()
     reporter.say(f"{len(edits)} edits; loading {given.model}")
     model = load_base(given.model, next(iter(contestants.values())).inner_params, task=given.task)
+    contestants = {name: resolved(settings, model) for name, settings in contestants.items()}
+    editors = {name: _editor(given, settings, trained) for name, settings in contestants.items()}
     reporter.say("measuring the base")
     prior = measure_prior(model, prior_lines)
     probes = EditProbes(
@@ -54,7 +55,7 @@ def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
     for name, settings in contestants.items():
         with reporter.following(name, len(edits)) as follower:
             course = Course(model=model, prior=prior, probes=probes, edits=edits, protocol=protocol, tell=follower)
-            described = asdict(replace(settings, inner_params=model.inner_param_names))
+            described = asdict(settings)
             found[name] = {"settings": described} | course.run(editors[name], settings)
     reporter.table(found)
     inputs = _inputs(given) | {"edits": len(edits), "editor_digest": trained.digest if trained else None}
@@ -73,7 +74,8 @@ def _trained_settings(trained: TrainedEditor | None) -> dict[str, Any]:
     if trained is None:
         return {}
     names = tuple(name for stage in trained.card.stages for name in stage.inner_params)
-    fixed = {"inner_params": names, "rest": trained.card.rest, "solver": trained.card.solver}
+    subject = tuple(n for stage in trained.card.stages if stage.key_tokens == "subject" for n in stage.inner_params)
+    fixed = {"inner_params": names, "subject_params": subject, "rest": trained.card.rest, "solver": trained.card.solver}
     return trained.card.settings | fixed | {"transform": trained.digest}
 
 

@@ -75,16 +75,16 @@ def entering(block: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def starting_at(blocks: nn.ModuleList, first: int, prefix: Prefix) -> Iterator[None]:
-    """Run a model from block `first` on, with the prefix's hidden states entering it."""
+def starting_at(blocks: nn.ModuleList, prefix: Prefix) -> Iterator[None]:
+    """Run a model from the prefix's block on, with its hidden states entering there."""
 
     def substitute(_block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if arguments:
             return (prefix.hidden_BLH, *arguments[1:]), keywords
         return arguments, {**keywords, "hidden_states": prefix.hidden_BLH}
 
-    with replaced(blocks, range(first), OutputKind(returns_tuple=prefix.returns_tuple)):
-        handle = blocks[first].register_forward_pre_hook(substitute, with_kwargs=True)
+    with replaced(blocks, range(prefix.block), OutputKind(returns_tuple=prefix.returns_tuple)):
+        handle = blocks[prefix.block].register_forward_pre_hook(substitute, with_kwargs=True)
         try:
             yield
         finally:
@@ -128,4 +128,4 @@ def compute_prefix(module: nn.Module, blocks: nn.ModuleList, first: int, input_i
         entering(blocks[first]) as seen,
     ):
         module(input_ids=input_ids_BL, use_cache=False)
-    return Prefix(hidden_BLH=seen[0], returns_tuple=kind.returns_tuple)
+    return Prefix(hidden_BLH=seen[0], returns_tuple=kind.returns_tuple, block=first)

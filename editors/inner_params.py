@@ -15,7 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from pipeline.domain.errors import Misconfigured
 
 MEASURED_FIRST, MEASURED_DEPTH, NUM_BLOCKS = 22, 30, 3
-"""Blocks 22, 23 and 24 of 30 were measured best on SmolLM2-135M; other depths take the same relative place."""
+"""Blocks 22, 23 and 24 of 30 were measured best for answer tokens on SmolLM2-135M; other depths take the same place."""
+SUBJECT_FIRST, SUBJECT_END = 3, 11
+"""Blocks 3 to 10 of 30 were measured best for subject tokens on the same model (DECISIONS.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,13 @@ class Stack:
         last = max(depth - count, 0)
         first = last if self.num_last else min(round(depth * MEASURED_FIRST / MEASURED_DEPTH), last)
         return tuple(self.pattern.format(i=index) for index in range(first, min(first + count, depth)))
+
+    def subject_names(self, depth: int) -> tuple[str, ...]:
+        """The weights to edit at subject tokens: none in the stacks of which MEND edits the last blocks."""
+        if self.num_last or depth < 2:
+            return ()
+        first, end = (round(depth * block / MEASURED_DEPTH) for block in (SUBJECT_FIRST, SUBJECT_END))
+        return tuple(self.pattern.format(i=index) for index in range(first, max(end, first + 1)))
 
 
 T5_STACKS = (
@@ -97,6 +106,20 @@ def default_inner_params(model: nn.Module) -> tuple[str, ...]:
     Raises:
         Misconfigured: if the architecture is not in the registry.
     """
+    names = [name for stack in _stacks(model) for name in stack.names(_depth(model, stack))]
+    return tuple(dict.fromkeys((*default_subject_params(model), *names)))
+
+
+def default_subject_params(model: nn.Module) -> tuple[str, ...]:
+    """Those of the default inner parameters whose edit rows are subject tokens.
+
+    Raises:
+        Misconfigured: if the architecture is not in the registry.
+    """
+    return tuple(name for stack in _stacks(model) for name in stack.subject_names(_depth(model, stack)))
+
+
+def _stacks(model: nn.Module) -> tuple[Stack, ...]:
     config: Any = model.config
     stacks = REGISTRY.get(config.model_type)
     if stacks is None:
@@ -104,7 +127,7 @@ def default_inner_params(model: nn.Module) -> tuple[str, ...]:
         raise Misconfigured(
             f"expected a model type with known inner parameters ({known}) or explicit names, got {config.model_type!r}"
         )
-    return tuple(name for stack in stacks for name in stack.names(_depth(model, stack)))
+    return stacks
 
 
 def inner_params(model: nn.Module, names: Sequence[str] = ()) -> tuple[InnerParam, ...]:

@@ -2,6 +2,8 @@
 
     A = C0 + lambda I + sum K^T K        B = sum K^T Y        S = A^-1 B        C0 = c mean(k k^T) over plain text
 
+Lambda is a fraction of the mean diagonal of C0.
+
 Sums are fp64, batch by batch in order, so that a ledger read from files has the same bits as the one that lived on;
 rows that leave are not subtracted, the sum is made again without them.
 
@@ -10,7 +12,7 @@ Legend: T rows, I in_features, O out_features.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -30,8 +32,8 @@ class Ledger:
     Args:
         prior: second moments of keys over plain text.
         strength: c, the weight of the prior.
+        ridge: lambda of each inner parameter, as a fraction of the mean diagonal of C0.
         batches: rows of the active edits.
-        ridge: lambda of each inner parameter; empty until the first batch fixes it.
     """
 
     def __init__(
@@ -39,17 +41,17 @@ class Ledger:
         prior: Prior,
         *,
         strength: float,
+        ridge: float,
         batches: Sequence[EditRows] = (),
-        ridge: Mapping[str, float] | None = None,
     ) -> None:
         self.prior = prior
         self.strength = strength
         self.batches = tuple(batch for batch in batches if batch.edit_ids)
-        self.ridge = dict(ridge or {})
-        self._sums = _Sums(prior, strength, self.batches)
+        self.ridge = ridge
+        self._sums = _Sums(prior, strength, ridge, self.batches)
 
     @classmethod
-    def from_files(cls, prior: FileRef, rows: Sequence[LedgerRows], *, strength: float) -> Self:
+    def from_files(cls, prior: FileRef, rows: Sequence[LedgerRows], *, strength: float, ridge: float) -> Self:
         """Read a ledger back: the prior, and of each snapshot's rows those of the edits that still count.
 
         Raises:
@@ -63,8 +65,7 @@ class Ledger:
             if missing := set(item.edit_ids) - set(batch.edit_ids):
                 raise IntegrityBroken(f"expected rows of edit {min(missing)} in {item.file.path}, got none")
             batches.append(batch.only(set(item.edit_ids)))
-        ridge = batches[0].ridge if batches else {}
-        return cls(Prior.load(Path(prior.path), prior.digest), strength=strength, batches=batches, ridge=ridge)
+        return cls(Prior.load(Path(prior.path), prior.digest), strength=strength, ridge=ridge, batches=batches)
 
     @property
     def edit_ids(self) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ class Ledger:
         return tuple(edit_id for batch in self.batches for edit_id in batch.edit_ids)
 
     def without(self, edit_ids: Collection[str]) -> Self:
-        """A ledger of its own without some edits; the ridge stays.
+        """A ledger of its own without some edits.
 
         Raises:
             UnknownRecord: for an edit that has no rows here.
@@ -81,7 +82,7 @@ class Ledger:
             raise UnknownRecord(f"expected an active edit to remove, got {min(missing)}", edit_id=min(missing))
         staying = set(self.edit_ids) - set(edit_ids)
         batches = [batch.only(staying) for batch in self.batches]
-        other = type(self)(self.prior, strength=self.strength, batches=batches, ridge=self.ridge)
+        other = type(self)(self.prior, strength=self.strength, ridge=self.ridge, batches=batches)
         if not edit_ids:
             other._sums = self._sums
         return other
@@ -94,10 +95,8 @@ class Ledger:
         return keys.double(), targets.double()
 
     def matrix(self, name: str) -> Tensor:
-        """A (I x I), fp64."""
-        gram_II = self._sums.gram(name).clone()
-        gram_II.diagonal().add_(self.ridge[name])
-        return gram_II
+        """A (I x I), fp64; not to be written to."""
+        return self._sums.matrix(name)
 
     def right_side(self, name: str) -> Tensor:
         """B (I x O), fp64."""
@@ -105,16 +104,19 @@ class Ledger:
         return keys_TI.T @ targets_TO
 
     def factor(self, name: str) -> Factored:
-        """The Cholesky factor of A; kept until rows or ridge change.
+        """The Cholesky factor of A; kept until rows change.
 
         Raises:
             EditorFailed: if A is not positive definite.
         """
-        ridge = self.ridge[name]
-        known = self._sums.factors.get(name)
-        if known is None or known[0] != ridge:
-            known = self._sums.factors[name] = (ridge, factored(self.matrix(name), name=name))
-        return known[1]
+        if name not in self._sums.factors:
+            self._sums.factors[name] = factored(self.matrix(name), name=name)
+        return self._sums.factors[name]
+
+    @property
+    def jitter(self) -> dict[str, float]:
+        """Inner parameters whose matrix was not positive definite as it was -> what was added to its diagonal."""
+        return {name: found.jitter for name, found in self._sums.factors.items() if found.jitter > 0}
 
     def whole_shift(self, name: str) -> Tensor:
         """S = A^-1 B (I x O), fp64: the weights that the active rows define."""
@@ -125,37 +127,40 @@ class Ledger:
         staying = set(self.edit_ids) - set(removed_ids)
         if removed_ids:
             self.batches = tuple(batch for held in self.batches if (batch := held.only(staying)).edit_ids)
-            self._sums = _Sums(self.prior, self.strength, self.batches)
+            self._sums = _Sums(self.prior, self.strength, self.ridge, self.batches)
         if rows.edit_ids:
             self.batches = (*self.batches, rows)
             self._sums = self._sums.extended(rows)
-        self.ridge = dict(rows.ridge) if self.batches else {}
 
 
 class _Sums:
-    """`C0 + sum K^T K` of each inner parameter, made when first asked for."""
+    """A of each inner parameter, made when first asked for."""
 
-    def __init__(self, prior: Prior, strength: float, batches: Sequence[EditRows]) -> None:
-        self._prior, self._strength, self._batches = prior, strength, tuple(batches)
-        self._grams: dict[str, Tensor] = {}
-        self.factors: dict[str, tuple[float, Factored]] = {}
+    def __init__(self, prior: Prior, strength: float, ridge: float, batches: Sequence[EditRows]) -> None:
+        self._prior, self._strength, self._ridge, self._batches = prior, strength, ridge, tuple(batches)
+        self._matrices: dict[str, Tensor] = {}
+        self.factors: dict[str, Factored] = {}
 
-    def gram(self, name: str) -> Tensor:
-        """Without the ridge; not to be written to."""
-        if name not in self._grams:
-            gram_II = self._prior.moments[name].double() * self._strength
+    def matrix(self, name: str) -> Tensor:
+        """Not to be written to."""
+        if name not in self._matrices:
+            matrix_II = self._prior.moments[name].double() * self._strength
+            matrix_II.diagonal().add_(self._ridge * float(matrix_II.diagonal().mean()))
             for batch in self._batches:
-                gram_II = _with_rows(gram_II, batch, name)
-            self._grams[name] = gram_II
-        return self._grams[name]
+                matrix_II = _with_rows(matrix_II, batch, name)
+            self._matrices[name] = matrix_II
+        return self._matrices[name]
 
     def extended(self, rows: EditRows) -> _Sums:
         """The sums with one more batch, standing on what has been summed already."""
-        longer = _Sums(self._prior, self._strength, (*self._batches, rows))
-        longer._grams = {name: _with_rows(gram_II, rows, name) for name, gram_II in self._grams.items()}
+        longer = _Sums(self._prior, self._strength, self._ridge, (*self._batches, rows))
+        for name, matrix_II in self._matrices.items():
+            longer._matrices[name] = _with_rows(matrix_II, rows, name)
+            if name in self.factors and not len(rows.keys[name]):
+                longer.factors[name] = self.factors[name]
         return longer
 
 
-def _with_rows(gram_II: Tensor, rows: EditRows, name: str) -> Tensor:
+def _with_rows(matrix_II: Tensor, rows: EditRows, name: str) -> Tensor:
     keys_TI = rows.keys[name].double()
-    return gram_II + keys_TI.T @ keys_TI
+    return matrix_II + keys_TI.T @ keys_TI if len(keys_TI) else matrix_II

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from editors.base import EditResult
 from editors.deltas import WeightDelta, WeightStore
-from editors.families import CausalModel
+from editors.families import EditableModel
 from editors.ledger import Ledger
 from editors.passes import run_passes
 from editors.rows import EditRows
 from editors.solve import least_squares, summed
-from editors.transform import GradientTransform, Transform
+from editors.transform import TrainedTransform
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, InvalidInput
 from pipeline.domain.trials import EditorSettings
@@ -28,16 +28,15 @@ class MemorylessEditor:
 
     Args:
         settings: `solver` is `least_squares` or `sum`.
-        transform: where the wanted shifts come from; the plain gradient by default.
+        trained: asks the first passes, if there is one; the gradient asks the others.
     """
 
-    def __init__(self, settings: EditorSettings, transform: Transform | None = None) -> None:
-        self._settings = settings
-        self._transform = transform or GradientTransform(step=settings.step, rest=settings.rest)
+    def __init__(self, settings: EditorSettings, trained: TrainedTransform | None = None) -> None:
+        self._settings, self._trained = settings, trained
 
     def edit(
         self,
-        model: CausalModel,
+        model: EditableModel,
         weights: WeightStore,
         ledger: Ledger,
         added: Sequence[Edit],
@@ -53,33 +52,24 @@ class MemorylessEditor:
             raise InvalidInput(f"expected the solver `recursive` to remove edits, got `{self._settings.solver}`")
         if not added:
             raise EditorFailed("expected edits to add, got none")
-        ridge = dict(ledger.ridge)
 
         def factor(name: str, keys_TI: Tensor) -> Tensor:
+            if self._settings.solver == "sum":
+                return summed(keys_TI)
             mean_diagonal = float(keys_TI.square().sum()) / keys_TI.shape[1]
-            ridge.setdefault(name, self._settings.ridge * mean_diagonal)
-            is_sum = self._settings.solver == "sum"
-            return summed(keys_TI) if is_sum else least_squares(keys_TI, ridge=ridge[name])
+            return least_squares(keys_TI, ridge=self._settings.ridge * mean_diagonal)
 
-        asked = run_passes(
-            model,
-            added,
-            transform=self._transform,
-            factor=factor,
-            start={},
-            num_passes=self._settings.num_passes,
-            rest=self._settings.rest,
-        )
+        asked = run_passes(model, added, settings=self._settings, trained=self._trained, factor=factor, start={})
         began = time.perf_counter()
         targets = {
             name: (keys_TI @ weights.shift(name).double().cpu() + asked.shifts[name]).float()
             for name, keys_TI in asked.keys.items()
         }
         keys = {name: keys_TI.float() for name, keys_TI in asked.keys.items()}
-        delta = WeightDelta.of({name: (asked.factors[name], asked.shifts[name]) for name in asked.keys})
+        delta = WeightDelta.of(asked.change)
         return EditResult(
             delta=delta,
-            rows=EditRows(keys=keys, targets=targets, ranges=asked.ranges, ridge=ridge),
+            rows=EditRows(keys=keys, targets=targets, ranges=asked.ranges),
             removed_ids=(),
             num_passes=asked.num_passes,
             seconds={**asked.seconds, "solve": asked.seconds["solve"] + time.perf_counter() - began},

@@ -24,7 +24,7 @@ from pipeline.domain.errors import CorrigendaError, Misconfigured
 
 __all__ = ["Inputs", "base_digest", "prepare"]
 
-FORMAT = 4
+FORMAT = 5
 """Raised when what is measured changes, so that older results are not taken for it."""
 FILES = ("prior.safetensors", "baseline.json", "lineage.json")
 
@@ -43,6 +43,8 @@ class Inputs:
     """Other plain text, a sentence a line, for the preservation prior."""
     inner_params: tuple[str, ...] = ()
     """Weights to edit; the architecture's default when empty."""
+    subject_params: tuple[str, ...] = ()
+    """Those of them whose edit rows are subject tokens."""
     task: str = "causal"
     """Of the base: `causal`, `seq2seq` or `classifier`."""
 
@@ -52,7 +54,7 @@ class Inputs:
             if not path.is_file():
                 raise Misconfigured(f"expected a file, got {path}")
         texts = [sha256_file(path) for path in (self.suite, self.text, self.prior_text)]
-        return sha256_json([FORMAT, self.task, digest, *texts, list(self.inner_params)])
+        return sha256_json([FORMAT, self.task, digest, *texts, list(self.inner_params), list(self.subject_params)])
 
 
 def prepare(inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def _fill(kept: Path, inputs: Inputs, digest: str) -> None:
 
 def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
     from editors.baseline import build_baseline
+    from editors.inner_params import default_subject_params
     from editors.loading import load_base
     from editors.prior import measure_prior
 
@@ -105,6 +108,7 @@ def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
         "task": inputs.task,
         "base_digest": digest,
         "inner_params": list(model.inner_param_names),
+        "subject_params": list(inputs.subject_params if inputs.inner_params else default_subject_params(model.module)),
         "prior": {"file": "prior.safetensors", "digest": prior},
         "baseline": {"file": "baseline.json", "digest": baseline.save(folder / "baseline.json")},
         "perplexity": baseline.figure.perplexity,
@@ -141,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prior-text", type=Path, required=True, help="other plain text, a sentence a line")
     parser.add_argument("--task", default="causal", help="causal (default), seq2seq or classifier")
     parser.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
+    parser.add_argument("--subject-param", action="append", default=[], help="an --inner-param with subject rows")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     given = parser.parse_args(arguments)
     inputs = Inputs(
@@ -149,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text=given.text,
         prior_text=given.prior_text,
         inner_params=tuple(given.inner_param),
+        subject_params=tuple(given.subject_param),
         task=given.task,
     )
     try:

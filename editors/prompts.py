@@ -35,12 +35,14 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prefix:
-    """What enters the first edited block for one batch; it never changes while only later blocks are edited."""
+    """What enters a block for one batch; it never changes while only this block and later ones are edited."""
 
     hidden_BLH: Tensor
     """In the model's dtype, without gradient."""
     returns_tuple: bool
     """Whether the blocks of this architecture return a tuple."""
+    block: int
+    """The block it enters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

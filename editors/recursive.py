@@ -21,12 +21,12 @@ from torch import Tensor
 
 from editors.base import EditResult
 from editors.deltas import WeightDelta, WeightStore
-from editors.families import CausalModel
+from editors.families import EditableModel
 from editors.ledger import Ledger
 from editors.passes import Asked, joined, run_passes
 from editors.rows import EditRows
 from editors.solve import added_rows
-from editors.transform import GradientTransform, Transform
+from editors.transform import TrainedTransform
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, Misconfigured
 from pipeline.domain.trials import EditorSettings
@@ -37,16 +37,15 @@ class RecursiveEditor:
 
     Args:
         settings: constants of the lineage.
-        transform: where the wanted shifts come from; the plain gradient by default.
+        trained: asks the first passes, if there is one; the gradient asks the others.
     """
 
-    def __init__(self, settings: EditorSettings, transform: Transform | None = None) -> None:
-        self._settings = settings
-        self._transform = transform or GradientTransform(step=settings.step, rest=settings.rest)
+    def __init__(self, settings: EditorSettings, trained: TrainedTransform | None = None) -> None:
+        self._settings, self._trained = settings, trained
 
     def edit(
         self,
-        model: CausalModel,
+        model: EditableModel,
         weights: WeightStore,
         ledger: Ledger,
         added: Sequence[Edit],
@@ -67,10 +66,10 @@ class RecursiveEditor:
         prepared = time.perf_counter() - began
         asked = self._ask(model, remaining, added, removal) if added else None
         began = time.perf_counter()
-        rows = _rows(model, weights, remaining, asked, removal)
+        rows = _rows(model, weights, asked, removal)
         factors = dict(removal)
         if asked is not None:
-            factors = {n: joined(removal.get(n), (asked.factors[n], asked.shifts[n])) for n in asked.factors}
+            factors = {name: joined(removal.get(name), change) for name, change in asked.change.items()}
         seconds = dict(asked.seconds) if asked else {"capture": 0.0, "solve": 0.0}
         result = EditResult(
             delta=WeightDelta.of(factors),
@@ -78,51 +77,42 @@ class RecursiveEditor:
             removed_ids=tuple(removed_ids),
             num_passes=asked.num_passes if asked else 0,
             seconds=seconds,
-            jitter={n: j for n in model.inner_param_names if (j := remaining.factor(n).jitter) > 0},
+            jitter=remaining.jitter,
         )
         seconds["solve"] += prepared + time.perf_counter() - began
         return result
 
     def _ask(
         self,
-        model: CausalModel,
+        model: EditableModel,
         remaining: Ledger,
         added: Sequence[Edit],
         removal: dict[str, tuple[Tensor, Tensor]],
     ) -> Asked:
         def factor(name: str, keys_TI: Tensor) -> Tensor:
-            if name not in remaining.ridge:  # the lineage's first batch fixes it
-                diagonal = float(keys_TI.square().sum()) / keys_TI.shape[1]
-                remaining.ridge[name] = self._settings.ridge * diagonal
             return added_rows(remaining.factor(name), keys_TI)
 
-        return run_passes(
-            model,
-            added,
-            transform=self._transform,
-            factor=factor,
-            start=removal,
-            num_passes=self._settings.num_passes,
-            rest=self._settings.rest,
-        )
+        return run_passes(model, added, settings=self._settings, trained=self._trained, factor=factor, start=removal)
 
 
 def _removal(
-    model: CausalModel, weights: WeightStore, ledger: Ledger, remaining: Ledger, removed_ids: Collection[str]
+    model: EditableModel, weights: WeightStore, ledger: Ledger, remaining: Ledger, removed_ids: Collection[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors of S' - S_parent by inner parameter, fp64."""
     factors = {}
     for name in model.inner_param_names:
         keys_TI, targets_TO = ledger.rows_of(name, set(removed_ids))
+        if not len(keys_TI):
+            factors[name] = (torch.zeros(keys_TI.shape[1], 0).double(), torch.zeros(0, targets_TO.shape[1]).double())
+            continue
         excess_TO = keys_TI @ weights.shift(name).double().cpu() - targets_TO
         factors[name] = (remaining.factor(name).solve(keys_TI.T), excess_TO)
     return factors
 
 
 def _rows(
-    model: CausalModel,
+    model: EditableModel,
     weights: WeightStore,
-    remaining: Ledger,
     asked: Asked | None,
     removal: dict[str, tuple[Tensor, Tensor]],
 ) -> EditRows:
@@ -140,10 +130,9 @@ def _rows(
             held_TO = held_TO + (keys_TI @ removal[name][0]) @ removal[name][1]
         keys[name] = keys_TI.float()
         targets[name] = (held_TO + asked.shifts[name]).float()
-    ranges = asked.ranges if asked else ()
-    return EditRows(keys=keys, targets=targets, ranges=ranges, ridge=dict(remaining.ridge))
+    return EditRows(keys=keys, targets=targets, ranges=asked.ranges if asked else ())
 
 
-def _check_names(model: CausalModel, ledger: Ledger) -> None:
+def _check_names(model: EditableModel, ledger: Ledger) -> None:
     if missing := set(model.inner_param_names) - set(ledger.prior.moments):
         raise Misconfigured(f"expected a prior of inner parameter {min(missing)}, got one without it")

@@ -22,11 +22,7 @@ Ranges = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditRows:
-    """Keys and absolute targets: at key k the whole shift from the base should be y.
-
-    The ridge of the lineage travels with every batch's rows: it is fixed by the first batch, and whatever rows are
-    still active bring it back on a reload. A lineage without active rows has none, live and reloaded alike.
-    """
+    """Keys and absolute targets: at key k the whole shift from the base should be y."""
 
     keys: dict[str, Tensor]
     """Inner parameter -> K (T x I), fp32 on the CPU."""
@@ -34,8 +30,6 @@ class EditRows:
     """Inner parameter -> Y (T x O), fp32 on the CPU."""
     ranges: Ranges | Mapping[str, Ranges]
     """Whose the rows are; by inner parameter where their keys are other tokens. An edit may have no row in some."""
-    ridge: dict[str, float]
-    """Inner parameter -> lambda."""
 
     @property
     def edit_ids(self) -> tuple[str, ...]:
@@ -61,7 +55,6 @@ class EditRows:
             keys={name: keys[places[name]] for name, keys in self.keys.items()},
             targets={name: targets[places[name]] for name, targets in self.targets.items()},
             ranges=_each(self.ranges, lambda ranges: _closed_up(ranges, edit_ids)),
-            ridge=self.ridge,
         )
 
     def save(self, path: Path) -> str:
@@ -69,7 +62,7 @@ class EditRows:
         tensors = {f"{name}.K": keys for name, keys in self.keys.items()}
         tensors |= {f"{name}.Y": targets for name, targets in self.targets.items()}
         ranges = _each(self.ranges, lambda ranges: [list(row) for row in ranges])
-        return write_tensors(path, tensors, {"kind": "rows", "ranges": ranges, "ridge": self.ridge})
+        return write_tensors(path, tensors, {"kind": "rows", "ranges": ranges})
 
     @classmethod
     def load(cls, path: Path, expected_digest: str | None = None) -> Self:
@@ -83,11 +76,10 @@ class EditRows:
         targets = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".Y")}
         try:
             ranges = _each(facts["ranges"], lambda rows: tuple((str(row[0]), int(row[1]), int(row[2])) for row in rows))
-            ridge = {str(name): float(value) for name, value in facts["ridge"].items()}
-            rows = cls(keys=keys, targets=targets, ranges=ranges, ridge=ridge)
+            rows = cls(keys=keys, targets=targets, ranges=ranges)
             fits = all(_fits(rows.ranges_of(name), keys[name], targets[name]) for name in keys)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise IntegrityBroken(f"expected row ranges and a ridge in {path}, got neither: {error!r}") from error
+            raise IntegrityBroken(f"expected row ranges in {path}, got none: {error!r}") from error
         if not fits:
             raise IntegrityBroken(f"expected rows of the edits that {path} names, got others")
         return rows

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from editors.base import Editor
+from editors.families import EditableModel
+from editors.inner_params import default_subject_params
 from editors.memoryless import MemorylessEditor
 from editors.recursive import RecursiveEditor
-from editors.transform import Transform
+from editors.transform import TrainedTransform
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.trials import EditorSettings
 
 
-def editor_for(settings: EditorSettings, transform: Transform | None = None) -> Editor:
+def editor_for(settings: EditorSettings, transform: TrainedTransform | None = None) -> Editor:
     """The editor that settings name.
 
     Args:
@@ -27,3 +31,10 @@ def editor_for(settings: EditorSettings, transform: Transform | None = None) -> 
     if settings.solver in ("least_squares", "sum"):
         return MemorylessEditor(settings, transform)
     raise Misconfigured(f"expected solver recursive, least_squares or sum, got {settings.solver!r}")
+
+
+def resolved(settings: EditorSettings, model: EditableModel) -> EditorSettings:
+    """Settings with the names of the inner parameters that the model was loaded with."""
+    if settings.inner_params:
+        return settings
+    return replace(settings, inner_params=model.inner_param_names, subject_params=default_subject_params(model.module))

@@ -20,7 +20,7 @@ from tests.factories import make_edit
 from tests.tiny_models import TEXT, save_tiny_gpt2, save_tiny_llama
 
 NAME = "block.weight"
-SETTINGS = EditorSettings(prior_strength=0.1, step=1.0, num_passes=40)
+SETTINGS = EditorSettings(prior_strength=0.1, ridge=1.0, step=1.0, rest=0.5, num_passes=40)
 """Constants for a model that has nothing to lose: a weak prior, long steps."""
 FACTS = (
     ("who is king of Japan", "Kyoto"),
@@ -52,7 +52,7 @@ def make_rig(folder: Path, kind: str = "llama") -> Rig:
         _save_roomier_gpt2(folder)
     model = load_base(folder)
     prior = measure_prior(model, prior_lines())
-    ledger = Ledger(prior, strength=SETTINGS.prior_strength)
+    ledger = Ledger(prior, strength=SETTINGS.prior_strength, ridge=SETTINGS.ridge)
     return Rig(model=model, weights=PlainWeights(model.module, model.inner), ledger=ledger)
 
 
@@ -82,7 +82,7 @@ def random_prior(width: int, *names: str) -> Prior:
     return Prior(moments={name: keys.T @ keys / len(keys) for name in names or (NAME,)}, num_tokens=len(keys))
 
 
-def random_rows(seed: int, lengths: dict[str, int], *, width: int = 12, out: int = 5, ridge: float = 0.3) -> EditRows:
+def random_rows(seed: int, lengths: dict[str, int], *, width: int = 12, out: int = 5) -> EditRows:
     """Rows of some edits with random keys and targets for one inner parameter."""
     draw = torch.Generator().manual_seed(seed)
     total = sum(lengths.values())
@@ -90,5 +90,4 @@ def random_rows(seed: int, lengths: dict[str, int], *, width: int = 12, out: int
         keys={NAME: torch.randn(total, width, generator=draw)},
         targets={NAME: torch.randn(total, out, generator=draw)},
         ranges=consecutive(list(lengths.items())),
-        ridge={NAME: ridge},
     )

@@ -17,12 +17,13 @@ from pathlib import Path
 from editors.base import EditResult
 from editors.baseline import Baseline
 from editors.deltas import WeightDelta, load_accumulators, save_accumulators
-from editors.families import CausalModel
+from editors.families import EditableModel, editable
 from editors.fingerprint import base_digest
 from editors.ledger import Ledger
-from editors.metrics import Scorer
+from editors.metrics import Scorer, asked_pairs
 from editors.recursive import RecursiveEditor
-from pipeline.domain.errors import EditorFailed, EngineFailed, Misconfigured, UnknownRecord, WrongBase
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed, EngineFailed, InvalidInput, Misconfigured, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.trials import Answer, BaseSpec, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
@@ -39,7 +40,7 @@ class Lineage:
 
     plan: LoadPlan
     """What is held; its snapshot moves on with `held`."""
-    model: CausalModel
+    model: EditableModel
     """The base's module with the lineage's inner parameters."""
     weights: ShardedWeights
     """They hold the snapshot."""
@@ -98,7 +99,7 @@ class HeldModel:
             IntegrityBroken: if a file does not have its digest.
         """
         sharded = self._base(plan.base)
-        ledger = Ledger.from_files(plan.prior, plan.ledger, strength=plan.editor.prior_strength)
+        ledger = Ledger.from_files(plan.prior, plan.ledger, strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
         baseline = Baseline.load(Path(plan.baseline.path), plan.baseline.digest)
         shifts = load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {}
         deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]
@@ -113,10 +114,11 @@ class HeldModel:
         """Edit, apply, measure, and go back to what was held, bit for bit, whatever happened.
 
         Raises:
-            EditorFailed: if the numbers cannot be used.
+            EditorFailed: if the model can never say what an edit asks for, or the numbers cannot be used.
             UnknownRecord: if an edit is to leave that has no rows.
         """
         held = self._held()
+        require_sayable(held.model, trial.added)
         with _unchanged(held.weights):
             result = held.editor.edit(held.model, held.weights, held.ledger, trial.added, trial.removed_ids)
             clock = _Clock()
@@ -203,7 +205,7 @@ class HeldModel:
         else:
             if known is not None:
                 known.weights.set_accumulators({})  # the next store takes what is there now for the base
-            model = CausalModel(sharded.module, sharded.tokenizer, plan.editor.inner_params)
+            model = editable(plan.base.task, sharded.module, sharded.tokenizer, plan.editor.inner_params)
             weights = ShardedWeights(sharded, model.inner)
             scorer = Scorer(model, weights, baseline)
         return Lineage(
@@ -226,6 +228,24 @@ class HeldModel:
         if result is None:
             raise UnknownRecord(f"expected a trial of the snapshot that is held, got {trial_id}", trial_id=trial_id)
         return result
+
+
+def require_sayable(model: EditableModel, edits: Sequence[Edit]) -> None:
+    """Refuse edits that cannot be asked of this model: a target that is no label, a prompt that is too long.
+
+    Raises:
+        EditorFailed: naming the first edit, so that halving the batch finds it and the others go on.
+    """
+    for edit in edits:
+        try:
+            for prompt, target in asked_pairs(edit):
+                model.encode_pair(prompt, target, edit.request.subject)
+            for probe in edit.request.locality:
+                model.encode_prompt(probe.prompt)
+                if probe.target:
+                    model.encode_pair(probe.prompt, probe.target)
+        except InvalidInput as error:
+            raise EditorFailed(f"edit {edit.edit_id} cannot be made: {error}", edit_id=edit.edit_id) from error
 
 
 def require_finite(measurements: Measurements) -> None:

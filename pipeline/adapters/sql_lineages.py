@@ -22,6 +22,9 @@ from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, check_name
 from pipeline.domain.trials import BaseSpec, EditorSettings
 
+PARAMS = ("inner_params", "subject_params")
+"""Settings of an editor that are lists of names."""
+
 
 class SqlLineageStore:
     """Makes, reads, holds and resumes lineages."""
@@ -117,7 +120,7 @@ class SqlLineageStore:
 
 
 def _row(new: NewLineage) -> dict[str, Any]:
-    editor = asdict(new.editor) | {"inner_params": list(new.editor.inner_params)}
+    editor = asdict(new.editor) | {name: list(getattr(new.editor, name)) for name in PARAMS}
     return {
         "name": new.name,
         "task": new.base.task,
@@ -159,7 +162,7 @@ def _counts(connection: Connection, lineage_id: str | None = None) -> dict[str, 
 
 
 def _lineage(row: Row[Any], counts: Mapping[str, int]) -> Lineage:
-    editor = EditorSettings(**row.editor | {"inner_params": tuple(row.editor["inner_params"])})
+    editor = EditorSettings(**row.editor | {name: tuple(row.editor.get(name, ())) for name in PARAMS})
     settings = NewLineage(
         name=row.name,
         base=BaseSpec(ref=row.base_ref, digest=row.base_digest, task=row.task),

@@ -18,16 +18,22 @@ class EditorSettings:
     """`gradient`, or the digest of a trained MEND transform."""
     inner_params: tuple[str, ...] = ()
     """Names of the edited weights, in block order; resolved when the lineage is made."""
-    prior_strength: float = 1000.0
+    subject_params: tuple[str, ...] = ()
+    """Those of them whose edit rows are subject tokens; they are asked first, the others for what is still missing."""
+    prior_strength: float = 5000.0
     """c: weight of the preservation prior C0 = c * mean(k k^T)."""
-    ridge: float = 0.05
-    """Lambda, as a fraction of the mean diagonal of K^T K of the lineage's first batch."""
-    step: float = 0.5
+    ridge: float = 1e-3
+    """Lambda, as a fraction of the mean diagonal of C0; of K^T K where there is no prior."""
+    step: float = 0.8
     """Step of a pass, scaled by what each token's probability still misses."""
-    rest: float = 0.5
+    rest: float = 0.8
     """Probability at which a target token rests."""
     num_passes: int = 10
-    """Most passes over a batch."""
+    """Most passes over a batch in each group of inner parameters."""
+    trained_passes: int = 1
+    """How many of them a trained transform asks; the gradient asks the others."""
+    rephrase_rows: int = 0
+    """How many of a request's own rephrases are edit rows too; never the first, which is kept as a probe."""
     batch_size: int = 32
     """Most edits in a batch."""
 

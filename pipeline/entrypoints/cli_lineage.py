@@ -1,29 +1,24 @@
-"""Commands about lineages, and the evaluation of an editor without any service."""
+"""Commands about lineages."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
-from pipeline.domain.errors import InvalidInput, Misconfigured
+from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, check_name
 from pipeline.domain.trials import EditorSettings
-from pipeline.entrypoints.console import ExitCode, JsonOption, exits_clearly, print_json, print_rows, say
+from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
-
-Solver = Literal["recursive", "least_squares", "sum"]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -33,7 +28,6 @@ def add_commands(app: typer.Typer) -> None:
     lineage.command("list")(exits_clearly(lineage_list))
     lineage.command("resume")(exits_clearly(lineage_resume))
     app.add_typer(lineage, name="lineage")
-    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(exits_clearly(evaluate))
 
 
 def lineage_create(
@@ -79,7 +73,7 @@ def make_lineage(kept: Stores, name: str, prepared: Prepared, *, editor: EditorS
     new = NewLineage(
         name=name,
         base=prepared.base,
-        editor=replace(editor, inner_params=prepared.inner_params),
+        editor=replace(editor, inner_params=prepared.inner_params, subject_params=prepared.subject_params),
         policy=policy,
         prior=kept.artifacts.put(prepared.prior),
         baseline=kept.artifacts.put(prepared.baseline),
@@ -126,39 +120,3 @@ def lineage_resume(
         print_json({"lineage": name, "hold": kept.lineages.lineage(name).hold})
     else:
         say(f"lineage {name} is not held any more")
-
-
-def evaluate(
-    context: typer.Context,
-    data: Annotated[Path, typer.Option(help="Our JSONL, or CounterFact with paraphrases.")],
-    edits: Annotated[int, typer.Option(min=1, help="How many rows from the top.")],
-    batch: Annotated[int, typer.Option(min=1, help="Edits a batch.")] = 32,
-    solver: Annotated[Solver, typer.Option(help="How the change of a weight is found.")] = "recursive",
-    model: Annotated[Path | None, typer.Option(help="Folder of the base; the embedded SmolLM2 if left out.")] = None,
-    json_out: Annotated[str, typer.Option("--json", help="File for the figures; - prints them.")] = "-",
-) -> None:
-    """Measure an editor on a stream of edits to a fresh copy of the base; needs no service.
-
-    Example: corrigenda evaluate --data facts.jsonl --edits 64 --batch 32 --json figures.json
-    """
-    from infra.local.base_model import ensure_base_model
-
-    _check_files(data, json_out)
-    folder = model or ensure_base_model()
-    argv = [sys.executable, "-m", "editors.evaluation", "--data", str(data), "--edits", str(edits)]
-    argv += ["--batch", str(batch), "--solver", solver, "--model", str(folder), "--json", json_out, *context.args]
-    done = subprocess.run(argv, check=False)
-    if done.returncode < 0:
-        raise Misconfigured(f"the evaluation was ended by signal {-done.returncode}")
-    if done.returncode != 0:
-        raise typer.Exit(ExitCode.usage)
-
-
-def _check_files(data: Path, json_out: str) -> None:
-    """Say before the measuring that a file cannot be read or written."""
-    if not data.is_file():
-        raise InvalidInput(f"expected a file of edits, got {data}, which is none")
-    target = Path(json_out)
-    folder = target.absolute().parent
-    if json_out != "-" and (target.is_dir() or not os.access(target if target.exists() else folder, os.W_OK)):
-        raise InvalidInput(f"expected a file that can be written for --json, got {target}")

@@ -22,6 +22,8 @@ class Prepared:
     """Folder, digest and task."""
     inner_params: tuple[str, ...]
     """Names of the weights to edit."""
+    subject_params: tuple[str, ...]
+    """Those of them whose edit rows are subject tokens."""
     prior: Path
     """Statistics of the keys."""
     baseline: Path
@@ -50,6 +52,7 @@ def _prepared(folder: Path, out: Path) -> Prepared:
     return Prepared(
         base=BaseSpec(ref=str(folder), digest=found["base_digest"], task=found.get("task", "causal")),
         inner_params=tuple(found["inner_params"]),
+        subject_params=tuple(found["subject_params"]),
         prior=out / "prior.safetensors",
         baseline=out / "baseline.json",
     )

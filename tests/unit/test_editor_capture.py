@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from editors.capture import capturing, side_branch
 from editors.deltas import PlainWeights, WeightDelta
 from editors.families import CausalModel
+from editors.inner_params import default_subject_params
 from editors.loading import load_base
 from pipeline.domain.errors import Misconfigured
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
@@ -97,7 +98,7 @@ def test_hooks_are_released_whatever_happens(model: CausalModel) -> None:
         capturing(model.module, model.inner, batch.row_N, batch.position_N),
     ):
         raise RuntimeError("on purpose")
-    model.target_logits(model.prefixed(batch))
+    model.target_logits(model.prefixed(batch, model.inner[-1:]))
     assert hooks_of(model.module) == before
 
 
@@ -105,9 +106,8 @@ def test_hooks_are_released_whatever_happens(model: CausalModel) -> None:
 def test_the_frozen_prefix_gives_the_same_logits_in_every_architecture(model_type: str, tmp_path: Path) -> None:
     save_tiny_llama(tmp_path)
     model = of_type(model_type, load_base(tmp_path).tokenizer)
-    assert model.inner[0].block == 1
     batch = model.encode(PAIRS)
-    short = model.prefixed(batch)
+    short = model.prefixed(batch, model.inner[-1:])
     blocks = list(model.module.get_submodule(model.inner[0].blocks_name).children())
     assert short.prefix is not None
     torch.testing.assert_close(model.target_logits(short), model.target_logits(batch), rtol=0, atol=1e-6)
@@ -116,14 +116,15 @@ def test_the_frozen_prefix_gives_the_same_logits_in_every_architecture(model_typ
 
 def test_the_frozen_prefix_stays_right_after_an_edit(model: CausalModel) -> None:
     batch = model.encode(PAIRS)
-    short = model.prefixed(batch)
-    factors = {p.name: (torch.ones(p.in_features, 1), torch.ones(1, p.out_features) * 0.2) for p in model.inner}
-    PlainWeights(model.module, model.inner).apply(WeightDelta.of(factors))
+    later = model.inner[-1:]
+    short = model.prefixed(batch, later)
+    factors = {p.name: (torch.ones(p.in_features, 1), torch.ones(1, p.out_features) * 0.2) for p in later}
+    PlainWeights(model.module, later).apply(WeightDelta.of(factors))
     torch.testing.assert_close(model.target_logits(short), model.target_logits(batch), rtol=0, atol=1e-6)
 
 
 def test_blocks_come_back_after_a_failing_forward(model: CausalModel) -> None:
-    batch = model.prefixed(model.encode(PAIRS))
+    batch = model.prefixed(model.encode(PAIRS), model.inner[-1:])
     blocks = model.module.get_submodule(model.inner[0].blocks_name)
     before = list(blocks.children())
 
@@ -143,10 +144,14 @@ def test_target_logits_are_those_of_the_whole_model(model: CausalModel) -> None:
     torch.testing.assert_close(model.target_logits(batch), whole, rtol=0, atol=1e-6)
 
 
-def test_inner_params_are_three_blocks_at_the_measured_depth(tmp_path: Path) -> None:
+def test_inner_params_are_the_measured_blocks_at_the_measured_depth(tmp_path: Path) -> None:
     save_tiny_llama(tmp_path, num_blocks=30)
-    names = load_base(tmp_path).inner_param_names
-    assert names == tuple(f"model.layers.{i}.mlp.down_proj.weight" for i in (22, 23, 24))
+    model = load_base(tmp_path)
+    subject, answer = (
+        tuple(f"model.layers.{i}.mlp.down_proj.weight" for i in blocks) for blocks in (range(3, 11), (22, 23, 24))
+    )
+    assert model.inner_param_names == (*subject, *answer)
+    assert default_subject_params(model.module) == subject
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,16 +80,54 @@ def test_the_delta_is_the_change_of_the_dense_solve(rig: Rig) -> None:
 def test_weights_and_ledger_on_exit_are_those_on_entry(rig: Rig) -> None:
     step(rig, edits_of(0, 1))
     held = {name: parameter.clone() for name, parameter in rig.model.module.named_parameters()}
-    ridge, ids = dict(rig.ledger.ridge), rig.ledger.edit_ids
+    ids = rig.ledger.edit_ids
     RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, edits_of(2, 3), [edits_of(0)[0].edit_id])
     assert all(torch.equal(parameter, held[name]) for name, parameter in rig.model.module.named_parameters())
     assert rig.ledger.edit_ids == ids
-    assert rig.ledger.ridge == ridge
 
 
-def test_a_trial_that_is_dropped_leaves_an_empty_ledger_without_a_ridge(rig: Rig) -> None:
-    RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, edits_of(0), ())
-    assert rig.ledger.ridge == {}
+def about(edit: Edit, subject: str | None) -> Edit:
+    return replace(edit, request=replace(edit.request, subject=subject))
+
+
+def of_subjects(rig: Rig) -> EditorSettings:
+    """The first block's weight is edited at subject tokens, the others at answer tokens."""
+    return replace(SETTINGS, inner_params=rig.model.inner_param_names, subject_params=rig.model.inner_param_names[:1])
+
+
+def test_an_edit_with_a_subject_has_one_row_for_it_and_answer_rows_only_for_what_is_missing(rig: Rig) -> None:
+    known, unknown = about(edits_of(0)[0], "king"), about(edits_of(1)[0], None)
+    result = RecursiveEditor(of_subjects(rig)).edit(rig.model, rig.weights, rig.ledger, [known, unknown], ())
+    first, *others = rig.model.inner_param_names
+    assert result.rows.ranges_of(first) == ((known.edit_id, 0, 1), (unknown.edit_id, 1, 1))
+    assert all({row[0] for row in result.rows.ranges_of(name)} >= {unknown.edit_id} for name in others)
+    rig.weights.apply(result.delta)
+    rig.ledger.commit(result.rows)
+    assert min(probabilities(rig, [known, unknown])) > 0.4
+    assert distance(rig) < 1e-5
+
+
+def test_edits_of_subjects_leave_the_ledger_like_any_other(rig: Rig) -> None:
+    base = {name: rig.model.module.get_parameter(name).clone() for name in rig.model.inner_param_names}
+    edits = [about(edits_of(0)[0], "king"), about(edits_of(1)[0], None), about(edits_of(2)[0], "president")]
+    editor = RecursiveEditor(of_subjects(rig))
+    result = editor.edit(rig.model, rig.weights, rig.ledger, edits, ())
+    rig.weights.apply(result.delta)
+    rig.ledger.commit(result.rows)
+    gone = editor.edit(rig.model, rig.weights, rig.ledger, [], [edit.edit_id for edit in edits])
+    rig.weights.apply(gone.delta)
+    for name, weight in base.items():
+        assert float((rig.model.module.get_parameter(name) - weight).norm()) <= 1e-5 * result.delta.norms[name]
+
+
+def test_rephrases_become_rows_of_their_edit_but_never_the_first(rig: Rig) -> None:
+    edit = edits_of(0)[0]
+    edit = replace(edit, request=replace(edit.request, rephrases=("the king of Japan", "Japan king is")))
+    settings = replace(SETTINGS, rephrase_rows=2)
+    alone = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [edit], ())
+    both = RecursiveEditor(settings).edit(rig.model, rig.weights, rig.ledger, [edit], ())
+    assert both.num_rows == 2 * alone.num_rows
+    assert both.rows.edit_ids == (edit.edit_id,)
 
 
 def test_an_edit_call_is_bitwise_repeatable(rig: Rig, tmp_path: Path) -> None:
@@ -142,9 +181,7 @@ def test_the_only_edit_can_be_replaced_by_another(rig: Rig) -> None:
     first = make_edit("one", prompt="who is king of Japan", target_new="Rome")
     second = make_edit("two", prompt="who is king of Japan", target_new="Lyon")
     step(rig, [first])
-    ridge = dict(rig.ledger.ridge)
     step(rig, [second], (first.edit_id,))
-    assert rig.ledger.ridge == ridge
     assert probabilities(rig, [second])[0] > 0.45
     assert distance(rig) < 1e-4
 
@@ -174,7 +211,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("solver", ["least_squares", "sum"])
 def test_solvers_without_memory_land_an_edit_and_refuse_to_remove_it(solver: str, tmp_path: Path) -> None:
     rig = make_rig(tmp_path)
-    settings = EditorSettings(solver=solver, step=1.0, num_passes=40)
+    settings = EditorSettings(solver=solver, step=1.0, rest=0.5, num_passes=40)
     editor, edits = editor_for(settings), edits_of(0)
     assert isinstance(editor, MemorylessEditor)
     before = probabilities(rig, edits)[0]
