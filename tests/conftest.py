@@ -124,6 +124,21 @@ def base_model() -> Path:
     return ensure_base_model()
 
 
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Hands out small models that were taught facts (see `tests.taught`), each made at its first use; not to change."""
+    from tests.taught import teach
+
+    made: dict[str, Path] = {}
+
+    def of(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = teach(kind, tmp_path_factory.mktemp(f"taught-{kind}"))
+        return made[kind]
+
+    return of
+
+
 def in_database(url: str, name: str) -> str:
     """The same server and user, another database."""
     return urlsplit(url)._replace(path=f"/{name}").geturl()
