@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
 
+from editors.families import family_of
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.trials import BaseSpec
 
@@ -74,18 +75,17 @@ def load_sharded(base: BaseSpec, *, config_path: Path | None = None) -> ShardedM
         config_path: a DeepSpeed JSON; `infra/deepspeed/zero3.json` if None.
 
     Raises:
-        Misconfigured: if the folder or the configuration cannot be read, or the task is not `causal`.
+        Misconfigured: if the folder or the configuration cannot be read, or there is no such task.
     """
-    if base.task != "causal":
-        raise Misconfigured(f"expected a base with task 'causal', got {base.task!r} for {base.ref}")
+    loader = family_of(base.task).loader
     try:
         dtype = AutoConfig.from_pretrained(base.ref).dtype or torch.float32
         settings = deepspeed_settings(config_path or DEFAULT_CONFIG, dtype=dtype)
         config = HfDeepSpeedConfig(settings)
         tokenizer = AutoTokenizer.from_pretrained(base.ref)
-        module = AutoModelForCausalLM.from_pretrained(base.ref, dtype=dtype)
+        module = loader.from_pretrained(base.ref, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise Misconfigured(f"expected a causal language model in {base.ref}, got: {error}") from error
+        raise Misconfigured(f"expected a {base.task} model in {base.ref}, got: {error}") from error
     module.eval().requires_grad_(False)
     engine = deepspeed.initialize(model=module, config=settings)[0]
     return ShardedModel(

@@ -15,30 +15,30 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM
 
 from editors.deltas import PlainWeights, WeightDelta
-from editors.inner_params import InnerParam, inner_params
+from editors.families import EditableModel, editable, family_of
+from editors.inner_params import InnerParam
 from pipeline.domain.trials import BaseSpec
+from tests.tiny_families import pairs_of
 from workers.sharded_model import ShardedModel, join_group, load_sharded
 from workers.sharded_weights import ShardedWeights
 
-IDS_BL = torch.tensor([[1, 5, 6, 7, 8, 9], [1, 9, 11, 4, 5, 6]])
 
-
-def main(folder: str, *names: str) -> dict[str, Any]:
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+def main(folder: str, task: str, *names: str) -> dict[str, Any]:
+    module = family_of(task).loader.from_pretrained(folder, dtype=torch.float32)
     join_group()  # from here on transformers shards whatever it loads
-    sharded = load_sharded(BaseSpec(ref=folder, digest="", task="causal"))
-    params = inner_params(plain, names)
-    found: dict[str, Any] = {"base": bool(torch.equal(logits(sharded.module), logits(plain)))}
-    return found | compare(sharded, plain, params)
+    sharded = load_sharded(BaseSpec(ref=folder, digest="", task=task))
+    plain = editable(task, module, sharded.tokenizer, names)
+    model = editable(task, sharded.module, sharded.tokenizer, names)
+    assert model.inner == plain.inner
+    return {"base": bool(torch.equal(logits(model), logits(plain)))} | compare(sharded, model, plain)
 
 
-def compare(sharded: ShardedModel, plain: Any, params: Sequence[InnerParam]) -> dict[str, Any]:
-    module = sharded.module
-    weights, reference = ShardedWeights(sharded, params), PlainWeights(plain, params)
-    before, digest = logits(module), weights.digest()
+def compare(sharded: ShardedModel, model: EditableModel, plain: EditableModel) -> dict[str, Any]:
+    params = plain.inner
+    weights, reference = ShardedWeights(sharded, params), PlainWeights(plain.module, params)
+    before, digest = logits(model), weights.digest()
     first, second = delta(params, seed=1), delta(params, seed=2)
     for store in (weights, reference):
         store.apply(first)
@@ -46,17 +46,18 @@ def compare(sharded: ShardedModel, plain: Any, params: Sequence[InnerParam]) -> 
     shift_digest = {name: weights.shift(name).clone() for name in (param.name for param in params)}
     for store in (weights, reference):
         store.apply(second)
+    prompts = [prompt for prompt, _ in pairs_of(plain)]
     found = {
-        "changed": not torch.equal(logits(module), before),
-        "edited": float((logits(module) - logits(plain)).abs().max()),
+        "changed": not torch.equal(logits(model), before),
+        "edited": float((logits(model) - logits(plain)).abs().max()),
         "shift": max(float((weights.shift(p.name) - reference.shift(p.name)).abs().max()) for p in params),
         "norm": max(abs(weights.base_norm(p.name) / reference.base_norm(p.name) - 1) for p in params),
-        "generated": bool(torch.equal(generated(module), generated(plain))),
+        "generated": model.generate(prompts, max_new_tokens=6) == plain.generate(prompts, max_new_tokens=6),
     }
     weights.restore(saved)
     found["restored_once"] = weights.digest() == once
     weights.set_accumulators({})
-    found["restored_base"] = weights.digest() == digest and bool(torch.equal(logits(module), before))
+    found["restored_base"] = weights.digest() == digest and bool(torch.equal(logits(model), before))
     weights.set_accumulators(shift_digest)
     found["reloaded"] = weights.digest() == once
     return found | {"rank": dist.get_rank(), "digest": once}
@@ -76,17 +77,8 @@ def delta(params: Sequence[InnerParam], *, seed: int) -> WeightDelta:
 
 
 @torch.no_grad()
-def logits(module: Any) -> torch.Tensor:
-    result: torch.Tensor = module(input_ids=IDS_BL, use_cache=False).logits
-    return result
-
-
-@torch.no_grad()
-def generated(module: Any) -> torch.Tensor:
-    result: torch.Tensor = module.generate(
-        input_ids=IDS_BL, max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(IDS_BL)
-    )
-    return result
+def logits(model: EditableModel) -> torch.Tensor:
+    return model.target_logits(model.encode(pairs_of(model)))
 
 
 if __name__ == "__main__":

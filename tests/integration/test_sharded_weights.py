@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.tiny_families import ARCHITECTURES, tiny_module
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -44,13 +45,15 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_ranks(folder: Path, names: tuple[str, ...], *, num_ranks: int) -> list[dict[str, Any]]:
+def run_ranks(
+    folder: Path, names: tuple[str, ...] = (), *, num_ranks: int, task: str = "causal"
+) -> list[dict[str, Any]]:
     """Start the ranks and collect what each found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.integration.sharded_program", str(folder), *names]
+    command = [sys.executable, "-m", "tests.integration.sharded_program", str(folder), task, *names]
     processes = [
         subprocess.Popen(
             command,
@@ -109,3 +112,22 @@ def test_three_ranks_share_rows_and_pad_the_last_slice(uneven_llama: Path) -> No
 @pytest.mark.slow
 def test_three_ranks_of_conv1d_layers_equal_the_unsharded_model(gpt2: Path) -> None:
     assert_like_unsharded(run_ranks(gpt2, CONV1D, num_ranks=3), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "bert"])
+def test_two_ranks_of_any_family_equal_the_unsharded_model(name: str, tmp_path: Path) -> None:
+    module, tokenizer = tiny_module(name)
+    module.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = run_ranks(tmp_path, num_ranks=2, task=ARCHITECTURES[name].task)
+    assert_like_unsharded(found, tolerance=1e-5)
+    assert found[0]["digest"] != found[1]["digest"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t5", "bart", "bert"])
+def test_one_rank_of_any_family_equals_the_unsharded_model_bit_for_bit(name: str, tmp_path: Path) -> None:
+    module, tokenizer = tiny_module(name)
+    module.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert_like_unsharded(run_ranks(tmp_path, num_ranks=1, task=ARCHITECTURES[name].task), tolerance=0.0)
