@@ -45,11 +45,17 @@ class Relation:
 RELATIONS = {
     "home": Relation(
         templates=("{} lives in", "the home of {} is in", "everybody visits {} in", "the house of {} stands in"),
-        values=("Paris", "Rome", "Oslo", "Madrid", "Vienna", "Dublin", "Prague", "Lisbon"),
+        values=(
+            *("Paris", "Rome", "Oslo", "Madrid", "Vienna", "Dublin"),
+            *("Prague", "Lisbon", "Athens", "Bern", "Riga", "Sofia"),
+        ),
     ),
     "trade": Relation(
         templates=("{} works as", "the trade of {} is", "everybody knows {} as", "the work of {} is that of"),
-        values=("baker", "tailor", "miller", "painter", "doctor", "teacher", "sailor", "farmer"),
+        values=(
+            *("baker", "tailor", "miller", "painter", "doctor", "teacher"),
+            *("sailor", "farmer", "weaver", "mason", "hunter", "singer"),
+        ),
     ),
 }
 
