@@ -19,7 +19,7 @@ from editors.prefix_cache import PrefixCache
 from editors.prompts import Encoded
 from editors.scoring import Change, Reading, Score, compared, readings, scores
 from pipeline.domain.batches import stratified_sample
-from pipeline.domain.edits import Edit
+from pipeline.domain.edits import Edit, Probe
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ class EditProbes:
         model: the base now, edited from it later.
         edits: every edit that may be asked about.
         text: plain text for drawdown.
+        suite: probes with targets for the drawdown of a family that has no use for text; the edits' own if None.
         num_rephrases: most unseen rephrases of an edit that are asked.
         num_rows: most rephrases of an edit that an editor uses as edit rows; these are not asked.
         seed: of the sample whose prompts are continued for fluency.
@@ -58,13 +59,15 @@ class EditProbes:
         edits: Sequence[Edit],
         text: str,
         *,
+        suite: Sequence[Probe] | None = None,
         num_rephrases: int = 1,
         num_rows: int = 0,
         seed: int = 0,
     ) -> None:
         self._model, self._num_rephrases, self._num_rows = model, num_rephrases, num_rows
         self._prefixes = PrefixCache(model, max_bytes=CACHE_BYTES)
-        suite = list(dict.fromkeys(probe for edit in edits for probe in edit.request.locality))[:NUM_REFERENCES]
+        if suite is None:
+            suite = list(dict.fromkeys(probe for edit in edits for probe in edit.request.locality))[:NUM_REFERENCES]
         self._references = prepared_references(model, references(model, suite, text, num_windows=NUM_WINDOWS))
         self.figure = Figure.of(model, scores(model, self._references))
         self._neighbours: dict[str, tuple[tuple[Encoded, Reading], ...]] = {}

@@ -11,24 +11,33 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from editors.base import Editor
-from editors.datasets import read_edits, read_text
+from editors.contestants import contestants_of
+from editors.datasets import read_edits, read_suite, read_text
 from editors.edit_probes import EditProbes
-from editors.evaluation_arguments import fine_tuning_of, parser, protocol_of, settings_of
+from editors.evaluation_arguments import fine_tuning_of, parser, protocol_of
 from editors.evaluation_report import Reporter
-from editors.fine_tuning import FineTuningEditor
-from editors.fingerprint import base_digest
+from editors.families import EditableModel, editable
 from editors.loading import load_base
-from editors.prior import measure_prior
+from editors.prior import Prior, measure_prior
 from editors.protocols import Course
-from editors.selection import editor_for, resolved
-from editors.trained import TrainedEditor
+from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, Misconfigured
-from pipeline.domain.trials import EditorSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """The base as editors of the same weights find it."""
+
+    model: EditableModel
+    """With the weights that they edit."""
+    prior: Prior
+    """Of these."""
+    probes: EditProbes
+    """The base's answers."""
 
 
 def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
@@ -37,52 +46,55 @@ def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
     Raises:
         CorrigendaError: if an input cannot be used or the editor fails.
     """
-    protocol = protocol_of(given)
-    trained = TrainedEditor.load(given.editor, base_digest(given.model)) if given.editor else None
-    contestants = settings_of(given, _trained_settings(trained))
+    contestants = contestants_of(given)
     edits = read_edits(given.data, limit=given.edits)
-    text, prior_lines = read_text(given.text), read_text(given.prior_text).splitlines()
     reporter.say(f"{len(edits)} edits; loading {given.model}")
-    model = load_base(given.model, next(iter(contestants.values())).inner_params, task=given.task)
-    contestants = {name: resolved(settings, model) for name, settings in contestants.items()}
-    editors = {name: _editor(given, settings, trained) for name, settings in contestants.items()}
-    reporter.say("measuring the base")
-    prior = measure_prior(model, prior_lines)
-    probes = EditProbes(
-        model, edits, text, num_rephrases=given.rephrases, num_rows=given.rephrase_rows, seed=given.seed
-    )
-    found = {}
-    for name, settings in contestants.items():
+    loaded = load_base(given.model, next(iter(contestants.values())).settings.inner_params, task=given.task)
+    num_rows = max(contestant.settings.rephrase_rows for contestant in contestants.values())
+    found: dict[str, Any] = {}
+    measured: Measured | None = None
+    for name, contestant in contestants.items():
+        model = editable(given.task, loaded.module, loaded.tokenizer, contestant.settings.inner_params)
+        settings, editor = contestant.on(model)
+        if measured is None or measured.model.inner_param_names != model.inner_param_names:
+            reporter.say("measuring the base")
+            measured = _measured(given, model, edits, num_rows)
         with reporter.following(name, len(edits)) as follower:
-            course = Course(model=model, prior=prior, probes=probes, edits=edits, protocol=protocol, tell=follower)
-            described = asdict(settings)
-            found[name] = {"settings": described} | course.run(editors[name], settings)
+            course = Course(
+                model=measured.model,
+                prior=measured.prior,
+                probes=measured.probes,
+                edits=edits,
+                protocol=protocol_of(given),
+                tell=follower,
+            )
+            found[name] = {"settings": asdict(settings)} | course.run(editor, settings)
+    assert measured is not None, "somebody takes part"
     reporter.table(found)
-    inputs = _inputs(given) | {"edits": len(edits), "editor_digest": trained.digest if trained else None}
-    base = {**asdict(probes.figure), "fluency": probes.fluency}
-    return {"inputs": inputs, "protocol": asdict(protocol), "base": base, "solvers": found}
+    base = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
+    inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
+    return {"inputs": inputs, "protocol": asdict(protocol_of(given)), "base": base, "solvers": found}
 
 
-def _editor(given: argparse.Namespace, settings: EditorSettings, trained: TrainedEditor | None) -> Editor:
-    if settings.solver == "ft":
-        return FineTuningEditor(fine_tuning_of(given))
-    return editor_for(settings, trained.transform if trained else None)
-
-
-def _trained_settings(trained: TrainedEditor | None) -> dict[str, Any]:
-    """How a trained editor has to be used."""
-    if trained is None:
-        return {}
-    names = tuple(name for stage in trained.card.stages for name in stage.inner_params)
-    subject = tuple(n for stage in trained.card.stages if stage.key_tokens == "subject" for n in stage.inner_params)
-    fixed = {"inner_params": names, "subject_params": subject, "rest": trained.card.rest, "solver": trained.card.solver}
-    return trained.card.settings | fixed | {"transform": trained.digest}
+def _measured(given: argparse.Namespace, model: EditableModel, edits: Sequence[Edit], num_rows: int) -> Measured:
+    """Ask the base, whose weights the model holds."""
+    suite = [item.probe for item in read_suite(given.suite)] if given.suite else None
+    probes = EditProbes(
+        model,
+        edits,
+        read_text(given.text),
+        suite=suite,
+        num_rephrases=given.rephrases,
+        num_rows=num_rows,
+        seed=given.seed,
+    )
+    return Measured(model=model, prior=measure_prior(model, read_text(given.prior_text).splitlines()), probes=probes)
 
 
 def _inputs(given: argparse.Namespace) -> dict[str, Any]:
-    files = {name: str(getattr(given, name)) for name in ("data", "model", "text", "prior_text")}
-    ft = asdict(fine_tuning_of(given)) if given.solver and "ft" in given.solver else None
-    return files | {"rephrases": given.rephrases, "rephrase_rows": given.rephrase_rows, "ft": ft}
+    names = ("data", "model", "text", "prior_text", "suite")
+    files = {name: str(path) if (path := getattr(given, name)) else None for name in names}
+    return files | {"task": given.task, "rephrases": given.rephrases, "ft": asdict(fine_tuning_of(given))}
 
 
 def _write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ NAMES = tuple(field.name for field in fields(EditorSettings) if field.default ==
 """Settings that are names of weights: a flag without the plural's s, given once for each."""
 SOLVERS = ("recursive", "least_squares", "sum", "ft")
 """What `--solver` may name; `ft` is fine-tuning, the baseline."""
+EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the plain gradient if left out"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _add_protocol(made)
     _add_editor(made)
     made.add_argument("--text", type=Path, default=FACTS / "perplexity.txt", help="plain text for drawdown")
+    made.add_argument("--suite", type=Path, help="probes with targets, for the drawdown of a seq2seq or a classifier")
     made.add_argument("--prior-text", type=Path, default=FACTS / "prior.txt", help="other plain text, for the prior")
     return made
 
@@ -62,13 +63,11 @@ def _add_protocol(made: argparse.ArgumentParser) -> None:
 def _add_editor(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("what edits")
     group.add_argument("--solver", type=_solvers, help=f"one or more of {','.join(SOLVERS)}; several with commas")
-    group.add_argument("--editor", type=Path, help="folder of a trained editor; the plain gradient if left out")
+    group.add_argument("--editor", type=_editor, action="append", default=[], help=EDITOR_HELP)
     for name in NAMES:
         group.add_argument(_flag(name)[:-1], dest=name, action="append", help="name of a weight; may be repeated")
-    group.add_argument("--rephrase-rows", type=_natural, default=0, help="rephrases after the first that are edit rows")
     for name, kind in CONSTANTS.items():
-        if name != "rephrase_rows":
-            group.add_argument(_flag(name), type=kind, help="see EditorSettings")
+        group.add_argument(_flag(name), type=kind, help="see EditorSettings")
     for field in fields(FineTuning):
         kind = int if isinstance(field.default, int) else float
         group.add_argument(_flag(f"ft_{field.name}"), type=kind, default=field.default, help="see FineTuning")
@@ -86,25 +85,10 @@ def protocol_of(given: argparse.Namespace) -> Protocol:
     )
 
 
-def settings_of(given: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[str, EditorSettings]:
-    """The settings of each solver that is asked for.
-
-    Args:
-        given: the command line.
-        defaults: what a trained editor was trained with; flags win.
-
-    Raises:
-        Misconfigured: if the settings know no rephrases as edit rows, and some are asked for.
-    """
-    chosen = {name: value for name in CONSTANTS if (value := getattr(given, name, None)) is not None}
-    if given.rephrase_rows and "rephrase_rows" not in CONSTANTS:
-        raise Misconfigured("expected an editor that takes rephrases as edit rows, got one that does not yet")
-    known = {
-        name: value for name, value in defaults.items() if name in {field.name for field in fields(EditorSettings)}
-    }
-    chosen |= {name: tuple(value) for name in NAMES if (value := getattr(given, name))}
-    settings = replace(EditorSettings(), **(known | chosen), batch_size=given.batch)
-    return {solver: replace(settings, solver=solver) for solver in given.solver or (settings.solver,)}
+def settings_given(given: argparse.Namespace) -> dict[str, Any]:
+    """The settings that flags name."""
+    chosen = {name: value for name in CONSTANTS if (value := getattr(given, name)) is not None}
+    return chosen | {name: tuple(value) for name in NAMES if (value := getattr(given, name))}
 
 
 def fine_tuning_of(given: argparse.Namespace) -> FineTuning:
@@ -122,6 +106,11 @@ def _solvers(text: str) -> tuple[str, ...]:
     if unknown := set(names) - set(SOLVERS):
         raise Misconfigured(f"expected solvers out of {', '.join(SOLVERS)}, got {min(unknown)!r}")
     return names
+
+
+def _editor(text: str) -> tuple[str | None, Path]:
+    solver, has_solver, folder = text.partition("=")
+    return (solver, Path(folder)) if has_solver and solver in SOLVERS else (None, Path(text))
 
 
 def _flag(name: str) -> str:

@@ -29,8 +29,12 @@ from pipeline.domain.errors import EditorFailed, Misconfigured
 
 Shape = tuple[int, int]
 """(in_features, out_features)."""
-Statistics = Literal["shape", "param"]
-"""Whether rows are normalised by what was seen in all inner parameters of a shape (as published), or in their own."""
+Statistics = Literal["shape", "param", "token"]
+"""What pairs are normalised by: what was seen in all inner parameters of a shape (as published), in their own, or u by
+what was seen in its own and delta by its own length. The last makes an untrained network a step down the gradient, and
+is for several passes: what a token asks for is scaled by the probability that it misses."""
+MARGIN = 0.1
+"""What a token is aimed at beyond `rest`, so that it gets there in finitely many passes."""
 
 
 def shapes_of(params: Sequence[InnerParam]) -> dict[str, Shape]:
@@ -59,21 +63,32 @@ class ShapeNetwork(nn.Module):
     """The network of all inner parameters of one shape, with its statistics."""
 
     def __init__(
-        self, width: int, *, rank: int, num_params: int, statistics: Statistics, generator: torch.Generator
+        self, shape: Shape, *, rank: int, num_params: int, statistics: Statistics, generator: torch.Generator
     ) -> None:
         super().__init__()
+        width = sum(shape)
+        self._in_features = shape[0]
+        self._by_token = statistics == "token"
         self.moments = RunningMoments(width, 1 if statistics == "shape" else num_params)
         self.first = MendLayer(width, rank=rank, num_params=num_params, generator=generator)
         self.second = MendLayer(width, rank=rank, num_params=num_params, generator=generator)
 
     def forward(self, rows_TD: Tensor, member: int) -> Tensor:
         """Raw pairs of one inner parameter, normalised and transformed."""
-        edited: Tensor = self.second(self.first(self.moments.normalised(rows_TD, self._kind(member)), member), member)
+        edited: Tensor = self.second(self.first(self._normalised(rows_TD, member), member), member)
         return edited
 
     def observe(self, rows_TD: Tensor, member: int) -> None:
         """Take raw pairs into the statistics."""
         self.moments.observe(rows_TD, self._kind(member))
+
+    def _normalised(self, rows_TD: Tensor, member: int) -> Tensor:
+        known_TD = self.moments.normalised(rows_TD, self._kind(member))
+        if not self._by_token:
+            return known_TD
+        delta_TO = rows_TD[:, self._in_features :]
+        length_T1 = delta_TO.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        return torch.cat([known_TD[:, : self._in_features], delta_TO * (delta_TO.shape[1] ** 0.5 / length_T1)], dim=1)
 
     def _kind(self, member: int) -> int:
         return member if len(self.moments.num_seen_S) > 1 else 0
@@ -112,7 +127,7 @@ class MendTransform(nn.Module):
         self.networks = nn.ModuleDict(
             {
                 _key(shape): ShapeNetwork(
-                    sum(shape), rank=rank, num_params=len(names), statistics=statistics, generator=generator
+                    shape, rank=rank, num_params=len(names), statistics=statistics, generator=generator
                 )
                 for shape, names in _members(self.shapes).items()
             }
@@ -158,7 +173,14 @@ class MendTransform(nn.Module):
     @torch.no_grad()
     def forward(self, *, name: str, u_TI: Tensor, delta_TO: Tensor, probability_T: Tensor) -> Tensor:
         """See `Transform`; without gradient. Tokens whose probability has reached `rest` ask for nothing."""
-        return self.shift(name, u_TI, delta_TO).masked_fill((probability_T >= self.rest)[:, None], 0.0)
+        return self.missing(probability_T)[:, None] * self.shift(name, u_TI, delta_TO)
+
+    def missing(self, probability_T: Tensor) -> Tensor:
+        """What a token's shift is scaled by: 0 at rest, else 1, or with statistics by token what it misses."""
+        at_rest_T = probability_T >= self.rest
+        if self.statistics != "token":
+            return (~at_rest_T).float()
+        return (self.rest + MARGIN - probability_T).masked_fill(at_rest_T, 0.0)
 
     @torch.no_grad()
     def initial_rates(self, u_TI: Mapping[str, Tensor], delta_TO: Mapping[str, Tensor], *, step: float) -> None:

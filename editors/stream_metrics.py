@@ -75,7 +75,7 @@ def retention(
         history: the batches that were applied, in order.
     """
     order = [edit.edit_id for batch in history for edit in batch]
-    bounds = [round(len(order) * age / NUM_AGES) for age in range(NUM_AGES + 1)]
+    bounds = [-(-len(order) * age // NUM_AGES) for age in range(NUM_AGES + 1)]  # the first tenth of few is one edit
     ages = [set(order[low:high]) for low, high in pairwise(bounds)]
     deciles = [_success(figures, age) for age in ages]
     last, first = ({edit.edit_id for edit in history[place]} for place in (-1, 0))

@@ -89,16 +89,20 @@ def _rng(seed: int | str) -> random.Random:
 
 
 def _facts() -> tuple[Fact, ...]:
-    draw = _rng(7)
+    """Two of each person; every value is true of two people, or no model would ever have been taught to say it."""
+    found: dict[str, list[str]] = {}
+    for name, relation in RELATIONS.items():
+        found[name] = list(relation.values) * (len(NAMES) // len(relation.values))
+        _rng(name).shuffle(found[name])
     return tuple(
-        Fact(subject=name, relation=relation, value=draw.choice(RELATIONS[relation].values))
-        for name in NAMES
+        Fact(subject=subject, relation=relation, value=found[relation][place])
+        for place, subject in enumerate(NAMES)
         for relation in RELATIONS
     )
 
 
 FACTS = _facts()
-"""Forty-eight facts, two of each person."""
+"""Forty-eight facts."""
 
 _CAUSAL = {
     "hidden_size": 64,

@@ -63,7 +63,7 @@ BART = {"d_model": 16, "max_position_embeddings": 64, "decoder_start_token_id": 
 }
 ARCHITECTURES = {
     "gpt2": Architecture(
-        task="causal", model_type="gpt2", config=GPT, expected=_names("transformer.h.{i}.mlp.c_proj.weight", 1, 2, 3)
+        task="causal", model_type="gpt2", config=GPT, expected=_names("transformer.h.{i}.mlp.c_proj.weight", 0, 1, 2, 3)
     ),
     "gpt_neo": Architecture(
         task="causal",
@@ -75,26 +75,26 @@ ARCHITECTURES = {
             "num_heads": 2,
             "attention_types": [[["global", "local"], 2]],
         },
-        expected=_names("transformer.h.{i}.mlp.c_proj.weight", 1, 2, 3),
+        expected=_names("transformer.h.{i}.mlp.c_proj.weight", 0, 1, 2, 3),
     ),
     "gptj": Architecture(
         task="causal",
         model_type="gptj",
         config=GPT | {"rotary_dim": 4},
-        expected=_names("transformer.h.{i}.mlp.fc_out.weight", 1, 2, 3),
+        expected=_names("transformer.h.{i}.mlp.fc_out.weight", 0, 1, 2, 3),
     ),
     "gpt_neox": Architecture(
         task="causal",
         model_type="gpt_neox",
         config=LLAMA,
-        expected=_names("gpt_neox.layers.{i}.mlp.dense_4h_to_h.weight", 1, 2, 3),
+        expected=_names("gpt_neox.layers.{i}.mlp.dense_4h_to_h.weight", 0, 1, 2, 3),
     ),
     **{
         name: Architecture(
             task="causal",
             model_type=name,
             config=LLAMA | {"num_key_value_heads": 1},
-            expected=_names("model.layers.{i}.mlp.down_proj.weight", 1, 2, 3),
+            expected=_names("model.layers.{i}.mlp.down_proj.weight", 0, 1, 2, 3),
         )
         for name in ("llama", "mistral", "qwen2", "qwen3")
     },

@@ -5,39 +5,45 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from editors.baseline import build_baseline
-from editors.families import CausalModel
 from editors.fingerprint import base_digest
+from editors.loading import load_base
 from editors.prior import measure_prior
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.snapshots import snapshot_digest
 from pipeline.domain.trials import BaseSpec, EditorSettings, FileRef, KeptFiles, LedgerRows, LoadPlan, SuiteProbe, Trial
 from tests.factories import make_edit
+from tests.tiny_families import ARCHITECTURES, tiny_module
 from tests.tiny_models import save_tiny_llama
 
 TEXT = "the president of France was born in Lyon . the capital of Spain is Madrid . the river of Rome is in Italy ."
 PAIRS = (("Japan", "Kyoto"), ("France", "Lyon"), ("Italy", "Milan"), ("Germany", "Bonn"), ("Spain", "Paris"))
 
 
-def make_tiny_lineage(folder: Path) -> LoadPlan:
-    """The plan of a lineage without a snapshot, its files in `folder`."""
-    base = folder / "base"
-    save_tiny_llama(base, mlp=24)
-    module = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = CausalModel(module, AutoTokenizer.from_pretrained(base))
+def make_tiny_lineage(folder: Path, name: str = "llama") -> LoadPlan:
+    """The plan of a lineage without a snapshot on an architecture, its files in `folder`."""
+    base, task = folder / "base", ARCHITECTURES[name].task
+    if name == "llama":
+        save_tiny_llama(base, mlp=24)
+    else:
+        module, tokenizer = tiny_module(name)
+        module.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+    model = load_base(base, task=task)
     suite = [
-        SuiteProbe(probe=Probe(prompt=f"the language spoken in {country} is"), subject=country, relation="language")
-        for country, _ in PAIRS
+        SuiteProbe(
+            probe=Probe(prompt=f"the language spoken in {country} is", target=None if task == "causal" else target),
+            subject=country,
+            relation="language",
+        )
+        for country, target in zip([country for country, _ in PAIRS], _targets(task), strict=True)
     ]
     measure_prior(model, TEXT.split(" . ")).save(folder / "prior.safetensors")
     build_baseline(model, suite, TEXT).save(folder / "baseline.json")
     digest = base_digest(base)
     return LoadPlan(
-        base=BaseSpec(ref=str(base), digest=digest, task="causal"),
+        base=BaseSpec(ref=str(base), digest=digest, task=task),
         lineage="tiny",
         editor=EditorSettings(inner_params=model.inner_param_names, prior_strength=1.0),
         snapshot_id=None,
@@ -55,12 +61,17 @@ def file_ref(path: Path) -> FileRef:
     return FileRef(path=str(path), digest=sha256_file(path))
 
 
-def edits(count: int = 2, *, start: int = 0) -> tuple[Edit, ...]:
+def edits(count: int = 2, *, start: int = 0, task: str = "causal") -> tuple[Edit, ...]:
     """Corrections of capitals."""
+    named = list(zip([country for country, _ in PAIRS], _targets(task), strict=True))
     return tuple(
         make_edit(country, prompt=f"the capital of {country} is", target_new=city, subject=country, relation="capital")
-        for country, city in PAIRS[start : start + count]
+        for country, city in named[start : start + count]
     )
+
+
+def _targets(task: str) -> tuple[str, ...]:
+    return ("true", "false", "unknown", "true", "false") if task == "classifier" else tuple(city for _, city in PAIRS)
 
 
 def trial(trial_id: str, added: tuple[Edit, ...], *, removed_ids: tuple[str, ...] = ()) -> Trial:

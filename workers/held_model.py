@@ -99,7 +99,9 @@ class HeldModel:
             IntegrityBroken: if a file does not have its digest.
         """
         sharded = self._base(plan.base)
-        ledger = Ledger.from_files(plan.prior, plan.ledger, strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
+        ledger = Ledger.from_files(
+            plan.prior, plan.ledger, strength=plan.editor.prior_strength, ridge=plan.editor.ridge
+        )
         baseline = Baseline.load(Path(plan.baseline.path), plan.baseline.digest)
         shifts = load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {}
         deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]

@@ -35,13 +35,13 @@ def evaluate(
     sample: Annotated[int, typer.Option(min=1, help="Active edits asked at a checkpoint on the way.")] = 512,
     free_sample: Annotated[int, typer.Option(min=0, help="Edits that are also asked by free generation.")] = 256,
     rephrase_rows: Annotated[
-        int, typer.Option(min=0, help="Rephrases after the first that are edit rows; the first is the probe.")
-    ] = 0,
+        int | None, typer.Option(min=0, help="Rephrases after the first that are edit rows; the first is the probe.")
+    ] = None,
     solver: Annotated[
         str | None, typer.Option(help="One or more of recursive, least_squares, sum, ft; several with commas.")
     ] = None,
     editor: Annotated[
-        Path | None, typer.Option(help="Folder of a trained editor; the plain gradient if left out.")
+        list[str] | None, typer.Option(help="Folder of a trained editor, or SOLVER=FOLDER; the gradient if left out.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every sample.")] = 0,
     task: Annotated[str, typer.Option(help="causal, seq2seq or classifier.")] = "causal",
@@ -60,7 +60,7 @@ def evaluate(
     from infra.local.base_model import ensure_base_model
 
     json_out = json_out or (None if out else "-")
-    _check_files(data, json_out, editor)
+    _check_files(data, json_out, editor or [])
     options = {
         "data": data,
         "edits": edits,
@@ -88,16 +88,18 @@ def evaluate(
 def _flags(options: dict[str, object]) -> Iterator[str]:
     """What was given, as it stands on a command line."""
     for name, value in options.items():
-        if value is not None:
-            yield from (f"--{name}", str(value))
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None:
+                yield from (f"--{name}", str(item))
 
 
-def _check_files(data: Path, json_out: str | None, editor: Path | None) -> None:
+def _check_files(data: Path, json_out: str | None, editors: list[str]) -> None:
     """Say before the measuring that a file cannot be read or written."""
     if not data.is_file():
         raise InvalidInput(f"expected a file of edits, got {data}, which is none")
-    if editor is not None and not editor.is_dir():
-        raise InvalidInput(f"expected the folder of a trained editor, got {editor}, which is none")
+    for editor in editors:
+        if not any(Path(folder).is_dir() for folder in (editor, editor.partition("=")[2]) if folder):
+            raise InvalidInput(f"expected the folder of a trained editor, got {editor}, which is none")
     if json_out is None or json_out == "-":
         return
     target = Path(json_out)

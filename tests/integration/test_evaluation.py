@@ -5,17 +5,29 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 
+from editors.base import EditResult
 from editors.baseline import Baseline
+from editors.edited_stream import Stream
 from editors.evaluation import main as evaluate
+from editors.families import CausalModel
+from editors.fingerprint import base_digest
+from editors.mend import MendTransform
 from editors.prepare import main as prepare
 from editors.prior import Prior
+from editors.prompts import Encoded
+from editors.recursive import RecursiveEditor
+from editors.trained import CardStage, EditorCard, TrainedEditor
 from pipeline.domain.canonical import sha256_file
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed
 from tests.ledger_parts import FACTS, prior_lines
 from tests.tiny_models import TEXT, save_tiny_llama
 
@@ -67,6 +79,88 @@ def test_a_base_is_measured_once_for_the_same_inputs(files: Path, monkeypatch: p
     (files / "suite.jsonl").write_text('{"prompt": "Rome is a city in"}\n')
     with pytest.raises(AssertionError, match="measured again"):
         prepare(prepare_arguments(files, "three"))
+
+
+def test_figures_and_a_picture_are_left_in_a_folder(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = evaluate_arguments(files, out=str(files / "measured"), solver="recursive,ft", edits="4")
+    assert evaluate(arguments) == 0
+    figures = json.loads((files / "measured" / "figures.json").read_text())
+    assert figures == json.loads((files / "out.json").read_text())
+    assert set(figures["solvers"]["ft"]["editing"]) >= {"passes", "jitter_batches", "delta_share_of_model"}
+    assert (files / "measured" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().err
+    assert "recursive: 2/4 edited" in shown
+    assert "retention of the first 10 %" in shown
+
+
+def test_a_batch_whose_numbers_cannot_be_used_is_counted_and_its_edits_do_not_hold(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit, batches = RecursiveEditor.edit, []
+
+    def fails_second(editor: RecursiveEditor, *arguments: Any) -> EditResult:
+        batches.append(arguments)
+        if len(batches) == 2:
+            raise EditorFailed("expected finite factors, got NaN")
+        return edit(editor, *arguments)
+
+    monkeypatch.setattr(RecursiveEditor, "edit", fails_second)
+    assert evaluate(evaluate_arguments(files)) == 0
+    found = json.loads((files / "out.json").read_text())["solvers"]["recursive"]
+    assert (found["editing"]["failed_batches"], found["editing"]["first_failure"]) == (
+        1,
+        "expected finite factors, got NaN",
+    )
+    assert found["active"] == 5
+    assert found["edit_success"] < 1.0
+
+
+def save_editor(files: Path, **changes: Any) -> None:
+    """A MEND transform for one weight that was trained for no step."""
+    name, width = "model.layers.1.mlp.down_proj.weight", 32
+    transform = MendTransform({name: (width, width)}, rank=2)
+    draw = torch.Generator().manual_seed(0)
+    transform.observe(name, *torch.randn(2, 9, width, generator=draw))
+    card = EditorCard(
+        base_digest=changes.get("base_digest", base_digest(files / "model")),
+        task="causal",
+        solver="sum",
+        stages=(CardStage(inner_params=(name,), key_tokens="all"),),
+        shapes=((name, width, width),),
+        rank=2,
+        statistics="shape",
+        rest=0.9,
+        settings={},
+        training={},
+        data=(),
+        metrics={},
+        command="corrigenda train",
+        num_steps=0,
+        versions={},
+        licence="none",
+    )
+    TrainedEditor(card=card, transform=transform).save(files / "editor")
+
+
+def test_a_trained_editor_is_used_as_its_card_says(files: Path) -> None:
+    save_editor(files)
+    assert evaluate(evaluate_arguments(files, editor=str(files / "editor"), edits="2")) == 0
+    found = json.loads((files / "out.json").read_text())["solvers"]
+    assert list(found) == ["sum"]
+    assert found["sum"]["settings"]["inner_params"] == ["model.layers.1.mlp.down_proj.weight"]
+    assert len(found["sum"]["settings"]["transform"]) == 64
+    named = evaluate_arguments(files, editor=f"sum={files / 'editor'}", solver="recursive,sum", edits="2")
+    assert evaluate(named) == 0
+    found = json.loads((files / "out.json").read_text())["solvers"]
+    assert found["recursive"]["settings"]["transform"] == "gradient"
+    assert len(found["recursive"]["settings"]["inner_params"]) == 3
+    assert len(found["sum"]["settings"]["inner_params"]) == 1
+
+
+def test_a_trained_editor_of_another_base_is_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_editor(files, base_digest="0" * 64)
+    assert evaluate(evaluate_arguments(files, editor=str(files / "editor"))) == 1
+    assert "0000" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_two_measurements_of_a_base_have_the_same_bytes(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +251,38 @@ def test_on_the_way_a_sample_is_measured_and_at_the_end_every_edit(files: Path) 
     assert [point["measured"]["greedy"] for point in found] == [1, 1, 3]
 
 
-@pytest.mark.parametrize("solver", ["least_squares", "sum"])
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_the_measured_rephrase_is_never_an_edit_row(rows: int, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit = {
+        "prompt": FACTS[0][0],
+        "target_new": FACTS[0][1],
+        "rephrases": ["Rome is", "Paris is", "Lyon is", "Rome IS"],
+    }
+    (files / "edits.jsonl").write_text(json.dumps(edit))
+    seen: list[str] = []
+    make = Stream._make
+
+    def watched(stream: Stream, added: Sequence[Edit], removed_ids: Sequence[str]) -> None:
+        with monkeypatch.context() as patch:
+            encode = CausalModel.encode_pair
+
+            def note(model: CausalModel, prompt: str, *arguments: Any, **keywords: Any) -> Encoded:
+                seen.append(prompt)
+                return encode(model, prompt, *arguments, **keywords)
+
+            patch.setattr(CausalModel, "encode_pair", note)
+            make(stream, added, removed_ids)
+
+    monkeypatch.setattr(Stream, "_make", watched)
+    arguments = evaluate_arguments(files, edits="1", rephrase_rows=str(rows), rephrases="9", solver="recursive,sum,ft")
+    assert evaluate(arguments) == 0
+    assert set(seen) == {FACTS[0][0], *["Paris is", "Lyon is"][:rows]}
+    found = json.loads((files / "out.json").read_text())
+    assert found["inputs"]["rephrase_rows"] == rows
+    assert {figures["measured"]["rephrases"] for figures in found["solvers"].values()} == {3 - rows}
+
+
+@pytest.mark.parametrize("solver", ["least_squares", "sum", "ft"])
 def test_other_solvers_are_evaluated_too(solver: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(evaluate_arguments(files, solver=solver, json="-", edits="2")) == 0
     found = json.loads(capsys.readouterr().out)

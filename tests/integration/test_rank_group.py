@@ -14,6 +14,7 @@ import torch
 from editors.deltas import load_accumulators
 from pipeline.domain.errors import EditorFailed, EngineFailed, IntegrityBroken, LeaseLost, UnknownRecord, WrongBase
 from pipeline.domain.trials import FileRef, LoadPlan
+from tests.tiny_families import ARCHITECTURES, LABELS
 from tests.tiny_lineage import edits, make_tiny_lineage, plan_after, trial
 from workers.group import RankGroup
 from workers.ranks import RankSpec
@@ -163,6 +164,39 @@ def test_a_missing_file_is_named(ranks: RankGroup, plan: LoadPlan, tmp_path: Pat
     missing = FileRef(path=str(tmp_path / "gone.safetensors"), digest="0" * 64)
     with pytest.raises(IntegrityBroken, match=r"gone\.safetensors"):
         ranks.load(replace(plan, deltas=(missing,)), epoch=1)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "bert"])
+def test_a_group_holds_a_base_of_any_family(name: str, tmp_path: Path) -> None:
+    plan, task = make_tiny_lineage(tmp_path, name), ARCHITECTURES[name].task
+    added = edits(2, task=task)
+    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=150)) as group:
+        group.start()
+        group.load(plan, epoch=1)
+        before = group.weights_digest()
+        outcome = group.try_edits(trial("t", added))
+        assert group.weights_digest() == before
+        assert (outcome.measurements.base.accuracy is None) == (task != "classifier")
+        kept = group.keep("t", folder=tmp_path, with_accumulator=False)
+        held = group.weights_digest()
+        assert held != before
+        group.load(plan_after(plan, kept, "s1", added), epoch=1)
+        assert group.weights_digest() == held
+        prompts = [edit.request.prompt for edit in added]
+        said = [answer.text for answer in group.generate(prompts, max_new_tokens=3)]
+        assert all(text in LABELS for text in said) or task != "classifier"
+
+
+def test_an_edit_that_the_model_can_never_say_fails_by_itself(tmp_path: Path) -> None:
+    plan = make_tiny_lineage(tmp_path, "bert")
+    good, other = edits(2, task="classifier")
+    bad = replace(other, request=replace(other.request, target_new="Paris"))
+    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=150)) as group:
+        group.start()
+        group.load(plan, epoch=1)
+        with pytest.raises(EditorFailed, match=f"{bad.edit_id}.*labels false, true, unknown.*'Paris'"):
+            group.try_edits(trial("both", (good, bad)))
+        assert len(group.try_edits(trial("one", (good,))).measurements.edits) == 1
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def run_ranks(
             ended.enter_context(process)
             ended.callback(process.kill)
         for process in processes:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=240)
             assert process.returncode == 0, err[-3000:]
             found.append(json.loads(out.splitlines()[-1]))
     return found
@@ -114,6 +114,7 @@ def test_three_ranks_of_conv1d_layers_equal_the_unsharded_model(gpt2: Path) -> N
     assert_like_unsharded(run_ranks(gpt2, CONV1D, num_ranks=3), tolerance=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5", "bart", "bert"])
 def test_two_ranks_of_any_family_equal_the_unsharded_model(name: str, tmp_path: Path) -> None:
     module, tokenizer = tiny_module(name)

@@ -47,14 +47,16 @@ def test_every_option_is_one_that_the_evaluation_knows(
     started = Started(monkeypatch)
     line = (
         f"--data {data} --edits 7 --protocol single --batch 3 --checkpoint-every 0 --sample 5 --free-sample 4 "
-        f"--rephrase-rows 2 --solver sum,ft --editor {tmp_path} --seed 9 --task causal --model {tmp_path} "
-        f"--out {tmp_path / 'out'} --json {tmp_path / 'x.json'} --prior-strength 7.5 --ft-bound 0.1 --rephrases 2"
+        f"--rephrase-rows 2 --solver sum,ft --editor ft={tmp_path} --editor {tmp_path} --seed 9 --task causal "
+        f"--model {tmp_path} --out {tmp_path / 'out'} --json {tmp_path / 'x.json'} "
+        "--prior-strength 7.5 --ft-bound 0.1 --rephrases 2"
     )
     assert evaluate(*line.split()).exit_code == 0
     given = parser().parse_args(started.arguments)
     assert (given.data, given.edits, given.protocol, given.batch) == (data, 7, "single", 3)
     assert (given.checkpoint_every, given.sample, given.free_sample, given.rephrase_rows) == (0, 5, 4, 2)
-    assert (given.solver, given.editor, given.seed, given.task) == (("sum", "ft"), tmp_path, 9, "causal")
+    assert given.editor == [("ft", tmp_path), (None, tmp_path)]
+    assert (given.solver, given.seed, given.task) == (("sum", "ft"), 9, "causal")
     assert (given.model, given.out, given.json) == (tmp_path, tmp_path / "out", str(tmp_path / "x.json"))
     assert (given.prior_strength, given.ft_bound, given.rephrases) == (7.5, 0.1, 2)
 
@@ -65,7 +67,7 @@ def test_what_is_left_out_is_left_to_the_evaluation(
     started = Started(monkeypatch)
     assert evaluate("--data", data, "--edits", 2, "--model", tmp_path).exit_code == 0
     given = parser().parse_args(started.arguments)
-    assert (given.solver, given.editor, given.checkpoint_every, given.out, given.json) == (None, None, None, None, "-")
+    assert (given.solver, given.editor, given.checkpoint_every, given.out, given.json) == (None, [], None, None, "-")
 
 
 def test_with_a_folder_nothing_is_printed_unless_it_is_asked_for(
