@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from editors.deltas import WeightDelta, WeightStore
 from editors.families import EditableModel
@@ -38,6 +38,9 @@ class EditResult:
 
 class Editor(Protocol):
     """Computes what an edit changes."""
+
+    keeps_ledger: ClassVar[bool]
+    """Whether the rows that it leaves define the weights, so that any edit can be taken out again."""
 
     def edit(
         self,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 from editors.base import Editor
 from editors.editable import EditableModel
@@ -13,7 +11,7 @@ from editors.evaluation_arguments import fine_tuning_of, settings_given
 from editors.fine_tuning import FineTuningEditor
 from editors.fingerprint import base_digest
 from editors.published import PublishedEditor
-from editors.selection import editor_for, resolved
+from editors.selection import editor_for, learnt_settings, resolved
 from editors.trained import TrainedEditor
 from pipeline.domain.trials import EditorSettings
 
@@ -61,18 +59,7 @@ def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
 
 
 def _contestant(given: argparse.Namespace, solver: str, trained: TrainedEditor | None) -> Contestant:
-    known = {field.name for field in fields(EditorSettings)}
-    learnt = {name: value for name, value in _learnt(trained).items() if name in known}
-    settings = replace(EditorSettings(), **(learnt | settings_given(given)), solver=solver, batch_size=given.batch)
+    learnt = learnt_settings(trained) if trained else {}
+    asked = learnt | settings_given(given) | {"solver": solver, "batch_size": given.batch}
+    settings = EditorSettings(**asked)
     return Contestant(settings=settings, trained=trained, given=given)
-
-
-def _learnt(trained: TrainedEditor | None) -> Mapping[str, Any]:
-    """How a trained editor has to be used."""
-    if trained is None:
-        return {}
-    stages = trained.card.stages
-    names = tuple(name for stage in stages for name in stage.inner_params)
-    subject = tuple(name for stage in stages if stage.key_tokens == "subject" for name in stage.inner_params)
-    fixed = {"inner_params": names, "subject_params": subject, "rest": trained.card.rest, "transform": trained.digest}
-    return trained.card.settings | fixed

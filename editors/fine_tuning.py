@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class FineTuningEditor:
     Args:
         settings: how.
     """
+
+    keeps_ledger: ClassVar[bool] = False
 
     def __init__(self, settings: FineTuning) -> None:
         self._settings = settings

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,6 +31,8 @@ class MemorylessEditor:
         settings: `solver` is `least_squares` or `sum`.
         trained: asks the first passes, if there is one; the gradient asks the others.
     """
+
+    keeps_ledger: ClassVar[bool] = False
 
     def __init__(self, settings: EditorSettings, trained: TrainedTransform | None = None) -> None:
         self._settings, self._trained = settings, trained

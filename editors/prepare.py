@@ -13,20 +13,28 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from editors.atomic_files import write_atomically
 from editors.datasets import read_suite, read_text
+from editors.declared_task import declared_task
 from editors.fingerprint import base_digest
+from editors.shipped import shipped_editor
 from pipeline.domain.canonical import canonical_json, sha256_file, sha256_json
 from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.trials import EditorSettings
 
 __all__ = ["Inputs", "base_digest", "prepare"]
 
 FORMAT = 5
 """Raised when what is measured changes, so that older results are not taken for it."""
 FILES = ("prior.safetensors", "baseline.json", "lineage.json")
+NO_EDITOR = "none"
+"""What to give as editor to ask the gradient itself."""
+EDITOR_FOLDER = "editor"
+"""Where the files of the editor go that the lineage is to use, as they were checked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +53,10 @@ class Inputs:
     """Weights to edit; the architecture's default when empty."""
     subject_params: tuple[str, ...] = ()
     """Those of them whose edit rows are subject tokens."""
-    task: str = "causal"
-    """Of the base: `causal`, `seq2seq` or `classifier`."""
+    task: str = ""
+    """Of the base: `causal`, `seq2seq` or `classifier`; what its config declares when empty."""
+    editor: str = ""
+    """Folder of a trained editor, or `none`; the one that ships for the base, if any, when empty."""
 
     def key(self, digest: str) -> str:
         """Names what is measured, by content."""
@@ -60,10 +70,16 @@ class Inputs:
 def prepare(inputs: Inputs, out: Path) -> dict[str, Any]:
     """Fill a folder with `prior.safetensors`, `baseline.json` and `lineage.json`; returns what the last one says.
 
+    A trained editor is checked before anything is measured, and its files go into a folder beside the others.
+
     Raises:
-        Misconfigured: if the model or a file cannot be used.
+        Misconfigured: if the model, a file or the editor cannot be used.
+        WrongBase: if the editor is for another base.
+        IntegrityBroken: if the editor is damaged.
     """
     digest = base_digest(inputs.model)
+    inputs = replace(inputs, task=inputs.task or declared_task(inputs.model))
+    inputs, settings, trained = _with_editor(inputs, digest, out / EDITOR_FOLDER)
     kept = _cache_folder() / inputs.key(digest)
     if not (kept / "lineage.json").is_file():
         _say(f"measuring the base model in {inputs.model}")
@@ -71,8 +87,38 @@ def prepare(inputs: Inputs, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         _copy(kept / name, out / name)
-    lineage: dict[str, Any] = json.loads((out / "lineage.json").read_text(encoding="utf-8"))
+    measured: dict[str, Any] = json.loads((out / "lineage.json").read_text(encoding="utf-8"))
+    names = {"inner_params": measured["inner_params"], "subject_params": measured["subject_params"]}
+    lineage = measured | {"editor": asdict(settings) | names, "trained": trained}
+    write_atomically(out / "lineage.json", canonical_json(lineage).encode())
     return lineage
+
+
+def _with_editor(inputs: Inputs, digest: str, out: Path) -> tuple[Inputs, EditorSettings, dict[str, str] | None]:
+    """The inputs with the weights that an editor was trained for, its settings, and where its checked files are."""
+    folder = _chosen_editor(inputs, digest)
+    if folder is None:
+        return inputs, EditorSettings(), None
+    from editors.selection import lineage_settings
+    from editors.trained import CARD, TENSORS, TrainedEditor
+
+    trained = TrainedEditor.load(folder, digest)
+    settings = lineage_settings(trained, task=inputs.task)
+    files = {"name": folder.absolute().name, "card": f"{out.name}/{CARD}", "tensors": f"{out.name}/{TENSORS}"}
+    settings = replace(settings, transform=trained.save(out))
+    chosen = replace(inputs, inner_params=settings.inner_params, subject_params=settings.subject_params)
+    return chosen, settings, files
+
+
+def _chosen_editor(inputs: Inputs, digest: str) -> Path | None:
+    """The folder of the editor: the one given, or the one that ships where nobody chose editor or weights."""
+    if inputs.editor == NO_EDITOR:
+        return None
+    if not inputs.editor:
+        return None if inputs.inner_params else shipped_editor(digest)
+    if inputs.inner_params:
+        raise Misconfigured("expected either weights to edit or a trained editor, which names its own; got both")
+    return Path(inputs.editor)
 
 
 def _fill(kept: Path, inputs: Inputs, digest: str) -> None:
@@ -143,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", type=Path, required=True, help="locality suite, JSON lines")
     parser.add_argument("--text", type=Path, required=True, help="plain text for perplexity")
     parser.add_argument("--prior-text", type=Path, required=True, help="other plain text, a sentence a line")
-    parser.add_argument("--task", default="causal", help="causal (default), seq2seq or classifier")
+    parser.add_argument("--task", default="", help="causal, seq2seq or classifier; by default what the config declares")
+    parser.add_argument("--editor", default="", help="folder of a trained editor, or none; by default what ships")
     parser.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
     parser.add_argument("--subject-param", action="append", default=[], help="an --inner-param with subject rows")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
@@ -156,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         inner_params=tuple(given.inner_param),
         subject_params=tuple(given.subject_param),
         task=given.task,
+        editor=given.editor,
     )
     try:
         lineage = prepare(inputs, given.out)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class PublishedEditor:
         settings: of the lineage; names the weights only.
         transform: trained for these weights.
     """
+
+    keeps_ledger: ClassVar[bool] = False
 
     def __init__(self, settings: EditorSettings, transform: MendTransform) -> None:
         self._settings, self._transform = settings, transform

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class RecursiveEditor:
         settings: constants of the lineage.
         trained: asks the first passes, if there is one; the gradient asks the others.
     """
+
+    keeps_ledger: ClassVar[bool] = True
 
     def __init__(self, settings: EditorSettings, trained: TrainedTransform | None = None) -> None:
         self._settings, self._trained = settings, trained

@@ -1,14 +1,16 @@
-"""Knows which editor a lineage's settings ask for."""
+"""Knows which editor a lineage's settings ask for, and which settings a trained editor asks for."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from editors.base import Editor
 from editors.families import EditableModel
 from editors.inner_params import default_subject_params
 from editors.memoryless import MemorylessEditor
 from editors.recursive import RecursiveEditor
+from editors.trained import TrainedEditor
 from editors.transform import TrainedTransform
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.trials import EditorSettings
@@ -31,6 +33,44 @@ def editor_for(settings: EditorSettings, transform: TrainedTransform | None = No
     if settings.solver in ("least_squares", "sum"):
         return MemorylessEditor(settings, transform)
     raise Misconfigured(f"expected solver recursive, least_squares or sum, got {settings.solver!r}")
+
+
+def learnt_settings(trained: TrainedEditor) -> dict[str, Any]:
+    """Fields of `EditorSettings` with which a trained editor has to be used, as its card says."""
+    card = trained.card
+    known = {field.name for field in fields(EditorSettings)}
+    of_subject = [stage for stage in card.stages if stage.key_tokens == "subject"]
+    fixed = {
+        "solver": card.solver,
+        "transform": trained.digest,
+        "inner_params": tuple(name for stage in card.stages for name in stage.inner_params),
+        "subject_params": tuple(name for stage in of_subject for name in stage.inner_params),
+        "rest": card.rest,
+    }
+    return {name: value for name, value in card.settings.items() if name in known} | fixed
+
+
+def lineage_settings(trained: TrainedEditor, *, task: str) -> EditorSettings:
+    """The settings of a lineage that a trained editor edits.
+
+    Args:
+        trained: the editor, already known to be of the lineage's base.
+        task: of the lineage.
+
+    Raises:
+        Misconfigured: if it was trained for another task, or for a solver or rows that a lineage cannot keep.
+    """
+    card = trained.card
+    if card.task != task:
+        raise Misconfigured(f"expected an editor for the task {task}, got one for {card.task}")
+    if other := {stage.key_tokens for stage in card.stages} - {"subject", "answer"}:
+        raise Misconfigured(f"expected an editor whose rows are subject or answer tokens, got one with {min(other)}")
+    settings = EditorSettings(**learnt_settings(trained))
+    if not editor_for(settings, trained.transform).keeps_ledger:
+        raise Misconfigured(
+            f"expected an editor for a solver that can take edits out again (recursive), got one for {card.solver}"
+        )
+    return settings
 
 
 def resolved(settings: EditorSettings, model: EditableModel) -> EditorSettings:

@@ -22,6 +22,7 @@ from editors.deltas import tensor_bytes
 from editors.mend import MendTransform, Statistics
 from pipeline.domain.canonical import canonical_json, sha256_bytes, sha256_json
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Misconfigured, WrongBase
+from pipeline.domain.trials import TrainedFiles
 
 TENSORS, CARD = "editor.safetensors", "card.json"
 FORMAT = 1
@@ -146,15 +147,26 @@ class TrainedEditor:
             WrongBase: if it was trained for another base.
             Misconfigured: if its format is not known.
         """
-        files = {name: _read(folder / name) for name in (TENSORS, CARD)}
+        paths = {name: folder / name for name in (TENSORS, CARD)}
+        return cls._opened(paths, expected_base, expected_digest)
+
+    @classmethod
+    def of_files(cls, files: TrainedFiles, expected_base: str, expected_digest: str) -> Self:
+        """Read an editor of which each file may lie anywhere; arguments and errors as of `load`."""
+        paths = {TENSORS: Path(files.tensors.path), CARD: Path(files.card.path)}
+        return cls._opened(paths, expected_base, expected_digest)
+
+    @classmethod
+    def _opened(cls, paths: Mapping[str, Path], expected_base: str | None, expected_digest: str | None) -> Self:
+        files = {name: _read(path) for name, path in paths.items()}
         if expected_digest is not None and (found := _digest(files)) != expected_digest:
-            raise IntegrityBroken(f"expected digest {expected_digest} of the editor in {folder}, got {found}")
-        card = _card(folder, files)
+            raise IntegrityBroken(f"expected digest {expected_digest} of the editor of {paths[CARD]}, got {found}")
+        card = _card(paths, files)
         if expected_base is not None and card.base_digest != expected_base:
             raise WrongBase(
-                f"expected an editor for the base {expected_base}, got one for {card.base_digest}: {folder}"
+                f"expected an editor for the base {expected_base}, got one for {card.base_digest}: {paths[CARD]}"
             )
-        return cls(card=card, transform=_transform(folder, card, files[TENSORS]))
+        return cls(card=card, transform=_transform(paths[TENSORS], card, files[TENSORS]))
 
     def _files(self) -> dict[str, bytes]:
         tensors = tensor_bytes(self.transform.state_dict(), {"kind": "editor"})
@@ -169,27 +181,27 @@ def _read(path: Path) -> bytes:
         raise IntegrityBroken(f"expected a file of a trained editor at {path}, got: {error.strerror}") from error
 
 
-def _card(folder: Path, files: Mapping[str, bytes]) -> EditorCard:
+def _card(paths: Mapping[str, Path], files: Mapping[str, bytes]) -> EditorCard:
     try:
         document = json.loads(files[CARD])
         card, digest = EditorCard.from_json(document), document["tensors"]
     except CorrigendaError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise IntegrityBroken(f"expected an editor's card in {folder / CARD}, got something else: {error!r}") from error
+        raise IntegrityBroken(f"expected an editor's card in {paths[CARD]}, got something else: {error!r}") from error
     if (found := sha256_bytes(files[TENSORS])) != digest:
-        raise IntegrityBroken(f"expected digest {digest} of {folder / TENSORS}, as its card says, got {found}")
+        raise IntegrityBroken(f"expected digest {digest} of {paths[TENSORS]}, as its card says, got {found}")
     return card
 
 
-def _transform(folder: Path, card: EditorCard, tensors: bytes) -> MendTransform:
+def _transform(path: Path, card: EditorCard, tensors: bytes) -> MendTransform:
     shapes = {name: (width, height) for name, width, height in card.shapes}
     transform = MendTransform(shapes, rank=card.rank, statistics=card.statistics, rest=card.rest)
     try:
         transform.load_state_dict(tensors_of(tensors))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise IntegrityBroken(f"expected the tensors of the card in {folder / TENSORS}, got: {reason}") from error
+        raise IntegrityBroken(f"expected the tensors of the card in {path}, got: {reason}") from error
     return transform.requires_grad_(False)
 
 

@@ -11,7 +11,7 @@ from pipeline.domain import errors
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.domain.trials import Answer, KeptFiles, LoadPlan, Trial, TrialOutcome
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised by every change that an older rank or controller would misread."""
 
 

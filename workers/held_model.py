@@ -14,16 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from editors.base import EditResult
+from editors.base import Editor, EditResult
 from editors.baseline import Baseline
 from editors.deltas import WeightDelta, load_accumulators, save_accumulators
 from editors.families import EditableModel, editable
 from editors.fingerprint import base_digest
 from editors.ledger import Ledger
 from editors.metrics import Scorer, asked_pairs
-from editors.recursive import RecursiveEditor
+from editors.selection import editor_for
+from editors.trained import TrainedEditor
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, EngineFailed, InvalidInput, Misconfigured, UnknownRecord, WrongBase
+from pipeline.domain.errors import EditorFailed, EngineFailed, InvalidInput, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.trials import Answer, BaseSpec, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
@@ -48,7 +49,7 @@ class Lineage:
     """Rows of its active edits."""
     scorer: Scorer
     """Measures against the snapshot."""
-    editor: RecursiveEditor
+    editor: Editor
     """Makes candidates."""
     tried: dict[str, EditResult]
     """Candidates since the snapshot was loaded, by trial id."""
@@ -95,8 +96,9 @@ class HeldModel:
         """Hold a snapshot: every file is read and checked before a weight is touched.
 
         Raises:
-            WrongBase: if the base is not the one that the plan names.
+            WrongBase: if the base is not the one that the plan names, or the trained editor is for another.
             IntegrityBroken: if a file does not have its digest.
+            Misconfigured: if the plan names an editor that there is not.
         """
         sharded = self._base(plan.base)
         ledger = Ledger.from_files(
@@ -105,8 +107,9 @@ class HeldModel:
         baseline = Baseline.load(Path(plan.baseline.path), plan.baseline.digest)
         shifts = load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {}
         deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]
+        editor = self._editor(plan, sharded)
         self._is_whole = False
-        self._lineage = self._opened(plan, sharded, ledger, baseline)
+        self._lineage = self._opened(plan, sharded, ledger, baseline, editor)
         self._lineage.weights.set_accumulators(shifts)
         for delta in deltas:
             self._lineage.weights.apply(delta)
@@ -193,13 +196,20 @@ class HeldModel:
             raise WrongBase(f"expected a group that holds base {base.digest}, got one of {self._sharded.base.digest}")
         return self._sharded
 
-    def _opened(self, plan: LoadPlan, sharded: ShardedModel, ledger: Ledger, baseline: Baseline) -> Lineage:
+    def _editor(self, plan: LoadPlan, sharded: ShardedModel) -> Editor:
+        """What the plan edits with; a trained editor is read once, as long as the plan names the same."""
+        known = self._lineage
+        if known is not None and (known.plan.base, known.plan.editor) == (plan.base, plan.editor):
+            return known.editor
+        if plan.trained is None:
+            return editor_for(plan.editor)
+        trained = TrainedEditor.of_files(plan.trained, plan.base.digest, plan.editor.transform)
+        return editor_for(plan.editor, trained.transform.to(next(sharded.module.parameters()).device))
+
+    def _opened(
+        self, plan: LoadPlan, sharded: ShardedModel, ledger: Ledger, baseline: Baseline, editor: Editor
+    ) -> Lineage:
         """The lineage, with what is kept of it when only its snapshot changes."""
-        if plan.editor.solver != "recursive" or plan.editor.transform != "gradient":
-            raise Misconfigured(
-                f"expected solver 'recursive' with transform 'gradient', got {plan.editor.solver!r} "
-                f"with {plan.editor.transform!r} for lineage {plan.lineage}"
-            )
         known = self._lineage
         if known is not None and (known.plan.editor, known.plan.baseline) == (plan.editor, plan.baseline):
             known.scorer.reset()
@@ -216,7 +226,7 @@ class HeldModel:
             weights=weights,
             ledger=ledger,
             scorer=scorer,
-            editor=RecursiveEditor(plan.editor),
+            editor=editor,
             tried={},
         )
 

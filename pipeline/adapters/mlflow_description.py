@@ -72,11 +72,13 @@ def description(entry: RegistryEntry) -> str:
 
 def _title(entry: RegistryEntry) -> str:
     snapshot, (seq, head) = entry.snapshot, entry.audit_head
+    editor = entry.lineage.settings.editor_identity
     parent = f"on `{snapshot.parent_id}`" if snapshot.parent_id else "on the base"
     return (
         f"## {_cell(entry.lineage.settings.name)}, snapshot {snapshot.seq}\n\n"
         f"{len(_brought_in(entry))} edits came in, {len(entry.edits)} are active. Snapshot `{snapshot.snapshot_id}` "
-        f"{parent}; digest `{snapshot.digest[:12]}`; audit line {seq} (`{head[:12]}`).\n"
+        f"{parent}; digest `{snapshot.digest[:12]}`; audit line {seq} (`{head[:12]}`). "
+        f"Editor: {_cell(editor.transform)}{f' `{editor.digest}`' if editor.digest else ''}, solver {editor.solver}.\n"
     )
 
 

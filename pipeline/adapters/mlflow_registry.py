@@ -23,6 +23,8 @@ from pipeline.services.registry_ports import RegistryEntry, RegistryRequest
 
 SNAPSHOT_TAG = "corrigenda.snapshot_id"
 DIGEST_TAG = "corrigenda.digest"
+EDITOR_TAG = "corrigenda.editor"
+EDITOR_DIGEST_TAG = "corrigenda.editor_digest"
 DUPLICATE_TAG = "corrigenda.duplicate_of"
 REQUEST_TAG = "approval"
 ACTOR_TAG = "approval.actor"
@@ -166,7 +168,11 @@ class MlflowRegistry:
 
         now, step = int(time.time() * 1000), entry.snapshot.seq
         editor = entry.plan.editor
-        params = {"solver": editor.solver, "transform": editor.transform, "num_passes": editor.num_passes}
+        params = {
+            "solver": editor.solver,
+            "transform": str(entry.lineage.settings.editor_identity),
+            "num_passes": editor.num_passes,
+        }
         params |= {"base_ref": entry.plan.base.ref, "policy_digest": str(entry.report.get("policy_digest", ""))}
         self._client.log_batch(
             run_id,
@@ -242,6 +248,7 @@ class MlflowRegistry:
 
 def _tags(entry: RegistryEntry) -> dict[str, str]:
     snapshot, (seq, head) = entry.snapshot, entry.audit_head
+    editor = entry.lineage.settings.editor_identity
     return {
         SNAPSHOT_TAG: snapshot.snapshot_id,
         "corrigenda.parent_id": snapshot.parent_id or "",
@@ -249,6 +256,8 @@ def _tags(entry: RegistryEntry) -> dict[str, str]:
         DIGEST_TAG: snapshot.digest,
         "corrigenda.base_digest": entry.plan.base.digest,
         "corrigenda.delta_digest": snapshot.delta.digest,
+        EDITOR_TAG: editor.transform,
+        EDITOR_DIGEST_TAG: editor.digest or "",
         "corrigenda.gate_verdict": str(entry.report.get("verdict", "")),
         "corrigenda.audit_head": f"{seq}:{head}",
     }

@@ -19,11 +19,13 @@ from pipeline.domain.audit import AuditAction
 from pipeline.domain.canonical import sha256_json
 from pipeline.domain.errors import InvalidInput, UnknownLineage
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.lineages import Lineage, NewLineage, check_name
+from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
 from pipeline.domain.trials import BaseSpec, EditorSettings
 
 PARAMS = ("inner_params", "subject_params")
 """Settings of an editor that are lists of names."""
+TRAINED = "trained"
+"""Where the column `editor` holds, beside the settings, which files a trained editor is made of."""
 
 
 class SqlLineageStore:
@@ -121,6 +123,9 @@ class SqlLineageStore:
 
 def _row(new: NewLineage) -> dict[str, Any]:
     editor = asdict(new.editor) | {name: list(getattr(new.editor, name)) for name in PARAMS}
+    if (trained := new.trained) is not None:
+        files = {"card": artifact_json(trained.card), "tensors": artifact_json(trained.tensors)}
+        editor[TRAINED] = {"name": trained.name} | files
     return {
         "name": new.name,
         "task": new.base.task,
@@ -162,7 +167,8 @@ def _counts(connection: Connection, lineage_id: str | None = None) -> dict[str, 
 
 
 def _lineage(row: Row[Any], counts: Mapping[str, int]) -> Lineage:
-    editor = EditorSettings(**row.editor | {name: tuple(row.editor.get(name, ())) for name in PARAMS})
+    fields = {name: value for name, value in row.editor.items() if name != TRAINED}
+    editor = EditorSettings(**fields | {name: tuple(fields.get(name, ())) for name in PARAMS})
     settings = NewLineage(
         name=row.name,
         base=BaseSpec(ref=row.base_ref, digest=row.base_digest, task=row.task),
@@ -170,6 +176,7 @@ def _lineage(row: Row[Any], counts: Mapping[str, int]) -> Lineage:
         policy=GatePolicy(**row.policy),
         prior=artifact_of(row.prior),
         baseline=artifact_of(row.baseline),
+        trained=_trained(row.editor.get(TRAINED)),
     )
     return Lineage(
         lineage_id=row.lineage_id,
@@ -183,3 +190,10 @@ def _lineage(row: Row[Any], counts: Mapping[str, int]) -> Lineage:
         created_at=row.created_at,
         counts=counts,
     )
+
+
+def _trained(document: Mapping[str, Any] | None) -> TrainedArtifacts | None:
+    if document is None:
+        return None
+    card, tensors = artifact_of(document["card"]), artifact_of(document["tensors"])
+    return TrainedArtifacts(name=document["name"], card=card, tensors=tensors)

@@ -16,9 +16,9 @@ from pipeline.adapters.sql_lineages import SqlLineageStore
 from pipeline.adapters.sql_rows import artifact_of, is_uuid, snapshot_of
 from pipeline.adapters.sql_tables import gate_reports, lineages, snapshots
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
-from pipeline.domain.lineages import Lease
+from pipeline.domain.lineages import Lease, TrainedArtifacts
 from pipeline.domain.snapshots import Artifact, Basis, Snapshot
-from pipeline.domain.trials import FileRef, LedgerRows, LoadPlan
+from pipeline.domain.trials import FileRef, LedgerRows, LoadPlan, TrainedFiles
 from pipeline.services.ports import ArtifactStore, NewSnapshot
 
 
@@ -70,6 +70,7 @@ class SqlSnapshotStore:
             ledger=self._ledger(recipe) if recipe else (),
             prior=self._file(settings.prior),
             baseline=self._file(settings.baseline),
+            trained=self._trained(settings.trained) if settings.trained else None,
         )
 
     def delta_digests(self, snapshot_id: str | None) -> tuple[str, ...]:
@@ -142,6 +143,9 @@ class SqlSnapshotStore:
 
     def _ledger(self, recipe: _Recipe) -> tuple[LedgerRows, ...]:
         return tuple(LedgerRows(file=self._file(rows), edit_ids=edit_ids) for rows, edit_ids in recipe.ledger)
+
+    def _trained(self, trained: TrainedArtifacts) -> TrainedFiles:
+        return TrainedFiles(name=trained.name, card=self._file(trained.card), tensors=self._file(trained.tensors))
 
     def _file(self, artifact: Artifact) -> FileRef:
         return FileRef(path=str(self._artifacts.path(artifact)), digest=artifact.digest)

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from pipeline.domain.canonical import sha256_json
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore, share
+from pipeline.domain.trials import EditorIdentity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +105,8 @@ class GateReport:
     """One row an edit."""
     measurements: Measurements
     """The figures behind the rows."""
+    editor: EditorIdentity | None = None
+    """What made the change that was measured."""
 
     @property
     def passed(self) -> bool:
@@ -126,8 +129,8 @@ class GateReport:
         return "; ".join(parts) or "every metric is within its bound"
 
 
-def judge(policy: GatePolicy, measurements: Measurements) -> GateReport:
-    """Hold what was measured against a policy.
+def judge(policy: GatePolicy, measurements: Measurements, *, editor: EditorIdentity | None = None) -> GateReport:
+    """Hold what was measured of an editor's change against a policy.
 
     Bounds for the batch are against the parent, floors against the base. A breached floor is nobody's
     fault in this batch: the verdict is `saturated`.
@@ -140,6 +143,7 @@ def judge(policy: GatePolicy, measurements: Measurements) -> GateReport:
         rows=rows,
         edits=edits,
         measurements=measurements,
+        editor=editor,
     )
 
 
@@ -328,7 +332,9 @@ def _figure(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3g}"
 
 
-def unmeasured(policy: GatePolicy, edit_ids: Iterable[str], *, reason: str) -> GateReport:
+def unmeasured(
+    policy: GatePolicy, edit_ids: Iterable[str], *, reason: str, editor: EditorIdentity | None = None
+) -> GateReport:
     """A failing report for edits whose candidate could not be measured at all, with the reason on each."""
     nothing = ModelScore()
     return GateReport(
@@ -337,4 +343,5 @@ def unmeasured(policy: GatePolicy, edit_ids: Iterable[str], *, reason: str) -> G
         rows=(),
         edits=tuple(EditVerdict(edit_id=edit_id, passed=False, reason=reason) for edit_id in edit_ids),
         measurements=Measurements(edits=(), candidate=nothing, parent=nothing, base=nothing),
+        editor=editor,
     )

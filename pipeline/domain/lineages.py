@@ -11,9 +11,21 @@ from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.snapshots import Artifact
-from pipeline.domain.trials import BaseSpec, EditorSettings
+from pipeline.domain.trials import BaseSpec, EditorIdentity, EditorSettings
 
 _NAME = re.compile(r"[^/:\s\x00-\x1f]{1,100}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedArtifacts:
+    """A trained editor in the artifact store."""
+
+    name: str
+    """How people call it: the name of the folder it came from."""
+    card: Artifact
+    """What it is for."""
+    tensors: Artifact
+    """The network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +44,15 @@ class NewLineage:
     """Second moments of the keys over plain text."""
     baseline: Artifact
     """The suite, the text, and what the base answers to them."""
+    trained: TrainedArtifacts | None = None
+    """The trained editor that `editor.transform` names; None for the gradient."""
+
+    @property
+    def editor_identity(self) -> EditorIdentity:
+        """Which editor it is, for reports and people."""
+        if self.trained is None:
+            return EditorIdentity(solver=self.editor.solver)
+        return EditorIdentity(solver=self.editor.solver, transform=self.trained.name, digest=self.editor.transform)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +64,7 @@ class Lineage:
     settings: NewLineage
     """What it was made with."""
     editor_digest: str
-    """SHA-256 of the editor's settings, or of its weights once it has some."""
+    """SHA-256 of the editor's settings, which name the digest of its trained weights."""
     head_id: str | None
     """The newest snapshot in its history; None before the first."""
     head_seq: int

@@ -38,6 +38,25 @@ class EditorSettings:
     """Most edits in a batch."""
 
 
+UNTRAINED = "gradient (untrained)"
+"""What people read where no trained editor is in use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditorIdentity:
+    """Which editor makes the changes of a lineage, as reports and people name it."""
+
+    solver: str
+    """What makes weights of what is asked for."""
+    transform: str = UNTRAINED
+    """Name of the trained editor that says what to ask for, or `gradient (untrained)`."""
+    digest: str | None = None
+    """SHA-256 over the trained editor's files; None without one."""
+
+    def __str__(self) -> str:
+        return self.transform if self.digest is None else f"{self.transform}, digest {self.digest[:12]}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRef:
     """A file that a rank can open, with the digest its bytes must have."""
@@ -71,6 +90,18 @@ class BaseSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedFiles:
+    """A trained editor; both files together have the digest that `EditorSettings.transform` names."""
+
+    name: str
+    """How people call it."""
+    card: FileRef
+    """What it is for (`card.json`)."""
+    tensors: FileRef
+    """The network (`editor.safetensors`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LoadPlan:
     """Everything a group needs to hold one snapshot of one lineage."""
 
@@ -94,6 +125,8 @@ class LoadPlan:
     """Second moments of the keys over plain text, and the ridge once it is set (`prior.safetensors`)."""
     baseline: FileRef
     """Suite, plain text, and what the base answers to them (`baseline.json`)."""
+    trained: TrainedFiles | None = None
+    """The trained editor; None where the gradient itself is asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.snapshots import Snapshot
+from pipeline.domain.trials import EditorIdentity
 from pipeline.entrypoints.children import run_module
 from pipeline.entrypoints.console import (
     MAX_ROWS,
@@ -183,12 +184,13 @@ def show(
         snapshot = kept.snapshots.snapshot(name, ref)
         print_snapshot(snapshot, kept.snapshots.report(snapshot.gate_report_id), as_json=as_json)
         return
-    row = dict(kept.history.edit(name, ref))
+    row = dict(kept.history.edit(name, ref)) | {"editor": asdict(kept.lineages.lineage(name).settings.editor_identity)}
     events = row.pop("events", ())
     if as_json:
         print_json(row | {"events": events})
         return
-    print_record({key: value for key, value in row.items() if value is not None}, as_json=False)
+    shown = row | {"editor": editor_line(row["editor"])}
+    print_record({key: value for key, value in shown.items() if value is not None}, as_json=False)
     say()
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action"}
     print_rows(events, columns, as_json=False, empty="no audit lines", whole=("seq", "at", "action"))
@@ -243,11 +245,17 @@ def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bo
         print_json(record | {"report": report})
         return
     record["delta"] = f"{snapshot.delta.num_bytes} bytes, {snapshot.delta.digest[:12]}"
+    record["editor"] = editor_line(report.get("editor"))
     record["accumulator"] = snapshot.accumulator.digest[:12] if snapshot.accumulator else None
     print_record(record, as_json=False)
     say()
     columns = {"metric": "metric", "value": "value", "threshold": "bound", "against": "against", "verdict": "verdict"}
     print_rows(report.get("rows", []), columns, as_json=False, empty="no gate rows")
+
+
+def editor_line(editor: Mapping[str, Any] | None) -> str | None:
+    """The editor that a report names, with its digest; None if the report is older than that."""
+    return f"{EditorIdentity(**editor)}, solver {editor['solver']}" if editor else None
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -14,7 +14,6 @@ from pipeline.bootstrap import publisher, stores
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.trials import EditorSettings
 from pipeline.entrypoints.cli_lineage import make_lineage
 from pipeline.entrypoints.cli_stack import start_stack
 from pipeline.entrypoints.console import ExitCode, complain, say
@@ -36,7 +35,7 @@ from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, prepare_ba
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake
 
 LINEAGE = "demo"
-EDITOR = EditorSettings(batch_size=30)
+BATCH_SIZE = 30
 BATCH_MAX_WAIT = timedelta(seconds=1)
 
 
@@ -76,7 +75,8 @@ def _story(folder: Path, started_at: float) -> Accounts:
         before.add_done_callback(lambda said: tell_base(asked, said))
         stack, _ = start_stack(folder)
         kept = stores(settings)
-        lineage = make_lineage(kept, LINEAGE, prepared, editor=EDITOR, policy=GatePolicy())
+        lineage = make_lineage(kept, LINEAGE, prepared, batch_size=BATCH_SIZE, policy=GatePolicy())
+        say(f"editor: {lineage.settings.editor_identity}")
         start_intake(stack, settings)
         start_control_worker(stack, settings)
         with publisher(settings) as send, StreamScreen(started_at=started_at) as screen:

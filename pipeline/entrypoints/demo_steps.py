@@ -13,6 +13,7 @@ from pipeline.config import Settings
 from pipeline.domain.errors import Unavailable
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.snapshots import Snapshot
+from pipeline.domain.trials import EditorIdentity
 from pipeline.entrypoints.demo_accounting import Accounts
 from pipeline.entrypoints.demo_screen import StreamScreen
 from pipeline.entrypoints.demo_stream import Produced
@@ -114,11 +115,12 @@ class Steps:
                 self.screen.say(f"snapshot {snapshot.seq} passed its gates: {self._gate_line(snapshot)}")
 
     def _gate_line(self, snapshot: Snapshot) -> str:
-        rows = self.kept.snapshots.report(snapshot.gate_report_id)["rows"]
+        report = self.kept.snapshots.report(snapshot.gate_report_id)
         shown = ("edit_success", "generalization", "locality", "retention", "perplexity")
-        return ", ".join(
-            f"{r['metric']} {r['value']:.3g}" for r in rows if r["metric"] in shown and r["value"] is not None
+        figures = ", ".join(
+            f"{r['metric']} {r['value']:.3g}" for r in report["rows"] if r["metric"] in shown and r["value"] is not None
         )
+        return f"{figures}; editor {EditorIdentity(**report['editor'])}"
 
     def _is_read(self) -> bool:
         return sum(self.kept.history.intake_counts().values()) >= self.num_produced

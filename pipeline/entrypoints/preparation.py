@@ -5,13 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from infra.local.base_model import cache_folder, ensure_base_model
 from pipeline.domain.canonical import sha256_text
-from pipeline.domain.trials import BaseSpec
+from pipeline.domain.trials import BaseSpec, EditorSettings
 from pipeline.entrypoints.children import run_module
 
 DEFAULT_FACTS = Path(__file__).resolve().parents[2] / "infra" / "local" / "facts"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedEditor:
+    """A trained editor that was found fit for the base."""
+
+    name: str
+    """Of its folder."""
+    card: Path
+    """What it is for."""
+    tensors: Path
+    """The network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,28 +35,48 @@ class Prepared:
 
     base: BaseSpec
     """Folder, digest and task."""
-    inner_params: tuple[str, ...]
-    """Names of the weights to edit."""
-    subject_params: tuple[str, ...]
-    """Those of them whose edit rows are subject tokens."""
+    editor: EditorSettings
+    """How it is to be edited: which weights, and what a trained editor asks for."""
     prior: Path
     """Statistics of the keys."""
     baseline: Path
     """What the base answers."""
+    trained: PreparedEditor | None
+    """The trained editor; None where the gradient is asked."""
 
 
 def prepare_base(
-    model: Path | None, *, suite: Path, text: Path, prior_text: Path, inner_params: tuple[str, ...] = ()
+    model: Path | None,
+    *,
+    suite: Path,
+    text: Path,
+    prior_text: Path,
+    inner_params: tuple[str, ...] = (),
+    task: str | None = None,
+    editor: str | None = None,
 ) -> Prepared:
     """Measure a base, or find what was measured before with the same inputs.
 
+    Args:
+        model: folder of the base; the embedded one if None.
+        suite: locality suite, JSON lines.
+        text: plain text for perplexity.
+        prior_text: other plain text, a sentence a line.
+        inner_params: weights to edit; those of the editor, or the architecture's default, when empty.
+        task: of the base; what its config declares if None.
+        editor: folder of a trained editor, or `none`; the one that ships for the base, if any, if None.
+
     Raises:
-        Misconfigured: if the model or a file cannot be used.
+        Misconfigured: if the model, a file or the editor cannot be used.
+        WrongBase: if the editor is for another base.
+        IntegrityBroken: if the editor is damaged.
     """
     folder = (model or ensure_base_model()).absolute()
     asked = [str(path.absolute()) for path in (folder, suite, text, prior_text)]
-    out = cache_folder() / "lineages" / sha256_text("\n".join([*asked, *inner_params]))[:16]
     chosen = [part for name in inner_params for part in ("--inner-param", name)]
+    chosen += ["--task", task] if task else []
+    chosen += ["--editor", editor if editor == "none" else str(Path(editor).absolute())] if editor else []
+    out = cache_folder() / "lineages" / sha256_text("\n".join([*asked, *chosen]))[:16]
     files = ["--model", asked[0], "--suite", asked[1], "--text", asked[2], "--prior-text", asked[3]]
     run_module("editors.prepare", *files, "--out", str(out), *chosen)
     return _prepared(folder, out)
@@ -50,9 +85,13 @@ def prepare_base(
 def _prepared(folder: Path, out: Path) -> Prepared:
     found = json.loads((out / "lineage.json").read_text(encoding="utf-8"))
     return Prepared(
-        base=BaseSpec(ref=str(folder), digest=found["base_digest"], task=found.get("task", "causal")),
-        inner_params=tuple(found["inner_params"]),
-        subject_params=tuple(found["subject_params"]),
+        base=BaseSpec(ref=str(folder), digest=found["base_digest"], task=found["task"]),
+        editor=TypeAdapter(EditorSettings).validate_python(found["editor"]),
         prior=out / "prior.safetensors",
         baseline=out / "baseline.json",
+        trained=_trained(found["trained"], out) if found["trained"] else None,
     )
+
+
+def _trained(files: dict[str, Any], out: Path) -> PreparedEditor:
+    return PreparedEditor(name=files["name"], card=out / files["card"], tensors=out / files["tensors"])

@@ -186,13 +186,13 @@ class EditService:
     ) -> Attempt:
         _ = keeper.lease  # stop early when the lease is known to be lost
         trial = _trial(on, added=added, removed_ids=removed_ids)
-        policy = on.lineage.settings.policy
+        policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
         try:
             outcome = self._group.try_edits(trial)
         except EditorFailed as error:
-            report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error))
+            report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error), editor=editor)
             return Attempt(trial_id=trial.trial_id, report=report, seconds={})
-        report = judge(policy, outcome.measurements)
+        report = judge(policy, outcome.measurements, editor=editor)
         failpoint("edit.after_trial")
         seconds = {phase: round(spent, 2) for phase, spent in outcome.seconds.items()}
         name = on.lineage.settings.name

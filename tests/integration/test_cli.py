@@ -88,7 +88,7 @@ def one_sentence(result: Result) -> bool:
         "lineage create facts",
         "lineage create a/b",
         "lineage create system",
-        "lineage create other --task seq2seq",
+        "lineage create other --task poetry",
         "evaluate --data /nope --edits 2",
         "submit",
         "submit -l nope --prompt a --target b",

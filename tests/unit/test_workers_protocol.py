@@ -22,11 +22,13 @@ from pipeline.domain.trials import (
     KeptFiles,
     LedgerRows,
     LoadPlan,
+    TrainedFiles,
     Trial,
     TrialOutcome,
 )
 from tests.factories import make_edit, make_measurements, make_score
 from workers.commands import (
+    PROTOCOL_VERSION,
     Command,
     Failure,
     Generate,
@@ -69,6 +71,7 @@ TRIAL = Trial(
 COMMANDS: tuple[Command, ...] = (
     Load(plan=PLAN),
     Load(plan=replace(PLAN, snapshot_id=None, accumulator=None, deltas=(), ledger=())),
+    Load(plan=replace(PLAN, trained=TrainedFiles(name="mend", card=FILE, tensors=FILE))),
     TryEdits(trial=TRIAL),
     Keep(trial_id="t", folder="/files", with_accumulator=True),
     Held(snapshot_id="s", digest="d" * 64),
@@ -133,10 +136,10 @@ def test_a_failure_can_name_no_other_class(name: str) -> None:
     assert name in str(error)
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, None, str(PROTOCOL_VERSION)])
 def test_another_version_is_named_before_anything_else_is_read(version: object) -> None:
     body = json.dumps({"version": version, "pid": "not even a number"}).encode()
-    with pytest.raises(EngineFailed, match=f"expected version 1 of the rank protocol, got {version!r}"):
+    with pytest.raises(EngineFailed, match=f"expected version {PROTOCOL_VERSION} of the rank protocol, got {version!r}"):
         HELLOS.decode(body)
 
 
