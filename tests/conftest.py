@@ -139,6 +139,21 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return of
 
 
+@pytest.fixture(scope="session")
+def taught_editor(taught: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Hands out editors trained for the taught models (see `tests.taught_editors`), each made at its first use."""
+    from tests.taught_editors import train_taught_editor
+
+    made: dict[str, Path] = {}
+
+    def of(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = train_taught_editor(kind, taught(kind), tmp_path_factory.mktemp("editors") / kind)
+        return made[kind]
+
+    return of
+
+
 def in_database(url: str, name: str) -> str:
     """The same server and user, another database."""
     return urlsplit(url)._replace(path=f"/{name}").geturl()

@@ -1,0 +1,144 @@
+"""Trains a small MEND transform for a taught model in seconds: with the solve in the loop, on other people than asked.
+
+Its rows are the subject's last token, where one row serves every way of asking; what is still missing then is asked
+by the gradient at answer tokens, in a decoder's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from editors.families import EditableModel
+from editors.fingerprint import base_digest
+from editors.inner_params import InnerParam
+from editors.ledger import Ledger
+from editors.lessons import Lessons, make_lessons
+from editors.loading import load_base
+from editors.mend import MendTransform, shapes_of
+from editors.prior import measure_prior
+from editors.solved_objective import SolvedObjective, SolvedSettings
+from editors.trained import CardStage, EditorCard, TrainedEditor
+from editors.training_folder import BEST, TrainingFolder
+from editors.training_loop import LoopSettings, TrainingRun
+from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.trials import EditorSettings
+from tests.taught import FACTS, NAMES, PUPILS, Fact, correction, sentences
+from tests.training_parts import Silent
+
+LEARNT_FROM, JUDGED_BY = NAMES[:11], NAMES[11:14]
+"""Whose facts the transform learns from; everybody else's can be edited to see what it has learnt."""
+UNSEEN = tuple(fact for fact in FACTS if fact.subject in NAMES[14:])
+"""Twenty facts that no transform was trained on."""
+STEPS = 60
+"""Seconds, and enough for a better score than the start's."""
+VALUES_OF_A_FACT, NEIGHBOURS = 3, 3
+USE = EditorSettings(prior_strength=1000.0, rest=0.8, step=0.3, num_passes=24, trained_passes=2, rephrase_rows=2)
+"""How the trained editor is used; the rest of the settings are the defaults."""
+
+LEARN = SolvedSettings(batch=8, boost=10.0, network_lr=3e-3, rate_lr=5e-2, first_step=0.4, c_loc=3.0, c_text=3.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Which weights of a taught model are edited."""
+
+    subject: tuple[str, ...]
+    """At the subject's last token, by the transform."""
+    answer: tuple[str, ...] = ()
+    """At answer tokens, by the gradient."""
+
+
+PLACES = {
+    "llama": Places(
+        subject=("model.layers.0.mlp.down_proj.weight",),
+        answer=("model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"),
+    ),
+    "t5": Places(
+        subject=tuple(f"encoder.block.{i}.layer.1.DenseReluDense.wo.weight" for i in range(2)),
+        answer=tuple(f"decoder.block.{i}.layer.2.DenseReluDense.wo.weight" for i in range(2)),
+    ),
+    "bart": Places(
+        subject=tuple(f"model.encoder.layers.{i}.fc2.weight" for i in range(2)),
+        answer=tuple(f"model.decoder.layers.{i}.fc2.weight" for i in range(2)),
+    ),
+    "bert": Places(subject=tuple(f"bert.encoder.layer.{i}.output.dense.weight" for i in range(2))),
+}
+"""By model type."""
+
+
+def train_taught_editor(kind: str, base: Path, out: Path, *, num_steps: int = STEPS) -> Path:
+    """Train an editor for a taught model; returns its folder. Same base, same bytes."""
+    places, task = PLACES[kind], PUPILS[kind].task
+    model = load_base(base, places.subject + places.answer, task=task)
+    params = tuple(param for param in model.inner if param.name in places.subject)
+    transform = MendTransform(shapes_of(params), rank=16, statistics="token", rest=USE.rest)
+    objective = _objective(model, params, transform)
+    card = _card(places, transform, base_digest=base_digest(base), task=task)
+
+    def editor(figures: Mapping[str, float], steps: int) -> TrainedEditor:
+        return TrainedEditor(card=_measured(card, figures, steps), transform=transform)
+
+    folder = TrainingFolder(out)
+    folder.open_new({"settings": {}, "base_digest": card.base_digest, "data": "d" * 64, "command": card.command})
+    loop = LoopSettings(num_steps=num_steps, validate_every=num_steps // 3, save_every=num_steps)
+    TrainingRun(objective, loop, folder, make_editor=editor, watcher=Silent()).run(None)
+    return out / BEST
+
+
+def _objective(model: EditableModel, params: Sequence[InnerParam], transform: MendTransform) -> SolvedObjective:
+    ledger = Ledger(measure_prior(model, sentences(FACTS)), strength=USE.prior_strength, ridge=USE.ridge)
+    return SolvedObjective(model, params, transform, _lessons(model), ledger, LEARN)
+
+
+def _lessons(model: EditableModel) -> Lessons:
+    """Every fact of those that are learnt from with several other values, each of those that it is judged by once."""
+    known = [fact for fact in FACTS if fact not in UNSEEN]
+    learnt = [fact for fact in known if fact.subject in LEARNT_FROM]
+    judged = [_lesson(fact, known, task=model.task) for fact in known if fact.subject in JUDGED_BY]
+    edits = [_lesson(fact, known, task=model.task, place=n) for n in range(VALUES_OF_A_FACT) for fact in learnt]
+    text = "\n".join(sentences(known))
+    return make_lessons(model, edits, judged, text, num_held_out=len(judged), has_subjects=True)
+
+
+def _lesson(fact: Fact, known: Sequence[Fact], *, task: str, place: int = 0) -> Edit:
+    """A correction with neighbours: what is known of others, and for a fact checker also what is false of them."""
+    start = (known.index(fact) + 7 * place) % len(known)
+    others = [other for other in (*known[start:], *known[:start]) if other.subject != fact.subject][:NEIGHBOURS]
+    edit = correction(fact, task=task, place=place, neighbours=others)
+    if task != "classifier":
+        return edit
+    false = [Probe(prompt=f"{other.prompts[place]} {other.others[place]}", target="false") for other in others]
+    untrue = [Probe(prompt=f"{prompt} {fact.others[-1 - place]}", target="false") for prompt in fact.prompts[:1]]
+    return replace(edit, request=replace(edit.request, locality=(*untrue, *edit.request.locality, *false)))
+
+
+def _card(places: Places, transform: MendTransform, *, base_digest: str, task: str) -> EditorCard:
+    stages = [CardStage(inner_params=places.subject, key_tokens="subject")]
+    if places.answer:
+        stages.append(CardStage(inner_params=places.answer, key_tokens="answer"))
+    used = ("prior_strength", "ridge", "step", "num_passes", "trained_passes", "rephrase_rows")
+    return EditorCard(
+        base_digest=base_digest,
+        task=task,
+        solver="recursive",
+        stages=tuple(stages),
+        shapes=tuple((name, width, height) for name, (width, height) in transform.shapes.items()),
+        rank=transform.rank,
+        statistics=transform.statistics,
+        rest=transform.rest,
+        settings={name: getattr(USE, name) for name in used},
+        training={},
+        data=(),
+        metrics={},
+        command="tests.taught_editors",
+        num_steps=0,
+        versions={},
+        licence="",
+    )
+
+
+def _measured(card: EditorCard, figures: Mapping[str, Any], num_steps: int) -> EditorCard:
+    return replace(card, metrics={name: float(value) for name, value in figures.items()}, num_steps=num_steps)
