@@ -19,15 +19,18 @@ from editors.edited_stream import Stream
 from editors.evaluation import main as evaluate
 from editors.families import CausalModel
 from editors.fingerprint import base_digest
+from editors.loading import load_base
 from editors.mend import MendTransform
 from editors.prepare import main as prepare
 from editors.prior import Prior
 from editors.prompts import Encoded
 from editors.recursive import RecursiveEditor
+from editors.selection import resolved
 from editors.trained import CardStage, EditorCard, TrainedEditor
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed
+from pipeline.domain.trials import EditorSettings
 from tests.ledger_parts import FACTS, prior_lines
 from tests.tiny_models import TEXT, save_tiny_llama
 
@@ -153,7 +156,9 @@ def test_a_trained_editor_is_used_as_its_card_says(files: Path) -> None:
     assert evaluate(named) == 0
     found = json.loads((files / "out.json").read_text())["solvers"]
     assert found["recursive"]["settings"]["transform"] == "gradient"
-    assert len(found["recursive"]["settings"]["inner_params"]) == 3
+    chosen = resolved(EditorSettings(), load_base(files / "model"))
+    assert tuple(found["recursive"]["settings"]["inner_params"]) == chosen.inner_params
+    assert tuple(found["recursive"]["settings"]["subject_params"]) == chosen.subject_params != ()
     assert len(found["sum"]["settings"]["inner_params"]) == 1
 
 

@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import torch
 
 from editors.deltas import load_accumulators
 from pipeline.domain.errors import EditorFailed, EngineFailed, IntegrityBroken, LeaseLost, UnknownRecord, WrongBase
@@ -224,11 +223,20 @@ def test_two_ranks_agree_and_give_what_one_gives(ranks: RankGroup, plan: LoadPla
         assert held != before
         two.load(plan_after(plan, kept, "s1", added), epoch=1)
         assert two.weights_digest() == held
-    shifts = [load_accumulators(tmp_path / part / "accumulator.safetensors") for part in ("one", "two")]
-    assert shifts[0].keys() == shifts[1].keys()
-    for name, shift in shifts[0].items():
-        assert bool(shift.any())
-        torch.testing.assert_close(shifts[1][name], shift, rtol=1e-4, atol=1e-6)
+        assert distance(tmp_path) < 1e-2, "ten passes on random weights make 1e-3 of rounding: measured 2e-4"
+        one_pass = replace(plan, lineage="one pass", editor=replace(plan.editor, num_passes=1))
+        for group, part in ((ranks, "one"), (two, "two")):
+            group.load(one_pass, epoch=1)
+            group.try_edits(trial("t", added))
+            group.keep("t", folder=tmp_path / part, with_accumulator=True)
+        assert distance(tmp_path) < 1e-5
+
+
+def distance(folder: Path) -> float:
+    """Of what two ranks made from what one made, relative (Frobenius): the largest of any inner parameter."""
+    one, two = (load_accumulators(folder / part / "accumulator.safetensors") for part in ("one", "two"))
+    assert one.keys() == two.keys()
+    return max(float((two[name] - shift).norm() / shift.norm()) for name, shift in one.items())
 
 
 def test_closing_ends_every_process(ranks: RankGroup, plan: LoadPlan) -> None:

@@ -51,12 +51,12 @@ def log_probabilities(model: EditableModel, prompt: str, target: str) -> tuple[T
     return log_TV.gather(1, target_T[:, None])[:, 0], log_TV.argmax(dim=1) == target_T
 
 
-def change(model: EditableModel, weights: PlainWeights, *, seed: int = 3) -> None:
-    """Edit the model at random, much."""
+def change(model: EditableModel, weights: PlainWeights, *, seed: int = 3, size: float = 0.2) -> None:
+    """Edit the model at random; much, unless told otherwise."""
     draw = torch.Generator().manual_seed(seed)
     factors = {
         param.name: (
-            torch.randn(param.in_features, 2, generator=draw) * 0.2,
+            torch.randn(param.in_features, 2, generator=draw) * size,
             torch.randn(2, param.out_features, generator=draw),
         )
         for param in model.inner
@@ -160,10 +160,10 @@ def test_measuring_leaves_every_parameter_as_it_was(rig: Rig) -> None:
 def test_more_damage_shows_in_every_figure_of_damage(rig: Rig) -> None:
     edits = asked_edits()
     probes = EditProbes(rig.model, edits, TEXT)
-    change(rig.model, rig.weights)
+    change(rig.model, rig.weights, size=0.02)
     little = [neighbour.kl for figures in probes.ask(edits) for neighbour in figures.neighbours]
     for seed in range(4, 9):
-        change(rig.model, rig.weights, seed=seed)
+        change(rig.model, rig.weights, seed=seed, size=0.02)
     much = [neighbour.kl for figures in probes.ask(edits) for neighbour in figures.neighbours]
     assert sum(much) > 2 * sum(little) > 0
 

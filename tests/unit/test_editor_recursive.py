@@ -117,7 +117,15 @@ def test_edits_of_subjects_leave_the_ledger_like_any_other(rig: Rig) -> None:
     gone = editor.edit(rig.model, rig.weights, rig.ledger, [], [edit.edit_id for edit in edits])
     rig.weights.apply(gone.delta)
     for name, weight in base.items():
-        assert float((rig.model.module.get_parameter(name) - weight).norm()) <= 1e-5 * result.delta.norms[name]
+        rounding = 2**-24 * magnified(rig, name)
+        left = float((rig.model.module.get_parameter(name) - weight).norm())
+        assert left <= rounding * result.delta.norms[name] < 1e-3 * result.delta.norms[name]
+
+
+def magnified(rig: Rig, name: str) -> float:
+    """How much longer a solve without any row can make what fp32 accumulators round, with the rows of the ledger."""
+    with_rows_II, without_II = rig.ledger.matrix(name), rig.ledger.without(rig.ledger.edit_ids).matrix(name)
+    return float(torch.linalg.matrix_norm(with_rows_II, 2) * torch.linalg.matrix_norm(without_II.inverse(), 2))
 
 
 def test_rephrases_become_rows_of_their_edit_but_never_the_first(rig: Rig) -> None:
