@@ -139,7 +139,9 @@ def test_a_failure_can_name_no_other_class(name: str) -> None:
 @pytest.mark.parametrize("version", [0, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, None, str(PROTOCOL_VERSION)])
 def test_another_version_is_named_before_anything_else_is_read(version: object) -> None:
     body = json.dumps({"version": version, "pid": "not even a number"}).encode()
-    with pytest.raises(EngineFailed, match=f"expected version {PROTOCOL_VERSION} of the rank protocol, got {version!r}"):
+    with pytest.raises(
+        EngineFailed, match=f"expected version {PROTOCOL_VERSION} of the rank protocol, got {version!r}"
+    ):
         HELLOS.decode(body)
 
 
