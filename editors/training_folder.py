@@ -4,6 +4,7 @@ run.json            what the run is; a resume has to be the same
 state.safetensors   the run between two steps; the truth of the folder
 log.jsonl           one line a step and a validation
 loss.png            the curve
+held-out.jsonl      the edits that it is validated on, where they were taken from its data
 best/ last/         editor directories
 """
 
@@ -33,11 +34,11 @@ class TrainingFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.curve = path / "loss.png"
+        self.curve, self.held_out = path / "loss.png", path / "held-out.jsonl"
         self._run, self._state, self._log = path / "run.json", path / "state.safetensors", path / "log.jsonl"
 
-    def open_new(self, run: Mapping[str, Any]) -> None:
-        """Make the folder of a new run.
+    def refuse_taken(self) -> None:
+        """Nothing, where a new run may go.
 
         Raises:
             InvalidInput: if something is there already.
@@ -45,6 +46,14 @@ class TrainingFolder:
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             hint = "; --resume goes on with it" if self._run.is_file() else ""
             raise InvalidInput(f"expected a new or empty folder for a training run, got {self.path}{hint}")
+
+    def open_new(self, run: Mapping[str, Any]) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            InvalidInput: if something is there already.
+        """
+        self.refuse_taken()
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self._run, (canonical_json(run) + "\n").encode())
 
@@ -101,7 +110,7 @@ class TrainingFolder:
 
     def _sweep(self) -> None:
         """Remove what a crash left half written beside its place."""
-        for name in (BEST, LAST, self.curve.name, self._run.name, self._state.name, self._log.name):
+        for name in (BEST, LAST, self.curve.name, self.held_out.name, self._run.name, self._state.name, self._log.name):
             for path in self.path.glob(f".{name}.*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -1,0 +1,158 @@
+"""Trains an editor: `python -m editors.training --help`. Needs no service.
+
+The run's folder holds everything that it needs to go on after a kill (see `training_folder`); the same command with
+`--resume` then gives the bytes of a run that nothing stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from editors.atomic_files import write_atomically
+from editors.trained import TrainedEditor
+from editors.training_arguments import loop_settings, parsed, run_of
+from editors.training_folder import BEST, TrainingFolder
+from editors.training_loop import TrainingRun
+from editors.training_screen import TrainingScreen
+from editors.training_setup import Setup, set_up
+from editors.training_state import Progress
+from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.errors import CorrigendaError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for a file."""
+INTERRUPTED = 130
+EVALUATED = 64
+"""Most edits of the command that is proposed next."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """A run that came to its end."""
+
+    folder: Path
+    """Of the best editor."""
+    editor: TrainedEditor
+    """It."""
+    progress: Progress
+    """Of the run."""
+    following: str
+    """The next command to type."""
+
+    def lines(self) -> list[str]:
+        """What a person wants to know."""
+        done, figures = self.progress, self.progress.best_figures or {}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        return [
+            f"editor      {self.folder}",
+            f"digest      {self.editor.digest}",
+            f"steps       {done.step} on {done.num_edits} edits, {done.num_skipped} skipped; best: {done.best_step}",
+            f"validation  {shown}",
+            f"next        {self.following}",
+        ]
+
+
+def train(given: argparse.Namespace, command: str) -> Finished:
+    """Train from the beginning, or go on.
+
+    Raises:
+        CorrigendaError: if an input cannot be used, or the run in the folder is another.
+        OSError: if a file cannot be written.
+    """
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
+    folder, run = TrainingFolder(given.out), run_of(given, command, versions)
+    state = None
+    if given.resume:
+        state = folder.open_again(run)
+    else:
+        folder.refuse_taken()
+    setup = set_up(given, folder.run if given.resume else run, _say)
+    if not given.resume:
+        folder.open_new(run)
+    if not given.validation and not folder.held_out.exists():
+        write_atomically(folder.held_out, _as_lines(setup.held_out))
+    settings = loop_settings(given)
+    start = state.progress.step if state else 0
+    with TrainingScreen(num_steps=settings.num_steps, start=start) as screen:
+        trainer = TrainingRun(setup.objective, settings, folder, make_editor=setup.editor, watcher=screen)
+        progress = trainer.run(state)
+    return _finished(given, folder, setup, progress)
+
+
+def _finished(given: argparse.Namespace, folder: TrainingFolder, setup: Setup, progress: Progress) -> Finished:
+    best = folder.path / BEST
+    data = given.validation or folder.held_out
+    words = ["corrigenda", "evaluate", "--data", data, "--edits", min(len(setup.held_out), EVALUATED)]
+    words += ["--model", given.model, "--task", given.task, "--editor", best]
+    following = shlex.join(str(word) for word in words)
+    return Finished(folder=best, editor=TrainedEditor.load(best), progress=progress, following=following)
+
+
+def _as_lines(edits: Sequence[Edit]) -> bytes:
+    """Edits in our own format, for `corrigenda evaluate`."""
+    return "".join(json.dumps(_wire(edit)) + "\n" for edit in edits).encode()
+
+
+def _wire(edit: Edit) -> dict[str, Any]:
+    request = edit.request
+    known = {
+        "prompt": request.prompt,
+        "subject": request.subject,
+        "relation": request.relation,
+        "target_new": request.target_new,
+        "target_true": request.target_true,
+        "rephrases": list(request.rephrases),
+        "locality": [_probe(probe) for probe in request.locality],
+        "portability": [_probe(probe) for probe in request.portability],
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def _probe(probe: Probe) -> dict[str, str]:
+    return {"prompt": probe.prompt} | ({"target": probe.target} if probe.target else {})
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _refused(error: Exception, out: Path | None) -> str:
+    """One sentence."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"expected room for the run in {out}, got: {error.strerror}; with room, --resume goes on with it"
+    return " ".join(str(error).split())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train; one sentence on standard error and exit status 1 when something cannot be used."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = shlex.join(["corrigenda", "train", *(word for word in words if word != "--resume")])
+    given = None
+    try:
+        given = parsed(words)
+        finished = train(given, command)
+    except KeyboardInterrupt:
+        _say("stopped; --resume goes on from the last state")
+        return INTERRUPTED
+    except (CorrigendaError, OSError) as error:
+        _say(_refused(error, given.out if given else None))
+        return 1
+    print("\n".join(finished.lines()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
