@@ -7,7 +7,7 @@ Edits: our own wire format (`lineage`, `request_id` and `occurred_at` may be lef
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,30 @@ def latest_of_each_fact(edits: list[Edit]) -> list[Edit]:
     """The edits without those that a later one of the list corrects again."""
     last: dict[str, EditRequest] = {edit.request.conflict_key: edit.request for edit in edits}
     return [edit for edit in edits if last[edit.request.conflict_key] is edit.request]
+
+
+def edit_lines(edits: Sequence[Edit]) -> bytes:
+    """The content of a file in our own format from which `read_edits` reads the same requests."""
+    return "".join(json.dumps(_wire(edit)) + "\n" for edit in edits).encode()
+
+
+def _wire(edit: Edit) -> dict[str, Any]:
+    request = edit.request
+    known = {
+        "prompt": request.prompt,
+        "subject": request.subject,
+        "relation": request.relation,
+        "target_new": request.target_new,
+        "target_true": request.target_true,
+        "rephrases": list(request.rephrases),
+        "locality": [_probe(probe) for probe in request.locality],
+        "portability": [_probe(probe) for probe in request.portability],
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def _probe(probe: Probe) -> dict[str, str]:
+    return {"prompt": probe.prompt} | ({"target": probe.target} if probe.target else {})
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 
 from editors.atomic_files import write_atomically
+from editors.datasets import edit_lines
 from editors.trained import TrainedEditor
 from editors.training_arguments import loop_settings, parsed, run_of
 from editors.training_folder import BEST, TrainingFolder
@@ -27,7 +26,6 @@ from editors.training_loop import TrainingRun
 from editors.training_screen import TrainingScreen
 from editors.training_setup import Setup, set_up
 from editors.training_state import Progress
-from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import CorrigendaError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -83,7 +81,7 @@ def train(given: argparse.Namespace, command: str) -> Finished:
     if not given.resume:
         folder.open_new(run)
     if not given.validation and not folder.held_out.exists():
-        write_atomically(folder.held_out, _as_lines(setup.held_out))
+        write_atomically(folder.held_out, edit_lines(setup.held_out))
     settings = loop_settings(given)
     start = state.progress.step if state else 0
     with TrainingScreen(num_steps=settings.num_steps, start=start) as screen:
@@ -99,30 +97,6 @@ def _finished(given: argparse.Namespace, folder: TrainingFolder, setup: Setup, p
     words += ["--model", given.model, "--task", given.task, "--editor", best]
     following = shlex.join(str(word) for word in words)
     return Finished(folder=best, editor=TrainedEditor.load(best), progress=progress, following=following)
-
-
-def _as_lines(edits: Sequence[Edit]) -> bytes:
-    """Edits in our own format, for `corrigenda evaluate`."""
-    return "".join(json.dumps(_wire(edit)) + "\n" for edit in edits).encode()
-
-
-def _wire(edit: Edit) -> dict[str, Any]:
-    request = edit.request
-    known = {
-        "prompt": request.prompt,
-        "subject": request.subject,
-        "relation": request.relation,
-        "target_new": request.target_new,
-        "target_true": request.target_true,
-        "rephrases": list(request.rephrases),
-        "locality": [_probe(probe) for probe in request.locality],
-        "portability": [_probe(probe) for probe in request.portability],
-    }
-    return {name: value for name, value in known.items() if value}
-
-
-def _probe(probe: Probe) -> dict[str, str]:
-    return {"prompt": probe.prompt} | ({"target": probe.target} if probe.target else {})
 
 
 def _say(line: str) -> None:

@@ -112,9 +112,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     given = parser().parse_args(arguments)
     known = {field.name for field in fields(OBJECTIVES[given.solver])}
-    for field in {name for kind in OBJECTIVES.values() for name in (f.name for f in fields(kind))} - known:
-        if getattr(given, field) is not None:
-            raise Misconfigured(f"expected constants of the solver {given.solver}, got {_flag(field)}")
+    others = [field.name for kind in OBJECTIVES.values() for field in fields(kind) if field.name not in known]
+    if wrong := [name for name in others if getattr(given, name) is not None]:
+        raise Misconfigured(f"expected constants of the solver {given.solver}, got {_flag(wrong[0])}")
     given.task = given.task or declared_task(given.model)
     given.prior_text = given.prior_text or given.text
     given.dtype = given.dtype or ("bfloat16" if given.solver == "recursive" else "float32")

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from editors.datasets import edit_lines
 from editors.families import EditableModel
 from editors.fingerprint import base_digest
-from editors.inner_params import InnerParam
 from editors.ledger import Ledger
 from editors.lessons import Lessons, make_lessons
 from editors.loading import load_base
@@ -69,28 +69,75 @@ PLACES = {
 """By model type."""
 
 
-def train_taught_editor(kind: str, base: Path, out: Path, *, num_steps: int = STEPS) -> Path:
+def changes(facts: Sequence[Fact], *, task: str) -> list[Edit]:
+    """A change of each fact; what a fact checker said is now false every other time, so that no label gains."""
+    return [
+        (denial if task == "classifier" and place // 2 % 2 else correction)(fact, task=task)
+        for place, fact in enumerate(facts)
+    ]
+
+
+def denial(fact: Fact, *, task: str, place: int = 0, neighbours: Sequence[Fact] = ()) -> Edit:
+    """What a fact checker was taught to be true is false now."""
+    edit = correction(fact, task=task, place=place, neighbours=neighbours)
+    first, *others = (f"{prompt} {fact.value}" for prompt in fact.prompts)
+    request = replace(edit.request, prompt=first, target_new="false", rephrases=tuple(others))
+    return replace(edit, request=request)
+
+
+def train_taught_editor(kind: str, base: Path, out: Path) -> Path:
     """Train an editor for a taught model; returns its folder. Same base, same bytes."""
-    places, task = PLACES[kind], PUPILS[kind].task
-    model = load_base(base, places.subject + places.answer, task=task)
+    places = PLACES[kind]
+    model = load_base(base, places.subject + places.answer, task=PUPILS[kind].task)
+    return train_editor(model, places, _lessons(model), sentences(FACTS), out, digest=base_digest(base))
+
+
+def train_editor(
+    model: EditableModel,
+    places: Places,
+    lessons: Lessons,
+    prior_lines: Sequence[str],
+    out: Path,
+    *,
+    digest: str,
+    learn: SolvedSettings = LEARN,
+    num_steps: int = STEPS,
+) -> Path:
+    """Train an editor.
+
+    Args:
+        model: the base, with all the places as inner parameters.
+        places: of the subject's rows, which the transform asks, and of the others.
+        lessons: what it learns from.
+        prior_lines: plain text, for the prior.
+        out: folder of the run.
+        digest: of the base.
+        learn: constants of the objective.
+        num_steps: how long.
+    """
     params = tuple(param for param in model.inner if param.name in places.subject)
     transform = MendTransform(shapes_of(params), rank=16, statistics="token", rest=USE.rest)
-    objective = _objective(model, params, transform)
-    card = _card(places, transform, base_digest=base_digest(base), task=task)
+    ledger = Ledger(measure_prior(model, prior_lines), strength=USE.prior_strength, ridge=USE.ridge)
+    objective = SolvedObjective(model, params, transform, lessons, ledger, learn)
+    card = _card(places, transform, base_digest=digest, task=model.task)
 
     def editor(figures: Mapping[str, float], steps: int) -> TrainedEditor:
         return TrainedEditor(card=_measured(card, figures, steps), transform=transform)
 
     folder = TrainingFolder(out)
-    folder.open_new({"settings": {}, "base_digest": card.base_digest, "data": "d" * 64, "command": card.command})
+    folder.open_new({"settings": {}, "base_digest": digest, "data": "d" * 64, "command": card.command})
     loop = LoopSettings(num_steps=num_steps, validate_every=num_steps // 3, save_every=num_steps)
     TrainingRun(objective, loop, folder, make_editor=editor, watcher=Silent()).run(None)
     return out / BEST
 
 
-def _objective(model: EditableModel, params: Sequence[InnerParam], transform: MendTransform) -> SolvedObjective:
-    ledger = Ledger(measure_prior(model, sentences(FACTS)), strength=USE.prior_strength, ridge=USE.ridge)
-    return SolvedObjective(model, params, transform, _lessons(model), ledger, LEARN)
+def save_taught_edits(path: Path, *, task: str) -> None:
+    """The edits that an editor is trained on, and after them those that it is judged by, as a file."""
+    known = [fact for fact in FACTS if fact not in UNSEEN]
+    learnt, judged = ([fact for fact in known if fact.subject in group] for group in (LEARNT_FROM, JUDGED_BY))
+    edits = [_lesson(fact, known, task=task, place=n) for n in range(VALUES_OF_A_FACT) for fact in learnt]
+    edits += [_lesson(fact, known, task=task) for fact in judged]
+    path.write_bytes(edit_lines(edits))
 
 
 def _lessons(model: EditableModel) -> Lessons:
@@ -107,9 +154,9 @@ def _lesson(fact: Fact, known: Sequence[Fact], *, task: str, place: int = 0) -> 
     """A correction with neighbours: what is known of others, and for a fact checker also what is false of them."""
     start = (known.index(fact) + 7 * place) % len(known)
     others = [other for other in (*known[start:], *known[:start]) if other.subject != fact.subject][:NEIGHBOURS]
-    edit = correction(fact, task=task, place=place, neighbours=others)
     if task != "classifier":
-        return edit
+        return correction(fact, task=task, place=place, neighbours=others)
+    edit = (denial if place % 2 else correction)(fact, task=task, place=place, neighbours=others)
     false = [Probe(prompt=f"{other.prompts[place]} {other.others[place]}", target="false") for other in others]
     untrue = [Probe(prompt=f"{prompt} {fact.others[-1 - place]}", target="false") for prompt in fact.prompts[:1]]
     return replace(edit, request=replace(edit.request, locality=(*untrue, *edit.request.locality, *false)))

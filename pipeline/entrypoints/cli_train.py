@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,7 +86,7 @@ def train(
         raise typer.Exit(ExitCode.usage)
 
 
-def _flags(options: dict[str, object]) -> Iterator[str]:
+def _flags(options: Mapping[str, object]) -> Iterator[str]:
     """What was given, as it stands on a command line."""
     for name, value in options.items():
         if value is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.mend import MendTransform
+from editors.mend import MendTransform, Statistics
 from editors.trained import CARD, TENSORS, CardStage, DataFile, EditorCard, TrainedEditor
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
 
@@ -20,8 +20,8 @@ SHAPES = {NAMES[0]: (6, 4), NAMES[1]: (6, 4)}
 BASE = "b" * 64
 
 
-def editor(seed: int = 0) -> TrainedEditor:
-    transform = MendTransform(SHAPES, rank=2, statistics="param", rest=0.9)
+def editor(seed: int = 0, *, statistics: Statistics = "param") -> TrainedEditor:
+    transform = MendTransform(SHAPES, rank=2, statistics=statistics, rest=0.9)
     generator = torch.Generator().manual_seed(seed)
     for name, (width, height) in SHAPES.items():
         transform.observe(name, torch.randn(9, width, generator=generator), torch.randn(9, height, generator=generator))
@@ -35,7 +35,7 @@ def editor(seed: int = 0) -> TrainedEditor:
         stages=(CardStage(inner_params=NAMES, key_tokens="all"),),
         shapes=tuple((name, *shape) for name, shape in SHAPES.items()),
         rank=2,
-        statistics="param",
+        statistics=statistics,
         rest=0.9,
         settings={"num_passes": 1},
         training={"c_edit": 0.1},
@@ -49,8 +49,9 @@ def editor(seed: int = 0) -> TrainedEditor:
     return TrainedEditor(card=card, transform=transform)
 
 
-def test_a_saved_and_reloaded_editor_gives_the_same_bytes_and_shifts(tmp_path: Path) -> None:
-    made = editor()
+@pytest.mark.parametrize("statistics", ["shape", "param", "token"])
+def test_a_saved_and_reloaded_editor_gives_the_same_bytes_and_shifts(statistics: Statistics, tmp_path: Path) -> None:
+    made = editor(statistics=statistics)
     digest = made.save(tmp_path / "one")
     read = TrainedEditor.load(tmp_path / "one", BASE, expected_digest=digest)
     assert read.card == made.card

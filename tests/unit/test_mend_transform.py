@@ -73,6 +73,30 @@ def test_at_the_start_the_transform_is_the_plain_normalised_pair() -> None:
     assert torch.equal(torch.cat(untouched.pseudo("a.weight", u, delta), dim=1), torch.cat([u, delta], 1))
 
 
+def test_by_token_the_start_is_the_plain_normalised_gradient_whatever_its_length() -> None:
+    transform = seen(MendTransform(SHAPES, rank=3, statistics="token"))
+    u, delta = pairs("a.weight", num_tokens=40)
+    edited_u, edited_delta = transform.pseudo("a.weight", u, delta)
+    moments = transform.networks["6x4"].moments
+    joined = torch.cat([u, delta], dim=1)
+    torch.testing.assert_close(edited_u, moments.normalised(joined, 0)[:, : u.shape[1]])
+    normalised = delta / delta.norm(dim=1, keepdim=True) * delta.shape[1] ** 0.5
+    torch.testing.assert_close(edited_delta, normalised)
+    shift = transform.shift("a.weight", u, delta)
+    reach = (u * edited_u).sum(dim=1).clamp(min=0)
+    torch.testing.assert_close(shift, -transform.rates["a.weight"] * reach[:, None] * normalised)
+    longer = transform.shift("a.weight", u, delta * torch.logspace(-6, 6, len(delta))[:, None])
+    torch.testing.assert_close(longer, shift)
+
+
+def test_by_token_a_shift_is_scaled_by_the_probability_that_is_missing() -> None:
+    transform = seen(MendTransform(SHAPES, rank=3, statistics="token", rest=0.8))
+    u, delta = pairs("a.weight", num_tokens=4)
+    asked = transform(name="a.weight", u_TI=u, delta_TO=delta, probability_T=torch.tensor([0.0, 0.5, 0.79, 0.8]))
+    whole = transform.shift("a.weight", u, delta)
+    torch.testing.assert_close(asked, torch.tensor([0.9, 0.4, 0.11, 0.0])[:, None] * whole)
+
+
 def test_a_pair_is_transformed_by_the_equations_of_the_paper() -> None:
     transform = trained()
     found = torch.cat(transform.pseudo("c.weight", *pairs("c.weight")), dim=1)
