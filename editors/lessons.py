@@ -10,6 +10,7 @@ from editors.families import EditableModel
 from editors.prefix_cache import PrefixCache
 from editors.prompts import Encoded
 from editors.scoring import Prepared, Reading, readings
+from editors.tensor_ring import TensorRing
 from pipeline.domain.edits import Edit, normalised
 from pipeline.domain.errors import InvalidInput
 
@@ -107,23 +108,23 @@ class Reader:
     Args:
         model: the base.
         max_bytes: most memory for what enters the first edited block.
+        disk_bytes: most disk for what memory has no room for.
     """
 
-    def __init__(self, model: EditableModel, *, max_bytes: int) -> None:
+    def __init__(self, model: EditableModel, *, max_bytes: int, disk_bytes: int = 0) -> None:
         self._model = model
-        self._prefixes = PrefixCache(model, max_bytes=max_bytes)
+        disk = TensorRing(max_bytes=disk_bytes) if disk_bytes else None
+        self._prefixes = PrefixCache(model, max_bytes=max_bytes, disk=disk)
         self._readings: OrderedDict[Encoded, Reading] = OrderedDict()
 
-    def prepare(self, sequences: Sequence[Encoded]) -> Prepared:
+    def prepare(self, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
         """The sequences as batches that need only the blocks from the first edited one on."""
-        for sequence in dict.fromkeys(sequences):
-            self._prefixes.prepare([sequence])
-        return self._prefixes.prepare(sequences)
+        return self._prefixes.prepare_alone(sequences, max_tokens=max_tokens)
 
     def reading(self, sequence: Encoded) -> Reading:
         """What the base answers; ask before any side branch is entered."""
         if sequence not in self._readings:
-            self._readings[sequence] = readings(self._model, self._prefixes.prepare([sequence]))[0]
+            self._readings[sequence] = readings(self._model, self.prepare([sequence]))[0]
             if len(self._readings) > MAX_READINGS:
                 self._readings.popitem(last=False)
         return self._readings[sequence]

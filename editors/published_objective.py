@@ -52,6 +52,8 @@ class PublishedSettings:
     """Edits that set the first statistics and rates."""
     cache_bytes: int = 512 * 2**20
     """Memory for what enters the first edited block."""
+    disk_bytes: int = 4 * 2**30
+    """Disk for what memory has no room for."""
     seed: int = 0
     """Of the order of the edits."""
 
@@ -87,7 +89,7 @@ class PublishedObjective:
     ) -> None:
         self._model, self._transform, self._lessons, self._settings = model, transform, lessons, settings
         self._deck = Deck(len(lessons.training), batch=settings.batch, seed=settings.seed)
-        self._reader = Reader(model, max_bytes=settings.cache_bytes)
+        self._reader = Reader(model, max_bytes=settings.cache_bytes, disk_bytes=settings.disk_bytes)
 
     def groups(self) -> list[ParameterGroup]:
         """See `Objective`: the rates have a group of their own."""

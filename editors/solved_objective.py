@@ -15,7 +15,7 @@ Legend: T edit rows of a batch, N target tokens, I in_features, O out_features, 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from editors.capture import Branch, capturing_at, side_branch
 from editors.families import EditableModel, InnerParam, TargetBatch
 from editors.ledger import Ledger
-from editors.lessons import Lesson, Lessons
+from editors.lessons import Lesson, Lessons, Reader
 from editors.losses import divergence, mean_log_probability, rows_of
 from editors.mend import MendTransform
 from editors.objectives import LOSS, SCORE, Deck, Losses, ParameterGroup
@@ -34,6 +34,8 @@ from editors.prompts import Encoded
 from editors.scoring import Reading, readings
 from editors.solve import added_rows
 
+AT_ONCE = 256
+"""Most edits that are made ready together: what enters their first edited block is in memory then."""
 FORWARD_TOKENS = 768
 """Most padded tokens of one forward with gradients."""
 SHOWN = {
@@ -69,6 +71,10 @@ class SolvedSettings:
     """Adam's, of the logarithm of the rates."""
     first_step: float = 0.8
     """Mean length of a shift at the beginning, in mean key norms."""
+    cache_bytes: int = 512 * 2**20
+    """Memory for what enters the first edited block."""
+    disk_bytes: int = 4 * 2**30
+    """Disk for what memory has no room for."""
     seed: int = 0
     """Of the order of the edits."""
 
@@ -130,6 +136,7 @@ class SolvedObjective:
     ) -> None:
         self._model, self._params, self._transform, self._ledger = model, tuple(params), transform, ledger
         self._settings, self._text = settings, lessons.text
+        self._reader = Reader(model, max_bytes=settings.cache_bytes, disk_bytes=settings.disk_bytes)
         self._training = _with_subject(lessons.training)
         self._held_out = _with_subject(lessons.held_out)
         self._deck = Deck(len(self._training), batch=settings.batch, seed=settings.seed)
@@ -227,7 +234,7 @@ class SolvedObjective:
         delta: dict[str, list[Tensor]] = {param.name: [] for param in self._params}
         probability: list[Tensor] = []
         with side_branch(self._model.module, branches):
-            for places, batch in self._model.chunked([lesson.edit for lesson in lessons]):
+            for places, batch in self._prepared([lesson.edit for lesson in lessons]):
                 where = [(param, self._model.key_positions(batch, param, "subject")) for param in self._params]
                 with capturing_at(self._model.module, where) as seen:
                     logits_NV = self._model.target_logits(batch).float()
@@ -246,6 +253,12 @@ class SolvedObjective:
             probability_T=torch.cat(probability)[order],
         )
 
+    def _prepared(self, sequences: Sequence[Encoded]) -> Iterator[tuple[list[int], TargetBatch]]:
+        """Batches, a group of them in memory at a time."""
+        for start in range(0, len(sequences), AT_ONCE):
+            for places, batch in self._reader.prepare(sequences[start : start + AT_ONCE]):
+                yield [start + place for place in places], batch
+
     def _judged(
         self, asked: Sequence[tuple[Encoded, str]], branches: Mapping[str, Branch], num_edits: int
     ) -> dict[str, float]:
@@ -255,7 +268,7 @@ class SolvedObjective:
         weight["text"] = settings.c_text * num_edits / max(settings.num_text, 1)
         answers: list[Answer] = []
         with side_branch(self._model.module, branches):
-            for places, batch in self._model.chunked([item for item, _ in asked], max_tokens=FORWARD_TOKENS):
+            for places, batch in self._reader.prepare([item for item, _ in asked], max_tokens=FORWARD_TOKENS):
                 found = self._answers([asked[place] for place in places], batch)
                 answers += found
                 if torch.is_grad_enabled():
