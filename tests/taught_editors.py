@@ -35,7 +35,7 @@ UNSEEN = tuple(fact for fact in FACTS if fact.subject in NAMES[14:])
 STEPS = 60
 """Seconds, and enough for a better score than the start's."""
 VALUES_OF_A_FACT, NEIGHBOURS = 3, 3
-USE = EditorSettings(prior_strength=1000.0, rest=0.8, step=0.3, num_passes=24, trained_passes=2, rephrase_rows=2)
+USE = EditorSettings(prior_strength=1000.0, rest=0.9, step=0.3, num_passes=24, trained_passes=1, rephrase_rows=2)
 """How the trained editor is used; the rest of the settings are the defaults."""
 
 LEARN = SolvedSettings(batch=8, boost=10.0, network_lr=3e-3, rate_lr=5e-2, first_step=0.4, c_loc=3.0, c_text=3.0)
@@ -70,7 +70,7 @@ PLACES = {
 
 
 def changes(facts: Sequence[Fact], *, task: str) -> list[Edit]:
-    """A change of each fact; what a fact checker said is now false every other time, so that no label gains."""
+    """A change of each fact; what a fact checker said of every other person is now false, so that no label gains."""
     return [
         (denial if task == "classifier" and place // 2 % 2 else correction)(fact, task=task)
         for place, fact in enumerate(facts)

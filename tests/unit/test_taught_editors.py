@@ -16,8 +16,8 @@ from editors.prior import measure_prior
 from editors.selection import editor_for, lineage_settings
 from editors.trained import TrainedEditor
 from pipeline.domain.edits import Edit
-from tests.taught import FACTS, PUPILS, correction, questions, sentences
-from tests.taught_editors import UNSEEN
+from tests.taught import FACTS, PUPILS, questions, sentences
+from tests.taught_editors import UNSEEN, changes
 
 BATCH = 10
 STAYING = tuple(fact for fact in FACTS if fact not in UNSEEN)
@@ -38,7 +38,7 @@ def test_edits_of_people_it_never_saw_land_and_rephrases_follow_and_other_facts_
     model = load_base(taught(kind), settings.inner_params, task=task)
     weights = PlainWeights(model.module, model.inner)
     ledger = Ledger(measure_prior(model, sentences(FACTS)), strength=settings.prior_strength, ridge=settings.ridge)
-    editor, edits = editor_for(settings, trained.transform), [correction(fact, task=task) for fact in UNSEEN]
+    editor, edits = editor_for(settings, trained.transform), changes(UNSEEN, task=task)
     asked = [(edit.request.prompt, edit.request.target_new) for edit in edits]
     # The first rephrase of a request is never an edit row.
     rephrased = [(edit.request.rephrases[0], edit.request.target_new) for edit in edits]
