@@ -130,7 +130,7 @@ def _solved(
             f"{len(chosen.training)} and {len(chosen.held_out)}"
         )
     _check_rows(model, chosen)
-    say(_described(chosen, len(edits)))
+    say(_described(chosen, edits, judged))
     return SolvedObjective(model, model.inner, transform, chosen, ledger, settings)
 
 
@@ -146,7 +146,7 @@ def _published(
     assert isinstance(settings, PublishedSettings)
     _compute_in(model, given.dtype)
     lessons = _lessons(given, model, edits, judged, has_subjects=False)
-    say(_described(lessons, len(edits)))
+    say(_described(lessons, edits, judged))
     return PublishedObjective(model, transform, lessons, settings)
 
 
@@ -178,9 +178,12 @@ def _check_rows(model: EditableModel, lessons: Lessons) -> None:
             raise Misconfigured(f"expected a weight with one row for an edit's subject, got {found} in {param.name}")
 
 
-def _described(lessons: Lessons, num_edits: int) -> str:
-    unused = num_edits - len(lessons.training)
-    return f"{len(lessons.training)} edits to learn from ({unused} not used), {len(lessons.held_out)} to validate on"
+def _described(lessons: Lessons, edits: Sequence[Edit], judged: Sequence[Edit]) -> str:
+    unused = len(edits) - len(lessons.training) - (0 if judged else len(lessons.held_out))
+    return (
+        f"{len(lessons.training)} edits to learn from, {len(lessons.held_out)} to validate on, "
+        f"{unused} of no use: without rephrases or subject, or about what is validated on"
+    )
 
 
 def _card(
