@@ -31,6 +31,8 @@ __all__ = ["Inputs", "base_digest", "prepare"]
 FORMAT = 5
 """Raised when what is measured changes, so that older results are not taken for it."""
 FILES = ("prior.safetensors", "baseline.json", "lineage.json")
+RUN_FOLDERS = ("best", "last")
+"""Where a training run leaves its editors; as names they would say nothing."""
 NO_EDITOR = "none"
 """What to give as editor to ask the gradient itself."""
 EDITOR_FOLDER = "editor"
@@ -104,10 +106,15 @@ def _with_editor(inputs: Inputs, digest: str, out: Path) -> tuple[Inputs, Editor
 
     trained = TrainedEditor.load(folder, digest)
     settings = lineage_settings(trained, task=inputs.task)
-    files = {"name": folder.absolute().name, "card": f"{out.name}/{CARD}", "tensors": f"{out.name}/{TENSORS}"}
+    files = {"name": _name_of(folder.absolute()), "card": f"{out.name}/{CARD}", "tensors": f"{out.name}/{TENSORS}"}
     settings = replace(settings, transform=trained.save(out))
     chosen = replace(inputs, inner_params=settings.inner_params, subject_params=settings.subject_params)
     return chosen, settings, files
+
+
+def _name_of(folder: Path) -> str:
+    """How people will call the editor: as its folder, with the run before it where a run has written it."""
+    return f"{folder.parent.name}/{folder.name}" if folder.name in RUN_FOLDERS else folder.name
 
 
 def _chosen_editor(inputs: Inputs, digest: str) -> Path | None:

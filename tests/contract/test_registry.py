@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.adapters.mlflow_registry import MlflowRegistry
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
+from pipeline.domain.lineages import TrainedArtifacts
 from pipeline.services.registry_ports import Registry
 from tests.fake_registry import FakeRegistry
 from tests.registry_entries import entry, lineage
@@ -254,6 +255,23 @@ class TestMlflow:
         assert run.info.status == "FINISHED"
         assert run.data.metrics["edit_success"] == 1.0
         assert "retention" not in run.data.metrics
+
+    @pytest.mark.parametrize("is_trained", [True, False])
+    def test_a_version_names_the_editor_that_made_it(
+        self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path, is_trained: bool
+    ) -> None:
+        of = lineage(lineage_name)
+        if is_trained:
+            files = TrainedArtifacts(name="mend-7", card=of.settings.prior, tensors=of.settings.prior)
+            editor = replace(of.settings.editor, transform="e" * 64)
+            of = replace(of, settings=replace(of.settings, editor=editor, trained=files))
+        MlflowRegistry(mlflow_uri).register(entry(of, tmp_path))
+        version = client.get_model_version(lineage_name, "1")
+        name, digest = ("mend-7", "e" * 64) if is_trained else ("gradient (untrained)", "")
+        assert version.tags["corrigenda.editor"] == name
+        assert version.tags["corrigenda.editor_digest"] == digest
+        assert f"Editor: {name}" in version.description
+        assert digest in version.description
 
     def test_another_digest_under_the_same_snapshot_is_refused(
         self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from pipeline.domain.errors import InvalidInput, LeaseLost, UnknownLineage, UnknownRecord
+from pipeline.domain.errors import IntegrityBroken, InvalidInput, LeaseLost, UnknownLineage, UnknownRecord
+from pipeline.domain.lineages import TrainedArtifacts
 from pipeline.domain.snapshots import Basis, Snapshot
-from pipeline.domain.trials import FileRef
+from pipeline.domain.trials import EditorIdentity, FileRef
 from tests.store_rig import LINEAGE, StoreRig, failing_report
 
 
@@ -128,6 +130,25 @@ def test_the_base_is_loaded_from_nothing(rig: StoreRig) -> None:
     assert (plan.digest, plan.accumulator, plan.deltas, plan.ledger) == (settings.base.digest, None, (), ())
     assert (plan.base, plan.editor, plan.prior.digest) == (settings.base, settings.editor, settings.prior.digest)
     assert rig.snapshots.delta_digests(None) == ()
+
+
+def test_a_lineage_keeps_its_trained_editor_and_the_ranks_are_given_its_files(rig: StoreRig) -> None:
+    trained = TrainedArtifacts(name="mend", card=rig.file("card"), tensors=rig.file("editor"))
+    settings = rig.lineage().settings
+    editor = replace(settings.editor, transform="e" * 64)
+    made = rig.lineages.create(replace(settings, name="trained", editor=editor, trained=trained), actor="cli:tester")
+    assert rig.lineages.lineage("trained").settings.trained == trained
+    assert made.settings.editor_identity == EditorIdentity(solver="recursive", transform="mend", digest="e" * 64)
+    plan = rig.snapshots.load_plan("trained", snapshot_id=None)
+    assert plan.trained is not None
+    assert (plan.trained.name, plan.editor) == ("mend", editor)
+    assert (plan.trained.card.digest, plan.trained.tensors.digest) == (trained.card.digest, trained.tensors.digest)
+    assert Path(plan.trained.tensors.path).read_bytes()
+    assert rig.snapshots.load_plan(LINEAGE, snapshot_id=None).trained is None
+    assert str(settings.editor_identity) == "gradient (untrained)"
+    Path(plan.trained.card.path).write_bytes(b"changed")
+    with pytest.raises(IntegrityBroken):
+        rig.snapshots.load_plan("trained", snapshot_id=None)
 
 
 def test_a_snapshot_is_loaded_from_the_nearest_accumulators_and_the_deltas_above(rig: StoreRig) -> None:

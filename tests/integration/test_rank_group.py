@@ -11,10 +11,21 @@ from pathlib import Path
 import pytest
 
 from editors.deltas import load_accumulators
-from pipeline.domain.errors import EditorFailed, EngineFailed, IntegrityBroken, LeaseLost, UnknownRecord, WrongBase
-from pipeline.domain.trials import FileRef, LoadPlan
+from editors.selection import lineage_settings
+from editors.trained import CARD, TENSORS
+from pipeline.domain.errors import (
+    EditorFailed,
+    EngineFailed,
+    IntegrityBroken,
+    LeaseLost,
+    Misconfigured,
+    UnknownRecord,
+    WrongBase,
+)
+from pipeline.domain.trials import FileRef, LoadPlan, TrainedFiles
+from tests.tiny_editors import tiny_editor
 from tests.tiny_families import ARCHITECTURES, LABELS
-from tests.tiny_lineage import edits, make_tiny_lineage, plan_after, trial
+from tests.tiny_lineage import edits, file_ref, make_tiny_lineage, plan_after, trial
 from workers.group import RankGroup
 from workers.ranks import RankSpec
 
@@ -198,8 +209,52 @@ def test_an_edit_that_the_model_can_never_say_fails_by_itself(tmp_path: Path) ->
         assert len(group.try_edits(trial("one", (good,))).measurements.edits) == 1
 
 
+def with_trained_editor(plan: LoadPlan, folder: Path) -> LoadPlan:
+    """The same lineage on a trained editor, whose files lie under other names, as in the artifact store."""
+    made = tiny_editor(Path(plan.base.ref))
+    made.save(folder / "editor")
+    card, tensors = folder / "0123.json", folder / "4567.safetensors"
+    (folder / "editor" / CARD).rename(card)
+    (folder / "editor" / TENSORS).rename(tensors)
+    files = TrainedFiles(name="tiny", card=file_ref(card), tensors=file_ref(tensors))
+    settings = lineage_settings(made, task=plan.base.task)
+    return replace(plan, editor=replace(settings, prior_strength=1.0), trained=files)
+
+
+def test_a_trained_editor_asks_for_something_else_than_the_gradient(
+    ranks: RankGroup, plan: LoadPlan, tmp_path: Path
+) -> None:
+    trained = with_trained_editor(plan, tmp_path)
+    plain = replace(trained, editor=replace(trained.editor, transform="gradient"), trained=None)
+    rows = []
+    for number, held in enumerate((trained, plain, trained)):
+        ranks.load(held, epoch=1)
+        ranks.try_edits(trial("t", edits(2)))
+        (tmp_path / str(number)).mkdir()
+        rows.append(ranks.keep("t", folder=tmp_path / str(number), with_accumulator=False).rows.digest)
+    assert rows[0] == rows[2] != rows[1]
+
+
+def test_a_trained_editor_that_is_not_the_one_of_the_plan_is_not_used(
+    ranks: RankGroup, plan: LoadPlan, tmp_path: Path
+) -> None:
+    ranks.load(plan, epoch=1)
+    trained = with_trained_editor(plan, tmp_path)
+    other = replace(trained, editor=replace(trained.editor, transform="0" * 64))
+    with pytest.raises(IntegrityBroken, match=f"expected digest {'0' * 64} of the editor"):
+        ranks.load(other, epoch=1)
+    with pytest.raises(Misconfigured, match="not installed"):
+        ranks.load(replace(trained, trained=None), epoch=1)
+    ranks.load(trained, epoch=1)
+    assert ranks.weights_digest()
+
+
 @pytest.mark.slow
-def test_two_ranks_agree_and_give_what_one_gives(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_trained", [False, True], ids=["gradient", "trained"])
+def test_two_ranks_agree_and_give_what_one_gives(
+    ranks: RankGroup, plan: LoadPlan, tmp_path: Path, is_trained: bool
+) -> None:
+    plan = with_trained_editor(plan, tmp_path) if is_trained else plan
     spec = RankSpec(num_ranks=2, log=tmp_path / "ranks.log")
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
