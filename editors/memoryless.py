@@ -15,6 +15,7 @@ from editors.base import EditResult
 from editors.deltas import WeightDelta, WeightStore
 from editors.families import EditableModel
 from editors.ledger import Ledger
+from editors.natural_gradient import NaturalGradient
 from editors.passes import run_passes
 from editors.rows import EditRows
 from editors.solve import least_squares, summed
@@ -62,7 +63,10 @@ class MemorylessEditor:
             mean_diagonal = float(keys_TI.square().sum()) / keys_TI.shape[1]
             return least_squares(keys_TI, ridge=self._settings.ridge * mean_diagonal)
 
-        asked = run_passes(model, added, settings=self._settings, trained=self._trained, factor=factor, start={})
+        natural = NaturalGradient(ledger.prior, self._settings.damping)
+        asked = run_passes(
+            model, added, settings=self._settings, trained=self._trained, natural=natural, factor=factor, start={}
+        )
         began = time.perf_counter()
         targets = {
             name: (keys_TI @ weights.shift(name).double().cpu() + asked.shifts[name]).float()

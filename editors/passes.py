@@ -30,6 +30,7 @@ from editors.edit_reading import (
     target_log_probability,
 )
 from editors.families import EditableModel
+from editors.natural_gradient import NaturalGradient
 from editors.rows import Ranges, consecutive
 from editors.transform import GradientTransform, TrainedTransform, Transform
 from pipeline.domain.edits import Edit
@@ -70,6 +71,7 @@ def run_passes(
     *,
     settings: EditorSettings,
     trained: TrainedTransform | None,
+    natural: NaturalGradient,
     factor: Factor,
     start: Mapping[str, tuple[Tensor, Tensor]],
 ) -> Asked:
@@ -80,13 +82,14 @@ def run_passes(
         edits: what to ask for; at least one.
         settings: which weights, which tokens, how many passes, and when an edit rests.
         trained: asks the first `settings.trained_passes` of each group; the gradient asks the others.
+        natural: what both get for a gradient.
         factor: the solver.
         start: a change (F, D by inner parameter) that the candidate has before the first pass.
 
     Raises:
         EditorFailed: if a probability is not finite.
     """
-    passes = _Passes(model, settings, trained, factor, start)
+    passes = _Passes(model, settings, trained, natural, factor, start)
     groups = _groups(model, settings)
     pending = list(edits)
     for place, group in enumerate(groups):
@@ -113,11 +116,12 @@ class _Passes:
         model: EditableModel,
         settings: EditorSettings,
         trained: TrainedTransform | None,
+        natural: NaturalGradient,
         factor: Factor,
         start: Mapping[str, tuple[Tensor, Tensor]],
     ) -> None:
-        self._model, self._settings, self._trained, self._factor = model, settings, trained, factor
-        self._start = start
+        self._model, self._settings, self._trained, self._natural = model, settings, trained, natural
+        self._factor, self._start = factor, start
         self.asked = _nothing(model)
 
     def ask(self, edits: Sequence[Edit], group: Group, *, always: bool) -> None:
@@ -197,7 +201,7 @@ class _Passes:
         wanted_TO = transform(
             name=name,
             u_TI=reading.u_TI[name],
-            delta_TO=reading.delta_TO[name],
+            delta_TO=self._natural(name, reading.delta_TO[name]),
             probability_T=reading.probability_T[name],
         )
         asked.keys[name][index_T] = reading.u_TI[name].double().cpu()

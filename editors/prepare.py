@@ -28,7 +28,7 @@ from pipeline.domain.trials import EditorSettings
 
 __all__ = ["Inputs", "base_digest", "prepare"]
 
-FORMAT = 5
+FORMAT = 6
 """Raised when what is measured changes, so that older results are not taken for it."""
 FILES = ("prior.safetensors", "baseline.json", "lineage.json")
 RUN_FOLDERS = ("best", "last")
@@ -152,7 +152,7 @@ def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
     suite, text = read_suite(inputs.suite), read_text(inputs.text)
     prior_lines = read_text(inputs.prior_text).splitlines()
     model = load_base(inputs.model, inputs.inner_params, task=inputs.task)
-    _say(f"keys of {', '.join(model.inner_param_names)} over plain text")
+    _say(f"keys and gradients of {', '.join(model.inner_param_names)} over plain text")
     prior = measure_prior(model, prior_lines).save(folder / "prior.safetensors")
     _say(f"the base's answers to {len(suite)} probes")
     baseline = build_baseline(model, suite, text)

@@ -1,20 +1,25 @@
-"""Knows the second moments of an inner layer's keys over plain text: what edits should leave alone. Knows no edit.
+"""Knows what edits should leave alone: second moments of an inner layer's keys and gradients over plain text.
 
-Legend: I in_features, T keys in the batch.
+The gradients are those of the model's own predictions: labels are drawn from it, so that `mean(d d^T)` is the output
+side of the Fisher matrix in the Kronecker-factored form of K-FAC (Martens and Grosse, ICML 2015), and `mean(k k^T)`
+its input side. Directions in which outputs may move without changing what the model says have small moments.
+Knows no edit.
+
+Legend: I in_features, O out_features, T keys in the batch, N predicted tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from editors.capture import capturing
+from editors.capture import capturing, capturing_at
 from editors.deltas import read_tensors, write_tensors
 from editors.families import EditableModel
 from editors.prompts import Encoded, TargetBatch
@@ -24,20 +29,30 @@ NUM_LINES = 512
 """Most lines of text that are read."""
 LINE_TOKENS = 24
 """Most tokens of a line: about the length of an edit's prompt, where the measured constants come from."""
+NUM_GRADIENT_LINES = 256
+"""Most of the lines over which gradients are measured too."""
+GRADIENT_TOKENS = 512
+"""Most padded tokens of one forward with gradients."""
+KEYS, GRADIENTS = "keys/", "gradients/"
+"""What the names of the tensors in a prior's file begin with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prior:
-    """mean(k k^T) of each inner parameter."""
+    """mean(k k^T) and mean(d d^T) of each inner parameter."""
 
     moments: dict[str, Tensor]
-    """Inner parameter -> I x I, fp32 on the CPU."""
+    """Of keys: inner parameter -> I x I, fp32 on the CPU."""
+    gradient_moments: dict[str, Tensor] = field(default_factory=dict)
+    """Of gradients at the layer's outputs: inner parameter -> O x O, fp32 on the CPU."""
     num_tokens: int
-    """Over how many tokens the mean was taken; the most of any inner parameter."""
+    """Over how many tokens the mean of keys was taken; the most of any inner parameter."""
 
     def save(self, path: Path) -> str:
         """Write the moments; returns the file's SHA-256."""
-        return write_tensors(path, self.moments, {"kind": "prior", "num_tokens": self.num_tokens})
+        tensors = {KEYS + name: moment for name, moment in self.moments.items()}
+        tensors |= {GRADIENTS + name: moment for name, moment in self.gradient_moments.items()}
+        return write_tensors(path, tensors, {"kind": "prior", "num_tokens": self.num_tokens})
 
     @classmethod
     def load(cls, path: Path, expected_digest: str | None = None) -> Self:
@@ -46,14 +61,19 @@ class Prior:
         Raises:
             IntegrityBroken: if the file is not a prior, or has another digest than expected.
         """
-        moments, facts = read_tensors(path, "prior", expected_digest)
-        return cls(moments=moments, num_tokens=int(facts.get("num_tokens", 0)))
+        tensors, facts = read_tensors(path, "prior", expected_digest)
+        return cls(
+            moments=_named(tensors, KEYS),
+            gradient_moments=_named(tensors, GRADIENTS),
+            num_tokens=int(facts.get("num_tokens", 0)),
+        )
 
 
 def measure_prior(model: EditableModel, lines: Iterable[str]) -> Prior:
-    """Second moments of the keys at every token of the first lines of a text, summed in fp64.
+    """Second moments at every token of the first lines of a text, summed in fp64.
 
-    An encoder reads lines whole or their first halves; a decoder of its own goes on with the second.
+    An encoder reads lines whole or their first halves; a decoder of its own goes on with the second. Labels are drawn
+    with a seed of their own: the same model and text give the same prior.
 
     Raises:
         Misconfigured: if there is no line to read.
@@ -68,7 +88,26 @@ def measure_prior(model: EditableModel, lines: Iterable[str]) -> Prior:
             num_tokens[name] += len(u_TI)
             sums[name] += (u_TI.T @ u_TI).double().cpu()
     moments = {name: (total / num_tokens[name]).float() for name, total in sums.items()}
-    return Prior(moments=moments, num_tokens=max(num_tokens.values()))
+    gradients = _gradient_moments(model, sequences[:NUM_GRADIENT_LINES])
+    return Prior(moments=moments, gradient_moments=gradients, num_tokens=max(num_tokens.values()))
+
+
+def _gradient_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dict[str, Tensor]:
+    """mean(d d^T) of each inner parameter, d the gradient of the loss of labels that the model itself gives."""
+    sums = {p.name: torch.zeros(p.out_features, p.out_features, dtype=torch.float64) for p in model.inner}
+    num_tokens = dict.fromkeys(sums, 0)
+    draw = torch.Generator().manual_seed(0)
+    for _, batch in model.chunked(sequences, max_tokens=GRADIENT_TOKENS):
+        places = [(param, model.key_positions(batch, param, "answer")) for param in model.inner]
+        with capturing_at(model.module, places) as seen:
+            logits_NV = model.target_logits(batch).float()
+            label_N = torch.multinomial(logits_NV.detach().softmax(dim=1).cpu(), 1, generator=draw)[:, 0]
+            loss = torch.nn.functional.cross_entropy(logits_NV, label_N.to(logits_NV.device), reduction="sum")
+            found = seen.deltas(loss)
+        for name, delta_TO in found.items():
+            num_tokens[name] += len(delta_TO)
+            sums[name] += (delta_TO.T @ delta_TO).double().cpu()
+    return {name: (total / num_tokens[name]).float() for name, total in sums.items()}
 
 
 def _keys(model: EditableModel, batch: TargetBatch) -> dict[str, Tensor]:
@@ -80,6 +119,10 @@ def _keys(model: EditableModel, batch: TargetBatch) -> dict[str, Tensor]:
         ]
         model.run_to_last_inner(batch)
     return {name: u_TI for capture in seen for name, u_TI in capture.u_NI.items()}
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _sequences(model: EditableModel, lines: Iterable[str]) -> Sequence[Encoded]:

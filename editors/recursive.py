@@ -24,6 +24,7 @@ from editors.base import EditResult
 from editors.deltas import WeightDelta, WeightStore
 from editors.families import EditableModel
 from editors.ledger import Ledger
+from editors.natural_gradient import NaturalGradient
 from editors.passes import Asked, joined, run_passes
 from editors.rows import EditRows
 from editors.solve import added_rows
@@ -95,7 +96,16 @@ class RecursiveEditor:
         def factor(name: str, keys_TI: Tensor) -> Tensor:
             return added_rows(remaining.factor(name), keys_TI)
 
-        return run_passes(model, added, settings=self._settings, trained=self._trained, factor=factor, start=removal)
+        natural = NaturalGradient(remaining.prior, self._settings.damping)
+        return run_passes(
+            model,
+            added,
+            settings=self._settings,
+            trained=self._trained,
+            natural=natural,
+            factor=factor,
+            start=removal,
+        )
 
 
 def _removal(

@@ -28,6 +28,7 @@ from editors.ledger import Ledger
 from editors.lessons import Lesson, Lessons, Reader
 from editors.losses import divergence, mean_log_probability, rows_of
 from editors.mend import MendTransform
+from editors.natural_gradient import NaturalGradient
 from editors.objectives import LOSS, SCORE, Deck, Losses, ParameterGroup
 from editors.passes import joined
 from editors.prompts import Encoded
@@ -86,7 +87,7 @@ class Pairs:
     u_TI: dict[str, Tensor]
     """Keys."""
     delta_TO: dict[str, Tensor]
-    """Gradients of the edits' loss at the layer's outputs."""
+    """Natural gradients of the edits' loss at the layer's outputs."""
     probability_T: Tensor
     """Of the least probable target token of a row's edit."""
 
@@ -122,6 +123,7 @@ class SolvedObjective:
         transform: what is trained.
         lessons: edits and text; edits without a subject are left out.
         ledger: without rows: prior and ridge.
+        natural: what the transform gets for a gradient.
         settings: constants.
     """
 
@@ -132,10 +134,11 @@ class SolvedObjective:
         transform: MendTransform,
         lessons: Lessons,
         ledger: Ledger,
+        natural: NaturalGradient,
         settings: SolvedSettings,
     ) -> None:
         self._model, self._params, self._transform, self._ledger = model, tuple(params), transform, ledger
-        self._settings, self._text = settings, lessons.text
+        self._natural, self._settings, self._text = natural, settings, lessons.text
         self._reader = Reader(model, max_bytes=settings.cache_bytes, disk_bytes=settings.disk_bytes)
         self._training = _with_subject(lessons.training)
         self._held_out = _with_subject(lessons.held_out)
@@ -249,7 +252,7 @@ class SolvedObjective:
         order = torch.tensor(places_of).argsort()
         return Pairs(
             u_TI={name: torch.cat(parts)[order] for name, parts in u.items()},
-            delta_TO={name: torch.cat(parts)[order] for name, parts in delta.items()},
+            delta_TO={name: self._natural(name, torch.cat(parts)[order]) for name, parts in delta.items()},
             probability_T=torch.cat(probability)[order],
         )
 

@@ -33,8 +33,8 @@ LOOPS = {
 """Solver -> how steps are made unless told otherwise."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What the base may compute in."""
-USED = ("prior_strength", "ridge", "rest", "step", "num_passes", "trained_passes", "rephrase_rows")
-"""Fields of `EditorSettings` that the card of an editor for `recursive` fixes; training uses the first three too."""
+USED = ("prior_strength", "ridge", "damping", "rest", "step", "num_passes", "trained_passes", "rephrase_rows")
+"""Fields of `EditorSettings` that the card of an editor for `recursive` fixes; training uses the first four too."""
 NAMED_OTHERWISE = {"batch": "edits_per_step", "network_lr": "lr"}
 """Constants of an objective whose flag has another name."""
 SHAPE = ("rank", "held_out", "limit", "dtype", "inner_params", "subject_params")

@@ -14,6 +14,7 @@ from editors.ledger import Ledger
 from editors.lessons import Lessons, make_lessons, split
 from editors.loading import load_base
 from editors.mend import MendTransform, shapes_of
+from editors.natural_gradient import NaturalGradient
 from editors.objectives import Objective
 from editors.prior import measure_prior
 from editors.published import published_inner_params
@@ -131,7 +132,8 @@ def _solved(
         )
     _check_rows(model, chosen)
     say(_described(chosen, edits, judged))
-    return SolvedObjective(model, model.inner, transform, chosen, ledger, settings)
+    natural = NaturalGradient(prior, given.damping)
+    return SolvedObjective(model, model.inner, transform, chosen, ledger, natural, settings)
 
 
 def _published(

@@ -18,6 +18,7 @@ from editors.ledger import Ledger
 from editors.lessons import Lessons, make_lessons
 from editors.loading import load_base
 from editors.mend import MendTransform, shapes_of
+from editors.natural_gradient import NaturalGradient
 from editors.prior import measure_prior
 from editors.solved_objective import SolvedObjective, SolvedSettings
 from editors.trained import CardStage, EditorCard, TrainedEditor
@@ -118,7 +119,8 @@ def train_editor(
     params = tuple(param for param in model.inner if param.name in places.subject)
     transform = MendTransform(shapes_of(params), rank=16, statistics="token", rest=USE.rest)
     ledger = Ledger(measure_prior(model, prior_lines), strength=USE.prior_strength, ridge=USE.ridge)
-    objective = SolvedObjective(model, params, transform, lessons, ledger, learn)
+    natural = NaturalGradient(ledger.prior, USE.damping)
+    objective = SolvedObjective(model, params, transform, lessons, ledger, natural, learn)
     card = _card(places, transform, base_digest=digest, task=model.task)
 
     def editor(figures: Mapping[str, float], steps: int) -> TrainedEditor:
@@ -166,7 +168,7 @@ def _card(places: Places, transform: MendTransform, *, base_digest: str, task: s
     stages = [CardStage(inner_params=places.subject, key_tokens="subject")]
     if places.answer:
         stages.append(CardStage(inner_params=places.answer, key_tokens="answer"))
-    used = ("prior_strength", "ridge", "step", "num_passes", "trained_passes", "rephrase_rows")
+    used = ("prior_strength", "ridge", "damping", "step", "num_passes", "trained_passes", "rephrase_rows")
     return EditorCard(
         base_digest=base_digest,
         task=task,

@@ -24,6 +24,8 @@ class EditorSettings:
     """c: weight of the preservation prior C0 = c * mean(k k^T)."""
     ridge: float = 1e-3
     """Lambda, as a fraction of the mean diagonal of C0; of K^T K where there is no prior."""
+    damping: float = 0.02
+    """Of the natural gradient, as a fraction of the mean diagonal of the gradients' moments; 0 for the gradient."""
     step: float = 0.8
     """Step of a pass, scaled by what each token's probability still misses."""
     rest: float = 0.8

@@ -155,7 +155,7 @@ def test_removing_every_edit_gives_the_base_back(rig: Rig) -> None:
     result = step(rig, [], tuple(edit.edit_id for edit in edits))
     assert result.num_rows == result.num_passes == 0
     for name, weight in base.items():
-        assert float((rig.model.module.get_parameter(name) - weight).norm()) < 1e-5 * norms[name]
+        assert float((rig.model.module.get_parameter(name) - weight).norm()) < 3e-5 * norms[name]
 
 
 def test_removing_one_edit_leaves_the_others(rig: Rig) -> None:

@@ -16,6 +16,7 @@ from editors.ledger import Ledger
 from editors.lessons import Lessons, make_lessons
 from editors.loading import load_base
 from editors.mend import MendTransform, shapes_of
+from editors.natural_gradient import NaturalGradient
 from editors.objectives import LOSS, Losses, Objective
 from editors.prior import Prior, measure_prior
 from editors.published_objective import PublishedObjective, PublishedSettings
@@ -54,7 +55,9 @@ def objective_of(
     if kind == SOLVED:
         ledger = Ledger(prior, strength=100.0, ridge=1e-3)
         settings = SolvedSettings(batch=4, num_text=2, boost=5.0, share_edited=share_edited)
-        objective = SolvedObjective(model, model.inner, transform, lessons, ledger, settings)
+        objective = SolvedObjective(
+            model, model.inner, transform, lessons, ledger, NaturalGradient(ledger.prior, 0.1), settings
+        )
     else:
         objective = PublishedObjective(model, transform, lessons, PublishedSettings(batch=4, first_step=0.2))
     objective.begin()
