@@ -74,6 +74,24 @@ def read_text(path: Path) -> str:
         raise Misconfigured(f"expected a UTF-8 text file, got {path}: {error}") from error
 
 
+def prior_lines(path: Path) -> list[str]:
+    """What a prior is measured over: the lines of a text, or of a file of edits (.json, .jsonl) what they stand among.
+
+    Of an edit that is its prompt, and its neighbours with their answers: nothing of what it corrects.
+
+    Raises:
+        Misconfigured: if the file cannot be read, or a line is no edit.
+    """
+    if path.suffix not in (".json", ".jsonl"):
+        return read_text(path).splitlines()
+    requests = [edit.request for edit in read_edits(path)]
+    return [
+        line
+        for request in requests
+        for line in (request.prompt, *(f"{near.prompt} {near.target or ''}".strip() for near in request.locality))
+    ]
+
+
 def latest_of_each_fact(edits: list[Edit]) -> list[Edit]:
     """The edits without those that a later one of the list corrects again."""
     last: dict[str, EditRequest] = {edit.request.conflict_key: edit.request for edit in edits}

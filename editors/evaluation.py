@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from editors.contestants import contestants_of
-from editors.datasets import read_edits, read_suite, read_text
+from editors.datasets import prior_lines, read_edits, read_suite, read_text
 from editors.edit_probes import EditProbes
-from editors.evaluation_arguments import fine_tuning_of, parser, protocol_of
+from editors.evaluation_arguments import fine_tuning_of, parser, prior_texts, protocol_of
 from editors.evaluation_report import Reporter
 from editors.families import EditableModel, editable
 from editors.loading import load_base
@@ -88,12 +88,14 @@ def _measured(given: argparse.Namespace, model: EditableModel, edits: Sequence[E
         num_rows=num_rows,
         seed=given.seed,
     )
-    return Measured(model=model, prior=measure_prior(model, read_text(given.prior_text).splitlines()), probes=probes)
+    prior = measure_prior(model, *map(prior_lines, prior_texts(given)))
+    return Measured(model=model, prior=prior, probes=probes)
 
 
 def _inputs(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("data", "model", "text", "prior_text", "suite")
-    files = {name: str(path) if (path := getattr(given, name)) else None for name in names}
+    names = ("data", "model", "text", "suite")
+    files: dict[str, Any] = {name: str(path) if (path := getattr(given, name)) else None for name in names}
+    files["prior_text"] = [str(path) for path in prior_texts(given)]
     return files | {"task": given.task, "rephrases": given.rephrases, "ft": asdict(fine_tuning_of(given))}
 
 

@@ -28,6 +28,8 @@ SOLVERS = ("recursive", "least_squares", "sum", "ft")
 """What `--solver` may name; `ft` is fine-tuning, the baseline."""
 EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the plain gradient if left out"
 
+PRIOR_HELP = "lines, or edits, over which the prior is measured; several files count alike"
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _add_editor(made)
     made.add_argument("--text", type=Path, default=FACTS / "perplexity.txt", help="plain text for drawdown")
     made.add_argument("--suite", type=Path, help="probes with targets, for the drawdown of a seq2seq or a classifier")
-    made.add_argument("--prior-text", type=Path, default=FACTS / "prior.txt", help="other plain text, for the prior")
+    made.add_argument("--prior-text", type=Path, action="append", help=PRIOR_HELP)
     return made
 
 
@@ -89,6 +91,11 @@ def settings_given(given: argparse.Namespace) -> dict[str, Any]:
     """The settings that flags name."""
     chosen = {name: value for name in CONSTANTS if (value := getattr(given, name)) is not None}
     return chosen | {name: tuple(value) for name in NAMES if (value := getattr(given, name))}
+
+
+def prior_texts(given: argparse.Namespace) -> list[Path]:
+    """The files of the prior: other text than that of the drawdown."""
+    return given.prior_text or [FACTS / "prior.txt"]
 
 
 def fine_tuning_of(given: argparse.Namespace) -> FineTuning:

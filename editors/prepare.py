@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from editors.atomic_files import write_atomically
-from editors.datasets import read_suite, read_text
+from editors.datasets import prior_lines, read_suite, read_text
 from editors.declared_task import declared_task
 from editors.fingerprint import base_digest
 from editors.shipped import shipped_editor
@@ -49,8 +49,8 @@ class Inputs:
     """Locality suite, JSON lines."""
     text: Path
     """Plain text for perplexity; not read where the task has none on text."""
-    prior_text: Path
-    """Other plain text, a sentence a line, for the preservation prior."""
+    prior_text: tuple[Path, ...]
+    """What the preservation prior is measured over, each alike: other text, a sentence a line, or files of edits."""
     inner_params: tuple[str, ...] = ()
     """Weights to edit; the architecture's default when empty."""
     subject_params: tuple[str, ...] = ()
@@ -62,10 +62,11 @@ class Inputs:
 
     def key(self, digest: str) -> str:
         """Names what is measured, by content."""
-        for path in (self.suite, self.text, self.prior_text):
+        files = (self.suite, self.text, *self.prior_text)
+        for path in files:
             if not path.is_file():
                 raise Misconfigured(f"expected a file, got {path}")
-        texts = [sha256_file(path) for path in (self.suite, self.text, self.prior_text)]
+        texts = [sha256_file(path) for path in files]
         return sha256_json([FORMAT, self.task, digest, *texts, list(self.inner_params), list(self.subject_params)])
 
 
@@ -150,10 +151,9 @@ def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
     from editors.prior import measure_prior
 
     suite, text = read_suite(inputs.suite), read_text(inputs.text)
-    prior_lines = read_text(inputs.prior_text).splitlines()
     model = load_base(inputs.model, inputs.inner_params, task=inputs.task)
     _say(f"keys and gradients of {', '.join(model.inner_param_names)} over plain text")
-    prior = measure_prior(model, prior_lines).save(folder / "prior.safetensors")
+    prior = measure_prior(model, *map(prior_lines, inputs.prior_text)).save(folder / "prior.safetensors")
     _say(f"the base's answers to {len(suite)} probes")
     baseline = build_baseline(model, suite, text)
     lineage = {
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="folder of the base model")
     parser.add_argument("--suite", type=Path, required=True, help="locality suite, JSON lines")
     parser.add_argument("--text", type=Path, required=True, help="plain text for perplexity")
-    parser.add_argument("--prior-text", type=Path, required=True, help="other plain text, a sentence a line")
+    parser.add_argument("--prior-text", type=Path, action="append", required=True, help="for the prior; repeatable")
     parser.add_argument("--task", default="", help="causal, seq2seq or classifier; by default what the config declares")
     parser.add_argument("--editor", default="", help="folder of a trained editor, or none; by default what ships")
     parser.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model=given.model,
         suite=given.suite,
         text=given.text,
-        prior_text=given.prior_text,
+        prior_text=tuple(given.prior_text),
         inner_params=tuple(given.inner_param),
         subject_params=tuple(given.subject_param),
         task=given.task,

@@ -25,12 +25,12 @@ from editors.families import EditableModel
 from editors.prompts import Encoded, TargetBatch
 from pipeline.domain.errors import Misconfigured
 
-NUM_LINES = 512
-"""Most lines of text that are read."""
+NUM_TOKENS = 24_576
+"""Most tokens that are read of each text."""
 LINE_TOKENS = 24
 """Most tokens of a line: about the length of an edit's prompt, where the measured constants come from."""
-NUM_GRADIENT_LINES = 256
-"""Most of the lines over which gradients are measured too."""
+NUM_GRADIENT_TOKENS = 6_144
+"""Most of them over which gradients are measured too."""
 GRADIENT_TOKENS = 512
 """Most padded tokens of one forward with gradients."""
 KEYS, GRADIENTS = "keys/", "gradients/"
@@ -69,31 +69,45 @@ class Prior:
         )
 
 
-def measure_prior(model: EditableModel, lines: Iterable[str]) -> Prior:
-    """Second moments at every token of the first lines of a text, summed in fp64.
+def measure_prior(model: EditableModel, *texts: Iterable[str]) -> Prior:
+    """Second moments at every token of the beginning of some texts, which count alike; summed in fp64.
 
     An encoder reads lines whole or their first halves; a decoder of its own goes on with the second. Labels are drawn
-    with a seed of their own: the same model and text give the same prior.
+    with a seed of their own: the same model and texts give the same prior.
+
+    Args:
+        model: the base.
+        texts: lines of text each: of the world at large, and, better, also of what the edits are about.
 
     Raises:
-        Misconfigured: if there is no line to read.
+        Misconfigured: if there is no text, or one without a line to read.
     """
-    sequences = _sequences(model, lines)
-    if not sequences:
+    sequences = [_sequences(model, lines) for lines in texts]
+    if not sequences or not all(sequences):
         raise Misconfigured("expected at least one line of text for the prior, got none")
+    keys = [_key_moments(model, chosen) for chosen in sequences]
+    gradients = [_gradient_moments(model, _beginning(chosen, NUM_GRADIENT_TOKENS)) for chosen in sequences]
+    num_tokens = sum(len(one.prompt_ids) + len(one.target_ids) for chosen in sequences for one in chosen)
+    return Prior(moments=_mean(keys), gradient_moments=_mean(gradients), num_tokens=num_tokens)
+
+
+def _mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: (sum((of[name] for of in found), torch.zeros(())) / len(found)).float() for name in found[0]}
+
+
+def _key_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dict[str, Tensor]:
+    """mean(k k^T) of each inner parameter, fp64."""
     sums = {p.name: torch.zeros(p.in_features, p.in_features, dtype=torch.float64) for p in model.inner}
     num_tokens = dict.fromkeys(sums, 0)
     for _, batch in model.chunked(sequences):
         for name, u_TI in _keys(model, batch).items():
             num_tokens[name] += len(u_TI)
             sums[name] += (u_TI.T @ u_TI).double().cpu()
-    moments = {name: (total / num_tokens[name]).float() for name, total in sums.items()}
-    gradients = _gradient_moments(model, sequences[:NUM_GRADIENT_LINES])
-    return Prior(moments=moments, gradient_moments=gradients, num_tokens=max(num_tokens.values()))
+    return {name: total / num_tokens[name] for name, total in sums.items()}
 
 
 def _gradient_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dict[str, Tensor]:
-    """mean(d d^T) of each inner parameter, d the gradient of the loss of labels that the model itself gives."""
+    """mean(d d^T) of each inner parameter, fp64; d are gradients of the loss of labels that the model itself gives."""
     sums = {p.name: torch.zeros(p.out_features, p.out_features, dtype=torch.float64) for p in model.inner}
     num_tokens = dict.fromkeys(sums, 0)
     draw = torch.Generator().manual_seed(0)
@@ -107,7 +121,7 @@ def _gradient_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dic
         for name, delta_TO in found.items():
             num_tokens[name] += len(delta_TO)
             sums[name] += (delta_TO.T @ delta_TO).double().cpu()
-    return {name: (total / num_tokens[name]).float() for name, total in sums.items()}
+    return {name: total / num_tokens[name] for name, total in sums.items()}
 
 
 def _keys(model: EditableModel, batch: TargetBatch) -> dict[str, Tensor]:
@@ -126,10 +140,16 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _sequences(model: EditableModel, lines: Iterable[str]) -> Sequence[Encoded]:
+    encoded = (model.encode_text(line.strip(), max_tokens=LINE_TOKENS) for line in lines if line.strip())
+    return _beginning(encoded, NUM_TOKENS)
+
+
+def _beginning(sequences: Iterable[Encoded], num_tokens: int) -> Sequence[Encoded]:
+    """The first sequences, up to a number of tokens; at least one if there is one."""
     found: list[Encoded] = []
-    for line in lines:
-        if len(found) == NUM_LINES:
+    for sequence in sequences:
+        num_tokens -= len(sequence.prompt_ids) + len(sequence.target_ids)
+        if num_tokens < 0 and found:
             break
-        if line.strip():
-            found.append(model.encode_text(line.strip(), max_tokens=LINE_TOKENS))
+        found.append(sequence)
     return found

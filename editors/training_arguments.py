@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from editors.declared_task import declared_task
-from editors.evaluation_arguments import FACTS
+from editors.evaluation_arguments import FACTS, PRIOR_HELP
 from editors.fingerprint import base_digest
 from editors.published_objective import PublishedSettings
 from editors.solved_objective import SolvedSettings
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--validation", type=Path, help="edits to validate on; the last of --data if left out")
     made.add_argument("--held-out", type=_positive, default=64, help="most edits to validate on")
     made.add_argument("--text", type=Path, default=FACTS / "prior.txt", help="plain text that has to stay")
-    made.add_argument("--prior-text", type=Path, help="plain text for the prior; --text if left out")
+    made.add_argument("--prior-text", type=Path, action="append", help=f"{PRIOR_HELP}; --text if left out")
     made.add_argument("--task", help="causal, seq2seq or classifier; what the base declares if left out")
     made.add_argument("--limit", type=_positive, help="how many of --data from the top")
     made.add_argument("--licence", default="", help="what the data's licences ask for; stands in the card")
@@ -116,7 +116,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if wrong := [name for name in others if getattr(given, name) is not None]:
         raise Misconfigured(f"expected constants of the solver {given.solver}, got {_flag(wrong[0])}")
     given.task = given.task or declared_task(given.model)
-    given.prior_text = given.prior_text or given.text
+    given.prior_text = given.prior_text or [given.text]
     given.dtype = given.dtype or ("bfloat16" if given.solver == "recursive" else "float32")
     return given
 
@@ -147,7 +147,8 @@ def data_files(given: argparse.Namespace) -> dict[str, Path]:
     Raises:
         Misconfigured: if one cannot be read.
     """
-    files = {"train": given.data, "validation": given.validation, "text": given.text, "prior text": given.prior_text}
+    files = {"train": given.data, "validation": given.validation, "text": given.text}
+    files |= {f"prior text {place}": path for place, path in enumerate(given.prior_text, start=1)}
     found = {use: path for use, path in files.items() if path is not None}
     for use, path in found.items():
         if not path.is_file():

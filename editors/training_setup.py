@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from editors.datasets import read_edits, read_text
+from editors.datasets import prior_lines, read_edits, read_text
 from editors.families import EditableModel, editable
 from editors.inner_params import default_subject_params
 from editors.ledger import Ledger
@@ -116,7 +116,7 @@ def _solved(
 ) -> Objective:
     settings = objective_settings(given)
     assert isinstance(settings, SolvedSettings)
-    prior = measure_prior(model, read_text(given.prior_text).splitlines())
+    prior = measure_prior(model, *map(prior_lines, given.prior_text))
     ledger = Ledger(prior, strength=given.prior_strength, ridge=given.ridge)
     _compute_in(model, given.dtype)
     lessons = _lessons(given, model, edits, judged, has_subjects=True)

@@ -44,7 +44,9 @@ def lineage_create(
     ] = None,
     suite: Annotated[Path, typer.Option(help="JSONL of locality probes.")] = DEFAULT_FACTS / "suite.jsonl",
     text: Annotated[Path, typer.Option(help="Plain text for perplexity.")] = DEFAULT_FACTS / "perplexity.txt",
-    prior_text: Annotated[Path, typer.Option(help="Plain text for the prior.")] = DEFAULT_FACTS / "prior.txt",
+    prior_text: Annotated[
+        list[Path] | None, typer.Option(help="Lines, or edits, for the prior; repeatable, each file counts alike.")
+    ] = None,
     inner_param: Annotated[list[str] | None, typer.Option(help="A weight to edit; repeatable.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Most edits in a batch; the editor's own if left out.")
@@ -63,7 +65,7 @@ def lineage_create(
         model,
         suite=suite,
         text=text,
-        prior_text=prior_text,
+        prior_text=prior_text or [DEFAULT_FACTS / "prior.txt"],
         inner_params=tuple(inner_param or ()),
         task=task,
         editor=editor,

@@ -109,7 +109,7 @@ def _second_thoughts(steps: Steps) -> None:
 def _prepared() -> Prepared:
     facts = DEFAULT_FACTS
     return prepare_base(
-        None, suite=facts / "suite.jsonl", text=facts / "perplexity.txt", prior_text=facts / "prior.txt"
+        None, suite=facts / "suite.jsonl", text=facts / "perplexity.txt", prior_text=[facts / "prior.txt"]
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def prepare_base(
     *,
     suite: Path,
     text: Path,
-    prior_text: Path,
+    prior_text: Sequence[Path],
     inner_params: tuple[str, ...] = (),
     task: str | None = None,
     editor: str | None = None,
@@ -61,7 +62,7 @@ def prepare_base(
         model: folder of the base; the embedded one if None.
         suite: locality suite, JSON lines.
         text: plain text for perplexity.
-        prior_text: other plain text, a sentence a line.
+        prior_text: what the prior is measured over: other text, a sentence a line, or files of edits.
         inner_params: weights to edit; those of the editor, or the architecture's default, when empty.
         task: of the base; what its config declares if None.
         editor: folder of a trained editor, or `none`; the one that ships for the base, if any, if None.
@@ -72,12 +73,13 @@ def prepare_base(
         IntegrityBroken: if the editor is damaged.
     """
     folder = (model or ensure_base_model()).absolute()
-    asked = [str(path.absolute()) for path in (folder, suite, text, prior_text)]
-    chosen = [part for name in inner_params for part in ("--inner-param", name)]
+    asked = [str(path.absolute()) for path in (folder, suite, text)]
+    chosen = [part for path in prior_text for part in ("--prior-text", str(path.absolute()))]
+    chosen += [part for name in inner_params for part in ("--inner-param", name)]
     chosen += ["--task", task] if task else []
     chosen += ["--editor", editor if editor == "none" else str(Path(editor).absolute())] if editor else []
     out = cache_folder() / "lineages" / sha256_text("\n".join([*asked, *chosen]))[:16]
-    files = ["--model", asked[0], "--suite", asked[1], "--text", asked[2], "--prior-text", asked[3]]
+    files = ["--model", asked[0], "--suite", asked[1], "--text", asked[2]]
     run_module("editors.prepare", *files, "--out", str(out), *chosen)
     return _prepared(folder, out)
 

@@ -39,7 +39,7 @@ def inputs(files: Path, **changes: Any) -> Inputs:
         "model": files / "model",
         "suite": files / "suite.jsonl",
         "text": files / "text.txt",
-        "prior_text": files / "prior.txt",
+        "prior_text": (files / "prior.txt",),
         "editor": str(files / "editor"),
     }
     return Inputs(**(fields | changes))

@@ -100,7 +100,7 @@ def test_a_run_brings_the_loss_down_and_leaves_an_editor_that_can_be_measured(
     assert best.card.num_steps > 0
     assert best.card.metrics["score"] == max(check["score"] for check in checks)
     assert best.card.command.startswith("corrigenda train --data edits.jsonl")
-    assert {item.use for item in best.card.data} == {"train", "text", "prior text"}
+    assert {item.use for item in best.card.data} == {"train", "text", "prior text 1"}
     assert "edits/s" in done.stderr
     said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert (said["editor"], said["digest"]) == ("run/best", best.digest)

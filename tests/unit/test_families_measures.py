@@ -201,7 +201,7 @@ def test_a_base_of_any_task_is_prepared(name: str, tmp_path: Path, monkeypatch: 
         model=tmp_path / "base",
         suite=tmp_path / "suite.jsonl",
         text=tmp_path / "text.txt",
-        prior_text=tmp_path / "prior.txt",
+        prior_text=(tmp_path / "prior.txt",),
         task=ARCHITECTURES[name].task,
     )
     lineage = prepare(inputs, tmp_path / "out")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from editors.datasets import prior_lines as prior_lines_of
 from editors.natural_gradient import NaturalGradient
 from editors.prior import Prior, measure_prior
 from pipeline.domain.errors import EditorFailed, Misconfigured
@@ -117,3 +119,36 @@ def test_a_prior_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     for held, read in ((prior.moments, again.moments), (prior.gradient_moments, again.gradient_moments)):
         assert held.keys() == read.keys()
         assert all(torch.equal(held[name], read[name]) for name in held)
+
+
+def test_texts_count_alike_however_long_they_are() -> None:
+    model = tiny_model("llama")
+    one, other = prior_lines()[:1], prior_lines()[1:]
+    both = measure_prior(model, one, other)
+    parts = [measure_prior(model, lines) for lines in (one, other)]
+    for name in model.inner_param_names:
+        for kind in ("moments", "gradient_moments"):
+            expected = (getattr(parts[0], kind)[name] + getattr(parts[1], kind)[name]) / 2
+            torch.testing.assert_close(getattr(both, kind)[name], expected)
+    assert both.num_tokens == sum(part.num_tokens for part in parts)
+
+
+def test_a_text_is_read_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    whole = measure_prior(model, prior_lines())
+    first = measure_prior(model, prior_lines()[:1])
+    monkeypatch.setattr("editors.prior.NUM_TOKENS", 1)
+    short = measure_prior(model, prior_lines())
+    assert short.num_tokens == first.num_tokens < whole.num_tokens
+    for texts in ((), ([" "],), (prior_lines(), [])):
+        with pytest.raises(Misconfigured, match="at least one line"):
+            measure_prior(model, *texts)
+
+
+def test_a_file_of_edits_gives_prompts_and_neighbours_and_nothing_that_it_corrects(tmp_path: Path) -> None:
+    line = {"prompt": "Rome is in", "target_new": "Japan", "target_true": "Italy", "subject": "Rome"}
+    near = {"locality_prompt": "Milan is in", "locality_answer": "Italy"}
+    (tmp_path / "edits.jsonl").write_text(json.dumps(line | near) + "\n")
+    (tmp_path / "text.txt").write_text("One line.\nAnother.\n")
+    assert prior_lines_of(tmp_path / "edits.jsonl") == ["Rome is in", "Milan is in Italy"]
+    assert prior_lines_of(tmp_path / "text.txt") == ["One line.", "Another."]
