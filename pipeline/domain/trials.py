@@ -26,9 +26,9 @@ class EditorSettings:
     """Lambda, as a fraction of the mean diagonal of C0; of K^T K where there is no prior."""
     damping: float = 0.02
     """Of the natural gradient, as a fraction of the mean diagonal of the gradients' moments; 0 for the gradient."""
-    step: float = 0.8
+    step: float = 0.5
     """Step of a pass, scaled by what each token's probability still misses."""
-    rest: float = 0.8
+    rest: float = 0.6
     """Probability at which a target token rests."""
     num_passes: int = 10
     """Most passes over a batch in each group of inner parameters."""
