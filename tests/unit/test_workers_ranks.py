@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.domain.errors import EngineFailed
+from workers.commands import PROTOCOL_VERSION
 from workers.group import RankGroup
 from workers.ranks import RankProcesses, RankSpec
 
@@ -40,7 +41,9 @@ while (body := receive_frame(connection)) is not None:
 """
 
 
-def spec(tmp_path: Path, *, behave: str = "pass", num_ranks: int = 1, version: int = 1, skew: int = 0) -> RankSpec:
+def spec(
+    tmp_path: Path, *, behave: str = "pass", num_ranks: int = 1, version: int = PROTOCOL_VERSION, skew: int = 0
+) -> RankSpec:
     """Processes that behave as told."""
     text = OBEDIENT.replace("VERSION", str(version)).replace("BEHAVE", behave).replace("SKEW", str(skew))
     return RankSpec(num_ranks=num_ranks, log=tmp_path / "ranks.log", program=(sys.executable, "-c", text))
@@ -117,7 +120,9 @@ def test_a_rank_that_does_not_answer_in_time_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_rank_of_another_protocol_version_is_refused(tmp_path: Path) -> None:
-    with group(spec(tmp_path, version=2)) as ranks, pytest.raises(EngineFailed, match=r"version 1 .* got 2"):
+    other = PROTOCOL_VERSION + 1
+    refusal = rf"version {PROTOCOL_VERSION} .* got {other}"
+    with group(spec(tmp_path, version=other)) as ranks, pytest.raises(EngineFailed, match=refusal):
         ranks.weights_digest()
 
 
