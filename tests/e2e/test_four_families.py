@@ -219,7 +219,9 @@ def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 def _prepared(kind: str, base: Path, editor: Path, folder: Path) -> Prepared:
     """The task is found from the base's config."""
     lines = save_lines(folder, stays=STAYING, task=PUPILS[kind].task)
-    found = prepare_base(base, **lines, editor=str(editor))
+    found = prepare_base(
+        base, suite=lines["suite"], text=lines["text"], prior_text=[lines["prior_text"]], editor=str(editor)
+    )
     assert found.base.task == PUPILS[kind].task
     return found
 
