@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,14 +26,15 @@ from pipeline.domain.errors import EditorFailed
 from pipeline.domain.trials import EditorSettings, FileRef, LedgerRows
 from tests.taught import FACTS, correction, sentences
 
-SETTINGS = EditorSettings(prior_strength=300.0, ridge=1e-3, step=0.3, rest=0.8, num_passes=20)
+SETTINGS = EditorSettings(prior_strength=300.0, ridge=1e-3, damping=0.02, step=0.5, rest=0.9, num_passes=20)
+"""Long steps: a natural gradient gains less a step, and with 0.3 the passes were used up before the edits rested."""
 TOLERANCE = 2e-5
 """Relative distance (Frobenius) of weights that came about in other ways from the same rows. Measured: 1.8e-6 at most
 between fp32 accumulators and the fp64 solve of all rows, which a condition number of 7e4 makes of fp32's 6e-8; the
 solve itself moves by 1e-11 when rows change their order."""
 HOLDS = 0.65
 """Probability down to which an edit may fall when others leave: keys of later blocks move when earlier ones change.
-Measured: 0.69 at least; an edit that was asked for comes to rest at 0.8."""
+Measured: 0.75 at least; an edit that was asked for comes to rest at 0.9."""
 CORRECTED = FACTS[::4]
 """Twelve facts, of twelve people."""
 BATCH = 4
@@ -128,7 +129,7 @@ def test_of_any_subset_that_is_taken_out_nothing_is_left_and_the_others_hold(rig
     assert rig.ledger.edit_ids == tuple(edit.edit_id for edit in stay)
     knows = rig.known()
     lost = [was and not still for was, still in zip(knew, knows, strict=True)]
-    assert sum(lost) <= 4, "what was not edited stays, but for a few facts on the edge; measured: 3 of 48"
+    assert sum(lost) <= 4, "what was not edited stays, but for a few facts on the edge; measured: 2 of 48"
     assert sum(knows) >= sum(knew), "a model with fewer edits knows as much of what it was taught, or more"
     assert distance(rig.shifts(), rig.asked_by_rows()) < TOLERANCE
 
@@ -250,7 +251,7 @@ def saved_rows(rows: EditRows, path: Path, active: set[str]) -> LedgerRows:
 
 
 def test_keys_that_span_too_little_are_solved_with_a_jitter_that_is_reported(rig: Rig) -> None:
-    flat = Prior(moments={name: rank_one(moment) for name, moment in rig.ledger.prior.moments.items()}, num_tokens=1)
+    flat = with_moments(rig.ledger.prior, rank_one)
     poor = Rig(model=rig.model, weights=rig.weights, ledger=Ledger(flat, strength=10.0, ridge=0.0))
     result = poor.step(EDITS[:2])
     assert set(result.jitter) == set(rig.model.inner_param_names)
@@ -258,6 +259,11 @@ def test_keys_that_span_too_little_are_solved_with_a_jitter_that_is_reported(rig
     assert all(bool(torch.isfinite(shift).all()) for shift in poor.shifts().values())
     assert min(poor.probabilities(EDITS[:2])) > 0.75
     assert not rig.step(EDITS[2:4]).jitter
+
+
+def with_moments(prior: Prior, change: Callable[[torch.Tensor], torch.Tensor]) -> Prior:
+    """A prior of other keys; its gradients are what they were."""
+    return replace(prior, moments={name: change(moment_II) for name, moment_II in prior.moments.items()})
 
 
 def rank_one(moment_II: torch.Tensor) -> torch.Tensor:
@@ -269,8 +275,7 @@ def rank_one(moment_II: torch.Tensor) -> torch.Tensor:
 def test_a_ledger_that_cannot_be_solved_says_where_and_changes_nothing(
     rig: Rig, factor: float, strength: float
 ) -> None:
-    moments = {name: moment * factor for name, moment in rig.ledger.prior.moments.items()}
-    broken = Ledger(Prior(moments=moments, num_tokens=1), strength=strength, ridge=0.0)
+    broken = Ledger(with_moments(rig.ledger.prior, lambda moment: moment * factor), strength=strength, ridge=0.0)
     with pytest.raises(EditorFailed, match=r"mlp\.down_proj"):
         RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, broken, EDITS[:2], ())
     assert not any(shift.any() for shift in rig.shifts().values())
