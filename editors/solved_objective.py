@@ -6,6 +6,7 @@ that other edits have changed already:
     S = (A + K^T K)^-1 K^T (boost * missing * D),     A = C0 + lambda I + sum over earlier edits of K^T K
     loss = c_edit NLL(target | prompts; W + S) + c_loc KL(before || after on neighbours) + c_text KL(... on text)
 
+A target token that is as probable as a pass aims at adds nothing to the loss: to go further would only change more.
 `K` is held constant, so that gradients reach the transform through D only (see `solve`). The edit acts as a side
 branch; the model's weights are never written. What the base says, and every edit's pairs at the base, are found once.
 
@@ -14,6 +15,7 @@ Legend: T edit rows of a batch, N target tokens, I in_features, O out_features, 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from editors.families import EditableModel, InnerParam, TargetBatch
 from editors.ledger import Ledger
 from editors.lessons import Lesson, Lessons, Reader
 from editors.losses import divergence, mean_log_probability, rows_of
-from editors.mend import MendTransform
+from editors.mend import MARGIN, MendTransform
 from editors.natural_gradient import NaturalGradient
 from editors.objectives import LOSS, SCORE, Deck, Losses, ParameterGroup
 from editors.passes import joined
@@ -288,9 +290,14 @@ class SolvedObjective:
             log_TV = log_NV[of_row]
             before = self._before[sequence] if kind in ("neighbour", "text") else None
             right_T = batch.target_N[of_row] if before is None else before.argmax_T
-            loss = -log_TV.gather(1, right_T[:, None]).mean() if before is None else divergence(before, log_TV)
+            loss = self._missing(log_TV, right_T) if before is None else divergence(before, log_TV)
             found.append(Answer(kind=kind, loss=loss, is_right=bool((log_TV.argmax(dim=1) == right_T).all())))
         return found
+
+    def _missing(self, log_TV: Tensor, right_T: Tensor) -> Tensor:
+        """Mean loss of a target's tokens, as far as they are less probable than a pass aims at, nats."""
+        aim = math.log(min(self._transform.rest + MARGIN, 1.0))
+        return (aim - log_TV.gather(1, right_T[:, None])).clamp(min=0).mean()
 
 
 def _figures(answers: Sequence[Answer]) -> dict[str, float]:

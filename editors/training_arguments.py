@@ -69,7 +69,7 @@ def _add_transform(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("what is trained")
     group.add_argument("--solver", choices=tuple(OBJECTIVES), default="recursive", help="what makes weights of shifts")
     group.add_argument("--rank", type=_positive, default=256, help="of the network")
-    group.add_argument("--dtype", choices=tuple(DTYPES), help="of the base; bfloat16 for recursive, float32 for sum")
+    group.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the base")
     group.add_argument(
         "--inner-param", dest="inner_params", action="append", default=[], help="name of a weight; may be repeated"
     )
@@ -117,7 +117,6 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise Misconfigured(f"expected constants of the solver {given.solver}, got {_flag(wrong[0])}")
     given.task = given.task or declared_task(given.model)
     given.prior_text = given.prior_text or [given.text]
-    given.dtype = given.dtype or ("bfloat16" if given.solver == "recursive" else "float32")
     return given
 
 
