@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from editors.datasets import prior_lines, read_edits, read_text
@@ -205,8 +207,13 @@ def _card(
         training=asdict(objective_settings(given)) | asdict(loop_settings(given)) | {"dtype": given.dtype},
         data=tuple(DataFile(name=path.name, digest=run["data"][use], use=use) for use, path in files.items()),
         metrics={},
-        command=run["command"],
+        command=without_folders(run["command"]),
         num_steps=0,
         versions=run["versions"],
         licence=given.licence,
     )
+
+
+def without_folders(command: str) -> str:
+    """A card travels: the files' names and digests say what they were, where they lay is nobody's business."""
+    return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in shlex.split(command))

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from editors.training_arguments import loop_settings, objective_settings, parser
+from editors.training_setup import without_folders
 from pipeline.entrypoints import cli_train
 from pipeline.entrypoints.cli import app
 from pipeline.entrypoints.console import INTERRUPTED, ExitCode
@@ -87,3 +88,9 @@ def test_a_failed_training_is_a_failed_command(
 ) -> None:
     Started(monkeypatch, returncode)
     assert train("--data", data, "--model", tmp_path, "--out", tmp_path / "run").exit_code == status
+
+
+def test_a_card_names_files_and_not_where_they_lay() -> None:
+    command = "corrigenda train --data /home/ada/edits.jsonl --text here/text.txt --licence 'MIT; CC BY-SA 3.0'"
+    expected = "corrigenda train --data edits.jsonl --text here/text.txt --licence 'MIT; CC BY-SA 3.0'"
+    assert without_folders(command) == expected
