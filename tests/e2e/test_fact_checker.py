@@ -32,6 +32,8 @@ PLAIN = true_and_false(STAYING)
 """For the prior: nothing about the countries that are changed, where rephrases could not follow."""
 LEARN = replace(taught_editors.LEARN, batch=8, network_lr=3e-3, rate_lr=5e-2, first_step=0.4)
 """A checker is surer than the small taught models: steps that move it are longer."""
+USE = replace(taught_editors.USE, prior_strength=1000.0, rest=0.9, step=0.4)
+"""Of a fact that comes to rest at 0.8 the rephrases follow in seven of ten cases, at 0.9 in all."""
 NUM_STEPS, BATCH = 45, 5
 
 
@@ -77,6 +79,7 @@ def test_edited_verdicts_land_and_rephrases_follow_and_other_claims_stay(tmp_pat
         tmp_path / "run",
         digest=base_digest(base),
         learn=LEARN,
+        use=USE,
         num_steps=NUM_STEPS,
     )
     trained = TrainedEditor.load(folder, base_digest(base))
