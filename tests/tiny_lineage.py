@@ -45,7 +45,15 @@ def make_tiny_lineage(folder: Path, name: str = "llama") -> LoadPlan:
     return LoadPlan(
         base=BaseSpec(ref=str(base), digest=digest, task=task),
         lineage="tiny",
-        editor=EditorSettings(inner_params=model.inner_param_names, prior_strength=1.0),
+        editor=EditorSettings(
+            inner_params=model.inner_param_names,
+            prior_strength=1.0,
+            ridge=1e-3,
+            damping=0.02,
+            step=0.5,
+            rest=0.6,
+            num_passes=10,
+        ),
         snapshot_id=None,
         digest=digest,
         accumulator=None,

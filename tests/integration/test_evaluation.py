@@ -60,7 +60,8 @@ def prepare_arguments(files: Path, out: str) -> list[str]:
 def evaluate_arguments(files: Path, **changes: str) -> list[str]:
     names = {"data": "edits.jsonl", "model": "model", "text": "text.txt", "prior-text": "prior.txt", "json": "out.json"}
     given = {flag: str(files / name) for flag, name in names.items()}
-    given |= {"edits": "6", "batch": "2", "step": "1.0", "prior-strength": "0.1", "num-passes": "40"}
+    given |= {"edits": "6", "batch": "2", "step": "1.0", "rest": "0.6", "num-passes": "40"}
+    given |= {"prior-strength": "0.1", "ridge": "1e-3", "damping": "0.02"}
     given |= {flag.replace("_", "-"): value for flag, value in changes.items()}
     return [part for flag, value in given.items() for part in (f"--{flag}", value)]
 
