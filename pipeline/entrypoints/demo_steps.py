@@ -20,7 +20,7 @@ from pipeline.entrypoints.demo_stream import Produced
 from pipeline.entrypoints.local_settings import cli_actor
 from pipeline.services.ports import Publisher
 
-PATIENCE = timedelta(minutes=5)
+PATIENCE = timedelta(minutes=10)
 POLL_SECONDS = 0.5
 WAITING = (EditStatus.received, EditStatus.claimed)
 
