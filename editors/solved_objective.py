@@ -47,7 +47,8 @@ SHOWN = {
     "neighbour": ("locality_kl", "locality_unchanged"),
     "text": ("text_kl", "text_unchanged"),
 }
-"""Kind of a sequence -> names of its loss and of the share that is right."""
+"""Kind of a sequence -> names of its loss and of the share that is right. The loss of a target counts as far as a pass
+aims: it is the NLL less that of the probability aimed at, and 0 for a token beyond it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,10 @@ import pytest
 from infra.local import LocalStack, Service
 from infra.local.base_model import ensure_base_model
 
+# Before anything loads torch, here and in the processes that tests start: another number of threads gives other last
+# bits, and an editor that is trained for a small model is then another editor.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 REPOSITORY = Path(__file__).parent.parent
 TEMPLATE = "corrigenda_template"
 NUM_REDIS_DATABASES = 16
