@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.nn.utils import parameters_to_vector
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from editors.causal import CausalModel
@@ -35,6 +36,8 @@ class Cost:
     """Most memory that was allocated on the device, base, network and optimizer included; None on a CPU."""
     loss: float
     """Of the last step."""
+    moved: float
+    """How far the steps took what is learned, Euclidean."""
 
 
 def eleven_billion() -> LlamaConfig:
@@ -62,6 +65,7 @@ def cost_of_training(
     objective.begin()
     groups = [{"params": list(group.parameters), "lr": group.lr} for group in objective.groups()]
     optimizer = torch.optim.Adam(groups)
+    start = parameters_to_vector(transform.parameters()).detach().clone()
     seconds, loss = [], float("nan")
     for step in range(num_steps):
         began = time.perf_counter()
@@ -71,11 +75,13 @@ def cost_of_training(
         optimizer.step()
         loss = losses.parts["loss"]
         seconds.append(time.perf_counter() - began)
+    peak_bytes = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return Cost(
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         seconds_per_step=median(seconds[1:]),
-        peak_bytes=torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        peak_bytes=peak_bytes,
         loss=loss,
+        moved=float((parameters_to_vector(transform.parameters()).detach() - start).norm()),
     )
 
 
