@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import Engine
 
 from infra.local import LocalStack, Service
 from infra.local.base_model import ensure_base_model
@@ -56,6 +57,26 @@ def migrated_template(postgres_server: str) -> str:
 def postgres_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
     """URL of a fresh, migrated database as its owner; dropped after the test."""
     yield from _fresh_database(postgres_server, template=migrated_template)
+
+
+@pytest.fixture
+def pools_close(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that build services in this process: `pipeline.bootstrap` keeps their connections until it ends."""
+    from pipeline import bootstrap
+    from pipeline.adapters import sql_engine
+
+    engines: list[Engine] = []
+    connect = sql_engine.connect
+
+    def remembered(url: str, role: str) -> Engine:
+        engines.append(connect(url, role))
+        return engines[-1]
+
+    monkeypatch.setattr(bootstrap, "connect", remembered)
+    yield
+    bootstrap.stores.cache_clear()
+    for engine in engines:
+        engine.dispose()
 
 
 @pytest.fixture

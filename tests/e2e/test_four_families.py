@@ -127,6 +127,7 @@ def rig(
     taught: Callable[[str], Path],
     taught_editor: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
+    pools_close: None,
 ) -> Iterator[Rig]:
     """The stack with four lineages, each on the editor that was trained for it."""
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))

@@ -12,10 +12,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from sqlalchemy import Engine
 from typer.testing import CliRunner, Result
 
-from pipeline import bootstrap
 from pipeline.adapters.kafka_source import KafkaSource
 from pipeline.adapters.sql_engine import connect
 from pipeline.adapters.sql_intake import SqlIntakeStore
@@ -31,25 +29,15 @@ HOSTILE = "a [/b] [bold]x \x1b[31m"
 
 
 @pytest.fixture
-def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools_close: None) -> Command:
     """Runs a command in this process on the database of this test, which has the lineage `facts`."""
     make_lineage(postgres_url)
-    engines: list[Engine] = []
-
-    def remembered(url: str, role: str) -> Engine:
-        engines.append(connect(url, role))
-        return engines[-1]
-
-    monkeypatch.setattr(bootstrap, "connect", remembered)
     for name in [name for name in os.environ if name.startswith("CORRIGENDA_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CORRIGENDA_DATABASE_URL", postgres_url)
     monkeypatch.setenv("CORRIGENDA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CORRIGENDA_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
-    yield lambda *words, **more: CliRunner().invoke(app, list(words), **more)
-    bootstrap.stores.cache_clear()
-    for engine in engines:
-        engine.dispose()
+    return lambda *words, **more: CliRunner().invoke(app, list(words), **more)
 
 
 @pytest.fixture
