@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from editors.editable import EditableModel
 from editors.frozen_prefix import compute_prefix, ending_before, gathered_head, starting_at
-from editors.generation import CausalDecoding, IsDone, greedy
+from editors.generation import CausalDecoding, IsDone, greedy, shared_length
 from editors.inner_params import InnerParam
+from editors.peers import ALONE, Peers
 from editors.prompts import Encoded, KeyTokens, TargetBatch, encode_pair, pack, pad_id
 from pipeline.domain.errors import Misconfigured
 
@@ -32,8 +33,10 @@ class CausalModel(EditableModel):
     task = "causal"
     drawdown_on = "text"
 
-    def __init__(self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = ()) -> None:
-        super().__init__(module, tokenizer, inner_param_names)
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+    ) -> None:
+        super().__init__(module, tokenizer, inner_param_names, peers=peers)
         if len({param.blocks_name for param in self.inner}) != 1:
             names = ", ".join(self.inner_param_names)
             raise Misconfigured(f"expected inner parameters of one list of blocks, got {names}")
@@ -93,9 +96,11 @@ class CausalModel(EditableModel):
         is_done: IsDone = lambda _place, _tokens: False,
     ) -> list[list[int]]:
         """See `EditableModel`."""
+        shared = shared_length(prompts)
         return greedy(
-            CausalDecoding(self.module, prompts, pad_id=pad_id(self.tokenizer)),
-            len(prompts),
+            lambda own: CausalDecoding(self.module, own, shared=shared, pad_id=pad_id(self.tokenizer)),
+            prompts,
+            peers=self.peers,
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             is_done=is_done,

@@ -17,6 +17,7 @@ from editors.editable import EditableModel
 from editors.encoding import encode_whole, encoder_keys, padded, subject_ends
 from editors.generation import IsDone
 from editors.inner_params import InnerParam
+from editors.peers import merged
 from editors.prompts import Encoded, KeyTokens, TargetBatch, subject_end
 from pipeline.domain.errors import InvalidInput
 
@@ -103,12 +104,13 @@ class ClassifierModel(EditableModel):
         is_done: IsDone = lambda _place, _tokens: False,
     ) -> list[list[int]]:
         """The id of the most probable label of each prompt: an answer of one token."""
-        sequences = [Encoded(prompt_ids=tuple(prompt), target_ids=(0,)) for prompt in prompts]
-        answers: list[list[int]] = [[] for _ in prompts]
-        for places, batch in self.chunked(sequences) if max_new_tokens > 0 else ():
-            for place, label in zip(places, self.target_logits(batch).argmax(dim=1).tolist(), strict=True):
-                answers[place] = [label]
-        return answers
+        if not prompts or max_new_tokens < 1:
+            return [[] for _ in prompts]
+        answers: dict[int, list[int]] = {}
+        for places, batch in self.chunked([Encoded(prompt_ids=tuple(prompt), target_ids=(0,)) for prompt in prompts]):
+            labels = self.target_logits(batch).argmax(dim=1).tolist()
+            answers |= {place: [label] for place, label in zip(places, labels, strict=False)}
+        return merged(self.peers, answers)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Names of labels."""

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from editors.generation import IsDone
 from editors.inner_params import InnerParam, inner_params
-from editors.prompts import Encoded, KeyTokens, TargetBatch, chunks, encode_chat, encode_prompt
+from editors.peers import ALONE, Peers, own_share
+from editors.prompts import Encoded, KeyTokens, TargetBatch, chunks, encode_chat, encode_prompt, num_tokens
 
 Pair = tuple[str, str]
 """A prompt and the target that answers it."""
@@ -35,6 +36,7 @@ class EditableModel(ABC):
         module: a Hugging Face model, or `engine.module` of DeepSpeed; put into eval mode, gradients off.
         tokenizer: its tokenizer.
         inner_param_names: weights to edit; the architecture's default when empty.
+        peers: the ranks that hold the module together.
 
     Raises:
         Misconfigured: for an unknown architecture or a name that the model does not have.
@@ -47,9 +49,12 @@ class EditableModel(ABC):
     drawdown_by: ClassVar[Literal["perplexity", "accuracy"]] = "perplexity"
     """By which figure."""
 
-    def __init__(self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+    ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.peers = peers
         self.inner: tuple[InnerParam, ...] = inner_params(module, inner_param_names)
 
     @property
@@ -106,9 +111,27 @@ class EditableModel(ABC):
     def chunked(
         self, sequences: Sequence[Encoded], *, max_tokens: int | None = None
     ) -> Iterator[tuple[list[int], TargetBatch]]:
-        """Batches of bounded size, each with the places of its rows in `sequences`."""
-        for places in chunks(sequences, max_tokens=max_tokens or CHUNK_TOKENS):
+        """This rank's share as batches of bounded size, each with the places of its rows in `sequences`.
+
+        Every rank gets as many; a batch without places is a filler, to be run and not to be looked at.
+        """
+        by_length = sorted(range(len(sequences)), key=lambda place: num_tokens(sequences[place]))
+        shares = [own_share(self.peers, by_length, rank) for rank in range(self.peers.num_ranks)]
+        plans = [
+            list(chunks([sequences[place] for place in share], max_tokens=max_tokens or CHUNK_TOKENS))
+            for share in shares
+        ]
+        own, share = plans[self.peers.rank], shares[self.peers.rank]
+        for chunk in own:
+            places = [share[index] for index in chunk]
             yield places, self.pack([sequences[place] for place in places])
+        for _ in range(max(map(len, plans)) - len(own)):
+            yield [], self.pack([sequences[by_length[0]]])
+
+    def chunked_whole(self, sequences: Sequence[Encoded], *, max_tokens: int = CHUNK_TOKENS) -> Iterator[TargetBatch]:
+        """All sequences as batches of bounded size, the same on every rank."""
+        for places in chunks(sequences, max_tokens=max_tokens):
+            yield self.pack([sequences[place] for place in places])
 
     def prefixed(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> TargetBatch:
         """The batch with whatever spares later forwards what no edit changes; the batch as it is by default.
@@ -148,7 +171,7 @@ class EditableModel(ABC):
         max_new_tokens: int,
         is_done: IsDone = lambda _place, _tokens: False,
     ) -> list[list[int]]:
-        """Greedy answers as token ids, without the one that ends them; see `generation.greedy`."""
+        """Greedy answers as token ids, without the one that ends them; every rank asks. See `generation.greedy`."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer, without special tokens."""

@@ -13,6 +13,7 @@ from editors.causal import CausalModel
 from editors.classifier import ClassifierModel
 from editors.editable import EditableModel, Pair
 from editors.inner_params import InnerParam
+from editors.peers import ALONE, Peers
 from editors.prompts import TargetBatch
 from editors.seq2seq import Seq2SeqModel
 from pipeline.domain.errors import Misconfigured
@@ -59,10 +60,12 @@ def family_of(task: str) -> Family:
     return FAMILIES[task]
 
 
-def editable(task: str, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = ()) -> EditableModel:
-    """A loaded module as a model of its task.
+def editable(
+    task: str, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+) -> EditableModel:
+    """A loaded module as a model of its task; `peers` hold it together.
 
     Raises:
         Misconfigured: for a task that does not exist, an unknown architecture or a name that the model does not have.
     """
-    return family_of(task).model(module, tokenizer, inner_param_names)
+    return family_of(task).model(module, tokenizer, inner_param_names, peers=peers)

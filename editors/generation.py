@@ -2,7 +2,8 @@
 
 Our own loop rather than `generate`: an answer can be finished by what it says, what is finished leaves the batch, a
 beginning that all prompts share (the system turn of a chat template) is run once, and no checkpoint's generation
-settings (beams, least lengths, forced tokens) creep in.
+settings (beams, least lengths, forced tokens) creep in. Ranks answer a share of the prompts each, and go on until the
+last of them is done.
 
 Legend: B sequences that are still answered, L padded length, V vocabulary.
 """
@@ -15,6 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from editors.peers import Peers, merged, own_share
+
+Prompts = Sequence[Sequence[int]]
+"""Token ids of some prompts."""
 IsDone = Callable[[int, Sequence[int]], bool]
 """(place of the prompt, tokens generated so far) -> whether its answer needs no more tokens."""
 
@@ -38,9 +43,10 @@ class Decoding(Protocol):
 
 @torch.no_grad()
 def greedy(
-    decoding: Decoding,
-    num_prompts: int,
+    decode: Callable[[Prompts], Decoding],
+    prompts: Prompts,
     *,
+    peers: Peers,
     max_new_tokens: int,
     stop_ids: frozenset[int],
     is_done: IsDone = lambda _place, _tokens: False,
@@ -48,30 +54,33 @@ def greedy(
     """The most probable answer to each prompt, without the stop token.
 
     Args:
-        decoding: of the prompts, each of at least one token.
-        num_prompts: how many.
+        decode: makes answers to some of the prompts.
+        prompts: each of at least one token.
+        peers: the ranks that hold the model together.
         max_new_tokens: most tokens of an answer.
         stop_ids: tokens that end an answer.
         is_done: asked after each token; true ends the answer with that token.
     """
-    answers: list[list[int]] = [[] for _ in range(num_prompts)]
-    live = list(range(num_prompts))
-    if not live or max_new_tokens < 1:
-        return answers
+    if not prompts or max_new_tokens < 1:
+        return [[] for _ in prompts]
+    live = own_share(peers, range(len(prompts)))
+    answers: dict[int, list[int]] = {place: [] for place in live}
+    decoding = decode([prompts[place] for place in live or [0]])
     logits_BV = decoding.begin()
     while True:
         tokens = logits_BV.argmax(dim=-1).tolist()
         staying = []
-        for row, (place, token) in enumerate(zip(live, tokens, strict=True)):
-            if token in stop_ids:
+        for row, place in enumerate(live):
+            if tokens[row] in stop_ids:
                 continue
-            answers[place].append(token)
+            answers[place].append(tokens[row])
             if len(answers[place]) < max_new_tokens and not is_done(place, answers[place]):
                 staying.append(row)
-        if not staying:
-            return answers
-        rows_B = torch.tensor(staying, device=logits_BV.device) if len(staying) < len(live) else None
-        live, tokens = [live[row] for row in staying], [tokens[row] for row in staying]
+        if not any(peers.gathered(bool(staying))):
+            return merged(peers, answers)
+        rows = staying or [0]  # who is done runs along with a row that nobody looks at
+        rows_B = torch.tensor(rows, device=logits_BV.device) if len(rows) < len(tokens) else None
+        live, tokens = [live[row] for row in staying], [tokens[row] for row in rows]
         logits_BV = decoding.advance(torch.tensor(tokens, device=logits_BV.device), rows_B)
 
 
@@ -80,19 +89,20 @@ class CausalDecoding:
 
     Args:
         module: the model.
-        prompts: token ids, each at least one.
+        prompts: each of at least one token.
+        shared: tokens that all of them begin with, if those are to be run once; see `shared_length`.
         pad_id: any id; what stands there is masked.
     """
 
-    def __init__(self, module: nn.Module, prompts: Sequence[Sequence[int]], *, pad_id: int) -> None:
-        self._module, self._prompts, self._pad_id = module, prompts, pad_id
+    def __init__(self, module: nn.Module, prompts: Prompts, *, shared: int, pad_id: int) -> None:
+        self._module, self._prompts, self._shared, self._pad_id = module, prompts, shared, pad_id
         self._cache: Any = None
         self._mask_BL = torch.empty(0, dtype=torch.long)
 
     def begin(self) -> Tensor:
         """See `Decoding`."""
         device = next(self._module.parameters()).device
-        shared = _shared_length(self._prompts)
+        shared = self._shared
         if shared:
             self._mask_BL = torch.ones(1, shared, dtype=torch.long, device=device)
             self._run(torch.tensor([list(self._prompts[0][:shared])], device=device))
@@ -127,7 +137,7 @@ class CausalDecoding:
         return logits_BV
 
 
-def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
+def shared_length(prompts: Prompts) -> int:
     """Tokens that all prompts begin with, if there are enough of them to be worth a forward of their own."""
     if len(prompts) < 2:
         return 0

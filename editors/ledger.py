@@ -51,8 +51,23 @@ class Ledger:
         self._sums = _Sums(prior, strength, ridge, self.batches)
 
     @classmethod
-    def from_files(cls, prior: FileRef, rows: Sequence[LedgerRows], *, strength: float, ridge: float) -> Self:
+    def from_files(
+        cls,
+        prior: FileRef,
+        rows: Sequence[LedgerRows],
+        *,
+        strength: float,
+        ridge: float,
+        names: Sequence[str] | None = None,
+    ) -> Self:
         """Read a ledger back: the prior, and of each snapshot's rows those of the edits that still count.
+
+        Args:
+            prior: its file.
+            rows: files of rows, oldest first.
+            strength: c.
+            ridge: lambda's fraction.
+            names: inner parameters to read; all if None.
 
         Raises:
             IntegrityBroken: if a file or an edit's rows are not what was recorded.
@@ -64,8 +79,10 @@ class Ledger:
             batch = EditRows.load(Path(item.file.path), item.file.digest)
             if missing := set(item.edit_ids) - set(batch.edit_ids):
                 raise IntegrityBroken(f"expected rows of edit {min(missing)} in {item.file.path}, got none")
-            batches.append(batch.only(set(item.edit_ids)))
-        return cls(Prior.load(Path(prior.path), prior.digest), strength=strength, ridge=ridge, batches=batches)
+            kept = batch if names is None else batch.of_params(names)
+            batches.append(kept.only(set(item.edit_ids)))
+        read = Prior.load(Path(prior.path), prior.digest, names=names)
+        return cls(read, strength=strength, ridge=ridge, batches=batches)
 
     @property
     def edit_ids(self) -> tuple[str, ...]:
@@ -123,7 +140,13 @@ class Ledger:
         return self.factor(name).solve(self.right_side(name))
 
     def commit(self, rows: EditRows, removed_ids: Collection[str] = ()) -> None:
-        """Take a kept candidate's rows in and the removed edits' rows out."""
+        """Take a kept candidate's rows in and the removed edits' rows out.
+
+        Args:
+            rows: of every inner parameter that is kept here; those of others are left out.
+            removed_ids: edits that leave.
+        """
+        rows = rows.of_params([name for name in rows.keys if name in self.prior.moments])
         staying = set(self.edit_ids) - set(removed_ids)
         if removed_ids:
             self.batches = tuple(batch for held in self.batches if (batch := held.only(staying)).edit_ids)

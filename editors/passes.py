@@ -4,7 +4,8 @@ A pass captures keys and gradients, lets a transform say what is missing, adds i
 and solves again; the rows of a pass replace those of the pass before. The candidate is a side branch: no weight is
 written. Inner parameters whose rows are subject tokens are asked first: there one row serves every way of asking
 for the fact. The others, whose rows are answer tokens, get what is still missing then, and edits without a subject.
-Does not know which solver it serves.
+Does not know which solver it serves. Ranks that hold the model together read a share of the edits and solve for a share
+of the inner parameters each.
 
 Legend: T edit rows, E edits, I in_features, O out_features, R rank.
 """
@@ -23,14 +24,14 @@ from editors.edit_reading import (
     Group,
     Part,
     Reading,
-    least_probability,
     parts_of,
     read,
+    read_least,
     rows_of_edits,
-    target_log_probability,
 )
 from editors.families import EditableModel
 from editors.natural_gradient import NaturalGradient
+from editors.peers import own_share, together
 from editors.rows import Ranges, consecutive
 from editors.transform import GradientTransform, TrainedTransform, Transform
 from pipeline.domain.edits import Edit
@@ -132,13 +133,12 @@ class _Passes:
             group: the inner parameters.
             always: whether the first pass asks even if every edit is at rest already.
         """
-        parts = self._parts(edits, group)
-        rows = self._opened(edits, group, rows_of_edits(parts, group, len(edits)))
+        lengths = rows_of_edits(self._model, edits, group, self._settings.rephrase_rows)
+        rows = self._opened(edits, group, lengths)
         awake = [place for place in range(len(edits)) if any(of_edit[place] for of_edit in rows.values())]
         if not awake:
             return
-        if len(awake) < len(edits):
-            parts = self._parts([edits[place] for place in awake], group)
+        parts = self._parts([edits[place] for place in awake], group)
         for made in range(self._settings.num_passes):
             began = time.perf_counter()
             reading = read(self._model, parts, group, len(awake), self._branches())
@@ -147,10 +147,11 @@ class _Passes:
             up_E = reading.least_E < self._settings.rest
             if not bool(up_E.any()) and (made or not always):
                 return
-            transform = self._transform(group, made)
-            for param in group.params:
-                index = [row for place in awake for row in rows[param.name][place]]
-                self._take(param.name, torch.tensor(index, dtype=torch.long), reading, transform)
+            indices = {
+                name: torch.tensor([row for place in awake for row in of_edit[place]], dtype=torch.long)
+                for name, of_edit in rows.items()
+            }
+            self._take(indices, reading, self._transform(group, made))
             self.asked.num_passes += 1
             self.asked.seconds["solve"] += time.perf_counter() - captured
             if not bool(up_E.any()):
@@ -159,14 +160,9 @@ class _Passes:
                 awake = [place for place, is_up in zip(awake, up_E.tolist(), strict=True) if is_up]
                 parts = self._parts([edits[place] for place in awake], group)
 
-    @torch.no_grad()
     def missing(self, edits: Sequence[Edit]) -> list[Edit]:
         """Edits that are short of rest now, and those that have no row yet."""
-        group = Group(params=(), kind="answer")
-        parts = parts_of(self._model, edits, group, self._settings.rephrase_rows)
-        with side_branch(self._model.module, self._branches()):
-            pieces = [(part, target_log_probability(self._model, part.batch).exp()) for part in parts]
-        least_E = least_probability(pieces, len(edits))
+        least_E = read_least(self._model, edits, self._settings.rephrase_rows, self._branches())
         has_rows = {edit_id for ranges in self.asked.ranges.values() for edit_id, first, end in ranges if end > first}
         return [
             edit
@@ -193,20 +189,29 @@ class _Passes:
             rows[name] = [range(first, end) for _, first, end in ranges]
         return rows
 
-    def _take(self, name: str, index_T: Tensor, reading: Reading, transform: Transform) -> None:
-        """Take what is missing in some rows into what is asked, and solve again."""
-        if not len(index_T):
-            return
-        asked = self.asked
+    def _take(self, indices: Mapping[str, Tensor], reading: Reading, transform: Transform) -> None:
+        """Take what is missing in some rows of each inner parameter into what is asked, and solve again."""
+        taken = {name: index_T for name, index_T in indices.items() if len(index_T)}
+        for name, index_T in taken.items():
+            self.asked.keys[name][index_T] = reading.u_TI[name].double().cpu()
+
+        def solved() -> dict[str, tuple[Tensor, Tensor]]:
+            own = own_share(self._model.peers, self._model.inner_param_names)
+            return {name: self._solved(name, reading, transform) for name in own if name in taken}
+
+        for name, (wanted_TO, factor_IT) in together(self._model.peers, solved).items():
+            self.asked.shifts[name][taken[name]] += wanted_TO
+            self.asked.factors[name] = factor_IT
+
+    def _solved(self, name: str, reading: Reading, transform: Transform) -> tuple[Tensor, Tensor]:
+        """What the rows of an inner parameter that are still awake want more, and the factor over all of its rows."""
         wanted_TO = transform(
             name=name,
             u_TI=reading.u_TI[name],
             delta_TO=self._natural(name, reading.delta_TO[name]),
             probability_T=reading.probability_T[name],
         )
-        asked.keys[name][index_T] = reading.u_TI[name].double().cpu()
-        asked.shifts[name][index_T] += wanted_TO.double().cpu()
-        asked.factors[name] = self._factor(name, asked.keys[name])
+        return wanted_TO.double().cpu(), self._factor(name, self.asked.keys[name])
 
     def _transform(self, group: Group, made: int) -> Transform:
         """The trained transform, in its passes, where it was trained for the whole group; else the gradient."""

@@ -27,7 +27,8 @@ MAX_BYTES = 64 * 2**20
 class PrefixCache:
     """Prepared batches out of what is known of their sequences; right for every model edited from the same base.
 
-    A sequence's hidden states do not depend on the batch it was in, up to rounding.
+    A sequence's hidden states do not depend on the batch it was in, up to rounding. Ranks that hold a model together
+    keep nothing: one that knows a sequence would run other blocks than the one that does not, and wait for ever.
 
     Args:
         model: where the sequences are asked.
@@ -49,6 +50,8 @@ class PrefixCache:
 
     def prepare(self, sequences: Sequence[Encoded]) -> Prepared:
         """Batches of bounded size with their prefixes; what is not known yet is computed."""
+        if self._model.peers.num_ranks > 1:
+            return list(self._model.chunked(sequences))
         is_known = [_inputs(sequence) in self._known for sequence in sequences]
         prepared: Prepared = []
         for wanted in (True, False):
@@ -65,6 +68,8 @@ class PrefixCache:
 
         So the bits depend neither on what the sequences were asked with before nor on what is still known of them.
         """
+        if self._model.peers.num_ranks > 1:
+            return list(self._model.chunked(sequences, max_tokens=max_tokens))
         own = {_inputs(sequence): self._alone(sequence) for sequence in sequences}
         prepared: Prepared = []
         for places, batch in self._model.chunked(sequences, max_tokens=max_tokens):

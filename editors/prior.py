@@ -10,7 +10,7 @@ Legend: I in_features, O out_features, T keys in the batch, N predicted tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,16 +55,16 @@ class Prior:
         return write_tensors(path, tensors, {"kind": "prior", "num_tokens": self.num_tokens})
 
     @classmethod
-    def load(cls, path: Path, expected_digest: str | None = None) -> Self:
-        """Read moments back.
+    def load(cls, path: Path, expected_digest: str | None = None, *, names: Collection[str] | None = None) -> Self:
+        """Read moments back, of some inner parameters or of all.
 
         Raises:
             IntegrityBroken: if the file is not a prior, or has another digest than expected.
         """
         tensors, facts = read_tensors(path, "prior", expected_digest)
         return cls(
-            moments=_named(tensors, KEYS),
-            gradient_moments=_named(tensors, GRADIENTS),
+            moments=_named(tensors, KEYS, names),
+            gradient_moments=_named(tensors, GRADIENTS, names),
             num_tokens=int(facts.get("num_tokens", 0)),
         )
 
@@ -73,7 +73,7 @@ def measure_prior(model: EditableModel, *texts: Iterable[str]) -> Prior:
     """Second moments at every token of the beginning of some texts, which count alike; summed in fp64.
 
     An encoder reads lines whole or their first halves; a decoder of its own goes on with the second. Labels are drawn
-    with a seed of their own: the same model and texts give the same prior.
+    with a seed of their own: the same model and texts give the same prior. Ranks do not divide it: each measures all.
 
     Args:
         model: the base.
@@ -99,7 +99,7 @@ def _key_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dict[str
     """mean(k k^T) of each inner parameter, fp64."""
     sums = {p.name: torch.zeros(p.in_features, p.in_features, dtype=torch.float64) for p in model.inner}
     num_tokens = dict.fromkeys(sums, 0)
-    for _, batch in model.chunked(sequences):
+    for batch in model.chunked_whole(sequences):
         for name, u_TI in _keys(model, batch).items():
             num_tokens[name] += len(u_TI)
             sums[name] += (u_TI.T @ u_TI).double().cpu()
@@ -111,7 +111,7 @@ def _gradient_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dic
     sums = {p.name: torch.zeros(p.out_features, p.out_features, dtype=torch.float64) for p in model.inner}
     num_tokens = dict.fromkeys(sums, 0)
     draw = torch.Generator().manual_seed(0)
-    for _, batch in model.chunked(sequences, max_tokens=GRADIENT_TOKENS):
+    for batch in model.chunked_whole(sequences, max_tokens=GRADIENT_TOKENS):
         places = [(param, model.key_positions(batch, param, "answer")) for param in model.inner]
         with capturing_at(model.module, places) as seen:
             logits_NV = model.target_logits(batch).float()
@@ -135,8 +135,9 @@ def _keys(model: EditableModel, batch: TargetBatch) -> dict[str, Tensor]:
     return {name: u_TI for capture in seen for name, u_TI in capture.u_NI.items()}
 
 
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _named(tensors: Mapping[str, Tensor], prefix: str, names: Collection[str] | None) -> dict[str, Tensor]:
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in found.items() if names is None or name in names}
 
 
 def _sequences(model: EditableModel, lines: Iterable[str]) -> Sequence[Encoded]:

@@ -146,9 +146,14 @@ def pack(sequences: Sequence[Encoded], *, device: torch.device) -> TargetBatch:
     )
 
 
+def num_tokens(sequence: Encoded) -> int:
+    """How many tokens of a sequence a decoder reads: all but the target's last."""
+    return len(sequence.prompt_ids) + len(sequence.target_ids) - 1
+
+
 def chunks(sequences: Sequence[Encoded], *, max_tokens: int) -> Iterator[list[int]]:
     """Indices of sequences in groups of like length whose padded size stays within `max_tokens`."""
-    lengths = [len(item.prompt_ids) + len(item.target_ids) - 1 for item in sequences]
+    lengths = [num_tokens(item) for item in sequences]
     group: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda place: (lengths[place], place)):
         if group and (len(group) + 1) * lengths[index] > max_tokens:

@@ -26,6 +26,7 @@ from editors.families import EditableModel
 from editors.ledger import Ledger
 from editors.natural_gradient import NaturalGradient
 from editors.passes import Asked, joined, run_passes
+from editors.peers import own_share, together
 from editors.rows import EditRows
 from editors.solve import added_rows
 from editors.transform import TrainedTransform
@@ -81,7 +82,7 @@ class RecursiveEditor:
             removed_ids=tuple(removed_ids),
             num_passes=asked.num_passes if asked else 0,
             seconds=seconds,
-            jitter=remaining.jitter,
+            jitter=together(model.peers, lambda: remaining.jitter),
         )
         seconds["solve"] += prepared + time.perf_counter() - began
         return result
@@ -111,16 +112,18 @@ class RecursiveEditor:
 def _removal(
     model: EditableModel, weights: WeightStore, ledger: Ledger, remaining: Ledger, removed_ids: Collection[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Factors of S' - S_parent by inner parameter, fp64."""
-    factors = {}
-    for name in model.inner_param_names:
-        keys_TI, targets_TO = ledger.rows_of(name, set(removed_ids))
-        if not len(keys_TI):
-            factors[name] = (torch.zeros(keys_TI.shape[1], 0).double(), torch.zeros(0, targets_TO.shape[1]).double())
-            continue
-        excess_TO = keys_TI @ weights.shift(name).double().cpu() - targets_TO
-        factors[name] = (remaining.factor(name).solve(keys_TI.T), excess_TO)
-    return factors
+    """Factors of S' - S_parent by inner parameter, fp64; each rank solves for a share of them."""
+    shifts = {name: weights.shift(name).double().cpu() for name in model.inner_param_names}
+
+    def solved() -> dict[str, tuple[Tensor, Tensor]]:
+        factors = {}
+        for name in own_share(model.peers, model.inner_param_names):
+            keys_TI, targets_TO = ledger.rows_of(name, set(removed_ids))
+            spread_IT = remaining.factor(name).solve(keys_TI.T) if len(keys_TI) else keys_TI.T
+            factors[name] = (spread_IT, keys_TI @ shifts[name] - targets_TO)
+        return factors
+
+    return together(model.peers, solved)
 
 
 def _rows(
@@ -147,5 +150,5 @@ def _rows(
 
 
 def _check_names(model: EditableModel, ledger: Ledger) -> None:
-    if missing := set(model.inner_param_names) - set(ledger.prior.moments):
+    if missing := set(own_share(model.peers, model.inner_param_names)) - set(ledger.prior.moments):
         raise Misconfigured(f"expected a prior of inner parameter {min(missing)}, got one without it")

@@ -57,6 +57,14 @@ class EditRows:
             ranges=_each(self.ranges, lambda ranges: _closed_up(ranges, edit_ids)),
         )
 
+    def of_params(self, names: Collection[str]) -> Self:
+        """The rows of some inner parameters; every edit keeps its place."""
+        return type(self)(
+            keys={name: self.keys[name] for name in names},
+            targets={name: self.targets[name] for name in names},
+            ranges=self.ranges,
+        )
+
     def save(self, path: Path) -> str:
         """Write the rows; the same rows give the same bytes. Returns the file's SHA-256."""
         tensors = {f"{name}.K": keys for name, keys in self.keys.items()}

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from editors.families import EditableModel, TargetBatch
+from editors.peers import merged
 from editors.prompts import Encoded
 
 TOP = 128
 """Tokens of a distribution that a reading keeps; the others count together, so a KL from it is a lower bound."""
 
 Prepared = list[tuple[list[int], TargetBatch]]
-"""Batches with their frozen prefix, each with the places of its rows in the list they were made from."""
+"""Batches with their frozen prefix, each with the places of its rows in the list they were made from; see
+`EditableModel.chunked`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +53,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What a model would say at each target position of one sequence."""
+    """What a model would say at each target position of one sequence; on the CPU."""
 
     argmax_T: Tensor
     """Most probable tokens."""
@@ -80,17 +82,19 @@ def prepare(model: EditableModel, sequences: Sequence[Encoded], *, max_tokens: i
 
 @torch.no_grad()
 def scores(model: EditableModel, prepared: Prepared) -> list[Score]:
-    """Teacher-forced score of each sequence, in the order they were prepared from."""
+    """Teacher-forced score of each sequence, in the order they were prepared from; every rank has to ask."""
     found: dict[int, Score] = {}
     for places, batch in prepared:
         logits_NV = model.target_logits(batch).float()
+        if not places:
+            continue
         hit_N = logits_NV.argmax(dim=1) == batch.target_N
         log_N = logits_NV.gather(1, batch.target_N[:, None])[:, 0] - logits_NV.logsumexp(dim=1)
         for place, of_row in zip(places, _rows(batch), strict=True):
             found[place] = Score(
                 hits=tuple(hit_N[of_row].tolist()), mean_log_probability=float(log_N[of_row].double().mean())
             )
-    return [found[place] for place in range(len(found))]
+    return merged(model.peers, found)
 
 
 def readings(model: EditableModel, prepared: Prepared) -> list[Reading]:
@@ -102,23 +106,20 @@ def readings(model: EditableModel, prepared: Prepared) -> list[Reading]:
 def compared(
     model: EditableModel, prepared: Prepared, earlier: Sequence[Sequence[Reading]]
 ) -> tuple[list[Reading], list[list[Change]]]:
-    """Readings now, and how they differ from several earlier ones, in one forward.
+    """Readings now, and how they differ from several earlier ones, in one forward; every rank has to ask.
 
     Args:
         model: as it is now.
         prepared: the sequences.
         earlier: lists of readings of the same sequences, in order.
     """
-    now: dict[int, Reading] = {}
-    changes: list[dict[int, Change]] = [{} for _ in earlier]
+    own: dict[int, tuple[Reading, list[Change]]] = {}
     for places, batch in prepared:
         log_NV = model.target_logits(batch).float().log_softmax(dim=1)
-        for place, of_row in zip(places, _rows(batch), strict=True):
-            now[place] = _reading(log_NV[of_row])
-            for found, before in zip(changes, earlier, strict=True):
-                found[place] = _change(before[place], log_NV[of_row])
-    in_order = range(len(now))
-    return [now[place] for place in in_order], [[found[place] for place in in_order] for found in changes]
+        for place, of_row in zip(places, _rows(batch), strict=False):
+            own[place] = _reading(log_NV[of_row]), [_change(before[place], log_NV[of_row]) for before in earlier]
+    found = merged(model.peers, own)
+    return [reading for reading, _ in found], [[changes[i] for _, changes in found] for i in range(len(earlier))]
 
 
 def _rows(batch: TargetBatch) -> Iterator[slice]:
@@ -130,7 +131,10 @@ def _rows(batch: TargetBatch) -> Iterator[slice]:
 def _reading(log_TV: Tensor) -> Reading:
     log_top_TK, top_TK = log_TV.topk(min(TOP, log_TV.shape[1]), dim=1)
     return Reading(
-        argmax_T=log_TV.argmax(dim=1), top_TK=top_TK, log_top_TK=log_top_TK, log_rest_T=_log_rest(log_top_TK)
+        argmax_T=log_TV.argmax(dim=1).cpu(),
+        top_TK=top_TK.cpu(),
+        log_top_TK=log_top_TK.cpu(),
+        log_rest_T=_log_rest(log_top_TK).cpu(),
     )
 
 

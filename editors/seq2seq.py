@@ -21,6 +21,7 @@ from editors.encoding import encode_whole, encoder_keys, padded, subject_ends
 from editors.frozen_prefix import gathered_head
 from editors.generation import IsDone, greedy
 from editors.inner_params import InnerParam
+from editors.peers import ALONE, Peers
 from editors.prompts import Encoded, KeyTokens, TargetBatch, subject_end
 from pipeline.domain.errors import InvalidInput, Misconfigured
 
@@ -36,8 +37,10 @@ class Seq2SeqModel(EditableModel):
     task = "seq2seq"
     drawdown_on = "suite"
 
-    def __init__(self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = ()) -> None:
-        super().__init__(module, tokenizer, inner_param_names)
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+    ) -> None:
+        super().__init__(module, tokenizer, inner_param_names, peers=peers)
         encoder: nn.Module = module.get_encoder()  # type: ignore[operator]
         in_encoder = {id(part) for part in encoder.modules()}
         self._of_encoder = {
@@ -127,8 +130,9 @@ class Seq2SeqModel(EditableModel):
     ) -> list[list[int]]:
         """See `EditableModel`."""
         return greedy(
-            _Decoding(self.module, self.tokenizer, prompts, start_ids=self._start_ids),
-            len(prompts),
+            lambda own: _Decoding(self.module, self.tokenizer, own, start_ids=self._start_ids),
+            prompts,
+            peers=self.peers,
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             is_done=is_done,

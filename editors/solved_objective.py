@@ -292,7 +292,8 @@ class SolvedObjective:
             before = self._before[sequence] if kind in ("neighbour", "text") else None
             right_T = batch.target_N[of_row] if before is None else before.argmax_T
             loss = self._missing(log_TV, right_T) if before is None else divergence(before, log_TV)
-            found.append(Answer(kind=kind, loss=loss, is_right=bool((log_TV.argmax(dim=1) == right_T).all())))
+            is_right_T = log_TV.argmax(dim=1) == right_T.to(log_TV.device)
+            found.append(Answer(kind=kind, loss=loss, is_right=bool(is_right_T.all())))
         return found
 
     def _missing(self, log_TV: Tensor, right_T: Tensor) -> Tensor:

@@ -13,15 +13,13 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from pipeline.domain.errors import CorrigendaError, EngineFailed, LeaseLost
 from pipeline.domain.trials import BaseSpec
 from workers.commands import Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits, failure_of
 from workers.held_model import HeldModel
 from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
-from workers.sharded_model import IDLE_LIMIT, join_group
+from workers.rank_peers import RankPeers
+from workers.sharded_model import join_group
 
 log = logging.getLogger(__name__)
 
@@ -52,35 +50,6 @@ class Fence:
         self._seq = request.seq
 
 
-class Ranks:
-    """What this rank shares with the others: requests from rank 0, and digests of what each found."""
-
-    def __init__(self) -> None:
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        # Commands travel as bytes in host memory, whatever moves the weights.
-        self._group = dist.new_group(backend="gloo", timeout=IDLE_LIMIT)
-
-    def hand_out(self, body: bytes | None) -> bytes:
-        """Rank 0's request, on every rank."""
-        if self.world_size == 1:
-            assert body is not None
-            return body
-        length = torch.tensor([len(body or b"")])
-        dist.broadcast(length, src=0, group=self._group)
-        content = torch.frombuffer(bytearray(body or bytes(int(length))), dtype=torch.uint8)
-        dist.broadcast(content, src=0, group=self._group)
-        return content.numpy().tobytes()
-
-    def gathered(self, digest: str) -> list[str]:
-        """Each rank's SHA-256, by rank."""
-        if self.world_size == 1:
-            return [digest]
-        own = torch.frombuffer(bytearray(bytes.fromhex(digest)), dtype=torch.uint8)
-        parts = [torch.empty_like(own) for _ in range(self.world_size)]
-        dist.all_gather(parts, own, group=self._group)
-        return [part.numpy().tobytes().hex() for part in parts]
-
-
 def serve(connection: socket.socket | None, *, config_path: Path | None, warm_base: BaseSpec | None = None) -> int:
     """Run commands until the controller says shutdown or is gone.
 
@@ -93,16 +62,16 @@ def serve(connection: socket.socket | None, *, config_path: Path | None, warm_ba
         The exit status: 0 after a shutdown, 1 after an error that leaves the ranks unusable.
     """
     join_group()
-    ranks, fence = Ranks(), Fence()
-    model = HeldModel(config_path=config_path, is_writer=ranks.rank == 0)
+    peers, fence = RankPeers(), Fence()
+    model = HeldModel(config_path=config_path, peers=peers)
     if warm_base is not None:
         _warm(model, warm_base)
-    log.info("%d ranks are ready", ranks.world_size)
+    log.info("%d ranks are ready", peers.num_ranks)
     while True:
-        request = REQUESTS.decode(ranks.hand_out(_next(connection) if connection else None))
+        request = REQUESTS.decode(peers.hand_out(_next(connection) if connection else None))
         if isinstance(request.command, Shutdown):
             return 0
-        reply = compared(ranks, answer(request, model, fence), model, request)
+        reply = compared(peers, answer(request, model, fence), model, request)
         if connection is not None:
             send_frame(connection, REPLIES.encode(reply))
         if reply.failure is not None and reply.failure.error == EngineFailed.__name__:
@@ -117,7 +86,11 @@ def _warm(model: HeldModel, base: BaseSpec) -> None:
 
 
 def answer(request: Request, model: HeldModel, fence: Fence) -> Reply:
-    """What this rank has to say to a request."""
+    """What this rank has to say to a request.
+
+    Raises:
+        Exception: what is not one of our errors, where other ranks wait for this one.
+    """
     reply = Reply(seq=request.seq)
     try:
         fence.check(request)
@@ -126,6 +99,8 @@ def answer(request: Request, model: HeldModel, fence: Fence) -> Reply:
         return replace(reply, failure=failure_of(error))
     except Exception as error:
         log.exception("command %s of lineage %s failed", request.command.kind, request.lineage)
+        if model.is_shared:
+            raise  # the others wait inside the command for this rank: they fail as soon as it has ended
         return replace(reply, failure=failure_of(error))
 
 
@@ -148,10 +123,10 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
     return reply
 
 
-def compared(ranks: Ranks, reply: Reply, model: HeldModel, request: Request) -> Reply:
+def compared(peers: RankPeers, reply: Reply, model: HeldModel, request: Request) -> Reply:
     """The reply of all ranks, with the digest of all their weights; an error if they do not agree."""
-    found = ranks.gathered(_said(reply, model, request))
-    weights = ranks.gathered(_sha256(model.digest))
+    found = peers.gathered(_said(reply, model, request))
+    weights = peers.gathered(_sha256(model.digest))
     if len(set(found)) > 1:
         problem = EngineFailed(f"expected every rank to answer {request.command.kind} alike, got {found}")
         return Reply(seq=request.seq, failure=failure_of(problem))

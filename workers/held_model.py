@@ -14,13 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from editors.base import Editor, EditResult
 from editors.baseline import Baseline
 from editors.deltas import WeightDelta, load_accumulators, save_accumulators
 from editors.families import EditableModel, editable
 from editors.fingerprint import base_digest
+from editors.inner_params import inner_params
 from editors.ledger import Ledger
 from editors.metrics import Scorer, asked_pairs
+from editors.peers import Peers, agreed, own_share
 from editors.selection import editor_for
 from editors.trained import TrainedEditor
 from pipeline.domain.edits import Edit
@@ -57,19 +61,40 @@ class Lineage:
     """The one whose answers the scorer has."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanFiles:
+    """What the files of a plan hold."""
+
+    ledger: Ledger
+    """Rows of the active edits."""
+    baseline: Baseline
+    """What the base answers."""
+    shifts: dict[str, Tensor]
+    """Accumulators by inner parameter; none for the base."""
+    deltas: list[WeightDelta]
+    """What comes on top of them."""
+    editor: Editor
+    """What the plan edits with."""
+
+
 class HeldModel:
     """The rank's part of a model, and everything that candidates are made from.
 
     Args:
         config_path: a DeepSpeed JSON; the shipped one if None.
-        is_writer: whether this rank writes the files of a kept candidate.
+        peers: the ranks of the group; rank 0 writes the files of a kept candidate.
     """
 
-    def __init__(self, *, config_path: Path | None, is_writer: bool) -> None:
-        self._config_path, self._is_writer = config_path, is_writer
+    def __init__(self, *, config_path: Path | None, peers: Peers) -> None:
+        self._config_path, self._peers = config_path, peers
         self._sharded: ShardedModel | None = None
         self._lineage: Lineage | None = None
         self._is_whole = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks take part in every command."""
+        return self._peers.num_ranks > 1
 
     @property
     def digest(self) -> str:
@@ -100,18 +125,12 @@ class HeldModel:
             IntegrityBroken: if a file does not have its digest.
             Misconfigured: if the plan names an editor that there is not.
         """
-        sharded = self._base(plan.base)
-        ledger = Ledger.from_files(
-            plan.prior, plan.ledger, strength=plan.editor.prior_strength, ridge=plan.editor.ridge
-        )
-        baseline = Baseline.load(Path(plan.baseline.path), plan.baseline.digest)
-        shifts = load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {}
-        deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]
-        editor = self._editor(plan, sharded)
+        sharded = agreed(self._peers, lambda: self._base(plan.base))
+        files = agreed(self._peers, lambda: self._read(plan, sharded))
         self._is_whole = False
-        self._lineage = self._opened(plan, sharded, ledger, baseline, editor)
-        self._lineage.weights.set_accumulators(shifts)
-        for delta in deltas:
+        self._lineage = self._opened(plan, sharded, files)
+        self._lineage.weights.set_accumulators(files.shifts)
+        for delta in files.deltas:
             self._lineage.weights.apply(delta)
         self._is_whole = True
 
@@ -159,7 +178,7 @@ class HeldModel:
         names = held.model.inner_param_names
         shifts = {name: held.weights.shift(name) for name in names} if with_accumulator else None
         failpoint("rank:before_files")
-        if not self._is_writer:
+        if self._peers.rank != 0:
             return None
         delta, rows, accumulator = (folder / f"{part}.safetensors" for part in ("delta", "rows", "accumulator"))
         return KeptFiles(
@@ -196,6 +215,24 @@ class HeldModel:
             raise WrongBase(f"expected a group that holds base {base.digest}, got one of {self._sharded.base.digest}")
         return self._sharded
 
+    def _read(self, plan: LoadPlan, sharded: ShardedModel) -> PlanFiles:
+        """Everything that the plan names, checked; of the ledger what this rank solves for."""
+        params = inner_params(sharded.module, plan.editor.inner_params)
+        ledger = Ledger.from_files(
+            plan.prior,
+            plan.ledger,
+            strength=plan.editor.prior_strength,
+            ridge=plan.editor.ridge,
+            names=own_share(self._peers, [param.name for param in params]),
+        )
+        return PlanFiles(
+            ledger=ledger,
+            baseline=Baseline.load(Path(plan.baseline.path), plan.baseline.digest),
+            shifts=load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {},
+            deltas=[WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas],
+            editor=self._editor(plan, sharded),
+        )
+
     def _editor(self, plan: LoadPlan, sharded: ShardedModel) -> Editor:
         """What the plan edits with; a trained editor is read once, as long as the plan names the same."""
         known = self._lineage
@@ -206,9 +243,7 @@ class HeldModel:
         trained = TrainedEditor.of_files(plan.trained, plan.base.digest, plan.editor.transform)
         return editor_for(plan.editor, trained.transform.to(next(sharded.module.parameters()).device))
 
-    def _opened(
-        self, plan: LoadPlan, sharded: ShardedModel, ledger: Ledger, baseline: Baseline, editor: Editor
-    ) -> Lineage:
+    def _opened(self, plan: LoadPlan, sharded: ShardedModel, files: PlanFiles) -> Lineage:
         """The lineage, with what is kept of it when only its snapshot changes."""
         known = self._lineage
         if known is not None and (known.plan.editor, known.plan.baseline) == (plan.editor, plan.baseline):
@@ -217,16 +252,17 @@ class HeldModel:
         else:
             if known is not None:
                 known.weights.set_accumulators({})  # the next store takes what is there now for the base
-            model = editable(plan.base.task, sharded.module, sharded.tokenizer, plan.editor.inner_params)
+            names = plan.editor.inner_params
+            model = editable(plan.base.task, sharded.module, sharded.tokenizer, names, peers=self._peers)
             weights = ShardedWeights(sharded, model.inner)
-            scorer = Scorer(model, weights, baseline)
+            scorer = Scorer(model, weights, files.baseline)
         return Lineage(
             plan=plan,
             model=model,
             weights=weights,
-            ledger=ledger,
+            ledger=files.ledger,
             scorer=scorer,
-            editor=editor,
+            editor=files.editor,
             tried={},
         )
 
