@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+
+from editors.peers import Peers
 
 SCORE = "score"
 """The validation figure that picks the best checkpoint; more is better."""
@@ -71,6 +74,27 @@ class Objective(Protocol):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take the place of the objective that gave this state."""
         ...
+
+
+def backward(parts: Sequence[Tensor], log_NV: Tensor) -> None:
+    """A backward pass from the parts of a batch's loss; one of nothing for a filler, for which other ranks wait."""
+    total = torch.stack(list(parts)).sum() if parts else 0.0 * log_NV.sum()
+    total.backward()  # type: ignore[no-untyped-call]
+
+
+def summed_gradients(peers: Peers, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients that all ranks' losses left in leaves, which are the same on every rank, summed in their order.
+
+    Args:
+        peers: the ranks; every rank has to ask.
+        leaves: by name; one that no loss of any rank depends on is left out.
+    """
+    own = {name: leaf.grad.cpu() for name, leaf in leaves.items() if leaf.grad is not None}
+    found: dict[str, Tensor] = {}
+    for of_rank in peers.gathered(own):
+        for name, gradient in of_rank.items():
+            found[name] = found[name] + gradient if name in found else gradient
+    return {name: found[name].to(leaf.device) for name, leaf in leaves.items() if name in found}
 
 
 class Deck:

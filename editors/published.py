@@ -25,6 +25,7 @@ from editors.inner_params import REGISTRY
 from editors.ledger import Ledger
 from editors.losses import mean_log_probability
 from editors.mend import MendTransform
+from editors.peers import merged
 from editors.rows import EditRows, consecutive
 from editors.scoring import Prepared, prepare
 from pipeline.domain.edits import Edit
@@ -114,7 +115,7 @@ def update(transform: MendTransform, name: str, u_TI: Tensor, delta_TO: Tensor) 
 def token_pairs(model: EditableModel, prepared: Prepared) -> Pairs:
     """Inputs and output gradients at every token, each sequence by its own loss, the mean over its target tokens.
 
-    Sequences do not see each other, so that many at once give what each would give alone.
+    Sequences do not see each other, so that many at once give what each would give alone. Every rank has to ask.
 
     Args:
         model: as it is now; side branches that are entered count.
@@ -131,12 +132,13 @@ def token_pairs(model: EditableModel, prepared: Prepared) -> Pairs:
             delta_TO = seen.deltas(loss)
         for name, (row_T, _) in where.items():
             lengths = torch.bincount(row_T, minlength=batch.num_rows).tolist()
-            parts = zip(torch.split(seen.u_NI[name], lengths), torch.split(delta_TO[name], lengths), strict=True)
-            found[name] |= dict(zip(places, parts, strict=True))
-    in_order = {name: [parts[place] for place in range(len(parts))] for name, parts in found.items()}
+            u_TI, own_TO = seen.u_NI[name].cpu(), delta_TO[name].cpu()
+            parts = zip(torch.split(u_TI, lengths), torch.split(own_TO, lengths), strict=True)
+            found[name] |= dict(zip(places, parts, strict=False))
+    in_order = {name: merged(model.peers, parts) for name, parts in found.items()}
     return Pairs(
-        u_TI={name: torch.cat([u for u, _ in parts]) for name, parts in in_order.items()},
-        delta_TO={name: torch.cat([delta for _, delta in parts]) for name, parts in in_order.items()},
+        u_TI={name: torch.cat([u for u, _ in parts]).to(model.device) for name, parts in in_order.items()},
+        delta_TO={name: torch.cat([delta for _, delta in parts]).to(model.device) for name, parts in in_order.items()},
         lengths={name: [len(u) for u, _ in parts] for name, parts in in_order.items()},
     )
 

@@ -26,9 +26,11 @@ from editors.families import EditableModel
 from editors.lessons import Lesson, Lessons, Reader
 from editors.losses import divergence, rows_of
 from editors.mend import MendTransform
-from editors.objectives import LOSS, SCORE, Deck, Losses, ParameterGroup
+from editors.objectives import LOSS, SCORE, Deck, Losses, ParameterGroup, backward, summed_gradients
+from editors.peers import merged
 from editors.prompts import Encoded
 from editors.published import Pairs, token_pairs, update
+from editors.scoring import Reading
 from editors.side_branches import branch_of_each
 
 
@@ -113,14 +115,9 @@ class PublishedObjective:
         leaves = {name: _leaves(pair) for name, pair in updates.items()}
         asked = [item for place, lesson in enumerate(lessons) for item in self._asked(place, lesson, rng)]
         figures = self._judged(asked, leaves, pairs, is_training=True)
-        total = torch.stack(
-            [
-                (leaf.grad * value).sum()
-                for name in updates
-                for leaf, value in zip(leaves[name], updates[name], strict=True)
-                if leaf.grad is not None
-            ]
-        ).sum()
+        gradients = summed_gradients(self._model.peers, _by_side(leaves))
+        values = _by_side(updates)
+        total = torch.stack([(gradient * values[side]).sum() for side, gradient in gradients.items()]).sum()
         return Losses(total=total, parts=figures, num_edits=len(lessons))
 
     @torch.no_grad()
@@ -171,30 +168,37 @@ class PublishedObjective:
         """Figures over some edits, each in a model of its own; in training the updates get their gradients."""
         num_edits = 1 + max(item.edit for item in asked)
         before = {item.sequence: self._reader.reading(item.sequence) for item in asked if not item.is_target}
-        figures: dict[str, list[float]] = {LOSS: [], "edit_nll": [], "locality_kl": []}
+        own: dict[int, dict[str, float]] = {}
         for places, batch in self._reader.prepare([item.sequence for item in asked]):
-            items = [asked[place] for place in places]
-            edit_B = torch.tensor([item.edit for item in items], device=self._model.device)
-            losses = []
+            of_rows = [asked[place].edit for place in places] or [0] * batch.num_rows
+            edit_B = torch.tensor(of_rows, device=self._model.device)
             with branch_of_each(self._model.module, _of_rows(updates, pairs, edit_B)):
                 log_NV = self._model.target_logits(batch).float().log_softmax(dim=1)
-            for item, of_row in zip(items, rows_of(batch), strict=True):
-                log_TV = log_NV[of_row]
-                right_T = batch.target_N[of_row] if item.is_target else before[item.sequence].argmax_T
-                is_right_T = log_TV.argmax(dim=1) == right_T.to(log_TV.device)
-                figures.setdefault(item.figure, []).append(float(is_right_T.all()))
-                if not item.weight:
-                    continue
-                loss = _nll(log_TV, right_T) if item.is_target else divergence(before[item.sequence], log_TV)
-                figures["edit_nll" if item.is_target else "locality_kl"].append(float(loss.detach()))
-                constant = self._settings.c_edit if item.is_target else self._settings.c_loc
-                losses.append(constant * item.weight / num_edits * loss)
-            total = torch.stack(losses).sum() if losses else torch.zeros(())
-            figures[LOSS].append(float(total.detach()))
-            if is_training and losses:
-                total.backward()  # type: ignore[no-untyped-call]
-        shown = {name: fmean(values) for name, values in figures.items() if values}
-        return shown | {LOSS: sum(figures[LOSS])}
+            parts = []
+            for place, of_row in zip(places, rows_of(batch), strict=False):
+                item = asked[place]
+                part, own[place] = self._answer(item, log_NV[of_row], batch.target_N[of_row], before, num_edits)
+                parts += [part] if item.weight else []
+            if is_training:
+                backward(parts, log_NV)
+        answers = merged(self._model.peers, own)
+        names = {name for answer in answers for name in answer}
+        shown = {name: fmean([answer[name] for answer in answers if name in answer]) for name in sorted(names)}
+        return shown | {LOSS: sum(answer[LOSS] for answer in answers)}
+
+    def _answer(
+        self, item: _Asked, log_TV: Tensor, target_T: Tensor, before: Mapping[Encoded, Reading], num_edits: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """A sequence's part of the loss with its graph, and its figures."""
+        right_T = target_T if item.is_target else before[item.sequence].argmax_T.to(log_TV.device)
+        figures = {item.figure: float((log_TV.argmax(dim=1) == right_T).all())}
+        if not item.weight:
+            return log_TV.new_zeros(()), figures | {LOSS: 0.0}
+        loss = _nll(log_TV, right_T) if item.is_target else divergence(before[item.sequence], log_TV)
+        constant = self._settings.c_edit if item.is_target else self._settings.c_loc
+        part = constant * item.weight / num_edits * loss
+        kind = "edit_nll" if item.is_target else "locality_kl"
+        return part, figures | {kind: float(loss.detach()), LOSS: float(part.detach())}
 
 
 def _questions(edit: int, target: Encoded, neighbour: Encoded | None, line: Encoded | None) -> list[_Asked]:
@@ -204,6 +208,11 @@ def _questions(edit: int, target: Encoded, neighbour: Encoded | None, line: Enco
         _Asked(edit=edit, sequence=sequence, figure=name, is_target=False, weight=1 / len(kept))
         for name, sequence in kept
     ]
+
+
+def _by_side(pairs: Mapping[str, Branch]) -> dict[str, Tensor]:
+    """Both factors of each inner parameter under names of their own."""
+    return {f"{name}/{side}": factor for name, pair in pairs.items() for side, factor in zip("FD", pair, strict=True)}
 
 
 def _leaves(pair: Branch) -> Branch:

@@ -31,8 +31,9 @@ from editors.lessons import Lesson, Lessons, Reader
 from editors.losses import divergence, mean_log_probability, rows_of
 from editors.mend import MARGIN, MendTransform
 from editors.natural_gradient import NaturalGradient
-from editors.objectives import LOSS, SCORE, Deck, Losses, ParameterGroup
+from editors.objectives import LOSS, SCORE, Deck, Losses, ParameterGroup, backward, summed_gradients
 from editors.passes import joined
+from editors.peers import merged
 from editors.prompts import Encoded
 from editors.scoring import Reading, readings
 from editors.solve import added_rows
@@ -101,7 +102,7 @@ class Answer:
 
     kind: str
     """`edit`, `rephrase`, `neighbour` or `text`."""
-    loss: Tensor
+    loss: float
     """Of the target, or the divergence from what the base says, nats."""
     is_right: bool
     """Whether every argmax is the target's, or the base's."""
@@ -178,8 +179,9 @@ class SolvedObjective:
         shifts = self._shifts(pairs)
         leaves = {name: shift_TO.detach().requires_grad_() for name, shift_TO in shifts.items()}
         figures = self._judged(self._asked(lessons, rng), self._solved(pairs, leaves, earlier), len(lessons))
-        parts = [(shifts[name] * leaf.grad).sum() for name, leaf in leaves.items() if leaf.grad is not None]
-        return Losses(total=torch.stack(parts).sum(), parts=figures, num_edits=len(lessons))
+        gradients = summed_gradients(self._model.peers, leaves)
+        total = torch.stack([(shifts[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
+        return Losses(total=total, parts=figures, num_edits=len(lessons))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -227,18 +229,16 @@ class SolvedObjective:
         """The weights' change for the shifts, on top of an earlier one, whose rows are in the solve and ask nothing."""
         branches = {}
         for name, u_TI in pairs.u_TI.items():
-            keys_TI = u_TI if earlier is None else torch.cat([earlier.keys[name], u_TI])
-            factor_IT = added_rows(self._ledger.factor(name), keys_TI.double()).float()[:, len(keys_TI) - len(u_TI) :]
+            keys_TI = (u_TI if earlier is None else torch.cat([earlier.keys[name], u_TI])).double().cpu()
+            factor_IT = added_rows(self._ledger.factor(name), keys_TI)[:, len(keys_TI) - len(u_TI) :]
             held = None if earlier is None else earlier.branches[name]
-            branches[name] = joined(held, (factor_IT, shifts[name]))
+            branches[name] = joined(held, (factor_IT.float().to(u_TI.device), shifts[name]))
         return branches
 
     def _captured(self, lessons: Sequence[Lesson], branches: Mapping[str, Branch]) -> Pairs:
         """The pairs of some edits at the base with a side branch, rows in their order."""
         places_of: list[int] = []
-        u: dict[str, list[Tensor]] = {param.name: [] for param in self._params}
-        delta: dict[str, list[Tensor]] = {param.name: [] for param in self._params}
-        probability: list[Tensor] = []
+        own: list[Pairs] = []
         with side_branch(self._model.module, branches):
             for places, batch in self._prepared([lesson.edit for lesson in lessons]):
                 where = [(param, self._model.key_positions(batch, param, "subject")) for param in self._params]
@@ -247,20 +247,23 @@ class SolvedObjective:
                     delta_of = seen.deltas(-mean_log_probability(logits_NV, batch).sum())
                 chosen_N = logits_NV.detach().log_softmax(dim=1).gather(1, batch.target_N[:, None])[:, 0].exp()
                 least_B = chosen_N.new_ones(batch.num_rows).scatter_reduce(0, batch.row_N, chosen_N, "amin")
-                places_of += places
-                probability.append(least_B)
-                for name in u:
-                    u[name].append(seen.u_NI[name])
-                    delta[name].append(delta_of[name])
-        order = torch.tensor(places_of).argsort()
+                if places:
+                    places_of += places
+                    own.append(_on_cpu(Pairs(u_TI=seen.u_NI, delta_TO=delta_of, probability_T=least_B)))
+        every = self._model.peers.gathered((places_of, own))
+        order = torch.tensor([place for places, _ in every for place in places]).argsort()
+        found = [pairs for _, of_rank in every for pairs in of_rank]
+        device = self._model.device
+        names = [param.name for param in self._params]
+        delta = {name: torch.cat([pairs.delta_TO[name] for pairs in found])[order].to(device) for name in names}
         return Pairs(
-            u_TI={name: torch.cat(parts)[order] for name, parts in u.items()},
-            delta_TO={name: self._natural(name, torch.cat(parts)[order]) for name, parts in delta.items()},
-            probability_T=torch.cat(probability)[order],
+            u_TI={name: torch.cat([pairs.u_TI[name] for pairs in found])[order].to(device) for name in names},
+            delta_TO={name: self._natural(name, delta_TO) for name, delta_TO in delta.items()},
+            probability_T=torch.cat([pairs.probability_T for pairs in found])[order].to(device),
         )
 
     def _prepared(self, sequences: Sequence[Encoded]) -> Iterator[tuple[list[int], TargetBatch]]:
-        """Batches, a group of them in memory at a time."""
+        """This rank's batches, a group of them in memory at a time."""
         for start in range(0, len(sequences), AT_ONCE):
             for places, batch in self._reader.prepare(sequences[start : start + AT_ONCE]):
                 yield [start + place for place in places], batch
@@ -272,29 +275,27 @@ class SolvedObjective:
         settings = self._settings
         weight = {"rephrase": settings.c_edit, "edit": settings.c_edit, "neighbour": settings.c_loc}
         weight["text"] = settings.c_text * num_edits / max(settings.num_text, 1)
-        answers: list[Answer] = []
+        own: dict[int, Answer] = {}
         with side_branch(self._model.module, branches):
             for places, batch in self._reader.prepare([item for item, _ in asked], max_tokens=FORWARD_TOKENS):
-                found = self._answers([asked[place] for place in places], batch)
-                answers += found
+                log_NV = self._model.target_logits(batch).float().log_softmax(dim=1)
+                parts = []
+                for place, of_row in zip(places, rows_of(batch), strict=False):
+                    answer_loss, own[place] = self._answer(*asked[place], log_NV[of_row], batch.target_N[of_row])
+                    parts.append(weight[own[place].kind] * answer_loss / num_edits)
                 if torch.is_grad_enabled():
-                    part = torch.stack([weight[answer.kind] * answer.loss / num_edits for answer in found]).sum()
-                    part.backward()  # type: ignore[no-untyped-call]
-        loss = sum(weight[answer.kind] * float(answer.loss.detach()) for answer in answers) / num_edits
+                    backward(parts, log_NV)
+        answers = merged(self._model.peers, own)
+        loss = sum(weight[answer.kind] * answer.loss for answer in answers) / num_edits
         return {LOSS: loss} | _figures(answers)
 
-    def _answers(self, asked: Sequence[tuple[Encoded, str]], batch: TargetBatch) -> list[Answer]:
-        """What the model as it is now makes of the sequences of a batch."""
-        log_NV = self._model.target_logits(batch).float().log_softmax(dim=1)
-        found = []
-        for (sequence, kind), of_row in zip(asked, rows_of(batch), strict=True):
-            log_TV = log_NV[of_row]
-            before = self._before[sequence] if kind in ("neighbour", "text") else None
-            right_T = batch.target_N[of_row] if before is None else before.argmax_T
-            loss = self._missing(log_TV, right_T) if before is None else divergence(before, log_TV)
-            is_right_T = log_TV.argmax(dim=1) == right_T.to(log_TV.device)
-            found.append(Answer(kind=kind, loss=loss, is_right=bool(is_right_T.all())))
-        return found
+    def _answer(self, sequence: Encoded, kind: str, log_TV: Tensor, target_T: Tensor) -> tuple[Tensor, Answer]:
+        """What the model as it is now makes of a sequence: the loss with its graph, and what is told of it."""
+        before = self._before[sequence] if kind in ("neighbour", "text") else None
+        right_T = target_T if before is None else before.argmax_T.to(log_TV.device)
+        loss = self._missing(log_TV, right_T) if before is None else divergence(before, log_TV)
+        is_right = bool((log_TV.argmax(dim=1) == right_T).all())
+        return loss, Answer(kind=kind, loss=float(loss.detach()), is_right=is_right)
 
     def _missing(self, log_TV: Tensor, right_T: Tensor) -> Tensor:
         """Mean loss of a target's tokens, as far as they are less probable than a pass aims at, nats."""
@@ -308,9 +309,17 @@ def _figures(answers: Sequence[Answer]) -> dict[str, float]:
     for kind, (of_loss, of_right) in SHOWN.items():
         chosen = [answer for answer in answers if answer.kind == kind]
         if chosen:
-            figures[of_loss] = fmean(float(answer.loss.detach()) for answer in chosen)
+            figures[of_loss] = fmean(answer.loss for answer in chosen)
             figures[of_right] = fmean(answer.is_right for answer in chosen)
     return figures
+
+
+def _on_cpu(pairs: Pairs) -> Pairs:
+    return Pairs(
+        u_TI={name: rows.cpu() for name, rows in pairs.u_TI.items()},
+        delta_TO={name: rows.cpu() for name, rows in pairs.delta_TO.items()},
+        probability_T=pairs.probability_T.cpu(),
+    )
 
 
 def _with_subject(lessons: Sequence[Lesson]) -> tuple[Lesson, ...]:

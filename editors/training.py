@@ -13,19 +13,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
 from editors.atomic_files import write_atomically
 from editors.datasets import edit_lines
+from editors.loading import load_base
+from editors.peers import ALONE, Peers, agreed
 from editors.trained import TrainedEditor
 from editors.training_arguments import loop_settings, parsed, run_of
 from editors.training_folder import BEST, TrainingFolder
-from editors.training_loop import TrainingRun
+from editors.training_loop import Bystander, TrainingRun
 from editors.training_screen import TrainingScreen
-from editors.training_setup import Setup, set_up
-from editors.training_state import Progress
+from editors.training_setup import LoadBase, Setup, set_up
+from editors.training_state import Progress, TrainingState
 from pipeline.domain.errors import CorrigendaError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -61,8 +64,19 @@ class Finished:
         ]
 
 
-def train(given: argparse.Namespace, command: str) -> Finished:
+def train(
+    given: argparse.Namespace, command: str, *, load: LoadBase = load_base, peers: Peers = ALONE
+) -> Finished | None:
     """Train from the beginning, or go on.
+
+    Args:
+        given: the command line.
+        command: as it was typed.
+        load: gives the base.
+        peers: the ranks that hold it together; all of them train, the first one keeps and shows.
+
+    Returns:
+        What came of it; None on the other ranks.
 
     Raises:
         CorrigendaError: if an input cannot be used, or the run in the folder is another.
@@ -71,23 +85,36 @@ def train(given: argparse.Namespace, command: str) -> Finished:
     if given.threads:
         torch.set_num_threads(given.threads)
     versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
-    folder, run = TrainingFolder(given.out), run_of(given, command, versions)
-    state = None
-    if given.resume:
-        state = folder.open_again(run)
-    else:
-        folder.refuse_taken()
-    setup = set_up(given, folder.run if given.resume else run, _say)
-    if not given.resume:
+    folder, run = TrainingFolder(given.out), run_of(given, command, versions, peers.num_ranks)
+    is_first = peers.rank == 0
+    opened = agreed(peers, lambda: _opened(folder, run, resume=given.resume) if is_first else (None, run))
+    state, run = peers.gathered(opened)[0]
+    setup = set_up(given, run, _say if is_first else _say_nothing, load)
+    if is_first and not given.resume:
         folder.open_new(run)
-    if not given.validation and not folder.held_out.exists():
+    if is_first and not given.validation and not folder.held_out.exists():
         write_atomically(folder.held_out, edit_lines(setup.held_out))
     settings = loop_settings(given)
+    if not is_first:
+        other = Bystander()
+        TrainingRun(setup.objective, settings, other, make_editor=setup.editor, watcher=other).run(state)
+        return None
     start = state.progress.step if state else 0
     with TrainingScreen(num_steps=settings.num_steps, start=start) as screen:
         trainer = TrainingRun(setup.objective, settings, folder, make_editor=setup.editor, watcher=screen)
         progress = trainer.run(state)
     return _finished(given, folder, setup, progress)
+
+
+def _opened(
+    folder: TrainingFolder, run: dict[str, Any], *, resume: bool
+) -> tuple[TrainingState | None, dict[str, Any]]:
+    """The state to go on from, if there is one, and what the run in the folder is."""
+    if resume:
+        state = folder.open_again(run)
+        return state, folder.run
+    folder.refuse_taken()
+    return None, run
 
 
 def _finished(given: argparse.Namespace, folder: TrainingFolder, setup: Setup, progress: Progress) -> Finished:
@@ -110,21 +137,40 @@ def _refused(error: Exception, out: Path | None) -> str:
     return " ".join(str(error).split())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; one sentence on standard error and exit status 1 when something cannot be used."""
+def _say_nothing(line: str) -> None:
+    """What ranks other than the first show."""
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    options: Sequence[str] = (),
+    load: LoadBase = load_base,
+    peers: Peers = ALONE,
+) -> int:
+    """Train; one sentence on standard error and exit status 1 when something cannot be used.
+
+    Args:
+        arguments: the command line; that of the process if None.
+        options: what else was typed, for the card.
+        load: see `train`.
+        peers: see `train`.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command = shlex.join(["corrigenda", "train", *(word for word in words if word != "--resume")])
+    command = shlex.join(["corrigenda", "train", *options, *(word for word in words if word != "--resume")])
+    say = _say if peers.rank == 0 else _say_nothing
     given = None
     try:
         given = parsed(words)
-        finished = train(given, command)
+        finished = train(given, command, load=load, peers=peers)
     except KeyboardInterrupt:
-        _say("stopped; --resume goes on from the last state")
+        say("stopped; --resume goes on from the last state")
         return INTERRUPTED
     except (CorrigendaError, OSError) as error:
-        _say(_refused(error, given.out if given else None))
+        say(_refused(error, given.out if given else None))
         return 1
-    print("\n".join(finished.lines()))
+    if finished is not None:
+        print("\n".join(finished.lines()), flush=True)
     return 0
 
 

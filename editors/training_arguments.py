@@ -155,13 +155,13 @@ def data_files(given: argparse.Namespace) -> dict[str, Path]:
     return found
 
 
-def run_of(given: argparse.Namespace, command: str, versions: dict[str, str]) -> dict[str, Any]:
+def run_of(given: argparse.Namespace, command: str, versions: dict[str, str], num_ranks: int) -> dict[str, Any]:
     """What a run is: a resume has to be the same but for the command's wording and the versions.
 
     Raises:
         Misconfigured: if a file or the base cannot be read.
     """
-    settings = {name: getattr(given, name) for name in ("task", "solver", *SHAPE)}
+    settings = {name: getattr(given, name) for name in ("task", "solver", *SHAPE)} | {"ranks": num_ranks}
     settings |= use_settings(given) | asdict(loop_settings(given)) | asdict(objective_settings(given))
     return {
         "command": command,

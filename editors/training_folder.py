@@ -18,6 +18,7 @@ from typing import Any
 
 from editors.atomic_files import recover_folder, replace_folder, write_atomically
 from editors.trained import TrainedEditor
+from editors.training_curve import draw_curve
 from editors.training_state import TrainingState
 from pipeline.domain.canonical import canonical_json
 from pipeline.domain.errors import InvalidInput
@@ -90,6 +91,10 @@ class TrainingFolder:
         shutil.rmtree(new, ignore_errors=True)
         editor.save(new)
         replace_folder(new, self.path / name)
+
+    def draw(self) -> None:
+        """Draw the curve of what is logged."""
+        draw_curve(self.curve, self.logged())
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Add a line to the log."""

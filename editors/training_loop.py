@@ -17,8 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from editors.objectives import LOSS, SCORE, Losses, Objective
 from editors.trained import TrainedEditor
-from editors.training_curve import draw_curve
-from editors.training_folder import BEST, LAST, TrainingFolder
+from editors.training_folder import BEST, LAST
 from editors.training_state import Progress, TrainingState, optimizer_tensors, restore_optimizer
 from pipeline.domain.errors import EditorFailed
 
@@ -72,13 +71,55 @@ class Watcher(Protocol):
         ...
 
 
+class Record(Protocol):
+    """Keeps what comes of a run; see `TrainingFolder`."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the log."""
+        ...
+
+    def draw(self) -> None:
+        """Draw the curve of what is logged."""
+        ...
+
+    def save_editor(self, name: str, editor: TrainedEditor) -> None:
+        """Replace `best` or `last`."""
+        ...
+
+    def save_state(self, state: TrainingState) -> None:
+        """Replace the state."""
+        ...
+
+
+class Bystander:
+    """A `Record` and a `Watcher` of ranks that make the same steps as the one that keeps and shows them."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def draw(self) -> None:
+        """Nothing."""
+
+    def save_editor(self, name: str, editor: TrainedEditor) -> None:
+        """Nothing."""
+
+    def save_state(self, state: TrainingState) -> None:
+        """Nothing."""
+
+    def stepped(self, step: int, num_edits: int, figures: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def validated(self, step: int, figures: Mapping[str, float], *, is_best: bool) -> None:
+        """Nothing."""
+
+
 class TrainingRun:
-    """Trains an objective in a folder.
+    """Trains an objective.
 
     Args:
         objective: what is trained.
         settings: of the loop.
-        folder: opened, new or again.
+        record: keeps what comes of it; a folder, opened, new or again.
         make_editor: the editor as the objective holds it.
         watcher: shows the run.
     """
@@ -87,12 +128,12 @@ class TrainingRun:
         self,
         objective: Objective,
         settings: LoopSettings,
-        folder: TrainingFolder,
+        record: Record,
         *,
         make_editor: MakeEditor,
         watcher: Watcher,
     ) -> None:
-        self._objective, self._settings, self._folder = objective, settings, folder
+        self._objective, self._settings, self._record = objective, settings, record
         self._make_editor, self._watcher = make_editor, watcher
         groups = objective.groups()
         self._rates = [group.lr for group in groups]
@@ -143,7 +184,7 @@ class TrainingRun:
         num_edits = losses.num_edits if losses else 0
         seconds = round(time.perf_counter() - began, 4)
         line: dict[str, Any] = {"step": step + 1, **figures, "edits": num_edits, "seconds": seconds}
-        self._folder.log(line | ({"gradient_norm": norm} if is_used else {"skipped": True}))
+        self._record.log(line | ({"gradient_norm": norm} if is_used else {"skipped": True}))
         self._watcher.stepped(step + 1, num_edits, figures)
         return replace(
             progress,
@@ -169,20 +210,20 @@ class TrainingRun:
         figures = finite(found)
         progress = progress.validated(figures, found[SCORE])
         is_best = progress.num_stale == 0
-        self._folder.log({"step": progress.step, "validation": figures, "best": is_best})
+        self._record.log({"step": progress.step, "validation": figures, "best": is_best})
         if is_best:
-            self._folder.save_editor(BEST, self._make_editor(figures, progress.step))
+            self._record.save_editor(BEST, self._make_editor(figures, progress.step))
         self._save(progress)
-        draw_curve(self._folder.curve, self._folder.logged())
+        self._record.draw()
         self._watcher.validated(progress.step, figures, is_best=is_best)
         return progress
 
     def _save(self, progress: Progress) -> None:
-        self._folder.save_editor(LAST, self._make_editor(progress.figures or {}, progress.step))
+        self._record.save_editor(LAST, self._make_editor(progress.figures or {}, progress.step))
         state = TrainingState(
             progress=progress, objective=self._objective.state(), optimizer=optimizer_tensors(self._optimizer)
         )
-        self._folder.save_state(state)
+        self._record.save_state(state)
 
     def _seed(self, step: int) -> random.Random:
         """The step's own random numbers; torch's own are set too, whoever draws them."""

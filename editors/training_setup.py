@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from editors.datasets import prior_lines, read_edits, read_text
 from editors.families import EditableModel, editable
@@ -30,6 +30,14 @@ from pipeline.domain.errors import Misconfigured
 Say = Callable[[str], None]
 
 
+class LoadBase(Protocol):
+    """Loads a base; see `loading.load_base`."""
+
+    def __call__(self, folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
+        """The base, whole or this rank's part of it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """What a run trains."""
@@ -49,13 +57,14 @@ class Setup:
         return TrainedEditor(card=card, transform=self.transform)
 
 
-def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say) -> Setup:
+def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: LoadBase = load_base) -> Setup:
     """Load and encode everything that a run needs.
 
     Args:
         given: the command line.
         run: what the run is; its command stands in the card.
         say: shows a line.
+        load: gives the base; where ranks hold it together, every one of them sets up the run.
 
     Raises:
         CorrigendaError: if the base, a weight or the edits cannot be used.
@@ -63,14 +72,14 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say) -> Setup
     edits = read_edits(given.data, limit=given.limit)
     judged = read_edits(given.validation) if given.validation else []
     say(f"{len(edits)} edits; loading {given.model}")
-    model, stages = _model(given)
+    model, stages = _model(given, load)
     transform = MendTransform(
         shapes_of(model.inner),
         rank=given.rank,
         statistics="shape" if given.solver == "sum" else "token",
         rest=1.0 if given.solver == "sum" else given.rest,
         seed=given.seed,
-    )
+    ).to(model.device)
     say(f"reading what the base says; training for {', '.join(model.inner_param_names)}")
     make = _published if given.solver == "sum" else _solved
     objective = make(given, model, transform, edits, judged, say)
@@ -79,17 +88,17 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say) -> Setup
     return Setup(objective=objective, transform=transform, card=card, held_out=tuple(held_out))
 
 
-def _model(given: argparse.Namespace) -> tuple[EditableModel, tuple[CardStage, ...]]:
+def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tuple[CardStage, ...]]:
     """The base with the weights that the transform is for, and everything that its editor edits, stage by stage."""
-    loaded = load_base(given.model, given.inner_params, task=given.task)
+    loaded = load(given.model, given.inner_params, task=given.task)
     if given.solver == "sum":
         names = tuple(given.inner_params) or published_inner_params(loaded.module)
-        model = editable(given.task, loaded.module, loaded.tokenizer, names)
+        model = editable(given.task, loaded.module, loaded.tokenizer, names, peers=loaded.peers)
         return model, (CardStage(inner_params=model.inner_param_names, key_tokens="all"),)
     subject = tuple(given.subject_params) or _subject_params(loaded)
     if not subject:
         raise Misconfigured("expected --subject-param: the weights to train for, with a row for each edit's subject")
-    model = editable(given.task, loaded.module, loaded.tokenizer, subject)
+    model = editable(given.task, loaded.module, loaded.tokenizer, subject, peers=loaded.peers)
     stages = [CardStage(inner_params=model.inner_param_names, key_tokens="subject")]
     later = tuple(name for name in loaded.inner_param_names if name not in subject)
     if later and (given.inner_params or loaded.task != "classifier"):
@@ -156,7 +165,8 @@ def _published(
 
 def _compute_in(model: EditableModel, dtype: str) -> None:
     """On a CPU the attention written out is the faster one in bfloat16, forward and backward."""
-    model.module.to(DTYPES[dtype])
+    if next(model.module.parameters()).dtype is not DTYPES[dtype]:
+        model.module.to(DTYPES[dtype])
     if dtype == "bfloat16" and model.device.type == "cpu":
         module: Any = model.module
         module.set_attn_implementation("eager")

@@ -8,6 +8,7 @@ small model's forward and move nothing.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,7 +60,17 @@ class ShardedModel:
 
 
 def join_group() -> None:
-    """Meet the other ranks that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    """Meet the other ranks that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    Raises:
+        Misconfigured: if there are more ranks than devices on this machine.
+    """
+    if torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if num_local > (found := torch.cuda.device_count()):
+            raise Misconfigured(f"expected at most a rank for each of {found} devices, got {num_local} ranks")
+        torch.cuda.set_device(local)
     # DeepSpeed would compile a shared-memory all-reduce now; nothing here reduces more than a few numbers, and a
     # machine that only runs us has no compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -67,19 +78,20 @@ def join_group() -> None:
     deepspeed.init_distributed(dist_backend=backend, timeout=IDLE_LIMIT, auto_mpi_discovery=False, verbose=False)
 
 
-def load_sharded(base: BaseSpec, *, config_path: Path | None = None) -> ShardedModel:
+def load_sharded(base: BaseSpec, *, config_path: Path | None = None, dtype: torch.dtype | None = None) -> ShardedModel:
     """Load a base, weight by weight, into the ranks that have joined.
 
     Args:
         base: the model.
         config_path: a DeepSpeed JSON; `infra/deepspeed/zero3.json` if None.
+        dtype: of the weights; the one they are stored in if None.
 
     Raises:
         Misconfigured: if the folder or the configuration cannot be read, or there is no such task.
     """
     loader = family_of(base.task).loader
     try:
-        dtype = AutoConfig.from_pretrained(base.ref).dtype or torch.float32
+        dtype = dtype or AutoConfig.from_pretrained(base.ref).dtype or torch.float32
         settings = deepspeed_settings(config_path or DEFAULT_CONFIG, dtype=dtype)
         config = HfDeepSpeedConfig(settings)
         tokenizer = AutoTokenizer.from_pretrained(base.ref)

@@ -46,8 +46,14 @@ def train(
     limit: Annotated[int | None, typer.Option(min=1, help="How many of --data from the top.")] = None,
     seed: Annotated[int, typer.Option(help="Of the data's order and whatever is drawn.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Processes that hold the base together, sharded by DeepSpeed.")
+    ] = None,
 ) -> None:
     """Train MEND's transform for a base into an editor directory, OUT/best; needs no service.
+
+    Without --ranks one process holds the base whole, on the CPU; with it each rank has its part, on a device of its own
+    where there are any (--deepspeed-config FILE instead of infra/deepspeed/zero3.json).
 
     A run that was stopped goes on with --resume, to the same bytes. Every constant of the objective is an option too,
     and the weights are (--inner-param, --subject-param): see `python -m editors.training --help`.
@@ -77,7 +83,8 @@ def train(
         "threads": threads,
     }
     flags = [*_flags(options), *(["--resume"] if resume else []), *context.args]
-    done = subprocess.run([sys.executable, "-m", "editors.training", *flags], check=False)
+    program = ["editors.training"] if ranks is None else ["workers.training", "--ranks", str(ranks)]
+    done = subprocess.run([sys.executable, "-m", *program, *flags], check=False)
     if done.returncode < 0:
         raise Misconfigured(f"the training was ended by signal {-done.returncode}; --resume goes on with it")
     if done.returncode == INTERRUPTED:

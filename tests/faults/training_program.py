@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from editors import training_loop
+from editors import training_folder
 from editors.training_folder import TrainingFolder
 from editors.training_loop import LoopSettings
 from tests.training_parts import train
@@ -29,7 +29,7 @@ KILLING = ("replace", "rename", "unlink", "rmdir")
 def main(folder: Path) -> None:
     """See the module."""
     torch.set_num_threads(1)
-    training_loop.draw_curve = lambda path, lines: None
+    training_folder.TrainingFolder.draw = lambda self: None  # type: ignore[method-assign]
     train(folder / "whole", settings=SETTINGS)
     expected, num_killed = left_by(folder / "whole"), 0
     while is_killed(folder / f"killed-{num_killed}", at_write=num_killed):

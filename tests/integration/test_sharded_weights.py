@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.ranks_of_tests import run_ranks
 from tests.tiny_families import ARCHITECTURES, tiny_module
 from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
 
-ROOT = Path(__file__).parents[2]
 LLAMA = ("model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight")
 CONV1D = ("transformer.h.0.mlp.c_proj.weight", "transformer.h.1.mlp.c_proj.weight")
 
@@ -45,36 +39,11 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_ranks(
+def run_sharded(
     folder: Path, names: tuple[str, ...] = (), *, num_ranks: int, task: str = "causal"
 ) -> list[dict[str, Any]]:
     """Start the ranks and collect what each found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.integration.sharded_program", str(folder), task, *names]
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_ranks)
-    ]
-    found = []
-    with ExitStack() as ended:
-        for process in processes:
-            ended.enter_context(process)
-            ended.callback(process.kill)
-        for process in processes:
-            out, err = process.communicate(timeout=240)
-            assert process.returncode == 0, err[-3000:]
-            found.append(json.loads(out.splitlines()[-1]))
-    return found
+    return run_ranks("tests.integration.sharded_program", str(folder), task, *names, num_ranks=num_ranks)
 
 
 def assert_like_unsharded(found: list[dict[str, Any]], *, tolerance: float) -> None:
@@ -91,27 +60,27 @@ def assert_like_unsharded(found: list[dict[str, Any]], *, tolerance: float) -> N
 
 
 def test_one_rank_equals_the_unsharded_model_bit_for_bit(llama: Path) -> None:
-    assert_like_unsharded(run_ranks(llama, LLAMA, num_ranks=1), tolerance=0.0)
+    assert_like_unsharded(run_sharded(llama, LLAMA, num_ranks=1), tolerance=0.0)
 
 
 def test_one_rank_of_conv1d_layers_equals_the_unsharded_model_bit_for_bit(gpt2: Path) -> None:
-    assert_like_unsharded(run_ranks(gpt2, CONV1D, num_ranks=1), tolerance=0.0)
+    assert_like_unsharded(run_sharded(gpt2, CONV1D, num_ranks=1), tolerance=0.0)
 
 
 def test_two_ranks_equal_the_unsharded_model_and_own_different_slices(llama: Path) -> None:
-    found = run_ranks(llama, LLAMA, num_ranks=2)
+    found = run_sharded(llama, LLAMA, num_ranks=2)
     assert_like_unsharded(found, tolerance=1e-5)
     assert found[0]["digest"] != found[1]["digest"]
 
 
 @pytest.mark.slow
 def test_three_ranks_share_rows_and_pad_the_last_slice(uneven_llama: Path) -> None:
-    assert_like_unsharded(run_ranks(uneven_llama, LLAMA, num_ranks=3), tolerance=1e-5)
+    assert_like_unsharded(run_sharded(uneven_llama, LLAMA, num_ranks=3), tolerance=1e-5)
 
 
 @pytest.mark.slow
 def test_three_ranks_of_conv1d_layers_equal_the_unsharded_model(gpt2: Path) -> None:
-    assert_like_unsharded(run_ranks(gpt2, CONV1D, num_ranks=3), tolerance=1e-5)
+    assert_like_unsharded(run_sharded(gpt2, CONV1D, num_ranks=3), tolerance=1e-5)
 
 
 @pytest.mark.slow
@@ -120,7 +89,7 @@ def test_two_ranks_of_any_family_equal_the_unsharded_model(name: str, tmp_path: 
     module, tokenizer = tiny_module(name)
     module.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    found = run_ranks(tmp_path, num_ranks=2, task=ARCHITECTURES[name].task)
+    found = run_sharded(tmp_path, num_ranks=2, task=ARCHITECTURES[name].task)
     assert_like_unsharded(found, tolerance=1e-5)
     assert found[0]["digest"] != found[1]["digest"]
 
@@ -131,4 +100,4 @@ def test_one_rank_of_any_family_equals_the_unsharded_model_bit_for_bit(name: str
     module, tokenizer = tiny_module(name)
     module.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert_like_unsharded(run_ranks(tmp_path, num_ranks=1, task=ARCHITECTURES[name].task), tolerance=0.0)
+    assert_like_unsharded(run_sharded(tmp_path, num_ranks=1, task=ARCHITECTURES[name].task), tolerance=0.0)

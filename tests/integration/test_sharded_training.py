@@ -1,0 +1,131 @@
+"""Training against shards is training against the whole base: figures and gradients, for two ranks and for three."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from editors.datasets import edit_lines
+from editors.trained import TrainedEditor
+from editors.training_folder import TrainingFolder
+from tests.integration.ranks_of_tests import run_ranks
+from tests.integration.sharded_training_program import with_company
+from tests.tiny_families import ARCHITECTURES, tiny_module
+from tests.tiny_lineage import TEXT, edits
+from tests.tiny_models import save_tiny_llama
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = "tests.integration.sharded_training_program"
+OPTIONS = {
+    **{"data": "edits.jsonl", "model": "model", "out": "run", "text": "text.txt"},
+    **{"subject-param": "model.layers.1.mlp.down_proj.weight", "inner-param": "model.layers.1.mlp.down_proj.weight"},
+    **{"rank": 4, "edits-per-step": 2, "steps": 6, "validate-every": 3, "save-every": 1, "held-out": 1},
+    **{"prior-strength": 1.0, "seed": 3},
+}
+COMMAND = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind", "num_ranks"),
+    [("llama", "recursive", 2), ("gpt2", "sum", 2), ("t5", "recursive", 3), ("bert", "sum", 2)],
+)
+def test_figures_and_gradients_are_those_of_the_unsharded_run(
+    name: str, kind: str, num_ranks: int, tmp_path: Path
+) -> None:
+    module, tokenizer = tiny_module(name)
+    module.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for rank in run_ranks(PROGRAM, str(tmp_path), ARCHITECTURES[name].task, kind, num_ranks=num_ranks):
+        assert rank["has_gradients"]
+        assert rank["figures"] <= 1e-5
+        assert rank["validation"] <= 1e-5
+        assert rank["gradients"] <= 1e-5
+        assert all(own == rank["ranks"][0] for own in rank["ranks"]), "ranks would take different steps"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with a tiny base, edits and text."""
+    save_tiny_llama(tmp_path / "model", mlp=24)
+    (tmp_path / "edits.jsonl").write_bytes(edit_lines([with_company(edit) for edit in edits(5)]))
+    (tmp_path / "text.txt").write_text(TEXT.replace(" . ", "\n"), encoding="utf-8")
+    return tmp_path
+
+
+def started(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """`corrigenda train` in a session of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline.entrypoints.cli", "train", *COMMAND, *more]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    """What is logged, without times."""
+    return [{name: line[name] for name in line if name != "seconds"} for line in TrainingFolder(run).logged()]
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(files: Path) -> None:
+    whole = started(files, "--ranks", "2")
+    out, err = whole.communicate(timeout=240)
+    assert whole.returncode == 0, err
+    best = TrainedEditor.load(files / "run" / "best")
+    assert f"digest      {best.digest}" in out
+    assert best.card.command.startswith("corrigenda train --ranks 2 --data edits.jsonl")
+    expected = steps_of(files / "run")
+    (files / "run").rename(files / "whole")
+
+    killed = started(files, "--ranks", "2")
+    until(lambda: (files / "run" / "state.safetensors").is_file())
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate(timeout=60)
+    resumed = started(files, "--ranks", "2", "--resume")
+    _, err = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, err
+    assert steps_of(files / "run") == expected
+    assert TrainedEditor.load(files / "run" / "best").digest == best.digest
+
+    alone = started(files, "--resume")
+    _, err = alone.communicate(timeout=120)
+    assert alone.returncode != 0
+    assert "expected the run in run to be resumed with its own settings.ranks, 2, got 1" in err
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_once(files: Path) -> None:
+    wrong = started(files, "--ranks", "2", "--rate-lr", "0.1", "--solver", "sum", "--boost", "2")
+    out, err = wrong.communicate(timeout=120)
+    assert wrong.returncode != 0
+    assert (out, err.count("expected")) == ("", 1)
+    assert "got --boost" in err
+    (files / "edits.jsonl").write_bytes(edit_lines(edits(5)))
+    useless = started(files, "--ranks", "2")
+    out, err = useless.communicate(timeout=120)
+    assert useless.returncode != 0
+    assert out == ""
+    assert err.count("expected edits with rephrases to train and to validate on, got 0") == 1
+    assert "Traceback" not in err
+
+
+def until(happened: Any, *, seconds: float = 120) -> None:
+    """Wait."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
