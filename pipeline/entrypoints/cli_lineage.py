@@ -14,6 +14,7 @@ from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
+from pipeline.entrypoints.cli_plan import lineage_plan
 from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, PreparedEditor, prepare_base
@@ -29,6 +30,7 @@ def add_commands(app: typer.Typer) -> None:
     lineage.command("create")(exits_clearly(lineage_create))
     lineage.command("list")(exits_clearly(lineage_list))
     lineage.command("resume")(exits_clearly(lineage_resume))
+    lineage.command("plan")(exits_clearly(lineage_plan))
     app.add_typer(lineage, name="lineage")
 
 

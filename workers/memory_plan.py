@@ -1,0 +1,104 @@
+"""A plan of the memory that one rank needs, and whether what it has is enough. Knows not how a figure was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.sizes import shown_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What the ranks are to do with a base."""
+
+    batch_size: int = 32
+    """Most edits in a batch."""
+    num_edits: int = 1000
+    """Active edits that the ledger holds."""
+    num_tokens: int = 2048
+    """Most padded tokens of one forward on a rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryLine:
+    """What one purpose takes of a rank's memory."""
+
+    part: str
+    """The purpose."""
+    accelerator_bytes: int
+    """Of the accelerator; 0 for ranks without one."""
+    host_bytes: int
+    """Of the host."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPlan:
+    """What the rank with the most to do needs."""
+
+    task: str
+    """Of the base."""
+    dtype: str
+    """Of its weights."""
+    num_params: int
+    """Elements of the base."""
+    num_ranks: int
+    """Ranks that hold it together."""
+    is_offloaded: bool
+    """Whether partitions lie on the host."""
+    has_accelerator: bool
+    """Whether ranks compute on one."""
+    inner_params: tuple[str, ...]
+    """What is edited."""
+    lines: tuple[MemoryLine, ...]
+    """By purpose."""
+
+    @property
+    def accelerator_bytes(self) -> int:
+        """Of the accelerator."""
+        return sum(line.accelerator_bytes for line in self.lines)
+
+    @property
+    def host_bytes(self) -> int:
+        """Of the host, for this rank alone."""
+        return sum(line.host_bytes for line in self.lines)
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of the memory that the rank computes in."""
+        return self.accelerator_bytes if self.has_accelerator else self.host_bytes
+
+    def require(self, memory_bytes: int, *, host_bytes: int | None = None) -> None:
+        """Refuse memory that is too small.
+
+        Args:
+            memory_bytes: of what the rank computes in: its accelerator, or its part of the host without one.
+            host_bytes: of the host for this rank, if it computes on an accelerator; not looked at if None.
+
+        Raises:
+            Misconfigured: in one sentence with what is needed and what for.
+        """
+        where = "accelerator" if self.has_accelerator else "host"
+        self._require(where, memory_bytes)
+        if self.has_accelerator and host_bytes is not None:
+            self._require("host", host_bytes)
+
+    def _require(self, where: str, memory_bytes: int) -> None:
+        by_size = sorted(((_bytes_of(line, where), line.part) for line in self.lines), reverse=True)
+        needed = sum(num_bytes for num_bytes, _ in by_size)
+        if needed <= memory_bytes:
+            return
+        most = ", ".join(f"{part} {shown_size(num_bytes)}" for num_bytes, part in by_size[:4] if num_bytes)
+        ranks = f"each of {self.num_ranks} ranks" if self.num_ranks > 1 else "the only rank"
+        raise Misconfigured(
+            f"expected {shown_size(needed)} of {where} memory for {ranks}, got "
+            f"{shown_size(memory_bytes)}, for a {self.dtype} base of {self.num_params / 1e9:.3g} billion parameters: "
+            f"{most}; more ranks, fewer tokens in a forward{self._advice(where)} take less"
+        )
+
+    def _advice(self, where: str) -> str:
+        return " or offload_param" if where == "accelerator" and not self.is_offloaded else ""
+
+
+def _bytes_of(line: MemoryLine, where: str) -> int:
+    return line.accelerator_bytes if where == "accelerator" else line.host_bytes
