@@ -32,6 +32,7 @@ class Stream:
         prior: of the base.
         settings: of the editor.
         bill: where the cost is written; a new one if left out.
+        ledger: of the base, without rows; a new one if left out.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class Stream:
         prior: Prior,
         settings: EditorSettings,
         bill: Bill | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._model, self._editor = model, editor
         self._removes = settings.solver == "recursive"
         self._memory = WatchedMemory(model.device)
         with self._memory.watching():
-            self.ledger = Ledger(prior, strength=settings.prior_strength, ridge=settings.ridge)
+            self.ledger = ledger or Ledger(prior, strength=settings.prior_strength, ridge=settings.ridge)
             self.weights = PlainWeights(model.module, model.inner)
         self.active: dict[str, Edit] = {}
         self.history: list[list[Edit]] = []

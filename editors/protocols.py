@@ -14,6 +14,7 @@ from editors.edit_figures import averaged, mean
 from editors.edit_probes import EditProbes
 from editors.edited_stream import Bill, Stream, model_bytes
 from editors.families import EditableModel
+from editors.ledger import Ledger
 from editors.prior import Prior
 from editors.stream_metrics import SampleSizes, stream_figures
 from pipeline.domain.batches import stratified_sample
@@ -108,8 +109,10 @@ class Course:
         """Each edit by itself from the base, which is restored after it: figures averaged over the edits."""
         free, read = self._sampled("free", self.protocol.free_sample), self._sampled("text", NUM_TEXT_SAMPLE)
         bill, figures, drawdowns, texts = Bill(model_bytes(self.model)), [], [], []
+        untouched = Ledger(self.prior, strength=settings.prior_strength, ridge=settings.ridge)
         for place, edit in enumerate(self.edits, start=1):
-            stream = Stream(self.model, editor, self.prior, settings, bill)
+            # A copy without edits shares what has been factored already.
+            stream = Stream(self.model, editor, self.prior, settings, bill, untouched.without(()))
             with stream.restoring():
                 stream.take([edit])
                 figures += self.probes.ask([edit], preferring={edit.edit_id}, free=free)

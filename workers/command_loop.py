@@ -15,7 +15,20 @@ from pathlib import Path
 
 from pipeline.domain.errors import CorrigendaError, EngineFailed, LeaseLost
 from pipeline.domain.trials import BaseSpec
-from workers.commands import Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits, failure_of
+from workers.commands import (
+    Export,
+    Free,
+    Generate,
+    Held,
+    Keep,
+    Load,
+    Ping,
+    Reply,
+    Request,
+    Shutdown,
+    TryEdits,
+    failure_of,
+)
 from workers.held_model import HeldModel
 from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
 from workers.rank_peers import RankPeers
@@ -118,6 +131,10 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
             model.held(snapshot_id, digest=digest)
         case Generate(prompts=prompts, max_new_tokens=max_new_tokens):
             return replace(reply, answers=model.generate(prompts, max_new_tokens=max_new_tokens))
+        case Export(folder=folder):
+            return replace(reply, exported=model.export(Path(folder)))
+        case Free():
+            model.free()
         case Ping() | Shutdown():
             pass
     return reply
@@ -135,7 +152,7 @@ def compared(peers: RankPeers, reply: Reply, model: HeldModel, request: Request)
 
 def _said(reply: Reply, model: HeldModel, request: Request) -> str:
     """SHA-256 of everything in a reply that must not depend on the rank: no times, no paths."""
-    alike = replace(reply, files=None, outcome=reply.outcome and replace(reply.outcome, seconds={}))
+    alike = replace(reply, files=None, exported=None, outcome=reply.outcome and replace(reply.outcome, seconds={}))
     evidence = ""
     if isinstance(request.command, TryEdits) and reply.outcome is not None:
         evidence = model.evidence(request.command.trial.trial_id)

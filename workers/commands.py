@@ -9,9 +9,9 @@ from pydantic import Field
 
 from pipeline.domain import errors
 from pipeline.domain.errors import CorrigendaError, EngineFailed
-from pipeline.domain.trials import Answer, KeptFiles, LoadPlan, Trial, TrialOutcome
+from pipeline.domain.trials import Answer, ExportedModel, KeptFiles, LoadPlan, Trial, TrialOutcome
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised by every change that an older rank or controller would misread."""
 
 
@@ -74,6 +74,24 @@ class Generate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Export:
+    """Write what is held as a model of its own."""
+
+    folder: str
+    """Where to; new or empty."""
+    kind: Literal["export"] = "export"
+    """Tag."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Free:
+    """Let go of the lineage; the base stays."""
+
+    kind: Literal["free"] = "free"
+    """Tag."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ping:
     """Answer, with the digest of the weights that are held."""
 
@@ -90,7 +108,7 @@ class Shutdown:
 
 
 Command = Annotated[
-    Load | TryEdits | Keep | Held | Generate | Ping | Shutdown,
+    Load | TryEdits | Keep | Held | Generate | Export | Free | Ping | Shutdown,
     Field(discriminator="kind"),
 ]
 
@@ -132,7 +150,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What the ranks answer to a command; at most one of the last four is there."""
+    """What the ranks answer to a command; at most one of the last five is there."""
 
     seq: int
     """Of the command."""
@@ -146,6 +164,8 @@ class Reply:
     """Of `keep`."""
     answers: tuple[Answer, ...] | None = None
     """Of `generate`."""
+    exported: ExportedModel | None = None
+    """Of `export`."""
     version: int = PROTOCOL_VERSION
     """Of the protocol."""
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from pipeline.domain.errors import CorrigendaError, EngineFailed, Misconfigured
-from pipeline.domain.trials import Answer, KeptFiles, LoadPlan, Trial, TrialOutcome
-from workers.commands import Command, Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits
+from pipeline.domain.trials import Answer, ExportedModel, KeptFiles, LoadPlan, Trial, TrialOutcome
+from workers.commands import Command, Export, Free, Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits
 from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
 from workers.ranks import POLL_SECONDS, RankProcesses, RankSpec
 
@@ -67,15 +67,19 @@ class RankGroup:
         """See `EditorGroup`; starts or rebuilds the ranks if need be."""
         with self._turn:
             self._drop_unless_usable(plan)
-            is_held = self._held == _identity(plan) and self._plan is not None and _same_lineage(self._plan, plan)
+            is_other = self._plan is not None and not _same_lineage(self._plan, plan)
+            is_held = self._held == _identity(plan) and not is_other
             self._plan, self._epoch = plan, epoch
+            if is_other:
+                with contextlib.suppress(EngineFailed):  # a killed rank may be a while in going
+                    self.free()
             if not (is_held and self._answers()):
-                self._held = None
+                self._held, self._plan = None, plan
                 self._command(Load(plan=plan))
                 self._held = _identity(plan)
 
     def _answers(self) -> bool:
-        """Whether the ranks are alive: a killed one may be a while in going."""
+        """Whether the ranks are alive."""
         try:
             self._command(Ping())
         except EngineFailed:
@@ -111,6 +115,25 @@ class RankGroup:
             command = Generate(prompts=tuple(prompts), max_new_tokens=max_new_tokens)
             answers = self._command(command).answers
         return _expected(answers, "answers")
+
+    def export(self, folder: Path) -> ExportedModel:
+        """Write what is held as a model of its own, in a new or empty folder.
+
+        Raises:
+            InvalidInput: if the folder is taken.
+            EngineFailed: if nothing is held, or the ranks died.
+        """
+        with self._turn:
+            self._require_held()
+            exported = self._command(Export(folder=str(folder.resolve()))).exported
+        return _expected(exported, "an exported model")
+
+    def free(self) -> None:
+        """Let the ranks go of the lineage, and keep the base: two lineages' states are never in memory together."""
+        with self._turn:
+            if self._connection is not None:
+                self._held = None
+                self._command(Free())
 
     def weights_digest(self) -> str:
         """SHA-256 of the edited weights that the ranks hold; also the health check. Empty before the first load.

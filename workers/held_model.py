@@ -31,7 +31,8 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, EngineFailed, InvalidInput, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
-from pipeline.domain.trials import Answer, BaseSpec, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
+from pipeline.domain.trials import Answer, BaseSpec, ExportedModel, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
+from workers.exporting import described, export_model, require_free
 from workers.sharded_model import ShardedModel, load_sharded
 from workers.sharded_weights import ShardedWeights
 
@@ -202,6 +203,25 @@ class HeldModel:
             answers += model.generate(together, max_new_tokens=max_new_tokens)
         return tuple(Answer(prompt=prompt, text=text) for prompt, text in zip(prompts, answers, strict=True))
 
+    def export(self, folder: Path) -> ExportedModel | None:
+        """Write what is held as a model of its own (rank 0; None elsewhere).
+
+        Raises:
+            InvalidInput: if the folder is taken.
+        """
+        self._held()
+        is_writer = self._peers.rank == 0
+        agreed(self._peers, lambda: require_free(folder) if is_writer else None)
+        assert self._sharded is not None
+        export_model(self._sharded, folder, is_writer=is_writer)
+        return described(folder) if is_writer else None
+
+    def free(self) -> None:
+        """Let go of the lineage: the base is held as it was loaded."""
+        if self._lineage is not None:
+            self._lineage.weights.set_accumulators({})
+        self._lineage, self._is_whole = None, False
+
     def _base(self, base: BaseSpec) -> ShardedModel:
         """The base, loaded at the first call and once only; its digest is computed meanwhile."""
         if self._sharded is None:
@@ -250,8 +270,7 @@ class HeldModel:
             known.scorer.reset()
             model, weights, scorer = known.model, known.weights, known.scorer
         else:
-            if known is not None:
-                known.weights.set_accumulators({})  # the next store takes what is there now for the base
+            self.free()  # the next store takes what is there now for the base
             names = plan.editor.inner_params
             model = editable(plan.base.task, sharded.module, sharded.tokenizer, names, peers=self._peers)
             weights = ShardedWeights(sharded, model.inner)

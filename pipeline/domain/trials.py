@@ -176,6 +176,18 @@ class KeptFiles:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedModel:
+    """A snapshot that was written as a model of its own."""
+
+    path: str
+    """Its folder, as transformers reads it."""
+    digest: str
+    """SHA-256 over its weights: what it has as the base of another lineage."""
+    num_bytes: int
+    """Of all its files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """What a model said."""
 

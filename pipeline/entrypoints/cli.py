@@ -10,7 +10,16 @@ import sys
 import structlog
 import typer
 
-from pipeline.entrypoints import cli_audit, cli_edits, cli_evaluate, cli_lineage, cli_review, cli_stack, cli_train
+from pipeline.entrypoints import (
+    cli_audit,
+    cli_edits,
+    cli_evaluate,
+    cli_lineage,
+    cli_models,
+    cli_review,
+    cli_stack,
+    cli_train,
+)
 
 CHATTY = ("kafka", "urllib3", "alembic")
 """Libraries that tell of every attempt to connect."""
@@ -25,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for group in (cli_stack, cli_edits, cli_review, cli_lineage, cli_evaluate, cli_train, cli_audit):
+for group in (cli_stack, cli_edits, cli_models, cli_review, cli_lineage, cli_evaluate, cli_train, cli_audit):
     group.add_commands(app)
 
 

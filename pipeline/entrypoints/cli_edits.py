@@ -1,10 +1,9 @@
-"""Commands about corrections: send them, follow them, ask the model."""
+"""Commands about corrections: send them and follow them."""
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,7 +18,6 @@ from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.snapshots import Snapshot
 from pipeline.domain.trials import EditorIdentity
-from pipeline.entrypoints.children import run_module
 from pipeline.entrypoints.console import (
     MAX_ROWS,
     ExitCode,
@@ -51,7 +49,7 @@ STATES = (
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    for command in (submit, status, edits, show, ask):
+    for command in (submit, status, edits, show):
         app.command()(exits_clearly(command))
 
 
@@ -196,34 +194,6 @@ def show(
     print_rows(events, columns, as_json=False, empty="no audit lines", whole=("seq", "at", "action"))
 
 
-def ask(
-    prompts: Annotated[list[str], typer.Argument(help="Stems to continue.")],
-    lineage: LineageOption = None,
-    snapshot: Annotated[str, typer.Option(help="champion, head, base, or a snapshot's seq.")] = "champion",
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=512)] = 24,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask a snapshot of the model; loads it in this process's child, about ten seconds.
-
-    Example: corrigenda ask --snapshot base "The capital of Japan is the city of"
-    """
-    kept = stores(current_settings())
-    name = lineage_name(kept, lineage)
-    answers = answers_of(kept, name, _snapshot_id(kept, name, snapshot), prompts, max_new_tokens=max_new_tokens)
-    print_rows(answers, {"prompt": "prompt", "text": "answer"}, as_json=as_json, empty="no answers")
-
-
-def answers_of(
-    kept: Stores, lineage: str, snapshot_id: str | None, prompts: list[str], *, max_new_tokens: int
-) -> list[dict[str, str]]:
-    """Greedy continuations by a process that loads the snapshot; the control plane itself never holds a model."""
-    plan = kept.snapshots.load_plan(lineage, snapshot_id=snapshot_id)
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"plan": asdict(plan), "prompts": prompts, "max_new_tokens": max_new_tokens}, file)
-        file.flush()
-        return json.loads(run_module("editors.asking", file.name))  # type: ignore[no-any-return]
-
-
 def lineage_name(kept: Stores, given: str | None) -> str:
     """The lineage that is meant: the one given, or the only one there is.
 
@@ -260,13 +230,6 @@ def editor_line(editor: Mapping[str, Any] | None) -> str | None:
 
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
-def _snapshot_id(kept: Stores, lineage: str, ref: str) -> str | None:
-    found = kept.lineages.lineage(lineage)
-    if ref == "base" or (ref == "champion" and found.champion_id is None):
-        return None
-    return kept.snapshots.snapshot(lineage, ref).snapshot_id
 
 
 def _document(

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from editors.deltas import load_accumulators
+from editors.fingerprint import base_digest
+from editors.loading import load_base, load_snapshot
 from editors.selection import lineage_settings
 from editors.trained import CARD, TENSORS
 from pipeline.domain.errors import (
     EditorFailed,
     EngineFailed,
     IntegrityBroken,
+    InvalidInput,
     LeaseLost,
     Misconfigured,
     UnknownRecord,
@@ -174,6 +177,78 @@ def test_a_missing_file_is_named(ranks: RankGroup, plan: LoadPlan, tmp_path: Pat
     missing = FileRef(path=str(tmp_path / "gone.safetensors"), digest="0" * 64)
     with pytest.raises(IntegrityBroken, match=r"gone\.safetensors"):
         ranks.load(replace(plan, deltas=(missing,)), epoch=1)
+
+
+def test_two_lineages_of_one_base_share_it(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+    other = replace(plan, lineage=f"{plan.lineage} too", editor=replace(plan.editor, num_passes=1))
+    ranks.load(plan, epoch=3)
+    (pid,), base = ranks.pids, ranks.weights_digest()
+    ranks.try_edits(trial("t", edits(2)))
+    kept = ranks.keep("t", folder=tmp_path, with_accumulator=False)
+    held = ranks.weights_digest()
+    ranks.load(other, epoch=1)
+    assert ranks.weights_digest() == base
+    ranks.try_edits(trial("t", edits(1)))
+    ranks.load(plan_after(plan, kept, "s1", edits(2)), epoch=3)
+    assert ranks.weights_digest() == held
+    assert ranks.pids == (pid,)
+    with pytest.raises(LeaseLost, match="epoch 3"):
+        ranks.load(plan, epoch=2)
+
+
+def test_a_freed_group_holds_no_lineage_and_still_its_base(ranks: RankGroup, plan: LoadPlan) -> None:
+    ranks.load(plan, epoch=1)
+    pids, digest = ranks.pids, ranks.weights_digest()
+    ranks.free()
+    assert ranks.weights_digest() == ""
+    with pytest.raises(EngineFailed, match="loaded first"):
+        ranks.try_edits(trial("t", edits(1)))
+    ranks.load(plan, epoch=1)
+    assert (ranks.pids, ranks.weights_digest()) == (pids, digest)
+
+
+def check_export(group: RankGroup, plan: LoadPlan, folder: Path, *, tolerance: float) -> None:
+    """Keep two edits, write the model out, and compare it with the snapshot as one process loads it."""
+    group.load(plan, epoch=1)
+    added = edits(2, task=plan.base.task)
+    group.try_edits(trial("t", added))
+    kept = group.keep("t", folder=folder, with_accumulator=False)
+    snapshot = plan_after(plan, kept, "s1", added)
+    group.held("s1", digest=snapshot.digest)
+    digest, exported = group.weights_digest(), group.export(folder / "model")
+    assert group.weights_digest() == digest
+    assert exported.digest == base_digest(folder / "model")
+    model = load_snapshot(
+        Path(plan.base.ref),
+        expected_digest=plan.base.digest,
+        inner_param_names=plan.editor.inner_params,
+        accumulator=None,
+        deltas=snapshot.deltas,
+        task=plan.base.task,
+    )
+    written = load_base(folder / "model", task=plan.base.task)
+    expected, found = model.module.state_dict(), written.module.state_dict()
+    assert expected.keys() == found.keys()
+    worst = max(float((found[name] - value).norm() / value.norm()) for name, value in expected.items())
+    assert worst <= tolerance
+    prompts = [edit.request.prompt for edit in added]
+    assert written.generate(prompts, max_new_tokens=3) == model.generate(prompts, max_new_tokens=3)
+    with pytest.raises(InvalidInput, match="new or empty folder"):
+        group.export(folder / "model")
+    assert not list(folder.glob(".*"))
+
+
+def test_an_exported_model_is_the_snapshot_bit_for_bit(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+    check_export(ranks, plan, tmp_path, tolerance=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t5", "bert"])
+def test_two_ranks_export_a_model_of_any_family(name: str, tmp_path: Path) -> None:
+    plan = make_tiny_lineage(tmp_path / "lineage", name)
+    spec = RankSpec(num_ranks=2, log=tmp_path / "ranks.log")
+    with RankGroup(spec, command_timeout=timedelta(seconds=150)) as group:
+        check_export(group, plan, tmp_path / "lineage", tolerance=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t5", "bart", "bert"])
