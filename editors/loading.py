@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -14,6 +15,12 @@ from editors.families import EditableModel, family_of
 from editors.fingerprint import base_digest
 from pipeline.domain.errors import Misconfigured, WrongBase
 from pipeline.domain.trials import FileRef
+
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises over a folder that holds no model that it can load."""
 
 
 def load_base(folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
@@ -30,7 +37,7 @@ def load_base(folder: Path, inner_param_names: Sequence[str] = (), *, task: str 
     try:
         module, report = family.loader.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise Misconfigured(f"expected a {task} model that transformers can load in {folder}, got: {reason}") from error
     if missing := sorted(report["missing_keys"]):

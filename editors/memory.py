@@ -68,6 +68,11 @@ class WatchedMemory:
         return _resident("VmRSS")
 
 
+def peak_bytes() -> int:
+    """The most that this process ever held: resident on a CPU, given out by the allocator on CUDA."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
+
+
 def _resident(name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     if found is None:

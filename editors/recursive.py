@@ -26,7 +26,7 @@ from editors.families import EditableModel
 from editors.ledger import Ledger
 from editors.natural_gradient import NaturalGradient
 from editors.passes import Asked, joined, run_passes
-from editors.peers import own_share, together
+from editors.peers import agreed, own_share, together
 from editors.rows import EditRows
 from editors.solve import added_rows
 from editors.transform import TrainedTransform
@@ -64,7 +64,7 @@ class RecursiveEditor:
         """
         if not added and not removed_ids:
             raise EditorFailed("expected edits to add or to remove, got neither")
-        _check_names(model, ledger)
+        agreed(model.peers, lambda: _check_names(model, ledger))
         began = time.perf_counter()
         remaining = ledger.without(removed_ids)
         removal = _removal(model, weights, ledger, remaining, removed_ids) if removed_ids else {}
@@ -113,15 +113,18 @@ def _removal(
     model: EditableModel, weights: WeightStore, ledger: Ledger, remaining: Ledger, removed_ids: Collection[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors of S' - S_parent by inner parameter, fp64; each rank solves for a share of them."""
-    shifts = {name: weights.shift(name).double().cpu() for name in model.inner_param_names}
+    own, excess = set(own_share(model.peers, model.inner_param_names)), {}
+    for name in model.inner_param_names:
+        shift_IO = weights.shift(name)  # of one weight at a time, and every rank has to ask
+        if name in own:
+            keys_TI, targets_TO = ledger.rows_of(name, set(removed_ids))
+            excess[name] = (keys_TI, keys_TI @ shift_IO.double().cpu() - targets_TO)
 
     def solved() -> dict[str, tuple[Tensor, Tensor]]:
-        factors = {}
-        for name in own_share(model.peers, model.inner_param_names):
-            keys_TI, targets_TO = ledger.rows_of(name, set(removed_ids))
-            spread_IT = remaining.factor(name).solve(keys_TI.T) if len(keys_TI) else keys_TI.T
-            factors[name] = (spread_IT, keys_TI @ shifts[name] - targets_TO)
-        return factors
+        return {
+            name: (remaining.factor(name).solve(keys_TI.T) if len(keys_TI) else keys_TI.T, excess_TO)
+            for name, (keys_TI, excess_TO) in excess.items()
+        }
 
     return together(model.peers, solved)
 

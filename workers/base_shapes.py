@@ -14,22 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig
 
 from editors.declared_task import declared_task
 from editors.families import family_of
 from editors.inner_params import InnerParam, default_subject_params, inner_params
+from editors.loading import UNREADABLE
 from editors.selection import lineage_settings
 from editors.trained import TrainedEditor
 from pipeline.domain.errors import Misconfigured
-
-UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError,
-    StrictDataclassError,
-)  # fmt: skip
-"""What transformers raises over a config with values that make no model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

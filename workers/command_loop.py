@@ -13,6 +13,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+from editors.memory import peak_bytes
 from pipeline.domain.errors import CorrigendaError, EngineFailed, LeaseLost
 from pipeline.domain.trials import BaseSpec
 from workers.commands import (
@@ -142,12 +143,12 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
 
 def compared(peers: RankPeers, reply: Reply, model: HeldModel, request: Request) -> Reply:
     """The reply of all ranks, with the digest of all their weights; an error if they do not agree."""
-    found = peers.gathered(_said(reply, model, request))
-    weights = peers.gathered(_sha256(model.digest))
+    every = peers.gathered((_said(reply, model, request), _sha256(model.digest), peak_bytes()))
+    found, weights, peaks = zip(*every, strict=True)
     if len(set(found)) > 1:
         problem = EngineFailed(f"expected every rank to answer {request.command.kind} alike, got {found}")
         return Reply(seq=request.seq, failure=failure_of(problem))
-    return replace(reply, digest=_sha256("\n".join(weights)) if model.digest else "")
+    return replace(reply, digest=_sha256("\n".join(weights)) if model.digest else "", peak_bytes=peaks)
 
 
 def _said(reply: Reply, model: HeldModel, request: Request) -> str:

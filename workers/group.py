@@ -135,6 +135,15 @@ class RankGroup:
                 self._held = None
                 self._command(Free())
 
+    def peak_bytes(self) -> tuple[int, ...]:
+        """The most memory that each rank ever held, by rank.
+
+        Raises:
+            EngineFailed: if they do not answer.
+        """
+        with self._turn:
+            return self._command(Ping()).peak_bytes
+
     def weights_digest(self) -> str:
         """SHA-256 of the edited weights that the ranks hold; also the health check. Empty before the first load.
 

@@ -33,6 +33,7 @@ from pipeline.domain.failpoints import failpoint
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.trials import Answer, BaseSpec, ExportedModel, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
 from workers.exporting import described, export_model, require_free
+from workers.room import require_room
 from workers.sharded_model import ShardedModel, load_sharded
 from workers.sharded_weights import ShardedWeights
 
@@ -126,7 +127,7 @@ class HeldModel:
             IntegrityBroken: if a file does not have its digest.
             Misconfigured: if the plan names an editor that there is not.
         """
-        sharded = agreed(self._peers, lambda: self._base(plan.base))
+        sharded = agreed(self._peers, lambda: self._base(plan.base, plan.editor.inner_params))
         files = agreed(self._peers, lambda: self._read(plan, sharded))
         self._is_whole = False
         self._lineage = self._opened(plan, sharded, files)
@@ -176,10 +177,10 @@ class HeldModel:
         else:
             held.scorer.reset()
         held.tried.clear()
-        names = held.model.inner_param_names
-        shifts = {name: held.weights.shift(name) for name in names} if with_accumulator else None
+        is_writer = self._peers.rank == 0
+        shifts = self._whole_shifts(held, is_kept=is_writer) if with_accumulator else None
         failpoint("rank:before_files")
-        if self._peers.rank != 0:
+        if not is_writer:
             return None
         delta, rows, accumulator = (folder / f"{part}.safetensors" for part in ("delta", "rows", "accumulator"))
         return KeptFiles(
@@ -189,6 +190,15 @@ class HeldModel:
             if shifts is not None
             else None,
         )
+
+    def _whole_shifts(self, held: Lineage, *, is_kept: bool) -> dict[str, Tensor]:
+        """The accumulators of all ranks, gathered one at a time by every rank, for the one that keeps them."""
+        shifts = {}
+        for name in held.model.inner_param_names:
+            whole = held.weights.shift(name)
+            if is_kept:
+                shifts[name] = whole.cpu()
+        return shifts
 
     def held(self, snapshot_id: str, *, digest: str) -> None:
         """Take note of the snapshot that the kept candidate became."""
@@ -222,9 +232,11 @@ class HeldModel:
             self._lineage.weights.set_accumulators({})
         self._lineage, self._is_whole = None, False
 
-    def _base(self, base: BaseSpec) -> ShardedModel:
+    def _base(self, base: BaseSpec, inner_param_names: Sequence[str] = ()) -> ShardedModel:
         """The base, loaded at the first call and once only; its digest is computed meanwhile."""
         if self._sharded is None:
+            config, peers = self._config_path, self._peers
+            agreed(peers, lambda: require_room(base, inner_param_names, config_path=config, peers=peers))
             with ThreadPoolExecutor(1) as side:
                 found = side.submit(base_digest, Path(base.ref))
                 sharded = load_sharded(base, config_path=self._config_path)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from workers.sharded_model import IDLE_LIMIT
+from workers.sharded_model import host_group
 
 Value = TypeVar("Value")
 
@@ -20,7 +20,7 @@ class RankPeers:
 
     def __init__(self) -> None:
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
-        self._group = dist.new_group(backend="gloo", timeout=IDLE_LIMIT)
+        self._group = host_group()
 
     def gathered(self, own: Value) -> list[Value]:
         """See `Peers`."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
 
 from editors.families import family_of
+from editors.loading import UNREADABLE
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.trials import BaseSpec
 
@@ -78,6 +80,12 @@ def join_group() -> None:
     deepspeed.init_distributed(dist_backend=backend, timeout=IDLE_LIMIT, auto_mpi_discovery=False, verbose=False)
 
 
+@cache
+def host_group() -> Any:
+    """All ranks over gloo, in host memory, whatever moves the weights; every rank has to ask at the same time."""
+    return dist.new_group(backend="gloo", timeout=IDLE_LIMIT)
+
+
 def load_sharded(base: BaseSpec, *, config_path: Path | None = None, dtype: torch.dtype | None = None) -> ShardedModel:
     """Load a base, weight by weight, into the ranks that have joined.
 
@@ -96,8 +104,9 @@ def load_sharded(base: BaseSpec, *, config_path: Path | None = None, dtype: torc
         config = HfDeepSpeedConfig(settings)
         tokenizer = AutoTokenizer.from_pretrained(base.ref)
         module = loader.from_pretrained(base.ref, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise Misconfigured(f"expected a {base.task} model in {base.ref}, got: {error}") from error
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:300]
+        raise Misconfigured(f"expected a {base.task} model in {base.ref}, got: {reason}") from error
     module.eval().requires_grad_(False)
     engine = deepspeed.initialize(model=module, config=settings)[0]
     return ShardedModel(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from editors.deltas import WeightDelta
 from editors.inner_params import InnerParam, true_shape
-from workers.sharded_model import ShardedModel, is_safe_to_write
+from workers.sharded_model import ShardedModel, host_group, is_safe_to_write
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +108,8 @@ class ShardedWeight:
         """Frobenius norm of the base weight; every rank has to ask."""
         squared = self._base_N.double().square().sum()
         if self._world_size > 1:
-            dist.all_reduce(squared)
+            squared = squared.cpu()
+            dist.all_reduce(squared, group=host_group())
         return float(squared.sqrt())
 
     def part_bytes(self) -> bytes:
@@ -120,11 +121,11 @@ class ShardedWeight:
             return self.shift_N
         total = self._slice.num_rows * self._slice.num_columns
         part_size = -(-total // self._world_size)
-        padded = self.shift_N.new_zeros(part_size)
-        padded[: len(self.shift_N)] = self.shift_N
+        padded = torch.zeros(part_size)
+        padded[: len(self.shift_N)] = self.shift_N.cpu()
         parts = [torch.empty_like(padded) for _ in range(self._world_size)]
-        dist.all_gather(parts, padded)
-        return torch.cat(parts)[:total]
+        dist.all_gather(parts, padded, group=host_group())
+        return torch.cat(parts)[:total].to(self._weight.device)
 
 
 class ShardedWeights:

@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pipeline.domain.errors import EngineFailed
+from editors.prior import Prior
+from pipeline.domain.errors import EngineFailed, Misconfigured
 from pipeline.domain.trials import LoadPlan
-from tests.tiny_lineage import edits, make_tiny_lineage, trial
+from tests.tiny_lineage import edits, file_ref, make_tiny_lineage, trial
 from workers.group import RankGroup
 from workers.ranks import RankSpec
 
@@ -24,7 +28,9 @@ SECONDS = 60
 
 CONTROLLER = """
 import sys, time
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from workers.group import RankGroup
 from workers.ranks import RankSpec
@@ -48,6 +54,18 @@ def ranks(tmp_path: Path) -> Iterator[RankGroup]:
     """A group of one real rank, not started yet."""
     with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=120)) as group:
         yield group
+
+
+def try_on(group: RankGroup) -> Callable[[], object]:
+    """Trials of three edits."""
+    return lambda: group.try_edits(trial("t", edits(3)))
+
+
+def until_it_fails(group: RankGroup, first: Callable[[], object]) -> None:
+    """Something, and trials after it until a kill falls into one of them, wherever that is."""
+    first()
+    while True:
+        group.try_edits(trial("t", edits(3)))
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
@@ -83,6 +101,47 @@ def test_a_rank_killed_in_a_trial_is_engine_failed_and_the_next_load_starts_anot
     ranks.load(plan, epoch=1)
     assert ranks.weights_digest() == before
     assert ranks.try_edits(trial("t", edits(1))).num_rows == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.05, 0.5, None], ids=["at once", "later", "before files"])
+def test_any_rank_of_two_killed_in_a_batch_ends_both_and_the_next_load_starts_two_others(
+    plan: LoadPlan, tmp_path: Path, delay: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RankGroup(RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=120)) as group:
+        group.load(plan, epoch=1)
+        before, pids = group.weights_digest(), group.pids
+        killer = threading.Timer(delay or 0, os.kill, (pids[1], signal.SIGKILL))
+        if delay is None:
+            group.try_edits(trial("t", edits(3)))
+        killer.start()
+        work = partial(group.keep, "t", folder=tmp_path, with_accumulator=True) if delay is None else try_on(group)
+        with pytest.raises(EngineFailed, match="ended with status"):
+            until_it_fails(group, work)
+        killer.join()
+        assert eventually(lambda: all(is_gone(pid) for pid in pids))
+        group.load(plan, epoch=1)
+        assert not set(group.pids) & set(pids)
+        assert group.weights_digest() == before
+        assert group.try_edits(trial("t", edits(3))).num_rows == 3
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_rank_is_the_same_error_for_both_and_they_go_on(plan: LoadPlan, tmp_path: Path) -> None:
+    """The rank that solves for the second inner parameter has no prior of it: the other one waits for its factors."""
+    with RankGroup(RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=60)) as group:
+        group.load(plan, epoch=1)
+        pids = group.pids
+        second = plan.editor.inner_params[1]
+        prior = Prior.load(Path(plan.prior.path))
+        del prior.moments[second]
+        prior.save(tmp_path / "prior.safetensors")
+        group.load(replace(plan, prior=file_ref(tmp_path / "prior.safetensors")), epoch=1)
+        with pytest.raises(Misconfigured, match=f"expected a prior of inner parameter {second}"):
+            group.try_edits(trial("t", edits(2)))
+        group.load(plan, epoch=1)
+        assert group.try_edits(trial("t", edits(2))).num_rows == 2
+        assert len(pids) == 2
 
 
 @pytest.mark.slow
