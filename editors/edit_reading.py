@@ -2,7 +2,8 @@
 
 Does not know what is asked for, nor by which solver.
 
-Ranks that hold the model together read a share of the sequences each, and all of them get the whole reading.
+Ranks that hold the model together read a share of the batches each, and all of them get the whole reading. Batches are
+cut alike for any number of ranks: a pass asks an edit again or not by a threshold, and a last bit would decide it.
 
 Legend: T edit rows, N target tokens in a part, B sequences, E edits, I in_features, O out_features.
 """
@@ -20,6 +21,10 @@ from editors.families import EditableModel, InnerParam, TargetBatch
 from editors.prompts import Encoded, KeyTokens
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed
+
+READ_TOKENS = 256
+"""Most padded tokens of one forward and backward: what the blocks keep for it is most of an edit's memory. Two ranks
+share a usual batch at this size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +102,7 @@ def parts_of(model: EditableModel, edits: Sequence[Edit], group: Group, rephrase
     """This rank's share of the edits' sequences, as batches of bounded size."""
     sequences, edit_of = _sequences(model, edits, rephrase_rows)
     parts = []
-    for chosen, batch in model.chunked(sequences):
+    for chosen, batch in model.chunked_alike(sequences, max_tokens=READ_TOKENS):
         sequence_B = torch.tensor(chosen, dtype=torch.long, device=model.device)
         parts.append(
             Part(

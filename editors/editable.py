@@ -128,6 +128,17 @@ class EditableModel(ABC):
         for _ in range(max(map(len, plans)) - len(own)):
             yield [], self.pack([sequences[by_length[0]]])
 
+    def chunked_alike(
+        self, sequences: Sequence[Encoded], *, max_tokens: int
+    ) -> Iterator[tuple[list[int], TargetBatch]]:
+        """As `chunked`, but ranks share out whole batches: each is cut as one rank alone would, and gives its bits."""
+        plan = list(chunks(sequences, max_tokens=max_tokens))
+        own = own_share(self.peers, plan)
+        for places in own:
+            yield places, self.pack([sequences[place] for place in places])
+        for _ in range(-(-len(plan) // self.peers.num_ranks) - len(own)):
+            yield [], self.pack([sequences[plan[0][0]]])
+
     def chunked_whole(self, sequences: Sequence[Encoded], *, max_tokens: int = CHUNK_TOKENS) -> Iterator[TargetBatch]:
         """All sequences as batches of bounded size, the same on every rank."""
         for places in chunks(sequences, max_tokens=max_tokens):

@@ -1,0 +1,126 @@
+"""The edit service around two real ranks that die in the middle of a batch: it finishes later, and nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from editors.deltas import load_accumulators
+from pipeline import bootstrap
+from pipeline.config import Settings
+from pipeline.domain.errors import EngineFailed
+from pipeline.domain.gates import GatePolicy
+from pipeline.domain.trials import LoadPlan
+from pipeline.entrypoints.cli_lineage import make_lineage
+from pipeline.entrypoints.preparation import Prepared
+from tests.factories import NOON
+from tests.faults.test_rank_faults import eventually, is_gone
+from tests.store_rig import LINEAGE, ROLE, StoreRig
+from tests.tiny_lineage import edits, make_tiny_lineage, trial
+from workers.group import RankGroup
+from workers.ranks import RankSpec
+
+LENIENT = GatePolicy(
+    edit_success_min=0.0,
+    free_success_min=0.0,
+    locality_drop_max=1.0,
+    locality_kl_max=100.0,
+    edit_locality_kl_max=100.0,
+    retention_drop_max=1.0,
+    perplexity_rise_max=1e6,
+    change_norm_max=1e6,
+    locality_floor=0.0,
+    retention_floor=0.0,
+    perplexity_ceiling=1e6,
+)
+"""What becomes of random weights is not the question here."""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> LoadPlan:
+    """A base with everything that was measured of it."""
+    return make_tiny_lineage(tmp_path / "lineage")
+
+
+@pytest.fixture
+def settings(postgres_url: str, tmp_path: Path, pools_close: None) -> Settings:
+    """Of an edit worker with two ranks."""
+    return Settings(
+        database_url=postgres_url,
+        database_role=ROLE,
+        artifact_root=tmp_path / "artifacts",
+        batch_max_wait=timedelta(0),
+        num_ranks=2,
+    )
+
+
+@pytest.fixture
+def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
+    """Its database, to look into."""
+    made = StoreRig(url=postgres_url, folder=tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failpoint", ["rank:before_apply", "rank:before_files"])
+def test_a_batch_whose_ranks_are_killed_is_finished_by_the_next_doorbell(
+    settings: Settings, rig: StoreRig, plan: LoadPlan, tmp_path: Path, failpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = bootstrap.stores(settings)
+    make_lineage(kept, LINEAGE, prepared(plan), batch_size=3, policy=LENIENT)
+    wanted = [
+        rig.submit(replace(edit.request, request_id=f"r{place}", occurred_at=NOON + timedelta(minutes=place)))[0]
+        for place, edit in enumerate(edits(3))
+    ]
+    spec = RankSpec(num_ranks=settings.num_ranks, log=tmp_path / "ranks.log")
+    with RankGroup(spec, command_timeout=timedelta(seconds=120)) as group:
+        service = bootstrap.edit_service(settings, group)
+        monkeypatch.setenv("CORRIGENDA_FAILPOINT", failpoint)
+        group.start()
+        assert eventually(lambda: len(group.pids) == 2)
+        killed = group.pids
+        with pytest.raises(EngineFailed, match="ended with status"):
+            service.run(LINEAGE)
+        assert all(is_gone(pid) for pid in killed)
+        assert {rig.status(edit_id) for edit_id in wanted} == {"received"}
+        assert rig.lineage().head_id is None
+        monkeypatch.delenv("CORRIGENDA_FAILPOINT")
+        rig.make_due()
+        service.run(LINEAGE)
+        head = rig.lineage()
+        made = {edit_id for edit_id in wanted if rig.status(edit_id) == "snapshotted"}
+        assert made
+        assert {rig.status(edit_id) for edit_id in set(wanted) - made} <= {"rejected"}
+        assert (head.head_seq, rig.active(head.head_id)) == (1, made)
+        assert all(rig.actions(edit_id).count("edit:snapshotted") == 1 for edit_id in made)
+        check_one_rank_holds_the_same(kept.snapshots.load_plan(LINEAGE, snapshot_id=head.head_id), group, tmp_path)
+
+
+def prepared(plan: LoadPlan) -> Prepared:
+    """What `prepare_base` would have given."""
+    return Prepared(
+        base=plan.base,
+        editor=plan.editor,
+        prior=Path(plan.prior.path),
+        baseline=Path(plan.baseline.path),
+        trained=None,
+    )
+
+
+def check_one_rank_holds_the_same(head: LoadPlan, two: RankGroup, folder: Path) -> None:
+    """Load a snapshot of two ranks on one, make the same candidate on both, and compare what they hold."""
+    with RankGroup(RankSpec(log=folder / "one.log"), command_timeout=timedelta(seconds=120)) as one:
+        found = []
+        for name, group in (("one", one), ("two", two)):
+            group.load(head, epoch=99)
+            (folder / name).mkdir()
+            group.try_edits(trial("t", (), removed_ids=(head.ledger[0].edit_ids[0],)))
+            group.keep("t", folder=folder / name, with_accumulator=True)
+            found.append(load_accumulators(folder / name / "accumulator.safetensors"))
+    for name, shift in found[0].items():
+        assert float((found[1][name] - shift).norm()) <= 1e-5 * float(shift.norm())
