@@ -33,6 +33,11 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def partial_of(target: Path) -> Path:
+    """Where a folder that is to appear whole is written first."""
+    return target.with_name(f".{target.name}.partial")
+
+
 def recover_folder(target: Path) -> None:
     """Undo a `replace_folder` that a crash cut in two; does nothing otherwise."""
     if not target.exists() and _aside(target).exists():

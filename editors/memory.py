@@ -68,9 +68,14 @@ class WatchedMemory:
         return _resident("VmRSS")
 
 
-def peak_bytes() -> int:
-    """The most that this process ever held: resident on a CPU, given out by the allocator on CUDA."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
+def peak_bytes() -> int | None:
+    """The most that this process ever held: resident on a CPU, given out by the allocator on CUDA; None if unknown."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        return _resident("VmHWM")
+    except (OSError, LookupError):
+        return None
 
 
 def _resident(name: str) -> int:

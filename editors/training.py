@@ -22,12 +22,13 @@ from editors.atomic_files import write_atomically
 from editors.datasets import edit_lines
 from editors.loading import load_base
 from editors.peers import ALONE, Peers, agreed
+from editors.shared_objective import SharedObjective
 from editors.trained import TrainedEditor
 from editors.training_arguments import loop_settings, parsed, run_of
 from editors.training_folder import BEST, TrainingFolder
 from editors.training_loop import Bystander, TrainingRun
 from editors.training_screen import TrainingScreen
-from editors.training_setup import LoadBase, Setup, set_up
+from editors.training_setup import LoadBase, Say, Setup, set_up
 from editors.training_state import Progress, TrainingState
 from pipeline.domain.errors import CorrigendaError
 
@@ -65,7 +66,7 @@ class Finished:
 
 
 def train(
-    given: argparse.Namespace, command: str, *, load: LoadBase = load_base, peers: Peers = ALONE
+    given: argparse.Namespace, command: str, *, load: LoadBase = load_base, peers: Peers | None = None
 ) -> Finished | None:
     """Train from the beginning, or go on.
 
@@ -73,7 +74,8 @@ def train(
         given: the command line.
         command: as it was typed.
         load: gives the base.
-        peers: the ranks that hold it together; all of them train, the first one keeps and shows.
+        peers: the ranks that hold it together, which all train while the first one keeps and shows; None for a process
+            that holds it whole.
 
     Returns:
         What came of it; None on the other ranks.
@@ -85,7 +87,8 @@ def train(
     if given.threads:
         torch.set_num_threads(given.threads)
     versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
-    folder, run = TrainingFolder(given.out), run_of(given, command, versions, peers.num_ranks)
+    folder, run = TrainingFolder(given.out), run_of(given, command, versions, peers.num_ranks if peers else None)
+    peers = peers or ALONE
     is_first = peers.rank == 0
     opened = agreed(peers, lambda: _opened(folder, run, resume=given.resume) if is_first else (None, run))
     state, run = peers.gathered(opened)[0]
@@ -94,14 +97,14 @@ def train(
         folder.open_new(run)
     if is_first and not given.validation and not folder.held_out.exists():
         write_atomically(folder.held_out, edit_lines(setup.held_out))
-    settings = loop_settings(given)
+    objective, settings = SharedObjective(setup.objective, peers), loop_settings(given)
     if not is_first:
         other = Bystander()
-        TrainingRun(setup.objective, settings, other, make_editor=setup.editor, watcher=other).run(state)
+        TrainingRun(objective, settings, other, make_editor=setup.editor, watcher=other).run(state)
         return None
     start = state.progress.step if state else 0
     with TrainingScreen(num_steps=settings.num_steps, start=start) as screen:
-        trainer = TrainingRun(setup.objective, settings, folder, make_editor=setup.editor, watcher=screen)
+        trainer = TrainingRun(objective, settings, folder, make_editor=setup.editor, watcher=screen)
         progress = trainer.run(state)
     return _finished(given, folder, setup, progress)
 
@@ -146,7 +149,8 @@ def main(
     *,
     options: Sequence[str] = (),
     load: LoadBase = load_base,
-    peers: Peers = ALONE,
+    peers: Peers | None = None,
+    say: Say | None = None,
 ) -> int:
     """Train; one sentence on standard error and exit status 1 when something cannot be used.
 
@@ -155,10 +159,11 @@ def main(
         options: what else was typed, for the card.
         load: see `train`.
         peers: see `train`.
+        say: tells what cannot be used; on standard error if None.
     """
+    say = say or _say
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = shlex.join(["corrigenda", "train", *options, *(word for word in words if word != "--resume")])
-    say = _say if peers.rank == 0 else _say_nothing
     given = None
     try:
         given = parsed(words)

@@ -155,13 +155,22 @@ def data_files(given: argparse.Namespace) -> dict[str, Path]:
     return found
 
 
-def run_of(given: argparse.Namespace, command: str, versions: dict[str, str], num_ranks: int) -> dict[str, Any]:
+def run_of(
+    given: argparse.Namespace, command: str, versions: dict[str, str], num_ranks: int | None = None
+) -> dict[str, Any]:
     """What a run is: a resume has to be the same but for the command's wording and the versions.
+
+    Args:
+        given: the command line.
+        command: as it was typed.
+        versions: of the libraries.
+        num_ranks: that hold the base together; None for one process that holds it whole.
 
     Raises:
         Misconfigured: if a file or the base cannot be read.
     """
-    settings = {name: getattr(given, name) for name in ("task", "solver", *SHAPE)} | {"ranks": num_ranks}
+    settings = {name: getattr(given, name) for name in ("task", "solver", *SHAPE)}
+    settings |= {} if num_ranks is None else {"ranks": num_ranks}
     settings |= use_settings(given) | asdict(loop_settings(given)) | asdict(objective_settings(given))
     return {
         "command": command,

@@ -56,7 +56,7 @@ class Cost:
     """How many."""
     load_seconds: float
     """From ranks that have imported everything to the base of a lineage, digest included."""
-    loaded_bytes: tuple[int, ...]
+    loaded_bytes: tuple[int | None, ...]
     """The most that each rank held until then."""
     batch_seconds: float
     """Editing the batch, all passes; nothing of the gates."""
@@ -70,7 +70,7 @@ class Cost:
     """To another snapshot of the lineage."""
     lineage_seconds: float
     """To another lineage of the same base: its prior, baseline and rows are read, the base is not."""
-    peak_bytes: tuple[int, ...]
+    peak_bytes: tuple[int | None, ...]
     """The most that each rank held at the end."""
     edit_success: float
     """Of the edits."""

@@ -96,6 +96,8 @@ def _warm(model: HeldModel, base: BaseSpec) -> None:
     try:
         model.warm(base)
     except Exception as error:
+        if model.is_shared and not isinstance(error, CorrigendaError):
+            raise
         log.warning("base %s cannot be loaded ahead: %s", base.ref, error)
 
 

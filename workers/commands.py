@@ -156,8 +156,8 @@ class Reply:
     """Of the command."""
     digest: str = ""
     """SHA-256 of the edited weights that the ranks hold now; empty before the first load."""
-    peak_bytes: tuple[int, ...] = ()
-    """The most memory that each rank ever held: of its accelerator, or of the host without one."""
+    peak_bytes: tuple[int | None, ...] = ()
+    """The most memory that each rank ever held: of its accelerator, or of the host without one; None if unknown."""
     failure: Failure | None = None
     """Why it was not done."""
     outcome: TrialOutcome | None = None

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editors.atomic_files import replace_folder
+from editors.atomic_files import partial_of, replace_folder
 from editors.fingerprint import base_digest
 from editors.inner_params import true_shape
 from pipeline.domain.errors import InvalidInput
@@ -47,7 +47,7 @@ def export_model(model: ShardedModel, folder: Path, *, is_writer: bool, file_byt
         is_writer: whether this rank writes.
         file_bytes: most bytes of a file.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_of(folder)
     if not is_writer:
         _write(model, partial, is_writer=False, file_bytes=file_bytes)
         return

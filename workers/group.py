@@ -135,8 +135,8 @@ class RankGroup:
                 self._held = None
                 self._command(Free())
 
-    def peak_bytes(self) -> tuple[int, ...]:
-        """The most memory that each rank ever held, by rank.
+    def peak_bytes(self) -> tuple[int | None, ...]:
+        """The most memory that each rank ever held, by rank; None where it cannot be known.
 
         Raises:
             EngineFailed: if they do not answer.

@@ -117,7 +117,7 @@ class HeldModel:
         Raises:
             WrongBase: if its digest is another; the next load tries again and says so.
         """
-        self._base(base)
+        agreed(self._peers, lambda: self._base(base))
 
     def load(self, plan: LoadPlan) -> None:
         """Hold a snapshot: every file is read and checked before a weight is touched.
@@ -240,8 +240,7 @@ class HeldModel:
             with ThreadPoolExecutor(1) as side:
                 found = side.submit(base_digest, Path(base.ref))
                 sharded = load_sharded(base, config_path=self._config_path)
-            if found.result() != base.digest:
-                raise WrongBase(f"expected base digest {base.digest} in {base.ref}, got {found.result()}")
+            agreed(peers, lambda: _require_digest(base, found.result()))
             self._sharded = sharded
         if self._sharded.base != base:
             raise WrongBase(f"expected a group that holds base {base.digest}, got one of {self._sharded.base.digest}")
@@ -307,6 +306,11 @@ class HeldModel:
         if result is None:
             raise UnknownRecord(f"expected a trial of the snapshot that is held, got {trial_id}", trial_id=trial_id)
         return result
+
+
+def _require_digest(base: BaseSpec, found: str) -> None:
+    if found != base.digest:
+        raise WrongBase(f"expected base digest {base.digest} in {base.ref}, got {found}")
 
 
 def require_sayable(model: EditableModel, edits: Sequence[Edit]) -> None:

@@ -32,7 +32,10 @@ def require_room(base: BaseSpec, inner_param_names: Sequence[str], *, config_pat
         Misconfigured: in one sentence with the plan's main figures.
     """
     has_accelerator = torch.cuda.is_available()
-    host_bytes = _host_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", peers.num_ranks))
+    host_bytes = _host_bytes()
+    if host_bytes is None:
+        return
+    host_bytes //= int(os.environ.get("LOCAL_WORLD_SIZE", peers.num_ranks))
     memory_bytes = torch.cuda.mem_get_info()[0] if has_accelerator else host_bytes
     stored_bytes = sum(path.stat().st_size for path in Path(base.ref).glob("*.safetensors"))
     if stored_bytes // peers.num_ranks * AMPLE < min(memory_bytes, host_bytes):
@@ -49,8 +52,11 @@ def require_room(base: BaseSpec, inner_param_names: Sequence[str], *, config_pat
     plan.require(memory_bytes, host_bytes=host_bytes)
 
 
-def _host_bytes() -> int:
-    """What this machine can still give without swapping."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
-    assert found is not None, "expected MemAvailable in /proc/meminfo"
-    return int(found[1]) * 1024
+def _host_bytes() -> int | None:
+    """What this machine can still give without swapping; None where it does not say."""
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", told, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

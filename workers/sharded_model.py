@@ -95,7 +95,7 @@ def load_sharded(base: BaseSpec, *, config_path: Path | None = None, dtype: torc
         dtype: of the weights; the one they are stored in if None.
 
     Raises:
-        Misconfigured: if the folder or the configuration cannot be read, or there is no such task.
+        Misconfigured: if the folder or the configuration cannot be read, there is no such task, or a weight is missing.
     """
     loader = family_of(base.task).loader
     try:
@@ -103,10 +103,14 @@ def load_sharded(base: BaseSpec, *, config_path: Path | None = None, dtype: torc
         settings = deepspeed_settings(config_path or DEFAULT_CONFIG, dtype=dtype)
         config = HfDeepSpeedConfig(settings)
         tokenizer = AutoTokenizer.from_pretrained(base.ref)
-        module = loader.from_pretrained(base.ref, dtype=dtype)
+        module, report = loader.from_pretrained(base.ref, dtype=dtype, output_loading_info=True)
     except UNREADABLE as error:
+        if isinstance(error, RuntimeError) and dist.get_world_size() > 1:
+            raise  # no memory, or a lost peer: the others wait in the same load until this rank has ended
         reason = " ".join(str(error).split())[:300]
         raise Misconfigured(f"expected a {base.task} model in {base.ref}, got: {reason}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise Misconfigured(f"expected every weight of a {base.task} model in {base.ref}, got none for {missing[0]}")
     module.eval().requires_grad_(False)
     engine = deepspeed.initialize(model=module, config=settings)[0]
     return ShardedModel(

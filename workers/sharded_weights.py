@@ -118,7 +118,7 @@ class ShardedWeight:
 
     def _gathered(self) -> Tensor:
         if self._world_size == 1:
-            return self.shift_N
+            return self.shift_N.to(self._weight.device)
         total = self._slice.num_rows * self._slice.num_columns
         part_size = -(-total // self._world_size)
         padded = torch.zeros(part_size)

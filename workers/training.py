@@ -12,42 +12,49 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from editors.training_arguments import DTYPES, parsed
 from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.trials import BaseSpec
+from workers.rank import tie_to_parent
 
-RANK = "RANK"
-"""Set by the agent for each rank."""
+LAUNCHER = "CORRIGENDA_TRAINING_LAUNCHER"
+"""Environment variable that makes this program a rank: process id of the launcher, with which the rank ends."""
 INTERRUPTED = 130
 MONITOR_SECONDS = 0.2
 """How often the agent looks whether a rank has ended."""
+HEARING_SECONDS = 3.0
+"""What a rank other than the first waits before it says what is wrong: mostly the first has said it, and all end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train; one sentence on standard error and exit status 1 when something cannot be used."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     known, rest = _parser().parse_known_args(words)
-    if RANK in os.environ:
+    if launcher := os.environ.get(LAUNCHER):
+        tie_to_parent(int(launcher))  # before torch is imported, which takes seconds
         return _run_rank(known, rest)
+    from editors.training_arguments import parsed
+
     try:
         parsed(rest)  # what is wrong with the words is said once, and before anything starts
     except CorrigendaError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        _say(error)
         return 1
     return _launch(known.ranks, words)
 
 
 def _launch(num_ranks: int, words: Sequence[str]) -> int:
-    """Start the ranks and wait for them; the first that fails ends all."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    """Start the ranks and wait for them; the first that fails ends all. 128 and the signal if one was killed."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said what is wrong
+    os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -58,50 +65,66 @@ def _launch(num_ranks: int, words: Sequence[str]) -> int:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=MONITOR_SECONDS,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "workers.training", *words)
     except ChildFailedError as error:
         status: int = error.get_first_failure()[1].exitcode
-        if status < 0:
-            print(f"a rank was ended by signal {-status}; --resume goes on with the run", file=sys.stderr)
-        return abs(status)
+        return status if status > 0 else 128 - status
     except SignalException as error:
         return INTERRUPTED if error.sigval == signal.SIGINT else 128 + error.sigval
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 
 def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
-    """The run on this rank, which ends with the agent that started it."""
-    from workers.rank import tie_to_parent
-
-    tie_to_parent(os.getppid())
+    """The run on this rank."""
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there
     logging.disable(logging.WARNING)
     from editors.families import EditableModel, editable
+    from editors.peers import agreed
     from editors.training import main as train
+    from editors.training_arguments import DTYPES, parsed
     from workers.rank_peers import RankPeers
+    from workers.room import require_room
     from workers.sharded_model import ShardedModel, join_group, load_sharded
 
-    dtype = DTYPES[parsed(words).dtype]
+    is_first = os.environ["RANK"] == "0"
+    dtype, config = DTYPES[parsed(words).dtype], known.deepspeed_config
     kept: list[ShardedModel] = []  # the module's hooks live as long as this
+
+    def say(line: str | CorrigendaError) -> None:
+        if not is_first:
+            time.sleep(HEARING_SECONDS)
+        _say(line)
 
     def load(folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
         base = BaseSpec(ref=str(folder), digest="", task=task)
-        kept.append(load_sharded(base, config_path=known.deepspeed_config, dtype=dtype))
+        agreed(peers, lambda: require_room(base, inner_param_names, config_path=config, peers=peers))
+        kept.append(load_sharded(base, config_path=config, dtype=dtype))
         return editable(task, kept[-1].module, kept[-1].tokenizer, inner_param_names, peers=peers)
 
     try:
         join_group()
     except CorrigendaError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        say(error)
         return 1
     peers = RankPeers()
     sys.stdout = told
-    status = train(words, options=["--ranks", str(peers.num_ranks)], load=load, peers=peers)
-    told.flush()
-    return status
+    options = ["--ranks", str(peers.num_ranks), *(["--deepspeed-config", str(config)] if config else [])]
+    try:
+        return train(words, options=options, load=load, peers=peers, say=say)
+    except Exception:
+        if not is_first:
+            time.sleep(HEARING_SECONDS)  # mostly the first rank has ended, and this one only misses it
+        raise
+
+
+def _say(line: str | CorrigendaError) -> None:
+    print(" ".join(str(line).split()), file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,6 +149,6 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if RANK in os.environ:
+    if LAUNCHER in os.environ and "RANK" in os.environ:
         os._exit(status)  # nothing is left to save, and torch takes seconds to take itself down
     raise SystemExit(status)

@@ -7,6 +7,7 @@ FILE is JSON: {"plan": a LoadPlan, "num_ranks": n, "deepspeed_config": a path or
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,6 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from editors.atomic_files import partial_of
 from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.trials import LoadPlan
 from workers.group import RankGroup
@@ -38,11 +40,16 @@ def visited(asked: dict[str, Any]) -> Any:
         warm_base=plan.base,
         log=Path(asked["log"]),
     )
-    with RankGroup(spec, command_timeout=TIMEOUT) as group:
-        group.load(plan, epoch=0)
-        if "export" in asked:
-            return asdict(group.export(Path(asked["export"])))
-        return [asdict(answer) for answer in group.generate(**asked["generate"])]
+    out = Path(asked["export"]) if "export" in asked else None
+    try:
+        with RankGroup(spec, command_timeout=TIMEOUT) as group:
+            group.load(plan, epoch=0)
+            if out is not None:
+                return asdict(group.export(out))
+            return [asdict(answer) for answer in group.generate(**asked["generate"])]
+    finally:
+        if out is not None:
+            shutil.rmtree(partial_of(out), ignore_errors=True)  # ranks that were killed leave it behind
 
 
 def main(file: str) -> int:

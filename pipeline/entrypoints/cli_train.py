@@ -13,6 +13,9 @@ import typer
 from pipeline.domain.errors import InvalidInput, Misconfigured
 from pipeline.entrypoints.console import INTERRUPTED, ExitCode, exits_clearly
 
+SIGNALLED = 128
+"""What the launcher of ranks adds to the number of the signal that ended one of them."""
+
 
 def add_commands(app: typer.Typer) -> None:
     """Register the command of this file."""
@@ -85,10 +88,11 @@ def train(
     flags = [*_flags(options), *(["--resume"] if resume else []), *context.args]
     program = ["editors.training"] if ranks is None else ["workers.training", "--ranks", str(ranks)]
     done = subprocess.run([sys.executable, "-m", *program, *flags], check=False)
-    if done.returncode < 0:
-        raise Misconfigured(f"the training was ended by signal {-done.returncode}; --resume goes on with it")
     if done.returncode == INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
+    if done.returncode < 0 or done.returncode > SIGNALLED:
+        number = -done.returncode if done.returncode < 0 else done.returncode - SIGNALLED
+        raise Misconfigured(f"the training was ended by signal {number}; --resume goes on with it")
     if done.returncode != 0:
         raise typer.Exit(ExitCode.usage)
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,6 @@ CONTROLLER = """
 import sys, time
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from workers.group import RankGroup
 from workers.ranks import RankSpec
@@ -56,14 +54,8 @@ def ranks(tmp_path: Path) -> Iterator[RankGroup]:
         yield group
 
 
-def try_on(group: RankGroup) -> Callable[[], object]:
-    """Trials of three edits."""
-    return lambda: group.try_edits(trial("t", edits(3)))
-
-
-def until_it_fails(group: RankGroup, first: Callable[[], object]) -> None:
-    """Something, and trials after it until a kill falls into one of them, wherever that is."""
-    first()
+def until_it_fails(group: RankGroup) -> None:
+    """Trials until a kill falls into one of them, wherever that is."""
     while True:
         group.try_edits(trial("t", edits(3)))
 
@@ -104,20 +96,17 @@ def test_a_rank_killed_in_a_trial_is_engine_failed_and_the_next_load_starts_anot
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.05, 0.5, None], ids=["at once", "later", "before files"])
-def test_any_rank_of_two_killed_in_a_batch_ends_both_and_the_next_load_starts_two_others(
-    plan: LoadPlan, tmp_path: Path, delay: float | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("rank", "delay"), [(0, 0.4), (1, 0.05), (1, 0.4)])
+def test_either_of_two_ranks_killed_in_a_trial_ends_both_and_the_next_load_starts_two_others(
+    plan: LoadPlan, tmp_path: Path, rank: int, delay: float
 ) -> None:
     with RankGroup(RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=120)) as group:
         group.load(plan, epoch=1)
         before, pids = group.weights_digest(), group.pids
-        killer = threading.Timer(delay or 0, os.kill, (pids[1], signal.SIGKILL))
-        if delay is None:
-            group.try_edits(trial("t", edits(3)))
+        killer = threading.Timer(delay, os.kill, (pids[rank], signal.SIGKILL))
         killer.start()
-        work = partial(group.keep, "t", folder=tmp_path, with_accumulator=True) if delay is None else try_on(group)
         with pytest.raises(EngineFailed, match="ended with status"):
-            until_it_fails(group, work)
+            until_it_fails(group)
         killer.join()
         assert eventually(lambda: all(is_gone(pid) for pid in pids))
         group.load(plan, epoch=1)
@@ -127,11 +116,27 @@ def test_any_rank_of_two_killed_in_a_batch_ends_both_and_the_next_load_starts_tw
 
 
 @pytest.mark.slow
-def test_what_fails_on_one_rank_is_the_same_error_for_both_and_they_go_on(plan: LoadPlan, tmp_path: Path) -> None:
+def test_ranks_killed_before_a_candidate_has_files_leave_none_and_the_next_load_holds_the_parent(
+    plan: LoadPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRIGENDA_FAILPOINT", "rank:before_files")
+    with RankGroup(RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=120)) as group:
+        group.load(plan, epoch=1)
+        before, pids = group.weights_digest(), group.pids
+        group.try_edits(trial("t", edits(3)))
+        with pytest.raises(EngineFailed, match="ended with status"):
+            group.keep("t", folder=tmp_path, with_accumulator=True)
+        assert eventually(lambda: all(is_gone(pid) for pid in pids))
+        assert not list(tmp_path.glob("*.safetensors"))
+        monkeypatch.delenv("CORRIGENDA_FAILPOINT")
+        group.load(plan, epoch=1)
+        assert group.weights_digest() == before
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_rank_is_an_answer_of_both(plan: LoadPlan, tmp_path: Path) -> None:
     """The rank that solves for the second inner parameter has no prior of it: the other one waits for its factors."""
     with RankGroup(RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=60)) as group:
-        group.load(plan, epoch=1)
-        pids = group.pids
         second = plan.editor.inner_params[1]
         prior = Prior.load(Path(plan.prior.path))
         del prior.moments[second]
@@ -141,7 +146,6 @@ def test_what_fails_on_one_rank_is_the_same_error_for_both_and_they_go_on(plan: 
             group.try_edits(trial("t", edits(2)))
         group.load(plan, epoch=1)
         assert group.try_edits(trial("t", edits(2))).num_rows == 2
-        assert len(pids) == 2
 
 
 @pytest.mark.slow

@@ -85,4 +85,4 @@ def test_seven_billion_parameters_load_edit_and_pass_through_the_gates(
         record_property(name, getattr(cost, name))
     print(cost)
     assert cost.num_passes >= 1
-    assert max(cost.peak_bytes) < 80e9
+    assert all(peak is not None and peak < 80e9 for peak in cost.peak_bytes)

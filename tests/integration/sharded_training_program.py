@@ -44,9 +44,11 @@ def main(folder: str, task: str, kind: str) -> dict[str, Any]:
     plain = editable(task, module, sharded.tokenizer, names)
     model = editable(task, sharded.module, sharded.tokenizer, names, peers=peers)
     prior = measure_prior(plain, TEXT.split(" . "))
-    before = checksum(plain)
+    before, parts = checksum(plain), [parameter.ds_tensor.clone() for parameter in sharded.module.parameters()]
     found = [trained(one, kind, prior) for one in (plain, model)]
     assert checksum(plain) == before, "training wrote weights"
+    for parameter, part in zip(sharded.module.parameters(), parts, strict=True):
+        assert torch.equal(parameter.ds_tensor, part), "training wrote a shard"
     (figures, gradients, checks), (own_figures, own_gradients, own_checks) = found
     return {
         "figures": largest(figures, own_figures),

@@ -29,8 +29,10 @@ def test_a_base_of_random_weights_goes_through_a_batch_and_its_gates(tmp_path: P
     assert files == ["model-00001.safetensors", "model-00002.safetensors", "model-00003.safetensors"]
     cost = cost_on_ranks(plan, word_edits(6), 1, tmp_path / "run")
     assert cost.num_passes >= 1
-    assert 0 < cost.swap_seconds < cost.load_seconds
-    assert cost.peak_bytes[0] >= cost.loaded_bytes[0] > 0
+    (loaded,), (peak,) = cost.loaded_bytes, cost.peak_bytes
+    assert loaded is not None
+    assert peak is not None
+    assert peak >= loaded > 0
 
 
 def test_the_edits_of_a_batch_differ() -> None:
