@@ -16,8 +16,8 @@ class Work:
     """Most edits in a batch."""
     num_edits: int = 1000
     """Active edits that the ledger holds."""
-    num_tokens: int = 2048
-    """Most padded tokens of one forward on a rank."""
+    num_tokens: int = 512
+    """Most padded tokens of one backward pass on a rank: 256 of edits, 512 of a prior, more where `sum` trains."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,7 +34,7 @@ def lineage_plan(
     inner_param: Annotated[list[str] | None, typer.Option(help="A weight to edit; repeatable.")] = None,
     batch_size: Annotated[int, typer.Option(help="Most edits in a batch.")] = 32,
     num_edits: Annotated[int, typer.Option(help="Active edits that the ledger holds.")] = 1000,
-    tokens: Annotated[int, typer.Option(help="Most padded tokens of one forward on a rank.")] = 2048,
+    tokens: Annotated[int, typer.Option(help="Most padded tokens of one backward pass on a rank.")] = 512,
     as_json: JsonOption = False,
 ) -> None:
     """Say what one rank needs to hold and edit a base, and whether it fits; no weight is read.
