@@ -21,14 +21,14 @@ from editors.baseline import Baseline
 from editors.deltas import WeightDelta, load_accumulators, save_accumulators
 from editors.families import EditableModel, editable
 from editors.fingerprint import base_digest
-from editors.inner_params import inner_params
+from editors.inner_params import InnerParam, inner_params
 from editors.ledger import Ledger
 from editors.metrics import Scorer, asked_pairs
 from editors.peers import Peers, agreed, own_share
 from editors.selection import editor_for
 from editors.trained import TrainedEditor
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, EngineFailed, InvalidInput, UnknownRecord, WrongBase
+from pipeline.domain.errors import EditorFailed, EngineFailed, IntegrityBroken, InvalidInput, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.trials import Answer, BaseSpec, ExportedModel, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
@@ -256,11 +256,14 @@ class HeldModel:
             ridge=plan.editor.ridge,
             names=own_share(self._peers, [param.name for param in params]),
         )
+        deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]
+        for file, delta in zip(plan.deltas, deltas, strict=True):
+            _require_fit(params, delta, file.path)
         return PlanFiles(
             ledger=ledger,
             baseline=Baseline.load(Path(plan.baseline.path), plan.baseline.digest),
             shifts=load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {},
-            deltas=[WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas],
+            deltas=deltas,
             editor=self._editor(plan, sharded),
         )
 
@@ -306,6 +309,17 @@ class HeldModel:
         if result is None:
             raise UnknownRecord(f"expected a trial of the snapshot that is held, got {trial_id}", trial_id=trial_id)
         return result
+
+
+def _require_fit(params: Sequence[InnerParam], delta: WeightDelta, path: str) -> None:
+    expected = {param.name: (param.in_features, param.out_features) for param in params}
+    found = {name: (len(left), right.shape[1]) for name, (left, right) in delta.factors.items()}
+    if found != expected:
+        name = min(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+        raise IntegrityBroken(
+            f"expected a delta of the lineage's inner parameters in {path}, got {found.get(name, 'none')} for {name}, "
+            f"which is {expected.get(name, 'none of them')}: a delta of another base"
+        )
 
 
 def _require_digest(base: BaseSpec, found: str) -> None:

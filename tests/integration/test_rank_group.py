@@ -9,8 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
-from editors.deltas import load_accumulators
+from editors.deltas import WeightDelta, load_accumulators
 from editors.fingerprint import base_digest
 from editors.loading import load_base, load_snapshot
 from editors.selection import lineage_settings
@@ -249,6 +250,28 @@ def test_two_ranks_export_a_model_of_any_family(name: str, tmp_path: Path) -> No
     spec = RankSpec(num_ranks=2, log=tmp_path / "ranks.log")
     with RankGroup(spec, command_timeout=timedelta(seconds=150)) as group:
         check_export(group, plan, tmp_path / "lineage", tolerance=1e-6)
+
+
+def test_a_delta_of_another_base_is_not_held(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+    ranks.load(plan, epoch=1)
+    digest = ranks.weights_digest()
+    first, *others = plan.editor.inner_params
+    for wrong in ({first: (9, 2)}, dict.fromkeys((*others, "model.layers.99.mlp.down_proj.weight"), (24, 12))):
+        path = tmp_path / f"{len(wrong)}.safetensors"
+        factors = {name: (torch.ones(rows, 1), torch.ones(1, columns)) for name, (rows, columns) in wrong.items()}
+        WeightDelta.of(factors).save(path)
+        with pytest.raises(IntegrityBroken, match="a delta of another base"):
+            ranks.load(replace(plan, snapshot_id="other", deltas=(file_ref(path),)), epoch=1)
+    ranks.load(plan, epoch=1)
+    assert ranks.weights_digest() == digest
+
+
+def test_a_model_without_known_inner_parameters_is_refused_in_one_sentence(ranks: RankGroup, plan: LoadPlan) -> None:
+    for names, wrong in ((("model.layers.1.mlp.nope.weight",), "nope"), (("model.norm.weight",), "model.norm")):
+        with pytest.raises(Misconfigured, match=f"expected .*{wrong}"):
+            ranks.load(replace(plan, editor=replace(plan.editor, inner_params=names)), epoch=1)
+    ranks.load(plan, epoch=1)
+    assert ranks.weights_digest()
 
 
 @pytest.mark.parametrize("name", ["t5", "bart", "bert"])
