@@ -73,6 +73,7 @@ def _write(model: ShardedModel, folder: Path, *, is_writer: bool, file_bytes: in
         gathered = {key: _whole(model, value, is_writer=is_writer) for key, value in parameters.items()}
         if is_writer:
             save_file(gathered, folder / name, metadata={"format": "pt"})
+            (folder / name).chmod(0o644)  # the library makes files that only their owner may read
     model.release()
     if is_writer:
         _write_rest(model, folder, files)

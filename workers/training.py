@@ -14,7 +14,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.domain.errors import CorrigendaError
@@ -26,6 +27,8 @@ LAUNCHER = "CORRIGENDA_TRAINING_LAUNCHER"
 INTERRUPTED = 130
 MONITOR_SECONDS = 0.2
 """How often the agent looks whether a rank has ended."""
+SIGNAL_SECONDS = 1.0
+"""What the first rank waits after an error: one that another rank left behind by ending on the same signal."""
 HEARING_SECONDS = 3.0
 """What a rank other than the first waits before it says what is wrong: mostly the first has said it, and all end."""
 
@@ -53,7 +56,7 @@ def _launch(num_ranks: int, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks have said what is wrong
+    logging.disable(logging.CRITICAL)  # the ranks have said what is wrong
     os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
@@ -84,6 +87,7 @@ def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there
     logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     from editors.families import EditableModel, editable
     from editors.peers import agreed
     from editors.training import main as train
@@ -93,6 +97,8 @@ def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
     from workers.sharded_model import ShardedModel, join_group, load_sharded
 
     is_first = os.environ["RANK"] == "0"
+    if not is_first:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # the first one says it
     dtype, config = DTYPES[parsed(words).dtype], known.deepspeed_config
     kept: list[ShardedModel] = []  # the module's hooks live as long as this
 
@@ -116,10 +122,18 @@ def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
     sys.stdout = told
     options = ["--ranks", str(peers.num_ranks), *(["--deepspeed-config", str(config)] if config else [])]
     try:
-        return train(words, options=options, load=load, peers=peers, say=say)
+        return _outcome(lambda: train(words, options=options, load=load, peers=peers, say=say), is_first=is_first)
+    except KeyboardInterrupt:
+        _say("stopped; --resume goes on from the last state")
+        return INTERRUPTED
+
+
+def _outcome(run: Callable[[], int], *, is_first: bool) -> int:
+    """What a run comes to; an error waits for what may be behind it: a signal, or the end of the first rank."""
+    try:
+        return run()
     except Exception:
-        if not is_first:
-            time.sleep(HEARING_SECONDS)  # mostly the first rank has ended, and this one only misses it
+        time.sleep(SIGNAL_SECONDS if is_first else HEARING_SECONDS)
         raise
 
 
@@ -146,7 +160,10 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     sys.stdout.flush()
     sys.stderr.flush()
     if LAUNCHER in os.environ and "RANK" in os.environ:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from tests.integration.sharded_training_program import with_company
 from tests.tiny_families import ARCHITECTURES, tiny_module
 from tests.tiny_lineage import TEXT, edits
 from tests.tiny_models import save_tiny_llama
+from workers.training import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "tests.integration.sharded_training_program"
@@ -105,6 +107,30 @@ def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(files: Path) -
     _, err = alone.communicate(timeout=120)
     assert alone.returncode != 0
     assert "expected the run in run to be resumed with its own settings.ranks, 2, got None" in err
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_says_so_and_leaves_no_rank(files: Path) -> None:
+    run = started(files, "--ranks", "2", "--steps", "100000")
+    until(lambda: (files / "run" / "state.safetensors").is_file())
+    ranks = ranks_in(files)
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == INTERRUPTED
+    assert (out, err.count("--resume goes on"), err.count("Traceback")) == ("", 1, 0)
+    assert len(ranks) == 2
+    until(lambda: not ranks_in(files), seconds=20)
+
+
+def ranks_in(folder: Path) -> set[int]:
+    """Processes of training ranks that work in a folder; the launcher works there too, but is no rank."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_rank = b"RANK=" in (entry / "environ").read_bytes()
+            if is_rank and (entry / "cwd").resolve() == folder.resolve():
+                found.add(int(entry.name))
+    return found
 
 
 @pytest.mark.slow
