@@ -6,12 +6,11 @@ Between two commands the edited weights are exactly those of the snapshot that w
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -21,18 +20,17 @@ from editors.baseline import Baseline
 from editors.deltas import WeightDelta, load_accumulators, save_accumulators
 from editors.families import EditableModel, editable
 from editors.fingerprint import base_digest
-from editors.inner_params import InnerParam, inner_params
+from editors.inner_params import inner_params
 from editors.ledger import Ledger
-from editors.metrics import Scorer, asked_pairs
+from editors.metrics import Scorer
 from editors.peers import Peers, agreed, own_share
 from editors.selection import editor_for
 from editors.trained import TrainedEditor
-from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, EngineFailed, IntegrityBroken, InvalidInput, UnknownRecord, WrongBase
+from pipeline.domain.errors import EngineFailed, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
-from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.trials import Answer, BaseSpec, ExportedModel, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
 from workers.exporting import described, export_model, require_free
+from workers.refusals import require_digest, require_finite, require_fit, require_sayable
 from workers.room import require_room
 from workers.sharded_model import ShardedModel, load_sharded
 from workers.sharded_weights import ShardedWeights
@@ -240,7 +238,7 @@ class HeldModel:
             with ThreadPoolExecutor(1) as side:
                 found = side.submit(base_digest, Path(base.ref))
                 sharded = load_sharded(base, config_path=self._config_path)
-            agreed(peers, lambda: _require_digest(base, found.result()))
+            agreed(peers, lambda: require_digest(base, found.result()))
             self._sharded = sharded
         if self._sharded.base != base:
             raise WrongBase(f"expected a group that holds base {base.digest}, got one of {self._sharded.base.digest}")
@@ -258,7 +256,7 @@ class HeldModel:
         )
         deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]
         for file, delta in zip(plan.deltas, deltas, strict=True):
-            _require_fit(params, delta, file.path)
+            require_fit(params, delta, file.path)
         return PlanFiles(
             ledger=ledger,
             baseline=Baseline.load(Path(plan.baseline.path), plan.baseline.digest),
@@ -309,55 +307,6 @@ class HeldModel:
         if result is None:
             raise UnknownRecord(f"expected a trial of the snapshot that is held, got {trial_id}", trial_id=trial_id)
         return result
-
-
-def _require_fit(params: Sequence[InnerParam], delta: WeightDelta, path: str) -> None:
-    expected = {param.name: (param.in_features, param.out_features) for param in params}
-    found = {name: (len(left), right.shape[1]) for name, (left, right) in delta.factors.items()}
-    if found != expected:
-        name = min(key for key in {*expected, *found} if expected.get(key) != found.get(key))
-        raise IntegrityBroken(
-            f"expected a delta of the lineage's inner parameters in {path}, got {found.get(name, 'none')} for {name}, "
-            f"which is {expected.get(name, 'none of them')}: a delta of another base"
-        )
-
-
-def _require_digest(base: BaseSpec, found: str) -> None:
-    if found != base.digest:
-        raise WrongBase(f"expected base digest {base.digest} in {base.ref}, got {found}")
-
-
-def require_sayable(model: EditableModel, edits: Sequence[Edit]) -> None:
-    """Refuse edits that cannot be asked of this model: a target that is no label, a prompt that is too long.
-
-    Raises:
-        EditorFailed: naming the first edit, so that halving the batch finds it and the others go on.
-    """
-    for edit in edits:
-        try:
-            for prompt, target in asked_pairs(edit):
-                model.encode_pair(prompt, target, edit.request.subject)
-            for probe in edit.request.locality:
-                model.encode_prompt(probe.prompt)
-                if probe.target:
-                    model.encode_pair(probe.prompt, probe.target)
-        except InvalidInput as error:
-            raise EditorFailed(f"edit {edit.edit_id} cannot be made: {error}", edit_id=edit.edit_id) from error
-
-
-def require_finite(measurements: Measurements) -> None:
-    """Refuse figures that no threshold can judge.
-
-    Raises:
-        EditorFailed: naming the first one that is NaN or infinite.
-    """
-    models = measurements.candidate, measurements.parent, measurements.base
-    records: tuple[EditScore | ModelScore | Measurements, ...] = (*measurements.edits, *models, measurements)
-    for record in records:
-        for field in fields(record):
-            value = getattr(record, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise EditorFailed(f"expected finite measurements, got {value} for {field.name}")
 
 
 class _Clock:
