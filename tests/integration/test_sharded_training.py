@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from tests.integration.sharded_training_program import with_company
 from tests.tiny_families import ARCHITECTURES, tiny_module
 from tests.tiny_lineage import TEXT, edits
 from tests.tiny_models import save_tiny_llama
+from tests.training_processes import start_training
 from workers.training import INTERRUPTED
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = "tests.integration.sharded_training_program"
 OPTIONS = {
     **{"data": "edits.jsonl", "model": "model", "out": "run", "text": "text.txt"},
@@ -63,18 +62,8 @@ def files(tmp_path: Path) -> Path:
 
 
 def started(folder: Path, *more: str) -> subprocess.Popen[str]:
-    """`corrigenda train` in a session of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline.entrypoints.cli", "train", *COMMAND, *more]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    """The command, and what else is told it."""
+    return start_training(folder, *COMMAND, *more)
 
 
 def steps_of(run: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,8 @@ from editors.training_folder import TrainingFolder
 from editors.training_state import TrainingState
 from tests.taught import FACTS, sentences
 from tests.taught_editors import save_taught_edits
+from tests.training_processes import start_training
 
-REPOSITORY = Path(__file__).parents[2]
 SECONDS = 400
 STEPS = 24
 OPTIONS = {
@@ -64,18 +63,8 @@ def trained(
 
 
 def started(folder: Path, *more: str) -> subprocess.Popen[str]:
-    """The command in a session of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "pipeline.entrypoints.cli", "train", *COMMAND, *more]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    """The command, and what else is told it."""
+    return start_training(folder, *COMMAND, *more)
 
 
 def left_by(run: Path) -> dict[str, Any]:
