@@ -100,6 +100,15 @@ def true_shape(param: Any) -> tuple[int, ...]:
     return tuple(getattr(param, "ds_shape", param.shape))
 
 
+def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The outermost lists of transformer blocks by name, in the order in which they run."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, nn.ModuleList) and len(part) and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = part
+    return found
+
+
 def default_inner_params(model: nn.Module) -> tuple[str, ...]:
     """Names of the weights to edit when nobody chose any: MLP output matrices of some blocks of every stack.
 

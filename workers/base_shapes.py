@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from editors.declared_task import declared_task
 from editors.families import family_of
-from editors.inner_params import InnerParam, default_subject_params, inner_params
+from editors.inner_params import InnerParam, block_lists, default_subject_params, inner_params
 from editors.loading import UNREADABLE
 from editors.selection import lineage_settings
 from editors.trained import TrainedEditor
@@ -91,7 +91,7 @@ def read_shapes(
         _require_fit(inner, trained, editor)
     elif not names:
         of_subject = default_subject_params(module)
-    stacks = _stacks(module)
+    stacks = block_lists(module)
     config: Any = module.config
     head = module.get_output_embeddings()  # type: ignore[operator]
     return BaseShapes(
@@ -132,15 +132,6 @@ def _require_fit(inner: Sequence[InnerParam], trained: TrainedEditor, editor: Pa
                 f"expected {param.name} to have the shape {known[param.name]} of the editor in {editor}, "
                 f"got {found}: the editor is for another base"
             )
-
-
-def _stacks(module: nn.Module) -> dict[str, nn.ModuleList]:
-    """The outermost lists of blocks by name, in the order in which they run."""
-    found: dict[str, nn.ModuleList] = {}
-    for name, part in module.named_modules():
-        if isinstance(part, nn.ModuleList) and len(part) and not any(name.startswith(f"{outer}.") for outer in found):
-            found[name] = part
-    return found
 
 
 def _num_graph_blocks(stacks: dict[str, nn.ModuleList], first: InnerParam) -> int:

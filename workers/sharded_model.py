@@ -1,12 +1,15 @@
 """Loads a base model into DeepSpeed ZeRO-3, this process's part of it only. Knows nothing of edits or deltas.
 
-A rank of several gathers each layer's weights while the layer runs. A rank alone already holds every weight whole: its
-parameters become views of their one partition and the gathering hooks are taken off, because they cost more time than a
-small model's forward and move nothing.
+A rank of several gathers the weights of a transformer block at once, while the block runs: hooks inside it would be
+nodes of autograd's graph, which change the order in which gradients of its branches add up, and so last bits of edits.
+A rank alone already holds every weight whole: its parameters become views of their one partition and the gathering
+hooks are taken off, because they cost more time than a small model's forward and move nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 from collections.abc import Mapping
@@ -20,16 +23,23 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
 
 from editors.families import family_of
+from editors.inner_params import block_lists
 from editors.loading import UNREADABLE
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.trials import BaseSpec
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "infra" / "deepspeed" / "zero3.json"
+
+M_MMAP_THRESHOLD = -3
+"""Of `mallopt` in the GNU C library (malloc.h)."""
+MAPPED_BYTES = 1 << 20
+"""From this size on memory is mapped."""
 
 IDLE_LIMIT = timedelta(days=365)
 """Ranks wait for the next command inside a collective; no silence is too long for them."""
@@ -98,6 +108,8 @@ def load_sharded(base: BaseSpec, *, config_path: Path | None = None, dtype: torc
         Misconfigured: if the folder or the configuration cannot be read, there is no such task, or a weight is missing.
     """
     loader = family_of(base.task).loader
+    if dist.get_world_size() > 1 and not torch.cuda.is_available():
+        _map_large_blocks_of_memory()
     try:
         dtype = dtype or AutoConfig.from_pretrained(base.ref).dtype or torch.float32
         settings = deepspeed_settings(config_path or DEFAULT_CONFIG, dtype=dtype)
@@ -112,6 +124,9 @@ def load_sharded(base: BaseSpec, *, config_path: Path | None = None, dtype: torc
     if missing := sorted(report["missing_keys"]):
         raise Misconfigured(f"expected every weight of a {base.task} model in {base.ref}, got none for {missing[0]}")
     module.eval().requires_grad_(False)
+    for blocks in block_lists(module).values():
+        for block in blocks:
+            set_z3_leaf_module(block, True)
     engine = deepspeed.initialize(model=module, config=settings)[0]
     return ShardedModel(
         base=base,
@@ -121,6 +136,15 @@ def load_sharded(base: BaseSpec, *, config_path: Path | None = None, dtype: torc
         config=config,
         is_resident=dist.get_world_size() == 1 and reside(engine),
     )
+
+
+def _map_large_blocks_of_memory() -> None:
+    """Have freed weights go back to the system: the C library maps by itself what is at least as large as a weight.
+
+    By default it learns to take them from its heap, where each gathered block leaves holes between activations.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # not the GNU C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def deepspeed_settings(path: Path, *, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""One rank of a test: loads a tiny model into ZeRO-3, edits its shards, and compares with the unsharded model.
+"""One rank of a test: loads tiny models into ZeRO-3, edits their shards, and compares with the unsharded models.
 
-Prints one line of JSON. Run by test_sharded_weights.py with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
+Takes the models as one JSON list of [folder, task, inner parameters]; prints one line of JSON, a list with what was
+found of each. Run by test_sharded_weights.py with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
 """
 
 from __future__ import annotations
@@ -15,24 +16,35 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from editors.deltas import PlainWeights, WeightDelta
+from editors.edit_reading import Group, parts_of, read
 from editors.families import EditableModel, editable, family_of
 from editors.inner_params import InnerParam
 from pipeline.domain.trials import BaseSpec
 from tests.tiny_families import pairs_of
+from tests.tiny_lineage import edits
 from workers.sharded_model import ShardedModel, join_group, load_sharded
 from workers.sharded_weights import ShardedWeights
 
 
-def main(folder: str, task: str, *names: str) -> dict[str, Any]:
-    module = family_of(task).loader.from_pretrained(folder, dtype=torch.float32)
+def main(models: Sequence[tuple[str, str, Sequence[str]]]) -> list[dict[str, Any]]:
+    modules = [family_of(task).loader.from_pretrained(folder, dtype=torch.float32) for folder, task, _ in models]
     join_group()  # from here on transformers shards whatever it loads
+    return [found_of(module, *model) for module, model in zip(modules, models, strict=True)]
+
+
+def found_of(module: nn.Module, folder: str, task: str, names: Sequence[str]) -> dict[str, Any]:
     sharded = load_sharded(BaseSpec(ref=folder, digest="", task=task))
-    plain = editable(task, module, sharded.tokenizer, names)
-    model = editable(task, sharded.module, sharded.tokenizer, names)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # of words; Qwen 2's own class would make bytes of them
+    plain = editable(task, module, tokenizer, names)
+    model = editable(task, sharded.module, tokenizer, names)
     assert model.inner == plain.inner
-    return {"base": bool(torch.equal(logits(model), logits(plain)))} | compare(sharded, model, plain)
+    is_equal = bool(torch.equal(logits(model), logits(plain)))
+    found = {"base": is_equal, "gradients": gradient_distance(model, plain, task)}
+    return found | compare(sharded, model, plain)
 
 
 def compare(sharded: ShardedModel, model: EditableModel, plain: EditableModel) -> dict[str, Any]:
@@ -63,6 +75,18 @@ def compare(sharded: ShardedModel, model: EditableModel, plain: EditableModel) -
     return found | {"rank": dist.get_rank(), "digest": once}
 
 
+def gradient_distance(model: EditableModel, plain: EditableModel, task: str) -> float:
+    """Of the gradients that two edits have at the inner layers, relative (Frobenius): the largest of any layer."""
+    asked, group = edits(2, task=task), Group(params=plain.inner, kind="answer")
+    of_ranks, of_one = (read(one, parts_of(one, asked, group, 0), group, len(asked), {}) for one in (model, plain))
+    assert all(bool(delta_TO.any()) for delta_TO in of_one.delta_TO.values())
+    assert all(torch.equal(of_ranks.u_TI[name], u_TI) for name, u_TI in of_one.u_TI.items())
+    return max(
+        float((of_ranks.delta_TO[name] - delta_TO).double().norm() / delta_TO.double().norm())
+        for name, delta_TO in of_one.delta_TO.items()
+    )
+
+
 def delta(params: Sequence[InnerParam], *, seed: int) -> WeightDelta:
     draw = torch.Generator().manual_seed(seed)
     return WeightDelta.of(
@@ -84,4 +108,4 @@ def logits(model: EditableModel) -> torch.Tensor:
 if __name__ == "__main__":
     sys.stdout.flush()
     stdout, sys.stdout = sys.stdout, sys.stderr
-    print(json.dumps(main(*sys.argv[1:])), file=stdout)
+    print(json.dumps(main(json.loads(sys.argv[1]))), file=stdout)
