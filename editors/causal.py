@@ -32,6 +32,7 @@ class CausalModel(EditableModel):
 
     task = "causal"
     drawdown_on = "text"
+    has_subject_keys = True
 
     def __init__(
         self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE

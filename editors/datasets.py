@@ -7,7 +7,7 @@ Edits: our own wire format (`lineage`, `request_id` and `occurred_at` may be lef
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from pipeline.domain.errors import InvalidMessage, Misconfigured
 from pipeline.domain.trials import SuiteProbe
 from pipeline.domain.wire import parse_object
 
+EDIT_FILES = (".json", ".jsonl")
+"""What the names of files of edits end with, among those a prior is measured over."""
 LINEAGE = "evaluation"
 """Lineage of a line that names none."""
 NO_TIME = "1970-01-01T00:00:00+00:00"
@@ -82,7 +84,7 @@ def prior_lines(path: Path) -> list[str]:
     Raises:
         Misconfigured: if the file cannot be read, or a line is no edit.
     """
-    if path.suffix not in (".json", ".jsonl"):
+    if path.suffix not in EDIT_FILES:
         return read_text(path).splitlines()
     requests = [edit.request for edit in read_edits(path)]
     return [
@@ -90,6 +92,16 @@ def prior_lines(path: Path) -> list[str]:
         for request in requests
         for line in (request.prompt, *(f"{near.prompt} {near.target or ''}".strip() for near in request.locality))
     ]
+
+
+def prior_subjects(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Prompts with the subjects that they name, of those files a prior is measured over that are files of edits.
+
+    Raises:
+        Misconfigured: if a file cannot be read, or a line is no edit.
+    """
+    edits = [edit for path in paths if path.suffix in EDIT_FILES for edit in read_edits(path)]
+    return [(edit.request.prompt, edit.request.subject) for edit in edits if edit.request.subject]
 
 
 def latest_of_each_fact(edits: list[Edit]) -> list[Edit]:

@@ -48,6 +48,8 @@ class EditableModel(ABC):
     """What it is measured on how well the model does at large: plain text, or the targets of a suite of probes."""
     drawdown_by: ClassVar[Literal["perplexity", "accuracy"]] = "perplexity"
     """By which figure."""
+    has_subject_keys: ClassVar[bool] = False
+    """Whether edit rows may be subject tokens alone, whose keys no later word of a prompt changes."""
 
     def __init__(
         self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE

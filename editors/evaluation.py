@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from editors.contestants import contestants_of
-from editors.datasets import prior_lines, read_edits, read_suite, read_text
+from editors.datasets import prior_lines, prior_subjects, read_edits, read_suite, read_text
 from editors.edit_probes import EditProbes
 from editors.evaluation_arguments import fine_tuning_of, parser, prior_texts, protocol_of
 from editors.evaluation_report import Reporter
@@ -88,7 +88,8 @@ def _measured(given: argparse.Namespace, model: EditableModel, edits: Sequence[E
         num_rows=num_rows,
         seed=given.seed,
     )
-    prior = measure_prior(model, *map(prior_lines, prior_texts(given)))
+    texts = prior_texts(given)
+    prior = measure_prior(model, *map(prior_lines, texts), subjects=prior_subjects(texts))
     return Measured(model=model, prior=prior, probes=probes)
 
 

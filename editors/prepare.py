@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from editors.atomic_files import write_atomically
-from editors.datasets import prior_lines, read_suite, read_text
+from editors.datasets import prior_lines, prior_subjects, read_suite, read_text
 from editors.declared_task import declared_task
 from editors.fingerprint import base_digest
 from editors.shipped import shipped_editor
@@ -153,7 +153,8 @@ def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
     suite, text = read_suite(inputs.suite), read_text(inputs.text)
     model = load_base(inputs.model, inputs.inner_params, task=inputs.task)
     _say(f"keys and gradients of {', '.join(model.inner_param_names)} over plain text")
-    prior = measure_prior(model, *map(prior_lines, inputs.prior_text)).save(folder / "prior.safetensors")
+    measured = measure_prior(model, *map(prior_lines, inputs.prior_text), subjects=prior_subjects(inputs.prior_text))
+    prior = measured.save(folder / "prior.safetensors")
     _say(f"the base's answers to {len(suite)} probes")
     baseline = build_baseline(model, suite, text)
     lineage = {

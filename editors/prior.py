@@ -10,7 +10,7 @@ Legend: I in_features, O out_features, T keys in the batch, N predicted tokens, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +22,19 @@ from torch import Tensor
 from editors.capture import capturing, capturing_at
 from editors.deltas import read_tensors, write_tensors
 from editors.families import EditableModel
-from editors.prompts import Encoded, TargetBatch
+from editors.prompts import Encoded, KeyTokens, TargetBatch
 from pipeline.domain.errors import Misconfigured
 
 NUM_TOKENS = 24_576
 """Most tokens that are read of each text."""
 LINE_TOKENS = 24
 """Most tokens of a line: about the length of an edit's prompt, where the measured constants come from."""
+NUM_SUBJECT_TOKENS = 49_152
+"""Most tokens that are read for subjects: of several thousand, since each has one key."""
+SUBJECT_SHARE = 0.2
+"""Of the moments of keys, measured (DECISIONS.md, 25)."""
+ANYTHING = "."
+"""Stands where a target would."""
 NUM_GRADIENT_TOKENS = 6_144
 """Most of them over which gradients are measured too."""
 GRADIENT_TOKENS = 512
@@ -69,8 +75,11 @@ class Prior:
         )
 
 
-def measure_prior(model: EditableModel, *texts: Iterable[str]) -> Prior:
+def measure_prior(model: EditableModel, *texts: Iterable[str], subjects: Iterable[tuple[str, str]] = ()) -> Prior:
     """Second moments at every token of the beginning of some texts, which count alike; summed in fp64.
+
+    Subjects have a share of their own in the moments of keys, where a model's edit rows are subject tokens: what an
+    edit moves beside itself are most of all other subjects, and a text names few.
 
     An encoder reads lines whole or their first halves; a decoder of its own goes on with the second. Labels are drawn
     with a seed of their own: the same model and texts give the same prior. Ranks do not divide it: each measures all.
@@ -78,6 +87,7 @@ def measure_prior(model: EditableModel, *texts: Iterable[str]) -> Prior:
     Args:
         model: the base.
         texts: lines of text each: of the world at large, and, better, also of what the edits are about.
+        subjects: prompts and the subject in each; the state of its last token is the key.
 
     Raises:
         Misconfigured: if there is no text, or one without a line to read.
@@ -88,19 +98,40 @@ def measure_prior(model: EditableModel, *texts: Iterable[str]) -> Prior:
     keys = [_key_moments(model, chosen) for chosen in sequences]
     gradients = [_gradient_moments(model, _beginning(chosen, NUM_GRADIENT_TOKENS)) for chosen in sequences]
     num_tokens = sum(len(one.prompt_ids) + len(one.target_ids) for chosen in sequences for one in chosen)
-    return Prior(moments=_mean(keys), gradient_moments=_mean(gradients), num_tokens=num_tokens)
+    of_texts = _mean(keys)
+    named = _beginning(_up_to_subjects(model, subjects), NUM_SUBJECT_TOKENS) if model.has_subject_keys else []
+    if not named:
+        return Prior(moments=of_texts, gradient_moments=_mean(gradients), num_tokens=num_tokens)
+    of_subjects = _key_moments(model, named, kind="subject")
+    moments = {
+        name: (1 - SUBJECT_SHARE) * moment_II + SUBJECT_SHARE * of_subjects[name].float()
+        for name, moment_II in of_texts.items()
+    }
+    return Prior(moments=moments, gradient_moments=_mean(gradients), num_tokens=num_tokens + len(named))
+
+
+def _up_to_subjects(model: EditableModel, subjects: Iterable[tuple[str, str]]) -> Iterator[Encoded]:
+    """Each subject once, with what its prompt says before it: later words do not change a causal model's key."""
+    seen = set()
+    for prompt, subject in subjects:
+        beginning, found, _ = prompt.rpartition(subject) if subject else ("", "", "")
+        if found and beginning + found not in seen:
+            seen.add(beginning + found)
+            encoded = model.encode_pair(beginning + found, ANYTHING, subject)
+            if encoded.subject_end is not None:
+                yield encoded
 
 
 def _mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: (sum((of[name] for of in found), torch.zeros(())) / len(found)).float() for name in found[0]}
 
 
-def _key_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dict[str, Tensor]:
+def _key_moments(model: EditableModel, sequences: Sequence[Encoded], kind: KeyTokens = "answer") -> dict[str, Tensor]:
     """mean(k k^T) of each inner parameter, fp64."""
     sums = {p.name: torch.zeros(p.in_features, p.in_features, dtype=torch.float64) for p in model.inner}
     num_tokens = dict.fromkeys(sums, 0)
     for batch in model.chunked_whole(sequences):
-        for name, u_TI in _keys(model, batch).items():
+        for name, u_TI in _keys(model, batch, kind).items():
             num_tokens[name] += len(u_TI)
             sums[name] += (u_TI.T @ u_TI).double().cpu()
     return {name: total / num_tokens[name] for name, total in sums.items()}
@@ -124,11 +155,11 @@ def _gradient_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dic
     return {name: total / num_tokens[name] for name, total in sums.items()}
 
 
-def _keys(model: EditableModel, batch: TargetBatch) -> dict[str, Tensor]:
-    """Keys of each inner parameter at every token that its layer sees, T x I, fp32."""
+def _keys(model: EditableModel, batch: TargetBatch, kind: KeyTokens) -> dict[str, Tensor]:
+    """Keys of each inner parameter, T x I, fp32; of a text, where every token is a target, at all of its tokens."""
     with torch.no_grad(), ExitStack() as hooks:
         seen = [
-            hooks.enter_context(capturing(model.module, [param], *model.key_positions(batch, param, "answer")))
+            hooks.enter_context(capturing(model.module, [param], *model.key_positions(batch, param, kind)))
             for param in model.inner
         ]
         model.run_to_last_inner(batch)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from editors.datasets import prior_lines, read_edits, read_text
+from editors.datasets import prior_lines, prior_subjects, read_edits, read_text
 from editors.families import EditableModel, editable
 from editors.inner_params import default_subject_params
 from editors.ledger import Ledger
@@ -127,7 +127,7 @@ def _solved(
 ) -> Objective:
     settings = objective_settings(given)
     assert isinstance(settings, SolvedSettings)
-    prior = measure_prior(model, *map(prior_lines, given.prior_text))
+    prior = measure_prior(model, *map(prior_lines, given.prior_text), subjects=prior_subjects(given.prior_text))
     ledger = Ledger(prior, strength=given.prior_strength, ridge=given.ridge)
     _compute_in(model, given.dtype)
     lessons = _lessons(given, model, edits, judged, has_subjects=True)

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from editors.capture import capturing
 from editors.datasets import prior_lines as prior_lines_of
+from editors.datasets import prior_subjects
 from editors.natural_gradient import NaturalGradient
-from editors.prior import Prior, measure_prior
+from editors.prior import SUBJECT_SHARE, Prior, measure_prior
 from pipeline.domain.errors import EditorFailed, Misconfigured
 from tests.ledger_parts import prior_lines
 from tests.tiny_families import tiny_model
@@ -152,3 +154,39 @@ def test_a_file_of_edits_gives_prompts_and_neighbours_and_nothing_that_it_correc
     (tmp_path / "text.txt").write_text("One line.\nAnother.\n")
     assert prior_lines_of(tmp_path / "edits.jsonl") == ["Rome is in", "Milan is in Italy"]
     assert prior_lines_of(tmp_path / "text.txt") == ["One line.", "Another."]
+    files = [tmp_path / "text.txt", tmp_path / "edits.jsonl"]
+    assert prior_subjects(files) == [("Rome is in", "Rome")]
+
+
+def test_subjects_have_a_share_of_their_own_whatever_follows_them() -> None:
+    model = tiny_model("llama")
+    of_text = measure_prior(model, prior_lines())
+    prompts = [("the capital of Japan is", "Japan"), ("the capital of Spain is", "Spain"), ("the capital", "nowhere")]
+    found = measure_prior(model, prior_lines(), subjects=[*prompts, ("the capital of Japan", "Japan")])
+    param = model.inner[-1]
+    batch = model.pack([model.encode_pair(prompt, "Rome", subject) for prompt, subject in prompts[:2]])
+    with capturing(model.module, [param], *batch.keys("subject")) as seen, torch.no_grad():
+        model.run_to_last_inner(batch)
+    u_TI = seen.u_NI[param.name]
+    assert len(u_TI) == 2
+    expected_II = (1 - SUBJECT_SHARE) * of_text.moments[param.name] + SUBJECT_SHARE * u_TI.T @ u_TI / 2
+    torch.testing.assert_close(found.moments[param.name], expected_II)
+    assert found.num_tokens == of_text.num_tokens + 2
+    for name, moment_OO in of_text.gradient_moments.items():
+        assert torch.equal(moment_OO, found.gradient_moments[name])
+
+
+@pytest.mark.parametrize("subjects", [[], [("the capital of Japan is", "Spain")], [("the capital of Japan is", "")]])
+def test_without_a_subject_that_its_prompt_names_the_prior_is_that_of_the_texts(
+    subjects: list[tuple[str, str]],
+) -> None:
+    model = tiny_model("llama")
+    of_text, found = measure_prior(model, prior_lines()), measure_prior(model, prior_lines(), subjects=subjects)
+    assert all(torch.equal(moment_II, found.moments[name]) for name, moment_II in of_text.moments.items())
+
+
+def test_a_model_whose_rows_are_never_subjects_alone_reads_none() -> None:
+    model = tiny_model("t5")
+    subjects = [("the capital of Japan is", "Japan")]
+    of_text, found = measure_prior(model, prior_lines()), measure_prior(model, prior_lines(), subjects=subjects)
+    assert all(torch.equal(moment_II, found.moments[name]) for name, moment_II in of_text.moments.items())
