@@ -28,7 +28,7 @@ from pipeline.domain.trials import EditorSettings
 
 __all__ = ["Inputs", "base_digest", "prepare"]
 
-FORMAT = 6
+FORMAT = 7
 """Raised when what is measured changes, so that older results are not taken for it."""
 FILES = ("prior.safetensors", "baseline.json", "lineage.json")
 RUN_FOLDERS = ("best", "last")
