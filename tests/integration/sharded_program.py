@@ -24,6 +24,7 @@ from editors.edit_reading import Group, parts_of, read
 from editors.families import EditableModel, editable, family_of
 from editors.inner_params import InnerParam
 from pipeline.domain.trials import BaseSpec
+from tests.integration.ranks_of_tests import report
 from tests.tiny_families import pairs_of
 from tests.tiny_lineage import edits
 from workers.sharded_model import ShardedModel, join_group, load_sharded
@@ -104,6 +105,4 @@ def logits(model: EditableModel) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    sys.stdout.flush()
-    stdout, sys.stdout = sys.stdout, sys.stderr
-    print(json.dumps(main(json.loads(sys.argv[1]))), file=stdout)
+    report(main, json.loads(sys.argv[1]))

@@ -5,7 +5,6 @@ Prints one line of JSON. Run by test_sharded_training.py with RANK, WORLD_SIZE, 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sys
@@ -29,6 +28,7 @@ from editors.published_objective import PublishedObjective, PublishedSettings
 from editors.solved_objective import SolvedObjective, SolvedSettings
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.trials import BaseSpec
+from tests.integration.ranks_of_tests import report
 from tests.tiny_lineage import TEXT, edits
 from workers.rank_peers import RankPeers
 from workers.sharded_model import join_group, load_sharded
@@ -123,5 +123,4 @@ def checksum(model: EditableModel) -> float:
 
 
 if __name__ == "__main__":
-    stdout, sys.stdout = sys.stdout, sys.stderr
-    print(json.dumps(main(*sys.argv[1:])), file=stdout)
+    report(main, *sys.argv[1:])
