@@ -19,9 +19,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from editors.key_sums import KeySums
 from editors.prior import Prior
 from editors.rows import EditRows
-from editors.solve import Factored, factored
+from editors.solve import Factored
 from pipeline.domain.errors import IntegrityBroken, UnknownRecord
 from pipeline.domain.trials import FileRef, LedgerRows
 
@@ -101,7 +102,7 @@ class Ledger:
         batches = [batch.only(staying) for batch in self.batches]
         other = type(self)(self.prior, strength=self.strength, ridge=self.ridge, batches=batches)
         if not edit_ids:
-            other._sums = self._sums
+            self._sums.is_shared, other._sums = True, self._sums
         return other
 
     def rows_of(self, name: str, edit_ids: Collection[str]) -> tuple[Tensor, Tensor]:
@@ -112,8 +113,8 @@ class Ledger:
         return keys.double(), targets.double()
 
     def matrix(self, name: str) -> Tensor:
-        """A (I x I), fp64; not to be written to."""
-        return self._sums.matrix(name)
+        """A (I x I), fp64, in memory of its own."""
+        return self._sums.of(name).matrix()
 
     def right_side(self, name: str) -> Tensor:
         """B (I x O), fp64."""
@@ -121,19 +122,17 @@ class Ledger:
         return keys_TI.T @ targets_TO
 
     def factor(self, name: str) -> Factored:
-        """The Cholesky factor of A; kept until rows change.
+        """The Cholesky factor of A; good until rows are committed.
 
         Raises:
             EditorFailed: if A is not positive definite.
         """
-        if name not in self._sums.factors:
-            self._sums.factors[name] = factored(self.matrix(name), name=name)
-        return self._sums.factors[name]
+        return self._sums.of(name).factor()
 
     @property
     def jitter(self) -> dict[str, float]:
         """Inner parameters whose matrix was not positive definite as it was -> what was added to its diagonal."""
-        return {name: found.jitter for name, found in self._sums.factors.items() if found.jitter > 0}
+        return self._sums.jitter
 
     def whole_shift(self, name: str) -> Tensor:
         """S = A^-1 B (I x O), fp64: the weights that the active rows define."""
@@ -152,8 +151,8 @@ class Ledger:
             self.batches = tuple(batch for held in self.batches if (batch := held.only(staying)).edit_ids)
             self._sums = _Sums(self.prior, self.strength, self.ridge, self.batches)
         if rows.edit_ids:
-            self.batches = (*self.batches, rows)
             self._sums = self._sums.extended(rows)
+            self.batches = (*self.batches, rows)
 
 
 class _Sums:
@@ -161,29 +160,31 @@ class _Sums:
 
     def __init__(self, prior: Prior, strength: float, ridge: float, batches: Sequence[EditRows]) -> None:
         self._prior, self._strength, self._ridge, self._batches = prior, strength, ridge, tuple(batches)
-        self._matrices: dict[str, Tensor] = {}
-        self.factors: dict[str, Factored] = {}
+        self._made: dict[str, KeySums] = {}
+        self.is_shared = False
+        """Whether two ledgers stand on them."""
 
-    def matrix(self, name: str) -> Tensor:
-        """Not to be written to."""
-        if name not in self._matrices:
+    def of(self, name: str) -> KeySums:
+        """Not to be added to."""
+        if name not in self._made:
             matrix_II = self._prior.moments[name].double() * self._strength
             matrix_II.diagonal().add_(self._ridge * float(matrix_II.diagonal().mean()))
+            made = KeySums(matrix_II, name=name)
             for batch in self._batches:
-                matrix_II = _with_rows(matrix_II, batch, name)
-            self._matrices[name] = matrix_II
-        return self._matrices[name]
+                made.add(batch.keys[name].double())
+            self._made[name] = made
+        return self._made[name]
+
+    @property
+    def jitter(self) -> dict[str, float]:
+        """Of those that needed one."""
+        return {name: made.jitter for name, made in self._made.items() if made.jitter > 0}
 
     def extended(self, rows: EditRows) -> _Sums:
-        """The sums with one more batch, standing on what has been summed already."""
+        """The sums with one more batch, in the same memory unless it is shared; these are then made anew if need be."""
         longer = _Sums(self._prior, self._strength, self._ridge, (*self._batches, rows))
-        for name, matrix_II in self._matrices.items():
-            longer._matrices[name] = _with_rows(matrix_II, rows, name)
-            if name in self.factors and not len(rows.keys[name]):
-                longer.factors[name] = self.factors[name]
+        for name in list(self._made):
+            made = self._made[name].copied() if self.is_shared else self._made.pop(name)
+            made.add(rows.keys[name].double())
+            longer._made[name] = made
         return longer
-
-
-def _with_rows(matrix_II: Tensor, rows: EditRows, name: str) -> Tensor:
-    keys_TI = rows.keys[name].double()
-    return matrix_II + keys_TI.T @ keys_TI if len(keys_TI) else matrix_II

@@ -66,7 +66,7 @@ class RecursiveEditor:
             raise EditorFailed("expected edits to add or to remove, got neither")
         agreed(model.peers, lambda: _check_names(model, ledger))
         began = time.perf_counter()
-        remaining = ledger.without(removed_ids)
+        remaining = ledger.without(removed_ids) if removed_ids else ledger
         removal = _removal(model, weights, ledger, remaining, removed_ids) if removed_ids else {}
         prepared = time.perf_counter() - began
         asked = self._ask(model, remaining, added, removal) if added else None

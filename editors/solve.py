@@ -25,7 +25,7 @@ class Factored:
     """A positive definite matrix A (I x I), by its Cholesky factor."""
 
     lower_II: Tensor
-    """L with A = L L^T, fp64."""
+    """L with A = L L^T, fp64; what lies above its diagonal is not read."""
     jitter: float = 0.0
     """What had to be added to the diagonal; 0 for a matrix that was fine as it was."""
 

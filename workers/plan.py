@@ -110,6 +110,7 @@ class _Planner:
         yield self._held("pristine inner weights and two accumulators", self._inner_bytes())
         yield self._line("solve: A and its factor", host=_solve_bytes(solved))
         yield self._line("solve: both again while edits leave", host=_solve_bytes(solved))
+        yield self._line("solve: one A while it is factored", host=max(p.in_features**2 for p in solved) * FP64)
         yield self._line("solve: factors of the natural gradient", host=sum(p.out_features**2 for p in solved) * FP64)
         yield self._line("prior moments", host=sum(p.in_features**2 + p.out_features**2 for p in solved) * FP32)
         yield self._line("ledger rows", host=self._rows_bytes(solved, self._work.num_edits, FP32))
@@ -199,8 +200,8 @@ def _size(param: InnerParam) -> int:
 
 
 def _solve_bytes(params: Sequence[InnerParam]) -> int:
-    """A and its Cholesky factor of some inner parameters."""
-    return sum(2 * param.in_features**2 * FP64 for param in params)
+    """A and its Cholesky factor of some inner parameters: a square, and the diagonal that is in both."""
+    return sum((param.in_features**2 + param.in_features) * FP64 for param in params)
 
 
 def _zero_settings(path: Path) -> Mapping[str, Any]:
