@@ -13,6 +13,7 @@ from editors.fingerprint import base_digest
 from editors.published import PublishedEditor
 from editors.selection import editor_for, learnt_settings, resolved
 from editors.trained import TrainedEditor
+from pipeline.domain.errors import Misconfigured
 from pipeline.domain.trials import EditorSettings
 
 UNTRAINED = "ft"
@@ -26,7 +27,7 @@ class Contestant:
     settings: EditorSettings
     """Its constants; weights that nobody named are named by `on`."""
     trained: TrainedEditor | None
-    """Where its shifts come from; the plain gradient if None."""
+    """Where its shifts come from; the natural gradient if None."""
     given: argparse.Namespace
     """The command line."""
 
@@ -35,31 +36,53 @@ class Contestant:
         settings = resolved(self.settings, model)
         if settings.solver == UNTRAINED:
             return settings, FineTuningEditor(fine_tuning_of(self.given))
-        if settings.solver == "sum" and self.trained is not None:
+        if self.trained is not None and self.trained.card.solver == "sum":
             return settings, PublishedEditor(settings, self.trained.transform)
         return settings, editor_for(settings, self.trained.transform if self.trained else None)
 
 
 def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
-    """Who takes part, by solver.
+    """Who takes part, by solver. A trained editor that no solver was named for serves every one that it can.
 
     Raises:
-        Misconfigured: if a setting or a trained editor cannot be used on this base.
+        Misconfigured: if a setting or a trained editor cannot be used on this base, or nobody would use it.
         IntegrityBroken: if a trained editor is damaged.
     """
     digest = base_digest(given.model) if given.editor else ""
     folders = {folder: TrainedEditor.load(folder, digest) for _, folder in given.editor}
     own = {solver: folders[folder] for solver, folder in given.editor if solver is not None}
-    shared = next((folders[folder] for solver, folder in given.editor if solver is None), None)
-    solvers = given.solver or (*own, *([shared.card.solver] if shared else [])) or ("recursive",)
-    return {
-        solver: _contestant(given, solver, None if solver == UNTRAINED else own.get(solver, shared))
-        for solver in dict.fromkeys(solvers)
+    shared = [folders[folder] for solver, folder in given.editor if solver is None]
+    if len(shared) > 1:
+        raise Misconfigured(f"expected one --editor for all solvers, got {len(shared)}; SOLVER=FOLDER names one each")
+    solvers = tuple(given.solver or (*own, *(trained.card.solver for trained in shared)) or ("recursive",))
+    for solver, trained in own.items():
+        if solver not in solvers or not _serves(trained, solver):
+            raise Misconfigured(
+                f"expected an editor for a solver out of {', '.join(solvers)}, got one trained for "
+                f"{trained.card.solver} as that of {solver}"
+            )
+    chosen = {
+        solver: own.get(solver) or next((trained for trained in shared if _serves(trained, solver)), None)
+        for solver in solvers
     }
+    if shared and shared[0] not in chosen.values():
+        raise Misconfigured(
+            f"expected a solver that an editor trained for {shared[0].card.solver} can serve, got {', '.join(solvers)}"
+        )
+    return {solver: _contestant(given, solver, trained) for solver, trained in chosen.items()}
+
+
+def _serves(trained: TrainedEditor, solver: str) -> bool:
+    """Whether a solver can use an editor: MEND as published has rows and gradients of its own."""
+    return solver != UNTRAINED and (trained.card.solver != "sum" or solver == "sum")
 
 
 def _contestant(given: argparse.Namespace, solver: str, trained: TrainedEditor | None) -> Contestant:
-    learnt = learnt_settings(trained) if trained else {}
-    asked = learnt | settings_given(given) | {"solver": solver, "batch_size": given.batch}
-    settings = EditorSettings(**asked)
+    asked = settings_given(given)
+    if trained is not None:
+        if names := {"inner_params", "subject_params"} & asked.keys():
+            raise Misconfigured(f"expected the weights of the trained editor's card, got others as {min(names)}")
+        asked = learnt_settings(trained) | asked
+        trained.transform.rest = asked["rest"]
+    settings = EditorSettings(**asked | {"solver": solver, "batch_size": given.batch})
     return Contestant(settings=settings, trained=trained, given=given)

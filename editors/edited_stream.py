@@ -51,6 +51,7 @@ class Stream:
             self.ledger = ledger or Ledger(prior, strength=settings.prior_strength, ridge=settings.ridge)
             self.weights = PlainWeights(model.module, model.inner)
         self.active: dict[str, Edit] = {}
+        self._holding: dict[str, str] = {}
         self.history: list[list[Edit]] = []
         self.bill = bill or Bill(model_bytes(model))
 
@@ -66,17 +67,18 @@ class Stream:
     def take(self, batch: Sequence[Edit]) -> None:
         """Edit, apply and remember a batch. One whose numbers cannot be used is counted, and its edits do not hold."""
         latest = latest_of_each_fact(list(batch))
-        held = {edit.request.conflict_key: edit.edit_id for edit in self.active.values()}
-        gone = [held[edit.request.conflict_key] for edit in latest if edit.request.conflict_key in held]
-        removed = [edit_id for edit_id in gone if edit_id in self.ledger.edit_ids] if self._removes else []
         with self._memory.watching():
-            self._make(latest, removed)
+            self._make(latest)
         self.bill.peak_bytes = max(self.bill.peak_bytes, self._memory.peak_bytes or 0)
-        self.active = {i: edit for i, edit in self.active.items() if i not in gone}
+        corrected = {edit.request.conflict_key for edit in latest}
+        self.active = {i: edit for i, edit in self.active.items() if edit.request.conflict_key not in corrected}
         self.active |= {edit.edit_id: edit for edit in latest}
         self.history.append(latest)
 
-    def _make(self, added: Sequence[Edit], removed_ids: Sequence[str]) -> None:
+    def _make(self, added: Sequence[Edit]) -> None:
+        keys = [edit.request.conflict_key for edit in added]
+        # What holds, which is not what is active where a batch failed.
+        removed_ids = [self._holding[key] for key in keys if key in self._holding] if self._removes else []
         began = time.perf_counter()
         try:
             result = self._editor.edit(self._model, self.weights, self.ledger, added, removed_ids)
@@ -85,7 +87,9 @@ class Stream:
             return
         edited = time.perf_counter()
         self.weights.apply(result.delta)
-        self.ledger.commit(result.rows, result.removed_ids)
+        if self._editor.keeps_ledger:
+            self.ledger.commit(result.rows, result.removed_ids)
+        self._holding |= {edit.request.conflict_key: edit.edit_id for edit in added}
         ended = time.perf_counter()
         self.bill.add(result, len(added), apply=ended - edited, total=ended - began)
 

@@ -10,11 +10,13 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from editors.atomic_files import write_atomically
 from editors.contestants import contestants_of
 from editors.datasets import prior_lines, prior_subjects, read_edits, read_suite, read_text
 from editors.edit_probes import EditProbes
@@ -23,7 +25,7 @@ from editors.evaluation_report import Reporter
 from editors.families import EditableModel, editable
 from editors.loading import load_base
 from editors.prior import Prior, measure_prior
-from editors.protocols import Course
+from editors.protocols import Course, Tell
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, Misconfigured
 
@@ -40,8 +42,31 @@ class Measured:
     """The base's answers."""
 
 
-def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
-    """Put every solver through the same course and return the figures.
+Save = Callable[[Mapping[str, Any]], None]
+"""Gets the figures as far as they are."""
+
+
+class Recorder:
+    """Passes on what a course tells, and keeps its checkpoints."""
+
+    def __init__(self, follower: Tell, checkpoints: list[dict[str, Any]], save: Callable[[], None]) -> None:
+        self._follower, self._checkpoints, self._save = follower, checkpoints, save
+
+    def __call__(self, what: str, done: int, figures: dict[str, Any] | None) -> None:
+        """See `protocols.Tell`."""
+        self._follower(what, done, figures)
+        if figures is not None:
+            self._checkpoints.append(figures)
+            self._save()
+
+
+def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
+    """Put every solver through the same course.
+
+    Args:
+        given: the command line.
+        reporter: shows how far it is.
+        save: called after each checkpoint, and when all is done.
 
     Raises:
         CorrigendaError: if an input cannot be used or the editor fails.
@@ -51,6 +76,8 @@ def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
     reporter.say(f"{len(edits)} edits; loading {given.model}")
     loaded = load_base(given.model, next(iter(contestants.values())).settings.inner_params, task=given.task)
     num_rows = max(contestant.settings.rephrase_rows for contestant in contestants.values())
+    inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
+    figures: dict[str, Any] = {"inputs": inputs, "protocol": asdict(protocol_of(given)), "is_complete": False}
     found: dict[str, Any] = {}
     measured: Measured | None = None
     for name, contestant in contestants.items():
@@ -59,6 +86,10 @@ def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
         if measured is None or measured.model.inner_param_names != model.inner_param_names:
             reporter.say("measuring the base")
             measured = _measured(given, model, edits, num_rows)
+            figures["base"] = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
+            figures["solvers"] = found
+        checkpoints: list[dict[str, Any]] = []
+        found[name] = {"settings": asdict(settings), "checkpoints": checkpoints}
         with reporter.following(name, len(edits)) as follower:
             course = Course(
                 model=measured.model,
@@ -66,14 +97,11 @@ def evaluate(given: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
                 probes=measured.probes,
                 edits=edits,
                 protocol=protocol_of(given),
-                tell=follower,
+                tell=Recorder(follower, checkpoints, partial(save, figures)),
             )
             found[name] = {"settings": asdict(settings)} | course.run(editor, settings)
-    assert measured is not None, "somebody takes part"
     reporter.table(found)
-    base = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
-    inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
-    return {"inputs": inputs, "protocol": asdict(protocol_of(given)), "base": base, "solvers": found}
+    save(figures | {"is_complete": True})
 
 
 def _measured(given: argparse.Namespace, model: EditableModel, edits: Sequence[Edit], num_rows: int) -> Measured:
@@ -101,16 +129,19 @@ def _inputs(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
-    text = json.dumps(figures, indent=2, allow_nan=False)
+    """What is not complete is in files only, so that a run that is cut off has left what it measured."""
+    text = json.dumps(_finite(figures), indent=2, allow_nan=False)
     if given.json == "-":
-        print(text)
+        if figures["is_complete"]:
+            print(text)
     elif given.json:
         Path(given.json).write_text(text + "\n", encoding="utf-8")
     if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(given.out / "figures.json", f"{text}\n".encode())
+    if given.out and figures["is_complete"]:
         from editors.curves import draw
 
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "figures.json").write_text(text + "\n", encoding="utf-8")
         points = {name: found.get("checkpoints") or [found] for name, found in figures["solvers"].items()}
         draw(given.out / "curves.png", _title(figures), points, base=figures["base"] | {"drawdown": 0.0})
 
@@ -136,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = parser().parse_args(arguments)
         if not given.json and not given.out:
             raise Misconfigured("expected --json or --out to say where the figures go, got neither")
-        _write(given, _finite(evaluate(given, Reporter())))
+        evaluate(given, Reporter(), partial(_write, given))
     except (CorrigendaError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr, flush=True)
         return 1

@@ -26,7 +26,7 @@ NAMES = tuple(field.name for field in fields(EditorSettings) if field.default ==
 """Settings that are names of weights: a flag without the plural's s, given once for each."""
 SOLVERS = ("recursive", "least_squares", "sum", "ft")
 """What `--solver` may name; `ft` is fine-tuning, the baseline."""
-EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the plain gradient if left out"
+EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the natural gradient alone if left out"
 
 PRIOR_HELP = "lines, or edits, over which the prior is measured; several files count alike"
 

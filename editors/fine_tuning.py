@@ -118,7 +118,7 @@ def _backward(model: EditableModel, parts: Sequence[TargetBatch], branches: Mapp
             log_T = logits_TV.gather(1, batch.target_N[:, None])[:, 0] - logits_TV.logsumexp(dim=1)
             tokens_B = torch.bincount(batch.row_N, minlength=batch.num_rows)
             torch.autograd.backward(-(log_T / tokens_B[batch.row_N]).sum() / num_edits)
-            least = min(least, float(log_T.detach().exp().min()))
+            least = float(log_T.detach().exp().min().clamp(max=least))  # NaN stays NaN
     return least
 
 

@@ -56,7 +56,7 @@ class Asked:
     ranges: dict[str, Ranges]
     """Inner parameter -> rows of each edit."""
     num_passes: int = 0
-    """Passes that asked for something."""
+    """Passes made, both groups together."""
     seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "solve": 0.0})
     """Wall time of `capture` and `solve`."""
 
@@ -94,7 +94,7 @@ def run_passes(
     groups = _groups(model, settings)
     pending = list(edits)
     for place, group in enumerate(groups):
-        passes.ask(pending, group, always=place == 0)
+        passes.ask(pending, group)
         if place + 1 < len(groups):
             pending = passes.missing(pending)
         if not pending:
@@ -125,13 +125,14 @@ class _Passes:
         self._factor, self._start = factor, start
         self.asked = _nothing(model)
 
-    def ask(self, edits: Sequence[Edit], group: Group, *, always: bool) -> None:
+    def ask(self, edits: Sequence[Edit], group: Group) -> None:
         """Make the passes of one group; an edit that has come to rest is not looked at again.
+
+        The first pass takes the keys of edits that are at rest too: they ask nothing, and are held by the solve.
 
         Args:
             edits: all of them get rows, if they have such tokens.
             group: the inner parameters.
-            always: whether the first pass asks even if every edit is at rest already.
         """
         lengths = rows_of_edits(self._model, edits, group, self._settings.rephrase_rows)
         rows = self._opened(edits, group, lengths)
@@ -145,7 +146,7 @@ class _Passes:
             captured = time.perf_counter()
             self.asked.seconds["capture"] += captured - began
             up_E = reading.least_E < self._settings.rest
-            if not bool(up_E.any()) and (made or not always):
+            if made and not bool(up_E.any()):
                 return
             indices = {
                 name: torch.tensor([row for place in awake for row in of_edit[place]], dtype=torch.long)
@@ -162,7 +163,9 @@ class _Passes:
 
     def missing(self, edits: Sequence[Edit]) -> list[Edit]:
         """Edits that are short of rest now, and those that have no row yet."""
+        began = time.perf_counter()
         least_E = read_least(self._model, edits, self._settings.rephrase_rows, self._branches())
+        self.asked.seconds["capture"] += time.perf_counter() - began
         has_rows = {edit_id for ranges in self.asked.ranges.values() for edit_id, first, end in ranges if end > first}
         return [
             edit
@@ -171,8 +174,11 @@ class _Passes:
         ]
 
     def _parts(self, edits: Sequence[Edit], group: Group) -> list[Part]:
+        began = time.perf_counter()
         with side_branch(self._model.module, self._branches()):
-            return parts_of(self._model, edits, group, self._settings.rephrase_rows)
+            parts = parts_of(self._model, edits, group, self._settings.rephrase_rows)
+        self.asked.seconds["capture"] += time.perf_counter() - began
+        return parts
 
     def _opened(
         self, edits: Sequence[Edit], group: Group, lengths: Mapping[str, Sequence[int]]

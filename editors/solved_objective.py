@@ -69,7 +69,7 @@ class SolvedSettings:
     boost: float = 3.0
     """How much longer the pass of an episode is than one in use: as far as a few of them get."""
     share_edited: float = 0.5
-    """Share of episodes on weights that hold another batch already."""
+    """Share of episodes on weights that hold other edits already, where there are more than a batch of them."""
     network_lr: float = 5e-4
     """Adam's, of the network."""
     rate_lr: float = 5e-3
@@ -174,8 +174,9 @@ class SolvedObjective:
         pairs, earlier = _only(self._at_base, places), None
         if rng.random() < self._settings.share_edited:
             others = [place for place in dict.fromkeys(self._earlier.places(step)) if place not in places]
-            earlier = self._edited(_only(self._at_base, others))
-            pairs = self._captured(lessons, earlier.branches)
+            if others:
+                earlier = self._edited(_only(self._at_base, others))
+                pairs = self._captured(lessons, earlier.branches)
         shifts = self._shifts(pairs)
         leaves = {name: shift_TO.detach().requires_grad_() for name, shift_TO in shifts.items()}
         figures = self._judged(self._asked(lessons, rng), self._solved(pairs, leaves, earlier), len(lessons))
@@ -195,7 +196,8 @@ class SolvedObjective:
             asked += [(lesson.rephrases[0], "rephrase") for lesson in lessons]
             asked += [(one, "neighbour") for lesson in lessons for one in lesson.locality[:1]]
             asked += [(line, "text") for line in self._text[-self._settings.num_text :]]
-            found.append(self._judged(asked, self._solved(pairs, self._shifts(pairs), None), len(lessons)))
+            figures = self._judged(asked, self._solved(pairs, self._shifts(pairs), None), len(lessons))
+            found += [figures] * len(lessons)
         means = {name: fmean([figures[name] for figures in found if name in figures]) for name in found[0]}
         return means | {SCORE: -means[LOSS]}
 
@@ -327,7 +329,7 @@ def _with_subject(lessons: Sequence[Lesson]) -> tuple[Lesson, ...]:
 
 
 def _only(pairs: Pairs, places: Sequence[int]) -> Pairs:
-    index = torch.tensor(list(places))
+    index = torch.tensor(list(places), dtype=torch.long)
     return Pairs(
         u_TI={name: rows[index] for name, rows in pairs.u_TI.items()},
         delta_TO={name: rows[index] for name, rows in pairs.delta_TO.items()},

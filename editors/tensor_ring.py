@@ -61,8 +61,10 @@ class TensorRing:
             return
         self._make_room(len(content))
         try:
-            os.pwrite(self._file, content, self._end)
+            num_written = os.pwrite(self._file, content, self._end)
         except OSError:
+            num_written = 0
+        if num_written < len(content):
             self._is_full = True
             return
         self._places[key] = _Place(

@@ -47,7 +47,7 @@ class DataFile:
     digest: str
     """SHA-256 of its bytes."""
     use: str
-    """`train`, `validation` or `text`."""
+    """`train`, `validation`, `text`, or `prior text` with a number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ class EditorCard:
     data: tuple[DataFile, ...]
     """Its files."""
     metrics: dict[str, float]
-    """Validation figures of these weights."""
+    """Validation figures at the best step, by the constants under `training`."""
     command: str
     """What trained it."""
     num_steps: int

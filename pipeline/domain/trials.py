@@ -10,7 +10,7 @@ from pipeline.domain.measurements import Measurements
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditorSettings:
-    """How a lineage edits. The defaults are the measured row of the ledger (DECISIONS.md)."""
+    """How a lineage edits. The defaults are those that were measured (DECISIONS.md, 16 to 19 and 27)."""
 
     solver: str = "recursive"
     """`recursive` (the ledger), `least_squares` or `sum`."""
@@ -124,7 +124,7 @@ class LoadPlan:
     ledger: tuple[LedgerRows, ...]
     """Rows of every active edit, oldest snapshot first."""
     prior: FileRef
-    """Second moments of the keys over plain text, and the ridge once it is set (`prior.safetensors`)."""
+    """Second moments of keys and gradients over plain text (`prior.safetensors`)."""
     baseline: FileRef
     """Suite, plain text, and what the base answers to them (`baseline.json`)."""
     trained: TrainedFiles | None = None

@@ -22,15 +22,16 @@ from editors.fingerprint import base_digest
 from editors.loading import load_base
 from editors.mend import MendTransform
 from editors.prepare import main as prepare
-from editors.prior import Prior
+from editors.prior import Prior, measure_prior
 from editors.prompts import Encoded
 from editors.recursive import RecursiveEditor
-from editors.selection import resolved
+from editors.selection import editor_for, resolved
 from editors.trained import CardStage, EditorCard, TrainedEditor
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed
 from pipeline.domain.trials import EditorSettings
+from tests.factories import make_edit
 from tests.ledger_parts import FACTS, prior_lines
 from tests.tiny_models import TEXT, save_tiny_llama
 
@@ -97,6 +98,58 @@ def test_figures_and_a_picture_are_left_in_a_folder(files: Path, capsys: pytest.
     assert "retention of the first 10 %" in shown
 
 
+def test_a_run_that_is_cut_off_leaves_what_it_measured(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit, batches = RecursiveEditor.edit, []
+
+    def is_killed_at_third(editor: RecursiveEditor, *arguments: Any) -> EditResult:
+        batches.append(arguments)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return edit(editor, *arguments)
+
+    monkeypatch.setattr(RecursiveEditor, "edit", is_killed_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(evaluate_arguments(files, out=str(files / "measured"), solver="sum,recursive"))
+    figures = json.loads((files / "measured" / "figures.json").read_text())
+    assert figures["is_complete"] is False
+    assert figures["solvers"]["sum"]["edit_success"] == figures["solvers"]["sum"]["checkpoints"][-1]["edit_success"]
+    assert [point["edits"] for point in figures["solvers"]["recursive"]["checkpoints"]] == [2, 4]
+    monkeypatch.undo()
+    assert evaluate(evaluate_arguments(files, out=str(files / "measured"))) == 0
+    assert json.loads((files / "measured" / "figures.json").read_text())["is_complete"] is True
+
+
+def test_a_correction_takes_out_what_holds_although_another_failed_between(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_base(files / "model")
+    settings = EditorSettings(prior_strength=0.1, num_passes=3, inner_params=model.inner_param_names)
+    edit = RecursiveEditor.edit
+
+    def fails_for_second(editor: RecursiveEditor, *arguments: Any) -> EditResult:
+        if arguments[3][0].request.target_new == "Rome":
+            raise EditorFailed("expected finite factors, got NaN")
+        return edit(editor, *arguments)
+
+    monkeypatch.setattr(RecursiveEditor, "edit", fails_for_second)
+    stream = Stream(model, RecursiveEditor(settings), measure_prior(model, prior_lines()), settings)
+    edits = [make_edit(target, prompt=FACTS[0][0], target_new=target) for target in ("Kyoto", "Rome", "Milan")]
+    for edit_of_fact in edits:
+        stream.take([edit_of_fact])
+        assert list(stream.active) == [edit_of_fact.edit_id]
+    assert len(stream.bill.failures) == 1
+    assert stream.ledger.edit_ids == (edits[-1].edit_id,)
+
+
+def test_solvers_without_a_ledger_leave_no_rows_in_it(files: Path) -> None:
+    model = load_base(files / "model")
+    settings = EditorSettings(solver="sum", num_passes=3, inner_params=model.inner_param_names)
+    stream = Stream(model, editor_for(settings), measure_prior(model, prior_lines()), settings)
+    stream.take([make_edit("first", prompt=FACTS[0][0], target_new="Kyoto")])
+    assert stream.weights.shift(model.inner_param_names[0]).any()
+    assert stream.ledger.edit_ids == ()
+
+
 def test_a_batch_whose_numbers_cannot_be_used_is_counted_and_its_edits_do_not_hold(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +172,7 @@ def test_a_batch_whose_numbers_cannot_be_used_is_counted_and_its_edits_do_not_ho
     assert found["edit_success"] < 1.0
 
 
-def save_editor(files: Path, **changes: Any) -> None:
+def save_editor(files: Path, solver: str = "sum", **changes: Any) -> None:
     """A MEND transform for one weight that was trained for no step."""
     name, width = "model.layers.1.mlp.down_proj.weight", 32
     transform = MendTransform({name: (width, width)}, rank=2)
@@ -128,8 +181,8 @@ def save_editor(files: Path, **changes: Any) -> None:
     card = EditorCard(
         base_digest=changes.get("base_digest", base_digest(files / "model")),
         task="causal",
-        solver="sum",
-        stages=(CardStage(inner_params=(name,), key_tokens="all"),),
+        solver=solver,
+        stages=(CardStage(inner_params=(name,), key_tokens="all" if solver == "sum" else "answer"),),
         shapes=((name, width, width),),
         rank=2,
         statistics="shape",
@@ -161,6 +214,41 @@ def test_a_trained_editor_is_used_as_its_card_says(files: Path) -> None:
     assert tuple(found["recursive"]["settings"]["inner_params"]) == chosen.inner_params
     assert tuple(found["recursive"]["settings"]["subject_params"]) == chosen.subject_params != ()
     assert len(found["sum"]["settings"]["inner_params"]) == 1
+
+
+def test_an_editor_trained_with_the_solve_serves_every_solver_that_asks_in_passes(files: Path) -> None:
+    save_editor(files, solver="recursive")
+    given = evaluate_arguments(files, editor=str(files / "editor"), solver="recursive,least_squares,sum,ft", edits="2")
+    assert evaluate(given) == 0
+    found = json.loads((files / "out.json").read_text())["solvers"]
+    transforms = {solver: figures["settings"]["transform"] for solver, figures in found.items()}
+    assert transforms["ft"] == "gradient"
+    assert len({transforms[solver] for solver in ("recursive", "least_squares", "sum")} - {"gradient"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"solver": "recursive"}, "serve, got recursive"),
+        ({"solver": "recursive", "editor": "recursive={}"}, "as that of recursive"),
+        ({"solver": "recursive", "editor": "sum={}"}, "as that of sum"),
+        ({"inner_param": "model.layers.0.mlp.down_proj.weight"}, "inner_params"),
+    ],
+)
+def test_an_editor_that_nobody_could_use_as_it_was_trained_is_refused(
+    changes: dict[str, str], words: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_editor(files)
+    editor = changes.pop("editor", "{}").format(files / "editor")
+    assert evaluate(evaluate_arguments(files, editor=editor, **changes)) == 1
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_two_editors_for_all_solvers_are_one_too_many(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_editor(files)
+    given = evaluate_arguments(files, editor=str(files / "editor"))
+    assert evaluate([*given, "--editor", str(files / "editor")]) == 1
+    assert "SOLVER=FOLDER" in capsys.readouterr().err
 
 
 def test_a_trained_editor_of_another_base_is_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,7 +356,7 @@ def test_the_measured_rephrase_is_never_an_edit_row(rows: int, files: Path, monk
     seen: list[str] = []
     make = Stream._make
 
-    def watched(stream: Stream, added: Sequence[Edit], removed_ids: Sequence[str]) -> None:
+    def watched(stream: Stream, added: Sequence[Edit]) -> None:
         with monkeypatch.context() as patch:
             encode = CausalModel.encode_pair
 
@@ -277,7 +365,7 @@ def test_the_measured_rephrase_is_never_an_edit_row(rows: int, files: Path, monk
                 return encode(model, prompt, *arguments, **keywords)
 
             patch.setattr(CausalModel, "encode_pair", note)
-            make(stream, added, removed_ids)
+            make(stream, added)
 
     monkeypatch.setattr(Stream, "_make", watched)
     arguments = evaluate_arguments(files, edits="1", rephrase_rows=str(rows), rephrases="9", solver="recursive,sum,ft")

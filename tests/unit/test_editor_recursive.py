@@ -205,6 +205,21 @@ def test_a_fact_that_the_model_has_already_asks_for_nothing(tmp_path: Path) -> N
     assert result.num_rows == 1
 
 
+def test_an_edit_that_asks_nothing_after_the_subjects_group_is_held_by_its_keys(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    step(rig, edits_of(0))
+    known = edits_of(0)[0].request
+    again = make_edit("again", prompt=known.prompt, target_new=known.target_new)  # names no subject
+    subject, *answer = rig.model.inner_param_names
+    settings = replace(SETTINGS, inner_params=rig.model.inner_param_names, subject_params=(subject,))
+    result = RecursiveEditor(settings).edit(rig.model, rig.weights, rig.ledger, [again], ())
+    assert max(result.delta.norms.values()) == 0.0
+    for name in answer:
+        assert bool(result.rows.keys[name].any())
+        held_TO = result.rows.keys[name] @ rig.weights.shift(name)
+        torch.testing.assert_close(result.rows.targets[name], held_TO, rtol=1e-5, atol=1e-6)
+
+
 def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
     rig, editor = make_rig(tmp_path), RecursiveEditor(SETTINGS)
     with pytest.raises(EditorFailed, match="neither"):

@@ -53,6 +53,19 @@ def test_the_update_moves_the_keys_towards_their_shifts() -> None:
     assert (reached - shifts).norm() < 0.2 * shifts.norm()
 
 
+@pytest.mark.parametrize("num_rows", [3, 9])
+def test_the_gradient_of_every_solve_is_its_finite_difference(num_rows: int) -> None:
+    matrix, keys, shifts = factored(positive(6), name="w"), draw(num_rows, 6), draw(num_rows, 2, seed=1)
+    solves = (
+        lambda keys: added_rows(matrix, keys),
+        lambda keys: least_squares(keys, ridge=0.3),  # dual of 3 rows, primal of 9
+        summed,
+    )
+    for solve in solves:
+        asked = [one.clone().requires_grad_() for one in (keys, shifts)]
+        assert torch.autograd.gradcheck(lambda keys, shifts, solve=solve: solve(keys) @ shifts, asked)
+
+
 def test_a_matrix_that_is_barely_singular_gets_a_jitter_that_is_reported() -> None:
     key = draw(1, 6)
     found = factored(key.T @ key, name="w")

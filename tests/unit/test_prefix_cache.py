@@ -93,12 +93,17 @@ def test_a_tensor_that_is_larger_than_the_ring_is_left_out_and_a_known_key_stays
     assert torch.equal(ring.get("small"), numbered(1))
 
 
-def test_a_disk_without_room_stops_the_keeping_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_written", [None, 0, ONE - 1])
+def test_a_disk_without_room_stops_the_keeping_and_nothing_else(
+    num_written: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ring = TensorRing(max_bytes=10 * ONE)
     ring.put("first", numbered(1))
 
     def without_room(*_: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if num_written is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return num_written
 
     monkeypatch.setattr(os, "pwrite", without_room)
     ring.put("second", numbered(2))

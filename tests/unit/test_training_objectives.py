@@ -45,7 +45,13 @@ def lessons_of(model: EditableModel) -> Lessons:
 
 
 def objective_of(
-    kind: str, model: EditableModel, prior: Prior, *, lessons: Lessons | None = None, share_edited: float = 0.0
+    kind: str,
+    model: EditableModel,
+    prior: Prior,
+    *,
+    lessons: Lessons | None = None,
+    share_edited: float = 0.0,
+    batch: int = 4,
 ) -> tuple[Objective, MendTransform]:
     """An objective after its beginning, with a network that is away from its start."""
     statistics = "token" if kind == SOLVED else "shape"
@@ -54,12 +60,12 @@ def objective_of(
     objective: Objective
     if kind == SOLVED:
         ledger = Ledger(prior, strength=100.0, ridge=1e-3)
-        settings = SolvedSettings(batch=4, num_text=2, boost=5.0, share_edited=share_edited)
+        settings = SolvedSettings(batch=batch, num_text=2, boost=5.0, share_edited=share_edited)
         objective = SolvedObjective(
             model, model.inner, transform, lessons, ledger, NaturalGradient(ledger.prior, 0.1), settings
         )
     else:
-        objective = PublishedObjective(model, transform, lessons, PublishedSettings(batch=4, first_step=0.2))
+        objective = PublishedObjective(model, transform, lessons, PublishedSettings(batch=batch, first_step=0.2))
     objective.begin()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -165,6 +171,17 @@ def test_steps_along_the_gradient_bring_the_loss_down(kind: str, model: Editable
         nn.utils.clip_grad_norm_(transform.parameters(), 1.0)
         optimizer.step()
     assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
+def test_fewer_edits_than_a_step_takes_are_enough(kind: str, model: EditableModel, prior: Prior) -> None:
+    lessons = lessons_of(model)
+    objective, _ = objective_of(kind, model, prior, lessons=lessons, share_edited=1.0, batch=50)
+    losses = episode(objective, copied(objective))
+    losses.total.backward()
+    assert losses.parts[LOSS] > 0
+    if kind == SOLVED:
+        assert losses.num_edits == len(lessons.training), "none is left for the weights to hold before"
 
 
 def test_single_edits_are_judged_each_for_itself(model: EditableModel, prior: Prior) -> None:
