@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from editors.families import EditableModel, editable, family_of
+from editors.loading import load_base
 from editors.prompts import Encoded
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.trials import SuiteProbe
@@ -112,6 +113,19 @@ _CAUSAL = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 128,
 }
+_GPT = {"n_layer": 3, "n_head": 4, "n_positions": 128}
+_GPT2 = _GPT | {"n_embd": 96, "n_inner": 96, "initializer_range": 0.1}
+"""Its edited layers are square: a wrong orientation would run silently."""
+_GPTJ = _GPT | {"n_embd": 64, "n_inner": 128, "rotary_dim": 8}
+_GPT_NEO = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_layers": 3,
+    "num_heads": 4,
+    "attention_types": [[["global", "local", "global"], 1]],
+    "max_position_embeddings": 128,
+    "initializer_range": 0.1,
+}
 _BART = {
     "d_model": 64,
     "max_position_embeddings": 64,
@@ -154,6 +168,12 @@ class Pupil:
 
 PUPILS = {
     "llama": Pupil(task="causal", config=_CAUSAL, around="", num_steps=120, lr=3e-3),
+    "mistral": Pupil(task="causal", config=_CAUSAL, around="", num_steps=120, lr=3e-3),
+    "qwen2": Pupil(task="causal", config=_CAUSAL, around="", num_steps=120, lr=3e-3),
+    "qwen3": Pupil(task="causal", config=_CAUSAL, around="", num_steps=120, lr=3e-3),
+    "gpt2": Pupil(task="causal", config=_GPT2, around="", num_steps=200, lr=3e-3),
+    "gpt_neo": Pupil(task="causal", config=_GPT_NEO, around="", num_steps=200, lr=3e-3),
+    "gptj": Pupil(task="causal", config=_GPTJ, around="", num_steps=120, lr=3e-3),
     "t5": Pupil(task="seq2seq", config=_T5, around="$A </s>", num_steps=60, lr=3e-3),
     "bart": Pupil(task="seq2seq", config=_BART, around="<s> $A </s>", num_steps=120, lr=1e-3),
     "bert": Pupil(task="classifier", config=_BERT, around="<s> $A </s>", num_steps=150, lr=2e-3),
@@ -175,6 +195,13 @@ def teach(kind: str, folder: Path, *, seed: int = 0) -> Path:
     module.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def load_pupil(kind: str, folder: Path, names: Sequence[str] = ()) -> EditableModel:
+    """A taught model with its own tokenizer: Qwen's class, which transformers takes for it, makes bytes of words."""
+    pupil = PUPILS[kind]
+    loaded = load_base(folder, names, task=pupil.task)
+    return editable(pupil.task, loaded.module, taught_tokenizer(pupil.around), loaded.inner_param_names)
 
 
 def _train(model: EditableModel, pupil: Pupil, *, seed: int) -> None:

@@ -16,17 +16,18 @@ from editors.families import EditableModel
 from editors.fingerprint import base_digest
 from editors.ledger import Ledger
 from editors.lessons import Lessons, make_lessons
-from editors.loading import load_base
 from editors.mend import MendTransform, shapes_of
 from editors.natural_gradient import NaturalGradient
 from editors.prior import measure_prior
+from editors.published import published_inner_params
+from editors.published_objective import PublishedObjective, PublishedSettings
 from editors.solved_objective import SolvedObjective, SolvedSettings
 from editors.trained import CardStage, EditorCard, TrainedEditor
 from editors.training_folder import BEST, TrainingFolder
 from editors.training_loop import LoopSettings, TrainingRun
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.trials import EditorSettings
-from tests.taught import FACTS, NAMES, PUPILS, Fact, correction, sentences
+from tests.taught import FACTS, NAMES, Fact, correction, load_pupil, sentences
 from tests.training_parts import Silent
 
 LEARNT_FROM, JUDGED_BY = NAMES[:11], NAMES[11:14]
@@ -54,6 +55,9 @@ LEARN = SolvedSettings(batch=16, boost=10.0, network_lr=1e-3, rate_lr=3e-2, firs
 From longer ones the loss of what is learnt from falls, that of the people it is judged by rises. Measured: in every
 family the best score is better than the start's by 10% or more."""
 
+PUBLISHED = PublishedSettings(c_edit=1.0, network_lr=1e-3, rate_lr=3e-2, first_step=0.02)
+"""Steps that are far too short at first: what lands afterwards has been learnt."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Places:
@@ -65,11 +69,16 @@ class Places:
     """At answer tokens, by the gradient."""
 
 
+def _in_decoder(pattern: str) -> Places:
+    """The first of three blocks takes the subject's rows."""
+    subject, *answer = (pattern.format(i=place) for place in range(3))
+    return Places(subject=(subject,), answer=tuple(answer))
+
+
 PLACES = {
-    "llama": Places(
-        subject=("model.layers.0.mlp.down_proj.weight",),
-        answer=("model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"),
-    ),
+    **{kind: _in_decoder("model.layers.{i}.mlp.down_proj.weight") for kind in ("llama", "mistral", "qwen2", "qwen3")},
+    **{kind: _in_decoder("transformer.h.{i}.mlp.c_proj.weight") for kind in ("gpt2", "gpt_neo")},
+    "gptj": _in_decoder("transformer.h.{i}.mlp.fc_out.weight"),
     "t5": Places(
         subject=tuple(f"encoder.block.{i}.layer.1.DenseReluDense.wo.weight" for i in range(2)),
         answer=tuple(f"decoder.block.{i}.layer.2.DenseReluDense.wo.weight" for i in range(2)),
@@ -102,7 +111,7 @@ def denial(fact: Fact, *, task: str, place: int = 0, neighbours: Sequence[Fact] 
 def train_taught_editor(kind: str, base: Path, out: Path) -> Path:
     """Train an editor for a taught model; returns its folder. Same base, same bytes."""
     places = PLACES[kind]
-    model = load_base(base, places.subject + places.answer, task=PUPILS[kind].task)
+    model = load_pupil(kind, base, places.subject + places.answer)
     return train_editor(model, places, _lessons(model), sentences(FACTS), out, digest=base_digest(base))
 
 
@@ -144,6 +153,27 @@ def train_editor(
     folder = TrainingFolder(out)
     folder.open_new({"settings": {}, "base_digest": digest, "data": "d" * 64, "command": card.command})
     loop = LoopSettings(num_steps=num_steps, validate_every=num_steps // 3, save_every=num_steps)
+    TrainingRun(objective, loop, folder, make_editor=editor, watcher=Silent()).run(None)
+    return out / BEST
+
+
+def train_published_editor(kind: str, base: Path, out: Path, *, num_steps: int) -> Path:
+    """Train MEND as published, over every MLP matrix of the last blocks, for a taught model; returns its folder."""
+    names = published_inner_params(load_pupil(kind, base).module)
+    model, digest = load_pupil(kind, base, names), base_digest(base)
+    transform = MendTransform(shapes_of(model.inner), rank=16, statistics="shape")
+    objective = PublishedObjective(model, transform, _lessons(model), PUBLISHED)
+    stage = CardStage(inner_params=model.inner_param_names, key_tokens="all")
+    card = replace(
+        _card(Places(subject=()), transform, USE, base_digest=digest, task=model.task), solver="sum", stages=(stage,)
+    )
+
+    def editor(figures: Mapping[str, float], steps: int) -> TrainedEditor:
+        return TrainedEditor(card=_measured(card, figures, steps), transform=transform)
+
+    folder = TrainingFolder(out)
+    folder.open_new({"settings": {}, "base_digest": digest, "data": "d" * 64, "command": card.command})
+    loop = LoopSettings(num_steps=num_steps, validate_every=max(num_steps // 3, 1), save_every=max(num_steps, 1))
     TrainingRun(objective, loop, folder, make_editor=editor, watcher=Silent()).run(None)
     return out / BEST
 

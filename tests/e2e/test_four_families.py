@@ -40,6 +40,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 READER = Path(__file__).parents[2] / "infra" / "local" / "ask_model.py"
 STAYING = tuple(fact for fact in FACTS if fact not in UNSEEN)
+FAMILIES = ("llama", "t5", "bart", "bert")
 PATIENCE = timedelta(minutes=5)
 BATCH_SIZE = 10
 POLICY = GatePolicy(
@@ -131,8 +132,8 @@ def rig(
 ) -> Iterator[Rig]:
     """The stack with four lineages, each on the editor that was trained for it."""
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
-    editors = {kind: _copied(taught_editor(kind), tmp_path / f"editor-of-{kind}") for kind in PUPILS}
-    prepared = {kind: _prepared(kind, taught(kind), editors[kind], tmp_path / kind) for kind in PUPILS}
+    editors = {kind: _copied(taught_editor(kind), tmp_path / f"editor-of-{kind}") for kind in FAMILIES}
+    prepared = {kind: _prepared(kind, taught(kind), editors[kind], tmp_path / kind) for kind in FAMILIES}
     stack, settings = start_stack(tmp_path / "stack")
     try:
         kept = stores(settings)
@@ -148,30 +149,30 @@ def rig(
 
 def test_every_family_takes_corrections_through_its_trained_transform_to_approval_and_revert(rig: Rig) -> None:
     with publisher(rig.settings) as send:
-        for kind in PUPILS:
+        for kind in FAMILIES:
             for edit in _corrections(kind):
                 value = json.dumps(edit.request.as_json() | {"lineage": kind}).encode()
                 send.publish(rig.settings.requests_topic, key=kind, value=value)
-    rig.until_registered(dict.fromkeys(PUPILS, 0))
-    for kind in PUPILS:
+    rig.until_registered(dict.fromkeys(FAMILIES, 0))
+    for kind in FAMILIES:
         _check_named(rig, kind)
         _check_asked_by_the_transform(rig, kind)
 
     rig.approve_in_registry()
-    said = rig.ask_champions({kind: _prompts(kind) for kind in PUPILS})
-    for kind in PUPILS:
+    said = rig.ask_champions({kind: _prompts(kind) for kind in FAMILIES})
+    for kind in FAMILIES:
         active = _active(rig, kind)
         assert len(active) >= 0.8 * len(UNSEEN), f"{kind}: {rig.kept.lineages.lineage(kind).counts}"
         _check_answers(kind, said[kind], edited=active, reverted=set())
 
-    gone = {kind: _person_that_holds(kind, said[kind], _active(rig, kind)) for kind in PUPILS}
-    seqs = {kind: rig.kept.lineages.lineage(kind).head_seq for kind in PUPILS}
+    gone = {kind: _person_that_holds(kind, said[kind], _active(rig, kind)) for kind in FAMILIES}
+    seqs = {kind: rig.kept.lineages.lineage(kind).head_seq for kind in FAMILIES}
     for kind, request_ids in gone.items():
         review_service(rig.settings).revert(kind, sorted(request_ids), actor="cli:test", reason="withdrawn")
     rig.until_registered(seqs)
     rig.approve_in_registry()
-    said = rig.ask_champions({kind: _prompts(kind) for kind in PUPILS})
-    for kind in PUPILS:
+    said = rig.ask_champions({kind: _prompts(kind) for kind in FAMILIES})
+    for kind in FAMILIES:
         assert not gone[kind] & _active(rig, kind)
         _check_answers(kind, said[kind], edited=_active(rig, kind), reverted=gone[kind])
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from editors.deltas import PlainWeights
 from editors.families import EditableModel
+from editors.fingerprint import base_digest
 from editors.ledger import Ledger
-from editors.loading import load_base
 from editors.metrics import score_pairs
-from editors.prior import measure_prior
-from editors.selection import editor_for, lineage_settings
+from editors.prior import Prior, measure_prior
+from editors.published import PublishedEditor
+from editors.selection import editor_for, learnt_settings, lineage_settings
 from editors.trained import TrainedEditor
 from pipeline.domain.edits import Edit
-from tests.taught import FACTS, PUPILS, questions, sentences
-from tests.taught_editors import UNSEEN, changes
+from pipeline.domain.trials import EditorSettings
+from tests.taught import FACTS, PUPILS, load_pupil, questions, sentences
+from tests.taught_editors import UNSEEN, changes, train_published_editor
 
 BATCH = 10
 STAYING = tuple(fact for fact in FACTS if fact not in UNSEEN)
@@ -35,7 +38,7 @@ def test_edits_of_people_it_never_saw_land_and_rephrases_follow_and_other_facts_
     trained, task = TrainedEditor.load(taught_editor(kind)), PUPILS[kind].task
     assert trained.card.num_steps > 0, "a step was better than the start"
     settings = lineage_settings(trained, task=task)
-    model = load_base(taught(kind), settings.inner_params, task=task)
+    model = load_pupil(kind, taught(kind), settings.inner_params)
     weights = PlainWeights(model.module, model.inner)
     ledger = Ledger(measure_prior(model, sentences(FACTS)), strength=settings.prior_strength, ridge=settings.ridge)
     editor, edits = editor_for(settings, trained.transform), changes(UNSEEN, task=task)
@@ -54,3 +57,26 @@ def test_edits_of_people_it_never_saw_land_and_rephrases_follow_and_other_facts_
     assert share(model, asked) >= 0.9
     assert share(model, rephrased) >= 0.6
     assert share(model, stays) >= 0.75
+
+
+def test_mend_as_published_learns_to_make_single_edits(taught: Callable[[str], Path], tmp_path: Path) -> None:
+    base, found = taught("llama"), {}
+    for num_steps in (0, 60):
+        trained = TrainedEditor.load(
+            train_published_editor("llama", base, tmp_path / str(num_steps), num_steps=num_steps), base_digest(base)
+        )
+        settings = EditorSettings(**learnt_settings(trained))
+        model = load_pupil("llama", base, settings.inner_params)
+        weights = PlainWeights(model.module, model.inner)
+        ledger = Ledger(Prior(moments={}, num_tokens=0), strength=1.0, ridge=1.0)
+        editor, untouched = PublishedEditor(settings, trained.transform), weights.save()
+        shares = []
+        for edit in changes(UNSEEN, task="causal"):
+            weights.apply(editor.edit(model, weights, ledger, [edit], ()).delta)
+            asked = [(prompt, edit.request.target_new) for prompt in (edit.request.prompt, edit.request.rephrases[0])]
+            stays = [pair for fact in STAYING for pair in questions(fact, fact.value, task="causal")]
+            shares.append([share(model, [pair]) for pair in asked] + [share(model, stays)])
+            weights.restore(untouched)
+        found[num_steps] = [fmean(figures) for figures in zip(*shares, strict=True)]
+    assert max(found[0][:2]) <= 0.2
+    assert min(found[60]) >= 0.85, "edits, rephrases, and what stays"

@@ -9,13 +9,13 @@ import pytest
 
 from editors.loading import load_base
 from editors.metrics import score_pairs
-from tests.taught import FACTS, PUPILS, questions
+from tests.taught import FACTS, PUPILS, load_pupil, questions
 
 
 @pytest.mark.parametrize("kind", PUPILS)
 def test_a_pupil_knows_every_fact_in_every_wording(kind: str, taught: Callable[[str], Path]) -> None:
     task = PUPILS[kind].task
-    model = load_base(taught(kind), task=task)
+    model = load_pupil(kind, taught(kind))
     asked = [pair for fact in FACTS for pair in questions(fact, fact.value, task=task)]
     hits = [score.is_hit for score in score_pairs(model, asked)]
     assert sum(hits) >= 0.98 * len(hits)
