@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from editors.shipped import PRETRAINED
+from editors.trained import CARD, TrainedEditor
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -33,6 +36,11 @@ def test_the_main_job_runs_balances_and_leaves_nothing_running(tmp_path: Path) -
     assert last["locality"] >= 0.8
     assert last["audit_ok"] is True
     assert not _processes_of(home)
+    [card] = PRETRAINED.glob(f"*/{CARD}")
+    editor = f"editor {card.parent.name}, digest {TrainedEditor.load(card.parent).digest[:12]}"
+    reports = [line for line in done.stdout.splitlines() if "passed its gates" in line]
+    assert len(reports) == last["snapshots"]
+    assert all(editor in line for line in reports), "each gate report names the trained editor"
 
 
 def _processes_of(home: Path) -> list[str]:

@@ -22,7 +22,10 @@ from pipeline.entrypoints.cli import app
 from pipeline.entrypoints.console import ExitCode
 from pipeline.services.intake import Intake
 from tests.intake_parts import correction, encoded, intake_settings, make_lineage, produce, request_ids, run_until
+from tests.ledger_parts import prior_lines
 from tests.store_rig import StoreRig
+from tests.tiny_editors import ANSWER, SUBJECT, tiny_editor
+from tests.tiny_models import TEXT, save_tiny_llama
 
 Command = Callable[..., Result]
 HOSTILE = "a [/b] [bold]x \x1b[31m"
@@ -50,6 +53,23 @@ def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
 
 def one_sentence(result: Result) -> bool:
     return result.stderr.startswith("corrigenda: expected ") and result.stderr.count("\n") == 1 and not result.stdout
+
+
+def test_a_lineage_is_made_on_a_trained_editor(corrigenda: Command, tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "model", hidden=32, mlp=32)
+    tiny_editor(tmp_path / "model").save(tmp_path / "editor")
+    digest = tiny_editor(tmp_path / "model").digest
+    contents = {"text": TEXT, "prior-text": "\n".join(prior_lines()), "suite": '{"prompt": "Berlin is a city in"}'}
+    given = ["--model", str(tmp_path / "model"), "--task", "causal", "--editor", str(tmp_path / "editor")]
+    for option, content in contents.items():
+        (tmp_path / option).write_text(content)
+        given += [f"--{option}", str(tmp_path / option)]
+    made = corrigenda("lineage", "create", "trained", *given, env={"CORRIGENDA_CACHE": str(tmp_path / "cache")})
+    assert made.exit_code == 0, made.stderr
+    assert f"editor: editor, digest {digest[:12]}, solver recursive" in made.stdout
+    assert f"edits {SUBJECT}, {ANSWER}" in made.stdout
+    listed = json.loads(corrigenda("lineage", "list", "--json").stdout)
+    assert [one["editor"]["digest"] for one in listed if one["settings"]["name"] == "trained"] == [digest]
 
 
 @pytest.mark.parametrize(
