@@ -288,8 +288,11 @@ def test_a_stream_is_evaluated_and_a_later_correction_replaces_an_earlier(files:
     assert found["active"] == 5
     assert found["edit_success"] == 1.0
     assert found["greedy"]["edit_success"] > 0  # a random model rarely stops after its answer
-    for name in ("generalization", "locality_unchanged", "retention_first_batch"):
-        assert 0 <= found[name] <= 1
+    asked = {"rephrases": "generalization", "neighbours": "locality_unchanged"}
+    for name, figure in asked.items():  # the edit that corrects an earlier one brings neither
+        assert found["measured"][name] == found["active"] - 1
+        assert found[figure] * (found["active"] - 1) == pytest.approx(round(found[figure] * (found["active"] - 1)))
+    assert found["retention_first_batch"] == 1.0, "the one of the first batch that is still active"
     assert found["retention_first_tenth"] is None  # it was the one edit that has been replaced
     assert found["locality_kl"] > 0
     assert found["drawdown"] != 0
