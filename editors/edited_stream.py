@@ -51,7 +51,7 @@ class Stream:
             self.ledger = ledger or Ledger(prior, strength=settings.prior_strength, ridge=settings.ridge)
             self.weights = PlainWeights(model.module, model.inner)
         self.active: dict[str, Edit] = {}
-        self._holding: dict[str, str] = {}
+        self._holding: dict[str, str] = {}  # conflict key -> the edit that holds, also when a later one failed
         self.history: list[list[Edit]] = []
         self.bill = bill or Bill(model_bytes(model))
 
@@ -77,7 +77,6 @@ class Stream:
 
     def _make(self, added: Sequence[Edit]) -> None:
         keys = [edit.request.conflict_key for edit in added]
-        # What holds, which is not what is active where a batch failed.
         removed_ids = [self._holding[key] for key in keys if key in self._holding] if self._removes else []
         began = time.perf_counter()
         try:

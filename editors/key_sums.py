@@ -1,7 +1,6 @@
 """Knows the sum A of one inner parameter's keys and its Cholesky factor, which share a square of memory.
 
-A lies above the diagonal and its factor, once it was asked for, on and below it; A's own diagonal is kept beside. Of
-what an edit holds beside the model these squares are the most.
+A lies above the diagonal and its factor, once it was asked for, on and below it; A's own diagonal is kept beside.
 
 Legend: T edit rows, I in_features.
 """
@@ -29,11 +28,6 @@ class KeySums:
         self._diagonal_I = matrix_II.diagonal().clone()
         self._factor: Factored | None = None
         self._name = name
-
-    @property
-    def num_bytes(self) -> int:
-        """What is held."""
-        return self._square_II.nbytes + self._diagonal_I.nbytes
 
     def matrix(self) -> Tensor:
         """A, in memory of its own."""

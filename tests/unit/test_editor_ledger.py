@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from editors.key_sums import KeySums
 from editors.ledger import Ledger
 from editors.prior import Prior
 from editors.rows import EditRows
@@ -66,6 +67,33 @@ def test_a_ledger_from_files_has_the_same_bits(tmp_path: Path) -> None:
     assert read.edit_ids == lived.edit_ids == ("b", "d", "e")
     assert torch.equal(read.matrix(NAME), lived.matrix(NAME))
     assert torch.equal(read.whole_shift(NAME), lived.whole_shift(NAME))
+
+
+def test_a_commit_that_fails_leaves_the_sums_of_the_rows_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("first", "second")
+    ledger = Ledger(random_prior(12, *names), strength=10.0, ridge=0.03)
+    before = {name: ledger.matrix(name) for name in names}
+    add, calls = KeySums.add, []
+
+    def is_out_of_memory(sums: KeySums, keys_TI: torch.Tensor) -> None:
+        calls.append(sums)
+        if len(calls) == 2:
+            raise MemoryError
+        add(sums, keys_TI)
+
+    monkeypatch.setattr(KeySums, "add", is_out_of_memory)
+    rows = random_rows(1, {"a": 2})
+    with pytest.raises(MemoryError):
+        ledger.commit(
+            replace(
+                rows,
+                keys=dict.fromkeys(names, rows.keys[NAME]),
+                targets=dict.fromkeys(names, rows.targets[NAME]),
+            )
+        )
+    assert len(calls) == 2
+    assert ledger.edit_ids == ()
+    assert all(torch.equal(ledger.matrix(name), before[name]) for name in names)
 
 
 def test_a_ledger_that_everything_left_is_the_prior_again() -> None:

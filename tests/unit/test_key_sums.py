@@ -65,11 +65,13 @@ def test_a_copy_goes_its_own_way() -> None:
     assert not torch.equal(other.matrix(), sums.matrix())
 
 
-def test_a_square_is_all_that_is_held() -> None:
+def test_sums_and_factor_are_one_square() -> None:
     sums = KeySums(positive(), name="w")
-    before = sums.num_bytes
-    assert sums.factor().lower_II.untyped_storage().nbytes() == WIDTH**2 * 8
-    assert sums.num_bytes == before == (WIDTH**2 + WIDTH) * 8
+    held = sums._square_II.untyped_storage()
+    factor = sums.factor()
+    sums.add(rows(1))
+    assert {one.untyped_storage().data_ptr() for one in (factor.lower_II, sums.factor().lower_II)} == {held.data_ptr()}
+    assert held.nbytes() == WIDTH**2 * 8
 
 
 def test_what_is_not_positive_definite_is_named() -> None:

@@ -101,7 +101,9 @@ def test_the_solve_takes_what_a_ledger_and_a_prior_allocate(num_ranks: int, rig:
     ledger.commit(RecursiveEditor(settings).edit(parts.model, parts.weights, ledger, added, ()).rows)
     names = parts.model.inner_param_names[::num_ranks]
     natural = NaturalGradient(ledger.prior, settings.damping)
-    sums = sum(ledger.factor(name).lower_II.nbytes + ledger.matrix(name).diagonal().nbytes for name in names)
+    assert all(ledger.factor(name) for name in names)
+    made = [ledger._sums.of(name) for name in names]
+    sums = sum(tensor.untyped_storage().nbytes() for one in made for tensor in (one._square_II, one._diagonal_I))
     moments = [of[name] for of in (ledger.prior.moments, ledger.prior.gradient_moments) for name in names]
     rows = [of[name] for batch in ledger.batches for of in (batch.keys, batch.targets) for name in names]
     for name in names:
