@@ -18,6 +18,7 @@ from editors.ledger import Ledger
 from editors.lessons import Lessons, make_lessons
 from editors.mend import MendTransform, shapes_of
 from editors.natural_gradient import NaturalGradient
+from editors.objectives import Objective
 from editors.prior import measure_prior
 from editors.published import published_inner_params
 from editors.published_objective import PublishedObjective, PublishedSettings
@@ -145,16 +146,9 @@ def train_editor(
     ledger = Ledger(measure_prior(model, prior_lines), strength=use.prior_strength, ridge=use.ridge)
     natural = NaturalGradient(ledger.prior, use.damping)
     objective = SolvedObjective(model, params, transform, lessons, ledger, natural, learn)
-    card = _card(places, transform, use, base_digest=digest, task=model.task)
-
-    def editor(figures: Mapping[str, float], steps: int) -> TrainedEditor:
-        return TrainedEditor(card=_measured(card, figures, steps), transform=transform)
-
-    folder = TrainingFolder(out)
-    folder.open_new({"settings": {}, "base_digest": digest, "data": "d" * 64, "command": card.command})
-    loop = LoopSettings(num_steps=num_steps, validate_every=num_steps // 3, save_every=num_steps)
-    TrainingRun(objective, loop, folder, make_editor=editor, watcher=Silent()).run(None)
-    return out / BEST
+    return _run(
+        objective, transform, _card(places, transform, use, base_digest=digest, task=model.task), out, num_steps
+    )
 
 
 def train_published_editor(kind: str, base: Path, out: Path, *, num_steps: int) -> Path:
@@ -164,15 +158,16 @@ def train_published_editor(kind: str, base: Path, out: Path, *, num_steps: int) 
     transform = MendTransform(shapes_of(model.inner), rank=16, statistics="shape")
     objective = PublishedObjective(model, transform, _lessons(model), PUBLISHED)
     stage = CardStage(inner_params=model.inner_param_names, key_tokens="all")
-    card = replace(
-        _card(Places(subject=()), transform, USE, base_digest=digest, task=model.task), solver="sum", stages=(stage,)
-    )
+    card = _card(Places(subject=()), transform, USE, base_digest=digest, task=model.task)
+    return _run(objective, transform, replace(card, solver="sum", stages=(stage,)), out, num_steps)
 
+
+def _run(objective: Objective, transform: MendTransform, card: EditorCard, out: Path, num_steps: int) -> Path:
     def editor(figures: Mapping[str, float], steps: int) -> TrainedEditor:
         return TrainedEditor(card=_measured(card, figures, steps), transform=transform)
 
     folder = TrainingFolder(out)
-    folder.open_new({"settings": {}, "base_digest": digest, "data": "d" * 64, "command": card.command})
+    folder.open_new({"settings": {}, "base_digest": card.base_digest, "data": "d" * 64, "command": card.command})
     loop = LoopSettings(num_steps=num_steps, validate_every=max(num_steps // 3, 1), save_every=max(num_steps, 1))
     TrainingRun(objective, loop, folder, make_editor=editor, watcher=Silent()).run(None)
     return out / BEST

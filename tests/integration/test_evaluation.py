@@ -15,8 +15,10 @@ import torch
 
 from editors.base import EditResult
 from editors.baseline import Baseline
+from editors.contestants import contestants_of
 from editors.edited_stream import Stream
 from editors.evaluation import main as evaluate
+from editors.evaluation_arguments import parser
 from editors.families import CausalModel
 from editors.fingerprint import base_digest
 from editors.loading import load_base
@@ -226,6 +228,16 @@ def test_an_editor_trained_with_the_solve_serves_every_solver_that_asks_in_passe
     assert len({transforms[solver] for solver in ("recursive", "least_squares", "sum")} - {"gradient"}) == 1
 
 
+def test_a_rest_that_is_given_is_the_transforms_too(files: Path) -> None:
+    save_editor(files, solver="recursive")
+    for changes, rest in (({}, 0.9), ({"rest": "0.6"}, 0.6)):
+        words = {"data": "edits.jsonl", "edits": "2", "model": str(files / "model"), "editor": str(files / "editor")}
+        given = parser().parse_args([part for flag, word in (words | changes).items() for part in (f"--{flag}", word)])
+        trained = contestants_of(given)["recursive"].trained
+        assert trained is not None
+        assert trained.transform.rest == rest
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -239,8 +251,8 @@ def test_an_editor_that_nobody_could_use_as_it_was_trained_is_refused(
     changes: dict[str, str], words: str, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_editor(files)
-    editor = changes.pop("editor", "{}").format(files / "editor")
-    assert evaluate(evaluate_arguments(files, editor=editor, **changes)) == 1
+    editor = changes.get("editor", "{}").format(files / "editor")
+    assert evaluate(evaluate_arguments(files, **(changes | {"editor": editor}))) == 1
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
 
 

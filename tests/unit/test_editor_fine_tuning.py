@@ -104,3 +104,10 @@ def test_it_cannot_take_an_edit_out_and_needs_one_to_make(rig: Rig) -> None:
         FineTuningEditor(EAGER).edit(rig.model, rig.weights, rig.ledger, edits_of(0), ("old",))
     with pytest.raises(EditorFailed, match="none"):
         FineTuningEditor(EAGER).edit(rig.model, rig.weights, rig.ledger, [], ())
+
+
+def test_a_model_that_gives_no_probability_is_no_success(rig: Rig) -> None:
+    with torch.no_grad():
+        rig.model.module.get_parameter(rig.model.inner_param_names[0]).fill_(float("nan"))
+    with pytest.raises(EditorFailed, match="finite"):
+        delta_of(rig, EAGER, 0)
