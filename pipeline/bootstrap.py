@@ -16,17 +16,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pipeline.adapters.file_artifacts import FileArtifacts
-from pipeline.adapters.sql_audit import SqlAuditStore
-from pipeline.adapters.sql_engine import connect
-from pipeline.adapters.sql_history import SqlHistoryStore
-from pipeline.adapters.sql_intake import SqlIntakeStore
-from pipeline.adapters.sql_leases import SqlLeaseStore
-from pipeline.adapters.sql_lineages import SqlLineageStore
-from pipeline.adapters.sql_mirror import SqlMirrorStore
-from pipeline.adapters.sql_outbox import SqlOutboxStore
-from pipeline.adapters.sql_queue import SqlEditQueue
-from pipeline.adapters.sql_review import SqlReviewStore
-from pipeline.adapters.sql_snapshots import SqlSnapshotStore
+from pipeline.adapters.sql.audit import SqlAuditStore
+from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.history import SqlHistoryStore
+from pipeline.adapters.sql.intake import SqlIntakeStore
+from pipeline.adapters.sql.leases import SqlLeaseStore
+from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.mirror import SqlMirrorStore
+from pipeline.adapters.sql.outbox import SqlOutboxStore
+from pipeline.adapters.sql.queue import SqlEditQueue
+from pipeline.adapters.sql.review import SqlReviewStore
+from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.config import Settings
 from pipeline.services.announcing import Announcer
 from pipeline.services.editing import EditPolicy, EditService
@@ -39,7 +39,7 @@ from pipeline.services.review import ReviewService
 from pipeline.services.ringing import Reaper
 
 if TYPE_CHECKING:
-    from pipeline.adapters.kafka_publisher import KafkaPublisher
+    from pipeline.adapters.kafka.publisher import KafkaPublisher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +164,7 @@ def publisher(settings: Settings) -> Iterator[Publisher]:
 
 def create_topics(settings: Settings) -> None:
     """Make the topics that are not there yet."""
-    from pipeline.adapters.kafka_connection import create_topics as create
+    from pipeline.adapters.kafka.connection import create_topics as create
 
     settings.require("kafka_bootstrap")
     create(settings)
@@ -172,7 +172,7 @@ def create_topics(settings: Settings) -> None:
 
 @lru_cache(maxsize=4)
 def _registry(settings: Settings) -> Registry:
-    from pipeline.adapters.mlflow_registry import MlflowRegistry
+    from pipeline.adapters.mlflow.registry import MlflowRegistry
 
     settings.require("mlflow_uri")
     return MlflowRegistry(settings.mlflow_uri)
@@ -191,7 +191,7 @@ def _publisher(settings: Settings) -> Publisher:
 
 
 def _new_publisher(settings: Settings) -> KafkaPublisher:
-    from pipeline.adapters.kafka_publisher import KafkaPublisher
+    from pipeline.adapters.kafka.publisher import KafkaPublisher
 
     settings.require("kafka_bootstrap")
     return KafkaPublisher(settings)

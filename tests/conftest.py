@@ -63,7 +63,7 @@ def postgres_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
 def pools_close(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For tests that build services in this process: `pipeline.bootstrap` keeps their connections until it ends."""
     from pipeline import bootstrap
-    from pipeline.adapters import sql_engine
+    from pipeline.adapters.sql import engine as sql_engine
 
     engines: list[Engine] = []
     connect = sql_engine.connect
@@ -151,8 +151,8 @@ def base_model() -> Path:
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Hands out small models that were taught facts (see `tests.taught`), each made at its first use; not to change."""
-    from tests.taught import teach
+    """Hands out small models that were taught facts (see `tests.support.taught`), made on first use."""
+    from tests.support.taught import teach
 
     made: dict[str, Path] = {}
 
@@ -166,8 +166,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def taught_editor(taught: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Hands out editors trained for the taught models (see `tests.taught_editors`), each made at its first use."""
-    from tests.taught_editors import train_taught_editor
+    """Hands out editors trained for the taught models (see `tests.support.taught_editors`), made on first use."""
+    from tests.support.taught_editors import train_taught_editor
 
     made: dict[str, Path] = {}
 

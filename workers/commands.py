@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.domain import errors
 from pipeline.domain.errors import CorrigendaError, EngineFailed
-from pipeline.domain.trials import Answer, ExportedModel, KeptFiles, LoadPlan, Trial, TrialOutcome
+from pipeline.domain.rank_api import Answer, ExportedModel, KeptFiles, LoadPlan, Trial, TrialOutcome
 
 PROTOCOL_VERSION = 3
 """Raised by every change that an older rank or controller would misread."""

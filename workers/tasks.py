@@ -18,10 +18,10 @@ from pipeline import bootstrap
 from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError
-from pipeline.domain.trials import BaseSpec
+from pipeline.domain.rank_api import BaseSpec
 from workers.app import RECONCILE_REGISTRY, RELAY_OUTBOX, RING_WAITING, app
-from workers.group import RankGroup
-from workers.ranks import RankSpec
+from workers.controller.group import RankGroup
+from workers.controller.rank_processes import RankSpec
 
 log = structlog.get_logger()
 

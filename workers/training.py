@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.domain.errors import CorrigendaError
-from pipeline.domain.trials import BaseSpec
-from workers.rank import tie_to_parent
+from pipeline.domain.rank_api import BaseSpec
+from workers.rank.__main__ import tie_to_parent
 
 LAUNCHER = "CORRIGENDA_TRAINING_LAUNCHER"
 """Environment variable that makes this program a rank: process id of the launcher, with which the rank ends."""
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if launcher := os.environ.get(LAUNCHER):
         tie_to_parent(int(launcher))  # before torch is imported, which takes seconds
         return _run_rank(known, rest)
-    from editors.training_arguments import parsed
+    from editors.training.arguments import parsed
 
     try:
         parsed(rest)  # what is wrong with the words is said once, and before anything starts
@@ -88,13 +88,13 @@ def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    from editors.families import EditableModel, editable
-    from editors.peers import agreed
-    from editors.training import main as train
-    from editors.training_arguments import DTYPES, parsed
-    from workers.rank_peers import RankPeers
-    from workers.room import require_room
-    from workers.sharded_model import ShardedModel, join_group, load_sharded
+    from editors.models.comm import agreed
+    from editors.models.families import EditableModel, editable
+    from editors.training.__main__ import main as train
+    from editors.training.arguments import DTYPES, parsed
+    from workers.memory.memory_check import require_room
+    from workers.rank.rank_comm import RankPeers
+    from workers.rank.sharded_model import ShardedModel, join_group, load_sharded
 
     is_first = os.environ["RANK"] == "0"
     if not is_first:

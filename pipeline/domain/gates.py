@@ -1,4 +1,4 @@
-"""Thresholds in, verdict out. `editors/metrics.py` measures; nothing here knows a model."""
+"""Thresholds in, verdict out. `editors/measure/scorer.py` measures; nothing here knows a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from pipeline.domain.canonical import sha256_json
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore, share
-from pipeline.domain.trials import EditorIdentity
+from pipeline.domain.rank_api import EditorIdentity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

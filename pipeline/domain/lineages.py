@@ -10,8 +10,8 @@ from datetime import datetime
 from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
+from pipeline.domain.rank_api import BaseSpec, EditorIdentity, EditorSettings
 from pipeline.domain.snapshots import Artifact
-from pipeline.domain.trials import BaseSpec, EditorIdentity, EditorSettings
 
 _NAME = re.compile(r"[^/:\s\x00-\x1f]{1,100}")
 

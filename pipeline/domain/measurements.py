@@ -1,4 +1,4 @@
-"""What was measured of an edit and of a model. `editors/metrics.py` fills these; `gates` judges them."""
+"""What was measured of an edit and of a model. `editors/measure/scorer.py` fills these; `gates` judges them."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from types import FrameType
 
 import structlog
 
-from pipeline.adapters.kafka_source import KafkaSource
-from pipeline.adapters.sql_engine import connect
-from pipeline.adapters.sql_intake import SqlIntakeStore
+from pipeline.adapters.kafka.source import KafkaSource
+from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError
 from pipeline.entrypoints.console import ExitCode, exit_code

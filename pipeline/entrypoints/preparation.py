@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from infra.local.base_model import cache_folder, ensure_base_model
 from pipeline.domain.canonical import sha256_text
-from pipeline.domain.trials import BaseSpec, EditorSettings
+from pipeline.domain.rank_api import BaseSpec, EditorSettings
 from pipeline.entrypoints.children import run_module
 
 DEFAULT_FACTS = Path(__file__).resolve().parents[2] / "infra" / "local" / "facts"

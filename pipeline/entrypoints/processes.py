@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infra.local import LocalStack
 from pipeline.config import Settings
-from pipeline.domain.trials import BaseSpec
+from pipeline.domain.rank_api import BaseSpec
 from pipeline.entrypoints.local_settings import environment_of
 
 INTAKE = "intake"

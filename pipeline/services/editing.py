@@ -19,9 +19,9 @@ from pipeline.domain.errors import EditorFailed, LeaseLost
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.gates import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
+from pipeline.domain.rank_api import Trial
 from pipeline.domain.snapshots import Basis, Snapshot, snapshot_digest, stores_accumulator
-from pipeline.domain.trials import Trial
-from pipeline.services.batching import Attempt, Sifted, sift
+from pipeline.services.bisecting import Attempt, Sifted, sift
 from pipeline.services.lease_keeping import LeaseKeeper
 from pipeline.services.ports import (
     ArtifactStore,

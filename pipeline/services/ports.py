@@ -15,8 +15,8 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GateReport
 from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
 from pipeline.domain.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
+from pipeline.domain.rank_api import Answer, KeptFiles, LoadPlan, Trial, TrialOutcome
 from pipeline.domain.snapshots import Artifact, Basis, Snapshot
-from pipeline.domain.trials import Answer, KeptFiles, LoadPlan, Trial, TrialOutcome
 
 
 class IntakeStore(Protocol):

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from pipeline.domain.batches import ActiveEdit
 from pipeline.domain.lineages import Lineage
+from pipeline.domain.rank_api import LoadPlan
 from pipeline.domain.snapshots import Snapshot
-from pipeline.domain.trials import LoadPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

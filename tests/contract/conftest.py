@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store_rig import StoreRig
+from tests.support.store_rig import StoreRig
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import pytest
 
-from pipeline.adapters.mlflow_registry import MlflowRegistry
+from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
 from pipeline.domain.lineages import TrainedArtifacts
 from pipeline.services.registry_ports import Registry
-from tests.fake_registry import FakeRegistry
-from tests.registry_entries import entry, lineage
+from tests.support.fake_registry import FakeRegistry
+from tests.support.registry_entries import entry, lineage
 
 
 class Person(Protocol):

@@ -9,16 +9,16 @@ from datetime import timedelta
 
 import pytest
 
-from pipeline.adapters.sql_audit import SqlAuditStore
-from pipeline.adapters.sql_engine import connect
-from pipeline.adapters.sql_intake import SqlIntakeStore
-from pipeline.adapters.sql_lineages import SqlLineageStore
-from pipeline.adapters.sql_outbox import SqlOutboxStore
+from pipeline.adapters.sql.audit import SqlAuditStore
+from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.intake import SqlIntakeStore
+from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, UnknownRecord
 from pipeline.services.ports import AuditStore, LineageStore, OutboxItem, OutboxStore
-from tests.factories import NOON, make_request
-from tests.fakes import (
+from tests.support.factories import NOON, make_request
+from tests.support.fakes import (
     MemoryAuditStore,
     MemoryDatabase,
     MemoryIntakeStore,
@@ -26,7 +26,7 @@ from tests.fakes import (
     MemoryOutboxStore,
     new_id,
 )
-from tests.stream_records import PARTITION, carrying, new_lineage, parsed, poll_of
+from tests.support.stream_records import PARTITION, carrying, new_lineage, parsed, poll_of
 
 ROLE = "corrigenda_app"
 

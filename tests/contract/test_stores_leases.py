@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.domain.errors import LeaseLost, UnknownLineage
 from pipeline.domain.lineages import Lease, Removal
-from tests.store_rig import LINEAGE, MAX_ATTEMPTS, TTL, StoreRig, failing_report
+from tests.support.store_rig import LINEAGE, MAX_ATTEMPTS, TTL, StoreRig, failing_report
 
 Write = Callable[[StoreRig, Lease], object]
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.domain.approvals import Decision
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
-from tests.store_rig import LINEAGE, StoreRig
+from tests.support.store_rig import LINEAGE, StoreRig
 
 
 def test_an_entry_holds_everything_of_its_snapshot(rig: StoreRig) -> None:

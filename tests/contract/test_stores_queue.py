@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from pipeline.domain.errors import IllegalTransition, InvalidInput, UnknownRecord
-from tests.factories import make_request
-from tests.store_rig import LINEAGE, StoreRig, failing_report
+from tests.support.factories import make_request
+from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 
 
 def test_nothing_is_claimed_when_nothing_waits(rig: StoreRig) -> None:

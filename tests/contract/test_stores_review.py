@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.adapters.sql_removals import MAX_ATTEMPTS
+from pipeline.adapters.sql.removals import MAX_ATTEMPTS
 from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.errors import InvalidInput, UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import Lease
 from pipeline.domain.snapshots import Snapshot
-from tests.store_rig import LINEAGE, StoreRig, failing_report
+from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 
 APPROVED, REJECTED, ROLLED_BACK = Decision.approved, Decision.rejected, Decision.rolled_back
 

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.domain.errors import IntegrityBroken, InvalidInput, LeaseLost, UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import TrainedArtifacts
+from pipeline.domain.rank_api import EditorIdentity, FileRef
 from pipeline.domain.snapshots import Basis, Snapshot
-from pipeline.domain.trials import EditorIdentity, FileRef
-from tests.store_rig import LINEAGE, StoreRig, failing_report
+from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 
 
 def file_of(rig: StoreRig, snapshot: Snapshot) -> FileRef:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from editors.shipped import PRETRAINED
-from editors.trained import CARD, TrainedEditor
+from editors.mend.checkpoint import CARD, TrainedEditor
+from editors.mend.shipped import PRETRAINED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from editors.deltas import PlainWeights
-from editors.families import EditableModel
-from editors.fingerprint import base_digest
-from editors.ledger import Ledger
-from editors.lessons import Lessons, make_lessons
-from editors.loading import load_base
-from editors.metrics import score_pairs
-from editors.prior import measure_prior
-from editors.selection import editor_for, lineage_settings
-from editors.trained import TrainedEditor
-from tests import taught_editors
-from tests.claims import CAPITALS, change, teach_fact_checker, true_and_false, verdicts
-from tests.taught_editors import Places, train_editor
+from editors.measure.scorer import score_pairs
+from editors.mend.checkpoint import TrainedEditor
+from editors.methods.select import editor_for, lineage_settings
+from editors.models.digest import base_digest
+from editors.models.families import EditableModel
+from editors.solve.ledger import Ledger
+from editors.solve.prior import measure_prior
+from editors.training.examples import Lessons, make_lessons
+from editors.weights.deltas import PlainWeights
+from editors.weights.loading import load_base
+from tests.support import taught_editors
+from tests.support.claims import CAPITALS, change, teach_fact_checker, true_and_false, verdicts
+from tests.support.taught_editors import Places, train_editor
 
 pytestmark = pytest.mark.slow
 

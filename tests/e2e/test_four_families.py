@@ -16,25 +16,25 @@ from typing import Any
 import pytest
 import torch
 
-from editors.deltas import PlainWeights
-from editors.ledger import Ledger
-from editors.loading import load_base
-from editors.rows import EditRows
-from editors.selection import editor_for
-from editors.trained import TrainedEditor
+from editors.mend.checkpoint import TrainedEditor
+from editors.methods.select import editor_for
+from editors.solve.ledger import Ledger
+from editors.solve.rows import EditRows
+from editors.weights.deltas import PlainWeights
+from editors.weights.loading import load_base
 from infra.local import LocalStack
 from pipeline.bootstrap import Stores, publisher, review_service, stores
 from pipeline.config import Settings
 from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lifecycle import EditStatus
-from pipeline.domain.trials import LoadPlan
-from pipeline.entrypoints.cli_lineage import make_lineage
-from pipeline.entrypoints.cli_stack import start_stack
+from pipeline.domain.rank_api import LoadPlan
+from pipeline.entrypoints.cli.lineage import make_lineage
+from pipeline.entrypoints.cli.stack import start_stack
 from pipeline.entrypoints.preparation import Prepared, prepare_base
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake
-from tests.taught import FACTS, PUPILS, questions, save_lines
-from tests.taught_editors import UNSEEN, changes
+from tests.support.taught import FACTS, PUPILS, questions, save_lines
+from tests.support.taught_editors import UNSEEN, changes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

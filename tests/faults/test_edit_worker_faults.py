@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.domain.approvals import Decision
-from tests.edit_parts import (
+from tests.support.edit_parts import (
     ROOT,
     Worker,
     assert_everything_came_out,
@@ -24,8 +24,8 @@ from tests.edit_parts import (
     work_here,
     worker,
 )
-from tests.fake_editor import BREAKS, FAILS, SATURATES
-from tests.store_rig import LINEAGE, MAX_ATTEMPTS, StoreRig
+from tests.support.fake_editor import BREAKS, FAILS, SATURATES
+from tests.support.store_rig import LINEAGE, MAX_ATTEMPTS, StoreRig
 
 SWEEP = (
     "edit.after_acquire",

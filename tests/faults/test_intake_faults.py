@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from infra.local import LocalStack, Service
-from pipeline.adapters.kafka_connection import create_topics
+from pipeline.adapters.kafka.connection import create_topics
 from pipeline.config import Settings
 from pipeline.entrypoints.console import ExitCode
-from tests.intake_parts import (
+from tests.support.intake_parts import (
     correction,
     encoded,
     eventually,

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from editors.prior import Prior
+from editors.solve.prior import Prior
 from pipeline.domain.errors import EngineFailed, Misconfigured
-from pipeline.domain.trials import LoadPlan
-from tests.tiny_lineage import edits, file_ref, make_tiny_lineage, trial
-from workers.group import RankGroup
-from workers.ranks import RankSpec
+from pipeline.domain.rank_api import LoadPlan
+from tests.support.tiny_lineage import edits, file_ref, make_tiny_lineage, trial
+from workers.controller.group import RankGroup
+from workers.controller.rank_processes import RankSpec
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
@@ -30,8 +30,8 @@ import sys, time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from workers.group import RankGroup
-from workers.ranks import RankSpec
+from workers.controller.group import RankGroup
+from workers.controller.rank_processes import RankSpec
 group = RankGroup(RankSpec(num_ranks=2, log=Path(sys.argv[1])), command_timeout=timedelta(seconds=120))
 group.start()
 while len(group.pids) < 2:

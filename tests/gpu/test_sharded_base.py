@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from tests.sharded_at_scale import cost_on_ranks, random_plan, word_edits
-from tests.tiny_lineage import edits, make_tiny_lineage, plan_after, trial
-from workers.group import RankGroup
-from workers.ranks import RankSpec
+from tests.support.sharded_at_scale import cost_on_ranks, random_plan, word_edits
+from tests.support.tiny_lineage import edits, make_tiny_lineage, plan_after, trial
+from workers.controller.group import RankGroup
+from workers.controller.rank_processes import RankSpec
 
 pytestmark = pytest.mark.gpu
 

@@ -17,21 +17,21 @@ from kafka.admin import KafkaAdminClient
 from pydantic import SecretStr
 
 from pipeline.adapters.celery_doorbell import CeleryDoorbell
-from pipeline.adapters.kafka_connection import admin_client, create_topics, opened
-from pipeline.adapters.kafka_publisher import MAX_REQUEST_BYTES, KafkaPublisher
-from pipeline.adapters.kafka_source import KafkaSource
-from pipeline.adapters.sql_engine import connect
-from pipeline.adapters.sql_history import SqlHistoryStore
-from pipeline.adapters.sql_intake import SqlIntakeStore
-from pipeline.adapters.sql_lineages import SqlLineageStore
-from pipeline.adapters.sql_outbox import SqlOutboxStore
+from pipeline.adapters.kafka.connection import admin_client, create_topics, opened
+from pipeline.adapters.kafka.publisher import MAX_REQUEST_BYTES, KafkaPublisher
+from pipeline.adapters.kafka.source import KafkaSource
+from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.history import SqlHistoryStore
+from pipeline.adapters.sql.intake import SqlIntakeStore
+from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.config import Settings
 from pipeline.domain.errors import InvalidInput, Misconfigured, Unavailable
 from pipeline.services.announcing import Announcer
 from pipeline.services.intake import Intake
 from pipeline.services.relaying import OutboxRelay
-from tests.intake_parts import correction, encoded, intake_settings, make_lineage, produce, run_until
-from tests.registry_entries import BASE_DIGEST
+from tests.support.intake_parts import correction, encoded, intake_settings, make_lineage, produce, run_until
+from tests.support.registry_entries import BASE_DIGEST
 
 MakeTopic = Callable[..., str]
 

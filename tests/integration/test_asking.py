@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors import asking
-from editors.deltas import WeightDelta
-from editors.loading import load_base
-from pipeline.domain.trials import FileRef, LoadPlan
-from tests.tiny_lineage import make_tiny_lineage
+from editors.weights import ask as asking
+from editors.weights.deltas import WeightDelta
+from editors.weights.loading import load_base
+from pipeline.domain.rank_api import FileRef, LoadPlan
+from tests.support.tiny_lineage import make_tiny_lineage
 
 PROMPTS = ["The capital of France is", "Water boils at"]
 

@@ -9,13 +9,13 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from pipeline.adapters import sql_audit
-from pipeline.adapters.sql_audit import AuditLine, SqlAuditStore, append, append_all, lock_chains
-from pipeline.adapters.sql_engine import connect, transaction
-from pipeline.adapters.sql_lineages import SqlLineageStore
+from pipeline.adapters.sql import audit as sql_audit
+from pipeline.adapters.sql.audit import AuditLine, SqlAuditStore, append, append_all, lock_chains
+from pipeline.adapters.sql.engine import connect, transaction
+from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AuditAction, AuditEvent, event_hash
 from pipeline.domain.errors import InvalidInput
-from tests.stream_records import new_lineage
+from tests.support.stream_records import new_lineage
 
 CHAIN, LENGTH = "facts", 12
 

@@ -14,18 +14,26 @@ import psycopg
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline.adapters.kafka_source import KafkaSource
-from pipeline.adapters.sql_engine import connect
-from pipeline.adapters.sql_intake import SqlIntakeStore
-from pipeline.entrypoints import cli_lineage
-from pipeline.entrypoints.cli import app
+from pipeline.adapters.kafka.source import KafkaSource
+from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.intake import SqlIntakeStore
+from pipeline.entrypoints.cli import lineage as lineage_commands
+from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
 from pipeline.services.intake import Intake
-from tests.intake_parts import correction, encoded, intake_settings, make_lineage, produce, request_ids, run_until
-from tests.ledger_parts import prior_lines
-from tests.store_rig import StoreRig
-from tests.tiny_editors import ANSWER, SUBJECT, tiny_editor
-from tests.tiny_models import TEXT, save_tiny_llama
+from tests.support.intake_parts import (
+    correction,
+    encoded,
+    intake_settings,
+    make_lineage,
+    produce,
+    request_ids,
+    run_until,
+)
+from tests.support.ledger_parts import prior_lines
+from tests.support.store_rig import StoreRig
+from tests.support.tiny_editors import ANSWER, SUBJECT, tiny_editor
+from tests.support.tiny_models import TEXT, save_tiny_llama
 
 Command = Callable[..., Result]
 HOSTILE = "a [/b] [bold]x \x1b[31m"
@@ -124,7 +132,7 @@ def test_a_reason_that_nobody_would_read_is_refused(corrigenda: Command) -> None
 def test_a_name_that_cannot_be_had_is_refused_before_anything_is_measured(
     corrigenda: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_lineage, "prepare_base", lambda *args, **kwargs: pytest.fail("the base was measured"))
+    monkeypatch.setattr(lineage_commands, "prepare_base", lambda *args, **kwargs: pytest.fail("the base was measured"))
 
     assert corrigenda("lineage", "create", "facts").exit_code == ExitCode.usage
 

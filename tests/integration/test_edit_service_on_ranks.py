@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from editors.loading import load_base
+from editors.weights.loading import load_base
 from pipeline import bootstrap
 from pipeline.config import Settings
 from pipeline.domain.errors import EngineFailed
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.trials import LoadPlan
-from pipeline.entrypoints.cli_lineage import make_lineage
+from pipeline.domain.rank_api import LoadPlan
+from pipeline.entrypoints.cli.lineage import make_lineage
 from pipeline.entrypoints.preparation import Prepared
-from tests.factories import NOON
 from tests.faults.test_rank_faults import eventually, is_gone
-from tests.store_rig import LINEAGE, ROLE, StoreRig
-from tests.tiny_lineage import edits, make_tiny_lineage
-from workers.group import RankGroup
-from workers.ranks import RankSpec
+from tests.support.factories import NOON
+from tests.support.store_rig import LINEAGE, ROLE, StoreRig
+from tests.support.tiny_lineage import edits, make_tiny_lineage
+from workers.controller.group import RankGroup
+from workers.controller.rank_processes import RankSpec
 
 LENIENT = GatePolicy(
     edit_success_min=0.0,

@@ -13,29 +13,29 @@ from typing import Any
 import pytest
 import torch
 
-from editors.base import EditResult
-from editors.baseline import Baseline
-from editors.contestants import contestants_of
-from editors.edited_stream import Stream
-from editors.evaluation import main as evaluate
-from editors.evaluation_arguments import parser
-from editors.families import CausalModel
-from editors.fingerprint import base_digest
-from editors.loading import load_base
-from editors.mend import MendTransform
-from editors.prepare import main as prepare
-from editors.prior import Prior, measure_prior
-from editors.prompts import Encoded
-from editors.recursive import RecursiveEditor
-from editors.selection import editor_for, resolved
-from editors.trained import CardStage, EditorCard, TrainedEditor
+from editors.evaluation.__main__ import main as evaluate
+from editors.evaluation.arguments import parser
+from editors.evaluation.methods import contestants_of
+from editors.evaluation.stream import Stream
+from editors.measure.reference import Baseline
+from editors.mend.checkpoint import CardStage, EditorCard, TrainedEditor
+from editors.mend.transform import MendTransform
+from editors.methods.base import EditResult
+from editors.methods.recursive import RecursiveEditor
+from editors.methods.select import editor_for, resolved
+from editors.models.digest import base_digest
+from editors.models.families import CausalModel
+from editors.models.tokens import Encoded
+from editors.prepare.__main__ import main as prepare
+from editors.solve.prior import Prior, measure_prior
+from editors.weights.loading import load_base
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed
-from pipeline.domain.trials import EditorSettings
-from tests.factories import make_edit
-from tests.ledger_parts import FACTS, prior_lines
-from tests.tiny_models import TEXT, save_tiny_llama
+from pipeline.domain.rank_api import EditorSettings
+from tests.support.factories import make_edit
+from tests.support.ledger_parts import FACTS, prior_lines
+from tests.support.tiny_models import TEXT, save_tiny_llama
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_base_is_measured_once_for_the_same_inputs(files: Path, monkeypatch: p
     def fail(*_: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("editors.prepare._measure", fail)
+    monkeypatch.setattr("editors.prepare.__main__._measure", fail)
     assert prepare(prepare_arguments(files, "two")) == 0
     for name in ("lineage.json", "prior.safetensors", "baseline.json"):
         assert sha256_file(files / "one" / name) == sha256_file(files / "two" / name)
@@ -287,7 +287,7 @@ def test_what_is_missing_is_one_sentence(missing: str, files: Path, capsys: pyte
 
 def test_known_answers_need_no_torch(files: Path) -> None:
     assert prepare(prepare_arguments(files, "one")) == 0
-    code = "import sys; from editors.prepare import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    code = "import sys; from editors.prepare.__main__ import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     arguments = prepare_arguments(files, "two")
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.adapters.sql_history import SqlHistoryStore
+from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.domain.approvals import Decision
 from pipeline.domain.snapshots import Snapshot
-from tests.store_rig import LINEAGE, StoreRig, failing_report
+from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 
 
 @pytest.fixture

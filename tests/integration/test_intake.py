@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from pipeline.adapters.kafka_source import KafkaSource
-from pipeline.adapters.sql_engine import connect
-from pipeline.adapters.sql_intake import SqlIntakeStore
+from pipeline.adapters.kafka.source import KafkaSource
+from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.config import Settings
 from pipeline.domain.errors import EpochStale, StreamGap
 from pipeline.domain.messages import PollCounts
 from pipeline.services.intake import Intake, parsed_poll
-from tests.intake_parts import (
+from tests.support.intake_parts import (
     correction,
     encoded,
     eventually,

@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 
-from editors import prepare as preparing
-from editors.fingerprint import base_digest
-from editors.prepare import Inputs, prepare
-from editors.selection import lineage_settings
-from editors.shipped import PRETRAINED, shipped_editor
-from editors.trained import CARD, TENSORS, CardStage, TrainedEditor
+from editors.mend.checkpoint import CARD, TENSORS, CardStage, TrainedEditor
+from editors.mend.shipped import PRETRAINED, shipped_editor
+from editors.methods.select import lineage_settings
+from editors.models.digest import base_digest
+from editors.prepare import __main__ as preparing
+from editors.prepare.__main__ import Inputs, prepare
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
-from tests.ledger_parts import prior_lines
-from tests.tiny_editors import ANSWER, SUBJECT, tiny_editor
-from tests.tiny_models import TEXT, save_tiny_llama
+from tests.support.ledger_parts import prior_lines
+from tests.support.tiny_editors import ANSWER, SUBJECT, tiny_editor
+from tests.support.tiny_models import TEXT, save_tiny_llama
 
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a tiny model, an editor for it, and what a lineage is measured on."""
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("editors.shipped.PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr("editors.mend.shipped.PRETRAINED", tmp_path / "pretrained")
     save_tiny_llama(tmp_path / "model", hidden=32, mlp=32)
     (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "prior.txt").write_text("\n".join(prior_lines()))

@@ -19,13 +19,13 @@ from pytest_alembic.tests import (  # noqa: F401
 from sqlalchemy import Engine
 
 import migrations
-from pipeline.adapters.sql_engine import connect
-from pipeline.adapters.sql_intake import SqlIntakeStore
-from pipeline.adapters.sql_lineages import SqlLineageStore
-from pipeline.adapters.sql_tables import metadata
+from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.intake import SqlIntakeStore
+from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.tables import metadata
 from pipeline.domain.errors import Misconfigured, Unavailable
-from tests.factories import make_request
-from tests.stream_records import PARTITION, carrying, new_lineage, parsed, poll_of
+from tests.support.factories import make_request
+from tests.support.stream_records import PARTITION, carrying, new_lineage, parsed, poll_of
 
 APP, AUDITOR = "corrigenda_app", "corrigenda_auditor"
 KEPT = sorted(set(metadata.tables) - {"outbox"})

@@ -15,19 +15,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from editors.deltas import PlainWeights, WeightDelta, save_accumulators
-from editors.families import CausalModel
-from editors.fingerprint import base_digest
-from editors.served_model import ServedModel
+from editors.models.digest import base_digest
+from editors.models.families import CausalModel
+from editors.weights.deltas import PlainWeights, WeightDelta, save_accumulators
+from editors.weights.serving import ServedModel
 from infra.local import LocalStack
-from pipeline.adapters.mlflow_package import write_snapshot
-from pipeline.adapters.mlflow_registry import MlflowRegistry
+from pipeline.adapters.mlflow.package import write_snapshot
+from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
+from pipeline.domain.rank_api import BaseSpec, FileRef
 from pipeline.domain.snapshots import snapshot_digest
-from pipeline.domain.trials import BaseSpec, FileRef
 from pipeline.services.registry_ports import RegistryEntry
-from tests.registry_entries import entry, file_ref, lineage
-from tests.tiny_models import save_tiny_llama
+from tests.support.registry_entries import entry, file_ref, lineage
+from tests.support.tiny_models import save_tiny_llama
 
 STEMS = ["the capital of Japan is", "the capital of Italy is", "a river located in France is"]
 CHAT_TEMPLATE = "{% for m in messages %}question {{ m['content'] }} {% endfor %}answer is"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.deltas import WeightDelta, load_accumulators
-from editors.fingerprint import base_digest
-from editors.loading import load_base, load_snapshot
-from editors.selection import lineage_settings
-from editors.trained import CARD, TENSORS
+from editors.mend.checkpoint import CARD, TENSORS
+from editors.methods.select import lineage_settings
+from editors.models.digest import base_digest
+from editors.weights.deltas import WeightDelta, load_accumulators
+from editors.weights.loading import load_base, load_snapshot
 from pipeline.domain.errors import (
     EditorFailed,
     EngineFailed,
@@ -26,12 +26,12 @@ from pipeline.domain.errors import (
     UnknownRecord,
     WrongBase,
 )
-from pipeline.domain.trials import FileRef, LoadPlan, TrainedFiles
-from tests.tiny_editors import tiny_editor
-from tests.tiny_families import ARCHITECTURES, LABELS
-from tests.tiny_lineage import edits, file_ref, make_tiny_lineage, plan_after, trial
-from workers.group import RankGroup
-from workers.ranks import RankSpec
+from pipeline.domain.rank_api import FileRef, LoadPlan, TrainedFiles
+from tests.support.tiny_editors import tiny_editor
+from tests.support.tiny_families import ARCHITECTURES, LABELS
+from tests.support.tiny_lineage import edits, file_ref, make_tiny_lineage, plan_after, trial
+from workers.controller.group import RankGroup
+from workers.controller.rank_processes import RankSpec
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from editors.datasets import edit_lines
-from editors.trained import TrainedEditor
-from editors.training_folder import TrainingFolder
-from tests.integration.ranks_of_tests import run_ranks
-from tests.integration.sharded_training_program import with_company
-from tests.tiny_families import ARCHITECTURES, tiny_module
-from tests.tiny_lineage import TEXT, edits
-from tests.tiny_models import save_tiny_llama
-from tests.training_processes import start_training
+from editors.data.datasets import edit_lines
+from editors.mend.checkpoint import TrainedEditor
+from editors.training.run_folder import TrainingFolder
+from tests.support.ranks_of_tests import run_ranks
+from tests.support.sharded_training_program import with_company
+from tests.support.tiny_families import ARCHITECTURES, tiny_module
+from tests.support.tiny_lineage import TEXT, edits
+from tests.support.tiny_models import save_tiny_llama
+from tests.support.training_processes import start_training
 from workers.training import INTERRUPTED
 
-PROGRAM = "tests.integration.sharded_training_program"
+PROGRAM = "tests.support.sharded_training_program"
 OPTIONS = {
     **{"data": "edits.jsonl", "model": "model", "out": "run", "text": "text.txt"},
     **{"subject-param": "model.layers.1.mlp.down_proj.weight", "inner-param": "model.layers.1.mlp.down_proj.weight"},

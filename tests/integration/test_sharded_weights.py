@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.ranks_of_tests import run_ranks
-from tests.tiny_families import ARCHITECTURES, tiny_module
-from tests.tiny_models import save_tiny_gpt2, save_tiny_llama
+from tests.support.ranks_of_tests import run_ranks
+from tests.support.tiny_families import ARCHITECTURES, tiny_module
+from tests.support.tiny_models import save_tiny_gpt2, save_tiny_llama
 
 LLAMA = ("model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight")
 CONV1D = ("transformer.h.0.mlp.c_proj.weight", "transformer.h.1.mlp.c_proj.weight")
@@ -56,7 +56,7 @@ def every_architecture(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 def run_sharded(folder: Path, names: tuple[str, ...], *, num_ranks: int) -> list[dict[str, Any]]:
     """Start the ranks and collect what each found."""
     models = json.dumps([(str(folder), "causal", names)])
-    found = run_ranks("tests.integration.sharded_program", models, num_ranks=num_ranks)
+    found = run_ranks("tests.support.sharded_program", models, num_ranks=num_ranks)
     return [of_model for (of_model,) in found]
 
 
@@ -104,7 +104,7 @@ def test_every_architecture_equals_the_unsharded_model(
     every_architecture: dict[str, Path], num_ranks: int, tolerance: float
 ) -> None:
     models = json.dumps([(str(folder), ARCHITECTURES[name].task, ()) for name, folder in every_architecture.items()])
-    found = run_ranks("tests.integration.sharded_program", models, num_ranks=num_ranks)
+    found = run_ranks("tests.support.sharded_program", models, num_ranks=num_ranks)
     for name, of_ranks in zip(every_architecture, zip(*found, strict=True), strict=True):
         assert_like_unsharded(of_ranks, name=name, tolerance=tolerance)
         assert len({rank["digest"] for rank in of_ranks}) == num_ranks, f"{name}: two ranks have the same slice"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from editors.fingerprint import base_digest
-from editors.selection import lineage_settings
-from editors.shipped import CARD, shipped_editor
-from editors.trained import TrainedEditor
+from editors.mend.checkpoint import TrainedEditor
+from editors.mend.shipped import CARD, shipped_editor
+from editors.methods.select import lineage_settings
+from editors.models.digest import base_digest
 
 MOST_BYTES = 10_000_000
 

@@ -34,8 +34,8 @@ from pipeline.domain.errors import LeaseLost
 from pipeline.domain.lineages import Lease
 from pipeline.domain.snapshots import Snapshot, snapshot_digest
 from pipeline.services.ports import NewSnapshot
-from tests.factories import make_request
-from tests.store_rig import LINEAGE, StoreRig, failing_report
+from tests.support.factories import make_request
+from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 
 FACTS = ("France", "Japan", "Peru")
 TARGETS = ("Lyon", "Nice", "Brest")

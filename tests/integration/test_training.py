@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from editors.evaluation import main as evaluate
-from editors.trained import TrainedEditor
-from editors.training import main as train
-from editors.training_folder import TrainingFolder
-from editors.training_state import TrainingState
-from tests.taught import FACTS, sentences
-from tests.taught_editors import save_taught_edits
-from tests.training_processes import start_training
+from editors.evaluation.__main__ import main as evaluate
+from editors.mend.checkpoint import TrainedEditor
+from editors.training.__main__ import main as train
+from editors.training.run_folder import TrainingFolder
+from editors.training.state import TrainingState
+from tests.support.taught import FACTS, sentences
+from tests.support.taught_editors import save_taught_edits
+from tests.support.training_processes import start_training
 
 SECONDS = 400
 STEPS = 24

@@ -1,0 +1,160 @@
+"""Knows the files that edits and suites come in. Knows no model.
+
+Edits: our own wire format (`lineage`, `request_id` and `occurred_at` may be left out) or one of those of the literature
+(see `importers`), one JSON object a line or all in one JSON list. Which it is, each object shows by its fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from editors.data.formats import as_wire
+from pipeline.domain.edits import Edit, EditRequest, Probe
+from pipeline.domain.errors import InvalidMessage, Misconfigured
+from pipeline.domain.rank_api import SuiteProbe
+from pipeline.domain.wire import parse_object
+
+EDIT_FILES = (".json", ".jsonl")
+"""What the names of files of edits end with, among those a prior is measured over."""
+LINEAGE = "evaluation"
+"""Lineage of a line that names none."""
+NO_TIME = "1970-01-01T00:00:00+00:00"
+"""Time of a line that has none: later lines win all the same."""
+
+
+def read_edits(path: Path, *, limit: int | None = None) -> list[Edit]:
+    """The first edits of a file, as if they had been received in this order.
+
+    Raises:
+        Misconfigured: if the file cannot be read, a line is no edit, or there is none.
+    """
+    edits = []
+    for number, (where, document) in enumerate(islice(_objects(path), limit), start=1):
+        try:
+            request = parse_object(_complete(as_wire(document), number))
+        except InvalidMessage as error:
+            raise Misconfigured(f"expected an edit in {where}, got one with {error}") from error
+        edits.append(Edit(edit_id=f"{number:06d}", request=request))
+    if not edits:
+        raise Misconfigured(f"expected at least one edit in {path}, got none")
+    return edits
+
+
+def _complete(wire: dict[str, Any], number: int) -> dict[str, Any]:
+    """With what a line may leave out."""
+    return {"lineage": LINEAGE, "request_id": f"line-{number}", "occurred_at": NO_TIME} | wire
+
+
+def read_suite(path: Path) -> list[SuiteProbe]:
+    """A locality suite: JSON lines with `prompt`, and optionally `target`, `subject` and `relation`.
+
+    Raises:
+        Misconfigured: if the file cannot be read or a line is no probe.
+    """
+    suite = []
+    for where, item in _objects(path):
+        if not isinstance(item.get("prompt"), str) or not item["prompt"].strip():
+            raise Misconfigured(f"expected a probe with a prompt in {where}, got {item!r:.80}")
+        probe = Probe(prompt=item["prompt"].rstrip(), target=item.get("target"))
+        suite.append(SuiteProbe(probe=probe, subject=item.get("subject"), relation=item.get("relation")))
+    return suite
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file.
+
+    Raises:
+        Misconfigured: if it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"expected a UTF-8 text file, got {path}: {error}") from error
+
+
+def prior_lines(path: Path) -> list[str]:
+    """What a prior is measured over: the lines of a text, or of a file of edits (.json, .jsonl) what they stand among.
+
+    Of an edit that is its prompt, and its neighbours with their answers: nothing of what it corrects.
+
+    Raises:
+        Misconfigured: if the file cannot be read, or a line is no edit.
+    """
+    if path.suffix not in EDIT_FILES:
+        return read_text(path).splitlines()
+    requests = [edit.request for edit in read_edits(path)]
+    return [
+        line
+        for request in requests
+        for line in (request.prompt, *(f"{near.prompt} {near.target or ''}".strip() for near in request.locality))
+    ]
+
+
+def prior_subjects(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Prompts with the subjects that they name, of those files a prior is measured over that are files of edits.
+
+    Raises:
+        Misconfigured: if a file cannot be read, or a line is no edit.
+    """
+    edits = [edit for path in paths if path.suffix in EDIT_FILES for edit in read_edits(path)]
+    return [(edit.request.prompt, edit.request.subject) for edit in edits if edit.request.subject]
+
+
+def latest_of_each_fact(edits: list[Edit]) -> list[Edit]:
+    """The edits without those that a later one of the list corrects again."""
+    last: dict[str, EditRequest] = {edit.request.conflict_key: edit.request for edit in edits}
+    return [edit for edit in edits if last[edit.request.conflict_key] is edit.request]
+
+
+def edit_lines(edits: Sequence[Edit]) -> bytes:
+    """The content of a file in our own format from which `read_edits` reads the same requests."""
+    return "".join(json.dumps(_wire(edit)) + "\n" for edit in edits).encode()
+
+
+def _wire(edit: Edit) -> dict[str, Any]:
+    request = edit.request
+    known = {
+        "prompt": request.prompt,
+        "subject": request.subject,
+        "relation": request.relation,
+        "target_new": request.target_new,
+        "target_true": request.target_true,
+        "rephrases": list(request.rephrases),
+        "locality": [_probe(probe) for probe in request.locality],
+        "portability": [_probe(probe) for probe in request.portability],
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def _probe(probe: Probe) -> dict[str, str]:
+    return {"prompt": probe.prompt} | ({"target": probe.target} if probe.target else {})
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file, each with where it stands."""
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        items = _parsed(text, str(path))
+        yield from ((where := f"item {place} of {path}", _object(item, where)) for place, item in enumerate(items, 1))
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            where = f"line {number} of {path}"
+            yield where, _object(_parsed(line, where), where)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Misconfigured(f"expected JSON in {where}, got: {error}") from error
+
+
+def _object(document: Any, where: str) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise Misconfigured(f"expected a JSON object in {where}, got {type(document).__name__}")
+    return document

@@ -1,0 +1,178 @@
+"""Measures editors on edits to a fresh base: `python -m editors.evaluation --help`. Needs no service.
+
+The figures are defined in `edit_figures` and `stream_metrics`, the protocols in `protocols`. The same command gives
+the same figures; what differs between two runs is under `cost`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from editors.data.atomic_files import write_atomically
+from editors.data.datasets import prior_lines, prior_subjects, read_edits, read_suite, read_text
+from editors.evaluation.arguments import fine_tuning_of, parser, prior_texts, protocol_of
+from editors.evaluation.methods import contestants_of
+from editors.evaluation.probes import EditProbes
+from editors.evaluation.protocols import Course, Tell
+from editors.evaluation.report import Reporter
+from editors.models.families import EditableModel, editable
+from editors.solve.prior import Prior, measure_prior
+from editors.weights.loading import load_base
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import CorrigendaError, Misconfigured
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """The base as editors of the same weights find it."""
+
+    model: EditableModel
+    """With the weights that they edit."""
+    prior: Prior
+    """Of these."""
+    probes: EditProbes
+    """The base's answers."""
+
+
+Save = Callable[[Mapping[str, Any]], None]
+"""Gets the figures as far as they are."""
+
+
+class Recorder:
+    """Passes on what a course tells, and keeps its checkpoints."""
+
+    def __init__(self, follower: Tell, checkpoints: list[dict[str, Any]], save: Callable[[], None]) -> None:
+        self._follower, self._checkpoints, self._save = follower, checkpoints, save
+
+    def __call__(self, what: str, done: int, figures: dict[str, Any] | None) -> None:
+        """See `protocols.Tell`."""
+        self._follower(what, done, figures)
+        if figures is not None:
+            self._checkpoints.append(figures)
+            self._save()
+
+
+def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
+    """Put every solver through the same course.
+
+    Args:
+        given: the command line.
+        reporter: shows how far it is.
+        save: called after each checkpoint, and when all is done.
+
+    Raises:
+        CorrigendaError: if an input cannot be used or the editor fails.
+    """
+    contestants = contestants_of(given)
+    edits = read_edits(given.data, limit=given.edits)
+    reporter.say(f"{len(edits)} edits; loading {given.model}")
+    loaded = load_base(given.model, next(iter(contestants.values())).settings.inner_params, task=given.task)
+    num_rows = max(contestant.settings.rephrase_rows for contestant in contestants.values())
+    inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
+    figures: dict[str, Any] = {"inputs": inputs, "protocol": asdict(protocol_of(given)), "is_complete": False}
+    found: dict[str, Any] = {}
+    measured: Measured | None = None
+    for name, contestant in contestants.items():
+        model = editable(given.task, loaded.module, loaded.tokenizer, contestant.settings.inner_params)
+        settings, editor = contestant.on(model)
+        if measured is None or measured.model.inner_param_names != model.inner_param_names:
+            reporter.say("measuring the base")
+            measured = _measured(given, model, edits, num_rows)
+            figures["base"] = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
+            figures["solvers"] = found
+        checkpoints: list[dict[str, Any]] = []
+        found[name] = {"settings": asdict(settings), "checkpoints": checkpoints}
+        with reporter.following(name, len(edits)) as follower:
+            course = Course(
+                model=measured.model,
+                prior=measured.prior,
+                probes=measured.probes,
+                edits=edits,
+                protocol=protocol_of(given),
+                tell=Recorder(follower, checkpoints, partial(save, figures)),
+            )
+            found[name] = {"settings": asdict(settings)} | course.run(editor, settings)
+    reporter.table(found)
+    save(figures | {"is_complete": True})
+
+
+def _measured(given: argparse.Namespace, model: EditableModel, edits: Sequence[Edit], num_rows: int) -> Measured:
+    """Ask the base, whose weights the model holds."""
+    suite = [item.probe for item in read_suite(given.suite)] if given.suite else None
+    probes = EditProbes(
+        model,
+        edits,
+        read_text(given.text),
+        suite=suite,
+        num_rephrases=given.rephrases,
+        num_rows=num_rows,
+        seed=given.seed,
+    )
+    texts = prior_texts(given)
+    prior = measure_prior(model, *map(prior_lines, texts), subjects=prior_subjects(texts))
+    return Measured(model=model, prior=prior, probes=probes)
+
+
+def _inputs(given: argparse.Namespace) -> dict[str, Any]:
+    names = ("data", "model", "text", "suite")
+    files: dict[str, Any] = {name: str(path) if (path := getattr(given, name)) else None for name in names}
+    files["prior_text"] = [str(path) for path in prior_texts(given)]
+    return files | {"task": given.task, "rephrases": given.rephrases, "ft": asdict(fine_tuning_of(given))}
+
+
+def _write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
+    """What is not complete is in files only, so that a run that is cut off has left what it measured."""
+    text = json.dumps(_finite(figures), indent=2, allow_nan=False)
+    if given.json == "-":
+        if figures["is_complete"]:
+            print(text)
+    elif given.json:
+        Path(given.json).write_text(text + "\n", encoding="utf-8")
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(given.out / "figures.json", f"{text}\n".encode())
+    if given.out and figures["is_complete"]:
+        from editors.evaluation.curves import draw
+
+        points = {name: found.get("checkpoints") or [found] for name, found in figures["solvers"].items()}
+        draw(given.out / "curves.png", _title(figures), points, base=figures["base"] | {"drawdown": 0.0})
+
+
+def _title(figures: Mapping[str, Any]) -> str:
+    inputs, protocol = figures["inputs"], figures["protocol"]
+    how = "one at a time" if protocol["kind"] == "single" else f"in batches of {protocol['batch']}"
+    return f"{inputs['edits']:,} edits {how}: {Path(inputs['data']).name} on {Path(inputs['model']).name}"
+
+
+def _finite(value: Any) -> Any:
+    """The figures with None where a number cannot be written down."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the figures; one sentence on standard error and exit status 1 when an input cannot be used."""
+    try:
+        given = parser().parse_args(arguments)
+        if not given.json and not given.out:
+            raise Misconfigured("expected --json or --out to say where the figures go, got neither")
+        evaluate(given, Reporter(), partial(_write, given))
+    except (CorrigendaError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

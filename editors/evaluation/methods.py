@@ -1,0 +1,88 @@
+"""Knows who takes part in an evaluation: a solver each, with a trained editor or without, and its settings."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from editors.evaluation.arguments import fine_tuning_of, settings_given
+from editors.mend.checkpoint import TrainedEditor
+from editors.methods.base import Editor
+from editors.methods.fine_tuning import FineTuningEditor
+from editors.methods.mend_sum import PublishedEditor
+from editors.methods.select import editor_for, learnt_settings, resolved
+from editors.models.base import EditableModel
+from editors.models.digest import base_digest
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.rank_api import EditorSettings
+
+UNTRAINED = "ft"
+"""The solver that takes no trained editor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contestant:
+    """One line of the picture."""
+
+    settings: EditorSettings
+    """Its constants; weights that nobody named are named by `on`."""
+    trained: TrainedEditor | None
+    """Where its shifts come from; the natural gradient if None."""
+    given: argparse.Namespace
+    """The command line."""
+
+    def on(self, model: EditableModel) -> tuple[EditorSettings, Editor]:
+        """Its settings with the weights of a model, and what edits by them."""
+        settings = resolved(self.settings, model)
+        if settings.solver == UNTRAINED:
+            return settings, FineTuningEditor(fine_tuning_of(self.given))
+        if self.trained is not None and self.trained.card.solver == "sum":
+            return settings, PublishedEditor(settings, self.trained.transform)
+        return settings, editor_for(settings, self.trained.transform if self.trained else None)
+
+
+def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
+    """Who takes part, by solver. A trained editor that no solver was named for serves every one that it can.
+
+    Raises:
+        Misconfigured: if a setting or a trained editor cannot be used on this base, or nobody would use it.
+        IntegrityBroken: if a trained editor is damaged.
+    """
+    digest = base_digest(given.model) if given.editor else ""
+    folders = {folder: TrainedEditor.load(folder, digest) for _, folder in given.editor}
+    own = {solver: folders[folder] for solver, folder in given.editor if solver is not None}
+    shared = [folders[folder] for solver, folder in given.editor if solver is None]
+    if len(shared) > 1:
+        raise Misconfigured(f"expected one --editor for all solvers, got {len(shared)}; SOLVER=FOLDER names one each")
+    solvers = tuple(given.solver or (*own, *(trained.card.solver for trained in shared)) or ("recursive",))
+    for solver, trained in own.items():
+        if solver not in solvers or not _serves(trained, solver):
+            raise Misconfigured(
+                f"expected an editor for a solver out of {', '.join(solvers)}, got one trained for "
+                f"{trained.card.solver} as that of {solver}"
+            )
+    chosen = {
+        solver: own.get(solver) or next((trained for trained in shared if _serves(trained, solver)), None)
+        for solver in solvers
+    }
+    if shared and shared[0] not in chosen.values():
+        raise Misconfigured(
+            f"expected a solver that an editor trained for {shared[0].card.solver} can serve, got {', '.join(solvers)}"
+        )
+    return {solver: _contestant(given, solver, trained) for solver, trained in chosen.items()}
+
+
+def _serves(trained: TrainedEditor, solver: str) -> bool:
+    """Whether a solver can use an editor: MEND as published has rows and gradients of its own."""
+    return solver != UNTRAINED and (trained.card.solver != "sum" or solver == "sum")
+
+
+def _contestant(given: argparse.Namespace, solver: str, trained: TrainedEditor | None) -> Contestant:
+    asked = settings_given(given)
+    if trained is not None:
+        if names := {"inner_params", "subject_params"} & asked.keys():
+            raise Misconfigured(f"expected the weights of the trained editor's card, got others as {min(names)}")
+        asked = learnt_settings(trained) | asked
+        trained.transform.rest = asked["rest"]
+    settings = EditorSettings(**asked | {"solver": solver, "batch_size": given.batch})
+    return Contestant(settings=settings, trained=trained, given=given)

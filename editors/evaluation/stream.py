@@ -1,0 +1,155 @@
+"""Knows a base that takes batches of edits as a lineage would, who is active in it, and what editing cost.
+
+A later correction of a fact takes the earlier one out. Measures time and memory, and nothing of what edits did.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean, median
+from typing import Any
+
+from editors.data.datasets import latest_of_each_fact
+from editors.measure.memory import WatchedMemory
+from editors.methods.base import Editor, EditResult
+from editors.models.families import EditableModel
+from editors.solve.ledger import Ledger
+from editors.solve.prior import Prior
+from editors.weights.deltas import PlainWeights, WeightDelta
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed
+from pipeline.domain.rank_api import EditorSettings
+
+
+class Stream:
+    """A base that takes batches of edits, who is active in it, and what that cost.
+
+    Args:
+        model: holds the base's weights.
+        editor: makes the edits.
+        prior: of the base.
+        settings: of the editor.
+        bill: where the cost is written; a new one if left out.
+        ledger: of the base, without rows; a new one if left out.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        editor: Editor,
+        prior: Prior,
+        settings: EditorSettings,
+        bill: Bill | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self._model, self._editor = model, editor
+        self._removes = settings.solver == "recursive"
+        self._memory = WatchedMemory(model.device)
+        with self._memory.watching():
+            self.ledger = ledger or Ledger(prior, strength=settings.prior_strength, ridge=settings.ridge)
+            self.weights = PlainWeights(model.module, model.inner)
+        self.active: dict[str, Edit] = {}
+        self._holding: dict[str, str] = {}  # conflict key -> the edit that holds, also when a later one failed
+        self.history: list[list[Edit]] = []
+        self.bill = bill or Bill(model_bytes(model))
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Give the model back its weights at the end, whatever happened."""
+        untouched = self.weights.save()
+        try:
+            yield
+        finally:
+            self.weights.restore(untouched)
+
+    def take(self, batch: Sequence[Edit]) -> None:
+        """Edit, apply and remember a batch. One whose numbers cannot be used is counted, and its edits do not hold."""
+        latest = latest_of_each_fact(list(batch))
+        with self._memory.watching():
+            self._make(latest)
+        self.bill.peak_bytes = max(self.bill.peak_bytes, self._memory.peak_bytes or 0)
+        corrected = {edit.request.conflict_key for edit in latest}
+        self.active = {i: edit for i, edit in self.active.items() if edit.request.conflict_key not in corrected}
+        self.active |= {edit.edit_id: edit for edit in latest}
+        self.history.append(latest)
+
+    def _make(self, added: Sequence[Edit]) -> None:
+        keys = [edit.request.conflict_key for edit in added]
+        removed_ids = [self._holding[key] for key in keys if key in self._holding] if self._removes else []
+        began = time.perf_counter()
+        try:
+            result = self._editor.edit(self._model, self.weights, self.ledger, added, removed_ids)
+        except EditorFailed as error:
+            self.bill.failures.append(str(error))
+            return
+        edited = time.perf_counter()
+        self.weights.apply(result.delta)
+        if self._editor.keeps_ledger:
+            self.ledger.commit(result.rows, result.removed_ids)
+        self._holding |= {edit.request.conflict_key: edit.edit_id for edit in added}
+        ended = time.perf_counter()
+        self.bill.add(result, len(added), apply=ended - edited, total=ended - began)
+
+
+class Bill:
+    """What editing cost, batch by batch.
+
+    Args:
+        model_bytes: what memory and files are compared with.
+    """
+
+    def __init__(self, model_bytes: int) -> None:
+        self._model_bytes = model_bytes
+        self.peak_bytes = 0
+        self.sizes: list[int] = []
+        self.seconds: list[dict[str, float]] = []
+        self.passes: list[int] = []
+        self.delta_bytes: list[int] = []
+        self.jitter: list[dict[str, float]] = []
+        self.failures: list[str] = []
+
+    def add(self, result: EditResult, num_edits: int, *, apply: float, total: float) -> None:
+        """One batch that was made."""
+        self.sizes.append(num_edits)
+        self.seconds.append({**result.seconds, "apply": apply, "total": total})
+        self.passes.append(result.num_passes)
+        self.delta_bytes.append(num_bytes(result.delta))
+        self.jitter.append(result.jitter)
+
+    def editing(self) -> dict[str, Any]:
+        """What is the same whenever the same edits are made."""
+        largest = max(self.delta_bytes, default=0)
+        return {
+            "batches": len(self.sizes),
+            "passes": fmean(self.passes) if self.passes else None,
+            "failed_batches": len(self.failures),
+            "first_failure": self.failures[0] if self.failures else None,
+            "jitter_batches": sum(bool(jitter) for jitter in self.jitter),
+            "delta_bytes": largest,
+            "delta_share_of_model": largest / self._model_bytes,
+        }
+
+    def cost(self) -> dict[str, Any]:
+        """Wall times, an edit by phase and a batch; the most memory that was held above the loaded model."""
+        made = sum(self.sizes)
+        peak = self.peak_bytes or None
+        memory = {"peak_bytes_above_model": peak, "peak_share_of_model": peak / self._model_bytes if peak else None}
+        if not made:
+            return {"seconds_per_edit": None} | memory
+        phases = {name: sum(seconds[name] for seconds in self.seconds) / made for name in self.seconds[0]}
+        totals = [seconds["total"] for seconds in self.seconds]
+        batches = {"first": totals[0], "median": median(totals), "last": totals[-1]}
+        total = phases.pop("total")
+        return {"seconds_per_edit": total, "phases_per_edit": phases, "seconds_per_batch": batches} | memory
+
+
+def num_bytes(delta: WeightDelta) -> int:
+    """Of the factors, as they are stored."""
+    return sum(factor.numel() * factor.element_size() for pair in delta.factors.values() for factor in pair)
+
+
+def model_bytes(model: EditableModel) -> int:
+    """Of the model's parameters, each once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())

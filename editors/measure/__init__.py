@@ -1,0 +1,1 @@
+"""One way to measure what an edit did, for gates and for evaluation alike."""

@@ -1,0 +1,202 @@
+"""Knows what the base answers to a lineage's suite, and how well it does at large, measured once. Knows no edit.
+
+One JSON file: it is the reference of every floor, so its digest is kept with the lineage.
+
+Legend: T target tokens of one probe, K top tokens kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from editors.measure.quality import Figure, Reference, prepared_references, references
+from editors.measure.scoring import Reading, Score, prepare, readings, scores
+from editors.models.families import EditableModel
+from editors.models.tokens import Encoded
+from pipeline.domain.canonical import canonical_json, sha256_file, sha256_json
+from pipeline.domain.edits import Probe
+from pipeline.domain.errors import IntegrityBroken
+from pipeline.domain.rank_api import SuiteProbe
+
+ANSWER_TOKENS = 8
+"""Length of the base's own answer where a probe gives none."""
+NUM_WINDOWS = 4
+"""Windows of plain text in a lineage's baseline: every candidate is measured on them."""
+FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteAnswer:
+    """A suite probe and what the base says to it."""
+
+    probe: SuiteProbe
+    """The question."""
+    sequence: Encoded
+    """Its prompt, and the base's own greedy continuation."""
+    reading: Reading
+    """The base's distribution at each token of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """The suite, what drawdown is measured on, and the base's figures on both."""
+
+    suite: tuple[SuiteAnswer, ...]
+    """Probes with answers."""
+    references: tuple[Reference, ...]
+    """What drawdown is measured on."""
+    scores: tuple[Score, ...]
+    """Of the base, one a reference."""
+    figure: Figure
+    """Of the base on all of them."""
+
+    def save(self, path: Path) -> str:
+        """Write the baseline as canonical JSON; returns the file's SHA-256."""
+        scored = zip(self.references, self.scores, strict=True)
+        document = {
+            "format": FORMAT,
+            "figure": asdict(self.figure),
+            "references": [_reference_to_json(reference, score) for reference, score in scored],
+            "suite": [_answer_to_json(answer) for answer in self.suite],
+        }
+        path.write_text(canonical_json(document), encoding="utf-8")
+        return sha256_file(path)
+
+    @classmethod
+    def load(cls, path: Path, expected_digest: str | None = None) -> Self:
+        """Read a baseline back.
+
+        Raises:
+            IntegrityBroken: if the file is missing, is no baseline, or has another digest than expected.
+        """
+        if not path.is_file():
+            raise IntegrityBroken(f"expected a baseline in {path}, got nothing there")
+        if expected_digest is not None and (digest := sha256_file(path)) != expected_digest:
+            raise IntegrityBroken(f"expected digest {expected_digest} of the baseline {path}, got {digest}")
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["format"] != FORMAT:
+                raise IntegrityBroken(f"expected a baseline of format {FORMAT}, got {document['format']!r}")
+            return cls(
+                suite=tuple(_answer_from_json(item) for item in document["suite"]),
+                references=tuple(_reference_from_json(item) for item in document["references"]),
+                scores=tuple(_score_from_json(item) for item in document["references"]),
+                figure=Figure(**document["figure"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityBroken(f"expected a baseline in {path}, got something else: {error!r}") from error
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is asked, for reports."""
+        suite = [answer.sequence for answer in self.suite]
+        references = [reference.sequence for reference in self.references]
+        asked = [[[list(item.prompt_ids), list(item.target_ids)] for item in part] for part in (suite, references)]
+        return sha256_json(asked)
+
+
+def build_baseline(
+    model: EditableModel, suite: Sequence[SuiteProbe], text: str, *, num_windows: int = NUM_WINDOWS
+) -> Baseline:
+    """Ask the base.
+
+    Args:
+        model: the base, unedited.
+        suite: probes of what edits should leave alone.
+        text: plain text for perplexity; not read where the family has no use for it.
+        num_windows: how much of it is read at most.
+
+    Raises:
+        Misconfigured: if there is nothing to measure drawdown on: a text of two tokens, or a suite with targets.
+        InvalidInput: if the model could never give a probe's target.
+    """
+    probes = [item.probe for item in suite]
+    measured_on = references(model, probes, text, num_windows=num_windows)
+    sequences = own_answers(model, probes)
+    found = readings(model, prepare(model, sequences))
+    answers = tuple(
+        SuiteAnswer(probe=probe, sequence=sequence, reading=reading)
+        for probe, sequence, reading in zip(suite, sequences, found, strict=True)
+    )
+    scored = tuple(scores(model, prepared_references(model, measured_on)))
+    return Baseline(suite=answers, references=measured_on, scores=scored, figure=Figure.of(model, scored))
+
+
+def own_answers(model: EditableModel, probes: Sequence[Probe]) -> list[Encoded]:
+    """Each probe with the model's own greedy continuation: as long as the given answer, else 8 tokens.
+
+    Where the model ends at once, its answer is the token that ends it.
+    """
+    prompts = [model.encode_prompt(probe.prompt) for probe in probes]
+    lengths = [
+        len(model.encode_pair(probe.prompt, probe.target).target_ids) if probe.target else ANSWER_TOKENS
+        for probe in probes
+    ]
+    answers = model.greedy(
+        prompts,
+        max_new_tokens=max(lengths, default=0),
+        is_done=lambda place, tokens: len(tokens) >= lengths[place],
+    )
+    end = min(model.stop_ids, default=0)
+    return [
+        Encoded(prompt_ids=prompt, target_ids=tuple(answer) or (end,))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def _answer_to_json(answer: SuiteAnswer) -> dict[str, Any]:
+    reading = answer.reading
+    return {
+        "prompt": answer.probe.probe.prompt,
+        "target": answer.probe.probe.target,
+        "subject": answer.probe.subject,
+        "relation": answer.probe.relation,
+        "prompt_ids": list(answer.sequence.prompt_ids),
+        "answer_ids": list(answer.sequence.target_ids),
+        "argmax": reading.argmax_T.tolist(),
+        "top": reading.top_TK.tolist(),
+        "log_top": [[round(value, 6) for value in row] for row in reading.log_top_TK.tolist()],
+        "log_rest": [round(value, 6) for value in reading.log_rest_T.tolist()],
+    }
+
+
+def _answer_from_json(item: dict[str, Any]) -> SuiteAnswer:
+    return SuiteAnswer(
+        probe=SuiteProbe(
+            probe=Probe(prompt=item["prompt"], target=item["target"]),
+            subject=item["subject"],
+            relation=item["relation"],
+        ),
+        sequence=Encoded(prompt_ids=tuple(item["prompt_ids"]), target_ids=tuple(item["answer_ids"])),
+        reading=Reading(
+            argmax_T=torch.tensor(item["argmax"]),
+            top_TK=torch.tensor(item["top"]),
+            log_top_TK=torch.tensor(item["log_top"]),
+            log_rest_T=torch.tensor(item["log_rest"]),
+        ),
+    )
+
+
+def _reference_to_json(reference: Reference, score: Score) -> dict[str, Any]:
+    return {
+        "prompt_ids": list(reference.sequence.prompt_ids),
+        "target_ids": list(reference.sequence.target_ids),
+        "place": reference.place,
+        "hits": list(score.hits),
+        "mean_log_probability": score.mean_log_probability,
+    }
+
+
+def _reference_from_json(item: dict[str, Any]) -> Reference:
+    sequence = Encoded(prompt_ids=tuple(item["prompt_ids"]), target_ids=tuple(item["target_ids"]))
+    return Reference(sequence=sequence, place=item["place"])
+
+
+def _score_from_json(item: dict[str, Any]) -> Score:
+    return Score(hits=tuple(item["hits"]), mean_log_probability=float(item["mean_log_probability"]))

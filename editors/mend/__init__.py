@@ -1,0 +1,1 @@
+"""MEND's transform, its running moments, and the checkpoint that holds both."""

@@ -1,0 +1,1 @@
+"""Editors: recursive, memoryless, fine-tuning, and MEND as published."""

@@ -1,0 +1,194 @@
+"""Knows MEND's own update: `W <- W - alpha sum_j delta~_j u~_j^T` over every token of every edit, in one step.
+
+It is the reference that other solvers are held against. It keeps no memory of earlier edits, and many edits at once
+add their side effects up: on the base of this project 125 of them leave one in a hundred.
+
+Legend: T tokens of all edits, I in_features, O out_features, N target tokens, B sequences, L padded length.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from editors.measure.losses import mean_log_probability
+from editors.measure.scoring import Prepared, prepare
+from editors.mend.transform import MendTransform
+from editors.methods.base import EditResult
+from editors.models.comm import merged
+from editors.models.families import EditableModel, InnerParam, TargetBatch
+from editors.models.hooks import capturing_at
+from editors.models.inner_params import REGISTRY
+from editors.solve.ledger import Ledger
+from editors.solve.rows import EditRows, consecutive
+from editors.weights.deltas import WeightDelta, WeightStore
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed, InvalidInput, Misconfigured
+from pipeline.domain.rank_api import EditorSettings
+
+NUM_LAST = 3
+"""Blocks of a decoder whose MLPs are edited, as in the paper; of an encoder and a decoder it is what the stack says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """What every token of some sequences puts into and gets back from the inner layers, sequence by sequence."""
+
+    u_TI: dict[str, Tensor]
+    """Inner parameter -> inputs, fp32."""
+    delta_TO: dict[str, Tensor]
+    """Inner parameter -> gradients at the outputs, fp32."""
+    lengths: dict[str, list[int]]
+    """Inner parameter -> tokens of each sequence."""
+
+    def slices(self, name: str) -> list[slice]:
+        """The rows of each sequence in an inner parameter."""
+        ends = torch.tensor(self.lengths[name]).cumsum(dim=0).tolist()
+        return [slice(end - length, end) for end, length in zip(ends, self.lengths[name], strict=True)]
+
+
+class PublishedEditor:
+    """An editor that adds up the rank-one updates of a trained MEND transform.
+
+    Args:
+        settings: of the lineage; names the weights only.
+        transform: trained for these weights.
+    """
+
+    keeps_ledger: ClassVar[bool] = False
+
+    def __init__(self, settings: EditorSettings, transform: MendTransform) -> None:
+        self._settings, self._transform = settings, transform
+
+    @torch.no_grad()
+    def edit(
+        self,
+        model: EditableModel,
+        weights: WeightStore,
+        ledger: Ledger,
+        added: Sequence[Edit],
+        removed_ids: Collection[str],
+    ) -> EditResult:
+        """See `Editor`.
+
+        Raises:
+            InvalidInput: if an edit is to be removed; only the ledger can.
+            EditorFailed: if nothing is asked, or a number is not finite.
+            Misconfigured: if the transform was not trained for a weight.
+        """
+        if removed_ids:
+            raise InvalidInput("expected the solver `recursive` to remove edits, got `sum`")
+        if not added:
+            raise EditorFailed("expected edits to add, got none")
+        began = time.perf_counter()
+        sequences = [model.encode_pair(edit.request.prompt, edit.request.target_new) for edit in added]
+        pairs = token_pairs(model, prepare(model, sequences))
+        captured = time.perf_counter()
+        factors = {name: self._factors(name, pairs, model.device) for name in model.inner_param_names}
+        rows = _rows(pairs, factors, weights, [edit.edit_id for edit in added])
+        return EditResult(
+            delta=WeightDelta.of(factors),
+            rows=rows,
+            removed_ids=(),
+            num_passes=1,
+            seconds={"capture": captured - began, "solve": time.perf_counter() - captured},
+            jitter={},
+        )
+
+    def _factors(self, name: str, pairs: Pairs, device: torch.device) -> tuple[Tensor, Tensor]:
+        self._transform.to(device)
+        return update(self._transform, name, pairs.u_TI[name], pairs.delta_TO[name])
+
+
+def update(transform: MendTransform, name: str, u_TI: Tensor, delta_TO: Tensor) -> tuple[Tensor, Tensor]:
+    """The published update `S = F D` of one inner parameter: F (I x T) is u~ transposed, D is -alpha delta~."""
+    edited_TI, edited_TO = transform.pseudo(name, u_TI, delta_TO)
+    return edited_TI.T, -transform.rate(name) * edited_TO
+
+
+def token_pairs(model: EditableModel, prepared: Prepared) -> Pairs:
+    """Inputs and output gradients at every token, each sequence by its own loss, the mean over its target tokens.
+
+    Sequences do not see each other, so that many at once give what each would give alone. Every rank has to ask.
+
+    Args:
+        model: as it is now; side branches that are entered count.
+        prepared: the sequences, prompt and target.
+    """
+    found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {param.name: {} for param in model.inner}
+    for places, batch in prepared:
+        where = {param.name: every_token(model, batch, param) for param in model.inner}
+        with (
+            torch.enable_grad(),
+            capturing_at(model.module, [(param, where[param.name]) for param in model.inner]) as seen,
+        ):
+            loss = -mean_log_probability(model.target_logits(batch), batch).sum()
+            delta_TO = seen.deltas(loss)
+        for name, (row_T, _) in where.items():
+            lengths = torch.bincount(row_T, minlength=batch.num_rows).tolist()
+            u_TI, own_TO = seen.u_NI[name].cpu(), delta_TO[name].cpu()
+            parts = zip(torch.split(u_TI, lengths), torch.split(own_TO, lengths), strict=True)
+            found[name] |= dict(zip(places, parts, strict=False))
+    if model.peers.num_ranks > 1:  # a view would travel with all that it is a view of
+        found = {name: {at: (u.clone(), delta.clone()) for at, (u, delta) in of.items()} for name, of in found.items()}
+    in_order = {name: merged(model.peers, parts) for name, parts in found.items()}
+    return Pairs(
+        u_TI={name: torch.cat([u for u, _ in parts]).to(model.device) for name, parts in in_order.items()},
+        delta_TO={name: torch.cat([delta for _, delta in parts]).to(model.device) for name, parts in in_order.items()},
+        lengths={name: [len(u) for u, _ in parts] for name, parts in in_order.items()},
+    )
+
+
+def every_token(model: EditableModel, batch: TargetBatch, param: InnerParam) -> tuple[Tensor, Tensor]:
+    """Rows and positions of every token that an inner layer sees, T each: up to the last of its sequence's keys."""
+    row_T, position_T = model.key_positions(batch, param, "answer")
+    zero_B = torch.zeros(batch.num_rows, dtype=position_T.dtype, device=position_T.device)
+    last_B = zero_B.scatter_reduce(0, row_T, position_T, "amax")
+    position_L = torch.arange(int(last_B.max()) + 1, device=position_T.device)
+    rows, positions = (position_L[None, :] <= last_B[:, None]).nonzero().unbind(dim=1)
+    return rows, positions
+
+
+def published_inner_params(module: nn.Module) -> tuple[str, ...]:
+    """Names of the weights that the paper edits: of the MLPs of the last blocks.
+
+    Raises:
+        Misconfigured: if the architecture is not in the registry.
+    """
+    config: Any = module.config
+    stacks = REGISTRY.get(config.model_type)
+    if stacks is None:
+        raise Misconfigured(f"expected a model type with known MLPs or explicit names, got {config.model_type!r}")
+    names: list[str] = []
+    for stack in stacks:
+        depth = len(list(module.get_submodule(stack.blocks_name).children()))
+        for block in range(max(depth - (stack.num_last or NUM_LAST), 0), depth):
+            mlp = stack.pattern.format(i=block).rpartition(".")[0].rpartition(".")[0]
+            names += _weights_in(module, mlp.replace(".output", ".intermediate")) if ".output" in mlp else []
+            names += _weights_in(module, mlp)
+    return tuple(names)
+
+
+def _weights_in(module: nn.Module, folder: str) -> list[str]:
+    children = module.get_submodule(folder).named_children()
+    return [f"{folder}.{name}.weight" for name, child in children if isinstance(child, nn.Linear | Conv1D)]
+
+
+def _rows(
+    pairs: Pairs, factors: dict[str, tuple[Tensor, Tensor]], weights: WeightStore, edit_ids: Sequence[str]
+) -> EditRows:
+    """Ledger rows that say what the weights come to at each token: a sum asks for nothing else."""
+    keys = {name: u_TI.double().cpu() for name, u_TI in pairs.u_TI.items()}
+    targets = {}
+    for name, keys_TI in keys.items():
+        left_IT, right_TO = (factor.double().cpu() for factor in factors[name])
+        held_TO = keys_TI @ weights.shift(name).double().cpu()
+        targets[name] = (held_TO + (keys_TI @ left_IT) @ right_TO).float()
+    ranges = {name: consecutive(list(zip(edit_ids, pairs.lengths[name], strict=True))) for name in keys}
+    return EditRows(keys={name: key.float() for name, key in keys.items()}, targets=targets, ranges=ranges)

@@ -1,0 +1,80 @@
+"""Knows which editor a lineage's settings ask for, and which settings a trained editor asks for."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from editors.mend.checkpoint import TrainedEditor
+from editors.methods.base import Editor
+from editors.methods.memoryless import MemorylessEditor
+from editors.methods.recursive import RecursiveEditor
+from editors.methods.steps import TrainedTransform
+from editors.models.families import EditableModel
+from editors.models.inner_params import default_subject_params
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.rank_api import EditorSettings
+
+
+def editor_for(settings: EditorSettings, transform: TrainedTransform | None = None) -> Editor:
+    """The editor that settings name.
+
+    Args:
+        settings: of the lineage.
+        transform: the trained one that they name, already loaded.
+
+    Raises:
+        Misconfigured: for a solver or a transform that does not exist.
+    """
+    if transform is None and settings.transform != "gradient":
+        raise Misconfigured(f"expected the transform `gradient`, got {settings.transform!r}, which is not installed")
+    if settings.solver == "recursive":
+        return RecursiveEditor(settings, transform)
+    if settings.solver in ("least_squares", "sum"):
+        return MemorylessEditor(settings, transform)
+    raise Misconfigured(f"expected solver recursive, least_squares or sum, got {settings.solver!r}")
+
+
+def learnt_settings(trained: TrainedEditor) -> dict[str, Any]:
+    """Fields of `EditorSettings` with which a trained editor has to be used, as its card says."""
+    card = trained.card
+    known = {field.name for field in fields(EditorSettings)}
+    of_subject = [stage for stage in card.stages if stage.key_tokens == "subject"]
+    fixed = {
+        "solver": card.solver,
+        "transform": trained.digest,
+        "inner_params": tuple(name for stage in card.stages for name in stage.inner_params),
+        "subject_params": tuple(name for stage in of_subject for name in stage.inner_params),
+        "rest": card.rest,
+    }
+    return {name: value for name, value in card.settings.items() if name in known} | fixed
+
+
+def lineage_settings(trained: TrainedEditor, *, task: str) -> EditorSettings:
+    """The settings of a lineage that a trained editor edits.
+
+    Args:
+        trained: the editor, already known to be of the lineage's base.
+        task: of the lineage.
+
+    Raises:
+        Misconfigured: if it was trained for another task, or for a solver or rows that a lineage cannot keep.
+    """
+    card = trained.card
+    if card.task != task:
+        raise Misconfigured(f"expected an editor for the task {task}, got one for {card.task}")
+    if other := {stage.key_tokens for stage in card.stages} - {"subject", "answer"}:
+        raise Misconfigured(f"expected an editor whose rows are subject or answer tokens, got one with {min(other)}")
+    settings = EditorSettings(**learnt_settings(trained))
+    if not editor_for(settings, trained.transform).keeps_ledger:
+        raise Misconfigured(
+            f"expected an editor for a solver that can take edits out again (recursive), got one for {card.solver}"
+        )
+    return settings
+
+
+def resolved(settings: EditorSettings, model: EditableModel) -> EditorSettings:
+    """Settings with the names of the inner parameters that the model was loaded with."""
+    if settings.inner_params:
+        return settings
+    return replace(settings, inner_params=model.inner_param_names, subject_params=default_subject_params(model.module))

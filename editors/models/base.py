@@ -1,0 +1,191 @@
+"""Knows the face that models of every family show to what edits and measures them. Knows no architecture.
+
+Everything goes through the module's own forward and through hooks, never through a weight, so that it works unchanged
+on a module that DeepSpeed ZeRO-3 partitions. What a family calls a token of a target is up to it: a classifier's are
+its labels.
+
+Legend: B sequences, L padded length, N target tokens in the batch, T edit rows, V vocabulary or labels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from editors.models.comm import ALONE, Peers, own_share
+from editors.models.generation import IsDone
+from editors.models.inner_params import InnerParam, inner_params
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks, encode_chat, encode_prompt, num_tokens
+
+Pair = tuple[str, str]
+"""A prompt and the target that answers it."""
+
+CHUNK_TOKENS = 2048
+"""Most padded tokens of one forward while measuring."""
+
+
+class EditableModel(ABC):
+    """A model with the weights that may be edited.
+
+    Args:
+        module: a Hugging Face model, or `engine.module` of DeepSpeed; put into eval mode, gradients off.
+        tokenizer: its tokenizer.
+        inner_param_names: weights to edit; the architecture's default when empty.
+        peers: the ranks that hold the module together.
+
+    Raises:
+        Misconfigured: for an unknown architecture or a name that the model does not have.
+    """
+
+    task: ClassVar[str]
+    """As in a lineage: `causal`, `seq2seq` or `classifier`."""
+    drawdown_on: ClassVar[Literal["text", "suite"]]
+    """What it is measured on how well the model does at large: plain text, or the targets of a suite of probes."""
+    drawdown_by: ClassVar[Literal["perplexity", "accuracy"]] = "perplexity"
+    """By which figure."""
+    has_subject_keys: ClassVar[bool] = False
+    """Whether edit rows may be subject tokens alone, whose keys no later word of a prompt changes."""
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.peers = peers
+        self.inner: tuple[InnerParam, ...] = inner_params(module, inner_param_names)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def inner_param_names(self) -> tuple[str, ...]:
+        """Names of the edited weights, in the order in which they run."""
+        return tuple(param.name for param in self.inner)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        generation: Any = getattr(self.module, "generation_config", None)
+        eos = getattr(generation, "eos_token_id", None)
+        found = eos if isinstance(eos, list) else [eos, self.tokenizer.eos_token_id]
+        return frozenset(int(token) for token in found if token is not None)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer knows how a conversation is written."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def encode(self, pairs: Sequence[Pair]) -> TargetBatch:
+        """All pairs as one batch, row by row in order."""
+        return self.pack([self.encode_pair(prompt, target) for prompt, target in pairs])
+
+    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of a prompt, as `greedy` takes them."""
+        return encode_prompt(self.tokenizer, prompt)
+
+    def encode_chat(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of a prompt as a user's turn; only where `has_chat_template`."""
+        return encode_chat(self.tokenizer, prompt)
+
+    @abstractmethod
+    def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
+        """A prompt, a target that answers it, and where the subject ends in the prompt.
+
+        Raises:
+            InvalidInput: if the model could never give this target, or cannot take this prompt.
+        """
+
+    @abstractmethod
+    def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
+        """The beginning of a plain text, so that every inner layer sees its tokens as keys."""
+
+    @abstractmethod
+    def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
+        """Encoded sequences as one batch on the model's device, in the order given."""
+
+    def chunked(
+        self, sequences: Sequence[Encoded], *, max_tokens: int | None = None
+    ) -> Iterator[tuple[list[int], TargetBatch]]:
+        """This rank's share as batches of bounded size, each with the places of its rows in `sequences`.
+
+        Every rank gets as many; a batch without places is a filler, to be run and not to be looked at.
+        """
+        by_length = sorted(range(len(sequences)), key=lambda place: num_tokens(sequences[place]))
+        shares = [own_share(self.peers, by_length, rank) for rank in range(self.peers.num_ranks)]
+        plans = [
+            list(chunks([sequences[place] for place in share], max_tokens=max_tokens or CHUNK_TOKENS))
+            for share in shares
+        ]
+        own, share = plans[self.peers.rank], shares[self.peers.rank]
+        for chunk in own:
+            places = [share[index] for index in chunk]
+            yield places, self.pack([sequences[place] for place in places])
+        for _ in range(max(map(len, plans)) - len(own)):
+            yield [], self.pack([sequences[by_length[0]]])
+
+    def chunked_alike(
+        self, sequences: Sequence[Encoded], *, max_tokens: int
+    ) -> Iterator[tuple[list[int], TargetBatch]]:
+        """As `chunked`, but ranks share out whole batches: each is cut as one rank alone would, and gives its bits."""
+        plan = list(chunks(sequences, max_tokens=max_tokens))
+        own = own_share(self.peers, plan)
+        for places in own:
+            yield places, self.pack([sequences[place] for place in places])
+        for _ in range(-(-len(plan) // self.peers.num_ranks) - len(own)):
+            yield [], self.pack([sequences[plan[0][0]]])
+
+    def chunked_whole(self, sequences: Sequence[Encoded], *, max_tokens: int = CHUNK_TOKENS) -> Iterator[TargetBatch]:
+        """All sequences as batches of bounded size, the same on every rank."""
+        for places in chunks(sequences, max_tokens=max_tokens):
+            yield self.pack([sequences[place] for place in places])
+
+    def prefixed(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> TargetBatch:
+        """The batch with whatever spares later forwards what no edit changes; the batch as it is by default.
+
+        Args:
+            batch: the sequences.
+            params: the inner parameters that edits will change, when they are not all of them.
+        """
+        return batch
+
+    @abstractmethod
+    def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
+        """Rows and positions, T each, of the tokens whose inputs to an inner layer are keys; rows do not decrease.
+
+        Positions count along the stack that the layer is in: T differs between an encoder's and a decoder's layers.
+        """
+
+    @abstractmethod
+    def target_logits(self, batch: TargetBatch) -> Tensor:
+        """Logits that predict the target tokens, N x V; gradients flow where hooks ask for them."""
+
+    @abstractmethod
+    def run_to_last_inner(self, batch: TargetBatch) -> None:
+        """Run a batch for what hooks see in the inner layers; what comes after them may be left out."""
+
+    def generate(self, prompts: Sequence[str], *, chat: bool = False, max_new_tokens: int = 24) -> list[str]:
+        """Greedy answers as text, without the prompt; `chat` asks in the model's chat template."""
+        encode = self.encode_chat if chat else self.encode_prompt
+        tokens = self.greedy([encode(prompt) for prompt in prompts], max_new_tokens=max_new_tokens)
+        return [self.decode(answer) for answer in tokens]
+
+    @abstractmethod
+    def greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        is_done: IsDone = lambda _place, _tokens: False,
+    ) -> list[list[int]]:
+        """Greedy answers as token ids, without the one that ends them; every rank asks. See `generation.greedy`."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of an answer, without special tokens."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

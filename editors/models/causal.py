@@ -1,0 +1,122 @@
+"""Knows how a decoder-only language model is fed and read. Knows no edit and no solve.
+
+Only the blocks from the first edited one on have to be run again and again: see `CausalModel.prefixed`.
+
+Legend: B sequences, L padded length, N target tokens in the batch, T edit rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from editors.models.base import EditableModel
+from editors.models.comm import ALONE, Peers
+from editors.models.frozen_prefix import compute_prefix, ending_before, gathered_head, starting_at
+from editors.models.generation import CausalDecoding, IsDone, greedy, shared_length
+from editors.models.inner_params import InnerParam
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, encode_pair, pack, pad_id
+from pipeline.domain.errors import Misconfigured
+
+
+class CausalModel(EditableModel):
+    """A decoder-only language model with the weights that may be edited: all of one list of blocks.
+
+    Raises:
+        Misconfigured: for an unknown architecture, or inner parameters that are not of one list of blocks.
+    """
+
+    task = "causal"
+    drawdown_on = "text"
+    has_subject_keys = True
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+    ) -> None:
+        super().__init__(module, tokenizer, inner_param_names, peers=peers)
+        if len({param.blocks_name for param in self.inner}) != 1:
+            names = ", ".join(self.inner_param_names)
+            raise Misconfigured(f"expected inner parameters of one list of blocks, got {names}")
+
+    def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
+        """See `EditableModel`: the target continues the prompt.
+
+        Raises:
+            InvalidInput: if the target has no token.
+        """
+        return encode_pair(self.tokenizer, prompt, target, subject)
+
+    def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
+        """See `EditableModel`: the last position predicts a token that is never used."""
+        ids = self.encode_prompt(line)[:max_tokens]
+        return Encoded(prompt_ids=ids[:1], target_ids=(*ids[1:], ids[0]))
+
+    def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
+        """See `EditableModel`."""
+        return pack(sequences, device=self.device)
+
+    def prefixed(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> TargetBatch:
+        """The batch with what enters the first edited block, so that only later blocks are run from now on.
+
+        Stays right for every model edited from the one that is loaded, in these inner parameters only.
+        """
+        first = min(param.block for param in params or self.inner)
+        if first == 0 or batch.prefix is not None:
+            return batch
+        return replace(batch, prefix=compute_prefix(self.module, self._blocks, first, batch.input_ids_BL))
+
+    def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
+        """See `EditableModel`: the same for every inner parameter."""
+        return batch.keys(kind)
+
+    def target_logits(self, batch: TargetBatch) -> Tensor:
+        """See `EditableModel`."""
+        head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
+        with self._started(batch), gathered_head(head, batch.row_N, batch.position_N):
+            logits_1NV: Tensor = self.module(input_ids=batch.input_ids_BL, use_cache=False).logits
+        return logits_1NV[0]
+
+    def run_to_last_inner(self, batch: TargetBatch) -> None:
+        """See `EditableModel`: later blocks and the logits are left out."""
+        head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
+        with (
+            ending_before(self._blocks, self.inner[-1].block + 1),
+            gathered_head(head, batch.row_N[:1], batch.position_N[:1]),
+        ):
+            self.module(input_ids=batch.input_ids_BL, use_cache=False)
+
+    def greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        is_done: IsDone = lambda _place, _tokens: False,
+    ) -> list[list[int]]:
+        """See `EditableModel`."""
+        shared = shared_length(prompts)
+        return greedy(
+            lambda own: CausalDecoding(self.module, own, shared=shared, pad_id=pad_id(self.tokenizer)),
+            prompts,
+            peers=self.peers,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.stop_ids,
+            is_done=is_done,
+        )
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
+        blocks = self.module.get_submodule(self.inner[0].blocks_name)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    @contextmanager
+    def _started(self, batch: TargetBatch) -> Iterator[None]:
+        if batch.prefix is None:
+            yield
+            return
+        with starting_at(self._blocks, batch.prefix):
+            yield

@@ -1,0 +1,117 @@
+"""Knows how an encoder with a head over labels (BERT as a fact checker) is fed and read. Knows no edit and no solve.
+
+Its vocabulary is its labels: the target of a claim is one of them, by name, and its answer is the most probable one.
+
+Legend: B claims, L padded length, N target labels in the batch (as many as claims), T edit rows, V labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editors.models.base import EditableModel
+from editors.models.comm import merged
+from editors.models.encoder_tokens import encode_whole, encoder_keys, padded, subject_ends
+from editors.models.generation import IsDone
+from editors.models.inner_params import InnerParam
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end
+from pipeline.domain.errors import InvalidInput
+
+
+class ClassifierModel(EditableModel):
+    """An encoder that says one of its labels."""
+
+    task = "classifier"
+    drawdown_on = "suite"
+    drawdown_by = "accuracy"
+    stop_ids = frozenset()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, by id."""
+        config: Any = self.module.config
+        return tuple(str(config.id2label[place]) for place in range(config.num_labels))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """A classifier does not converse."""
+        return False
+
+    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+        """See `EditableModel`: as the encoder reads it, with special tokens.
+
+        Raises:
+            InvalidInput: if the encoder cannot take so many.
+        """
+        config: Any = self.module.config
+        return encode_whole(self.tokenizer, prompt, max_tokens=getattr(config, "max_position_embeddings", None))
+
+    def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
+        """See `EditableModel`: the target is the name of a label.
+
+        Raises:
+            InvalidInput: if there is no such label, or the prompt is too long.
+        """
+        if target not in self.labels:
+            raise InvalidInput(f"expected one of the labels {', '.join(self.labels)} as target, got {target!r:.80}")
+        return Encoded(
+            prompt_ids=self.encode_prompt(prompt),
+            target_ids=(self.labels.index(target),),
+            subject_end=subject_end(self.tokenizer, prompt, subject),
+        )
+
+    def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
+        """See `EditableModel`: the label is never used."""
+        ids = self.tokenizer(line, truncation=True, max_length=max_tokens)["input_ids"]
+        return Encoded(prompt_ids=tuple(ids), target_ids=(0,))
+
+    def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
+        """See `EditableModel`: a label is predicted at the first token, which the head reads."""
+        input_ids_BL, mask_BL = padded([item.prompt_ids for item in sequences], self.tokenizer, self.device)
+        row_N = torch.arange(len(sequences), device=self.device)
+        return TargetBatch(
+            input_ids_BL=input_ids_BL,
+            mask_BL=mask_BL,
+            row_N=row_N,
+            position_N=torch.zeros_like(row_N),
+            target_N=torch.tensor([item.target_ids[0] for item in sequences], device=self.device),
+            subject_B=subject_ends(sequences, self.device),
+        )
+
+    def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
+        """See `EditableModel`."""
+        return encoder_keys(batch)
+
+    def target_logits(self, batch: TargetBatch) -> Tensor:
+        """See `EditableModel`: one row a claim."""
+        logits_BV: Tensor = self.module(input_ids=batch.input_ids_BL, attention_mask=batch.mask_BL).logits
+        return logits_BV[batch.row_N]
+
+    def run_to_last_inner(self, batch: TargetBatch) -> None:
+        """See `EditableModel`."""
+        self.target_logits(batch)
+
+    @torch.no_grad()
+    def greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        is_done: IsDone = lambda _place, _tokens: False,
+    ) -> list[list[int]]:
+        """The id of the most probable label of each prompt: an answer of one token."""
+        if not prompts or max_new_tokens < 1:
+            return [[] for _ in prompts]
+        answers: dict[int, list[int]] = {}
+        for places, batch in self.chunked([Encoded(prompt_ids=tuple(prompt), target_ids=(0,)) for prompt in prompts]):
+            labels = self.target_logits(batch).argmax(dim=1).tolist()
+            answers |= {place: [label] for place, label in zip(places, labels, strict=False)}
+        return merged(self.peers, answers)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Names of labels."""
+        return " ".join(self.labels[token] for token in tokens)

@@ -1,0 +1,205 @@
+"""Knows how an encoder with a decoder (T5, BART) is fed and read. Knows no edit and no solve.
+
+A target is what the tokenizer makes of a label, with the token that ends it: an answer that runs on is no success.
+Where labels begin with a special token (BART's `<s>`), it is given to the decoder and not scored.
+
+Legend: B sequences, L padded length of the prompts, M of what the decoder is given, N target tokens, T edit rows,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from editors.models.base import EditableModel
+from editors.models.comm import ALONE, Peers
+from editors.models.encoder_tokens import encode_whole, encoder_keys, padded, subject_ends
+from editors.models.frozen_prefix import gathered_head
+from editors.models.generation import IsDone, greedy
+from editors.models.inner_params import InnerParam
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end
+from pipeline.domain.errors import InvalidInput, Misconfigured
+
+
+class Seq2SeqModel(EditableModel):
+    """An encoder with a decoder; layers of both may be edited.
+
+    Raises:
+        Misconfigured: for an unknown architecture, a name that the model does not have, or a model that does not say
+            what its decoder starts or ends with.
+    """
+
+    task = "seq2seq"
+    drawdown_on = "suite"
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+    ) -> None:
+        super().__init__(module, tokenizer, inner_param_names, peers=peers)
+        encoder: nn.Module = module.get_encoder()  # type: ignore[operator]
+        in_encoder = {id(part) for part in encoder.modules()}
+        self._of_encoder = {
+            param.name for param in self.inner if id(module.get_submodule(param.module_name)) in in_encoder
+        }
+        closing = tuple(tokenizer(text_target="")["input_ids"])
+        self._end = tokenizer.eos_token_id
+        self._opening = closing[:-1] if closing[-1:] == (self._end,) else closing
+        self._start_ids = (self._start_id(), *self._opening)
+
+    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+        """See `EditableModel`: as the encoder reads it, with special tokens.
+
+        Raises:
+            InvalidInput: if the encoder cannot take so many.
+        """
+        return encode_whole(self.tokenizer, prompt, max_tokens=self._max_tokens)
+
+    def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
+        """See `EditableModel`: the target as the tokenizer writes labels, without what they begin with.
+
+        Raises:
+            InvalidInput: if the target has no token, or prompt or target is too long.
+        """
+        ids = tuple(self.tokenizer(text_target=target)["input_ids"])[len(self._opening) :]
+        words = ids[:-1] if ids[-1:] == (self._end,) else ids
+        if not words:
+            raise InvalidInput(f"expected a target of at least one token, got {target!r:.80}")
+        if self._max_tokens is not None and len(self._start_ids) + len(words) > self._max_tokens:
+            raise InvalidInput(f"expected a target of at most {self._max_tokens} tokens, got {len(words)}")
+        return Encoded(
+            prompt_ids=self.encode_prompt(prompt),
+            target_ids=(*words, self._end),
+            subject_end=subject_end(self.tokenizer, prompt, subject),
+        )
+
+    def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
+        """See `EditableModel`: the encoder reads the first half of the words, the decoder goes on with the others."""
+        words = line.split()
+        middle = (len(words) + 1) // 2
+        pair = self.encode_pair(" ".join(words[:middle]), " ".join(words[middle:]) or line)
+        half = (max_tokens + 1) // 2
+        return Encoded(prompt_ids=pair.prompt_ids[:half], target_ids=pair.target_ids[:half])
+
+    def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
+        """See `EditableModel`."""
+        device = self.device
+        input_ids_BL, mask_BL = padded([item.prompt_ids for item in sequences], self.tokenizer, device)
+        given = [(*self._start_ids, *item.target_ids[:-1]) for item in sequences]
+        decoder_ids_BM, _ = padded(given, self.tokenizer, device)
+        places = [
+            (row, len(self._start_ids) - 1 + offset, token)
+            for row, item in enumerate(sequences)
+            for offset, token in enumerate(item.target_ids)
+        ]
+        row_N, position_N, target_N = torch.tensor(places, device=device).unbind(dim=1)
+        return TargetBatch(
+            input_ids_BL=input_ids_BL,
+            mask_BL=mask_BL,
+            decoder_ids_BM=decoder_ids_BM,
+            row_N=row_N,
+            position_N=position_N,
+            target_N=target_N,
+            subject_B=subject_ends(sequences, device),
+        )
+
+    def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
+        """See `EditableModel`: an encoder has no answer and a decoder no subject, so `kind` decides nothing here."""
+        if param.name in self._of_encoder:
+            return encoder_keys(batch)
+        return batch.row_N, batch.position_N
+
+    def target_logits(self, batch: TargetBatch) -> Tensor:
+        """See `EditableModel`."""
+        return self._logits(batch, batch.row_N, batch.position_N)
+
+    def run_to_last_inner(self, batch: TargetBatch) -> None:
+        """See `EditableModel`."""
+        self._logits(batch, batch.row_N[:1], batch.position_N[:1])
+
+    def greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        is_done: IsDone = lambda _place, _tokens: False,
+    ) -> list[list[int]]:
+        """See `EditableModel`."""
+        return greedy(
+            lambda own: _Decoding(self.module, self.tokenizer, own, start_ids=self._start_ids),
+            prompts,
+            peers=self.peers,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.stop_ids,
+            is_done=is_done,
+        )
+
+    def _logits(self, batch: TargetBatch, row_N: Tensor, position_N: Tensor) -> Tensor:
+        head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
+        with gathered_head(head, row_N, position_N):
+            logits_1NV: Tensor = self.module(
+                input_ids=batch.input_ids_BL,
+                attention_mask=batch.mask_BL,
+                decoder_input_ids=batch.decoder_ids_BM,
+                use_cache=False,
+            ).logits
+        return logits_1NV[0]
+
+    @property
+    def _max_tokens(self) -> int | None:
+        """Most tokens of either stack; None where positions are relative."""
+        config: Any = self.module.config
+        return getattr(config, "max_position_embeddings", None)
+
+    def _start_id(self) -> int:
+        config: Any = self.module.config
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is None or self._end is None:
+            raise Misconfigured(f"expected a decoder_start_token_id and an end token, got {start} and {self._end}")
+        return int(start)
+
+
+class _Decoding:
+    """Answers in the making: the prompts are encoded once, the decoder keeps a cache. See `generation.Decoding`."""
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], *, start_ids: Sequence[int]
+    ) -> None:
+        self._module, self._tokenizer, self._prompts, self._start_ids = module, tokenizer, prompts, start_ids
+        self._cache: Any = None
+
+    def begin(self) -> Tensor:
+        """Logits after what the decoder starts with, B x V."""
+        device = next(self._module.parameters()).device
+        input_ids_BL, self._mask_BL = padded(self._prompts, self._tokenizer, device)
+        output = self._module(
+            input_ids=input_ids_BL,
+            attention_mask=self._mask_BL,
+            decoder_input_ids=torch.tensor([list(self._start_ids)] * len(self._prompts), device=device),
+            use_cache=True,
+        )
+        self._encoded_BLH: Tensor = output.encoder_last_hidden_state
+        return self._kept(output)
+
+    def advance(self, tokens_B: Tensor, rows_B: Tensor | None) -> Tensor:
+        """Logits after one more token of each sequence, B x V."""
+        if rows_B is not None:
+            self._cache.batch_select_indices(rows_B)
+            self._mask_BL, self._encoded_BLH = self._mask_BL[rows_B], self._encoded_BLH[rows_B]
+        output = self._module(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._encoded_BLH),
+            attention_mask=self._mask_BL,
+            decoder_input_ids=tokens_B[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return self._kept(output)
+
+    def _kept(self, output: Any) -> Tensor:
+        self._cache = output.past_key_values
+        logits_BV: Tensor = output.logits[:, -1]
+        return logits_BV

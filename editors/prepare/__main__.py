@@ -1,0 +1,229 @@
+"""Measures a base model once for a lineage: `python -m editors.prepare --help`. Knows no service.
+
+What was measured is kept by the content of what went in (model, suite, texts, inner parameters), so that the same
+question is answered from the cache, without torch, in about a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from editors.data.atomic_files import write_atomically
+from editors.data.datasets import prior_lines, prior_subjects, read_suite, read_text
+from editors.mend.shipped import shipped_editor
+from editors.models.declared_task import declared_task
+from editors.models.digest import base_digest
+from pipeline.domain.canonical import canonical_json, sha256_file, sha256_json
+from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.rank_api import EditorSettings
+
+__all__ = ["Inputs", "base_digest", "prepare"]
+
+FORMAT = 7
+"""Raised when what is measured changes, so that older results are not taken for it."""
+FILES = ("prior.safetensors", "baseline.json", "lineage.json")
+RUN_FOLDERS = ("best", "last")
+"""Where a training run leaves its editors; as names they would say nothing."""
+NO_EDITOR = "none"
+"""What to give as editor to ask the gradient itself."""
+EDITOR_FOLDER = "editor"
+"""Where the files of the editor go that the lineage is to use, as they were checked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """What a lineage is made from."""
+
+    model: Path
+    """Folder of the base."""
+    suite: Path
+    """Locality suite, JSON lines."""
+    text: Path
+    """Plain text for perplexity; not read where the task has none on text."""
+    prior_text: tuple[Path, ...]
+    """What the preservation prior is measured over, each alike: other text, a sentence a line, or files of edits."""
+    inner_params: tuple[str, ...] = ()
+    """Weights to edit; the architecture's default when empty."""
+    subject_params: tuple[str, ...] = ()
+    """Those of them whose edit rows are subject tokens."""
+    task: str = ""
+    """Of the base: `causal`, `seq2seq` or `classifier`; what its config declares when empty."""
+    editor: str = ""
+    """Folder of a trained editor, or `none`; the one that ships for the base, if any, when empty."""
+
+    def key(self, digest: str) -> str:
+        """Names what is measured, by content."""
+        files = (self.suite, self.text, *self.prior_text)
+        for path in files:
+            if not path.is_file():
+                raise Misconfigured(f"expected a file, got {path}")
+        texts = [sha256_file(path) for path in files]
+        return sha256_json([FORMAT, self.task, digest, *texts, list(self.inner_params), list(self.subject_params)])
+
+
+def prepare(inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Fill a folder with `prior.safetensors`, `baseline.json` and `lineage.json`; returns what the last one says.
+
+    A trained editor is checked before anything is measured, and its files go into a folder beside the others.
+
+    Raises:
+        Misconfigured: if the model, a file or the editor cannot be used.
+        WrongBase: if the editor is for another base.
+        IntegrityBroken: if the editor is damaged.
+    """
+    digest = base_digest(inputs.model)
+    inputs = replace(inputs, task=inputs.task or declared_task(inputs.model))
+    inputs, settings, trained = _with_editor(inputs, digest, out / EDITOR_FOLDER)
+    kept = _cache_folder() / inputs.key(digest)
+    if not (kept / "lineage.json").is_file():
+        _say(f"measuring the base model in {inputs.model}")
+        _fill(kept, inputs, digest)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        _copy(kept / name, out / name)
+    measured: dict[str, Any] = json.loads((out / "lineage.json").read_text(encoding="utf-8"))
+    names = {"inner_params": measured["inner_params"], "subject_params": measured["subject_params"]}
+    lineage = measured | {"editor": asdict(settings) | names, "trained": trained}
+    write_atomically(out / "lineage.json", canonical_json(lineage).encode())
+    return lineage
+
+
+def _with_editor(inputs: Inputs, digest: str, out: Path) -> tuple[Inputs, EditorSettings, dict[str, str] | None]:
+    """The inputs with the weights that an editor was trained for, its settings, and where its checked files are."""
+    folder = _chosen_editor(inputs, digest)
+    if folder is None:
+        return inputs, EditorSettings(), None
+    from editors.mend.checkpoint import CARD, TENSORS, TrainedEditor
+    from editors.methods.select import lineage_settings
+
+    trained = TrainedEditor.load(folder, digest)
+    settings = lineage_settings(trained, task=inputs.task)
+    files = {"name": _name_of(folder.absolute()), "card": f"{out.name}/{CARD}", "tensors": f"{out.name}/{TENSORS}"}
+    settings = replace(settings, transform=trained.save(out))
+    chosen = replace(inputs, inner_params=settings.inner_params, subject_params=settings.subject_params)
+    return chosen, settings, files
+
+
+def _name_of(folder: Path) -> str:
+    """How people will call the editor: as its folder, with the run before it where a run has written it."""
+    return f"{folder.parent.name}/{folder.name}" if folder.name in RUN_FOLDERS else folder.name
+
+
+def _chosen_editor(inputs: Inputs, digest: str) -> Path | None:
+    """The folder of the editor: the one given, or the one that ships where nobody chose editor or weights."""
+    if inputs.editor == NO_EDITOR:
+        return None
+    if not inputs.editor:
+        return None if inputs.inner_params else shipped_editor(digest)
+    if inputs.inner_params:
+        raise Misconfigured("expected either weights to edit or a trained editor, which names its own; got both")
+    return Path(inputs.editor)
+
+
+def _fill(kept: Path, inputs: Inputs, digest: str) -> None:
+    """Measure beside the cache's entry, which appears by a rename: nobody sees half of it."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=".", dir=kept.parent))
+    try:
+        _measure(workspace, inputs, digest)
+        try:
+            workspace.rename(kept)
+        except OSError:
+            if not (kept / "lineage.json").is_file():  # somebody else was faster otherwise
+                raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
+    from editors.measure.reference import build_baseline
+    from editors.models.inner_params import default_subject_params
+    from editors.solve.prior import measure_prior
+    from editors.weights.loading import load_base
+
+    suite, text = read_suite(inputs.suite), read_text(inputs.text)
+    model = load_base(inputs.model, inputs.inner_params, task=inputs.task)
+    _say(f"keys and gradients of {', '.join(model.inner_param_names)} over plain text")
+    measured = measure_prior(model, *map(prior_lines, inputs.prior_text), subjects=prior_subjects(inputs.prior_text))
+    prior = measured.save(folder / "prior.safetensors")
+    _say(f"the base's answers to {len(suite)} probes")
+    baseline = build_baseline(model, suite, text)
+    lineage = {
+        "format": FORMAT,
+        "task": inputs.task,
+        "base_digest": digest,
+        "inner_params": list(model.inner_param_names),
+        "subject_params": list(inputs.subject_params if inputs.inner_params else default_subject_params(model.module)),
+        "prior": {"file": "prior.safetensors", "digest": prior},
+        "baseline": {"file": "baseline.json", "digest": baseline.save(folder / "baseline.json")},
+        "perplexity": baseline.figure.perplexity,
+        "accuracy": baseline.figure.accuracy,
+    }
+    (folder / "lineage.json").write_text(canonical_json(lineage), encoding="utf-8")
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get("CORRIGENDA_CACHE")
+    if chosen:
+        return Path(chosen).expanduser() / "prepared"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corrigenda" / "prepared"
+
+
+def _copy(source: Path, target: Path) -> None:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    shutil.copyfile(source, name)
+    os.chmod(name, 0o644)
+    os.replace(name, target)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare a lineage's files and print `lineage.json`; one sentence and exit status 1 when it cannot."""
+    parser = argparse.ArgumentParser(prog="python -m editors.prepare", description=main.__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--suite", type=Path, required=True, help="locality suite, JSON lines")
+    parser.add_argument("--text", type=Path, required=True, help="plain text for perplexity")
+    parser.add_argument("--prior-text", type=Path, action="append", required=True, help="for the prior; repeatable")
+    parser.add_argument("--task", default="", help="causal, seq2seq or classifier; by default what the config declares")
+    parser.add_argument("--editor", default="", help="folder of a trained editor, or none; by default what ships")
+    parser.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
+    parser.add_argument("--subject-param", action="append", default=[], help="an --inner-param with subject rows")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    given = parser.parse_args(arguments)
+    inputs = Inputs(
+        model=given.model,
+        suite=given.suite,
+        text=given.text,
+        prior_text=tuple(given.prior_text),
+        inner_params=tuple(given.inner_param),
+        subject_params=tuple(given.subject_param),
+        task=given.task,
+        editor=given.editor,
+    )
+    try:
+        lineage = prepare(inputs, given.out)
+    except CorrigendaError as error:
+        _say(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return 1
+    except OSError as error:
+        _say(f"{Misconfigured.__name__}: {' '.join(str(error).split())}")
+        return 1
+    print(json.dumps(lineage))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Least squares with memory: ledger, Gram matrices, preservation prior, natural gradient."""

@@ -1,0 +1,72 @@
+"""Knows the sum A of one inner parameter's keys and its Cholesky factor, which share a square of memory.
+
+A lies above the diagonal and its factor, once it was asked for, on and below it; A's own diagonal is kept beside.
+
+Legend: T edit rows, I in_features.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Self
+
+from torch import Tensor
+
+from editors.solve.linear import Factored, factored
+
+
+class KeySums:
+    """A (I x I), to which rows are added in place.
+
+    Args:
+        matrix_II: A to begin with, fp64; it is not to be used by anybody else from here on.
+        name: of the inner parameter, for what is said when A cannot be factored.
+    """
+
+    def __init__(self, matrix_II: Tensor, *, name: str) -> None:
+        self._square_II = matrix_II.T  # column by column, as LAPACK wants the factor
+        self._diagonal_I = matrix_II.diagonal().clone()
+        self._factor: Factored | None = None
+        self._name = name
+
+    def matrix(self) -> Tensor:
+        """A, in memory of its own."""
+        upper_II = self._square_II.triu(1)
+        matrix_II = upper_II + upper_II.T
+        matrix_II.diagonal().copy_(self._diagonal_I)
+        return matrix_II
+
+    def factor(self) -> Factored:
+        """The Cholesky factor of A; good until rows are added.
+
+        Raises:
+            EditorFailed: if A is not positive definite.
+        """
+        if self._factor is None:
+            found = factored(self._square_II.T, name=self._name)  # reads what is now below the diagonal
+            self._square_II.triu_(1).add_(found.lower_II)
+            self._factor = Factored(lower_II=self._square_II, jitter=found.jitter)
+        return self._factor
+
+    @property
+    def jitter(self) -> float:
+        """What had to be added to A's diagonal for its factor; 0 if nothing, or if there is none yet."""
+        return 0.0 if self._factor is None else self._factor.jitter
+
+    def add(self, keys_TI: Tensor) -> None:
+        """Add `K^T K`, fp64. A factor that was handed out is good no more."""
+        if not len(keys_TI):
+            return
+        self._factor = None
+        self._square_II.triu_(1)
+        self._square_II.diagonal().copy_(self._diagonal_I)
+        self._square_II.add_((keys_TI.T @ keys_TI).triu_())
+        self._diagonal_I.copy_(self._square_II.diagonal())
+
+    def copied(self) -> Self:
+        """The same in memory of its own."""
+        other = copy(self)
+        other._square_II, other._diagonal_I = self._square_II.clone(), self._diagonal_I.clone()
+        if self._factor is not None:
+            other._factor = Factored(lower_II=other._square_II, jitter=self._factor.jitter)
+        return other

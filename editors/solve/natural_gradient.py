@@ -1,0 +1,60 @@
+"""Knows the direction in which a layer's output serves an edit most for what it changes elsewhere. Knows no solve.
+
+With `G = mean(d d^T)` over plain text (see `prior`), the natural gradient of a row's gradient g is
+
+    (G + damping * mean(diag G) * I)^-1 g
+
+which is K-FAC's output side (Martens and Grosse, ICML 2015); the ledger's C0 is its input side. Only the direction
+counts: transforms give it a length of their own.
+
+Legend: T edit rows, O out_features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from editors.solve.linear import Factored, factored
+from editors.solve.prior import Prior
+from pipeline.domain.errors import Misconfigured
+
+
+class NaturalGradient:
+    """Turns gradients at the outputs of inner parameters into natural ones.
+
+    Args:
+        prior: has the gradients' moments.
+        damping: what is added to the diagonal, as a fraction of its mean; 0 leaves gradients as they are.
+
+    Raises:
+        Misconfigured: if the damping is below 0 or not finite.
+    """
+
+    def __init__(self, prior: Prior, damping: float) -> None:
+        if not 0 <= damping < float("inf"):
+            raise Misconfigured(f"expected a damping of 0 or more, got {damping}")
+        self._moments, self._damping = prior.gradient_moments, damping
+        self._factors: dict[str, Factored] = {}
+
+    def __call__(self, name: str, delta_TO: Tensor) -> Tensor:
+        """The natural gradients of an inner parameter's rows, T x O, fp32 on their device.
+
+        Raises:
+            Misconfigured: if the prior has no moments of the inner parameter's gradients.
+            EditorFailed: if the moments are not finite.
+        """
+        if self._damping == 0 or not len(delta_TO):
+            return delta_TO
+        natural_TO = self._factor(name).solve(delta_TO.double().cpu().T).T
+        return natural_TO.float().to(delta_TO.device)
+
+    def _factor(self, name: str) -> Factored:
+        if name not in self._moments:
+            raise Misconfigured(f"expected a prior with moments of the gradients of {name}, got one without them")
+        if name not in self._factors:
+            moment_OO = self._moments[name].double()
+            damped = self._damping * float(moment_OO.diagonal().mean())
+            eye_OO = torch.eye(len(moment_OO), dtype=torch.float64)
+            self._factors[name] = factored(moment_OO + damped * eye_OO, name=f"the gradients of {name}")
+        return self._factors[name]

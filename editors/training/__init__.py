@@ -1,0 +1,1 @@
+"""The program that trains an editor: `python -m editors.training`."""

@@ -1,0 +1,196 @@
+"""Knows the command line of a training run, and what it says about objective, loop and later use. Trains nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editors.evaluation.arguments import FACTS, PRIOR_HELP
+from editors.models.declared_task import declared_task
+from editors.models.digest import base_digest
+from editors.training.loop import LoopSettings
+from editors.training.mend_objective import PublishedSettings
+from editors.training.solved_objective import SolvedSettings
+from pipeline.domain.canonical import sha256_file
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.rank_api import EditorSettings
+
+ObjectiveSettings = SolvedSettings | PublishedSettings
+OBJECTIVES: dict[str, type[SolvedSettings] | type[PublishedSettings]] = {
+    "recursive": SolvedSettings,
+    "sum": PublishedSettings,
+}
+"""Solver -> constants of the objective that trains a transform for it."""
+LOOPS = {
+    "recursive": LoopSettings(num_steps=1000, max_norm=1.0, warmup_steps=20, is_cosine=True),
+    "sum": LoopSettings(),
+}
+"""Solver -> how steps are made unless told otherwise."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What the base may compute in."""
+USED = ("prior_strength", "ridge", "damping", "rest", "step", "num_passes", "trained_passes", "rephrase_rows")
+"""Fields of `EditorSettings` that the card of an editor for `recursive` fixes; training uses the first four too."""
+NAMED_OTHERWISE = {"batch": "edits_per_step", "network_lr": "lr"}
+"""Constants of an objective whose flag has another name."""
+SHAPE = ("rank", "held_out", "limit", "dtype", "inner_params", "subject_params")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="corrigenda train",
+        description="Trains MEND's transform for a base, with the solver in the loop, into an editor directory.",
+        allow_abbrev=False,
+    )
+    made.add_argument("--data", type=Path, required=True, help="edits to learn from: our JSONL, CounterFact, zsRE ...")
+    made.add_argument("--model", type=Path, required=True, help="folder of the base")
+    made.add_argument("--out", type=Path, required=True, help="folder of the run; new or empty without --resume")
+    made.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    made.add_argument("--validation", type=Path, help="edits to validate on; the last of --data if left out")
+    made.add_argument("--held-out", type=_positive, default=64, help="most edits to validate on")
+    made.add_argument("--text", type=Path, default=FACTS / "prior.txt", help="plain text that has to stay")
+    made.add_argument("--prior-text", type=Path, action="append", help=f"{PRIOR_HELP}; --text if left out")
+    made.add_argument("--task", help="causal, seq2seq or classifier; what the base declares if left out")
+    made.add_argument("--limit", type=_positive, help="how many of --data from the top")
+    made.add_argument("--licence", default="", help="what the data's licences ask for; stands in the card")
+    made.add_argument("--threads", type=_positive, help="of torch; another number gives other last bits")
+    _add_transform(made)
+    _add_loop(made)
+    _add_constants(made)
+    return made
+
+
+def _add_transform(made: argparse.ArgumentParser) -> None:
+    group = made.add_argument_group("what is trained")
+    group.add_argument("--solver", choices=tuple(OBJECTIVES), default="recursive", help="what makes weights of shifts")
+    group.add_argument("--rank", type=_positive, default=256, help="of the network")
+    group.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the base")
+    group.add_argument(
+        "--inner-param", dest="inner_params", action="append", default=[], help="name of a weight; may be repeated"
+    )
+    group.add_argument(
+        "--subject-param",
+        dest="subject_params",
+        action="append",
+        default=[],
+        help="one of them whose edit rows are subject tokens: what recursive trains for",
+    )
+
+
+def _add_loop(made: argparse.ArgumentParser) -> None:
+    group = made.add_argument_group("steps")
+    group.add_argument("--steps", type=_positive, help="most steps")
+    group.add_argument("--patience", type=_positive, help="validations without a better score that end the run")
+    group.add_argument("--validate-every", type=_positive, help="steps between two validations")
+    group.add_argument("--save-every", type=_positive, help="steps between two states: what a kill can cost")
+    group.add_argument("--max-norm", type=float, help="to which the gradient is clipped")
+    group.add_argument("--seed", type=int, default=0, help="of the data's order and whatever is drawn")
+
+
+def _add_constants(made: argparse.ArgumentParser) -> None:
+    group = made.add_argument_group("the objective", "of one solver each; see SolvedSettings and PublishedSettings")
+    constants = {field.name: type(field.default) for kind in OBJECTIVES.values() for field in fields(kind)}
+    for name, kind in constants.items():
+        if name != "seed":
+            group.add_argument(_flag(name), dest=name, type=kind, help=f"see {_owners(name)}")
+    group = made.add_argument_group("how it will be used", "see EditorSettings")
+    for name in USED:
+        default = getattr(EditorSettings(), name)
+        group.add_argument(_flag(name), dest=name, type=type(default), default=default, help=f"{default} if left out")
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line with everything that it leaves to the base and to the solver.
+
+    Raises:
+        Misconfigured: if the base declares no task, or a constant is not one of the solver's.
+    """
+    given = parser().parse_args(arguments)
+    known = {field.name for field in fields(OBJECTIVES[given.solver])}
+    others = [field.name for kind in OBJECTIVES.values() for field in fields(kind) if field.name not in known]
+    if wrong := [name for name in others if getattr(given, name) is not None]:
+        raise Misconfigured(f"expected constants of the solver {given.solver}, got {_flag(wrong[0])}")
+    given.task = given.task or declared_task(given.model)
+    given.prior_text = given.prior_text or [given.text]
+    return given
+
+
+def objective_settings(given: argparse.Namespace) -> ObjectiveSettings:
+    """Constants of the objective: the solver's own, and what was told otherwise."""
+    kind = OBJECTIVES[given.solver]
+    told = {field.name: value for field in fields(kind) if (value := getattr(given, field.name)) is not None}
+    return kind(**told)
+
+
+def loop_settings(given: argparse.Namespace) -> LoopSettings:
+    """How steps are made."""
+    told = {"num_steps": given.steps, "seed": given.seed}
+    told |= {name: getattr(given, name) for name in ("patience", "validate_every", "save_every", "max_norm")}
+    usual = asdict(LOOPS[given.solver])
+    return LoopSettings(**usual | {name: value for name, value in told.items() if value is not None})
+
+
+def use_settings(given: argparse.Namespace) -> dict[str, Any]:
+    """Fields of `EditorSettings` that the card fixes."""
+    return {name: getattr(given, name) for name in USED} if given.solver == "recursive" else {}
+
+
+def data_files(given: argparse.Namespace) -> dict[str, Path]:
+    """The files of a run by what they are for.
+
+    Raises:
+        Misconfigured: if one cannot be read.
+    """
+    files = {"train": given.data, "validation": given.validation, "text": given.text}
+    files |= {f"prior text {place}": path for place, path in enumerate(given.prior_text, start=1)}
+    found = {use: path for use, path in files.items() if path is not None}
+    for use, path in found.items():
+        if not path.is_file():
+            raise Misconfigured(f"expected a file for the {use}, got {path}, which is none")
+    return found
+
+
+def run_of(
+    given: argparse.Namespace, command: str, versions: dict[str, str], num_ranks: int | None = None
+) -> dict[str, Any]:
+    """What a run is: a resume has to be the same but for the command's wording and the versions.
+
+    Args:
+        given: the command line.
+        command: as it was typed.
+        versions: of the libraries.
+        num_ranks: that hold the base together; None for one process that holds it whole.
+
+    Raises:
+        Misconfigured: if a file or the base cannot be read.
+    """
+    settings = {name: getattr(given, name) for name in ("task", "solver", *SHAPE)}
+    settings |= {} if num_ranks is None else {"ranks": num_ranks}
+    settings |= use_settings(given) | asdict(loop_settings(given)) | asdict(objective_settings(given))
+    return {
+        "command": command,
+        "versions": versions,
+        "base_digest": base_digest(given.model),
+        "data": {use: sha256_file(path) for use, path in data_files(given).items()},
+        "settings": settings,
+    }
+
+
+def _owners(name: str) -> str:
+    return " and ".join(kind.__name__ for kind in OBJECTIVES.values() if name in {field.name for field in fields(kind)})
+
+
+def _flag(name: str) -> str:
+    return f"--{NAMED_OTHERWISE.get(name, name).replace('_', '-')}"
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value

@@ -1,0 +1,146 @@
+"""Knows how edits become what training asks for: an edit, its rephrases, and what has to stay. Knows no loss."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from editors.measure.prefix_cache import PrefixCache
+from editors.measure.scoring import Prepared, Reading, readings
+from editors.measure.spill_file import TensorRing
+from editors.models.families import EditableModel
+from editors.models.tokens import Encoded
+from pipeline.domain.edits import Edit, normalised
+from pipeline.domain.errors import InvalidInput
+
+TEXT_TOKENS = 24
+"""Most tokens of a line of plain text, unless told otherwise."""
+MAX_READINGS = 20_000
+"""Most sequences whose answers by the base are kept; the oldest go first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lesson:
+    """One edit as token ids."""
+
+    edit: Encoded
+    """Its prompt and new target."""
+    rephrases: tuple[Encoded, ...]
+    """Other prompts with the same target; at least one."""
+    locality: tuple[Encoded, ...]
+    """Neighbours with the answers they have; may be none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lessons:
+    """What a run learns from and what it is judged by; no fact is in both."""
+
+    training: tuple[Lesson, ...]
+    """To learn from."""
+    held_out: tuple[Lesson, ...]
+    """To validate on."""
+    text: tuple[Encoded, ...]
+    """Lines of plain text, each token of which has to stay."""
+    num_left_out: int
+    """Edits without rephrases, or that a held-out edit is about too."""
+
+
+def split(edits: Sequence[Edit], held_out: Sequence[Edit], *, num_held_out: int) -> tuple[list[Edit], list[Edit]]:
+    """Edits to learn from and edits to validate on; those are the last ones where none were given.
+
+    Edits without rephrases are left out of both, and of the training whatever is about a held-out subject or prompt.
+    """
+    usable = [edit for edit in edits if edit.request.rephrases]
+    judged = [edit for edit in held_out if edit.request.rephrases][:num_held_out]
+    if not held_out:
+        cut = max(len(usable) - num_held_out, (len(usable) + 1) // 2)
+        usable, judged = usable[:cut], usable[cut:]
+    known = {about for edit in judged for about in _about(edit)}
+    return [edit for edit in usable if not known & _about(edit)], judged
+
+
+def make_lessons(
+    model: EditableModel,
+    edits: Sequence[Edit],
+    held_out: Sequence[Edit],
+    text: str,
+    *,
+    num_held_out: int,
+    has_subjects: bool,
+    text_tokens: int = TEXT_TOKENS,
+) -> Lessons:
+    """Encode what a run needs.
+
+    Args:
+        model: the base.
+        edits: to learn from, and to validate on where none were given for that.
+        held_out: to validate on.
+        text: plain text, a line at a time.
+        num_held_out: most edits to validate on.
+        has_subjects: whether the subjects' places are looked up; without them every token of an encoder is a key.
+        text_tokens: most tokens of a line.
+
+    Raises:
+        InvalidInput: if there is nothing to learn from or nothing to validate on, or a target that cannot be.
+    """
+    taught, judged = split(edits, held_out, num_held_out=num_held_out)
+    if not taught or not judged:
+        raise InvalidInput(
+            f"expected edits with rephrases to train and to validate on, got {len(taught)} and {len(judged)} "
+            f"out of {len(edits)} and {len(held_out)}"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return Lessons(
+        training=tuple(_lesson(model, edit, has_subjects) for edit in taught),
+        held_out=tuple(_lesson(model, edit, has_subjects) for edit in judged),
+        text=tuple(model.encode_text(line, max_tokens=text_tokens) for line in lines),
+        num_left_out=len(edits) - len(taught) - (0 if held_out else len(judged)),
+    )
+
+
+class Reader:
+    """Knows what enters the first edited block for a sequence, and what the base answers to it; each is found once.
+
+    Every sequence is looked at by itself, so that its numbers do not depend on what it was asked with: a resumed run
+    finds the same bits.
+
+    Args:
+        model: the base.
+        max_bytes: most memory for what enters the first edited block.
+        disk_bytes: most disk for what memory has no room for.
+    """
+
+    def __init__(self, model: EditableModel, *, max_bytes: int, disk_bytes: int = 0) -> None:
+        self._model = model
+        disk = TensorRing(max_bytes=disk_bytes) if disk_bytes else None
+        self._prefixes = PrefixCache(model, max_bytes=max_bytes, disk=disk)
+        self._readings: OrderedDict[Encoded, Reading] = OrderedDict()
+
+    def prepare(self, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
+        """The sequences as batches that need only the blocks from the first edited one on."""
+        return self._prefixes.prepare_alone(sequences, max_tokens=max_tokens)
+
+    def reading(self, sequence: Encoded) -> Reading:
+        """What the base answers; ask before any side branch is entered."""
+        if sequence not in self._readings:
+            self._readings[sequence] = readings(self._model, self.prepare([sequence]))[0]
+            if len(self._readings) > MAX_READINGS:
+                self._readings.popitem(last=False)
+        return self._readings[sequence]
+
+
+def _lesson(model: EditableModel, edit: Edit, has_subjects: bool) -> Lesson:
+    request = edit.request
+    subject = request.subject if has_subjects else None
+    return Lesson(
+        edit=model.encode_pair(request.prompt, request.target_new, subject),
+        rephrases=tuple(model.encode_pair(text, request.target_new, subject) for text in request.rephrases),
+        locality=tuple(model.encode_pair(item.prompt, item.target) for item in request.locality if item.target),
+    )
+
+
+def _about(edit: Edit) -> set[str]:
+    """What an edit must not share with a held-out one."""
+    request = edit.request
+    return {normalised(text) for text in (request.prompt, request.subject) if text}

@@ -1,0 +1,237 @@
+"""Knows how an objective is trained: steps, validations, the best checkpoint, and going on after a kill.
+
+Does not know what an episode is, nor on what model. A resumed run gives the bits of one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from editors.mend.checkpoint import TrainedEditor
+from editors.training.objective import LOSS, SCORE, Losses, Objective
+from editors.training.run_folder import BEST, LAST
+from editors.training.state import Progress, TrainingState, optimizer_tensors, restore_optimizer
+from pipeline.domain.errors import EditorFailed
+
+MakeEditor = Callable[[Mapping[str, float], int], TrainedEditor]
+"""(validation figures, steps) -> the editor as it is now."""
+MAX_SKIPPED_IN_A_ROW = 50
+"""Skipped steps after which a run is given up."""
+COSINE_FLOOR = 0.05
+"""Where a cosine schedule ends, as a fraction of the learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopSettings:
+    """How steps are made and judged. The clip is the paper's."""
+
+    num_steps: int = 2500
+    """Most steps."""
+    validate_every: int = 100
+    """Steps between two validations."""
+    save_every: int = 25
+    """Steps between two states: what a kill can cost."""
+    patience: int = 10
+    """Validations without a better score after which the run ends."""
+    max_norm: float = 100.0
+    """Norm to which the gradient is clipped."""
+    warmup_steps: int = 0
+    """Steps in which the learning rates rise."""
+    is_cosine: bool = False
+    """Whether they fall along a cosine towards the last step."""
+    seed: int = 0
+    """Of the data's order and of whatever an episode draws."""
+
+    def lr_factor(self, step: int) -> float:
+        """What the learning rates are multiplied with in a step, from 0."""
+        rising = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        if not self.is_cosine:
+            return rising
+        falling = (1 + math.cos(math.pi * step / self.num_steps)) / 2
+        return rising * (COSINE_FLOOR + (1 - COSINE_FLOOR) * falling)
+
+
+class Watcher(Protocol):
+    """Shows a run."""
+
+    def stepped(self, step: int, num_edits: int, figures: Mapping[str, float]) -> None:
+        """After a step."""
+        ...
+
+    def validated(self, step: int, figures: Mapping[str, float], *, is_best: bool) -> None:
+        """After a validation."""
+        ...
+
+
+class Record(Protocol):
+    """Keeps what comes of a run; see `TrainingFolder`."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the log."""
+        ...
+
+    def draw(self) -> None:
+        """Draw the curve of what is logged."""
+        ...
+
+    def save_editor(self, name: str, editor: TrainedEditor) -> None:
+        """Replace `best` or `last`."""
+        ...
+
+    def save_state(self, state: TrainingState) -> None:
+        """Replace the state."""
+        ...
+
+
+class Bystander:
+    """A `Record` and a `Watcher` of ranks that make the same steps as the one that keeps and shows them."""
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def draw(self) -> None:
+        """Nothing."""
+
+    def save_editor(self, name: str, editor: TrainedEditor) -> None:
+        """Nothing."""
+
+    def save_state(self, state: TrainingState) -> None:
+        """Nothing."""
+
+    def stepped(self, step: int, num_edits: int, figures: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def validated(self, step: int, figures: Mapping[str, float], *, is_best: bool) -> None:
+        """Nothing."""
+
+
+class TrainingRun:
+    """Trains an objective.
+
+    Args:
+        objective: what is trained.
+        settings: of the loop.
+        record: keeps what comes of it; a folder, opened, new or again.
+        make_editor: the editor as the objective holds it.
+        watcher: shows the run.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        settings: LoopSettings,
+        record: Record,
+        *,
+        make_editor: MakeEditor,
+        watcher: Watcher,
+    ) -> None:
+        self._objective, self._settings, self._record = objective, settings, record
+        self._make_editor, self._watcher = make_editor, watcher
+        groups = objective.groups()
+        self._rates = [group.lr for group in groups]
+        self._parameters = [parameter for group in groups for parameter in group.parameters]
+        self._optimizer = torch.optim.Adam([{"params": list(group.parameters), "lr": group.lr} for group in groups])
+
+    def run(self, state: TrainingState | None) -> Progress:
+        """Train from a state, or from the beginning, until the steps or the patience are used up.
+
+        Raises:
+            EditorFailed: if step after step has to be skipped.
+        """
+        progress = self._begun() if state is None else self._resumed(state)
+        in_a_row = 0
+        while progress.step < self._settings.num_steps and progress.num_stale < self._settings.patience:
+            skipped = progress.num_skipped
+            progress = self._stepped(progress)
+            in_a_row = in_a_row + 1 if progress.num_skipped > skipped else 0
+            if in_a_row == MAX_SKIPPED_IN_A_ROW:
+                raise EditorFailed(f"expected finite numbers, skipped {in_a_row} steps in a row up to {progress.step}")
+            is_last = progress.step == self._settings.num_steps
+            if is_last or progress.step % self._settings.validate_every == 0:
+                progress = self._validated(progress)
+            elif progress.step % self._settings.save_every == 0:
+                self._save(progress)
+        return progress
+
+    def _begun(self) -> Progress:
+        self._seed(-1)
+        self._objective.begin()
+        return self._validated(Progress())
+
+    def _resumed(self, state: TrainingState) -> Progress:
+        self._objective.restore(state.objective)
+        restore_optimizer(self._optimizer, state.optimizer)
+        return state.progress
+
+    def _stepped(self, progress: Progress) -> Progress:
+        began, step = time.perf_counter(), progress.step
+        for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = lr * self._settings.lr_factor(step)
+        self._optimizer.zero_grad(set_to_none=True)
+        losses, norm = self._backward(step)
+        is_used = math.isfinite(norm)
+        if is_used:
+            self._optimizer.step()
+        figures = finite(losses.parts) if losses else {}
+        num_edits = losses.num_edits if losses else 0
+        seconds = round(time.perf_counter() - began, 4)
+        line: dict[str, Any] = {"step": step + 1, **figures, "edits": num_edits, "seconds": seconds}
+        self._record.log(line | ({"gradient_norm": norm} if is_used else {"skipped": True}))
+        self._watcher.stepped(step + 1, num_edits, figures)
+        return replace(
+            progress,
+            step=step + 1,
+            num_edits=progress.num_edits + num_edits,
+            num_skipped=progress.num_skipped + (not is_used),
+        )
+
+    def _backward(self, step: int) -> tuple[Losses | None, float]:
+        """Losses and the norm of their gradient, clipped; not a number if the step cannot be used."""
+        try:
+            losses = self._objective.episode(step, self._seed(step))
+        except EditorFailed:
+            return None, math.nan
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        norm = float(clip_grad_norm_(self._parameters, self._settings.max_norm))
+        is_finite = math.isfinite(float(losses.total.detach())) and math.isfinite(losses.parts.get(LOSS, 0.0))
+        return losses, norm if is_finite else math.nan
+
+    def _validated(self, progress: Progress) -> Progress:
+        self._seed(progress.step)
+        found = self._objective.validate()
+        figures = finite(found)
+        progress = progress.validated(figures, found[SCORE])
+        is_best = progress.num_stale == 0
+        self._record.log({"step": progress.step, "validation": figures, "best": is_best})
+        if is_best:
+            self._record.save_editor(BEST, self._make_editor(figures, progress.step))
+        self._save(progress)
+        self._record.draw()
+        self._watcher.validated(progress.step, figures, is_best=is_best)
+        return progress
+
+    def _save(self, progress: Progress) -> None:
+        self._record.save_editor(LAST, self._make_editor(progress.figures or {}, progress.step))
+        state = TrainingState(
+            progress=progress, objective=self._objective.state(), optimizer=optimizer_tensors(self._optimizer)
+        )
+        self._record.save_state(state)
+
+    def _seed(self, step: int) -> random.Random:
+        """The step's own random numbers; torch's own are set too, whoever draws them."""
+        rng = random.Random(f"{self._settings.seed} {step}")  # noqa: S311 - reproducible by design, no secret
+        torch.manual_seed(rng.getrandbits(63))
+        return rng
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures that are numbers."""
+    return {name: float(value) for name, value in figures.items() if math.isfinite(value)}

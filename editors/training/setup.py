@@ -1,0 +1,229 @@
+"""Knows how a base and files of edits become what is trained: which weights, which rows, which objective. No step."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from editors.data.datasets import prior_lines, prior_subjects, read_edits, read_text
+from editors.mend.checkpoint import CardStage, DataFile, EditorCard, TrainedEditor
+from editors.mend.transform import MendTransform, shapes_of
+from editors.methods.mend_sum import published_inner_params
+from editors.models.families import EditableModel, editable
+from editors.models.inner_params import default_subject_params
+from editors.solve.ledger import Ledger
+from editors.solve.natural_gradient import NaturalGradient
+from editors.solve.prior import measure_prior
+from editors.training.arguments import DTYPES, data_files, loop_settings, objective_settings, use_settings
+from editors.training.examples import Lessons, make_lessons, split
+from editors.training.mend_objective import PublishedObjective, PublishedSettings
+from editors.training.objective import Objective
+from editors.training.solved_objective import SolvedObjective, SolvedSettings
+from editors.weights.loading import load_base
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import Misconfigured
+
+Say = Callable[[str], None]
+
+
+class LoadBase(Protocol):
+    """Loads a base; see `loading.load_base`."""
+
+    def __call__(self, folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
+        """The base, whole or this rank's part of it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a run trains."""
+
+    objective: Objective
+    """Its steps."""
+    transform: MendTransform
+    """What they change."""
+    card: EditorCard
+    """Of the editor before its first step."""
+    held_out: tuple[Edit, ...]
+    """What it is validated on."""
+
+    def editor(self, figures: Mapping[str, float], num_steps: int) -> TrainedEditor:
+        """The editor as it is now."""
+        card = replace(self.card, metrics=dict(figures), num_steps=num_steps)
+        return TrainedEditor(card=card, transform=self.transform)
+
+
+def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: LoadBase = load_base) -> Setup:
+    """Load and encode everything that a run needs.
+
+    Args:
+        given: the command line.
+        run: what the run is; its command stands in the card.
+        say: shows a line.
+        load: gives the base; where ranks hold it together, every one of them sets up the run.
+
+    Raises:
+        CorrigendaError: if the base, a weight or the edits cannot be used.
+    """
+    edits = read_edits(given.data, limit=given.limit)
+    judged = read_edits(given.validation) if given.validation else []
+    say(f"{len(edits)} edits; loading {given.model}")
+    model, stages = _model(given, load)
+    transform = MendTransform(
+        shapes_of(model.inner),
+        rank=given.rank,
+        statistics="shape" if given.solver == "sum" else "token",
+        rest=1.0 if given.solver == "sum" else given.rest,
+        seed=given.seed,
+    ).to(model.device)
+    say(f"reading what the base says; training for {', '.join(model.inner_param_names)}")
+    make = _published if given.solver == "sum" else _solved
+    objective = make(given, model, transform, edits, judged, say)
+    card = _card(given, run, stages=stages, transform=transform)
+    held_out = split(edits, judged, num_held_out=given.held_out)[1]
+    return Setup(objective=objective, transform=transform, card=card, held_out=tuple(held_out))
+
+
+def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tuple[CardStage, ...]]:
+    """The base with the weights that the transform is for, and everything that its editor edits, stage by stage."""
+    loaded = load(given.model, given.inner_params, task=given.task)
+    if given.solver == "sum":
+        names = tuple(given.inner_params) or published_inner_params(loaded.module)
+        model = editable(given.task, loaded.module, loaded.tokenizer, names, peers=loaded.peers)
+        return model, (CardStage(inner_params=model.inner_param_names, key_tokens="all"),)
+    subject = tuple(given.subject_params) or _subject_params(loaded)
+    if not subject:
+        raise Misconfigured("expected --subject-param: the weights to train for, with a row for each edit's subject")
+    model = editable(given.task, loaded.module, loaded.tokenizer, subject, peers=loaded.peers)
+    stages = [CardStage(inner_params=model.inner_param_names, key_tokens="subject")]
+    later = tuple(name for name in loaded.inner_param_names if name not in subject)
+    if later and (given.inner_params or loaded.task != "classifier"):
+        stages.append(CardStage(inner_params=later, key_tokens="answer"))
+    return model, tuple(stages)
+
+
+def _subject_params(model: EditableModel) -> tuple[str, ...]:
+    """The weights whose rows are subject tokens: those of the default blocks, or of an encoder."""
+    usual = default_subject_params(model.module)
+    if usual or model.task == "causal":
+        return tuple(name for name in usual if name in model.inner_param_names)
+    first = [param for param in model.inner if param.blocks_name == model.inner[0].blocks_name]
+    depth = len(list(model.module.get_submodule(first[0].blocks_name).children()))
+    # What a classifier reads is one token of the last block, so that the others' outputs there change nothing.
+    return tuple(param.name for param in first if model.task != "classifier" or param.block < depth - 1)
+
+
+def _solved(
+    given: argparse.Namespace,
+    model: EditableModel,
+    transform: MendTransform,
+    edits: Sequence[Edit],
+    judged: Sequence[Edit],
+    say: Say,
+) -> Objective:
+    settings = objective_settings(given)
+    assert isinstance(settings, SolvedSettings)
+    prior = measure_prior(model, *map(prior_lines, given.prior_text), subjects=prior_subjects(given.prior_text))
+    ledger = Ledger(prior, strength=given.prior_strength, ridge=given.ridge)
+    _compute_in(model, given.dtype)
+    lessons = _lessons(given, model, edits, judged, has_subjects=True)
+    chosen = replace(
+        lessons,
+        training=tuple(lesson for lesson in lessons.training if lesson.edit.subject_end is not None),
+        held_out=tuple(lesson for lesson in lessons.held_out if lesson.edit.subject_end is not None),
+    )
+    if not chosen.training or not chosen.held_out:
+        raise Misconfigured(
+            "expected edits with a subject that stands in the prompt, to train and to validate on, got "
+            f"{len(chosen.training)} and {len(chosen.held_out)}"
+        )
+    _check_rows(model, chosen)
+    say(_described(chosen, edits, judged))
+    natural = NaturalGradient(prior, given.damping)
+    return SolvedObjective(model, model.inner, transform, chosen, ledger, natural, settings)
+
+
+def _published(
+    given: argparse.Namespace,
+    model: EditableModel,
+    transform: MendTransform,
+    edits: Sequence[Edit],
+    judged: Sequence[Edit],
+    say: Say,
+) -> Objective:
+    settings = objective_settings(given)
+    assert isinstance(settings, PublishedSettings)
+    _compute_in(model, given.dtype)
+    lessons = _lessons(given, model, edits, judged, has_subjects=False)
+    say(_described(lessons, edits, judged))
+    return PublishedObjective(model, transform, lessons, settings)
+
+
+def _compute_in(model: EditableModel, dtype: str) -> None:
+    """On a CPU the attention written out is the faster one in bfloat16, forward and backward."""
+    if next(model.module.parameters()).dtype is not DTYPES[dtype]:
+        model.module.to(DTYPES[dtype])
+    if dtype == "bfloat16" and model.device.type == "cpu":
+        module: Any = model.module
+        module.set_attn_implementation("eager")
+
+
+def _lessons(
+    given: argparse.Namespace,
+    model: EditableModel,
+    edits: Sequence[Edit],
+    judged: Sequence[Edit],
+    *,
+    has_subjects: bool,
+) -> Lessons:
+    text = read_text(given.text)
+    return make_lessons(model, edits, judged, text, num_held_out=given.held_out, has_subjects=has_subjects)
+
+
+def _check_rows(model: EditableModel, lessons: Lessons) -> None:
+    """The solved objective takes one row an edit."""
+    batch = model.pack([lessons.training[0].edit])
+    for param in model.inner:
+        if (found := len(model.key_positions(batch, param, "subject")[0])) != 1:
+            raise Misconfigured(f"expected a weight with one row for an edit's subject, got {found} in {param.name}")
+
+
+def _described(lessons: Lessons, edits: Sequence[Edit], judged: Sequence[Edit]) -> str:
+    unused = len(edits) - len(lessons.training) - (0 if judged else len(lessons.held_out))
+    return (
+        f"{len(lessons.training)} edits to learn from, {len(lessons.held_out)} to validate on, "
+        f"{unused} of no use: without rephrases or subject, or about what is validated on"
+    )
+
+
+def _card(
+    given: argparse.Namespace, run: Mapping[str, Any], *, stages: tuple[CardStage, ...], transform: MendTransform
+) -> EditorCard:
+    files = data_files(given)
+    return EditorCard(
+        base_digest=run["base_digest"],
+        task=given.task,
+        solver=given.solver,
+        stages=stages,
+        shapes=tuple((name, *shape) for name, shape in transform.shapes.items()),
+        rank=transform.rank,
+        statistics=transform.statistics,
+        rest=transform.rest,
+        settings={name: value for name, value in use_settings(given).items() if name != "rest"},
+        training=asdict(objective_settings(given)) | asdict(loop_settings(given)) | {"dtype": given.dtype},
+        data=tuple(DataFile(name=path.name, digest=run["data"][use], use=use) for use, path in files.items()),
+        metrics={},
+        command=without_folders(run["command"]),
+        num_steps=0,
+        versions=run["versions"],
+        licence=given.licence,
+    )
+
+
+def without_folders(command: str) -> str:
+    """A card travels: the files' names and digests say what they were, where they lay is nobody's business."""
+    return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in shlex.split(command))

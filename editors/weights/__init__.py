@@ -1,0 +1,1 @@
+"""Low-rank weight deltas: their files, loading them onto a base, serving the result."""

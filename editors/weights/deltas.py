@@ -1,0 +1,224 @@
+"""Knows a change of weights as low-rank factors, its file, and weights as a base plus an fp32 shift.
+
+Does not know how a change is found (see `recursive`) nor how a partitioned weight is written (see `workers`).
+
+`S` (I x O) is the shift in row form, `y = x W + x S`: a Conv1D's weight (I x O) becomes `W + S`, a Linear's (O x I)
+`W + S^T`.
+
+Legend: I in_features, O out_features, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from editors.models.inner_params import InnerParam
+from pipeline.domain.canonical import canonical_json, sha256_file
+from pipeline.domain.errors import EditorFailed, IntegrityBroken
+
+FORMAT = "corrigenda.1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightDelta:
+    """The change `S = F D` of each inner parameter, fp32."""
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    """Inner parameter name -> (F I x R, D R x O), contiguous fp32 on the CPU; R may be 0."""
+
+    @classmethod
+    def of(cls, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Self:
+        """Round factors of any dtype and device to what is stored.
+
+        Raises:
+            EditorFailed: if there is no factor, or one is not finite.
+        """
+        if not factors:
+            raise EditorFailed("expected a weight delta of at least one inner parameter, got none")
+        rounded = {name: (_stored(left), _stored(right)) for name, (left, right) in sorted(factors.items())}
+        for name, pair in rounded.items():
+            if not all(bool(torch.isfinite(factor).all()) for factor in pair):
+                raise EditorFailed(f"expected finite factors, got NaN or infinity in the delta of {name}")
+        return cls(factors=rounded)
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """Frobenius norm of each `F D`, without forming it."""
+        return {name: _product_norm(left, right) for name, (left, right) in self.factors.items()}
+
+    @property
+    def rank(self) -> int:
+        """Largest R."""
+        return max(left.shape[1] for left, _ in self.factors.values())
+
+    def save(self, path: Path) -> str:
+        """Write the factors; the same factors give the same bytes. Returns the file's SHA-256."""
+        tensors = {f"{name}.F": left for name, (left, _) in self.factors.items()}
+        tensors |= {f"{name}.D": right for name, (_, right) in self.factors.items()}
+        return write_tensors(path, tensors, {"kind": "delta"})
+
+    @classmethod
+    def load(cls, path: Path, expected_digest: str | None = None) -> Self:
+        """Read factors back.
+
+        Raises:
+            IntegrityBroken: if the file is not a delta, or has another digest than expected.
+        """
+        tensors, _ = read_tensors(path, "delta", expected_digest)
+        names = sorted(key[:-2] for key in tensors if key.endswith(".F"))
+        return cls(factors={name: (tensors[f"{name}.F"], tensors[f"{name}.D"]) for name in names})
+
+
+class WeightStore(Protocol):
+    """The edited weights of a loaded model: base plus an fp32 accumulator, whole or partitioned."""
+
+    def shift(self, name: str) -> Tensor:
+        """The whole accumulated shift S of an inner parameter, I x O, fp32."""
+        ...
+
+    def apply(self, delta: WeightDelta) -> None:
+        """Add a delta to the accumulators and write `cast(base + accumulator)`."""
+        ...
+
+    def save(self) -> Any:
+        """The accumulators as they are; give it to `restore`."""
+        ...
+
+    def restore(self, saved: Any) -> None:
+        """Go back bitwise to what `save` saw."""
+        ...
+
+    def set_accumulators(self, shifts: Mapping[str, Tensor]) -> None:
+        """Replace the accumulators by whole shifts (I x O); parameters that are not named get zero."""
+        ...
+
+    def base_norm(self, name: str) -> float:
+        """Frobenius norm of the base weight."""
+        ...
+
+
+class PlainWeights:
+    """The edited weights of a model that is whole on one device.
+
+    Args:
+        module: the model, holding the base's weights now.
+        params: its inner parameters.
+    """
+
+    def __init__(self, module: nn.Module, params: Sequence[InnerParam]) -> None:
+        self._params = {param.name: param for param in params}
+        self._weights = {name: module.get_parameter(name) for name in self._params}
+        self._base = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._shift = {name: self._zero(name) for name in self._params}
+
+    def shift(self, name: str) -> Tensor:
+        """See `WeightStore`."""
+        return self._shift[name]
+
+    def apply(self, delta: WeightDelta) -> None:
+        """See `WeightStore`."""
+        for name, (left, right) in delta.factors.items():
+            shift = self._shift[name]
+            self._shift[name] = shift + left.to(shift.device) @ right.to(shift.device)
+            self._write(name)
+
+    def save(self) -> dict[str, Tensor]:
+        """See `WeightStore`."""
+        return dict(self._shift)
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """See `WeightStore`."""
+        for name, shift in saved.items():
+            self._shift[name] = shift
+            self._write(name)
+
+    def set_accumulators(self, shifts: Mapping[str, Tensor]) -> None:
+        """See `WeightStore`."""
+        for name in self._params:
+            self._shift[name] = self._zero(name) if name not in shifts else shifts[name].to(self._base[name].device)
+            self._write(name)
+
+    def base_norm(self, name: str) -> float:
+        """See `WeightStore`."""
+        return float(self._base[name].double().norm())
+
+    def _zero(self, name: str) -> Tensor:
+        param, base = self._params[name], self._base[name]
+        return torch.zeros(param.in_features, param.out_features, dtype=torch.float32, device=base.device)
+
+    def _write(self, name: str) -> None:
+        """The accumulators are replaced, never written in place, so what `save` handed out stays as it was."""
+        base, shift = self._base[name], self._shift[name]
+        lying = shift if self._params[name].fan_in_fan_out else shift.T
+        with torch.no_grad():
+            self._weights[name].copy_((base.float() + lying).to(base.dtype))
+
+
+def save_accumulators(path: Path, shifts: Mapping[str, Tensor]) -> str:
+    """Write whole shifts (I x O, fp32) by inner parameter name; returns the file's SHA-256."""
+    return write_tensors(path, {name: _stored(shift) for name, shift in shifts.items()}, {"kind": "accumulator"})
+
+
+def load_accumulators(path: Path, expected_digest: str | None = None) -> dict[str, Tensor]:
+    """Read whole shifts back.
+
+    Raises:
+        IntegrityBroken: if the file is not what was recorded.
+    """
+    return read_tensors(path, "accumulator", expected_digest)[0]
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """A safetensors file of sorted names and one canonical line of facts: equal content gives equal bytes."""
+    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    return bytes(save(ordered, metadata={"facts": canonical_json({"format": FORMAT, **facts})}))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """Write what `tensor_bytes` makes.
+
+    Returns:
+        SHA-256 of the file.
+    """
+    path.write_bytes(tensor_bytes(tensors, facts))
+    return sha256_file(path)
+
+
+def read_tensors(path: Path, kind: str, expected_digest: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file that `write_tensors` wrote.
+
+    Raises:
+        IntegrityBroken: if the file is missing, is of another kind, or has another digest than expected.
+    """
+    if not path.is_file():
+        raise IntegrityBroken(f"expected the {kind} file {path}, got nothing there")
+    if expected_digest is not None and (digest := sha256_file(path)) != expected_digest:
+        raise IntegrityBroken(f"expected digest {expected_digest} of the {kind} file {path}, got {digest}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except SafetensorError as error:
+        raise IntegrityBroken(f"expected a safetensors file of kind {kind} at {path}, got: {error}") from error
+    if facts.get("kind") != kind or facts.get("format") != FORMAT:
+        raise IntegrityBroken(f"expected a {kind} file at {path}, got kind {facts.get('kind')!r}")
+    return tensors, facts
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
+
+
+def _product_norm(left_IR: Tensor, right_RO: Tensor) -> float:
+    left, right = left_IR.double(), right_RO.double()
+    squared = ((left.T @ left) * (right @ right.T)).sum()
+    return float(squared.clamp(min=0).sqrt())

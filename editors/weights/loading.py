@@ -1,0 +1,86 @@
+"""Knows how to load a base, or a snapshot of it, whole on one device. Knows no group and no registry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from editors.models.digest import base_digest
+from editors.models.families import EditableModel, family_of
+from editors.weights.deltas import PlainWeights, WeightDelta, load_accumulators
+from pipeline.domain.errors import Misconfigured, WrongBase
+from pipeline.domain.rank_api import FileRef
+
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises over a folder that holds no model that it can load."""
+
+
+def load_base(folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
+    """A model of a task in the dtype it is stored in, with its tokenizer.
+
+    Raises:
+        Misconfigured: if there is no such task, transformers cannot load a model for it, or an inner parameter is none
+            of its weights.
+    """
+    family = family_of(task)
+    if not folder.is_dir():
+        raise Misconfigured(f"expected a folder with a model, got {folder}")
+    logging.disable_progress_bar()
+    try:
+        module, report = family.loader.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:300]
+        raise Misconfigured(f"expected a {task} model that transformers can load in {folder}, got: {reason}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise Misconfigured(f"expected every weight of a {task} model in {folder}, got none for {missing[0]}")
+    return family.model(module, tokenizer, inner_param_names)
+
+
+def load_snapshot(
+    folder: Path,
+    *,
+    expected_digest: str,
+    inner_param_names: Sequence[str],
+    accumulator: FileRef | None,
+    deltas: Sequence[FileRef],
+    task: str = "causal",
+    device: str = "cpu",
+) -> EditableModel:
+    """A base with accumulators and deltas applied; every file is checked before the model is loaded.
+
+    Args:
+        folder: the base model.
+        expected_digest: of the base.
+        inner_param_names: the edited weights.
+        accumulator: the nearest stored accumulators, if any.
+        deltas: those above them, in order.
+        task: of the base.
+        device: where the model goes.
+
+    Raises:
+        IntegrityBroken: if a file does not have its digest.
+        WrongBase: if the folder holds another model.
+        Misconfigured: if the base cannot be loaded.
+    """
+    shifts = load_accumulators(Path(accumulator.path), accumulator.digest) if accumulator else {}
+    changes = [WeightDelta.load(Path(delta.path), delta.digest) for delta in deltas]
+    found = base_digest(folder)
+    if found != expected_digest:
+        raise WrongBase(f"expected a base model with the digest {expected_digest}, got {found} in {folder}")
+    model = load_base(folder, inner_param_names, task=task)
+    model.module.to(torch.device(device))
+    weights = PlainWeights(model.module, model.inner)
+    if shifts:
+        weights.set_accumulators(shifts)
+    for change in changes:
+        weights.apply(change)
+    return model

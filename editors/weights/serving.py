@@ -1,0 +1,99 @@
+"""Knows how a registered snapshot becomes a model that answers: base, accumulators, deltas, each checked by digest.
+
+Does not know MLflow (see `mlflow_model`), nor how a snapshot came to be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from editors.models.families import EditableModel
+from editors.weights.loading import load_snapshot
+from pipeline.domain.errors import IntegrityBroken, Misconfigured
+from pipeline.domain.rank_api import FileRef
+from pipeline.domain.snapshots import snapshot_digest
+
+FORMAT = 1
+"""The manifest that is understood."""
+BASE_REF_VARIABLE = "CORRIGENDA_BASE_REF"
+"""Where the base model lies on this machine, if not where it lay when the snapshot was made."""
+BATCH_SIZE = 16
+"""Prompts generated together."""
+
+
+class ServedModel:
+    """An edited model that answers prompts; whole on one device."""
+
+    def __init__(self, model: EditableModel, *, digest: str) -> None:
+        self._model = model
+        self.digest = digest
+
+    @classmethod
+    def load(cls, folder: Path, *, base_ref: str | None = None, device: str = "cpu") -> Self:
+        """Read a snapshot's folder; nothing of it is used before every digest is checked.
+
+        Args:
+            folder: `manifest.json` and the files that it names.
+            base_ref: folder of the base model; else $CORRIGENDA_BASE_REF, else what the manifest says.
+            device: where the model goes.
+
+        Raises:
+            IntegrityBroken: if a file, or what they make together, has another digest than recorded.
+            WrongBase: if the base is another model.
+            Misconfigured: if the base cannot be found, or the manifest is of another format.
+        """
+        manifest = _manifest(folder)
+        base = Path(base_ref or os.environ.get(BASE_REF_VARIABLE) or str(manifest["base"]["ref"]))
+        if not base.is_dir():
+            raise Misconfigured(
+                f"expected the base model in {base}, found no folder; name it in {BASE_REF_VARIABLE} or as base_ref"
+            )
+        model = load_snapshot(
+            base,
+            expected_digest=str(manifest["base"]["digest"]),
+            inner_param_names=manifest["inner_params"],
+            accumulator=_ref(folder, manifest["accumulator"]) if manifest["accumulator"] else None,
+            deltas=[_ref(folder, delta) for delta in manifest["deltas"]],
+            task=str(manifest["base"]["task"]),
+            device=device,
+        )
+        return cls(model, digest=str(manifest["digest"]))
+
+    def answer(self, prompts: Sequence[str], *, max_new_tokens: int = 24, chat: bool = False) -> list[str]:
+        """Greedy answers, in order, of a classifier its labels; `chat` asks in the model's chat template.
+
+        Raises:
+            Misconfigured: if the model has no chat template and one is asked for.
+        """
+        if chat and not self._model.has_chat_template:
+            raise Misconfigured("expected a model with a chat template for chat=true, got one without")
+        answers: list[str] = []
+        for start in range(0, len(prompts), BATCH_SIZE):
+            batch = list(prompts[start : start + BATCH_SIZE])
+            answers += self._model.generate(batch, chat=chat, max_new_tokens=max_new_tokens)
+        return answers
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise Misconfigured(f"expected a snapshot manifest of format {FORMAT}, got {manifest.get('format')!r}")
+    base, digests = str(manifest["base"]["digest"]), list(manifest["delta_digests"])
+    own = [str(delta["digest"]) for delta in manifest["deltas"]]
+    found = snapshot_digest(base_digest=base, delta_digests=digests)
+    if found != manifest["digest"] or digests[len(digests) - len(own) :] != own:
+        raise IntegrityBroken(
+            f"expected snapshot {manifest['snapshot_id']} to have the digest {manifest['digest']}, its manifest "
+            f"makes {found}"
+        )
+    if len(own) < len(digests) and manifest["accumulator"] is None:
+        raise IntegrityBroken(f"expected accumulators under the deltas of snapshot {manifest['snapshot_id']}, got none")
+    return manifest
+
+
+def _ref(folder: Path, named: Mapping[str, Any]) -> FileRef:
+    return FileRef(path=str(folder / str(named["file"])), digest=str(named["digest"]))

@@ -1,0 +1,1 @@
+"""Kafka: topics, the two consumer modes, the producer."""

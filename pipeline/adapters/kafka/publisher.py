@@ -1,0 +1,75 @@
+"""Writes messages to topics and waits for each acknowledgement. Knows nothing of what they say."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from kafka import KafkaProducer
+
+from pipeline.adapters.kafka.connection import REQUEST_TIMEOUT_MS, broker_errors, opened
+from pipeline.config import Settings
+
+MAX_REQUEST_BYTES = 1_048_576
+"""The broker's own default; a larger message is refused before it is sent."""
+DELIVERY_TIMEOUT_MS = 20_000
+
+
+class KafkaPublisher:
+    """A producer that is connected by the first message and made anew after an error.
+
+    The producer is idempotent: what its retries send twice is in the log once. After an error it is thrown away,
+    because one that a broker no longer knows never recovers. Threads may share it: they take turns.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: Any = None
+        self._lock = threading.RLock()
+
+    def publish(self, topic: str, *, key: str, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+        """Send and wait for the acknowledgement of all replicas.
+
+        Raises:
+            InvalidInput: if the message is too large.
+            Unavailable: if the broker does not acknowledge; it may have the message all the same.
+            Misconfigured: if the broker refuses us.
+        """
+        try:
+            with self._lock, broker_errors(self._settings):
+                future = self._connected().send(topic, value=value, key=key.encode(), headers=list(headers))
+                future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 5)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leave the broker; a later message connects again."""
+        with self._lock:
+            producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close(timeout=2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _connected(self) -> Any:
+        if self._producer is None:
+            self._producer = opened(
+                KafkaProducer,
+                self._settings,
+                enable_idempotence=True,
+                acks="all",
+                allow_auto_create_topics=False,
+                max_request_size=MAX_REQUEST_BYTES,
+                max_block_ms=REQUEST_TIMEOUT_MS,
+                delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
+            )
+        return self._producer

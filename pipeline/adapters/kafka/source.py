@@ -1,0 +1,225 @@
+"""Reads the topic of requests from where the database says. Knows offsets and epochs, not what a message means.
+
+A partition is ours once its epoch is taken in SQL; what the client library fetched before that is thrown away and read
+again from the database's next offset. After any error everything is claimed anew, so nothing that was fetched and not
+handed over can be skipped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+from kafka.structs import OffsetAndMetadata
+
+from pipeline.adapters.kafka.assignment import AssignedByGroup, AssignedByHand, Assignment
+from pipeline.adapters.kafka.connection import REQUEST_TIMEOUT_MS, broker_errors, opened
+from pipeline.adapters.kafka.topic import TopicSeen, TopicWatch
+from pipeline.config import Settings
+from pipeline.domain.errors import CorrigendaError, EpochStale, StreamGap
+from pipeline.domain.messages import Message, PartitionClaim, PartitionKey
+from pipeline.services.intake import Fetched
+
+POLL_MS = 500
+COMMIT_TIMEOUT_MS = 5_000
+CLOSE_TIMEOUT_MS = 5_000
+MAX_SHORT_POLLS = 4
+
+Take = Callable[[PartitionKey], PartitionClaim]
+"""`IntakeStore.take_partition`."""
+
+
+class KafkaSource:
+    """The partitions of the topic of requests that are ours: all of them, or those that a group gives us."""
+
+    def __init__(self, settings: Settings, take: Take) -> None:
+        """Connects to the broker; claims nothing yet.
+
+        Args:
+            settings: where the broker is, the topic, the mode.
+            take: raises a partition's epoch and says what comes next.
+
+        Raises:
+            Unavailable, Misconfigured: as the broker says.
+        """
+        self._settings = settings
+        self._take = take
+        self._topic = settings.requests_topic
+        self._watch = TopicWatch(settings, self._topic)
+        self._seen: TopicSeen | None = None
+        self._claims: dict[TopicPartition, PartitionClaim] = {}
+        self._num_short: Counter[TopicPartition] = Counter()
+        self._log = structlog.get_logger(__name__)
+        self._consumer = _consumer(settings)
+        by = AssignedByGroup if settings.intake_mode == "group" else AssignedByHand
+        self._assignment: Assignment = by(self._consumer, self._topic)
+
+    def poll(self) -> tuple[Fetched, ...]:
+        """As `MessageSource.poll`; takes the epochs that are due first, all of them again if the topic was remade."""
+        try:
+            self._claim_what_is_due()
+            records, gap = self._read()
+            if self._watch.look() != self._seen:
+                # What was fetched may belong to either incarnation; the new one is read from its own next offset.
+                self._forget()
+                return ()
+            if gap is not None:
+                raise gap
+            self._check_ends()
+        except CorrigendaError:
+            self._forget()
+            raise
+        self._drop(self._assignment.lost())
+        return tuple(self._fetched(place, found) for place, found in records.items() if place in self._claims)
+
+    def commit(self, fetched: Sequence[Fetched]) -> None:
+        """As `MessageSource.commit`."""
+        offsets = {
+            TopicPartition(self._topic, part.claim.partition.partition): OffsetAndMetadata(part.next_offset, "", -1)
+            for part in fetched
+        }
+        try:
+            self._consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
+        except (KafkaError, AssertionError) as error:
+            self._log.warning("commit_failed", error=str(error)[:300])
+
+    def step_back(self, error: EpochStale) -> None:
+        """As `MessageSource.step_back`: a group is left and joined again, so that its coordinator decides."""
+        self._forget()
+        with broker_errors(self._settings):
+            if not self._assignment.renew():
+                raise error
+
+    def close(self) -> None:
+        """Leave the group and the broker, within seconds."""
+        self._watch.close()
+        with suppress(KafkaError):
+            self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _claim_what_is_due(self) -> None:
+        if self._seen is None:
+            self._seen = self._watch.look()
+        due = self._assignment.due(self._seen.partitions)
+        self._drop(due)
+        if not due:
+            return
+        begins = self._begins(due)
+        for place in due:
+            claim = _checked(self._take(self._seen.key(place.partition)), begins[place])
+            with suppress(ValueError):  # the group took it away at this very moment
+                self._assignment.start(place, claim.next_offset)
+                self._claims[place] = claim
+            self._log.info(
+                "partition_taken", partition=place.partition, epoch=claim.epoch, next_offset=claim.next_offset
+            )
+
+    def _begins(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The first offset that the log of each partition still holds."""
+        with broker_errors(self._settings):
+            first = self._consumer.beginning_offsets(list(places), timeout_ms=REQUEST_TIMEOUT_MS)
+        return {place: int(offset) for place, offset in first.items()}
+
+    def _check_ends(self) -> None:
+        """Find logs that end before what we need next.
+
+        Apache Kafka answers such a fetch with an error. Tansu answers with nothing, for ever, and what it says of the
+        log's end when asked is too low where the last batch holds several records; only the high watermark of a fetch
+        tells. It may fall back for a moment when a partition's leader changes, so one low value proves nothing.
+
+        Raises:
+            StreamGap: if a log has ended too early several times in a row.
+        """
+        for place, claim in self._claims.items():
+            end = self._consumer.highwater(place)
+            is_short = end is not None and end < claim.next_offset
+            self._num_short[place] = self._num_short[place] + 1 if is_short else 0
+            if self._num_short[place] >= MAX_SHORT_POLLS:
+                raise _gap(claim, f"a log that ends at {end}")
+
+    def _read(self) -> tuple[dict[TopicPartition, list[Any]], StreamGap | None]:
+        """Records, or the gap that the broker tells of: a topic that was remade looks like one at first."""
+        try:
+            with broker_errors(self._settings):
+                limit = self._settings.intake_max_records
+                return self._consumer.poll(timeout_ms=POLL_MS, max_records=limit), None
+        except StreamGap as gap:
+            return {}, gap
+
+    def _fetched(self, place: TopicPartition, records: Sequence[Any]) -> Fetched:
+        claim = self._claims[place]
+        messages = tuple(
+            Message(
+                partition=claim.partition,
+                offset=record.offset,
+                key=record.key,
+                value=record.value,
+                headers=tuple((name, value or b"") for name, value in record.headers),
+            )
+            for record in records
+        )
+        next_offset = messages[-1].offset + 1
+        self._claims[place] = replace(claim, next_offset=next_offset)
+        return Fetched(claim=claim, messages=messages, next_offset=next_offset)
+
+    def _drop(self, places: Collection[TopicPartition]) -> None:
+        for place in places:
+            self._claims.pop(place, None)
+
+    def _forget(self) -> None:
+        self._seen = None
+        self._claims.clear()
+        self._num_short.clear()
+        self._assignment.forget()
+
+
+def _consumer(settings: Settings) -> Any:
+    return opened(
+        KafkaConsumer,
+        settings,
+        group_id=settings.intake_group,
+        enable_auto_commit=False,
+        # Where we read is always said by the database; with any other value a gap would be skipped in silence.
+        auto_offset_reset="none",
+        allow_auto_create_topics=False,
+        # What a transaction took back was never acknowledged.
+        isolation_level="read_committed",
+    )
+
+
+def _checked(claim: PartitionClaim, first: int) -> PartitionClaim:
+    """The claim, if the log has not lost what it needs next.
+
+    Raises:
+        StreamGap: if the log begins after the next offset.
+    """
+    if claim.epoch == 1 and claim.next_offset == 0:
+        return replace(claim, next_offset=first)  # never read before: nothing is owed from before our time
+    if claim.next_offset < first:
+        raise _gap(claim, f"a log that begins at {first}")
+    return claim
+
+
+def _gap(claim: PartitionClaim, got: str) -> StreamGap:
+    """What the log does not hold, and of which incarnation."""
+    place = claim.partition
+    return StreamGap(
+        f"expected offset {claim.next_offset} of {place.topic}[{place.partition}] next, got {got} "
+        f"(cluster {place.cluster_id}, topic id {place.topic_id}); going on would lose what lies between",
+        topic=place.topic,
+        partition=str(place.partition),
+    )

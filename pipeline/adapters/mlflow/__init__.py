@@ -1,0 +1,1 @@
+"""The MLflow registry: model versions, aliases, and the folder that becomes a version."""

@@ -1,0 +1,281 @@
+"""The model registry on an MLflow server: versions, requests for a decision, the alias `champion`.
+
+Knows no database and decides nothing; MLflow is imported at the first call, because that takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.adapters.mlflow.description import description, metrics
+from pipeline.adapters.mlflow.errors import bound_requests, is_code, translated
+from pipeline.adapters.mlflow.package import write_model
+from pipeline.domain.errors import IntegrityBroken, Misconfigured
+from pipeline.domain.snapshots import Snapshot
+from pipeline.services.registry_ports import RegistryEntry, RegistryRequest
+
+SNAPSHOT_TAG = "corrigenda.snapshot_id"
+DIGEST_TAG = "corrigenda.digest"
+EDITOR_TAG = "corrigenda.editor"
+EDITOR_DIGEST_TAG = "corrigenda.editor_digest"
+DUPLICATE_TAG = "corrigenda.duplicate_of"
+REQUEST_TAG = "approval"
+ACTOR_TAG = "approval.actor"
+REASON_TAG = "approval.reason"
+OUTCOME_TAG = "approval.outcome"
+ANSWERED_TAG = "approval.answered_at"
+ASKED_BY_TAG = "approval.asked_by"
+NOTE_TAG = "corrigenda.note"
+DECISION_ALIASES = ("approved", "rejected")
+CHAMPION = "champion"
+MAX_TAG_CHARS = 1_000
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+
+
+class MlflowRegistry:
+    """The registry of one MLflow server.
+
+    Args:
+        uri: the tracking server, which is the registry too.
+    """
+
+    def __init__(self, uri: str) -> None:
+        if not uri:
+            raise Misconfigured("expected the address of an MLflow server, got nothing")
+        self._uri = uri
+
+    def register(self, entry: RegistryEntry) -> str:
+        """Make the model version of a snapshot, once; returns its number.
+
+        `create_model_version` is not idempotent, so a reply that got lost leaves a version that is found here by
+        its tag. Of several versions of one snapshot the lowest is canonical and the others are marked.
+
+        Raises:
+            Unavailable: if MLflow does not answer.
+            Misconfigured: if it refuses.
+            IntegrityBroken: if the registry holds the snapshot under another digest.
+        """
+        name, snapshot = entry.lineage.settings.name, entry.snapshot
+        with translated(f"register snapshot {snapshot.snapshot_id}"):
+            found = self._versions(name, f"tags.`{SNAPSHOT_TAG}` = '{snapshot.snapshot_id}'")
+            if not found:
+                self._create(entry)
+                found = self._versions(name, f"tags.`{SNAPSHOT_TAG}` = '{snapshot.snapshot_id}'")
+            return self._canonical(name, snapshot, found)
+
+    def requests(self, lineage: str) -> tuple[RegistryRequest, ...]:
+        """Versions on which somebody asks for a decision that is not answered yet."""
+        with translated(f"read the requests of {lineage}"):
+            aliases = self._aliases(lineage)
+            asked = [
+                _request(self._client.get_model_version(lineage, aliases[alias]), decision=alias, by_alias=True)
+                for alias in DECISION_ALIASES
+                if alias in aliases
+            ]
+            tagged = self._versions(lineage, f"tags.`{REQUEST_TAG}` LIKE '%'") if aliases is not None else []
+            asked += [_request(v, decision=v.tags[REQUEST_TAG].strip().casefold(), by_alias=False) for v in tagged]
+            return tuple(asked)
+
+    def answer(self, lineage: str, request: RegistryRequest, *, outcome: str) -> None:
+        """Take the request off and write what became of it on the version.
+
+        The outcome comes first: dying in between leaves a request that is found and answered again.
+        """
+        with translated(f"answer the request on {lineage} version {request.version}"):
+            tags = {OUTCOME_TAG: outcome, ANSWERED_TAG: datetime.now(UTC).isoformat(timespec="seconds")}
+            if request.actor:
+                tags[ASKED_BY_TAG] = request.actor
+            self._tag(lineage, request.version, tags)
+            if request.by_alias:
+                if self._aliases(lineage).get(request.decision) == request.version:
+                    self._client.delete_registered_model_alias(lineage, request.decision)
+            else:
+                self._untag(lineage, request.version, REQUEST_TAG)
+            self._untag(lineage, request.version, ACTOR_TAG)
+            self._untag(lineage, request.version, REASON_TAG)
+
+    def champion(self, lineage: str) -> str | None:
+        """The version that the alias `champion` points to; None if there is no alias."""
+        with translated(f"read the alias {CHAMPION} of {lineage}"):
+            return self._aliases(lineage).get(CHAMPION)
+
+    def point_champion(self, lineage: str, version: str | None) -> None:
+        """Set or remove the alias `champion`."""
+        with translated(f"point the alias {CHAMPION} of {lineage} to {version or 'nothing'}"):
+            found = self._aliases(lineage).get(CHAMPION)
+            if found == version:
+                return
+            if version is None:
+                self._client.delete_registered_model_alias(lineage, CHAMPION)
+            else:
+                self._client.set_registered_model_alias(lineage, CHAMPION, version)
+
+    def note(self, lineage: str, version: str, *, text: str) -> None:
+        """Write a sentence for people on a version; nothing happens if the version is gone."""
+        with translated(f"write a note on {lineage} version {version}"):
+            try:
+                self._tag(lineage, version, {NOTE_TAG: text})
+            except Exception as error:
+                if not is_code(error, *_MISSING):
+                    raise
+
+    @cached_property
+    def _client(self) -> Any:
+        bound_requests()
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+
+    def _create(self, entry: RegistryEntry) -> None:
+        name, client = entry.lineage.settings.name, self._client
+        tags = _tags(entry)
+        experiment_id = self._experiment(name)
+        self._ensure_model(name)
+        label = f"{name}-{entry.snapshot.seq:04d}"
+        run_id = client.create_run(experiment_id, run_name=label, tags=tags).info.run_id
+        model_id = client.create_logged_model(
+            experiment_id, name=label, source_run_id=run_id, tags=tags, model_type="corrigenda.snapshot"
+        ).model_id
+        with tempfile.TemporaryDirectory(prefix="corrigenda-register-") as folder:
+            model = write_model(entry, Path(folder), run_id=run_id, model_id=model_id)
+            client.log_model_artifacts(model_id, str(model))
+            client.log_artifacts(run_id, str(Path(folder, "report")))
+        client.finalize_logged_model(model_id, "READY")
+        self._log_run(run_id, entry, model_id)
+        version = client.create_model_version(
+            name,
+            source=f"models:/{model_id}",
+            run_id=run_id,
+            tags=tags,
+            description=description(entry),
+            model_id=model_id,
+            await_creation_for=None,
+        ).version
+        # With this tag MLflow's pages lead from the logged model to its version.
+        client.set_logged_model_tags(
+            model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])}
+        )
+
+    def _log_run(self, run_id: str, entry: RegistryEntry, model_id: str) -> None:
+        from mlflow.entities import Metric, Param
+
+        now, step = int(time.time() * 1000), entry.snapshot.seq
+        editor = entry.plan.editor
+        params = {
+            "solver": editor.solver,
+            "transform": str(entry.lineage.settings.editor_identity),
+            "num_passes": editor.num_passes,
+        }
+        params |= {"base_ref": entry.plan.base.ref, "policy_digest": str(entry.report.get("policy_digest", ""))}
+        self._client.log_batch(
+            run_id,
+            metrics=[
+                Metric(key, value, now, step, model_id=model_id, run_id=run_id) for key, value in metrics(entry).items()
+            ],
+            params=[Param(key, str(value)) for key, value in params.items()],
+        )
+        self._client.update_run(run_id, status="FINISHED")  # set_terminated prints
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name))
+        except Exception as error:
+            if not is_code(error, "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+                raise
+            return str(self._client.get_experiment_by_name(name).experiment_id)
+
+    def _ensure_model(self, name: str) -> None:
+        try:
+            self._client.create_registered_model(name, description="Edited models of one Corrigenda lineage.")
+        except Exception as error:
+            if not is_code(error, "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+                raise
+
+    def _canonical(self, name: str, snapshot: Snapshot, found: Sequence[Any]) -> str:
+        if not found:
+            raise Misconfigured(f"expected the version just made for snapshot {snapshot.snapshot_id}, found none")
+        first, *others = found
+        if first.tags.get(DIGEST_TAG) != snapshot.digest:
+            raise IntegrityBroken(
+                f"expected {name} version {first.version} to carry the digest {snapshot.digest[:12]}, "
+                f"got {str(first.tags.get(DIGEST_TAG))[:12]}"
+            )
+        for other in others:
+            if DUPLICATE_TAG not in other.tags:
+                self._tag(name, other.version, {DUPLICATE_TAG: str(first.version)})
+        return str(first.version)
+
+    def _versions(self, name: str, condition: str) -> list[Any]:
+        """Versions of a model that meet a condition, lowest number first."""
+        found, token = [], None
+        while True:
+            page = self._client.search_model_versions(f"name = {_quoted(name)} and {condition}", page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda version: int(version.version))
+
+    def _aliases(self, name: str) -> dict[str, str]:
+        try:
+            aliases = self._client.get_registered_model(name).aliases
+        except Exception as error:
+            if is_code(error, *_MISSING):
+                return {}
+            raise
+        return {str(alias): str(version) for alias, version in aliases.items()}
+
+    def _tag(self, name: str, version: str, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_model_version_tag(name, version, key, value[:MAX_TAG_CHARS])
+
+    def _untag(self, name: str, version: str, key: str) -> None:
+        try:
+            self._client.delete_model_version_tag(name, version, key)
+        except Exception as error:
+            if not is_code(error, *_MISSING):
+                raise
+
+
+def _tags(entry: RegistryEntry) -> dict[str, str]:
+    snapshot, (seq, head) = entry.snapshot, entry.audit_head
+    editor = entry.lineage.settings.editor_identity
+    return {
+        SNAPSHOT_TAG: snapshot.snapshot_id,
+        "corrigenda.parent_id": snapshot.parent_id or "",
+        "corrigenda.seq": str(snapshot.seq),
+        DIGEST_TAG: snapshot.digest,
+        "corrigenda.base_digest": entry.plan.base.digest,
+        "corrigenda.delta_digest": snapshot.delta.digest,
+        EDITOR_TAG: editor.transform,
+        EDITOR_DIGEST_TAG: editor.digest or "",
+        "corrigenda.gate_verdict": str(entry.report.get("verdict", "")),
+        "corrigenda.audit_head": f"{seq}:{head}",
+    }
+
+
+def _request(version: Any, *, decision: str, by_alias: bool) -> RegistryRequest:
+    tags = version.tags
+    return RegistryRequest(
+        version=str(version.version),
+        snapshot_id=tags.get(SNAPSHOT_TAG, ""),
+        digest=tags.get(DIGEST_TAG, ""),
+        decision=decision,
+        actor=tags.get(ACTOR_TAG, "").strip() or None,
+        reason=tags.get(REASON_TAG, "").strip(),
+        by_alias=by_alias,
+    )
+
+
+def _quoted(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    return f"{quote}{name}{quote}"

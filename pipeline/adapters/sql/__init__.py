@@ -1,0 +1,1 @@
+"""PostgreSQL, the only source of truth: one store for each subject."""

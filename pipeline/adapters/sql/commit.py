@@ -1,0 +1,225 @@
+"""Everything that one new snapshot writes, inside one transaction. Knows not how its weights were made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, literal, or_, select, update
+
+from pipeline.adapters.sql.active_sets import active_ids
+from pipeline.adapters.sql.audit import append
+from pipeline.adapters.sql.edits import Move, move
+from pipeline.adapters.sql.holds import lift_after_roll_back
+from pipeline.adapters.sql.leases import check
+from pipeline.adapters.sql.locks import LockedLineage
+from pipeline.adapters.sql.outbox import owe
+from pipeline.adapters.sql.removals import finish, has_rejection_besides
+from pipeline.adapters.sql.reports import insert_report
+from pipeline.adapters.sql.rows import artifact_json
+from pipeline.adapters.sql.snapshot_status import move_snapshots
+from pipeline.adapters.sql.tables import (
+    edit_batches,
+    edit_requests,
+    edit_rows,
+    lineages,
+    removals,
+    snapshot_edits,
+    snapshots,
+)
+from pipeline.domain.audit import AuditAction
+from pipeline.domain.errors import InvalidInput, LeaseLost
+from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
+from pipeline.domain.lineages import Lease
+from pipeline.services.ports import NewSnapshot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Change:
+    """What the active set gains and loses against the parent's."""
+
+    added: tuple[str, ...]
+    """Edits of the batch, and edits that come back."""
+    displaced: tuple[tuple[str, str], ...]
+    """(edit that goes, edit of the batch that supersedes it)."""
+    removed: tuple[str, ...]
+    """Edits that a removal takes out."""
+
+    @property
+    def gone(self) -> set[str]:
+        """Everything that leaves."""
+        return {*self.removed, *(old for old, _ in self.displaced)}
+
+
+def write_snapshot(connection: Connection, lease: Lease, new: NewSnapshot) -> Row[Any]:
+    """Write a snapshot as the new head; returns its row.
+
+    Raises:
+        LeaseLost: if the lease is no longer ours, or the head is no longer the parent.
+        InvalidInput: if the report does not pass, or the snapshot has neither batch nor removal.
+    """
+    on = check(connection, lease)
+    _refuse_unusable(on, lease, new)
+    change = _change_of(new)
+    row = _insert_snapshot(connection, on, lease, new)
+    active = _insert_active_set(connection, new, change)
+    _audit_created(connection, on, lease, new, row=row, change=change, active=active)
+    _move_edits(connection, on, lease, new, change=change)
+    _finish_work(connection, on, lease, new, seq=row.seq)
+    _retire_if_tainted(connection, on, lease, new)
+    owe(
+        connection,
+        kind="register",
+        dedup_key=f"register:{new.snapshot_id}",
+        payload={"lineage": on.name, "snapshot_id": new.snapshot_id},
+    )
+    _ring_if_more_waits(connection, on, new)
+    return connection.execute(select(snapshots).where(snapshots.c.snapshot_id == new.snapshot_id)).one()
+
+
+def _refuse_unusable(on: LockedLineage, lease: Lease, new: NewSnapshot) -> None:
+    if on.head_id != new.parent_id:
+        message = f"expected the head of {on.name!r} to be {new.parent_id}, got {on.head_id}"
+        raise LeaseLost(message, lineage=on.name, owner=lease.owner)
+    if not new.report.passed:
+        message = f"expected a passing report on snapshot {new.snapshot_id}, got {new.report.verdict}"
+        raise InvalidInput(message, snapshot_id=new.snapshot_id)
+    if (new.batch is None) == (new.removal is None):
+        message = f"expected snapshot {new.snapshot_id} to be of a batch or of a removal, got both or neither"
+        raise InvalidInput(message, snapshot_id=new.snapshot_id)
+
+
+def _change_of(new: NewSnapshot) -> _Change:
+    if new.batch is not None:
+        added = tuple(edit.edit_id for edit in new.batch.edits)
+        displaced = tuple(pair for pair in new.batch.displaced if pair[1] in added)
+        return _Change(added=added, displaced=displaced, removed=())
+    assert new.removal is not None
+    return _Change(added=new.removal.reinstated_ids, displaced=(), removed=new.removal.edit_ids)
+
+
+def _insert_snapshot(connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot) -> Row[Any]:
+    report_id = insert_report(connection, on.lineage_id, new.report, snapshot_digest=new.digest)
+    values = {
+        "snapshot_id": new.snapshot_id,
+        "lineage_id": on.lineage_id,
+        "seq": on.seq + 1,
+        "parent_id": new.parent_id,
+        "basis": new.basis.value,
+        "delta": artifact_json(new.delta),
+        "delta_digest": new.delta.digest,
+        # none_as_null is not set on the column: None would become the JSON value null.
+        **({"accumulator": artifact_json(new.accumulator)} if new.accumulator else {}),
+        "digest": new.digest,
+        "gate_report_id": report_id,
+        "batch_id": new.batch.batch_id if new.batch else None,
+        "lease_epoch": lease.epoch,
+    }
+    row = connection.execute(insert(snapshots).values(values).returning(snapshots)).one()
+    head = {"head_snapshot_id": new.snapshot_id, "seq": row.seq}
+    connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(head))
+    return row
+
+
+def _insert_active_set(connection: Connection, new: NewSnapshot, change: _Change) -> set[str]:
+    """active(parent) without what is gone, and with what is added; the primary key keeps each edit once."""
+    active = (active_ids(connection, new.parent_id) - change.gone) | set(change.added)
+    if active:
+        held = [{"snapshot_id": new.snapshot_id, "edit_id": edit_id} for edit_id in sorted(active)]
+        connection.execute(insert(snapshot_edits), held)
+    if change.added:
+        rows = artifact_json(new.rows)
+        brought = [{"snapshot_id": new.snapshot_id, "edit_id": edit_id, "rows": rows} for edit_id in change.added]
+        connection.execute(insert(edit_rows), brought)
+    return active
+
+
+def _audit_created(
+    connection: Connection,
+    on: LockedLineage,
+    lease: Lease,
+    new: NewSnapshot,
+    *,
+    row: Row[Any],
+    change: _Change,
+    active: set[str],
+) -> None:
+    append(
+        connection,
+        chain=on.name,
+        actor=lease.owner,
+        action=AuditAction.snapshot_created,
+        subject=new.snapshot_id,
+        payload={
+            "seq": row.seq,
+            "parent": new.parent_id,
+            "basis": new.basis.value,
+            "digest": new.digest,
+            "delta_digest": new.delta.digest,
+            "gate_report": row.gate_report_id,
+            "epoch": lease.epoch,
+            "batch": row.batch_id,
+            "removal": new.removal.removal_id if new.removal else None,
+            "edits": list(change.added),
+            "gone": sorted(change.gone),
+            "num_active": len(active),
+        },
+    )
+
+
+def _move_edits(connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot, *, change: _Change) -> None:
+    about = {"snapshot": new.snapshot_id}
+    actor, moves = lease.owner, []
+    if new.removal is not None:
+        actor = new.removal.actor
+        gone = EditStatus.reverted if new.removal.rejected_snapshot_id is None else EditStatus.rejected
+        reason = new.removal.reason or "no reason given"
+        about["removal"] = new.removal.removal_id
+        moves += [Move(edit_id=edit_id, to=gone, reason=reason, about=about) for edit_id in change.removed]
+    for old, by in change.displaced:
+        reason = f"corrected by {by}"
+        moves.append(Move(edit_id=old, to=EditStatus.superseded, reason=reason, superseded_by=by, about=about))
+    moves += [Move(edit_id=edit_id, to=EditStatus.snapshotted, about=about) for edit_id in change.added]
+    move(connection, moves, on=on, actor=actor)
+
+
+def _finish_work(connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot, *, seq: int) -> None:
+    if new.batch is not None:
+        is_batch = edit_batches.c.batch_id == new.batch.batch_id
+        connection.execute(update(edit_batches).where(is_batch).values(seconds=dict(new.seconds)))
+    if new.removal is not None:
+        finish(
+            connection,
+            new.removal.removal_id,
+            status=RemovalStatus.done,
+            outcome=f"snapshot {seq}",
+            snapshot_id=new.snapshot_id,
+        )
+        if new.removal.rejected_snapshot_id is None:
+            because = f"edits were reverted by {new.removal.actor} in snapshot {seq}"
+            lift_after_roll_back(connection, on, because=because, actor=lease.owner)
+
+
+def _retire_if_tainted(connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot) -> None:
+    """A batch that was under way while its parent was rejected still holds the rejected edits."""
+    removal_id = new.removal.removal_id if new.removal else None
+    if has_rejection_besides(connection, on, removal_id):
+        about = {"reason": "holds edits of a rejected snapshot"}
+        retired = SnapshotStatus.retired
+        move_snapshots(connection, [new.snapshot_id], retired, on=on, actor=lease.owner, about=about)
+
+
+def _ring_if_more_waits(connection: Connection, on: LockedLineage, new: NewSnapshot) -> None:
+    edits = select(literal(1)).where(
+        edit_requests.c.lineage_id == on.lineage_id, edit_requests.c.status == EditStatus.received
+    )
+    owed = select(literal(1)).where(
+        removals.c.lineage_id == on.lineage_id, removals.c.status == RemovalStatus.requested
+    )
+    if connection.execute(select(or_(edits.exists(), owed.exists()))).scalar_one():
+        owe(
+            connection,
+            kind="doorbell",
+            dedup_key=f"doorbell:snapshot:{new.snapshot_id}",
+            payload=on.doorbell,
+        )

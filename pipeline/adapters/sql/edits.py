@@ -1,0 +1,218 @@
+"""The one place where an edit's status changes. Knows what every change leaves behind, not who asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Interval, Row, bindparam, func, literal, select, update
+
+from pipeline.adapters.sql.audit import AuditLine, append_all
+from pipeline.adapters.sql.locks import LockedLineage
+from pipeline.adapters.sql.outbox import Debt, owe_all
+from pipeline.adapters.sql.tables import batch_edits, edit_batches, edit_requests
+from pipeline.domain.audit import AuditEvent
+from pipeline.domain.edits import normalised
+from pipeline.domain.errors import UnknownRecord
+from pipeline.domain.lifecycle import EditStatus, edit_action
+
+FIRST_WAIT = timedelta(seconds=1)
+LONGEST_WAIT = timedelta(minutes=5)
+ANNOUNCED = frozenset(
+    {EditStatus.snapshotted, EditStatus.rejected, EditStatus.superseded, EditStatus.reverted, EditStatus.dead}
+)
+"""Statuses that the producer hears of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """One edit and the status it is to have."""
+
+    edit_id: str
+    """Which edit."""
+    to: EditStatus
+    """Where it goes."""
+    reason: str | None = None
+    """Why, for the producer and the auditor."""
+    superseded_by: str | None = None
+    """The edit that holds instead of a superseded one."""
+    gate_report_id: str | None = None
+    """The report that rejects it."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """More for the audit line: the batch, the snapshot."""
+
+
+def move(connection: Connection, moves: Sequence[Move], *, on: LockedLineage, actor: str) -> None:
+    """Change statuses: one audit line each, a result owed to the producer, the outcome noted in the batch.
+
+    An edit that comes back from a batch, or dies in one, has had one attempt more and waits longer every time.
+
+    Raises:
+        UnknownRecord: if an id names no edit of the lineage.
+        IllegalTransition: if the lifecycle does not hold a move.
+    """
+    if not moves:
+        return
+    rows = _locked(connection, moves, on)
+    lines = [_line(one, rows[one.edit_id], on=on, actor=actor) for one in moves]
+    connection.execute(_change(), [_values(one, rows[one.edit_id]) for one in moves])
+    _note_outcomes(connection, [one for one in moves if _leaves_batch(rows[one.edit_id], one)], on)
+    events = append_all(connection, lines)
+    owe_all(connection, _results(moves, rows, events, lineage=on.name))
+
+
+def put_back(
+    connection: Connection,
+    claimed: Sequence[Row[Any]],
+    *,
+    on: LockedLineage,
+    actor: str,
+    reason: str,
+    max_attempts: int,
+) -> None:
+    """Put claimed edits back into the queue with one attempt more; `dead` if that makes `max_attempts`."""
+    dead = {row.edit_id for row in claimed if row.attempts + 1 >= max_attempts}
+    moves = [
+        Move(
+            edit_id=row.edit_id,
+            to=EditStatus.dead if row.edit_id in dead else EditStatus.received,
+            reason=reason,
+        )
+        for row in claimed
+    ]
+    move(connection, moves, on=on, actor=actor)
+    restore_queued(connection, sorted(dead), on=on, actor=actor)
+
+
+def restore_queued(connection: Connection, edit_ids: Sequence[str], *, on: LockedLineage, actor: str) -> None:
+    """Put back into the queue what had made way, while waiting, for edits that never got into a snapshot.
+
+    A correction that its gate rejects supersedes nothing. Duplicates stay: they ask for what was just refused.
+    """
+    made_way = edit_requests.alias()
+    query = (
+        select(made_way.c.edit_id, made_way.c.target_new, edit_requests.c.target_new.label("winner_target"))
+        .join(edit_requests, edit_requests.c.edit_id == made_way.c.superseded_by)
+        .where(edit_requests.c.edit_id.in_(edit_ids), made_way.c.status == EditStatus.superseded)
+        .order_by(made_way.c.edit_id)
+    )
+    rows = connection.execute(query).all()
+    reason = "the correction it had made way for did not get in"
+    back = [row.edit_id for row in rows if normalised(row.target_new) != normalised(row.winner_target)]
+    moves = [Move(edit_id=edit_id, to=EditStatus.received, reason=reason) for edit_id in back]
+    move(connection, moves, on=on, actor=actor)
+
+
+def _locked(connection: Connection, moves: Sequence[Move], on: LockedLineage) -> dict[str, Row[Any]]:
+    wanted = [one.edit_id for one in moves]
+    query = select(edit_requests).where(
+        edit_requests.c.lineage_id == on.lineage_id, edit_requests.c.edit_id.in_(wanted)
+    )
+    found = connection.execute(query.order_by(edit_requests.c.edit_id).with_for_update())
+    rows: dict[str, Row[Any]] = {row.edit_id: row for row in found}
+    missing = [edit_id for edit_id in wanted if edit_id not in rows]
+    if missing:
+        message = f"expected an edit of the lineage {on.name!r}, got {missing[0]}"
+        raise UnknownRecord(message, lineage=on.name, edit_id=missing[0])
+    return rows
+
+
+def _line(one: Move, row: Row[Any], *, on: LockedLineage, actor: str) -> AuditLine:
+    before = EditStatus(row.status)
+    details = {
+        "request_id": row.request_id,
+        "from": before.value,
+        "to": one.to.value,
+        "reason": one.reason,
+        "superseded_by": one.superseded_by,
+        "gate_report": one.gate_report_id,
+        "attempts": row.attempts + _is_attempt(before, one.to),
+    }
+    payload = {key: value for key, value in {**details, **one.about}.items() if value is not None}
+    action = edit_action(before, one.to)
+    return AuditLine(chain=on.name, actor=actor, action=action, subject=one.edit_id, payload=payload)
+
+
+def _change() -> Any:
+    wait = bindparam("wait", type_=Interval)
+    later = func.greatest(edit_requests.c.next_attempt_at, func.clock_timestamp() + wait)
+    return (
+        update(edit_requests)
+        .where(edit_requests.c.edit_id == bindparam("which"))
+        .values(
+            status=bindparam("to"),
+            reason=bindparam("why"),
+            superseded_by=bindparam("winner"),
+            attempts=edit_requests.c.attempts + bindparam("tries"),
+            next_attempt_at=later,
+        )
+    )
+
+
+def _values(one: Move, row: Row[Any]) -> dict[str, Any]:
+    is_attempt = _is_attempt(EditStatus(row.status), one.to)
+    wait = min(FIRST_WAIT * 2 ** min(row.attempts, 20), LONGEST_WAIT) if is_attempt else timedelta()
+    return {
+        "which": one.edit_id,
+        "to": one.to.value,
+        "why": one.reason,
+        "winner": one.superseded_by,
+        "tries": int(is_attempt),
+        "wait": wait,
+    }
+
+
+def _is_attempt(before: EditStatus, after: EditStatus) -> bool:
+    return before is EditStatus.claimed and after in (EditStatus.received, EditStatus.dead)
+
+
+def _leaves_batch(row: Row[Any], one: Move) -> bool:
+    return row.status == EditStatus.claimed and one.to is not EditStatus.claimed
+
+
+def _note_outcomes(connection: Connection, moves: Sequence[Move], on: LockedLineage) -> None:
+    """Write what became of the edits of open batches; a batch is finished once that is known of all of them."""
+    if not moves:
+        return
+    is_open = (edit_batches.c.lineage_id == on.lineage_id) & edit_batches.c.finished_at.is_(None)
+    outcome = (
+        update(batch_edits)
+        .where(batch_edits.c.batch_id == edit_batches.c.batch_id, is_open, batch_edits.c.outcome.is_(None))
+        .where(batch_edits.c.edit_id == bindparam("which"))
+        .values(outcome=bindparam("became"), gate_report_id=bindparam("report"))
+    )
+    values = [{"which": one.edit_id, "became": _outcome(one.to), "report": one.gate_report_id} for one in moves]
+    connection.execute(outcome, values)
+    undecided = select(literal(1)).where(
+        batch_edits.c.batch_id == edit_batches.c.batch_id, batch_edits.c.outcome.is_(None)
+    )
+    connection.execute(
+        update(edit_batches).where(is_open, ~undecided.exists()).values(finished_at=func.clock_timestamp())
+    )
+
+
+def _outcome(status: EditStatus) -> str:
+    return "released" if status is EditStatus.received else status.value
+
+
+def _results(
+    moves: Sequence[Move], rows: Mapping[str, Row[Any]], events: Sequence[AuditEvent], *, lineage: str
+) -> list[Debt]:
+    return [
+        Debt(
+            kind="result",
+            dedup_key=f"result:{one.edit_id}:{one.to.value}:{event.seq}",
+            payload={
+                "edit_id": one.edit_id,
+                "request_id": rows[one.edit_id].request_id,
+                "lineage": lineage,
+                "status": one.to.value,
+                "reason": one.reason,
+                "at": event.at.isoformat(),
+            },
+        )
+        for one, event in zip(moves, events, strict=True)
+        if one.to in ANNOUNCED
+    ]

@@ -1,0 +1,139 @@
+"""The auditors' views, read from PostgreSQL. Knows columns; the views know what they mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, RowMapping, func, select, text
+
+from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.rows import is_uuid
+from pipeline.adapters.sql.tables import approvals, audit_events, ingest_offsets, lineages, snapshots
+from pipeline.domain.errors import UnknownLineage, UnknownRecord
+from pipeline.domain.lifecycle import EditStatus
+
+# The oldest are found first, so that the view is worked out for no more rows than are shown.
+_BY_STATUS = text(
+    """
+    SELECT * FROM edit_history WHERE edit_id IN (
+        SELECT edit_id FROM edit_requests JOIN lineages USING (lineage_id)
+        WHERE name = :lineage AND (CAST(:status AS text) IS NULL OR status = :status)
+        ORDER BY received_at, edit_id LIMIT :limit
+    ) ORDER BY received_at, edit_id
+    """
+)
+_BY_STATE = text(
+    """
+    SELECT * FROM edit_history WHERE lineage = :lineage AND state = :status
+    ORDER BY received_at, edit_id LIMIT :limit
+    """
+)
+_ONE = text(
+    """
+    SELECT * FROM edit_history WHERE edit_id = (
+        SELECT edit_id FROM edit_requests JOIN lineages USING (lineage_id)
+        WHERE name = :lineage AND (edit_id = CAST(:edit_id AS uuid) OR request_id = :ref)
+        ORDER BY edit_id = CAST(:edit_id AS uuid) DESC NULLS LAST LIMIT 1
+    )
+    """
+)
+_ABOUT = ("edit_id", "snapshot_id", "approved_snapshot_id", "removal_id")
+"""Columns of `edit_history` that name what an edit's audit lines are about."""
+
+
+class SqlHistoryStore:
+    """Reads only."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def edits(self, lineage: str, *, status: str | None = None, limit: int = 1000) -> tuple[Mapping[str, Any], ...]:
+        """Rows of `edit_history`, oldest first; `status` may also be one of its states, such as `live`.
+
+        Raises:
+            UnknownLineage: if there is none.
+        """
+        is_state = status is not None and status not in frozenset(EditStatus)
+        wanted = {"lineage": lineage, "status": status, "limit": limit}
+        with transaction(self._engine) as connection:
+            _lineage_id(connection, lineage)
+            rows = connection.execute(_BY_STATE if is_state else _BY_STATUS, wanted).mappings().all()
+        return tuple(_plain(row) for row in rows)
+
+    def edit(self, lineage: str, ref: str) -> Mapping[str, Any]:
+        """One row of `edit_history`, by edit id or request id, with its audit lines under `events`.
+
+        The lines are the edit's own and those of the snapshot that brought it in, of its approval and its removal.
+
+        Raises:
+            UnknownRecord: if there is none.
+        """
+        wanted = {"lineage": lineage, "edit_id": ref if is_uuid(ref) else None, "ref": ref}
+        with transaction(self._engine) as connection:
+            row = connection.execute(_ONE, wanted).mappings().one_or_none()
+            if row is None:
+                message = f"expected the id of an edit or request of the lineage {lineage!r}, got {ref!r:.120}"
+                raise UnknownRecord(message, lineage=lineage, edit=ref)
+            found = _plain(row)
+            return found | {"events": _events(connection, lineage, {found[name] for name in _ABOUT if found[name]})}
+
+    def approvals(self, lineage: str) -> tuple[Mapping[str, Any], ...]:
+        """Every decision, refused ones too, oldest first.
+
+        Raises:
+            UnknownLineage: if there is none.
+        """
+        query = select(approvals, snapshots.c.seq.label("snapshot_seq")).join(
+            snapshots, snapshots.c.snapshot_id == approvals.c.snapshot_id
+        )
+        with transaction(self._engine) as connection:
+            mine = query.where(approvals.c.lineage_id == _lineage_id(connection, lineage))
+            rows = connection.execute(mine.order_by(approvals.c.decided_at, approvals.c.approval_id)).mappings().all()
+        return tuple(_plain(row) for row in rows)
+
+    def intake_counts(self) -> Mapping[str, int]:
+        """`received`, `duplicates`, `refused` over all partitions."""
+        columns = ingest_offsets.c
+        query = select(
+            func.coalesce(func.sum(columns.num_received), 0).label("received"),
+            func.coalesce(func.sum(columns.num_duplicates), 0).label("duplicates"),
+            func.coalesce(func.sum(columns.num_refused), 0).label("refused"),
+        )
+        with transaction(self._engine) as connection:
+            row = connection.execute(query).mappings().one()
+        return {name: int(value) for name, value in row.items()}
+
+    def now(self) -> datetime:
+        """Database time; also the cheapest health check."""
+        with transaction(self._engine) as connection:
+            return cast(datetime, connection.execute(select(func.clock_timestamp())).scalar_one())
+
+
+def _lineage_id(connection: Connection, name: str) -> str:
+    lineage_id = connection.execute(select(lineages.c.lineage_id).where(lineages.c.name == name)).scalar_one_or_none()
+    if lineage_id is None:
+        raise UnknownLineage(f"expected the name of a lineage, got {name!r:.120}", lineage=name)
+    return str(lineage_id)
+
+
+def _events(connection: Connection, lineage: str, subjects: set[str]) -> tuple[Mapping[str, Any], ...]:
+    columns = audit_events.c
+    query = select(audit_events).where(columns.chain == lineage, columns.subject.in_(sorted(subjects)))
+    rows = connection.execute(query.order_by(columns.seq)).mappings().all()
+    return tuple(dict(row) | {"payload": _payload(row["payload"])} for row in rows)
+
+
+def _payload(stored: str) -> Any:
+    """The details; the text itself where somebody broke it, which `audit verify` will say."""
+    try:
+        return json.loads(stored)
+    except ValueError:
+        return stored
+
+
+def _plain(row: RowMapping) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, UUID) else value for name, value in row.items()}

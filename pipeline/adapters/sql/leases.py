@@ -1,0 +1,169 @@
+"""Who may write a lineage, in PostgreSQL. Knows nothing of the work that is done under a lease."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Interval, Row, cast, func, literal, literal_column, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from pipeline.adapters.sql.audit import append
+from pipeline.adapters.sql.edits import put_back
+from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.locks import LockedLineage, lock_lineage
+from pipeline.adapters.sql.tables import edit_requests, leases, lineages, removals
+from pipeline.domain.audit import AuditAction
+from pipeline.domain.errors import LeaseLost
+from pipeline.domain.lifecycle import EditStatus, RemovalStatus
+from pipeline.domain.lineages import Lease
+
+NOBODY = ""
+"""Owner of a lease that was given back; its epoch stays."""
+
+
+def check(connection: Connection, lease: Lease) -> LockedLineage:
+    """Lock a lease and its lineage, so that nobody takes either before this transaction ends.
+
+    Raises:
+        LeaseLost: if somebody else owns the lineage, or the lease has expired.
+    """
+    query = (
+        select(leases)
+        .join(lineages, lineages.c.lineage_id == leases.c.lineage_id)
+        .where(lineages.c.name == lease.lineage)
+        .with_for_update(of=leases)
+    )
+    row = connection.execute(query).one_or_none()
+    if row is None or (row.owner, row.epoch) != (lease.owner, lease.epoch):
+        raise _lost(lease, "another owner has taken it")
+    locked = lock_lineage(connection, lease.lineage)
+    # Asked after the waits for both locks: expiry counts from now, not from when the waiting began.
+    now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    if row.expires_at <= now:
+        raise _lost(lease, f"it expired at {row.expires_at.isoformat()}")
+    return locked
+
+
+class SqlLeaseStore:
+    """Leases with an epoch that only grows. Time is the database's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def acquire(self, lineage: str, *, owner: str, ttl: timedelta, max_attempts: int) -> Lease | None:
+        """Take a free or expired lease, with a higher epoch; None while somebody else holds it.
+
+        What the owner before had claimed goes back to the queue with one attempt more, or is `dead` if that was
+        the last.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            row = _take(connection, lineage, owner, ttl)
+            locked = lock_lineage(connection, lineage)
+            if row is None:
+                return None
+            _audit_takeover(connection, locked, row, owner=owner)
+            _release_claims(connection, locked, owner=owner, max_attempts=max_attempts)
+            return Lease(lineage=lineage, owner=owner, epoch=row.epoch, expires_at=row.expires_at)
+
+    def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
+        """Prolong it.
+
+        Raises:
+            LeaseLost: if it expired or was taken.
+        """
+        prolong = update(leases).where(_is_ours(lease)).values(expires_at=_after(ttl)).returning(leases.c.expires_at)
+        with transaction(self._engine) as connection:
+            expires_at = connection.execute(prolong).scalar_one_or_none()
+        if expires_at is None:
+            raise _lost(lease, "it expired or another owner has taken it")
+        return Lease(lineage=lease.lineage, owner=lease.owner, epoch=lease.epoch, expires_at=expires_at)
+
+    def release(self, lease: Lease) -> None:
+        """Give it back; nothing happens if it was lost."""
+        give_back = update(leases).where(_is_ours(lease)).values(owner=NOBODY, expires_at=func.clock_timestamp())
+        with transaction(self._engine) as connection:
+            connection.execute(give_back)
+
+    def waiting(self) -> tuple[str, ...]:
+        """Names of lineages that have work (due edits or removals), no live lease and no hold that stops it.
+
+        Edits that a dead worker left claimed are work too: taking the lease puts them back.
+        """
+        has_due = _has_edits(EditStatus.received, edit_requests.c.next_attempt_at <= func.clock_timestamp())
+        has_removal = (
+            select(literal(1))
+            .where(removals.c.lineage_id == lineages.c.lineage_id, removals.c.status == RemovalStatus.requested)
+            .exists()
+        )
+        is_leased = (
+            select(literal(1))
+            .where(leases.c.lineage_id == lineages.c.lineage_id, leases.c.expires_at > func.clock_timestamp())
+            .exists()
+        )
+        has_work = or_(lineages.c.hold.is_(None) & has_due, has_removal, _has_edits(EditStatus.claimed))
+        query = select(lineages.c.name).where(has_work, ~is_leased).order_by(lineages.c.name)
+        with transaction(self._engine) as connection:
+            return tuple(connection.execute(query).scalars())
+
+
+def _take(connection: Connection, lineage: str, owner: str, ttl: timedelta) -> Row[Any] | None:
+    """One conditional upsert; None while somebody else's lease lives, or if there is no such lineage."""
+    source = select(lineages.c.lineage_id, literal(owner), literal(1), _after(ttl)).where(lineages.c.name == lineage)
+    fresh = insert(leases).from_select(["lineage_id", "owner", "epoch", "expires_at"], source)
+    upsert = fresh.on_conflict_do_update(
+        index_elements=["lineage_id"],
+        set_={"owner": owner, "epoch": leases.c.epoch + 1, "expires_at": _after(ttl)},
+        where=or_(leases.c.expires_at <= func.clock_timestamp(), leases.c.owner == owner),
+    )
+    old_owner: Any = literal_column("old.owner").label("old_owner")
+    return connection.execute(upsert.returning(leases.c.epoch, leases.c.expires_at, old_owner)).one_or_none()
+
+
+def _audit_takeover(connection: Connection, on: LockedLineage, row: Row[Any], *, owner: str) -> None:
+    if row.old_owner not in (None, NOBODY, owner):
+        payload = {"from": row.old_owner, "to": owner, "epoch": row.epoch}
+        append(
+            connection,
+            chain=on.name,
+            actor=owner,
+            action=AuditAction.lease_taken,
+            subject=on.lineage_id,
+            payload=payload,
+        )
+
+
+def _release_claims(connection: Connection, on: LockedLineage, *, owner: str, max_attempts: int) -> None:
+    claimed = select(edit_requests).where(
+        edit_requests.c.lineage_id == on.lineage_id, edit_requests.c.status == EditStatus.claimed
+    )
+    left = connection.execute(claimed.order_by(edit_requests.c.edit_id)).all()
+    reason = "the worker that had claimed it lost its lease"
+    put_back(connection, left, on=on, actor=owner, reason=reason, max_attempts=max_attempts)
+
+
+def _has_edits(status: EditStatus, *conditions: Any) -> Any:
+    of_lineage = edit_requests.c.lineage_id == lineages.c.lineage_id
+    return select(literal(1)).where(of_lineage, edit_requests.c.status == status, *conditions).exists()
+
+
+def _is_ours(lease: Lease) -> Any:
+    lineage_id = select(lineages.c.lineage_id).where(lineages.c.name == lease.lineage).scalar_subquery()
+    return (
+        (leases.c.lineage_id == lineage_id)
+        & (leases.c.owner == lease.owner)
+        & (leases.c.epoch == lease.epoch)
+        & (leases.c.expires_at > func.clock_timestamp())
+    )
+
+
+def _after(ttl: timedelta) -> Any:
+    return func.clock_timestamp() + cast(literal(ttl), Interval)
+
+
+def _lost(lease: Lease, why: str) -> LeaseLost:
+    message = f"expected to hold the lease on {lease.lineage!r} at epoch {lease.epoch}: {why}"
+    return LeaseLost(message, lineage=lease.lineage, owner=lease.owner)

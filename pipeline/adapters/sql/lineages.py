@@ -1,0 +1,199 @@
+"""Lineages and their holds in PostgreSQL. Knows nothing of the edits, but counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Select, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from pipeline.adapters.sql.audit import append
+from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.locks import lock_lineage
+from pipeline.adapters.sql.outbox import owe
+from pipeline.adapters.sql.rows import artifact_json, artifact_of
+from pipeline.adapters.sql.tables import edit_requests, lineages, snapshots
+from pipeline.domain.audit import AuditAction
+from pipeline.domain.canonical import sha256_json
+from pipeline.domain.errors import InvalidInput, UnknownLineage
+from pipeline.domain.gates import GatePolicy
+from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
+from pipeline.domain.rank_api import BaseSpec, EditorSettings
+
+PARAMS = ("inner_params", "subject_params")
+"""Settings of an editor that are lists of names."""
+TRAINED = "trained"
+"""Where the column `editor` holds, beside the settings, which files a trained editor is made of."""
+
+
+class SqlLineageStore:
+    """Makes, reads, holds and resumes lineages."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(self, new: NewLineage, *, actor: str) -> Lineage:
+        """Make a lineage.
+
+        Raises:
+            InvalidInput: if the name is taken or cannot be one.
+        """
+        check_name(new.name)
+        row = _row(new)
+        with transaction(self._engine) as connection:
+            made = insert(lineages).values(row).on_conflict_do_nothing().returning(lineages.c.lineage_id)
+            lineage_id = connection.execute(made).scalar_one_or_none()
+            if lineage_id is None:
+                raise InvalidInput(f"expected a free name for a lineage, got {new.name!r}, taken", lineage=new.name)
+            append(
+                connection,
+                chain=new.name,
+                actor=actor,
+                action=AuditAction.lineage_created,
+                subject=lineage_id,
+                payload=row,
+            )
+            return _one(connection, new.name)
+
+    def lineage(self, name: str) -> Lineage:
+        """One lineage.
+
+        Raises:
+            UnknownLineage: if there is none.
+        """
+        with transaction(self._engine) as connection:
+            return _one(connection, name)
+
+    def lineages(self) -> tuple[Lineage, ...]:
+        """All of them, by name."""
+        with transaction(self._engine) as connection:
+            counts = _counts(connection)
+            rows = connection.execute(_query().order_by(lineages.c.name)).all()
+            return tuple(_lineage(row, counts.get(row.lineage_id, {})) for row in rows)
+
+    def hold(self, name: str, *, reason: str, actor: str) -> None:
+        """Let no batch start until a person resumes; a second hold keeps the first reason.
+
+        Raises:
+            UnknownLineage: if there is none.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, name)
+            if on.hold is not None:
+                return
+            self._set_hold(connection, on.lineage_id, reason)
+            append(
+                connection,
+                chain=name,
+                actor=actor,
+                action=AuditAction.lineage_held,
+                subject=on.lineage_id,
+                payload={"reason": reason},
+            )
+
+    def resume(self, name: str, *, actor: str) -> None:
+        """Lift a hold and ring the doorbell; nothing happens if there is none.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, name)
+            if on.hold is None:
+                return
+            base_digest = self._set_hold(connection, on.lineage_id, None)
+            event = append(
+                connection,
+                chain=name,
+                actor=actor,
+                action=AuditAction.lineage_resumed,
+                subject=on.lineage_id,
+                payload={"was": on.hold},
+            )
+            payload = {"lineage": name, "base_digest": base_digest}
+            owe(connection, kind="doorbell", dedup_key=f"doorbell:{name}:resumed:{event.seq}", payload=payload)
+
+    @staticmethod
+    def _set_hold(connection: Connection, lineage_id: str, reason: str | None) -> str:
+        change = update(lineages).where(lineages.c.lineage_id == lineage_id).values(hold=reason)
+        return str(connection.execute(change.returning(lineages.c.base_digest)).scalar_one())
+
+
+def _row(new: NewLineage) -> dict[str, Any]:
+    editor = asdict(new.editor) | {name: list(getattr(new.editor, name)) for name in PARAMS}
+    if (trained := new.trained) is not None:
+        files = {"card": artifact_json(trained.card), "tensors": artifact_json(trained.tensors)}
+        editor[TRAINED] = {"name": trained.name} | files
+    return {
+        "name": new.name,
+        "task": new.base.task,
+        "base_ref": new.base.ref,
+        "base_digest": new.base.digest,
+        "editor": editor,
+        "editor_digest": sha256_json(editor),
+        "policy": asdict(new.policy),
+        "prior": artifact_json(new.prior),
+        "baseline": artifact_json(new.baseline),
+    }
+
+
+def _query() -> Select[Any]:
+    head, champion = snapshots.alias("head"), snapshots.alias("champion")
+    return (
+        select(lineages, head.c.seq.label("head_seq"), champion.c.seq.label("champion_seq"))
+        .outerjoin(head, head.c.snapshot_id == lineages.c.head_snapshot_id)
+        .outerjoin(champion, champion.c.snapshot_id == lineages.c.champion_snapshot_id)
+    )
+
+
+def _one(connection: Connection, name: str) -> Lineage:
+    row = connection.execute(_query().where(lineages.c.name == name)).one_or_none()
+    if row is None:
+        raise UnknownLineage(f"expected the name of a lineage, got {name!r:.120}", lineage=name)
+    return _lineage(row, _counts(connection, row.lineage_id).get(row.lineage_id, {}))
+
+
+def _counts(connection: Connection, lineage_id: str | None = None) -> dict[str, dict[str, int]]:
+    columns = edit_requests.c
+    query = select(columns.lineage_id, columns.status, func.count()).group_by(columns.lineage_id, columns.status)
+    if lineage_id is not None:
+        query = query.where(columns.lineage_id == lineage_id)
+    counts: dict[str, dict[str, int]] = {}
+    for owner, status, count in connection.execute(query):
+        counts.setdefault(owner, {})[status] = count
+    return counts
+
+
+def _lineage(row: Row[Any], counts: Mapping[str, int]) -> Lineage:
+    fields = {name: value for name, value in row.editor.items() if name != TRAINED}
+    editor = EditorSettings(**fields | {name: tuple(fields.get(name, ())) for name in PARAMS})
+    settings = NewLineage(
+        name=row.name,
+        base=BaseSpec(ref=row.base_ref, digest=row.base_digest, task=row.task),
+        editor=editor,
+        policy=GatePolicy(**row.policy),
+        prior=artifact_of(row.prior),
+        baseline=artifact_of(row.baseline),
+        trained=_trained(row.editor.get(TRAINED)),
+    )
+    return Lineage(
+        lineage_id=row.lineage_id,
+        settings=settings,
+        editor_digest=row.editor_digest,
+        head_id=row.head_snapshot_id,
+        head_seq=row.head_seq or 0,
+        champion_id=row.champion_snapshot_id,
+        champion_seq=row.champion_seq or 0,
+        hold=row.hold,
+        created_at=row.created_at,
+        counts=counts,
+    )
+
+
+def _trained(document: Mapping[str, Any] | None) -> TrainedArtifacts | None:
+    if document is None:
+        return None
+    card, tensors = artifact_of(document["card"]), artifact_of(document["tensors"])
+    return TrainedArtifacts(name=document["name"], card=card, tensors=tensors)

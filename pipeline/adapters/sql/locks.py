@@ -1,0 +1,72 @@
+"""The lock that orders all writers of a lineage. Every one takes it before it touches edits, snapshots or the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from pipeline.adapters.sql.tables import lineages
+from pipeline.domain.errors import UnknownLineage
+from pipeline.domain.gates import GatePolicy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LockedLineage:
+    """A lineage as it stands while its row is locked."""
+
+    lineage_id: str
+    """UUID."""
+    name: str
+    """Unique name; also the name of its audit chain."""
+    head_id: str | None
+    """The newest snapshot; None before the first."""
+    champion_id: str | None
+    """The snapshot that is live; None for the base."""
+    seq: int
+    """Place of the head; 0 before the first snapshot."""
+    num_batches: int
+    """Batches claimed so far."""
+    hold: str | None
+    """Why no batch may start; None if one may."""
+    base_digest: str
+    """SHA-256 of the base model."""
+    policy: Mapping[str, Any]
+    """Fields of its gate policy."""
+
+    @property
+    def doorbell(self) -> dict[str, Any]:
+        """Payload of a debt of kind `doorbell`."""
+        return {"lineage": self.name, "base_digest": self.base_digest}
+
+    @property
+    def policy_digest(self) -> str:
+        """SHA-256 of the thresholds that are in force."""
+        return GatePolicy(**self.policy).digest
+
+
+def lock_lineage(connection: Connection, name: str) -> LockedLineage:
+    """Lock a lineage until the transaction ends.
+
+    The lock leaves the key alone, so intake, whose rows refer to the lineage, does not wait for it.
+
+    Raises:
+        UnknownLineage: if there is none.
+    """
+    query = select(lineages).where(lineages.c.name == name).with_for_update(key_share=True)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise UnknownLineage(f"expected the name of a lineage, got {name!r}", lineage=name)
+    return LockedLineage(
+        lineage_id=row.lineage_id,
+        name=row.name,
+        head_id=row.head_snapshot_id,
+        champion_id=row.champion_snapshot_id,
+        seq=row.seq,
+        num_batches=row.num_batches,
+        hold=row.hold,
+        base_digest=row.base_digest,
+        policy=row.policy,
+    )

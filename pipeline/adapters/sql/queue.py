@@ -1,0 +1,248 @@
+"""The work of a lineage, in PostgreSQL. Knows which edits wait and which conflict, not how they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
+
+from pipeline.adapters.sql.active_sets import active_rows
+from pipeline.adapters.sql.edits import Move, move, put_back, restore_queued
+from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.leases import check
+from pipeline.adapters.sql.locks import LockedLineage
+from pipeline.adapters.sql.removals import fail, next_due
+from pipeline.adapters.sql.reports import insert_report
+from pipeline.adapters.sql.rows import active_edit_of, claimant_of, edit_of, is_uuid
+from pipeline.adapters.sql.tables import batch_edits, edit_batches, edit_requests, lineages, snapshots
+from pipeline.domain.batches import ActiveEdit, EditBatch, displaced_by
+from pipeline.domain.conflicts import superseded
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import InvalidInput, UnknownRecord
+from pipeline.domain.gates import GateReport
+from pipeline.domain.lifecycle import EditStatus
+from pipeline.domain.lineages import Lease, Removal
+
+_OLDEST_FIRST = (
+    edit_requests.c.occurred_at,
+    edit_requests.c.topic,
+    edit_requests.c.partition,
+    edit_requests.c.offset,
+    edit_requests.c.edit_id,
+)
+
+
+class SqlEditQueue:
+    """What a worker asks for and gives back, every time under its lease."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def claim_batch(self, lease: Lease, *, limit: int, max_wait: timedelta) -> EditBatch | None:
+        """Claim due edits, oldest first, after conflicts are resolved; None if no batch is due.
+
+        Raises:
+            LeaseLost: if the lease is no longer ours; nothing was written.
+            InvalidInput: if the batch before is not finished: a lineage has one at a time.
+        """
+        with transaction(self._engine) as connection:
+            on = check(connection, lease)
+            if on.hold is not None:
+                return None
+            _refuse_second_batch(connection, on)
+            waiting = _resolved_front(connection, on, limit=limit, actor=lease.owner)
+            if not waiting or not _is_closed(connection, waiting, limit=limit, max_wait=max_wait):
+                return None
+            return _claim(connection, on, lease, waiting)
+
+    def is_filling(self, lineage: str) -> bool:
+        """Whether edits are due whose batch is not closed yet; False while the lineage is held."""
+        is_due = (edit_requests.c.status == EditStatus.received) & (
+            edit_requests.c.next_attempt_at <= func.clock_timestamp()
+        )
+        of_lineage = edit_requests.c.lineage_id == lineages.c.lineage_id
+        query = select(select(literal(1)).where(of_lineage, is_due).exists()).where(
+            lineages.c.name == lineage, lineages.c.hold.is_(None)
+        )
+        with transaction(self._engine) as connection:
+            return bool(connection.execute(query).scalar())
+
+    def release(self, lease: Lease, edit_ids: Sequence[str], *, reason: str, max_attempts: int) -> None:
+        """Put claimed edits back with one attempt more and a later `next_attempt_at`; `dead` at `max_attempts`.
+
+        Edits that are no longer claimed are left as they are: their batch may have been committed in part.
+        """
+        with transaction(self._engine) as connection:
+            on = check(connection, lease)
+            claimed = _claimed(connection, on, edit_ids)
+            put_back(connection, claimed, on=on, actor=lease.owner, reason=reason, max_attempts=max_attempts)
+
+    def reject(self, lease: Lease, reasons: Mapping[str, str], *, report: GateReport) -> None:
+        """Reject claimed edits, each with what was measured; the report is kept.
+
+        Raises:
+            IllegalTransition: if an edit is not claimed.
+        """
+        with transaction(self._engine) as connection:
+            on = check(connection, lease)
+            report_id = insert_report(connection, on.lineage_id, report, snapshot_digest=None)
+            moves = [
+                Move(edit_id=edit_id, to=EditStatus.rejected, reason=reason, gate_report_id=report_id)
+                for edit_id, reason in reasons.items()
+            ]
+            move(connection, moves, on=on, actor=lease.owner)
+            restore_queued(connection, sorted(reasons), on=on, actor=lease.owner)
+
+    def next_removal(self, lease: Lease) -> Removal | None:
+        """The oldest removal that is due, also while the lineage is held; without what is already gone."""
+        with transaction(self._engine) as connection:
+            return next_due(connection, check(connection, lease), actor=lease.owner)
+
+    def fail_removal(self, lease: Lease, removal: Removal, *, reason: str, report: GateReport | None) -> None:
+        """Record that a removal did not pass its gate; the head stays and a person decides."""
+        with transaction(self._engine) as connection:
+            on = check(connection, lease)
+            fail(connection, on, removal, reason=reason, report=report, actor=lease.owner)
+
+    def edits(self, lineage: str, edit_ids: Sequence[str]) -> tuple[Edit, ...]:
+        """Edits by id, in the order asked.
+
+        Raises:
+            UnknownRecord: if an id names no edit of the lineage.
+        """
+        query = (
+            select(edit_requests)
+            .join(lineages, lineages.c.lineage_id == edit_requests.c.lineage_id)
+            .where(lineages.c.name == lineage, edit_requests.c.edit_id.in_([one for one in edit_ids if is_uuid(one)]))
+        )
+        with transaction(self._engine) as connection:
+            found = {row.edit_id: edit_of(row, lineage) for row in connection.execute(query)}
+        missing = [edit_id for edit_id in edit_ids if edit_id not in found]
+        if missing:
+            raise UnknownRecord(f"expected an edit of {lineage!r}, got {missing[0]}", edit_id=missing[0])
+        return tuple(found[edit_id] for edit_id in edit_ids)
+
+    def active_edits(self, lineage: str, *, snapshot_id: str | None) -> tuple[ActiveEdit, ...]:
+        """The active set of a snapshot, oldest first; empty for None.
+
+        Raises:
+            UnknownRecord: if the snapshot is not of this lineage.
+        """
+        if snapshot_id is None:
+            return ()
+        of_lineage = (
+            select(literal(1))
+            .join(lineages, lineages.c.lineage_id == snapshots.c.lineage_id)
+            .where(lineages.c.name == lineage, snapshots.c.snapshot_id == snapshot_id)
+        )
+        with transaction(self._engine) as connection:
+            if not is_uuid(snapshot_id) or connection.scalar(of_lineage) is None:
+                message = f"expected a snapshot of {lineage!r}, got {snapshot_id}"
+                raise UnknownRecord(message, lineage=lineage, snapshot_id=snapshot_id)
+            return tuple(active_edit_of(row, lineage) for row in active_rows(connection, snapshot_id))
+
+
+def _refuse_second_batch(connection: Connection, on: LockedLineage) -> None:
+    query = select(edit_requests.c.edit_id).where(
+        edit_requests.c.lineage_id == on.lineage_id, edit_requests.c.status == EditStatus.claimed
+    )
+    claimed = connection.scalar(query.limit(1))
+    if claimed is not None:
+        message = f"expected the batch before to be finished on {on.name!r}, got edit {claimed} still claimed"
+        raise InvalidInput(message, lineage=on.name, edit_id=claimed)
+
+
+def _resolved_front(connection: Connection, on: LockedLineage, *, limit: int, actor: str) -> Sequence[Row[Any]]:
+    """The first due edits, after every one that another correction makes needless has left the queue."""
+    while True:
+        front = _front(connection, on, limit)
+        keys = {row.conflict_key for row in front}
+        losers = superseded(
+            [claimant_of(row) for row in _waiting_of(connection, on, keys)],
+            [claimant_of(row) for row in active_rows(connection, on.head_id, keys=keys)] if on.head_id else [],
+        )
+        if not losers:
+            return front
+        moves = [
+            Move(
+                edit_id=loser.edit_id,
+                to=EditStatus.superseded,
+                reason=loser.reason,
+                superseded_by=loser.superseded_by,
+            )
+            for loser in losers
+        ]
+        move(connection, moves, on=on, actor=actor)
+
+
+def _front(connection: Connection, on: LockedLineage, limit: int) -> Sequence[Row[Any]]:
+    query = select(edit_requests).where(
+        edit_requests.c.lineage_id == on.lineage_id,
+        edit_requests.c.status == EditStatus.received,
+        edit_requests.c.next_attempt_at <= func.clock_timestamp(),
+    )
+    return connection.execute(query.order_by(*_OLDEST_FIRST).limit(limit)).all()
+
+
+def _waiting_of(connection: Connection, on: LockedLineage, keys: set[str]) -> Sequence[Row[Any]]:
+    """Everything that waits for these facts, due or not: a later correction that waits longer still wins."""
+    query = select(edit_requests).where(
+        edit_requests.c.lineage_id == on.lineage_id,
+        edit_requests.c.status == EditStatus.received,
+        edit_requests.c.conflict_key.in_(keys),
+    )
+    return connection.execute(query).all()
+
+
+def _is_closed(connection: Connection, waiting: Sequence[Row[Any]], *, limit: int, max_wait: timedelta) -> bool:
+    if len(waiting) >= limit:
+        return True
+    oldest = min(row.received_at for row in waiting)
+    return bool(connection.execute(select(func.clock_timestamp())).scalar_one() - oldest >= max_wait)
+
+
+def _claim(connection: Connection, on: LockedLineage, lease: Lease, waiting: Sequence[Row[Any]]) -> EditBatch:
+    ordinal = on.num_batches + 1
+    of_lineage = lineages.c.lineage_id == on.lineage_id
+    connection.execute(update(lineages).where(of_lineage).values(num_batches=ordinal))
+    opened = {
+        "lineage_id": on.lineage_id,
+        "ordinal": ordinal,
+        "parent_snapshot_id": on.head_id,
+        "lease_epoch": lease.epoch,
+    }
+    batch_id: str = connection.execute(
+        insert(edit_batches).values(opened).returning(edit_batches.c.batch_id)
+    ).scalar_one()
+    connection.execute(insert(batch_edits), [{"batch_id": batch_id, "edit_id": row.edit_id} for row in waiting])
+    about = {"batch": batch_id, "ordinal": ordinal, "epoch": lease.epoch}
+    moves = [Move(edit_id=row.edit_id, to=EditStatus.claimed, about=about) for row in waiting]
+    move(connection, moves, on=on, actor=lease.owner)
+    edits = tuple(edit_of(row, on.name) for row in waiting)
+    return EditBatch(
+        batch_id=batch_id,
+        lineage=on.name,
+        ordinal=ordinal,
+        parent_id=on.head_id,
+        edits=edits,
+        displaced=_displaced(connection, on, edits),
+    )
+
+
+def _displaced(connection: Connection, on: LockedLineage, edits: Sequence[Edit]) -> tuple[tuple[str, str], ...]:
+    if on.head_id is None:
+        return ()
+    keys = {edit.request.conflict_key for edit in edits}
+    held = [active_edit_of(row, on.name) for row in active_rows(connection, on.head_id, keys=keys)]
+    return displaced_by(edits, held)
+
+
+def _claimed(connection: Connection, on: LockedLineage, edit_ids: Sequence[str]) -> Sequence[Row[Any]]:
+    query = select(edit_requests).where(
+        edit_requests.c.lineage_id == on.lineage_id,
+        edit_requests.c.edit_id.in_(edit_ids),
+        edit_requests.c.status == EditStatus.claimed,
+    )
+    return connection.execute(query.order_by(*_OLDEST_FIRST)).all()

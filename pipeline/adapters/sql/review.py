@@ -1,0 +1,224 @@
+"""Decisions of people, in PostgreSQL, each one transaction. Knows not where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, func, insert, literal, select
+
+from pipeline.adapters.sql import removals
+from pipeline.adapters.sql.active_sets import active_ids
+from pipeline.adapters.sql.audit import append
+from pipeline.adapters.sql.decisions import carry_out
+from pipeline.adapters.sql.edits import Move, move, restore_queued
+from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.locks import LockedLineage, lock_lineage
+from pipeline.adapters.sql.rows import is_uuid
+from pipeline.adapters.sql.tables import approvals, edit_requests, gate_reports, snapshots
+from pipeline.domain.approvals import Approval, Decision, Outcome, Standing, refusal
+from pipeline.domain.audit import AuditAction
+from pipeline.domain.errors import InvalidInput, UnknownRecord
+from pipeline.domain.gates import Verdict
+from pipeline.domain.lifecycle import EditStatus, SnapshotStatus
+
+
+class SqlReviewStore:
+    """Approve, reject, roll back, revert."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def decide(self, approval: Approval) -> Outcome:
+        """Check with `approvals.refusal` on locked rows, and carry out: statuses, champion, audit, outbox, removal.
+
+        A refusal is recorded too (`approval:refused`). The same decision twice is accepted and changes nothing.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+            UnknownRecord: if the snapshot is not of this lineage.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, approval.lineage)
+            row = _locked_snapshot(connection, on, approval.snapshot_id)
+            before = _same_decision(connection, on, row, approval)
+            if before is not None:
+                return Outcome(is_accepted=True, reason="", approval_id=before)
+            reason = refusal(approval, _standing(connection, on, row))
+            approval_id = _record(connection, on, approval, refused=reason)
+            if reason is not None:
+                _audit_refusal(connection, on, approval, approval_id=approval_id, reason=reason)
+                return Outcome(is_accepted=False, reason=reason, approval_id=approval_id)
+            carry_out(connection, on, row, approval, approval_id=approval_id)
+            return Outcome(is_accepted=True, reason="", approval_id=approval_id)
+
+    def request_revert(self, lineage: str, edit_ids: Sequence[str], *, actor: str, reason: str) -> tuple[str, ...]:
+        """Owe a removal of active edits (queued ones are `reverted` at once); returns the removal ids.
+
+        Edits whose removal a person asked for before are not asked for again; the id of that removal is returned.
+
+        Raises:
+            UnknownRecord: if an id names no edit of this lineage.
+            InvalidInput: if an edit is neither queued nor active; nothing was written.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, lineage)
+            wanted = list(dict.fromkeys(edit_ids))
+            statuses = _statuses(connection, on, wanted)
+            active = active_ids(connection, on.head_id)
+            _refuse_gone(statuses, active)
+            queued = [edit_id for edit_id in wanted if statuses[edit_id] is EditStatus.received]
+            moves = [Move(edit_id=edit_id, to=EditStatus.reverted, reason=reason) for edit_id in queued]
+            move(connection, moves, on=on, actor=actor)
+            restore_queued(connection, queued, on=on, actor=actor)
+            held = [edit_id for edit_id in wanted if edit_id in active]
+            return _owe_removal(connection, on, held, actor=actor, reason=reason)
+
+    def note(self, lineage: str, *, action: str, subject: str, actor: str, payload: Mapping[str, Any]) -> None:
+        """Append one audit line that moves no status (`champion:restored`).
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+            InvalidInput: if the action is not one of `AuditAction`.
+        """
+        if action not in frozenset(AuditAction):
+            raise InvalidInput(f"expected an audit action, got {action!r}", lineage=lineage)
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, lineage)
+            append(
+                connection,
+                chain=on.name,
+                actor=actor,
+                action=AuditAction(action),
+                subject=subject,
+                payload=payload,
+            )
+
+
+def _locked_snapshot(connection: Connection, on: LockedLineage, snapshot_id: str) -> Row[Any]:
+    query = select(snapshots).where(snapshots.c.lineage_id == on.lineage_id, snapshots.c.snapshot_id == snapshot_id)
+    row = connection.execute(query.with_for_update()).one_or_none() if is_uuid(snapshot_id) else None
+    if row is None:
+        message = f"expected a snapshot of {on.name!r}, got {snapshot_id!r}"
+        raise UnknownRecord(message, lineage=on.name, snapshot_id=snapshot_id)
+    return row
+
+
+def _same_decision(connection: Connection, on: LockedLineage, row: Row[Any], approval: Approval) -> str | None:
+    """The approval row of the same decision, if the snapshot still stands as that decision left it."""
+    stands = {
+        Decision.approved: row.status == SnapshotStatus.approved,
+        Decision.rejected: row.status == SnapshotStatus.rejected,
+        Decision.rolled_back: on.champion_id == row.snapshot_id,
+    }
+    if not stands[approval.decision] or approval.snapshot_digest != row.digest:
+        return None
+    query = select(approvals.c.approval_id).where(
+        approvals.c.snapshot_id == row.snapshot_id,
+        approvals.c.decision == approval.decision.value,
+        approvals.c.refusal.is_(None),
+    )
+    return connection.scalar(query.order_by(approvals.c.decided_at.desc()).limit(1))
+
+
+def _standing(connection: Connection, on: LockedLineage, row: Row[Any]) -> Standing:
+    report = connection.execute(
+        select(gate_reports.c.verdict, gate_reports.c.snapshot_digest, gate_reports.c.policy_digest).where(
+            gate_reports.c.gate_report_id == row.gate_report_id
+        )
+    ).one()
+    champion_seq = select(snapshots.c.seq).where(snapshots.c.snapshot_id == on.champion_id)
+    above = select(literal(1)).where(
+        snapshots.c.lineage_id == on.lineage_id,
+        snapshots.c.seq > row.seq,
+        snapshots.c.status == SnapshotStatus.approved,
+    )
+    return Standing(
+        digest=row.digest,
+        status=SnapshotStatus(row.status),
+        seq=row.seq,
+        gate_passed=report.verdict == Verdict.passed and report.snapshot_digest == row.digest,
+        policy_digest=report.policy_digest,
+        lineage_policy_digest=on.policy_digest,
+        champion_id=on.champion_id,
+        champion_seq=connection.scalar(champion_seq) or 0,
+        is_under_approved=bool(connection.scalar(select(above.exists()))),
+    )
+
+
+def _record(connection: Connection, on: LockedLineage, approval: Approval, *, refused: str | None) -> str:
+    seen = approval.champion_seen
+    row = {
+        "lineage_id": on.lineage_id,
+        "snapshot_id": approval.snapshot_id,
+        "snapshot_digest": approval.snapshot_digest,
+        "champion_seen": seen if seen and _is_snapshot(connection, seen) else None,
+        "decision": approval.decision.value,
+        "actor": approval.actor,
+        "is_claimed": approval.is_claimed,
+        "reason": approval.reason,
+        "channel": approval.channel.value,
+        "refusal": refused,
+    }
+    approval_id: str = connection.execute(insert(approvals).values(row).returning(approvals.c.approval_id)).scalar_one()
+    return approval_id
+
+
+def _is_snapshot(connection: Connection, snapshot_id: str) -> bool:
+    query = select(func.count()).where(snapshots.c.snapshot_id == snapshot_id)
+    return is_uuid(snapshot_id) and bool(connection.scalar(query))
+
+
+def _audit_refusal(
+    connection: Connection, on: LockedLineage, approval: Approval, *, approval_id: str, reason: str
+) -> None:
+    append(
+        connection,
+        chain=on.name,
+        actor=approval.actor,
+        action=AuditAction.approval_refused,
+        subject=approval.snapshot_id,
+        payload={
+            "approval": approval_id,
+            "decision": approval.decision.value,
+            "digest_seen": approval.snapshot_digest,
+            "champion_seen": approval.champion_seen,
+            "is_claimed": approval.is_claimed,
+            "channel": approval.channel.value,
+            "refusal": reason,
+        },
+    )
+
+
+def _statuses(connection: Connection, on: LockedLineage, edit_ids: Sequence[str]) -> dict[str, EditStatus]:
+    known = [edit_id for edit_id in edit_ids if is_uuid(edit_id)]
+    query = select(edit_requests.c.edit_id, edit_requests.c.status).where(
+        edit_requests.c.lineage_id == on.lineage_id, edit_requests.c.edit_id.in_(known)
+    )
+    found = {row.edit_id: EditStatus(row.status) for row in connection.execute(query)}
+    missing = [edit_id for edit_id in edit_ids if edit_id not in found]
+    if missing:
+        message = f"expected an edit of {on.name!r}, got {missing[0]!r}"
+        raise UnknownRecord(message, lineage=on.name, edit_id=missing[0])
+    return found
+
+
+def _refuse_gone(statuses: Mapping[str, EditStatus], active: set[str]) -> None:
+    for edit_id, status in statuses.items():
+        if status is not EditStatus.received and edit_id not in active:
+            more = "; it is in a batch now, ask again when that is done" if status is EditStatus.claimed else ""
+            message = f"expected an edit that is queued or active, got {edit_id}, which is {status}{more}"
+            raise InvalidInput(message, edit_id=edit_id)
+
+
+def _owe_removal(
+    connection: Connection, on: LockedLineage, edit_ids: Sequence[str], *, actor: str, reason: str
+) -> tuple[str, ...]:
+    owed: dict[str, str] = {}
+    for row in removals.requested(connection, on):
+        owed.update({edit_id: row.removal_id for edit_id in row.edit_ids})
+    ids = list(dict.fromkeys(owed[edit_id] for edit_id in edit_ids if edit_id in owed))
+    fresh = [edit_id for edit_id in edit_ids if edit_id not in owed]
+    if fresh:
+        ids.append(removals.request(connection, on, fresh, rejected_snapshot_id=None, actor=actor, reason=reason))
+    return tuple(ids)

@@ -1,0 +1,214 @@
+"""Snapshots in PostgreSQL. Knows how their weights are put together, not what is in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, func, select
+
+from pipeline.adapters.sql.active_sets import active_rows
+from pipeline.adapters.sql.commit import write_snapshot
+from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.rows import artifact_of, is_uuid, snapshot_of
+from pipeline.adapters.sql.tables import gate_reports, lineages, snapshots
+from pipeline.domain.errors import UnknownLineage, UnknownRecord
+from pipeline.domain.lineages import Lease, TrainedArtifacts
+from pipeline.domain.rank_api import FileRef, LedgerRows, LoadPlan, TrainedFiles
+from pipeline.domain.snapshots import Artifact, Basis, Snapshot
+from pipeline.services.ports import ArtifactStore, NewSnapshot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Recipe:
+    """What a snapshot is put together from, as recorded."""
+
+    snapshot: Snapshot
+    accumulator: Artifact | None
+    deltas: tuple[Artifact, ...]
+    ledger: tuple[tuple[Artifact, tuple[str, ...]], ...]
+
+
+class SqlSnapshotStore:
+    """Writes snapshots and says how each is loaded."""
+
+    def __init__(self, engine: Engine, artifacts: ArtifactStore) -> None:
+        self._engine = engine
+        self._artifacts = artifacts
+        self._lineages = SqlLineageStore(engine)
+
+    def commit(self, lease: Lease, new: NewSnapshot) -> Snapshot:
+        """Write the snapshot, its active set, its report, edit statuses, audit and outbox rows in one transaction.
+
+        Raises:
+            LeaseLost: if the lease is no longer ours, or the head is no longer the parent.
+            InvalidInput: if its report does not pass.
+        """
+        with transaction(self._engine) as connection:
+            return snapshot_of(write_snapshot(connection, lease, new), lease.lineage)
+
+    def load_plan(self, lineage: str, *, snapshot_id: str | None) -> LoadPlan:
+        """What a group needs to hold a snapshot (None: the base): nearest accumulators, deltas above, ledger rows.
+
+        Raises:
+            UnknownRecord: if the snapshot is not of this lineage.
+            IntegrityBroken: if a file is missing or changed.
+        """
+        settings = self._lineages.lineage(lineage).settings
+        recipe = self._recipe(lineage, snapshot_id) if snapshot_id is not None else None
+        return LoadPlan(
+            base=settings.base,
+            lineage=lineage,
+            editor=settings.editor,
+            snapshot_id=snapshot_id,
+            digest=recipe.snapshot.digest if recipe else settings.base.digest,
+            accumulator=self._file(recipe.accumulator) if recipe and recipe.accumulator else None,
+            deltas=tuple(self._file(delta) for delta in recipe.deltas) if recipe else (),
+            ledger=self._ledger(recipe) if recipe else (),
+            prior=self._file(settings.prior),
+            baseline=self._file(settings.baseline),
+            trained=self._trained(settings.trained) if settings.trained else None,
+        )
+
+    def delta_digests(self, snapshot_id: str | None) -> tuple[str, ...]:
+        """Digests of the deltas from the base (or the last rebuild) to the snapshot, in order.
+
+        Raises:
+            UnknownRecord: if there is no such snapshot.
+        """
+        if snapshot_id is None:
+            return ()
+        with transaction(self._engine) as connection:
+            top = _row(connection, snapshot_id)
+            rows = _up_to(connection, top, from_seq=_last(connection, top, snapshots.c.basis == Basis.base) or 1)
+        return tuple(row.delta_digest for row in rows)
+
+    def snapshot(self, lineage: str, ref: str) -> Snapshot:
+        """By id, by seq, or by `head` or `champion`.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+            UnknownRecord: if there is no such snapshot.
+        """
+        with transaction(self._engine) as connection:
+            of = _lineage_row(connection, lineage)
+            query = select(snapshots).where(snapshots.c.lineage_id == of.lineage_id, _matches(of, ref))
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            message = f"expected a snapshot of {lineage!r} (id, seq, head or champion), got {ref!r}"
+            raise UnknownRecord(message, lineage=lineage, snapshot=ref)
+        return snapshot_of(row, lineage)
+
+    def snapshots(self, lineage: str) -> tuple[Snapshot, ...]:
+        """Oldest first.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            of = _lineage_row(connection, lineage)
+            query = select(snapshots).where(snapshots.c.lineage_id == of.lineage_id).order_by(snapshots.c.seq)
+            return tuple(snapshot_of(row, lineage) for row in connection.execute(query))
+
+    def report(self, gate_report_id: str) -> Mapping[str, Any]:
+        """A gate report as JSON.
+
+        Raises:
+            UnknownRecord: if there is none.
+        """
+        query = select(gate_reports.c.report).where(gate_reports.c.gate_report_id == gate_report_id)
+        with transaction(self._engine) as connection:
+            report = connection.scalar(query) if is_uuid(gate_report_id) else None
+        if report is None:
+            message = f"expected the id of a gate report, got {gate_report_id!r}"
+            raise UnknownRecord(message, gate_report_id=gate_report_id)
+        found: Mapping[str, Any] = report
+        return found
+
+    def _recipe(self, lineage: str, snapshot_id: str) -> _Recipe:
+        with transaction(self._engine) as connection:
+            of = _lineage_row(connection, lineage)
+            top = _row(connection, snapshot_id)
+            if top.lineage_id != of.lineage_id:
+                message = f"expected a snapshot of {lineage!r}, got {snapshot_id}, which is of another lineage"
+                raise UnknownRecord(message, lineage=lineage, snapshot_id=snapshot_id)
+            accumulator, deltas = _stack(connection, top)
+            active = active_rows(connection, snapshot_id)
+        return _Recipe(
+            snapshot=snapshot_of(top, lineage), accumulator=accumulator, deltas=deltas, ledger=_grouped(active)
+        )
+
+    def _ledger(self, recipe: _Recipe) -> tuple[LedgerRows, ...]:
+        return tuple(LedgerRows(file=self._file(rows), edit_ids=edit_ids) for rows, edit_ids in recipe.ledger)
+
+    def _trained(self, trained: TrainedArtifacts) -> TrainedFiles:
+        return TrainedFiles(name=trained.name, card=self._file(trained.card), tensors=self._file(trained.tensors))
+
+    def _file(self, artifact: Artifact) -> FileRef:
+        return FileRef(path=str(self._artifacts.path(artifact)), digest=artifact.digest)
+
+
+def _stack(connection: Connection, top: Row[Any]) -> tuple[Artifact | None, tuple[Artifact, ...]]:
+    """The nearest stored accumulators at or below a snapshot, and the deltas above them, in order."""
+    starts = snapshots.c.accumulator.is_not(None) | (snapshots.c.basis == Basis.base)
+    rows = list(_up_to(connection, top, from_seq=_last(connection, top, starts) or 1))
+    if rows[0].accumulator is None:
+        return None, tuple(artifact_of(row.delta) for row in rows)
+    return artifact_of(rows[0].accumulator), tuple(artifact_of(row.delta) for row in rows[1:])
+
+
+def _grouped(active: Sequence[Row[Any]]) -> tuple[tuple[Artifact, tuple[str, ...]], ...]:
+    """Ledger files with their edits that count, oldest snapshot first."""
+    return tuple(
+        (artifact_of(ledger), tuple(row.edit_id for row in rows))
+        for ledger, rows in (
+            (rows[0].ledger, rows)
+            for _, group in groupby(active, lambda row: row.snapshot_seq)
+            for rows in [list(group)]
+        )
+    )
+
+
+def _last(connection: Connection, top: Row[Any], condition: Any) -> int | None:
+    """The highest seq at or below a snapshot that meets a condition."""
+    query = select(func.max(snapshots.c.seq)).where(
+        snapshots.c.lineage_id == top.lineage_id, snapshots.c.seq <= top.seq, condition
+    )
+    seq: int | None = connection.scalar(query)
+    return seq
+
+
+def _up_to(connection: Connection, top: Row[Any], *, from_seq: int) -> Sequence[Row[Any]]:
+    """Snapshots in order: without forks, ancestry is the order of seq."""
+    query = select(snapshots).where(
+        snapshots.c.lineage_id == top.lineage_id, snapshots.c.seq.between(from_seq, top.seq)
+    )
+    return connection.execute(query.order_by(snapshots.c.seq)).all()
+
+
+def _row(connection: Connection, snapshot_id: str) -> Row[Any]:
+    query = select(snapshots).where(snapshots.c.snapshot_id == snapshot_id)
+    row = connection.execute(query).one_or_none() if is_uuid(snapshot_id) else None
+    if row is None:
+        raise UnknownRecord(f"expected the id of a snapshot, got {snapshot_id!r}", snapshot_id=snapshot_id)
+    return row
+
+
+def _lineage_row(connection: Connection, name: str) -> Row[Any]:
+    row = connection.execute(select(lineages).where(lineages.c.name == name)).one_or_none()
+    if row is None:
+        raise UnknownLineage(f"expected the name of a lineage, got {name!r}", lineage=name)
+    return row
+
+
+def _matches(of: Row[Any], ref: str) -> Any:
+    if ref == "head":
+        return snapshots.c.snapshot_id == of.head_snapshot_id
+    if ref == "champion":
+        return snapshots.c.snapshot_id == of.champion_snapshot_id
+    if ref.isascii() and ref.isdigit() and len(ref) < 10:
+        return snapshots.c.seq == int(ref)
+    return snapshots.c.snapshot_id == (ref if is_uuid(ref) else None)

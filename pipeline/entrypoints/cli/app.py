@@ -1,0 +1,60 @@
+"""The command `corrigenda`: puts the groups of commands together. Does nothing itself."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+
+import structlog
+import typer
+
+from pipeline.entrypoints.cli import (
+    audit,
+    edits,
+    evaluate,
+    lineage,
+    models,
+    review,
+    stack,
+    train,
+)
+
+CHATTY = ("kafka", "urllib3", "alembic")
+"""Libraries that tell of every attempt to connect."""
+
+app = typer.Typer(
+    name="corrigenda",
+    help="Keeps a deployed language model's facts right: corrections in, approved and audited snapshots out.",
+    epilog="Exit status: 0 done, 1 the answer is no, 2 wrong input, 3 misconfigured, 4 a service does not answer, "
+    "5 stored data does not match its digest.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+for group in (stack, edits, models, review, lineage, evaluate, train, audit):
+    group.add_commands(app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    _log_to_stderr(os.environ.get("CORRIGENDA_LOG", "").upper())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets its number.
+            stream.reconfigure(errors="backslashreplace")
+    app()
+
+
+def _log_to_stderr(level: str) -> None:
+    """Log what is asked for; without asking, no library's commentary on what the command's one sentence says."""
+    is_level = level in logging.getLevelNamesMapping()
+    handler = logging.StreamHandler(sys.stderr)
+    if not is_level:
+        handler.addFilter(lambda record: not record.name.startswith(CHATTY))
+    logging.basicConfig(level=level if is_level else logging.WARNING, handlers=[handler], format="%(message)s")
+    if level and not is_level:
+        logging.getLogger(__name__).warning("expected CORRIGENDA_LOG to be a level such as DEBUG, got %r", level)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

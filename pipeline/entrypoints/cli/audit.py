@@ -1,0 +1,192 @@
+"""Commands about history: audit chains and dead letters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from pipeline.adapters.sql.audit import SqlAuditStore
+from pipeline.bootstrap import publisher, stores
+from pipeline.domain.audit import AuditEvent
+from pipeline.domain.errors import InvalidInput
+from pipeline.domain.messages import DeadLetter
+from pipeline.domain.wire import parse_message
+from pipeline.entrypoints.console import (
+    MAX_ROWS,
+    ExitCode,
+    JsonOption,
+    complain,
+    exits_clearly,
+    plain,
+    print_json,
+    print_rows,
+    say,
+)
+from pipeline.entrypoints.local_settings import cli_actor, current_settings
+
+PAGE = 1000
+MAX_SEQ = 2**63 - 1
+"""Of the column."""
+ChainArgument = Annotated[str | None, typer.Argument(help="A lineage, or system; all chains if left out.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the groups of this file."""
+    audit = typer.Typer(help="Read and check the hash-chained history.", no_args_is_help=True)
+    audit.command("show")(exits_clearly(audit_show))
+    audit.command("verify")(exits_clearly(audit_verify))
+    audit.command("export")(exits_clearly(audit_export))
+    app.add_typer(audit, name="audit")
+    letters = typer.Typer(help="Messages that could never be an edit.", no_args_is_help=True)
+    letters.command("list")(exits_clearly(dead_letters_list))
+    letters.command("replay")(exits_clearly(dead_letters_replay))
+    app.add_typer(letters, name="dead-letters")
+
+
+def audit_show(
+    chain: Annotated[str, typer.Argument(help="A lineage, or system.")],
+    after: Annotated[int, typer.Option(min=0, max=MAX_SEQ, help="Only lines after this one.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Most rows.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Show lines of one chain.
+
+    Example: corrigenda audit show demo --after 100
+    """
+    audit = stores(current_settings()).audit
+    _known(audit, chain)
+    rows = [asdict(event) for event in audit.events(chain, after_seq=after, limit=limit)]
+    columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action", "subject": "subject"}
+    print_rows(rows, columns, as_json=as_json, empty="no lines", whole=("seq", "at", "action"))
+
+
+def audit_verify(chain: ChainArgument = None, as_json: JsonOption = False) -> None:
+    """Check every line of a chain, or of all; exit status 1 names the first bad one.
+
+    Example: corrigenda audit verify
+    """
+    audit = stores(current_settings()).audit
+    if chain:
+        _known(audit, chain)
+    results = []
+    for name in [chain] if chain else audit.chains():
+        broken = audit.verify(name)
+        seq, head = audit.head(name)
+        results.append({"chain": name, "lines": seq, "head": head, "break": asdict(broken) if broken else None})
+    if as_json:
+        print_json(results)
+    for result in [] if as_json else results:
+        if result["break"]:
+            complain(f"{result['chain']}: broken at line {result['break']['seq']}: {result['break']['reason']}")  # type: ignore[index]
+        else:
+            say(f"{result['chain']}: {result['lines']} lines, every one follows the one before")
+    if any(result["break"] for result in results):
+        raise typer.Exit(ExitCode.failed)
+
+
+def audit_export(
+    chain: ChainArgument = None,
+    file: Annotated[Path | None, typer.Option("--out", "-o", help="Write there instead of standard output.")] = None,
+) -> None:
+    """Write chains as JSON lines, with hashes, for somebody else to check.
+
+    Example: corrigenda audit export demo --out demo-audit.jsonl
+    """
+    audit = stores(current_settings()).audit
+    if chain:
+        _known(audit, chain)
+    chains = [chain] if chain else list(audit.chains())
+    if file is None:
+        _write_events(audit, chains, sys.stdout)
+        return
+    try:
+        with file.open("w", encoding="utf-8") as stream:
+            _write_events(audit, chains, stream)
+    except OSError as error:
+        raise InvalidInput(f"expected a file that can be written, got {file}: {error.strerror}") from error
+
+
+def _write_events(audit: SqlAuditStore, chains: Sequence[str], stream: TextIO) -> None:
+    for name in chains:
+        for event in _all_events(audit, name):
+            stream.write(json.dumps(asdict(event), default=plain, ensure_ascii=False) + "\n")
+
+
+def dead_letters_list(
+    limit: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Most rows.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """List refused messages, newest first, with the reason.
+
+    Example: corrigenda dead-letters list
+    """
+    rows = [_letter_row(letter) for letter in stores(current_settings()).intake.dead_letters(limit=limit)]
+    columns = {"dead_letter_id": "id", "offset": "offset", "error": "reason", "replayed_at": "replayed"}
+    whole = ("dead_letter_id", "offset")
+    print_rows(rows, columns, as_json=as_json, empty="no dead letters", whole=whole)
+
+
+def dead_letters_replay(
+    dead_letter_id: Annotated[str, typer.Argument(help="Id from the list.")],
+    file: Annotated[
+        Path | None, typer.Option("--with", help="Send this corrected message instead of the original bytes.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a refused message to the topic again, as it was or corrected.
+
+    Example: corrigenda dead-letters replay 0199… --with corrected.json
+    """
+    settings = current_settings()
+    kept = stores(settings)
+    letter = kept.intake.dead_letter(dead_letter_id)
+    key, value = _replacement(file) if file else ((letter.key or b"").decode("utf-8", "replace"), letter.value)
+    with publisher(settings) as send:
+        send.publish(settings.requests_topic, key=key, value=value)
+    kept.intake.mark_replayed(dead_letter_id, actor=cli_actor())
+    if as_json:
+        print_json({"replayed": dead_letter_id})
+    else:
+        say(f"sent {dead_letter_id} to {settings.requests_topic} again")
+
+
+def _replacement(file: Path) -> tuple[str, bytes]:
+    """Key and bytes of a corrected message; refused if it can never be an edit either."""
+    try:
+        value = file.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"expected a readable file, got {file}: {error.strerror}") from error
+    return parse_message(value).lineage, value
+
+
+def _letter_row(letter: DeadLetter) -> dict[str, Any]:
+    value = letter.value or b""
+    return {
+        "dead_letter_id": letter.dead_letter_id,
+        "origin": f"{letter.partition.topic}/{letter.partition.partition}@{letter.offset}",
+        "partition": letter.partition.partition,
+        "offset": letter.offset,
+        "error": letter.error,
+        "num_bytes": len(value),
+        "value": value[:1000].decode("utf-8", "replace"),
+        "created_at": letter.created_at,
+        "replayed_at": letter.replayed_at,
+    }
+
+
+def _known(audit: SqlAuditStore, chain: str) -> None:
+    if chain not in audit.chains():
+        raise InvalidInput(f"expected a chain, one of {', '.join(audit.chains()) or 'none'}; got {chain}")
+
+
+def _all_events(audit: SqlAuditStore, chain: str) -> Iterator[AuditEvent]:
+    after = 0
+    while page := audit.events(chain, after_seq=after, limit=PAGE):
+        yield from page
+        after = page[-1].seq

@@ -1,0 +1,285 @@
+"""Commands about corrections: send them and follow them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import uuid4
+
+import typer
+
+from pipeline.bootstrap import Stores, publisher, stores
+from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
+from pipeline.domain.lifecycle import EditStatus
+from pipeline.domain.rank_api import EditorIdentity
+from pipeline.domain.snapshots import Snapshot
+from pipeline.entrypoints.console import (
+    MAX_ROWS,
+    ExitCode,
+    JsonOption,
+    LineageOption,
+    complain,
+    exits_clearly,
+    print_json,
+    print_record,
+    print_rows,
+    say,
+)
+from pipeline.entrypoints.local_settings import current_settings
+from pipeline.services.submission import submit as submit_request
+
+STATES = (
+    *EditStatus,
+    "queued",
+    "editing",
+    "candidate",
+    "candidate, removal pending",
+    "live",
+    "live, removal pending",
+    "rolled back",
+    "gone",
+)
+"""What an edit can be in the view `edit_history`."""
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this file."""
+    for command in (submit, status, edits, show):
+        app.command()(exits_clearly(command))
+
+
+def submit(
+    file: Annotated[
+        Path | None, typer.Argument(help="JSONL file of corrections (edits.requests.v1); - reads stdin.")
+    ] = None,
+    lineage: LineageOption = None,
+    prompt: Annotated[str | None, typer.Option(help="A stem that ends right before the answer.")] = None,
+    target: Annotated[str | None, typer.Option(help="What the model has to say.")] = None,
+    subject: Annotated[str | None, typer.Option(help="The entity the fact is about.")] = None,
+    relation: Annotated[str | None, typer.Option(help="The relation that is corrected.")] = None,
+    rephrase: Annotated[list[str] | None, typer.Option(help="Another stem with the same answer; repeatable.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="Your own id; one is made up otherwise.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send one correction, or a file of them, to the topic.
+
+    Example: corrigenda submit -l demo --prompt "The capital of Australia is" --target Canberra
+    """
+    settings = current_settings()
+    kept = stores(settings)
+    fields = (prompt, target, subject, relation, rephrase, request_id)
+    if file is not None and any(field is not None for field in fields):
+        raise InvalidInput("expected either a JSONL file or a correction in options, got both")
+    documents = [_document(*fields)] if file is None else _documents(file)
+    if lineage or any("lineage" not in document for _, document in documents):
+        name = lineage_name(kept, lineage)
+        documents = [(number, {"lineage": name} | document) for number, document in documents]
+    known = {found.settings.name for found in kept.lineages.lineages()}
+    sent: list[str] = []
+    refused: list[dict[str, Any]] = []
+    with publisher(settings) as send:
+        for number, document in documents:
+            try:
+                _check_known(document.get("lineage"), known)
+                sent.append(submit_request(send, settings.requests_topic, document).request_id)
+            except InvalidInput as error:
+                refused.append({"line": number, "error": str(error)})
+            except Unavailable as error:
+                raise Unavailable(f"{error}; {_how_far(sent, document, len(documents))}") from error
+    if as_json:
+        print_json({"sent": sent, "refused": refused})
+    else:
+        for refusal in refused:
+            complain(f"line {refusal['line']}: {refusal['error']}" if file else f"corrigenda: {refusal['error']}")
+        say(f"sent {len(sent)} of {len(documents)} to {settings.requests_topic}, refused {len(refused)}")
+    if refused:
+        raise typer.Exit(ExitCode.usage)
+
+
+def _check_known(lineage: object, known: Container[str]) -> None:
+    """Refuse what intake would refuse because of what the database holds; the rest is the wire contract's."""
+    if isinstance(lineage, str) and lineage not in known:
+        raise UnknownLineage(f"expected the name of a lineage, got {lineage!r:.120}", lineage=lineage)
+
+
+def _how_far(sent: Sequence[str], document: Mapping[str, Any], num_all: int) -> str:
+    again = (
+        "what is there already counts as a duplicate" if num_all > 1 else f"with --request-id {document['request_id']}"
+    )
+    return f"{len(sent)} of {num_all} are sent, one may be; sending again is safe: {again}"
+
+
+def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
+    """Show where every lineage stands: edits by status, head, champion, hold.
+
+    Example: corrigenda status
+    """
+    kept = stores(current_settings())
+    chosen = [kept.lineages.lineage(lineage)] if lineage else kept.lineages.lineages()
+    rows: list[dict[str, Any]] = [
+        {
+            "lineage": found.settings.name,
+            "head": found.head_seq,
+            "champion": found.champion_seq,
+            "hold": found.hold,
+            "edits": dict(found.counts),
+        }
+        for found in chosen
+    ]
+    if as_json:
+        print_json({"lineages": rows, "intake": dict(kept.history.intake_counts())})
+        return
+    columns = {"lineage": "lineage", "head": "head", "champion": "champion", "edits": "edits", "hold": "hold"}
+    shown = [row | {"edits": _counted(row["edits"]) or "none"} for row in rows]
+    print_rows(shown, columns, as_json=False, empty="no lineage yet; make one with `corrigenda lineage create`")
+    counts = kept.history.intake_counts()
+    say("intake: " + _counted(counts))
+
+
+def edits(
+    lineage: LineageOption = None,
+    status: Annotated[str | None, typer.Option(help="Only edits with this status or state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Most rows.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """List edits with their state.
+
+    Example: corrigenda edits --status rejected
+    """
+    if status is not None and status not in STATES:
+        known = ", ".join(repr(str(state)) for state in STATES)
+        raise InvalidInput(f"expected a status, one of {known}; got {status!r:.80}")
+    kept = stores(current_settings())
+    rows = kept.history.edits(lineage_name(kept, lineage), status=status, limit=limit)
+    columns = {
+        "request_id": "request",
+        "prompt": "prompt",
+        "target_new": "target",
+        "state": "state",
+        "snapshot_seq": "in",
+        "reason": "reason",
+    }
+    print_rows(rows, columns, as_json=as_json, empty="no edits", whole=("snapshot_seq",))
+
+
+def show(
+    ref: Annotated[str, typer.Argument(help="An edit id, a request id, or a snapshot: its seq, head or champion.")],
+    lineage: LineageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one edit's whole history, or one snapshot with its gate report.
+
+    Example: corrigenda show fact-pope
+    """
+    kept = stores(current_settings())
+    name = lineage_name(kept, lineage)
+    if ref.isdigit() or ref in ("head", "champion"):
+        snapshot = kept.snapshots.snapshot(name, ref)
+        print_snapshot(snapshot, kept.snapshots.report(snapshot.gate_report_id), as_json=as_json)
+        return
+    row = dict(kept.history.edit(name, ref)) | {"editor": asdict(kept.lineages.lineage(name).settings.editor_identity)}
+    events = row.pop("events", ())
+    if as_json:
+        print_json(row | {"events": events})
+        return
+    shown = row | {"editor": editor_line(row["editor"])}
+    print_record({key: value for key, value in shown.items() if value is not None}, as_json=False)
+    say()
+    columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action"}
+    print_rows(events, columns, as_json=False, empty="no audit lines", whole=("seq", "at", "action"))
+
+
+def lineage_name(kept: Stores, given: str | None) -> str:
+    """The lineage that is meant: the one given, or the only one there is.
+
+    Raises:
+        InvalidInput: if none is given and there is not exactly one.
+    """
+    if given:
+        return kept.lineages.lineage(given).settings.name
+    names = [found.settings.name for found in kept.lineages.lineages()]
+    if len(names) != 1:
+        raise InvalidInput(f"expected --lineage, got none and there are {len(names)}: {', '.join(names) or 'none'}")
+    return names[0]
+
+
+def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bool) -> None:
+    """Show a snapshot and the rows of its gate report."""
+    record = asdict(snapshot)
+    if as_json:
+        print_json(record | {"report": report})
+        return
+    record["delta"] = f"{snapshot.delta.num_bytes} bytes, {snapshot.delta.digest[:12]}"
+    record["editor"] = editor_line(report.get("editor"))
+    record["accumulator"] = snapshot.accumulator.digest[:12] if snapshot.accumulator else None
+    print_record(record, as_json=False)
+    say()
+    columns = {"metric": "metric", "value": "value", "threshold": "bound", "against": "against", "verdict": "verdict"}
+    print_rows(report.get("rows", []), columns, as_json=False, empty="no gate rows")
+
+
+def editor_line(editor: Mapping[str, Any] | None) -> str | None:
+    """The editor that a report names, with its digest; None if the report is older than that."""
+    return f"{EditorIdentity(**editor)}, solver {editor['solver']}" if editor else None
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _document(
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    relation: str | None,
+    rephrases: list[str] | None,
+    request_id: str | None,
+) -> tuple[int, dict[str, Any]]:
+    if prompt is None or target is None:
+        raise InvalidInput("expected a JSONL file, or --prompt and --target; got neither")
+    return 1, {
+        "request_id": request_id or f"cli-{uuid4()}",
+        "prompt": prompt,
+        "target_new": target,
+        "subject": subject,
+        "relation": relation,
+        "rephrases": rephrases or [],
+        "source": "cli",
+        "occurred_at": datetime.now(UTC).isoformat(),
+    }
+
+
+def _documents(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        raw = _standard_input() if str(file) == "-" else file.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise InvalidInput(f"expected a readable JSONL file, got {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"expected a JSONL file in UTF-8, got {file}: {error.reason} at byte {error.start}"
+        ) from error
+    # Not splitlines(): JSON may hold U+2028 and its kin as they are.
+    lines = enumerate(text.split("\n"), start=1)
+    return [(number, _parsed(line, f"line {number} of {file}")) for number, line in lines if line.strip()]
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise InvalidInput("expected JSONL on standard input, which is closed")
+    return sys.stdin.buffer.read()
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"expected JSON on {where}: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidInput(f"expected a JSON object on {where}, got {type(document).__name__}")
+    return document

@@ -1,0 +1,163 @@
+"""Commands about lineages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infra.local import LocalStack
+from pipeline.bootstrap import Stores, stores
+from pipeline.domain.errors import InvalidInput
+from pipeline.domain.gates import GatePolicy
+from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
+from pipeline.entrypoints.cli.plan import lineage_plan
+from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
+from pipeline.entrypoints.local_settings import cli_actor, current_settings
+from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, PreparedEditor, prepare_base
+from pipeline.entrypoints.processes import start_edit_worker
+
+TASKS = ("causal", "seq2seq", "classifier")
+NO_EDITOR = "none"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this file."""
+    lineage = typer.Typer(help="Edited models, each under one name.", no_args_is_help=True)
+    lineage.command("create")(exits_clearly(lineage_create))
+    lineage.command("list")(exits_clearly(lineage_list))
+    lineage.command("resume")(exits_clearly(lineage_resume))
+    lineage.command("plan")(exits_clearly(lineage_plan))
+    app.add_typer(lineage, name="lineage")
+
+
+def lineage_create(
+    name: Annotated[str, typer.Argument(help="Unique, without /, : and blanks; also the registered model's name.")],
+    model: Annotated[Path | None, typer.Option(help="Folder of the base; the embedded SmolLM2 if left out.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="causal, seq2seq or classifier; what the model's config declares if left out.")
+    ] = None,
+    editor: Annotated[
+        str | None,
+        typer.Option(help="Folder of a trained editor, or none; the one that ships for the base if left out."),
+    ] = None,
+    suite: Annotated[Path, typer.Option(help="JSONL of locality probes.")] = DEFAULT_FACTS / "suite.jsonl",
+    text: Annotated[Path, typer.Option(help="Plain text for perplexity.")] = DEFAULT_FACTS / "perplexity.txt",
+    prior_text: Annotated[
+        list[Path] | None, typer.Option(help="Lines, or edits, for the prior; repeatable, each file counts alike.")
+    ] = None,
+    inner_param: Annotated[list[str] | None, typer.Option(help="A weight to edit; repeatable.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Most edits in a batch; the editor's own if left out.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a lineage: measures the base once (answers, perplexity, statistics of its activations).
+
+    Example: corrigenda lineage create demo
+    """
+    _check_options(task, editor, inner_param or [])
+    settings = current_settings()
+    kept = stores(settings)
+    _check_free(kept, name)
+    prepared = prepare_base(
+        model,
+        suite=suite,
+        text=text,
+        prior_text=prior_text or [DEFAULT_FACTS / "prior.txt"],
+        inner_params=tuple(inner_param or ()),
+        task=task,
+        editor=editor,
+    )
+    made = make_lineage(kept, name, prepared, batch_size=batch_size, policy=GatePolicy())
+    if settings.home.is_dir() and LocalStack(settings.home).status():
+        start_edit_worker(LocalStack(settings.home), settings, prepared.base)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        say(f"lineage {name}: base {prepared.base.digest[:12]}, task {prepared.base.task}")
+        say(f"editor: {made.settings.editor_identity}, solver {made.settings.editor.solver}")
+        say(f"edits {', '.join(prepared.editor.inner_params)}")
+
+
+def _check_options(task: str | None, editor: str | None, inner_params: list[str]) -> None:
+    """Say before the measuring what can be seen of the options alone."""
+    if task is not None and task not in TASKS:
+        raise InvalidInput(f"expected a task, one of {', '.join(TASKS)}; got {task!r:.80}")
+    if editor is None or editor == NO_EDITOR:
+        return
+    if not Path(editor).is_dir():
+        raise InvalidInput(f"expected the folder of a trained editor, or {NO_EDITOR}; got {editor!r:.300}")
+    if inner_params:
+        raise InvalidInput("expected either --inner-param or a trained editor, which names its own weights; got both")
+
+
+def _check_free(kept: Stores, name: str) -> None:
+    """Say before the measuring, not after it, that a name cannot be had."""
+    check_name(name)
+    if name in [found.settings.name for found in kept.lineages.lineages()]:
+        raise InvalidInput(f"expected a free name for a lineage, got {name!r}, taken", lineage=name)
+
+
+def make_lineage(kept: Stores, name: str, prepared: Prepared, *, batch_size: int | None, policy: GatePolicy) -> Lineage:
+    """Record a lineage on a prepared base; the most edits in a batch are the editor's own if None."""
+    new = NewLineage(
+        name=name,
+        base=prepared.base,
+        editor=replace(prepared.editor, batch_size=batch_size or prepared.editor.batch_size),
+        policy=policy,
+        prior=kept.artifacts.put(prepared.prior),
+        baseline=kept.artifacts.put(prepared.baseline),
+        trained=_stored(kept, prepared.trained) if prepared.trained else None,
+    )
+    return kept.lineages.create(new, actor=cli_actor())
+
+
+def _stored(kept: Stores, trained: PreparedEditor) -> TrainedArtifacts:
+    card, tensors = kept.artifacts.put(trained.card), kept.artifacts.put(trained.tensors)
+    return TrainedArtifacts(name=trained.name, card=card, tensors=tensors)
+
+
+def lineage_list(as_json: JsonOption = False) -> None:
+    """List the lineages.
+
+    Example: corrigenda lineage list
+    """
+    found = stores(current_settings()).lineages.lineages()
+    rows: list[Mapping[str, Any]] = (
+        [asdict(lineage) | {"editor": asdict(lineage.settings.editor_identity)} for lineage in found]
+        if as_json
+        else [
+            {
+                "name": lineage.settings.name,
+                "task": lineage.settings.base.task,
+                "base": lineage.settings.base.digest[:12],
+                "solver": lineage.settings.editor.solver,
+                "editor": str(lineage.settings.editor_identity),
+                "head": lineage.head_seq,
+                "champion": lineage.champion_seq,
+                "hold": lineage.hold,
+            }
+            for lineage in found
+        ]
+    )
+    columns = {key: key for key in ("name", "task", "base", "solver", "editor", "head", "champion", "hold")}
+    print_rows(rows, columns, as_json=as_json, empty="no lineage yet; make one with `corrigenda lineage create`")
+
+
+def lineage_resume(
+    name: Annotated[str, typer.Argument(help="Name of the lineage.")], as_json: JsonOption = False
+) -> None:
+    """Lift a hold, so that batches are edited again.
+
+    Example: corrigenda lineage resume demo
+    """
+    kept = stores(current_settings())
+    kept.lineages.resume(name, actor=cli_actor())
+    if as_json:
+        print_json({"lineage": name, "hold": kept.lineages.lineage(name).hold})
+    else:
+        say(f"lineage {name} is not held any more")

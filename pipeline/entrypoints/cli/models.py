@@ -1,0 +1,98 @@
+"""Commands that hold a snapshot in processes of their own: ask it, write it out. No model is loaded here."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.bootstrap import Stores, stores
+from pipeline.config import Settings
+from pipeline.domain.rank_api import LoadPlan
+from pipeline.entrypoints.children import run_module
+from pipeline.entrypoints.cli.edits import lineage_name
+from pipeline.entrypoints.console import JsonOption, LineageOption, exits_clearly, print_record, print_rows
+from pipeline.entrypoints.local_settings import current_settings
+
+SnapshotOption = Annotated[str, typer.Option(help="champion, head, base, or a snapshot's seq.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this file."""
+    for command in (ask, export):
+        app.command()(exits_clearly(command))
+
+
+def ask(
+    prompts: Annotated[list[str], typer.Argument(help="Stems to continue.")],
+    lineage: LineageOption = None,
+    snapshot: SnapshotOption = "champion",
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=512)] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a snapshot of the model; loads it in this process's child, about ten seconds.
+
+    It is loaded whole, or by as many ranks as CORRIGENDA_NUM_RANKS says.
+
+    Example: corrigenda ask --snapshot base "The capital of Japan is the city of"
+    """
+    settings = current_settings()
+    plan = _plan(stores(settings), lineage, snapshot)
+    if settings.num_ranks == 1:
+        answers = _run("editors.weights.ask", plan, {"prompts": prompts, "max_new_tokens": max_new_tokens})
+    else:
+        asked = {"generate": {"prompts": prompts, "max_new_tokens": max_new_tokens}}
+        answers = _run("workers.controller.one_shot", plan, asked | _group(settings))
+    print_rows(answers, {"prompt": "prompt", "text": "answer"}, as_json=as_json, empty="no answers")
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder for the model; new or empty.")],
+    lineage: LineageOption = None,
+    snapshot: SnapshotOption = "champion",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a snapshot as a whole model, in the format of transformers: weights, configuration, tokenizer.
+
+    Ranks hold it meanwhile (CORRIGENDA_NUM_RANKS), and gather one parameter at a time. The digest that is shown is the
+    one it has as the base of another lineage.
+
+    Example: corrigenda export --snapshot champion edited-model
+    """
+    settings = current_settings()
+    plan = _plan(stores(settings), lineage, snapshot)
+    written = _run("workers.controller.one_shot", plan, {"export": str(out.absolute())} | _group(settings))
+    print_record({"snapshot": plan.snapshot_id or "base", **written}, as_json=as_json)
+
+
+def _plan(kept: Stores, lineage: str | None, ref: str) -> LoadPlan:
+    name = lineage_name(kept, lineage)
+    found = kept.lineages.lineage(name)
+    is_base = ref == "base" or (ref == "champion" and found.champion_id is None)
+    snapshot_id = None if is_base else kept.snapshots.snapshot(name, ref).snapshot_id
+    return kept.snapshots.load_plan(name, snapshot_id=snapshot_id)
+
+
+def _group(settings: Settings) -> dict[str, Any]:
+    """What a group of ranks is started with."""
+    logs = settings.home.absolute() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    config = settings.deepspeed_config
+    return {
+        "num_ranks": settings.num_ranks,
+        "deepspeed_config": str(config.absolute()) if config else None,
+        "log": str(logs / "ranks.log"),
+    }
+
+
+def _run(module: str, plan: LoadPlan, asked: Mapping[str, Any]) -> Any:
+    """What a process says that loads the snapshot; the control plane itself never holds a model."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"plan": asdict(plan), **asked}, file)
+        file.flush()
+        return json.loads(run_module(module, file.name))

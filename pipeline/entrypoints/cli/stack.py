@@ -1,0 +1,195 @@
+"""Commands that start, stop and check what Corrigenda runs on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.local import LocalStack, LocalStackError
+from infra.local.base_model import default_model_folder, is_ready
+from pipeline.bootstrap import create_topics, stores
+from pipeline.config import Settings, load_settings
+from pipeline.domain.errors import CorrigendaError, Misconfigured, Unavailable
+from pipeline.entrypoints.console import (
+    ExitCode,
+    JsonOption,
+    complain,
+    exits_clearly,
+    print_json,
+    print_rows,
+    say,
+    told,
+)
+from pipeline.entrypoints.local_settings import current_settings, with_endpoints
+from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Folder of the stack; CORRIGENDA_HOME, or .corrigenda.")
+]
+FREE_BYTES_WANTED = 2 << 30
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this file."""
+    for command in (up, down, doctor, demo):
+        app.command()(exits_clearly(command))
+
+
+def up(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Start the embedded stack and our processes in one folder, on free loopback ports.
+
+    Example: corrigenda up && corrigenda lineage create facts
+    """
+    stack, settings = start_stack(home)
+    start_intake(stack, settings)
+    start_control_worker(stack, settings)
+    for lineage in stores(settings).lineages.lineages():
+        start_edit_worker(stack, settings, lineage.settings.base)
+    if as_json:
+        print_json([asdict(process) for process in stack.status()])
+        return
+    _print_processes(stack)
+    say(f"MLflow: {settings.mlflow_uri}")
+    if not stores(settings).lineages.lineages():
+        say("next: corrigenda lineage create NAME")
+
+
+def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
+    """Start the services, bring the schema up to date and make the topics.
+
+    Raises:
+        Misconfigured: if a service cannot be started, naming it and its log.
+    """
+    from migrations import upgrade
+
+    settings = load_settings()
+    settings = settings.model_copy(update={"home": (home or settings.home).absolute()})
+    stack = LocalStack(settings.home)
+    try:
+        endpoints = stack.start()
+    except LocalStackError as error:
+        raise Misconfigured(str(error)) from error
+    settings = with_endpoints(settings, endpoints)
+    upgrade(endpoints.database_url)
+    create_topics(settings)
+    return stack, settings
+
+
+def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Stop everything that `up` started in the folder; data stay.
+
+    Example: corrigenda down
+    """
+    stack = LocalStack(home or load_settings().home)
+    names = [process.name for process in stack.status()]
+    stack.stop()
+    if as_json:
+        print_json({"stopped": names})
+    else:
+        say(f"stopped {', '.join(names)}" if names else "nothing was running")
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Check what Corrigenda needs, one line each; exit status 4 if something is missing.
+
+    Example: corrigenda doctor
+    """
+    settings = current_settings()
+    checks: dict[str, Callable[[], str]] = {
+        "database": lambda: f"answers, {stores(settings).history.now():%Y-%m-%d %H:%M:%S} UTC",
+        "broker": lambda: _check_broker(settings),
+        "celery broker": lambda: _check_redis(settings),
+        "mlflow": lambda: _check_mlflow(settings),
+        "artifacts": lambda: _check_disk(settings.artifact_root),
+        "embedded model": lambda: _check_model(),
+        "processes": lambda: _check_processes(settings.home),
+    }
+    rows = [_checked(name, check) for name, check in checks.items()]
+    if as_json:
+        print_json(rows)
+    for row in [] if as_json else rows:
+        (say if row["ok"] else complain)(f"{'ok  ' if row['ok'] else 'FAIL'} {row['check']}: {row['detail']}")
+    if not all(row["ok"] for row in rows):
+        raise typer.Exit(ExitCode.unavailable)
+
+
+def demo(
+    home: HomeOption = None,
+    keep: Annotated[bool, typer.Option(help="Leave the stack running, to look around.")] = False,
+) -> None:
+    """Run the main job on the embedded stack, from a topic to an approved model and back.
+
+    Example: corrigenda demo
+    """
+    from pipeline.entrypoints.demo.run import run_demo
+
+    raise typer.Exit(run_demo(home, keep=keep))
+
+
+def _print_processes(stack: LocalStack) -> None:
+    rows = [asdict(process) for process in stack.status()]
+    columns = {"name": "process", "state": "state", "pid": "pid", "port": "port"}
+    print_rows(rows, columns, as_json=False, empty="nothing is running")
+    say(f"logs: {stack.root / 'logs'}")
+
+
+def _checked(name: str, check: Callable[[], str]) -> dict[str, object]:
+    try:
+        return {"check": name, "ok": True, "detail": check()}
+    except (CorrigendaError, OSError) as error:
+        return {"check": name, "ok": False, "detail": told(error)[0]}
+
+
+def _check_broker(settings: Settings) -> str:
+    create_topics(settings)
+    return f"answers at {settings.kafka_bootstrap}, topics are there"
+
+
+def _check_redis(settings: Settings) -> str:
+    from redis import Redis
+    from redis.exceptions import RedisError
+
+    settings.require("redis_url")
+    try:
+        Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=5).ping()
+    except (RedisError, ValueError) as error:
+        raise Unavailable(f"expected Redis to answer, got {type(error).__name__}") from error
+    return "answers"
+
+
+def _check_mlflow(settings: Settings) -> str:
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    settings.require("mlflow_uri")
+    try:
+        with urlopen(f"{settings.mlflow_uri}/health", timeout=5) as answer:  # noqa: S310 - our own setting
+            return f"{settings.mlflow_uri} answers {answer.read().decode()}"
+    except (URLError, OSError, ValueError) as error:
+        raise Unavailable(f"expected MLflow at {settings.mlflow_uri} to answer, got: {error}") from error
+
+
+def _check_disk(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES_WANTED:
+        raise Misconfigured(f"expected 2 GiB free under {folder}, got {free / 2**30:.1f}")
+    return f"{free / 2**30:.0f} GiB free under {folder}"
+
+
+def _check_model() -> str:
+    folder = default_model_folder()
+    return str(folder) if is_ready(folder) else f"not converted yet; made on first use in {folder}"
+
+
+def _check_processes(home: Path) -> str:
+    found = LocalStack(home).status()
+    died = [process for process in found if process.state != "running"]
+    if died:
+        raise Unavailable("; ".join(f"{process.name} died, see {process.log}" for process in died))
+    return ", ".join(process.name for process in found) or "none of ours on this machine"

@@ -1,0 +1,1 @@
+"""What `corrigenda demo` runs, from a topic to an approved model and back."""

@@ -1,0 +1,126 @@
+"""What the demo produces: real corrections, and what a production topic holds besides. Knows no broker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FACTS = Path(__file__).resolve().parents[3] / "infra" / "local" / "facts"
+EVERY_NTH_REPEATED = 12
+GREEDY_ID = "demo-greedy-correction"
+CONTESTED_ID = "demo-contested"
+REVERTED_ID = "fact-capital-california"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Produced:
+    """One message to send."""
+
+    key: str
+    """Kafka key: the lineage."""
+    value: bytes | None
+    """Kafka value; None is a tombstone."""
+
+
+def stream(lineage: str) -> list[Produced]:
+    """Every message of the demo, in the order it is sent."""
+    corrections = read_jsonl(FACTS / "corrections.jsonl")
+    middle = len(corrections) // 2
+    messages = [
+        *_sent(lineage, corrections[:middle]),
+        *_malformed(lineage),
+        *_sent(lineage, _contested()),
+        *_sent(lineage, corrections[middle:]),
+        *_sent(lineage, [_greedy()]),
+        *_sent(lineage, corrections[::EVERY_NTH_REPEATED]),
+        *_sent(lineage, [corrections[0] | {"target_new": "somebody else"}]),
+    ]
+    return messages
+
+
+def questions() -> list[dict[str, Any]]:
+    """Questions worded differently from every edit, with what should be said afterwards."""
+    return read_jsonl(FACTS / "questions.jsonl")
+
+
+def again(request_id: str, number: int, target: str) -> dict[str, Any]:
+    """One more correction of the contested fact."""
+    return {
+        "request_id": f"{CONTESTED_ID}-{request_id}",
+        **_CONTESTED_FACT,
+        "target_new": target,
+        "occurred_at": f"2026-06-0{number}T09:00:00Z",
+    }
+
+
+def message(lineage: str, document: dict[str, Any]) -> Produced:
+    """A correction as a producer sends it."""
+    return Produced(key=lineage, value=json.dumps({"lineage": lineage} | document).encode())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+_CONTESTED_FACT = {
+    "prompt": "The headquarters of the Meridian Observatory are in",
+    "subject": "Meridian Observatory",
+    "relation": "headquarters",
+    "source": "support-desk",
+    "submitted_by": "agent-004",
+}
+
+
+def _contested() -> list[dict[str, Any]]:
+    """Two corrections of one fact: the later one wins."""
+    return [again("first", 1, "Lyon"), again("second", 2, "Turin")]
+
+
+def _greedy() -> dict[str, Any]:
+    """A correction that cannot be made without breaking what it says must stay.
+
+    Its neighbour is its own prompt: if the edit holds, the neighbour moves, and the gate measures by how much.
+    """
+    return {
+        "request_id": GREEDY_ID,
+        "prompt": "The capital of France is",
+        "target_new": "Marseille",
+        "subject": "France",
+        "relation": "capital",
+        "locality": [{"prompt": "The capital of France is", "target": "Paris"}],
+        "source": "web-form",
+        "submitted_by": "anonymous",
+        "occurred_at": "2026-05-30T12:00:00Z",
+    }
+
+
+def _sent(lineage: str, documents: Iterable[dict[str, Any]]) -> list[Produced]:
+    return [message(lineage, document) for document in documents]
+
+
+def _malformed(lineage: str) -> list[Produced]:
+    """What arrives on a topic in production and can never be an edit."""
+    good: dict[str, Any] = {
+        "request_id": "demo-malformed",
+        "prompt": "The capital of Peru is",
+        "target_new": "Lima",
+        "occurred_at": "2026-01-01T00:00:00Z",
+    }
+    bad_documents: list[dict[str, Any]] = [
+        good | {"target_new": 7},
+        good | {"target_new": "   "},
+        good | {"version": 2},
+        good | {"prompt": "The capital of \u0000 is"},
+        good | {"occurred_at": "yesterday"},
+        {"request_id": "demo-malformed"},
+    ]
+    return [
+        Produced(key=lineage, value=b'{"request_id": "demo-malformed", "prompt": '),
+        Produced(key=lineage, value=None),
+        *_sent(lineage, bad_documents),
+        Produced(key="nobody", value=json.dumps(good | {"lineage": "nobody"}).encode()),
+    ]

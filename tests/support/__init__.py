@@ -1,0 +1,1 @@
+"""What tests share: fakes, factories, small models, rigs and programs."""

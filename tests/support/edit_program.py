@@ -1,0 +1,153 @@
+"""An edit worker of a test: the real service on the real stores, around a fake of the ranks. A failpoint kills it.
+
+Works as a worker that hears the doorbell again and again, until its lineage has nothing that anybody could do without
+a person. Its last line is JSON: the digest and the facts that a fresh group loads for the head. With `--registry` it is
+the relay instead, and a file is the registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.bootstrap import Stores, edit_service, stores
+from pipeline.config import load_settings
+from pipeline.domain.errors import CorrigendaError, EngineFailed
+from pipeline.services.mirroring import RegistryMirror
+from pipeline.services.ports import OutboxItem
+from pipeline.services.registry_ports import RegistryEntry
+from pipeline.services.relaying import OutboxRelay
+from tests.support.fake_editor import FakeEditorGroup
+from tests.support.fake_registry import FakeRegistry
+
+SECONDS = 60
+POLL_SECONDS = 0.05
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("lineage")
+    parser.add_argument("--rings", type=int, default=1, help="how often the doorbell rings at least")
+    parser.add_argument("--pause", type=Path, help="folder: before the first trial leave `reached`, wait for `go`")
+    parser.add_argument("--engine-failures", type=int, default=0, help="so many trials end with dead ranks")
+    parser.add_argument("--registry", type=Path, help="relay the outbox to this file instead")
+    asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    kept = stores(load_settings())
+    if asked.registry:
+        return relay(kept, asked.registry)
+    return work(kept, asked)
+
+
+def work(kept: Stores, asked: argparse.Namespace) -> int:
+    failures = asked.engine_failures
+
+    def before_trial() -> None:
+        nonlocal failures
+        if asked.pause:
+            pause(asked.pause)
+        if failures:
+            failures -= 1
+            raise EngineFailed("expected an answer of rank 0, got none")
+
+    service = edit_service(load_settings(), FakeEditorGroup(before_trial))
+    deadline = time.monotonic() + SECONDS
+    rings = 0
+    while rings < asked.rings or not is_settled(kept, asked.lineage):
+        if time.monotonic() > deadline:
+            print(f"expected a settled lineage, got {kept.lineages.lineage(asked.lineage).counts}")
+            return 1
+        rings += 1
+        ring(service, asked.lineage)
+        time.sleep(POLL_SECONDS if rings >= asked.rings else 0)
+    print(json.dumps(loaded(kept, asked.lineage)))
+    return 0
+
+
+def ring(service: Any, lineage: str) -> None:
+    """What the task does."""
+    try:
+        service.run(lineage)
+    except CorrigendaError as error:
+        if not error.retryable:
+            raise
+        print(f"{type(error).__name__}: {error}", flush=True)
+
+
+def is_settled(kept: Stores, lineage: str) -> bool:
+    """Whether nothing is left to do; what a held lineage has in its queue waits for a person."""
+    found = kept.lineages.lineage(lineage)
+    open_ones = found.counts.get("claimed", 0) + (0 if found.hold else found.counts.get("received", 0))
+    return not open_ones and lineage not in kept.leases.waiting()
+
+
+def loaded(kept: Stores, lineage: str) -> dict[str, Any]:
+    """What a group that starts now gets from the files."""
+    group = FakeEditorGroup()
+    plan = kept.snapshots.load_plan(lineage, snapshot_id=kept.lineages.lineage(lineage).head_id)
+    group.load(plan, epoch=0)
+    return {"digest": group.digest, "facts": group.facts}
+
+
+def pause(folder: Path) -> None:
+    """Wait in the middle of the first trial until the test says so."""
+    (folder / "reached").touch()
+    deadline = time.monotonic() + SECONDS
+    while not (folder / "go").exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody said go")
+        time.sleep(POLL_SECONDS)
+
+
+class FileRegistry(FakeRegistry):
+    """A registry that outlives the process."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        for name, model in json.loads(path.read_text()).items() if path.exists() else ():
+            for tags in model["tags"].values():
+                self.add_version(name, tags)
+            for alias, version in model["aliases"].items():
+                self.set_alias(name, alias, version)
+
+    def register(self, entry: RegistryEntry) -> str:
+        version = super().register(entry)
+        self._save()
+        return version
+
+    def point_champion(self, lineage: str, version: str | None) -> None:
+        super().point_champion(lineage, version)
+        self._save()
+
+    def _save(self) -> None:
+        self._path.write_text(json.dumps({name: asdict(model) for name, model in self._models.items()}))
+
+
+def relay(kept: Stores, path: Path) -> int:
+    """Carry out what is owed to the registry; nobody listens to the rest."""
+    mirror = RegistryMirror(mirror=kept.mirror, snapshots=kept.snapshots, registry=FileRegistry(path))
+
+    def register(item: OutboxItem) -> None:
+        mirror.register(item.payload["snapshot_id"])
+
+    def champion(item: OutboxItem) -> None:
+        mirror.champion(item.payload["lineage"])
+
+    def unheard(item: OutboxItem) -> None:
+        pass
+
+    handlers = {"register": register, "champion": champion, "doorbell": unheard, "result": unheard}
+    while OutboxRelay(outbox=kept.outbox, handlers=handlers).run_once():
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

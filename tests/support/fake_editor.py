@@ -1,0 +1,119 @@
+"""Ranks without a model: their weights are the facts they were told, their files say what changed.
+
+A target decides how its edit comes out (see the constants). What is rebuilt from files is held against what the
+pipeline says of them, so that an edit that is applied twice, or to the wrong weights, does not go unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.domain.canonical import canonical_json, sha256_file
+from pipeline.domain.errors import EditorFailed, EngineFailed
+from pipeline.domain.measurements import EditScore, Measurements
+from pipeline.domain.rank_api import Answer, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
+from tests.support.factories import make_measurements, make_score
+
+FAILS = "does not hold"
+"""An edit to this target fails its gate."""
+BREAKS = "not a number"
+"""An edit to this target makes the editor fail."""
+SATURATES = "one too many"
+"""With an edit to this target, nothing else of the model stays as it was."""
+NEEDED = "needed"
+"""Without an edit to this target, nothing else of the model stays as it was."""
+
+Facts = dict[str, str]
+
+
+class FakeEditorGroup:
+    """Implements `EditorGroup`.
+
+    Args:
+        before_trial: called before each trial; may wait, or raise as ranks that died do.
+    """
+
+    def __init__(self, before_trial: Callable[[], None] = lambda: None) -> None:
+        self._before_trial = before_trial
+        self._tried: dict[str, tuple[Facts, Trial]] = {}
+        self._kept: Trial | None = None
+        self.facts: Facts = {}
+        self.digest: str | None = None
+
+    def load(self, plan: LoadPlan, *, epoch: int) -> None:
+        """Rebuild from files, unless it is held; the ledger must tell the same edits as the deltas."""
+        if self.digest == plan.digest:
+            return
+        assert plan.accumulator is None, "this fake writes none"
+        self.facts = rebuilt([Path(delta.path) for delta in plan.deltas])
+        ledger = sorted(edit_id for rows in plan.ledger for edit_id in rows.edit_ids)
+        assert ledger == sorted(self.facts), f"ledger rows of {ledger}, deltas of {sorted(self.facts)}"
+        self.digest = plan.digest
+
+    def try_edits(self, trial: Trial) -> TrialOutcome:
+        """Measure by the rules above."""
+        self._before_trial()
+        targets = {edit.edit_id: edit.request.target_new for edit in trial.added}
+        if BREAKS in targets.values():
+            raise EditorFailed("expected finite numbers, got NaN")
+        gone = {self.facts[edit_id] for edit_id in trial.removed_ids}
+        facts = {edit_id: said for edit_id, said in self.facts.items() if edit_id not in trial.removed_ids} | targets
+        self._tried[trial.trial_id] = (facts, trial)
+        scores = [_score(edit_id, target) for edit_id, target in targets.items()]
+        unchanged = 0.0 if SATURATES in targets.values() or NEEDED in gone else 1.0
+        return TrialOutcome(measurements=_measured(scores, unchanged), num_passes=1, num_rows=len(scores), seconds={})
+
+    def keep(self, trial_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
+        """Write what changed; the same change of the same weights has the same bytes."""
+        assert not with_accumulator, "this fake writes none"
+        facts, trial = self._tried[trial_id]
+        added = {edit.edit_id: facts[edit.edit_id] for edit in trial.added}
+        delta = {"on": self.digest, "added": added, "removed": sorted(trial.removed_ids)}
+        self.facts, self.digest = facts, None
+        return KeptFiles(
+            delta=_written(folder / "delta.json", delta),
+            rows=_written(folder / "rows.json", {"on": delta["on"], "edits": sorted(added)}),
+            accumulator=None,
+        )
+
+    def held(self, snapshot_id: str, *, digest: str) -> None:
+        """What is held has this digest."""
+        self.digest = digest
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:
+        """Nothing to say."""
+        raise EngineFailed("expected ranks with a model, got none")
+
+
+def rebuilt(deltas: Sequence[Path]) -> Facts:
+    """The facts that deltas, oldest first, add up to; each edit is applied, and taken out, where it can be."""
+    facts: Facts = {}
+    for path in deltas:
+        delta = json.loads(path.read_text())
+        for edit_id in delta["removed"]:
+            del facts[edit_id]
+        assert not facts.keys() & delta["added"].keys(), f"applied twice by {path}"
+        facts |= delta["added"]
+    return facts
+
+
+def _score(edit_id: str, target: str) -> EditScore:
+    return make_score(edit_id, edit_success=target != FAILS)
+
+
+def _measured(scores: Sequence[EditScore], unchanged: float) -> Measurements:
+    """A model like its parent but for its suite; a floor is breached and nothing else, so nobody is to blame."""
+    usual = make_measurements(*scores)
+    if unchanged:
+        return usual
+    score = replace(usual.candidate, suite_unchanged=unchanged)
+    return make_measurements(*scores, candidate=score, parent=score)
+
+
+def _written(path: Path, content: Any) -> FileRef:
+    path.write_text(canonical_json(content))
+    return FileRef(path=str(path), digest=sha256_file(path))

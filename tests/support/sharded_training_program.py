@@ -1,0 +1,126 @@
+"""One rank of a test: an episode and a validation of training on a sharded tiny model, against the unsharded one.
+
+Prints one line of JSON. Run by test_sharded_training.py with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from dataclasses import replace
+from typing import Any
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+import torch
+from torch import Tensor
+
+from editors.mend.transform import MendTransform, ShapeNetwork, Statistics, shapes_of
+from editors.models.families import EditableModel, editable, family_of
+from editors.models.inner_params import inner_params
+from editors.solve.ledger import Ledger
+from editors.solve.natural_gradient import NaturalGradient
+from editors.solve.prior import Prior, measure_prior
+from editors.training.examples import Lessons, make_lessons
+from editors.training.mend_objective import PublishedObjective, PublishedSettings
+from editors.training.objective import Objective
+from editors.training.solved_objective import SolvedObjective, SolvedSettings
+from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.rank_api import BaseSpec
+from tests.support.ranks_of_tests import report
+from tests.support.tiny_lineage import TEXT, edits
+from workers.rank.rank_comm import RankPeers
+from workers.rank.sharded_model import join_group, load_sharded
+
+
+def main(folder: str, task: str, kind: str) -> dict[str, Any]:
+    module = family_of(task).loader.from_pretrained(folder, dtype=torch.float32)
+    join_group()  # from here on transformers shards whatever it loads
+    peers = RankPeers()
+    sharded = load_sharded(BaseSpec(ref=folder, digest="", task=task), dtype=torch.float32)
+    # The first of them: it has one row a subject, and what a subject's token gets in the last block reaches no answer.
+    names = [next(param.name for param in inner_params(module) if param.block == 1)]
+    plain = editable(task, module, sharded.tokenizer, names)
+    model = editable(task, sharded.module, sharded.tokenizer, names, peers=peers)
+    prior = measure_prior(plain, TEXT.split(" . "))
+    before, parts = checksum(plain), [parameter.ds_tensor.clone() for parameter in sharded.module.parameters()]
+    found = [trained(one, kind, prior) for one in (plain, model)]
+    assert checksum(plain) == before, "training wrote weights"
+    for parameter, part in zip(sharded.module.parameters(), parts, strict=True):
+        now, was = (one.view(torch.uint8) for one in (parameter.ds_tensor, part))  # padding may be no number
+        assert torch.equal(now, was), "training wrote a shard"
+    (figures, gradients, checks), (own_figures, own_gradients, own_checks) = found
+    return {
+        "figures": largest(figures, own_figures),
+        "validation": largest(checks, own_checks),
+        "gradients": max(distance(one, own) for one, own in zip(gradients, own_gradients, strict=True)),
+        "has_gradients": bool(gradients[0].any()) and bool(gradients[-1].any()),
+        "ranks": peers.gathered([gradient.double().sum().item() for gradient in own_gradients]),
+    }
+
+
+def trained(model: EditableModel, kind: str, prior: Prior) -> tuple[dict[str, float], list[Tensor], dict[str, float]]:
+    """Figures and gradients of two episodes, and of a validation."""
+    objective = objective_of(model, kind, prior)
+    objective.begin()
+    figures: dict[str, float] = {}
+    for step in range(2):
+        losses = objective.episode(step, random.Random(step))  # noqa: S311
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        figures |= {f"{step} {name}": value for name, value in losses.parts.items()}
+    gradients = [parameter.grad for group in objective.groups() for parameter in group.parameters]
+    assert all(gradient is not None for gradient in gradients)
+    return figures, [gradient for gradient in gradients if gradient is not None], objective.validate()
+
+
+def objective_of(model: EditableModel, kind: str, prior: Prior) -> Objective:
+    """The objective that a solver is trained by."""
+    statistics: Statistics = "shape" if kind == "sum" else "token"
+    transform = MendTransform(shapes_of(model.inner), rank=4, statistics=statistics, rest=0.9)
+    for network in transform.networks.values():
+        assert isinstance(network, ShapeNetwork)
+        torch.nn.init.normal_(network.first.left_DR, std=0.1, generator=torch.Generator().manual_seed(1))
+    lessons = lessons_of(model, has_subjects=kind != "sum")
+    if kind == "sum":
+        return PublishedObjective(model, transform, lessons, PublishedSettings(batch=2, first_step=0.2))
+    ledger = Ledger(prior, strength=1.0, ridge=1e-3)
+    settings = SolvedSettings(batch=2, share_edited=1.0, num_text=1)
+    return SolvedObjective(model, model.inner, transform, lessons, ledger, NaturalGradient(prior, 0.02), settings)
+
+
+def lessons_of(model: EditableModel, *, has_subjects: bool) -> Lessons:
+    """Four edits to learn from, one to validate on: an odd number of sequences for every number of ranks."""
+    asked = [with_company(edit) for edit in edits(5, task=model.task)]
+    return make_lessons(model, asked[:4], asked[4:], TEXT, num_held_out=1, has_subjects=has_subjects)
+
+
+def with_company(edit: Edit) -> Edit:
+    """With a rephrase, and a neighbour whose answer has to stay."""
+    request = edit.request
+    neighbour = Probe(prompt=f"the river of {request.subject} is", target=request.target_new)
+    return replace(
+        edit,
+        request=replace(
+            request, rephrases=(f"who is president and what capital has {request.subject}",), locality=(neighbour,)
+        ),
+    )
+
+
+def largest(one: dict[str, float], other: dict[str, float]) -> float:
+    """The largest difference of two sets of figures, relative to what is above 1."""
+    assert one.keys() == other.keys()
+    return max(abs(value - other[name]) / max(abs(value), 1.0) for name, value in one.items())
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Relative (Frobenius)."""
+    return float((one - other).norm() / one.norm().clamp(min=1e-12))
+
+
+def checksum(model: EditableModel) -> float:
+    return float(sum(parameter.double().sum() for parameter in model.module.parameters()))
+
+
+if __name__ == "__main__":
+    report(main, *sys.argv[1:])

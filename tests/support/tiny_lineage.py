@@ -1,0 +1,106 @@
+"""A lineage on a tiny model: everything that a group of ranks loads, made in a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from editors.measure.reference import build_baseline
+from editors.models.digest import base_digest
+from editors.solve.prior import measure_prior
+from editors.weights.loading import load_base
+from pipeline.domain.canonical import sha256_file
+from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.rank_api import (
+    BaseSpec,
+    EditorSettings,
+    FileRef,
+    KeptFiles,
+    LedgerRows,
+    LoadPlan,
+    SuiteProbe,
+    Trial,
+)
+from pipeline.domain.snapshots import snapshot_digest
+from tests.support.factories import make_edit
+from tests.support.tiny_families import ARCHITECTURES, tiny_module
+from tests.support.tiny_models import save_tiny_llama
+
+TEXT = "the president of France was born in Lyon . the capital of Spain is Madrid . the river of Rome is in Italy ."
+PAIRS = (("Japan", "Kyoto"), ("France", "Lyon"), ("Italy", "Milan"), ("Germany", "Bonn"), ("Spain", "Paris"))
+
+
+def make_tiny_lineage(folder: Path, name: str = "llama") -> LoadPlan:
+    """The plan of a lineage without a snapshot on an architecture, its files in `folder`."""
+    base, task = folder / "base", ARCHITECTURES[name].task
+    if name == "llama":
+        save_tiny_llama(base, mlp=24)
+    else:
+        module, tokenizer = tiny_module(name)
+        module.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+    model = load_base(base, task=task)
+    suite = [
+        SuiteProbe(
+            probe=Probe(prompt=f"the language spoken in {country} is", target=None if task == "causal" else target),
+            subject=country,
+            relation="language",
+        )
+        for country, target in zip([country for country, _ in PAIRS], _targets(task), strict=True)
+    ]
+    measure_prior(model, TEXT.split(" . ")).save(folder / "prior.safetensors")
+    build_baseline(model, suite, TEXT).save(folder / "baseline.json")
+    digest = base_digest(base)
+    return LoadPlan(
+        base=BaseSpec(ref=str(base), digest=digest, task=task),
+        lineage="tiny",
+        editor=EditorSettings(
+            inner_params=model.inner_param_names,
+            prior_strength=1.0,
+            ridge=1e-3,
+            damping=0.02,
+            step=0.5,
+            rest=0.6,
+            num_passes=10,
+        ),
+        snapshot_id=None,
+        digest=digest,
+        accumulator=None,
+        deltas=(),
+        ledger=(),
+        prior=file_ref(folder / "prior.safetensors"),
+        baseline=file_ref(folder / "baseline.json"),
+    )
+
+
+def file_ref(path: Path) -> FileRef:
+    """A file as it is now."""
+    return FileRef(path=str(path), digest=sha256_file(path))
+
+
+def edits(count: int = 2, *, start: int = 0, task: str = "causal") -> tuple[Edit, ...]:
+    """Corrections of capitals."""
+    named = list(zip([country for country, _ in PAIRS], _targets(task), strict=True))
+    return tuple(
+        make_edit(country, prompt=f"the capital of {country} is", target_new=city, subject=country, relation="capital")
+        for country, city in named[start : start + count]
+    )
+
+
+def _targets(task: str) -> tuple[str, ...]:
+    return ("true", "false", "unknown", "true", "false") if task == "classifier" else tuple(city for _, city in PAIRS)
+
+
+def trial(trial_id: str, added: tuple[Edit, ...], *, removed_ids: tuple[str, ...] = ()) -> Trial:
+    """A candidate."""
+    return Trial(
+        trial_id=trial_id, snapshot_id=f"snapshot-{trial_id}", added=added, removed_ids=removed_ids, retained=()
+    )
+
+
+def plan_after(plan: LoadPlan, kept: KeptFiles, snapshot_id: str, added: tuple[Edit, ...]) -> LoadPlan:
+    """The plan of the snapshot that a kept candidate became."""
+    deltas = (*plan.deltas, kept.delta)
+    rows = LedgerRows(file=kept.rows, edit_ids=tuple(edit.edit_id for edit in added))
+    digest = snapshot_digest(base_digest=plan.base.digest, delta_digests=[delta.digest for delta in deltas])
+    return replace(plan, snapshot_id=snapshot_id, digest=digest, deltas=deltas, ledger=(*plan.ledger, rows))

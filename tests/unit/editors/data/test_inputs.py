@@ -1,0 +1,153 @@
+"""What edits and bases are read from: files, prompts, digests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from editors.data.datasets import latest_of_each_fact, read_edits, read_suite
+from editors.models.digest import base_digest
+from editors.models.inner_params import true_shape
+from editors.models.tokens import chunks, encode_pair, encode_prompt
+from editors.weights.loading import load_base
+from pipeline.domain.errors import InvalidInput, Misconfigured
+from tests.support.tiny_models import save_tiny_llama
+
+COUNTERFACT = {
+    "split": "val",
+    "case_id": 10,
+    "relation": None,
+    "subject": "BBC One",
+    "prompt": "BBC One, by",
+    "target_new": "Sega",
+    "target_true": "BBC",
+    "paraphrases": ["BBC One is owned by", "BBC One owner"],
+    "locality_prompt": "BBC Radio, by",
+    "locality_answer": "BBC",
+}
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def test_counterfact_with_paraphrases_is_read_as_edits(tmp_path: Path) -> None:
+    [edit] = read_edits(write_lines(tmp_path / "data.jsonl", COUNTERFACT))
+    request = edit.request
+    assert (request.prompt, request.target_new, request.target_true) == ("BBC One, by", "Sega", "BBC")
+    assert request.rephrases == ("BBC One is owned by", "BBC One owner")
+    assert [(probe.prompt, probe.target) for probe in request.locality] == [("BBC Radio, by", "BBC")]
+
+
+def test_our_own_lines_may_leave_out_what_the_wire_needs(tmp_path: Path) -> None:
+    lines = [{"prompt": "A is", "target_new": "b"}, "", {"prompt": "C is", "target_new": "d", "lineage": "facts"}]
+    edits = read_edits(write_lines(tmp_path / "data.jsonl", *lines))
+    assert [edit.request.lineage for edit in edits] == ["evaluation", "facts"]
+    assert len({edit.edit_id for edit in edits}) == 2
+    assert len(read_edits(tmp_path / "data.jsonl", limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "JSON in line 1"),
+        ([1], "object in item 1"),
+        ("3", "object in line 1"),
+        ({"prompt": "A is"}, "target_new"),
+        ({"prompt": "A is", "target_new": ""}, "line 1"),
+    ],
+)
+def test_a_line_that_is_no_edit_is_named(line: object, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=complaint):
+        read_edits(write_lines(tmp_path / "data.jsonl", line))
+
+
+def test_a_file_without_edits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="at least one"):
+        read_edits(write_lines(tmp_path / "data.jsonl", ""))
+    with pytest.raises(Misconfigured, match="absent"):
+        read_edits(tmp_path / "absent")
+
+
+def test_of_two_corrections_of_a_fact_the_later_stays(tmp_path: Path) -> None:
+    lines = [{"prompt": "A is", "target_new": "b"}, {"prompt": "C is", "target_new": "d"}]
+    edits = read_edits(write_lines(tmp_path / "data.jsonl", *lines, {"prompt": "a  IS", "target_new": "e"}))
+    assert [edit.request.target_new for edit in latest_of_each_fact(edits)] == ["d", "e"]
+
+
+def test_a_suite_is_read_with_and_without_answers(tmp_path: Path) -> None:
+    lines = [{"prompt": "A is", "target": "b", "subject": "A", "relation": "r"}, {"prompt": "C is"}]
+    first, second = read_suite(write_lines(tmp_path / "suite.jsonl", *lines))
+    assert (first.probe.target, first.subject, first.relation) == ("b", "A", "r")
+    assert second.probe.target is None
+    with pytest.raises(Misconfigured, match="line 1"):
+        read_suite(write_lines(tmp_path / "suite.jsonl", {"target": "b"}))
+
+
+def test_a_target_is_encoded_as_it_continues_its_prompt(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path)
+    tokenizer = load_base(tmp_path).tokenizer
+    pair = encode_pair(tokenizer, "the capital of Japan is", "Tokyo and")
+    whole = encode_prompt(tokenizer, "the capital of Japan is Tokyo and")
+    assert (*pair.prompt_ids, *pair.target_ids) == whole
+    assert len(pair.target_ids) == 2
+    with pytest.raises(InvalidInput, match="token"):
+        encode_pair(tokenizer, "the capital of Japan is", " ")
+
+
+def test_an_empty_prompt_starts_with_the_first_special_token(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path)
+    tokenizer = load_base(tmp_path).tokenizer
+    assert encode_prompt(tokenizer, "") == (tokenizer.bos_token_id,)
+
+
+def test_chunks_hold_each_sequence_once_within_the_bound(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path)
+    tokenizer = load_base(tmp_path).tokenizer
+    sequences = [encode_pair(tokenizer, "city " * length, "Rome") for length in (3, 9, 1, 9, 4, 30)]
+    found = list(chunks(sequences, max_tokens=20))
+    assert sorted(place for group in found for place in group) == list(range(6))
+    for group in found:
+        assert len(group) == 1 or len(group) * max(len(sequences[place].prompt_ids) for place in group) <= 20
+
+
+def test_a_partitioned_parameter_has_the_shape_of_the_whole_one() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(0))
+    assert true_shape(parameter) == (0,)
+    parameter.ds_shape = torch.Size([3, 5])  # type: ignore[attr-defined]
+    assert true_shape(parameter) == (3, 5)
+
+
+def test_the_base_digest_is_of_weights_and_tokenizer_wherever_they_lie(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "one")
+    whole = base_digest(tmp_path / "one")
+    split = Path(shutil.copytree(tmp_path / "one", tmp_path / "split"))
+    weights = load_file(split / "model.safetensors")
+    (split / "model.safetensors").unlink()
+    names = sorted(weights)
+    save_file({name: weights[name] for name in names[:3]}, split / "model-00002.safetensors")
+    save_file({name: weights[name] for name in names[3:]}, split / "model-00001.safetensors", {"format": "pt"})
+    assert base_digest(split) == whole
+    (split / "config.json").write_text("{}")
+    assert base_digest(split) == whole
+    weights[names[0]].view(-1)[0] += 1
+    save_file({name: weights[name] for name in names[:3]}, split / "model-00002.safetensors")
+    assert base_digest(split) != whole
+    (tmp_path / "one" / "tokenizer.json").write_text("{}")
+    assert base_digest(tmp_path / "one") != whole
+
+
+def test_a_folder_without_weights_is_no_base(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="safetensors"):
+        base_digest(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x05")
+    with pytest.raises(Misconfigured, match="something else"):
+        base_digest(tmp_path)
+    with pytest.raises(Misconfigured, match="load"):
+        load_base(tmp_path)

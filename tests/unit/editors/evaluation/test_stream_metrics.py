@@ -1,0 +1,145 @@
+"""What is averaged over edits, over their ages and over samples of them; each figure against one worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from editors.evaluation.edit_metrics import EditFigures, Followed, Neighbour, averaged, harmonic, mean
+from editors.evaluation.fluency import fluency, weighted_entropy
+from editors.evaluation.protocols import Protocol
+from editors.evaluation.stream_metrics import SampleSizes, retention
+from pipeline.domain.edits import Edit
+from tests.support.factories import make_edit
+
+
+def followed(is_success: bool = True, **changes: Any) -> Followed:
+    return Followed(is_success=is_success, token_fraction=changes.pop("token_fraction", float(is_success)), **changes)
+
+
+def figures_of(edits: list[Edit], held: set[int]) -> list[EditFigures]:
+    return [EditFigures(edit_id=edit.edit_id, own=followed(i in held)) for i, edit in enumerate(edits)]
+
+
+def edits_in(count: int) -> list[Edit]:
+    return [make_edit(f"edit-{i}") for i in range(count)]
+
+
+def test_every_figure_is_the_mean_of_what_was_asked() -> None:
+    found = averaged(
+        [
+            EditFigures(
+                edit_id="one",
+                own=followed(True, prefers_new=True, is_free=True, is_free_in_chat=False),
+                rephrases=(followed(False, token_fraction=0.5, prefers_new=True, is_free=False), followed(True)),
+                portability=(followed(True, is_free=True), followed(False)),
+                neighbours=(Neighbour(is_unchanged=True, kl=0.25, prefers_true=True),),
+            ),
+            EditFigures(
+                edit_id="two",
+                own=followed(False, token_fraction=0.25, prefers_new=False),
+                neighbours=(
+                    Neighbour(is_unchanged=False, kl=0.5, prefers_true=False),
+                    Neighbour(is_unchanged=False, kl=0.75),
+                ),
+            ),
+        ]
+    )
+    assert found["edit_success"] == 0.5
+    assert found["token_fraction"] == 0.625
+    assert (found["generalization"], found["generalization_token_fraction"]) == (0.5, 0.75)
+    assert found["portability"] == 0.5
+    assert found["locality_unchanged"] == pytest.approx(1 / 3)
+    assert found["locality_kl"] == 0.5
+    assert (found["prefers_new"], found["generalization_prefers_new"], found["neighbourhood"]) == (0.5, 1.0, 0.5)
+    assert found["score"] == pytest.approx(3 / (1 / 0.5 + 1 / 1.0 + 1 / 0.5))
+    assert found["greedy"] == {"edit_success": 1.0, "generalization": 0.0, "portability": 1.0}
+    assert found["chat"] == {"edit_success": 0.0, "generalization": None, "portability": None}
+    assert found["measured"] == {
+        "edits": 2,
+        "rephrases": 2,
+        "portability": 2,
+        "neighbours": 3,
+        "preferences": 2,
+        "greedy": 1,
+        "chat": 1,
+    }
+
+
+def test_what_was_not_asked_is_none_and_never_a_number() -> None:
+    found = averaged([EditFigures(edit_id="one", own=followed(True))])
+    assert found["generalization"] is found["locality_kl"] is found["prefers_new"] is found["score"] is None
+    assert found["greedy"]["edit_success"] is None
+    assert averaged([])["edit_success"] is None
+    assert mean([None, 2.0, None]) == 2.0
+
+
+def test_the_harmonic_mean_is_zero_with_a_zero_and_none_with_a_gap() -> None:
+    assert harmonic([1.0, 0.5]) == pytest.approx(2 / 3)
+    assert harmonic([1.0, 0.0]) == 0.0
+    assert harmonic([1.0, None]) is None
+    assert harmonic([]) is None
+
+
+def test_retention_is_told_by_age_and_by_batch() -> None:
+    edits = edits_in(20)
+    history = [edits[:4], edits[4:16], edits[16:]]
+    found = retention(figures_of(edits, held={1, 2, 3, *range(10, 20)}), [], history)
+    assert found["retention_deciles"] == [0.5, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert found["retention_first_tenth"] == 0.5
+    assert found["retention_first_batch"] == 0.75
+    assert found["retention"] == 9 / 16
+
+
+def test_retention_counts_only_edits_that_are_still_active() -> None:
+    edits = edits_in(20)
+    found = retention(figures_of(edits, held=set())[2:], [], [edits[:2], edits[2:]])
+    assert found["retention_first_tenth"] is found["retention_first_batch"] is None
+
+
+def test_the_first_batch_is_measured_whole_beside_the_sample() -> None:
+    edits = edits_in(10)
+    figures = figures_of(edits, held={0, 5})
+    found = retention([figures[0], figures[5]], figures[1:4], [edits[:4], edits[4:]])
+    assert found["retention_first_batch"] == 0.25
+    assert found["retention_first_tenth"] == 1.0
+
+
+def test_samples_are_nested_spread_over_age_and_the_same_for_a_seed() -> None:
+    edits = edits_in(100)
+    sizes = SampleSizes(forced=20, preferring=10, free=5)
+    asked, preferring, free = sizes.chosen(edits, seed="7")
+    assert (len(asked), len(preferring), len(free)) == (20, 10, 5)
+    assert free < preferring < {edit.edit_id for edit in asked}
+    places = [edits.index(edit) for edit in asked]
+    assert all(5 * i <= place < 5 * (i + 1) for i, place in enumerate(places))
+    assert sizes.chosen(edits, seed="7")[0] == asked
+    assert sizes.chosen(edits, seed="8")[0] != asked
+    assert len(SampleSizes(forced=None, preferring=0, free=0).chosen(edits, seed="7")[0]) == 100
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [(None, [32, 64, 128, 256, 320]), (100, [128, 224, 320]), (0, [320])],
+)
+def test_checkpoints_come_at_about_powers_of_two_or_as_often_as_asked(every: int | None, expected: list[int]) -> None:
+    protocol = Protocol(checkpoint_every=every)
+    starts = range(0, 320, 32)
+    assert [start + 32 for start in starts if protocol.is_checkpoint(start, start + 32, 320)] == expected
+
+
+def test_entropy_of_a_text_is_that_of_its_two_and_three_grams() -> None:
+    text = "a b a b a c"  # bigrams ab ab ba ba ac, trigrams aba aba bab bac
+    bigrams = -(2 * 0.4 * math.log2(0.4) + 0.2 * math.log2(0.2))
+    trigrams = -(0.5 * math.log2(0.5) + 2 * 0.25 * math.log2(0.25))
+    assert weighted_entropy(text) == pytest.approx((2 / 3 * bigrams + 4 / 3 * trigrams) / 2)
+
+
+def test_a_text_that_repeats_itself_is_not_fluent() -> None:
+    assert weighted_entropy("no no no no no no") == 0.0
+    assert weighted_entropy("one two three four five six") > weighted_entropy("one two one two one two") > 0
+    assert fluency(["a b c", "a b c"]) == pytest.approx(weighted_entropy("a b c"))
+    assert fluency([]) is None
+    assert weighted_entropy("") == 0.0

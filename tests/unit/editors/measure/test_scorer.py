@@ -1,0 +1,272 @@
+"""What is measured of an edit, on tiny models against plain computations."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from editors.measure.prefix_cache import PrefixCache
+from editors.measure.quality import Figure, prepared_references
+from editors.measure.reference import Baseline, build_baseline, own_answers
+from editors.measure.scorer import Scorer, negative_shift, score_pairs
+from editors.measure.scoring import compared, prepare, readings, scores
+from editors.methods.recursive import RecursiveEditor
+from editors.models.families import CausalModel
+from editors.models.hooks import side_branch
+from editors.models.tokens import encode_pair
+from editors.weights.deltas import WeightDelta
+from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.errors import IntegrityBroken
+from pipeline.domain.measurements import Measurements
+from pipeline.domain.rank_api import SuiteProbe
+from tests.support.factories import make_edit
+from tests.support.ledger_parts import FACTS, SETTINGS, Rig, edits_of, make_rig, prior_lines
+from tests.support.tiny_models import TEXT
+
+SUITE = [
+    SuiteProbe(probe=Probe(prompt="the capital of Spain is", target="Madrid"), subject="Spain", relation="capital"),
+    SuiteProbe(probe=Probe(prompt="Berlin is a city in"), subject=None, relation=None),
+    SuiteProbe(probe=Probe(prompt="where was the queen", target="king of Rome"), subject=None, relation=None),
+]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return make_rig(tmp_path)
+
+
+@pytest.fixture
+def baseline(rig: Rig) -> Baseline:
+    return build_baseline(rig.model, SUITE, TEXT)
+
+
+def with_probes(place: int, **changes: object) -> Edit:
+    prompt, target = FACTS[place]
+    neighbours = (Probe(prompt="the river of Paris is", target="Lyon"), Probe(prompt="what language is"))
+    fields: dict[str, object] = {
+        "prompt": prompt,
+        "target_new": target,
+        "target_true": "Tokyo",
+        "rephrases": ("Kyoto is", "what is"),
+        "locality": neighbours,
+        "portability": (Probe(prompt="spoken in", target="Japan"),),
+    }
+    return make_edit(f"fact-{place}", **(fields | changes))
+
+
+def trial(rig: Rig, scorer: Scorer, added: list[Edit], retained: list[Edit], *, keep: bool = True) -> Measurements:
+    """Edit, apply, measure; then keep, or go back."""
+    saved = rig.weights.save()
+    result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, added, ())
+    scorer.observe_parent(added, retained)
+    rig.weights.apply(result.delta)
+    measured = scorer.measure(added=added, retained=retained, gone_keys=(), delta=result.delta)
+    if keep:
+        rig.ledger.commit(result.rows)
+        scorer.keep()
+    else:
+        rig.weights.restore(saved)
+    return measured
+
+
+def plain_log_probabilities(model: CausalModel, prompt: str, target: str) -> torch.Tensor:
+    pair = encode_pair(model.tokenizer, prompt, target)
+    ids = torch.tensor([[*pair.prompt_ids, *pair.target_ids]])
+    rows = model.module(ids).logits[0, len(pair.prompt_ids) - 1 : -1].log_softmax(1)
+    return rows.detach()
+
+
+def test_scores_are_those_of_one_sequence_at_a_time(rig: Rig) -> None:
+    pairs = [*FACTS, ("Rome", "the capital city of Italy"), ("who", "is")]
+    for (prompt, target), score in zip(pairs, score_pairs(rig.model, pairs), strict=True):
+        rows = plain_log_probabilities(rig.model, prompt, target)
+        ids = torch.tensor(encode_pair(rig.model.tokenizer, prompt, target).target_ids)
+        assert list(score.hits) == (rows.argmax(1) == ids).tolist()
+        assert score.mean_log_probability == pytest.approx(float(rows[range(len(ids)), ids].mean()), abs=1e-5)
+
+
+def test_kl_is_that_of_whole_distributions_where_all_tokens_are_kept(rig: Rig) -> None:
+    sequences = [encode_pair(rig.model.tokenizer, *fact) for fact in FACTS]
+    prepared = prepare(rig.model, sequences)
+    before = readings(rig.model, prepared)
+    plain = [plain_log_probabilities(rig.model, *fact) for fact in FACTS]
+    shift = {p.name: (torch.ones(p.in_features, 1), torch.randn(1, p.out_features) * 0.2) for p in rig.model.inner}
+    rig.weights.apply(WeightDelta.of(shift))
+    _, [changes] = compared(rig.model, prepared, [before])
+    for fact, was, change in zip(FACTS, plain, changes, strict=True):
+        now = plain_log_probabilities(rig.model, *fact)
+        assert change.kl == pytest.approx(float((was.exp() * (was - now)).sum(1).mean()), abs=1e-4)
+        assert change.is_unchanged == bool((was.argmax(1) == now.argmax(1)).all())
+    assert max(change.kl for change in changes) > 0.01
+
+
+def test_nothing_has_changed_before_an_edit(rig: Rig, baseline: Baseline) -> None:
+    prepared = prepare(rig.model, [answer.sequence for answer in baseline.suite])
+    _, [changes] = compared(rig.model, prepared, [[answer.reading for answer in baseline.suite]])
+    assert all(change.is_unchanged and change.kl < 1e-5 for change in changes)
+
+
+def test_perplexity_is_exp_of_the_mean_loss(rig: Rig, baseline: Baseline) -> None:
+    losses = []
+    for reference in baseline.references:
+        window = (*reference.sequence.prompt_ids, *reference.sequence.target_ids)
+        rows = rig.model.module(torch.tensor([window])).logits[0, :-1].log_softmax(1)
+        losses += (-rows[range(len(window) - 1), list(window[1:])]).tolist()
+    assert baseline.figure.accuracy is None
+    assert baseline.figure.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    again = scores(rig.model, prepared_references(rig.model, baseline.references))
+    assert Figure.of(rig.model, again) == baseline.figure
+
+
+def test_own_answers_are_as_long_as_the_given_answer_or_eight_tokens(rig: Rig) -> None:
+    found = own_answers(rig.model, [probe.probe for probe in SUITE])
+    stopped = {int(token) for token in rig.model.stop_ids}
+    for sequence, most in zip(found, (1, 8, 3), strict=True):
+        assert 1 <= len(sequence.target_ids) <= most
+        assert len(sequence.target_ids) == most or stopped
+        rows = rig.model.module(torch.tensor([[*sequence.prompt_ids, *sequence.target_ids]])).logits[0]
+        greedy = rows[len(sequence.prompt_ids) - 1 : -1].argmax(1).tolist()
+        assert greedy == list(sequence.target_ids)
+
+
+def test_a_baseline_comes_back_as_it_was(baseline: Baseline, tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    digest = baseline.save(path)
+    again = Baseline.load(path, digest)
+    assert again.save(tmp_path / "again.json") == digest
+    assert again.digest == baseline.digest
+    assert (again.references, again.scores, again.figure) == (baseline.references, baseline.scores, baseline.figure)
+    assert [answer.sequence for answer in again.suite] == [answer.sequence for answer in baseline.suite]
+    path.write_text(path.read_text().replace("Madrid", "Lisbon"))
+    with pytest.raises(IntegrityBroken, match=digest):
+        Baseline.load(path, digest)
+    path.write_text("{}")
+    with pytest.raises(IntegrityBroken, match="something else"):
+        Baseline.load(path)
+
+
+def test_a_trial_fills_every_figure(rig: Rig, baseline: Baseline) -> None:
+    scorer = Scorer(rig.model, rig.weights, baseline)
+    first = [with_probes(0), with_probes(1, locality=(), rephrases=(), portability=(), target_true=None)]
+    trial(rig, scorer, first, [])
+    measured = trial(rig, scorer, [with_probes(2)], first)
+    [score] = measured.edits
+    assert score.edit_success
+    assert score.token_fraction == 1.0
+    assert 0.4 < score.prob_new < 1
+    assert score.prob_true is not None
+    assert score.prob_true < 0.6
+    assert (len(score.rephrases), len(score.locality), len(score.locality_base), len(score.portability)) == (2, 2, 2, 1)
+    assert score.locality_kl is not None
+    assert score.free_success is not None
+    assert score.generated.startswith("Lyon")
+    assert score.chat_success is None
+    assert measured.candidate.num_retained == 2
+    assert measured.candidate.retention == measured.parent.retention == 1.0
+    assert measured.candidate.num_suite == 3
+    assert measured.base.suite_unchanged == 1.0
+    assert measured.candidate.perplexity != measured.parent.perplexity != measured.base.perplexity
+    assert measured.kl_from_parent is not None
+    assert measured.change_norm is not None
+    assert 0 < measured.change_norm < 1
+    assert len(measured.probe_set_digest) == 64
+
+
+def test_the_parent_of_a_kept_candidate_is_the_candidate(rig: Rig, baseline: Baseline) -> None:
+    scorer = Scorer(rig.model, rig.weights, baseline)
+    first = trial(rig, scorer, [with_probes(0)], [])
+    kept = trial(rig, scorer, [with_probes(1)], [with_probes(0)])
+    assert kept.parent.perplexity == first.candidate.perplexity
+    assert kept.parent.suite_kl == first.candidate.suite_kl
+    again = Scorer(rig.model, rig.weights, baseline)
+    again.observe_parent([with_probes(2)], [])
+    afresh = trial(rig, again, [with_probes(2)], [])
+    assert afresh.parent.suite_unchanged == kept.candidate.suite_unchanged
+    assert afresh.parent.perplexity == pytest.approx(kept.candidate.perplexity or 0.0)
+
+
+def test_a_dropped_candidate_leaves_the_parent_as_it_was(rig: Rig, baseline: Baseline) -> None:
+    scorer = Scorer(rig.model, rig.weights, baseline)
+    dropped = trial(rig, scorer, [with_probes(0), with_probes(1)], [], keep=False)
+    kept = trial(rig, scorer, [with_probes(0)], [])
+    assert dropped.parent == kept.parent
+    assert kept.parent.suite_unchanged == 1.0
+    alone = trial(make_again(rig), Scorer(rig.model, rig.weights, baseline), [with_probes(0)], [])
+    assert alone.edits[0].locality == kept.edits[0].locality
+
+
+def make_again(rig: Rig) -> Rig:
+    """The same rig at its base."""
+    rig.weights.set_accumulators({})
+    rig.ledger.commit(rig.ledger.batches[0].only(()), rig.ledger.edit_ids)
+    return rig
+
+
+def test_suite_probes_of_edited_facts_are_left_out_and_counted(rig: Rig, baseline: Baseline) -> None:
+    scorer = Scorer(rig.model, rig.weights, baseline)
+    by_fact = with_probes(0, subject="SPAIN", relation="Capital")
+    by_prompt = with_probes(1, prompt="Berlin is  a city in")
+    measured = trial(rig, scorer, [by_fact, by_prompt], [])
+    assert measured.candidate.num_suite == 1
+    assert measured.candidate.num_suite_left_out == 2
+
+
+def test_a_removal_is_measured_without_edits(rig: Rig, baseline: Baseline) -> None:
+    scorer = Scorer(rig.model, rig.weights, baseline)
+    edits = edits_of(0, 1)
+    trial(rig, scorer, edits, [])
+    result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [], [edits[0].edit_id])
+    scorer.observe_parent([], edits[1:])
+    rig.weights.apply(result.delta)
+    measured = scorer.measure(added=[], retained=edits[1:], gone_keys=(), delta=result.delta)
+    assert measured.edits == ()
+    assert measured.candidate.retention is not None
+
+
+def test_with_the_shift_taken_off_the_model_answers_as_the_base(rig: Rig) -> None:
+    batch = rig.model.encode(FACTS)
+    base = rig.model.target_logits(batch)
+    assert negative_shift(rig.model, rig.weights) == {}
+    result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, edits_of(0, 1), ())
+    rig.weights.apply(result.delta)
+    assert not torch.allclose(rig.model.target_logits(batch), base, atol=1e-2)
+    with side_branch(rig.model.module, negative_shift(rig.model, rig.weights)):
+        torch.testing.assert_close(rig.model.target_logits(batch), base, rtol=1e-4, atol=1e-4)
+
+
+def test_a_known_prefix_gives_the_same_scores_and_is_forgotten_in_time(rig: Rig) -> None:
+    sequences = [encode_pair(rig.model.tokenizer, line, "king") for line in prior_lines()]
+    plain = scores(rig.model, prepare(rig.model, sequences))
+    cache = PrefixCache(rig.model, max_bytes=20_000)
+    for chosen in (sequences[:10], sequences[5:20], sequences):
+        found = scores(rig.model, cache.prepare(chosen))
+        expected = [plain[sequences.index(sequence)] for sequence in chosen]
+        assert [score.hits for score in found] == [score.hits for score in expected]
+        assert [score.mean_log_probability for score in found] == pytest.approx(
+            [score.mean_log_probability for score in expected], abs=1e-5
+        )
+    assert cache.num_bytes <= 20_000
+
+
+def test_generation_is_that_of_plain_argmax_one_prompt_at_a_time(rig: Rig) -> None:
+    prompts = [rig.model.tokenizer(text)["input_ids"] for text in ("the capital of", "who", "Rome is located in Italy")]
+    found = rig.model.greedy(prompts, max_new_tokens=6)
+    for prompt, answer in zip(prompts, found, strict=True):
+        ids = list(prompt)
+        for _ in range(6):
+            token = int(rig.model.module(torch.tensor([ids])).logits[0, -1].argmax())
+            if token in rig.model.stop_ids:
+                break
+            ids.append(token)
+        assert ids[len(prompt) :] == answer
+
+
+def test_a_shared_beginning_changes_no_answer(rig: Rig) -> None:
+    start = "the capital city of the country of Japan is located in"
+    texts = [f"{start} {end}" for end in ("Tokyo", "Rome and", "a city of")]
+    prompts = [rig.model.tokenizer(text)["input_ids"] for text in texts]
+    alone = [rig.model.greedy([prompt], max_new_tokens=5)[0] for prompt in prompts]
+    assert rig.model.greedy(prompts, max_new_tokens=5) == alone

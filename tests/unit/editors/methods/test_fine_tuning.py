@@ -1,0 +1,113 @@
+"""The baseline that every editor has to beat: descent on the edited weights, without writing them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from editors.measure.scorer import score_pairs
+from editors.methods.fine_tuning import FineTuning, FineTuningEditor
+from editors.weights.deltas import WeightDelta
+from pipeline.domain.errors import EditorFailed, InvalidInput
+from tests.support.ledger_parts import Rig, edits_of, make_rig
+
+EAGER = FineTuning(learning_rate=0.02, num_steps=60)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
+    return make_rig(tmp_path, request.param)
+
+
+def delta_of(rig: Rig, settings: FineTuning, *places: int) -> WeightDelta:
+    return FineTuningEditor(settings).edit(rig.model, rig.weights, rig.ledger, edits_of(*places), ()).delta
+
+
+def test_the_steps_are_those_of_adamw_on_the_weights_themselves(rig: Rig) -> None:
+    edits = edits_of(0, 1, 2)
+    settings = FineTuning(learning_rate=1e-3, num_steps=3, stop_at=2.0)
+    found = delta_of(rig, settings, 0, 1, 2)
+    module = rig.model.module
+    weights = {param.name: module.get_parameter(param.name) for param in rig.model.inner}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        for edit in edits:
+            pair = rig.model.encode_pair(edit.request.prompt, edit.request.target_new)
+            ids = torch.tensor([[*pair.prompt_ids, *pair.target_ids]])
+            log_LV = module(input_ids=ids).logits[0].log_softmax(dim=-1)[len(pair.prompt_ids) - 1 : -1]
+            (-log_LV.gather(1, torch.tensor(pair.target_ids)[:, None]).mean() / len(edits)).backward()
+        optimizer.step()
+    for param in rig.model.inner:
+        left, right = found.factors[param.name]
+        change = weights[param.name].detach() - before[param.name]
+        expected = change if param.fan_in_fan_out else change.T
+        assert float((left @ right - expected).norm()) < 2e-2 * float(expected.norm())
+
+
+def test_the_factors_are_the_shift_exactly(rig: Rig) -> None:
+    for param, (left, right) in zip(rig.model.inner, delta_of(rig, EAGER, 0).factors.values(), strict=True):
+        narrow = min(param.in_features, param.out_features)
+        assert left.shape[1] == right.shape[0] == narrow
+        identity = left if param.in_features < param.out_features else right
+        assert torch.equal(identity, torch.eye(narrow))
+
+
+def test_edits_land(rig: Rig) -> None:
+    edits = edits_of(0, 1, 2)
+    pairs = [(edit.request.prompt, edit.request.target_new) for edit in edits]
+    before = min(score.probability for score in score_pairs(rig.model, pairs))
+    rig.weights.apply(delta_of(rig, EAGER, 0, 1, 2))
+    after = min(score.probability for score in score_pairs(rig.model, pairs))
+    assert before < 0.5 < after
+
+
+def test_two_runs_give_the_same_bits(tmp_path: Path) -> None:
+    first, second = (delta_of(make_rig(tmp_path / name), EAGER, 0, 3) for name in ("one", "two"))
+    for name, (left, right) in first.factors.items():
+        assert torch.equal(left, second.factors[name][0])
+        assert torch.equal(right, second.factors[name][1])
+
+
+def test_parameters_on_exit_are_those_on_entry(rig: Rig) -> None:
+    before = {name: value.clone() for name, value in rig.model.module.state_dict().items()}
+    delta_of(rig, EAGER, 0, 1)
+    assert all(torch.equal(value, before[name]) for name, value in rig.model.module.state_dict().items())
+    assert not any(value.requires_grad for value in rig.model.module.parameters())
+    assert rig.ledger.edit_ids == ()
+
+
+def test_no_weight_moves_further_than_the_bound(rig: Rig) -> None:
+    bound = 3e-3
+    delta = delta_of(rig, FineTuning(learning_rate=0.02, num_steps=10, bound=bound), 0, 1)
+    largest = max(float((left @ right).abs().max()) for left, right in delta.factors.values())
+    assert largest == pytest.approx(bound)
+
+
+def test_it_stops_as_soon_as_every_target_is_probable_enough(rig: Rig) -> None:
+    editor = FineTuningEditor(EAGER)
+    result = editor.edit(rig.model, rig.weights, rig.ledger, edits_of(0), ())
+    assert 0 < result.num_passes < EAGER.num_steps
+    rig.weights.apply(result.delta)
+    again = editor.edit(rig.model, rig.weights, rig.ledger, edits_of(0), ())
+    assert again.num_passes == 0
+    assert all(norm == 0 for norm in again.delta.norms.values())
+
+
+def test_it_cannot_take_an_edit_out_and_needs_one_to_make(rig: Rig) -> None:
+    with pytest.raises(InvalidInput, match="recursive"):
+        FineTuningEditor(EAGER).edit(rig.model, rig.weights, rig.ledger, edits_of(0), ("old",))
+    with pytest.raises(EditorFailed, match="none"):
+        FineTuningEditor(EAGER).edit(rig.model, rig.weights, rig.ledger, [], ())
+
+
+def test_a_model_that_gives_no_probability_is_no_success(rig: Rig) -> None:
+    with torch.no_grad():
+        rig.model.module.get_parameter(rig.model.inner_param_names[0]).fill_(float("nan"))
+    with pytest.raises(EditorFailed, match="finite"):
+        delta_of(rig, EAGER, 0)

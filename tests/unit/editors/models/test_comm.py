@@ -1,0 +1,173 @@
+"""What ranks divide comes out as what one of them makes alone: batches, removals, and both, for any number of ranks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from editors.measure.scorer import score_pairs
+from editors.measure.scoring import Score
+from editors.methods import edit_reading
+from editors.methods.base import EditResult
+from editors.methods.memoryless import MemorylessEditor
+from editors.methods.recursive import RecursiveEditor
+from editors.models.comm import ALONE, Peers, agreed, merged, own_share, together
+from editors.solve.ledger import Ledger
+from editors.solve.prior import Prior
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed, UnknownRecord
+from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig
+from tests.support.tiny_families import tiny_model
+
+SECONDS = 60
+SEEDED = threading.Lock()
+"""Models of random weights are drawn with the seed of the process: one at a time."""
+
+
+class ThreadPeers:
+    """Ranks as threads of one process; a rank that waits alone for too long fails the test."""
+
+    def __init__(self, rank: int, barrier: threading.Barrier, shared: list[Any]) -> None:
+        self.rank, self.num_ranks = rank, barrier.parties
+        self._barrier, self._shared = barrier, shared
+
+    def gathered(self, own: Any) -> list[Any]:
+        self._shared[self.rank] = own
+        self._barrier.wait(SECONDS)
+        found = list(self._shared)
+        self._barrier.wait(SECONDS)
+        return found
+
+
+def on_ranks(num_ranks: int, work: Callable[[Peers], Any]) -> list[Any]:
+    """What each rank comes to, or the error that it raised."""
+    barrier, shared = threading.Barrier(num_ranks), [None] * num_ranks
+
+    def run(rank: int) -> Any:
+        try:
+            return work(ThreadPeers(rank, barrier, shared))
+        except (EditorFailed, UnknownRecord) as error:
+            return error
+
+    with ThreadPoolExecutor(num_ranks) as pool:
+        return list(pool.map(run, range(num_ranks)))
+
+
+@pytest.fixture(autouse=True)
+def _several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that every rank has one to read, or a filler."""
+    monkeypatch.setattr(edit_reading, "READ_TOKENS", 12)
+
+
+def rig_of(folder: Path, peers: Peers) -> Rig:
+    """A rig whose ledger knows what its rank solves for."""
+    with SEEDED:
+        rig = make_rig(folder / f"{peers.num_ranks}-{peers.rank}")
+    rig.model.peers = peers
+    own = own_share(peers, rig.model.inner_param_names)
+    prior = rig.ledger.prior
+    kept = Prior(
+        moments={name: prior.moments[name] for name in own},
+        gradient_moments={name: prior.gradient_moments[name] for name in own},
+        num_tokens=prior.num_tokens,
+    )
+    ledger = Ledger(kept, strength=SETTINGS.prior_strength, ridge=SETTINGS.ridge)
+    return Rig(model=rig.model, weights=rig.weights, ledger=ledger)
+
+
+def life(rig: Rig) -> tuple[dict[str, Tensor], list[Score], tuple[str, ...]]:
+    """Edits come, some are replaced while others come, and some only go: the shifts, answers and edits in the end."""
+    first, second = edits_of(0, 1, 2), edits_of(3)
+    steps: Sequence[tuple[list[Edit], list[str]]] = (
+        (first, []),
+        (second, [first[0].edit_id]),
+        ([], [first[1].edit_id]),
+    )
+    editor = RecursiveEditor(SETTINGS)
+    for added, removed in steps:
+        keep(rig, editor.edit(rig.model, rig.weights, rig.ledger, added, removed))
+    asked = [(edit.request.prompt, edit.request.target_new) for edit in (*first, *second)]
+    shifts = {name: rig.weights.shift(name).clone() for name in rig.model.inner_param_names}
+    return shifts, score_pairs(rig.model, asked), rig.ledger.edit_ids
+
+
+def keep(rig: Rig, result: EditResult) -> None:
+    rig.weights.apply(result.delta)
+    rig.ledger.commit(result.rows, result.removed_ids)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 5])
+def test_a_ledger_and_weights_live_on_ranks_as_they_do_alone(num_ranks: int, tmp_path: Path) -> None:
+    shifts, scores, edit_ids = life(rig_of(tmp_path, ALONE))
+    for own_shifts, own_scores, own_ids in on_ranks(num_ranks, lambda peers: life(rig_of(tmp_path, peers))):
+        assert own_ids == edit_ids
+        assert [score.hits for score in own_scores] == [score.hits for score in scores]
+        assert all(torch.equal(own_shifts[name], shift) for name, shift in shifts.items())
+
+
+def test_the_solvers_without_a_ledger_are_divided_too(tmp_path: Path) -> None:
+    def made(peers: Peers) -> dict[str, tuple[Tensor, Tensor]]:
+        rig = rig_of(tmp_path, peers)
+        return MemorylessEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, edits_of(0, 1), ()).delta.factors
+
+    expected = made(ALONE)
+    for found in on_ranks(2, made):
+        for name, pair in expected.items():
+            assert all(torch.equal(own, factor) for own, factor in zip(found[name], pair, strict=True))
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "bert"])
+def test_free_answers_are_those_of_one_rank(name: str) -> None:
+    prompts = ["who is king", "the capital of Japan is", "the river of Rome", "a mountain", "who"]
+
+    def said(peers: Peers, *, count: int) -> list[str]:
+        with SEEDED:
+            model = tiny_model(name)
+        model.peers = peers
+        return model.generate(prompts[:count], max_new_tokens=4)
+
+    for count in (1, len(prompts)):
+        expected = said(ALONE, count=count)
+        assert on_ranks(3, lambda peers, count=count: said(peers, count=count)) == [expected] * 3
+
+
+def test_what_one_rank_refuses_every_rank_refuses() -> None:
+    def checked(peers: Peers) -> str:
+        return agreed(peers, lambda: refuse_on(peers, 1))
+
+    found = on_ranks(3, checked)
+    assert [str(error) for error in found] == ["rank 1 cannot"] * 3
+    assert all(isinstance(error, EditorFailed) for error in found)
+    alone = on_ranks(3, lambda peers: agreed(peers, lambda: refuse_on(peers, 9)))
+    assert alone == ["rank 0 can", "rank 1 can", "rank 2 can"]
+
+
+def refuse_on(peers: Peers, rank: int) -> str:
+    if peers.rank == rank:
+        raise EditorFailed(f"rank {rank} cannot")
+    return f"rank {peers.rank} can"
+
+
+def test_what_ranks_found_comes_together_in_order() -> None:
+    def found(peers: Peers) -> tuple[list[int], dict[str, int]]:
+        places = own_share(peers, range(7))
+        by_name = together(peers, lambda: {f"of {peers.rank}": peers.rank})
+        return merged(peers, {place: place * place for place in places}), by_name
+
+    squares = [place * place for place in range(7)]
+    assert on_ranks(3, found) == [(squares, {"of 0": 0, "of 1": 1, "of 2": 2})] * 3
+
+
+def test_an_edit_that_no_rank_knows_is_unknown_to_all(tmp_path: Path) -> None:
+    def removed(peers: Peers) -> EditResult:
+        rig = rig_of(tmp_path, peers)
+        return RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [], ["nobody"])
+
+    assert all(isinstance(error, UnknownRecord) for error in on_ranks(2, removed))

@@ -1,0 +1,195 @@
+"""Both objectives on a taught model: their gradients are those of the loss they show, and nothing else moves."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from editors.mend.transform import MendTransform, shapes_of
+from editors.models.families import EditableModel
+from editors.solve.ledger import Ledger
+from editors.solve.natural_gradient import NaturalGradient
+from editors.solve.prior import Prior, measure_prior
+from editors.training.examples import Lessons, make_lessons
+from editors.training.mend_objective import PublishedObjective, PublishedSettings
+from editors.training.objective import LOSS, Losses, Objective
+from editors.training.solved_objective import SolvedObjective, SolvedSettings
+from editors.weights.loading import load_base
+from tests.support.taught import FACTS, correction, sentences
+
+SOLVED, PUBLISHED = "recursive", "sum"
+NAME = "model.layers.0.mlp.down_proj.weight"
+EDITS = [correction(fact, neighbours=FACTS[place + 5 : place + 7]) for place, fact in enumerate(FACTS[:12])]
+NUM_HELD_OUT = 4
+
+
+@pytest.fixture(scope="module")
+def model(taught: Callable[[str], Path]) -> EditableModel:
+    return load_base(taught("llama"), [NAME])
+
+
+@pytest.fixture(scope="module")
+def prior(model: EditableModel) -> Prior:
+    return measure_prior(model, sentences(FACTS))
+
+
+def lessons_of(model: EditableModel) -> Lessons:
+    text = "\n".join(sentences(FACTS[:6]))
+    return make_lessons(model, EDITS, [], text, num_held_out=NUM_HELD_OUT, has_subjects=True)
+
+
+def objective_of(
+    kind: str,
+    model: EditableModel,
+    prior: Prior,
+    *,
+    lessons: Lessons | None = None,
+    share_edited: float = 0.0,
+    batch: int = 4,
+) -> tuple[Objective, MendTransform]:
+    """An objective after its beginning, with a network that is away from its start."""
+    statistics = "token" if kind == SOLVED else "shape"
+    transform = MendTransform(shapes_of(model.inner), rank=4, statistics=statistics, rest=0.8 if kind == SOLVED else 1)
+    lessons = lessons or lessons_of(model)
+    objective: Objective
+    if kind == SOLVED:
+        ledger = Ledger(prior, strength=100.0, ridge=1e-3)
+        settings = SolvedSettings(batch=batch, num_text=2, boost=5.0, share_edited=share_edited)
+        objective = SolvedObjective(
+            model, model.inner, transform, lessons, ledger, NaturalGradient(ledger.prior, 0.1), settings
+        )
+    else:
+        objective = PublishedObjective(model, transform, lessons, PublishedSettings(batch=batch, first_step=0.2))
+    objective.begin()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in transform.network_parameters():
+            parameter += torch.randn(parameter.shape, generator=draw) * 0.05
+    return objective, transform
+
+
+def episode(objective: Objective, state: dict[str, Tensor], *, step: int = 0) -> Losses:
+    """An episode from a state, always with the same random numbers."""
+    objective.restore(state)
+    return objective.episode(step, random.Random(5))  # noqa: S311
+
+
+def copied(objective: Objective) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in objective.state().items()}
+
+
+@pytest.mark.parametrize("what", ["rates", "network"])
+@pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
+def test_the_gradient_of_an_episode_is_the_slope_of_its_loss(
+    kind: str, what: str, model: EditableModel, prior: Prior
+) -> None:
+    objective, transform = objective_of(kind, model, prior)
+    state = copied(objective)
+    episode(objective, state).total.backward()
+    parameters = transform.rate_parameters() if what == "rates" else transform.network_parameters()
+    gradients = [torch.zeros_like(one) if one.grad is None else one.grad.clone() for one in parameters]
+    length = float(torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt())
+    assert length > 0
+    # Along the gradient itself the slope is its length, and the difference is far above what fp32 rounds.
+    far = 0.01
+    ends = []
+    for sign in (1, -1):
+        moved = {name: tensor.clone() for name, tensor in state.items()}
+        names = {id(one): name for name, one in transform.named_parameters()}
+        for one, gradient in zip(parameters, gradients, strict=True):
+            moved[names[id(one)]] += sign * far * gradient / length
+        ends.append(episode(objective, moved).parts[LOSS])
+    assert (ends[0] - ends[1]) / (2 * far) == pytest.approx(length, rel=0.01)
+
+
+@pytest.mark.parametrize("share_edited", [0.0, 1.0])
+@pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
+def test_episodes_have_the_same_bits_and_leave_every_weight_as_it_was(
+    kind: str, share_edited: float, model: EditableModel, prior: Prior
+) -> None:
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    found = []
+    for _ in range(2):
+        objective, transform = objective_of(kind, model, prior, share_edited=share_edited)
+        losses = episode(objective, copied(objective), step=2)
+        losses.total.backward()
+        found.append((losses.parts, [one.grad for one in transform.parameters()], copied(objective)))
+    assert found[0][0] == found[1][0]
+    assert all(one is other or torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
+    assert all(torch.equal(tensor, found[1][2][name]) for name, tensor in found[0][2].items())
+    assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+
+
+@pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
+def test_a_validation_changes_nothing_and_gives_the_same_figures_again(
+    kind: str, model: EditableModel, prior: Prior
+) -> None:
+    objective, _ = objective_of(kind, model, prior)
+    state = copied(objective)
+    figures = objective.validate()
+    assert objective.validate() == figures
+    assert all(torch.equal(tensor, state[name]) for name, tensor in objective.state().items())
+
+
+@pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
+def test_statistics_and_rates_come_from_what_is_learnt_from_only(kind: str, model: EditableModel, prior: Prior) -> None:
+    lessons = lessons_of(model)
+    whole, _ = objective_of(kind, model, prior, lessons=lessons)
+    fewer, _ = objective_of(kind, model, prior, lessons=replace(lessons, held_out=lessons.held_out[:1]))
+    other, _ = objective_of(kind, model, prior, lessons=replace(lessons, training=lessons.training[:-2]))
+    for validated in (whole, fewer):
+        validated.validate()
+    assert all(torch.equal(tensor, fewer.state()[name]) for name, tensor in whole.state().items())
+    seen = [name for name in whole.state() if "num_seen" in name]
+    assert all(bool(whole.state()[name] > other.state()[name]) for name in seen)
+    if kind == SOLVED:
+        assert [whole.state()[name].tolist() for name in seen] == [[len(lessons.training)]]
+
+
+@pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
+def test_steps_along_the_gradient_bring_the_loss_down(kind: str, model: EditableModel, prior: Prior) -> None:
+    objective, transform = objective_of(kind, model, prior)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(group.parameters), "lr": lr}
+            for group, lr in zip(objective.groups(), (3e-3, 3e-2), strict=True)
+        ]
+    )
+    found = []
+    for _ in range(12):
+        losses = objective.episode(0, random.Random(5))  # noqa: S311
+        found.append(losses.parts[LOSS])
+        optimizer.zero_grad()
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(transform.parameters(), 1.0)
+        optimizer.step()
+    assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
+def test_fewer_edits_than_a_step_takes_are_enough(kind: str, model: EditableModel, prior: Prior) -> None:
+    lessons = lessons_of(model)
+    objective, _ = objective_of(kind, model, prior, lessons=lessons, share_edited=1.0, batch=50)
+    losses = episode(objective, copied(objective))
+    losses.total.backward()
+    assert losses.parts[LOSS] > 0
+    if kind == SOLVED:
+        assert losses.num_edits == len(lessons.training), "none is left for the weights to hold before"
+
+
+def test_single_edits_are_judged_each_for_itself(model: EditableModel, prior: Prior) -> None:
+    figures = []
+    for batch in (1, 4):
+        _, transform = objective_of(PUBLISHED, model, prior)
+        settings = PublishedSettings(batch=batch, first_step=0.2)
+        lessons = replace(lessons_of(model), text=())
+        figures.append(PublishedObjective(model, transform, lessons, settings).validate())
+    for name, value in figures[0].items():
+        assert figures[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6)

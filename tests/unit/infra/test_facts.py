@@ -1,0 +1,216 @@
+"""Knows how the files in infra/local/facts have to be shaped; knows nothing of what any model answers."""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[3] / "infra" / "local" / "facts"
+
+Row = dict[str, Any]
+
+
+@cache
+def read(name: str) -> tuple[Row, ...]:
+    """The rows of one JSONL file, one object a line, without blank lines."""
+    lines = (FOLDER / name).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return tuple(json.loads(line) for line in lines)
+
+
+def corrections() -> tuple[Row, ...]:
+    return read("corrections.jsonl")
+
+
+def suite() -> tuple[Row, ...]:
+    return read("suite.jsonl")
+
+
+def questions() -> tuple[Row, ...]:
+    return read("questions.jsonl")
+
+
+def normal(text: str) -> str:
+    """Text as conflict keys compare it: NFKC, case folded."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def repeated(values: list[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def fact_key(row: Row) -> tuple[str, str]:
+    return normal(row["subject"]), row["relation"]
+
+
+def edit_texts() -> dict[str, str]:
+    """Every prompt and rephrase, normalised, with the id of its correction."""
+    return {normal(text): row["request_id"] for row in corrections() for text in [row["prompt"], *row["rephrases"]]}
+
+
+def stems() -> list[str]:
+    """Every text that a model is asked to continue."""
+    edits = [text for row in corrections() for text in [row["prompt"], *row["rephrases"]]]
+    probes = [probe["prompt"] for row in corrections() for probe in row["locality"] + row.get("portability", [])]
+    return edits + probes + [row["prompt"] for row in suite()] + [row["question"] for row in questions()]
+
+
+def targets() -> list[str]:
+    """Every answer of every file that has one."""
+    edits = [row[field] for row in corrections() for field in ("target_new", "target_true") if field in row]
+    probes = [
+        probe["target"]
+        for row in corrections()
+        for probe in row["locality"] + row.get("portability", [])
+        if probe["target"] is not None
+    ]
+    return edits + probes + [row["target"] for row in suite()] + [row["expected"] for row in questions()]
+
+
+def is_bare(row: Row) -> bool:
+    return not row["rephrases"] and not row["locality"]
+
+
+def test_there_are_enough_corrections_for_the_demo() -> None:
+    assert len(corrections()) >= 60
+    assert len(suite()) >= 40
+
+
+def test_request_ids_are_unique_slugs() -> None:
+    ids = [row["request_id"] for row in corrections()]
+    assert repeated(ids) == []
+    assert [name for name in ids if not re.fullmatch(r"fact(-[a-z0-9]+)+", name)] == []
+
+
+def test_each_correction_has_the_fields_of_the_wire_format_except_the_lineage() -> None:
+    required = {"request_id", "prompt", "target_new", "rephrases", "locality"}
+    required |= {"source", "submitted_by", "occurred_at"}
+    optional = {"target_true", "subject", "relation", "portability"}
+    for row in corrections():
+        assert required <= row.keys() <= required | optional, row["request_id"]
+        assert ("subject" in row) == ("relation" in row), row["request_id"]
+
+
+def test_no_fact_is_corrected_twice() -> None:
+    keyed = [row for row in corrections() if "subject" in row]
+    assert len(keyed) >= 0.9 * len(corrections())
+    assert repeated([fact_key(row) for row in keyed]) == []
+    assert repeated([normal(row["subject"]) for row in keyed]) == []
+
+
+def test_a_subject_is_part_of_the_prompt_of_its_correction() -> None:
+    keyed = [row for row in corrections() if "subject" in row]
+    assert [row["request_id"] for row in keyed if normal(row["subject"]) not in normal(row["prompt"])] == []
+
+
+def test_a_fifth_of_the_corrections_come_with_neither_rephrases_nor_neighbours() -> None:
+    bare = [row for row in corrections() if is_bare(row)]
+    assert len(bare) >= 14
+    assert 0.2 <= len(bare) / len(corrections()) <= 0.3
+
+
+def test_the_other_corrections_come_with_both() -> None:
+    for row in corrections():
+        if not is_bare(row):
+            assert 2 <= len(row["rephrases"]) <= 4, row["request_id"]
+            assert 1 <= len(row["locality"]) <= 3, row["request_id"]
+
+
+def test_no_prompt_or_rephrase_occurs_twice() -> None:
+    texts = [normal(text) for row in corrections() for text in [row["prompt"], *row["rephrases"]]]
+    assert repeated(texts) == []
+
+
+def test_a_rephrase_does_not_give_its_answer_away() -> None:
+    for row in corrections():
+        for text in [row["prompt"], *row["rephrases"]]:
+            found = re.search(rf"(?<!\w){re.escape(row['target_new'])}(?!\w)", text)
+            assert found is None, f"{row['request_id']}: the target is in {text!r}"
+
+
+def test_stems_are_stripped_and_end_right_before_the_answer() -> None:
+    assert [text for text in stems() if text != text.strip() or not text or text.endswith((".", ":"))] == []
+
+
+def test_targets_are_stripped_and_not_empty() -> None:
+    assert [text for text in targets() if not text or text != text.strip()] == []
+
+
+def test_no_neighbour_is_itself_edited() -> None:
+    edited = edit_texts()
+    subjects: dict[str, list[str]] = {}
+    for row in corrections():
+        if "subject" in row:
+            subjects.setdefault(row["relation"], []).append(normal(row["subject"]))
+    for row in corrections():
+        for probe in row["locality"]:
+            prompt = normal(probe["prompt"])
+            assert prompt not in edited, f"{row['request_id']}: {probe['prompt']!r} is edited"
+            rivals = subjects.get(row.get("relation", ""), [])
+            near = [name for name in rivals if re.search(rf"\b{re.escape(name)}\b", prompt)]
+            assert near == [], f"{row['request_id']}: {probe['prompt']!r} asks about edited {near}"
+
+
+def test_nothing_in_the_suite_is_edited() -> None:
+    edited, keys = edit_texts(), {fact_key(row) for row in corrections() if "subject" in row}
+    for row in suite():
+        assert set(row) == {"prompt", "target", "subject", "relation"}
+        assert normal(row["prompt"]) not in edited, row["prompt"]
+        assert fact_key(row) not in keys, row["prompt"]
+
+
+def test_the_suite_asks_each_thing_once_and_about_many_relations() -> None:
+    assert repeated([normal(row["prompt"]) for row in suite()]) == []
+    assert repeated([fact_key(row) for row in suite()]) == []
+    assert len({row["relation"] for row in suite()}) >= 20
+
+
+def test_the_suite_has_neighbours_of_the_edited_relations() -> None:
+    edited = {row["relation"] for row in corrections() if "relation" in row}
+    assert len(edited & {row["relation"] for row in suite()}) >= 4
+
+
+def test_questions_are_worded_differently_from_what_is_edited_and_probed() -> None:
+    known = set(edit_texts()) | {
+        normal(probe["prompt"]) for row in corrections() for probe in row["locality"] + row.get("portability", [])
+    }
+    asked = [normal(row["question"]) for row in questions()]
+    assert repeated(asked) == []
+    assert [text for text in asked if text in known] == []
+
+
+def test_questions_expect_the_target_of_the_correction_they_name() -> None:
+    wanted = {row["request_id"]: row["target_new"] for row in corrections()}
+    named = [row for row in questions() if row["request_id"] is not None]
+    assert len(named) >= 10
+    for row in named:
+        assert row["request_id"] in wanted, row["question"]
+        assert row["expected"] == wanted[row["request_id"]], row["question"]
+
+
+def test_three_questions_are_about_nothing_that_is_edited() -> None:
+    assert len([row for row in questions() if row["request_id"] is None]) == 3
+
+
+def test_corrections_occur_at_different_times_in_utc_and_in_order() -> None:
+    times = [datetime.fromisoformat(row["occurred_at"]) for row in corrections()]
+    assert all(time.utcoffset() == timedelta(0) for time in times)
+    assert times == sorted(set(times))
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("perplexity.txt", 6_000, 8_192), ("prior.txt", 25_000, 36_000)])
+def test_plain_texts_have_the_size_they_are_used_at(name: str, least: int, most: int) -> None:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    assert least <= len(text.encode()) <= most
+    assert text.endswith("\n")
+
+
+def test_the_prior_is_512_different_lines_none_of_them_a_probe() -> None:
+    lines = (FOLDER / "prior.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines)) == 512
+    assert [line for line in lines if normal(line.rstrip(".")) in edit_texts()] == []

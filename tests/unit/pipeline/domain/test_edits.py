@@ -1,0 +1,160 @@
+"""Conflict keys, batches, retention samples and the sifting of a failing batch."""
+
+from __future__ import annotations
+
+from datetime import timedelta, timezone
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.domain.batches import displaced_by, most_trials, retention_sample
+from pipeline.domain.edits import Edit
+from pipeline.domain.gates import GatePolicy, Verdict, judge
+from pipeline.services.bisecting import Attempt, sift
+from tests.support.factories import NOON, make_active, make_edit, make_measurements, make_request, make_score
+
+
+def test_two_spellings_of_a_fact_have_one_conflict_key() -> None:
+    plain = make_request("a", subject="Côte d'Ivoire", relation="capital", prompt="x")
+    other = make_request("b", subject="  CÔTE  D'IVOIRE ", relation="Capital", prompt="y")
+    assert plain.conflict_key == other.conflict_key
+
+
+def test_without_subject_and_relation_the_prompt_is_the_fact() -> None:
+    assert (
+        make_request("a", prompt="The  Capital is").conflict_key
+        == make_request("b", prompt="the capital is").conflict_key
+    )
+    assert make_request("a").conflict_key != make_request("b").conflict_key
+
+
+def test_the_same_fact_in_another_lineage_is_another_fact() -> None:
+    assert make_request("a", prompt="x").conflict_key != make_request("a", prompt="x", lineage="other").conflict_key
+
+
+def test_the_payload_digest_does_not_depend_on_the_time_zone_it_was_written_in() -> None:
+    moved = NOON.astimezone(timezone(timedelta(hours=5)))
+    assert make_request("a", occurred_at=moved).payload_digest == make_request("a").payload_digest
+
+
+def test_the_payload_digest_changes_with_the_target() -> None:
+    assert make_request("a", target_new="Perth").payload_digest != make_request("a").payload_digest
+
+
+def test_the_first_rephrase_is_a_probe_and_no_rephrase_is_both_probe_and_edit_row() -> None:
+    request = make_request("a", prompt="X is", rephrases=("first", "second", "FIRST", "x  IS", "third", "fourth"))
+    assert request.row_rephrases(0) == ()
+    assert request.unseen_rephrases(0) == ("first", "second", "third", "fourth")
+    assert request.row_rephrases(2) == ("second", "third")
+    assert request.unseen_rephrases(2) == ("first", "fourth")
+    assert request.row_rephrases(9) == ("second", "third", "fourth")
+    assert request.unseen_rephrases(9) == ("first",)
+
+
+def test_a_rephrase_that_is_the_prompt_in_other_letters_is_neither() -> None:
+    request = make_request("a", prompt="X is", rephrases=("X  IS",))
+    assert request.row_rephrases(1) == request.unseen_rephrases(1) == ()
+
+
+def test_an_active_edit_of_the_same_fact_is_displaced() -> None:
+    new = make_edit("new", prompt="The capital is")
+    held = [make_active("old", prompt="the  capital is"), make_active("unrelated")]
+    assert displaced_by([new], held) == ((held[0].edit.edit_id, new.edit_id),)
+
+
+@given(st.integers(0, 400), st.integers(1, 64), st.text(max_size=5))
+def test_a_retention_sample_is_stratified_and_repeatable(count: int, size: int, seed: str) -> None:
+    active = [make_active(f"r{index}") for index in range(count)]
+    sample = retention_sample(active, seed=seed, size=size)
+    assert sample == retention_sample(active, seed=seed, size=size)
+    assert len(sample) == min(count, size)
+    order = {held.edit.edit_id: index for index, held in enumerate(active)}
+    places = [order[edit.edit_id] for edit in sample]
+    assert places == sorted(set(places))
+    if count > size:
+        assert all(round(i * count / size) <= place < round((i + 1) * count / size) for i, place in enumerate(places))
+
+
+class Judge:
+    """Fails a composition that holds a bad edit, or both of a bad pair; blames singly only when told so."""
+
+    def __init__(self, *, bad: set[str] = frozenset(), pairs: set[frozenset[str]] = frozenset(), blames: bool = False):  # type: ignore[assignment]
+        self.bad, self.pairs, self.blames = bad, pairs, blames
+        self.compositions: list[frozenset[str]] = []
+
+    def __call__(self, edits: tuple[Edit, ...]) -> Attempt:
+        names = frozenset(edit.request.request_id for edit in edits)
+        self.compositions.append(names)
+        fails = bool(names & self.bad) or any(pair <= names for pair in self.pairs)
+        scores = [
+            make_score(edit.edit_id, edit_success=not (self.blames and edit.request.request_id in self.bad))
+            for edit in edits
+        ]
+        norm = 9.0 if fails else 0.0
+        report = judge(GatePolicy(), make_measurements(*scores, change_norm=norm))
+        return Attempt(trial_id=str(len(self.compositions)), report=report, seconds={})
+
+
+def names_of(edits: tuple[Edit, ...]) -> set[str]:
+    return {edit.request.request_id for edit in edits}
+
+
+def batch_of(count: int) -> list[Edit]:
+    return [make_edit(f"r{index}") for index in range(count)]
+
+
+def test_a_passing_batch_is_tried_once() -> None:
+    judged = Judge()
+    found = sift(batch_of(8), judged)
+    assert len(found.accepted) == 8
+    assert found.num_trials == 1
+    assert found.kept is not None
+    assert found.kept.trial_id == "1"
+
+
+def test_a_blamed_edit_is_set_apart_at_once() -> None:
+    judged = Judge(bad={"r3"}, blames=True)
+    found = sift(batch_of(8), judged)
+    assert names_of(found.accepted) == {f"r{i}" for i in range(8)} - {"r3"}
+    assert [offender.edit.request.request_id for offender in found.offenders] == ["r3"]
+    assert found.num_trials == 2
+
+
+def test_of_two_that_fail_only_together_the_later_is_rejected() -> None:
+    found = sift(batch_of(8), Judge(pairs={frozenset({"r1", "r6"})}))
+    assert names_of(found.accepted) == {f"r{i}" for i in range(8)} - {"r6"}
+    assert [offender.edit.request.request_id for offender in found.offenders] == ["r6"]
+
+
+@given(st.integers(1, 33), st.data())
+def test_sifting_never_loses_an_edit_and_keeps_its_bound(count: int, data: st.DataObject) -> None:
+    names = [f"r{index}" for index in range(count)]
+    judged = Judge(bad=set(data.draw(st.lists(st.sampled_from(names), max_size=4))), blames=data.draw(st.booleans()))
+    found = sift(batch_of(count), judged)
+    rejected = {offender.edit.request.request_id for offender in found.offenders}
+    accepted, left = names_of(found.accepted), names_of(found.left)
+    assert accepted | rejected | left == set(names)
+    assert len(accepted) + len(rejected) + len(left) == count
+    assert rejected <= judged.bad
+    assert not accepted & judged.bad
+    assert found.num_trials == len(judged.compositions) == len(set(judged.compositions))
+    assert found.num_trials <= most_trials(count)
+    if accepted:
+        assert found.kept is not None
+        assert judged.compositions[int(found.kept.trial_id) - 1] == accepted
+
+
+def test_a_saturated_lineage_blames_nobody() -> None:
+    def saturated(edits: tuple[Edit, ...]) -> Attempt:
+        whole = make_measurements(*(make_score(edit.edit_id) for edit in edits))
+        from dataclasses import replace
+
+        worn = replace(whole.candidate, suite_unchanged=0.1)
+        report = judge(GatePolicy(), replace(whole, candidate=worn, parent=worn))
+        assert report.verdict is Verdict.saturated
+        return Attempt(trial_id="1", report=report, seconds={})
+
+    found = sift(batch_of(4), saturated)
+    assert found.saturated is not None
+    assert not found.offenders
+    assert len(found.left) == 4

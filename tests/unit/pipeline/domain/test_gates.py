@@ -1,0 +1,140 @@
+"""The verdict follows from what was measured and the policy, and from nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.domain.gates import GatePolicy, Verdict, judge, unmeasured
+from pipeline.domain.measurements import Measurements, ModelScore
+from tests.support.factories import make_measurements, make_score
+
+POLICY = GatePolicy()
+
+
+def test_a_candidate_within_every_bound_passes() -> None:
+    report = judge(POLICY, make_measurements(make_score("a"), make_score("b")))
+    assert report.verdict is Verdict.passed
+    assert report.passed
+    assert not report.offenders
+    assert report.summary == "every metric is within its bound"
+
+
+def test_an_edit_that_does_not_hold_is_an_offender_with_its_figures() -> None:
+    report = judge(POLICY, make_measurements(make_score("a"), make_score("b", edit_success=False, token_fraction=0.5)))
+    assert report.verdict is Verdict.failed
+    assert report.offenders == {"b"}
+    assert "0.50" in next(row.reason for row in report.edits if row.edit_id == "b")
+
+
+def test_a_neighbour_whose_near_tie_flips_does_not_make_an_offender() -> None:
+    report = judge(POLICY, make_measurements(make_score("a", locality=(False, False), locality_kl=0.05)))
+    assert report.passed
+
+
+def test_an_edit_that_moves_its_own_neighbours_is_an_offender() -> None:
+    report = judge(POLICY, make_measurements(make_score("a", locality=(False, True), locality_kl=0.9)))
+    assert report.offenders == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes"),
+    [
+        ("locality", {"suite_unchanged": 0.7}),
+        ("perplexity", {"perplexity": 22.0}),
+        ("retention", {"retention": 0.8, "num_retained": 10}),
+    ],
+)
+def test_a_batch_that_harms_the_model_fails_against_the_parent(metric: str, changes: dict[str, float]) -> None:
+    whole = make_measurements(make_score("a"))
+    parent = replace(whole.parent, retention=1.0, num_retained=10)
+    candidate = replace(parent, **changes)  # type: ignore[arg-type]
+    report = judge(POLICY, replace(whole, parent=parent, candidate=candidate))
+    failed = [row.metric for row in report.rows if row.verdict is Verdict.failed]
+    assert failed == [metric]
+    assert not report.passed
+
+
+def test_what_was_not_measured_says_so_and_is_not_a_pass() -> None:
+    whole = make_measurements(make_score("a"))
+    report = judge(POLICY, replace(whole, candidate=replace(whole.candidate, perplexity=None)))
+    row = next(row for row in report.rows if row.metric == "perplexity")
+    assert row.verdict is Verdict.not_measured
+    assert report.verdict is Verdict.failed
+    assert "perplexity was not measured" in report.summary
+
+
+def test_edits_without_rephrases_pass_with_generalization_not_measured() -> None:
+    report = judge(POLICY, make_measurements(make_score("a")))
+    row = next(row for row in report.rows if row.metric == "generalization")
+    assert row.verdict is Verdict.not_measured
+    assert report.passed
+
+
+def test_a_breached_floor_is_nobodys_fault() -> None:
+    whole = make_measurements(make_score("a"))
+    worn = replace(whole.candidate, suite_unchanged=0.45)
+    report = judge(POLICY, replace(whole, candidate=worn, parent=worn))
+    assert report.verdict is Verdict.saturated
+    assert not report.offenders
+
+
+def test_a_removal_without_added_edits_can_pass() -> None:
+    assert judge(POLICY, make_measurements()).passed
+
+
+def test_a_report_without_figures_never_passes() -> None:
+    report = unmeasured(POLICY, ["a"], reason="the delta is not finite")
+    assert not report.passed
+    assert report.offenders == {"a"}
+
+
+def test_a_candidate_of_which_nothing_was_measured_never_passes() -> None:
+    nothing = ModelScore()
+    whole = make_measurements(candidate=nothing, parent=nothing, base=nothing, kl_from_parent=None, change_norm=None)
+    assert not judge(POLICY, whole).passed
+
+
+def test_the_policy_digest_changes_with_every_threshold() -> None:
+    digests = {replace(POLICY, **{name: 0.123}).digest for name in GatePolicy.__slots__}  # type: ignore[arg-type]
+    assert len(digests | {POLICY.digest}) == len(GatePolicy.__slots__) + 1
+
+
+def of_classifier(accuracy: float | None, *, parent: float = 0.9) -> Measurements:
+    """A classifier's candidate, whose base has nine probes of ten right: it has no perplexity."""
+    whole = make_measurements(make_score("a"))
+    model = replace(whole.candidate, perplexity=None)
+    return replace(
+        whole,
+        candidate=replace(model, accuracy=accuracy),
+        parent=replace(model, accuracy=parent),
+        base=replace(whole.base, perplexity=None, accuracy=0.9),
+    )
+
+
+def test_a_classifier_is_judged_by_its_accuracy_and_says_that_perplexity_was_not_measured() -> None:
+    report = judge(POLICY, of_classifier(0.88))
+    verdicts = {row.metric: row.verdict for row in report.rows}
+    assert report.passed
+    assert verdicts["accuracy"] is verdicts["accuracy_floor"] is Verdict.passed
+    assert verdicts["perplexity"] is verdicts["perplexity_ceiling"] is Verdict.not_measured
+
+
+def test_a_classifier_that_loses_accuracy_fails_against_its_parent_and_is_saturated_against_its_base() -> None:
+    lost = judge(POLICY, of_classifier(0.8))
+    assert [row.metric for row in lost.rows if row.verdict is Verdict.failed] == ["accuracy"]
+    worn = judge(POLICY, of_classifier(0.7, parent=0.7))
+    assert worn.verdict is Verdict.saturated
+    assert [row.metric for row in worn.rows if row.verdict is Verdict.saturated] == ["accuracy_floor"]
+
+
+def test_a_classifier_whose_accuracy_was_not_measured_does_not_pass() -> None:
+    report = judge(POLICY, of_classifier(None))
+    assert not report.passed
+    assert "accuracy was not measured" in report.summary
+
+
+def test_a_language_model_has_no_row_for_accuracy() -> None:
+    rows = judge(POLICY, make_measurements(make_score("a"))).rows
+    assert not [row for row in rows if row.metric.startswith("accuracy")]

@@ -1,0 +1,157 @@
+"""How commands speak: exit statuses, what is shown, and what never reaches a terminal."""
+
+import errno
+import io
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from infra.local.errors import LocalStackError
+from pipeline.domain.errors import (
+    CorrigendaError,
+    EpochStale,
+    IntegrityBroken,
+    InvalidMessage,
+    LeaseLost,
+    Misconfigured,
+    StreamGap,
+    Unavailable,
+    UnknownLineage,
+    WrongBase,
+)
+from pipeline.entrypoints import console
+from pipeline.entrypoints.cli.app import app
+from pipeline.entrypoints.console import ExitCode, exits_clearly, print_json, print_rows, visible
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidMessage("x"), ExitCode.usage),
+        (UnknownLineage("x"), ExitCode.usage),
+        (Misconfigured("x"), ExitCode.misconfigured),
+        (WrongBase("x"), ExitCode.misconfigured),
+        (StreamGap("x"), ExitCode.misconfigured),
+        (LocalStackError(service="redis", reason="x"), ExitCode.misconfigured),
+        (PermissionError(errno.EACCES, "denied", "/x"), ExitCode.misconfigured),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), ExitCode.unavailable),
+        (Unavailable("x"), ExitCode.unavailable),
+        (LeaseLost("x"), ExitCode.unavailable),
+        (IntegrityBroken("x"), ExitCode.broken),
+        (EpochStale("x"), ExitCode.failed),
+        (CorrigendaError("x"), ExitCode.failed),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), ExitCode.usage),
+        (ZeroDivisionError("x"), ExitCode.failed),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_error_has_a_documented_exit_status_and_one_sentence(
+    error: BaseException, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @exits_clearly
+    def command() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as raised:
+        command()
+
+    said = capsys.readouterr()
+    assert raised.value.exit_code == status
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    assert said.err.count("\n") == (0 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def test_brackets_and_colons_of_a_prompt_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "a [/b] [bold]x :cat:", "target": "[red]Paris[/red]"}
+
+    print_rows([row], {"prompt": "prompt", "target": "target"}, as_json=False, empty="none")
+
+    assert capsys.readouterr().out.splitlines()[1] == "a [/b] [bold]x :cat:  [red]Paris[/red]"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("bell\x07", "bell\\x07"),
+        ("over\rwritten", "over\\rwritten"),
+        ("turned\u202eround", "turned\\u202eround"),
+        ("no utf-8 \udcff", "no utf-8 \\udcff"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+        ("".join(("日本 ", "é ", "\U0001f600")), "日本 é \U0001f600"),
+    ],
+)
+def test_what_steers_a_terminal_is_spelled_out(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_a_table_is_not_folded_where_a_program_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "word " * 60 + "end", "target": "x"}
+
+    print_rows([row], {"prompt": "prompt", "target": "target"}, as_json=False, empty="none")
+
+    assert capsys.readouterr().out.splitlines()[1] == row["prompt"] + "  x"
+
+
+def test_a_table_fits_a_terminal_and_keeps_whole_what_people_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    narrow = Console(file=terminal, width=80, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(console, "out", narrow)
+    row = {"id": "01a20602-6e67-7741-bc0e-5012271c213a", "reason": "expected something that was not there " * 5}
+
+    print_rows([row], {"id": "id", "reason": "reason"}, as_json=False, empty="none", whole=("id",))
+
+    lines = terminal.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert lines[1].startswith(row["id"] + "  expected")
+
+
+@pytest.mark.parametrize("value", [{"text": "\udcff"}, {"at": datetime(2026, 1, 1, tzinfo=UTC)}, {"b": b"\xff"}, {}])
+def test_json_is_json_whatever_it_holds(value: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    print_json(value)
+
+    assert set(json.loads(capsys.readouterr().out)) == set(value)
+
+
+def test_json_is_escaped_where_the_output_is_no_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    ascii_only = io.TextIOWrapper(raw, encoding="ascii")
+    monkeypatch.setattr("sys.stdout", ascii_only)
+
+    print_json({"text": "日本 \U0001f600"})
+
+    ascii_only.flush()
+    assert json.loads(raw.getvalue()) == {"text": "日本 \U0001f600"}
+
+
+def _commands() -> list[list[str]]:
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
+    found = [[_name(command)] for command in app.registered_commands]
+    for name, group in groups.items():
+        assert name is not None
+        assert group is not None
+        found += [[name, _name(command)] for command in group.registered_commands]
+    return found
+
+
+def _name(command: Any) -> str:
+    return str(command.name or command.callback.__name__)
+
+
+@pytest.mark.parametrize("words", _commands(), ids=" ".join)
+def test_every_command_has_help_with_an_example_that_fits_eighty_columns(words: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+
+    assert shown.exit_code == 0
+    assert f"Example: corrigenda {' '.join(words)}" in shown.output
+    assert max(len(line) for line in shown.output.splitlines()) <= 80
+
+
+def test_an_unknown_command_is_wrong_input() -> None:
+    assert CliRunner().invoke(app, ["nope"]).exit_code == ExitCode.usage

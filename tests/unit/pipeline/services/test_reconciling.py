@@ -1,0 +1,357 @@
+"""What the reconciler makes of what people do in the registry, with everything around it in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pipeline.domain.approvals import Approval, Channel, Decision, Outcome, Standing, refusal
+from pipeline.domain.errors import IntegrityBroken, Unavailable, UnknownRecord
+from pipeline.domain.lifecycle import SnapshotStatus
+from pipeline.domain.lineages import Lineage
+from pipeline.domain.snapshots import Snapshot
+from pipeline.services.mirroring import RegistryMirror
+from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
+from pipeline.services.reconciling import RegistryReconciler
+from pipeline.services.registry_ports import ChampionMirror, MirrorStore, RegistryEntry
+from pipeline.services.review import ReviewService
+from tests.support.fake_registry import FakeRegistry
+from tests.support.registry_entries import entry, lineage
+
+NAME = "demo"
+
+
+@dataclass
+class Books:
+    """One lineage's database, as far as decisions and mirrors need it."""
+
+    lineage_: Lineage
+    entries: list[RegistryEntry]
+    statuses: dict[str, SnapshotStatus] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    decisions: list[Approval] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    is_owed: bool = False
+
+    def lineages(self) -> tuple[Lineage, ...]:
+        return (self.lineage_,)
+
+    def lineage(self, name: str) -> Lineage:
+        assert name == NAME
+        return self.lineage_
+
+    def snapshot(self, name: str, ref: str) -> Snapshot:
+        assert name == NAME
+        for made in self.entries:
+            snapshot_id = made.snapshot.snapshot_id
+            if ref in (snapshot_id, str(made.snapshot.seq)):
+                return replace(made.snapshot, registry_version=self.versions.get(snapshot_id))
+        raise UnknownRecord(ref)
+
+    def delta_digests(self, snapshot_id: str | None) -> tuple[str, ...]:
+        return tuple(delta.digest for delta in self.entry(str(snapshot_id)).plan.deltas)
+
+    def entry(self, snapshot_id: str) -> RegistryEntry:
+        return next(made for made in self.entries if made.snapshot.snapshot_id == snapshot_id)
+
+    def registered(self, snapshot_id: str, *, version: str) -> None:
+        self.versions.setdefault(snapshot_id, version)
+
+    def champion_mirror(self, name: str) -> ChampionMirror:
+        champion = self.lineage_.champion_id
+        version = self.versions.get(champion) if champion else None
+        return ChampionMirror(version=version, snapshot_id=champion, is_owed=self.is_owed)
+
+    def decide(self, approval: Approval) -> Outcome:
+        made = self.entry(approval.snapshot_id)
+        self.decisions.append(approval)
+        if approval.decision is Decision.approved and self.lineage_.champion_id == approval.snapshot_id:
+            return Outcome(is_accepted=True, reason="")
+        reason = refusal(approval, self._standing(made))
+        if reason is None and approval.decision is Decision.approved:
+            self.lineage_ = replace(self.lineage_, champion_id=approval.snapshot_id, champion_seq=made.snapshot.seq)
+            self.is_owed = True
+        return Outcome(is_accepted=reason is None, reason=reason or "")
+
+    def note(self, name: str, *, action: str, subject: str, actor: str, payload: Mapping[str, Any]) -> None:
+        self.notes.append({"action": action, "subject": subject, "actor": actor, **payload})
+
+    def edit(self, name: str, ref: str) -> Mapping[str, Any]:
+        return {"edit_id": f"edit-{ref}", "request_id": ref}
+
+    def request_revert(self, name: str, edit_ids: Sequence[str], *, actor: str, reason: str) -> tuple[str, ...]:
+        self.notes.append({"reverted": tuple(edit_ids), "actor": actor, "reason": reason})
+        return ("removal-1",)
+
+    def _standing(self, made: RegistryEntry) -> Standing:
+        return Standing(
+            digest=made.snapshot.digest,
+            status=self.statuses.get(made.snapshot.snapshot_id, SnapshotStatus.candidate),
+            seq=made.snapshot.seq,
+            gate_passed=True,
+            policy_digest="p",
+            lineage_policy_digest="p",
+            champion_id=self.lineage_.champion_id,
+            champion_seq=self.lineage_.champion_seq,
+            is_under_approved=False,
+        )
+
+
+@dataclass
+class World:
+    """Everything around the reconciler."""
+
+    books: Books
+    registry: FakeRegistry
+    mirror: RegistryMirror
+    review: ReviewService
+    reconciler: RegistryReconciler
+
+    def snapshot_id(self, seq: int) -> str:
+        return self.books.entries[seq - 1].snapshot.snapshot_id
+
+    def mirror_champion(self) -> None:
+        self.mirror.champion(NAME)
+        self.books.is_owed = False
+
+    def make_champion(self, seq: int) -> None:
+        self.books.lineage_ = replace(self.books.lineage_, champion_id=self.snapshot_id(seq), champion_seq=seq)
+        self.mirror_champion()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A lineage with two registered candidates."""
+    of = lineage(NAME)
+    books = Books(lineage_=of, entries=[entry(of, tmp_path, seq=1), entry(of, tmp_path, seq=2)])
+    registry = FakeRegistry()
+    snapshots, mirror = cast(SnapshotStore, books), cast(MirrorStore, books)
+    lineages, notes = cast(LineageStore, books), cast(ReviewStore, books)
+    review = ReviewService(lineages=lineages, snapshots=snapshots, review=notes, history=cast(HistoryStore, books))
+    made = World(
+        books=books,
+        registry=registry,
+        mirror=RegistryMirror(mirror=mirror, snapshots=snapshots, registry=registry),
+        review=review,
+        reconciler=RegistryReconciler(
+            lineages=lineages, snapshots=snapshots, mirror=mirror, registry=registry, review=review, notes=notes
+        ),
+    )
+    for each in books.entries:
+        made.mirror.register(each.snapshot.snapshot_id)
+    return made
+
+
+def test_nothing_asked_is_nothing_done(world: World) -> None:
+    assert world.reconciler.run_once() == 0
+    assert world.books.decisions == [] == world.books.notes
+
+
+def test_an_alias_approves_and_only_the_mirror_moves_the_champion(world: World) -> None:
+    world.registry.set_alias(NAME, "approved", "1")
+    assert world.reconciler.run_once() == 1
+    (approval,) = world.books.decisions
+    assert (approval.snapshot_id, approval.actor, approval.is_claimed) == (
+        world.snapshot_id(1),
+        "mlflow:unknown",
+        False,
+    )
+    assert (approval.channel, approval.champion_seen) == (Channel.registry, None)
+    assert world.registry.tags(NAME, "1")["approval.outcome"] == "approved"
+    assert "champion" not in world.registry.aliases(NAME)
+    world.mirror_champion()
+    assert world.registry.aliases(NAME) == {"champion": "1"}
+    assert world.reconciler.run_once() == 0
+
+
+def test_a_tag_rejects_with_a_claimed_name_and_its_reason(world: World) -> None:
+    world.registry.set_tag(NAME, "2", "approval", "rejected")
+    world.registry.set_tag(NAME, "2", "approval.actor", "anna\n\x00 of QA")
+    world.registry.set_tag(NAME, "2", "approval.reason", "wrong source")
+    assert world.reconciler.run_once() == 1
+    (approval,) = world.books.decisions
+    assert (approval.decision, approval.actor, approval.is_claimed) == (Decision.rejected, "mlflow:anna of QA", True)
+    assert approval.reason == "wrong source"
+    assert world.registry.tags(NAME, "2")["approval.outcome"] == "rejected"
+
+
+def test_a_version_whose_digest_tag_was_changed_is_refused(world: World) -> None:
+    world.registry.set_tag(NAME, "1", "corrigenda.digest", "f" * 64)
+    world.registry.set_alias(NAME, "approved", "1")
+    world.reconciler.run_once()
+    assert "refused: the digest seen (ffffffffffff)" in world.registry.tags(NAME, "1")["approval.outcome"]
+    assert world.books.lineage_.champion_id is None
+    assert world.registry.requests(NAME) == ()
+
+
+def test_a_version_without_a_digest_is_refused(world: World) -> None:
+    world.registry.set_tag(NAME, "1", "corrigenda.digest", "")
+    world.registry.set_alias(NAME, "approved", "1")
+    world.reconciler.run_once()
+    assert world.registry.tags(NAME, "1")["approval.outcome"].startswith("refused: the digest seen ()")
+
+
+def test_approving_behind_the_champion_is_refused_with_a_reason(world: World) -> None:
+    world.make_champion(2)
+    world.registry.set_alias(NAME, "approved", "1")
+    world.reconciler.run_once()
+    assert "behind the champion" in world.registry.tags(NAME, "1")["approval.outcome"]
+    assert world.registry.champion(NAME) == "2"
+
+
+@pytest.mark.parametrize("tags", [{}, {"corrigenda.snapshot_id": "1"}, {"corrigenda.snapshot_id": "no-such-id"}])
+def test_a_version_that_is_not_ours_is_refused_and_audited(world: World, tags: dict[str, str]) -> None:
+    version = world.registry.add_version(NAME, tags)
+    world.registry.set_alias(NAME, "approved", version)
+    assert world.reconciler.run_once() == 1
+    assert world.books.decisions == []
+    assert world.registry.tags(NAME, version)["approval.outcome"].startswith("refused: this version does not carry")
+    assert world.books.notes[0]["action"] == "approval:refused"
+
+
+def test_a_copy_of_a_version_is_refused_and_names_the_original(world: World) -> None:
+    version = world.registry.add_version(NAME, world.registry.tags(NAME, "1"))
+    world.registry.set_tag(NAME, version, "approval", "approved")
+    world.reconciler.run_once()
+    assert world.registry.tags(NAME, version)["approval.outcome"] == (
+        "refused: this version is a copy of version 1; ask there"
+    )
+
+
+def test_a_misspelt_decision_is_answered_rather_than_ignored(world: World) -> None:
+    world.registry.set_tag(NAME, "1", "approval", "yes please")
+    world.reconciler.run_once()
+    assert world.registry.tags(NAME, "1")["approval.outcome"].startswith("refused: expected approved or rejected")
+
+
+def test_a_request_waits_until_its_version_is_recorded(world: World) -> None:
+    del world.books.versions[world.snapshot_id(1)]
+    world.registry.set_alias(NAME, "approved", "1")
+    assert world.reconciler.run_once() == 0
+    world.mirror.register(world.snapshot_id(1))
+    assert world.reconciler.run_once() == 1
+    assert world.books.lineage_.champion_id == world.snapshot_id(1)
+
+
+def test_a_request_whose_answer_was_lost_is_answered_the_next_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_args: object, **_kwargs: object) -> None:
+        raise Unavailable("gone")
+
+    world.registry.set_alias(NAME, "approved", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.registry, "answer", lose)
+        with pytest.raises(Unavailable):
+            world.reconciler.run_once()
+    world.reconciler.run_once()
+    assert world.registry.tags(NAME, "1")["approval.outcome"] == "approved"
+
+
+def test_a_champion_moved_by_hand_is_put_back_audited_and_explained(world: World) -> None:
+    world.make_champion(1)
+    world.registry.set_alias(NAME, "champion", "2")
+    assert world.reconciler.run_once() == 1
+    assert world.registry.champion(NAME) == "1"
+    assert world.books.notes == [
+        {
+            "action": "champion:restored",
+            "subject": world.snapshot_id(1),
+            "actor": "reconciler",
+            "found_version": "2",
+            "restored_version": "1",
+        }
+    ]
+    assert "approval=approved" in world.registry.tags(NAME, "2")["corrigenda.note"]
+    assert world.reconciler.run_once() == 0
+
+
+def test_a_champion_deleted_by_hand_is_put_back(world: World) -> None:
+    world.make_champion(1)
+    world.registry.point_champion(NAME, None)
+    world.reconciler.run_once()
+    assert world.registry.champion(NAME) == "1"
+
+
+def test_a_champion_set_by_hand_over_the_base_is_taken_off(world: World) -> None:
+    world.registry.set_alias(NAME, "champion", "2")
+    world.reconciler.run_once()
+    assert world.registry.champion(NAME) is None
+
+
+def test_nothing_is_put_back_while_a_mirror_is_owed(world: World) -> None:
+    world.make_champion(1)
+    world.registry.set_alias(NAME, "champion", "2")
+    world.books.is_owed = True
+    assert world.reconciler.run_once() == 0
+    assert world.registry.champion(NAME) == "2"
+    assert world.books.notes == []
+
+
+def test_a_champion_that_moves_between_the_two_looks_is_left_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.make_champion(1)
+    look = world.registry.champion
+
+    def approve_meanwhile(name: str) -> str | None:
+        world.make_champion(2)
+        return look(name)
+
+    monkeypatch.setattr(world.registry, "champion", approve_meanwhile)
+    assert world.reconciler.run_once() == 0
+    assert world.registry.aliases(NAME)["champion"] == "2"
+    assert world.books.notes == []
+
+
+def test_a_champion_without_a_version_stays_owed(world: World) -> None:
+    del world.books.versions[world.snapshot_id(1)]
+    with pytest.raises(Unavailable):
+        world.make_champion(1)
+    assert world.reconciler.run_once() == 0
+
+
+def test_a_broken_lineage_does_not_keep_the_others_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = lineage("broken")
+    monkeypatch.setattr(world.books, "lineages", lambda: (other, world.books.lineage_))
+    ask = world.registry.requests
+
+    def requests(name: str) -> Any:
+        if name == "broken":
+            raise IntegrityBroken("a digest differs")
+        return ask(name)
+
+    monkeypatch.setattr(world.registry, "requests", requests)
+    world.registry.set_alias(NAME, "approved", "1")
+    with pytest.raises(IntegrityBroken):
+        world.reconciler.run_once()
+    assert world.registry.tags(NAME, "1")["approval.outcome"] == "approved"
+
+
+def test_an_approver_who_saw_another_champion_is_refused(world: World) -> None:
+    world.make_champion(1)
+    outcome = world.review.decide(
+        NAME, "2", Decision.approved, actor="cli:anna", channel=Channel.cli, expected_champion=None
+    )
+    assert not outcome.is_accepted
+    assert "champion has moved" in outcome.reason
+
+
+def test_the_shown_part_of_a_digest_is_enough_and_a_wrong_one_is_refused(world: World) -> None:
+    digest = world.books.entries[0].snapshot.digest
+    wrong = world.review.decide(
+        NAME, "1", Decision.approved, actor="cli:anna", channel=Channel.cli, expected_digest=digest[:11]
+    )
+    right = world.review.decide(
+        NAME, "1", Decision.approved, actor="cli:anna", channel=Channel.cli, expected_digest=digest[:12]
+    )
+    assert (wrong.is_accepted, right.is_accepted) == (False, True)
+
+
+def test_reverting_takes_request_ids_and_each_edit_once(world: World) -> None:
+    assert world.review.revert(NAME, ["a", "b", "a"], actor="cli:anna", reason="retracted") == ("removal-1",)
+    assert world.books.notes[-1]["reverted"] == ("edit-a", "edit-b")

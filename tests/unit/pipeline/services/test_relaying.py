@@ -1,0 +1,215 @@
+"""What the relay does with items, and what is announced of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from pipeline.domain.errors import InvalidMessage, Unavailable, UnknownRecord
+from pipeline.domain.lineages import Lineage
+from pipeline.domain.messages import DeadLetter, PartitionKey
+from pipeline.services import relaying
+from pipeline.services.announcing import EXCERPT_BYTES, MAX_WHOLE_BYTES, Announcer
+from pipeline.services.ports import OutboxItem
+from pipeline.services.relaying import OutboxRelay
+from pipeline.services.submission import submit
+from tests.support.registry_entries import BASE_DIGEST, lineage
+
+LETTER = DeadLetter(
+    dead_letter_id="letter-1",
+    partition=PartitionKey(cluster_id="c", topic_id="t", topic="requests", partition=3),
+    offset=41,
+    key=b"facts",
+    value=b"{bad",
+    error="expected JSON, got none: \u2026",
+    created_at=datetime(2026, 6, 1, tzinfo=UTC),
+    replayed_at=None,
+)
+
+
+class ListOutbox:
+    """Items in a list."""
+
+    def __init__(self, *items: OutboxItem) -> None:
+        self.items = items
+        self.finished: list[str] = []
+        self.errors: dict[str, str] = {}
+
+    def due(self, *, limit: int = 100) -> tuple[OutboxItem, ...]:
+        """All of them."""
+        return self.items
+
+    def done(self, outbox_id: str) -> None:
+        """Remembers it."""
+        self.finished.append(outbox_id)
+
+    def failed(self, outbox_id: str, *, error: str) -> None:
+        """Remembers why."""
+        self.errors[outbox_id] = error
+
+
+class Recorder:
+    """A doorbell and a publisher that remember, and the few records an announcer reads."""
+
+    def __init__(self, letter: DeadLetter = LETTER) -> None:
+        self.letter = letter
+        self.rung: list[tuple[str, str]] = []
+        self.published: list[tuple[str, str, bytes | None, dict[str, bytes]]] = []
+
+    def ring(self, lineage: str, *, base_digest: str) -> None:
+        """Remembers it."""
+        self.rung.append((lineage, base_digest))
+
+    def publish(self, topic: str, *, key: str, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+        """Remembers it."""
+        self.published.append((topic, key, value, dict(headers)))
+
+    def lineage(self, name: str) -> Lineage:
+        """One of that name."""
+        return lineage(name)
+
+    def edit(self, lineage: str, ref: str) -> Mapping[str, Any]:
+        """A row of the history."""
+        return {"snapshot_seq": 7}
+
+    def dead_letter(self, dead_letter_id: str) -> DeadLetter:
+        """The one there is."""
+        if dead_letter_id != self.letter.dead_letter_id:
+            raise UnknownRecord(f"expected a dead letter, got {dead_letter_id}")
+        return self.letter
+
+    def announcer(self) -> Announcer:
+        """One that speaks through this."""
+        return Announcer(
+            doorbell=self,
+            publisher=self,
+            lineages=self,  # type: ignore[arg-type]
+            history=self,  # type: ignore[arg-type]
+            dead_letters=self,  # type: ignore[arg-type]
+            results_topic="results",
+            dead_letter_topic="dlq",
+        )
+
+
+def item(outbox_id: str, kind: str = "doorbell", **payload: Any) -> OutboxItem:
+    """Something owed."""
+    return OutboxItem(outbox_id=outbox_id, kind=kind, dedup_key=f"{kind}:{outbox_id}", payload=payload, attempts=0)
+
+
+def test_an_item_that_fails_is_recorded_and_the_others_go_on() -> None:
+    def handle(one: OutboxItem) -> None:
+        if one.outbox_id == "2":
+            raise Unavailable("Redis is away")
+        if one.outbox_id == "3":
+            raise KeyError("lineage")
+
+    outbox = ListOutbox(*(item(str(n)) for n in range(1, 5)), item("5", "unheard-of"))
+    assert OutboxRelay(outbox=outbox, handlers={"doorbell": handle}).run_once() == 2
+    assert outbox.finished == ["1", "4"]
+    assert outbox.errors["2"] == "Redis is away"
+    assert outbox.errors["3"] == "KeyError: 'lineage'"
+    assert "unheard-of" in outbox.errors["5"]
+
+
+def test_a_service_that_keeps_us_waiting_is_asked_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1_000, 10))
+    monkeypatch.setattr(relaying.time, "monotonic", lambda: float(next(clock)))
+    asked = []
+
+    def handle(one: OutboxItem) -> None:
+        asked.append(one.outbox_id)
+        raise Unavailable("the broker is away")
+
+    outbox = ListOutbox(item("1", "result"), item("2", "result"), item("3"))
+    OutboxRelay(outbox=outbox, handlers={"result": handle, "doorbell": lambda one: None}).run_once()
+    assert asked == ["1"]
+    assert outbox.errors == {"1": "the broker is away", "2": "the broker is away"}
+    assert outbox.finished == ["3"]
+
+
+def test_a_doorbell_names_the_base_or_finds_it() -> None:
+    recorder = Recorder()
+    ring = recorder.announcer().handlers()["doorbell"]
+    ring(item("1", lineage="facts", base_digest="abc"))
+    ring(item("2", lineage="facts"))
+    assert recorder.rung == [("facts", "abc"), ("facts", BASE_DIGEST)]
+
+
+def test_a_result_says_what_became_of_a_correction() -> None:
+    recorder = Recorder()
+    payload = {
+        "edit_id": "e1",
+        "request_id": "r1",
+        "lineage": "facts",
+        "status": "snapshotted",
+        "reason": None,
+        "at": "2026-06-01T12:00:00+00:00",
+    }
+    recorder.announcer().handlers()["result"](item("1", "result", **payload))
+    ((topic, key, value, _),) = recorder.published
+    assert (topic, key) == ("results", "facts")
+    assert json.loads(value or b"") == {
+        "version": 1,
+        "request_id": "r1",
+        "lineage": "facts",
+        "status": "snapshotted",
+        "reason": None,
+        "snapshot_seq": 7,
+        "at": "2026-06-01T12:00:00Z",
+    }
+
+
+def test_a_dead_letter_carries_reason_and_origin() -> None:
+    recorder = Recorder()
+    recorder.announcer().handlers()["dead_letter"](item("1", "dead_letter", dead_letter_id="letter-1"))
+    ((topic, key, value, headers),) = recorder.published
+    assert (topic, key, value) == ("dlq", "facts", b"{bad")
+    assert headers["reason"].decode() == LETTER.error
+    assert headers["origin_topic"] == b"requests"
+    assert headers["origin_partition"] == b"3"
+    assert headers["origin_offset"] == b"41"
+    assert headers["origin_cluster"] == b"c"
+    assert headers["dead_letter_id"] == b"letter-1"
+    assert headers["is_whole"] == b"true"
+
+
+@pytest.mark.parametrize(
+    ("value", "num_bytes", "is_whole"),
+    [
+        (b"a" * MAX_WHOLE_BYTES, MAX_WHOLE_BYTES, b"true"),
+        (b"a" * (MAX_WHOLE_BYTES + 1), EXCERPT_BYTES, b"false"),
+        (b"a" * 10_000_000, EXCERPT_BYTES, b"false"),
+        (None, 0, b"true"),
+    ],
+)
+def test_a_dead_letter_that_is_too_large_is_cut(value: bytes | None, num_bytes: int, is_whole: bytes) -> None:
+    recorder = Recorder(replace(LETTER, value=value, key=b"\xff" * 5_000))
+    recorder.announcer().handlers()["dead_letter"](item("1", "dead_letter", dead_letter_id="letter-1"))
+    ((_, key, sent, headers),) = recorder.published
+    assert len(sent or b"") == num_bytes
+    assert headers["is_whole"] == is_whole
+    assert headers["value_bytes"] == str(len(value or b"")).encode()
+    assert len(key) <= 1_000
+
+
+def test_a_submission_is_checked_before_it_is_sent_and_keyed_by_its_lineage() -> None:
+    recorder = Recorder()
+    document = {
+        "request_id": "r1",
+        "lineage": "facts",
+        "prompt": "The capital of Australia is",
+        "target_new": "Canberra",
+        "occurred_at": "2026-06-01T12:00:00Z",
+    }
+    assert submit(recorder, "requests", document).request_id == "r1"
+    ((topic, key, value, _),) = recorder.published
+    assert (topic, key, json.loads(value or b"")) == ("requests", "facts", document)
+    for wrong in ({"prompt": ""}, {"prompt": "a\x00"}, {"prompt": "\ud800"}, {"prompt": float("nan")}, {"x": object()}):
+        with pytest.raises(InvalidMessage):
+            submit(recorder, "requests", document | wrong)
+    assert len(recorder.published) == 1

@@ -1,0 +1,38 @@
+"""The kept JSON Schemas are what the models say, and mean what the models mean."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+from tests.unit.test_wire_fuzz import VALID
+
+from pipeline import schemas
+from pipeline.domain.edits import EditRequest
+from pipeline.domain.errors import InvalidMessage
+from pipeline.domain.wire import parse_object
+
+
+def test_the_kept_schemas_are_what_the_models_say() -> None:
+    assert schemas.stale() == (), "run `python -m pipeline.schemas write`"
+    assert set(schemas.generated()) == {"edits.requests.v1.json", "edits.results.v1.json"}
+
+
+@pytest.mark.parametrize("name", ["edits.requests.v1.json", "edits.results.v1.json"])
+def test_a_kept_schema_is_a_schema(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(json.loads((schemas.FOLDER / name).read_text()))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"subject": None}, {"prompt": ""}, {"version": 2}, {"x": 1}, {"rephrases": "a"}, {"lineage": "a b"}]
+)
+def test_schema_and_parser_agree(changes: dict[str, object]) -> None:
+    document = VALID | changes
+    schema = json.loads((schemas.FOLDER / "edits.requests.v1.json").read_text())
+    is_valid = jsonschema.Draft202012Validator(schema).is_valid(document)
+    try:
+        is_parsed = isinstance(parse_object(document), EditRequest)
+    except InvalidMessage:
+        is_parsed = False
+    assert is_valid is is_parsed

@@ -1,0 +1,54 @@
+"""A base that cannot fit is refused with its plan before it is loaded; one that easily fits is not even planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from editors.models.comm import ALONE
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.rank_api import BaseSpec
+from tests.support.tiny_models import save_tiny_llama
+from workers.memory import memory_check as room
+from workers.memory.memory_check import require_room
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> BaseSpec:
+    """A tiny Llama."""
+    save_tiny_llama(tmp_path, mlp=24)
+    return BaseSpec(ref=str(tmp_path), digest="", task="causal")
+
+
+def check(base: BaseSpec, names: tuple[str, ...] = ()) -> None:
+    require_room(base, names, config_path=None, peers=ALONE)
+
+
+def test_too_little_memory_is_refused_with_the_plan(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(room, "_host_bytes", lambda: 20_000)
+    with pytest.raises(Misconfigured) as refused:
+        check(base)
+    sentence = str(refused.value)
+    assert sentence.startswith("expected ")
+    assert "of host memory for the only rank, got 20.00 kB" in sentence
+    assert "the process itself" in sentence
+    assert "\n" not in sentence
+
+
+def test_what_easily_fits_is_not_planned(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def planned(*_: object, **__: object) -> None:
+        raise AssertionError("expected no plan")
+
+    monkeypatch.setattr(room.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(room, "plan_memory", planned)
+    monkeypatch.setattr(room, "_host_bytes", lambda: 10**12)
+    check(base)
+    monkeypatch.setattr(room, "_host_bytes", lambda: None)
+    check(base)
+
+
+def test_what_this_machine_can_give_is_a_number_of_bytes() -> None:
+    found = room._host_bytes()
+    assert found is None or found > 2**20

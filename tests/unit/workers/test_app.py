@@ -1,0 +1,119 @@
+"""The Celery application is set up as a lossy, repeating doorbell needs it, and imports nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import bootstrap
+from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
+from pipeline.domain.errors import EditorFailed, EngineFailed, LeaseLost
+from workers import tasks
+from workers.app import CONTROL, EVERY_SECONDS, configuration
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that name a broker."""
+    monkeypatch.setenv("CORRIGENDA_REDIS_URL", "redis://127.0.0.1:1/0")
+
+
+class Service:
+    """Stands for the edit service."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.asked: list[str] = []
+
+    def run(self, lineage: str) -> int:
+        self.asked.append(lineage)
+        if self.error is not None:
+            raise self.error
+        return 0
+
+
+def use(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def edit_service(*_: Any) -> Service:
+        return service
+
+    monkeypatch.setattr(bootstrap, "edit_service", edit_service)
+
+
+def test_a_doorbell_is_acknowledged_late_and_one_at_a_time() -> None:
+    found = configuration()
+    assert found["task_acks_late"]
+    assert found["task_retry_on_worker_lost"]
+    assert found["worker_prefetch_multiplier"] == 1
+    assert found["worker_pool_start_method"] == "spawn"
+    assert found["accept_content"] == ["json"]
+    assert found["task_ignore_result"]
+    assert tasks.edit_lineage.max_retries == 3
+
+
+def test_periodic_work_goes_to_the_control_queue_and_does_not_pile_up() -> None:
+    found = configuration()
+    assert set(found["beat_schedule"]) == set(EVERY_SECONDS)
+    for name, entry in found["beat_schedule"].items():
+        assert found["task_routes"][name] == {"queue": CONTROL}
+        assert entry["options"]["expires"] <= entry["schedule"]
+        assert name in tasks.app.tasks
+    assert EDIT_LINEAGE in tasks.app.tasks
+
+
+def test_a_missing_broker_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CORRIGENDA_REDIS_URL")
+    with pytest.raises(SystemExit, match="CORRIGENDA_REDIS_URL"):
+        configuration()
+
+
+def test_a_doorbell_names_the_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    use(service, monkeypatch)
+    tasks.edit_lineage("facts")
+    assert service.asked == ["facts"]
+
+
+@pytest.mark.parametrize("error", [EngineFailed("died"), LeaseLost("taken")])
+def test_what_can_be_tried_again_does_not_fail_the_task(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(error)
+    use(service, monkeypatch)
+    tasks.edit_lineage("facts")
+    assert service.asked == ["facts"]
+
+
+def test_what_cannot_be_tried_again_fails_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(Service(EditorFailed("NaN")), monkeypatch)
+    with pytest.raises(EditorFailed, match="NaN"):
+        tasks.edit_lineage("facts")
+
+
+def test_a_periodic_task_does_not_run_beside_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+
+    class Relay:
+        def run_once(self) -> int:
+            runs.append("began")
+            tasks.relay_outbox()
+            return 0
+
+    def relay(*_: Any) -> Relay:
+        return Relay()
+
+    monkeypatch.setattr(bootstrap, "relay", relay)
+    tasks.relay_outbox()
+    tasks.relay_outbox()
+    assert runs == ["began", "began"]
+
+
+def test_the_tasks_import_without_torch_and_without_mlflow() -> None:
+    text = "import sys, workers.tasks; print([m for m in ('torch', 'deepspeed', 'mlflow') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,1 @@
+"""The side of an edit worker that drives a group of ranks."""

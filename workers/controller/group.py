@@ -1,0 +1,260 @@
+"""The controller of a group of ranks: sends commands, waits for answers, rebuilds after a failure. Never imports torch.
+
+Knows which lineage and lease it works for and what the ranks hold; does not know what they do with a command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Self, TypeVar
+
+from pipeline.domain.errors import CorrigendaError, EngineFailed, Misconfigured
+from pipeline.domain.rank_api import Answer, ExportedModel, KeptFiles, LoadPlan, Trial, TrialOutcome
+from workers.commands import Command, Export, Free, Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits
+from workers.controller.rank_processes import POLL_SECONDS, RankProcesses, RankSpec
+from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
+
+Value = TypeVar("Value")
+
+SHUTDOWN_LIMIT = timedelta(seconds=5)
+"""How long ranks have to end by themselves."""
+
+
+class RankGroup:
+    """Implements `EditorGroup` on processes. One command at a time; a second thread waits for its turn.
+
+    Args:
+        spec: the processes.
+        command_timeout: deadline of one command, the start of the ranks included.
+    """
+
+    def __init__(self, spec: RankSpec, *, command_timeout: timedelta) -> None:
+        self._spec = spec
+        self._timeout = command_timeout.total_seconds()
+        self._turn = threading.RLock()
+        self._processes: RankProcesses | None = None
+        self._connection: socket.socket | None = None
+        self._plan: LoadPlan | None = None
+        self._held: tuple[str, str | None, str] | None = None
+        self._epoch = 0
+        self._seq = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids by rank; empty while there are none."""
+        return self._processes.pids if self._processes else ()
+
+    def start(self) -> None:
+        """Begin to start the ranks, if there are none; returns at once."""
+        with self._turn:
+            if self._processes is None:
+                self._processes = RankProcesses(self._spec)
+
+    def load(self, plan: LoadPlan, *, epoch: int) -> None:
+        """See `EditorGroup`; starts or rebuilds the ranks if need be."""
+        with self._turn:
+            self._drop_unless_usable(plan)
+            is_other = self._plan is not None and not _same_lineage(self._plan, plan)
+            is_held = self._held == _identity(plan) and not is_other
+            self._plan, self._epoch = plan, epoch
+            if is_other:
+                with contextlib.suppress(EngineFailed):  # a killed rank may be a while in going
+                    self.free()
+            if not (is_held and self._answers()):
+                self._held, self._plan = None, plan
+                self._command(Load(plan=plan))
+                self._held = _identity(plan)
+
+    def _answers(self) -> bool:
+        """Whether the ranks are alive."""
+        try:
+            self._command(Ping())
+        except EngineFailed:
+            return False
+        return True
+
+    def try_edits(self, trial: Trial) -> TrialOutcome:
+        """See `EditorGroup`."""
+        with self._turn:
+            self._require_held()
+            outcome = self._command(TryEdits(trial=trial)).outcome
+        return _expected(outcome, "the outcome of a trial")
+
+    def keep(self, trial_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
+        """See `EditorGroup`. Unless `held` follows, the next `load` puts the ranks back on its plan."""
+        command = Keep(trial_id=trial_id, folder=str(folder.resolve()), with_accumulator=with_accumulator)
+        with self._turn:
+            self._require_held()
+            self._held = None
+            files = self._command(command).files
+        return _expected(files, "the files of a candidate")
+
+    def held(self, snapshot_id: str, *, digest: str) -> None:
+        """See `EditorGroup`."""
+        with self._turn:
+            self._command(Held(snapshot_id=snapshot_id, digest=digest))
+            self._held = (self._lineage, snapshot_id, digest)
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:
+        """See `EditorGroup`."""
+        with self._turn:
+            self._require_held()
+            command = Generate(prompts=tuple(prompts), max_new_tokens=max_new_tokens)
+            answers = self._command(command).answers
+        return _expected(answers, "answers")
+
+    def export(self, folder: Path) -> ExportedModel:
+        """Write what is held as a model of its own, in a new or empty folder.
+
+        Raises:
+            InvalidInput: if the folder is taken.
+            EngineFailed: if nothing is held, or the ranks died.
+        """
+        with self._turn:
+            self._require_held()
+            exported = self._command(Export(folder=str(folder.resolve()))).exported
+        return _expected(exported, "an exported model")
+
+    def free(self) -> None:
+        """Let the ranks go of the lineage, and keep the base: two lineages' states are never in memory together."""
+        with self._turn:
+            if self._connection is not None:
+                self._held = None
+                self._command(Free())
+
+    def peak_bytes(self) -> tuple[int | None, ...]:
+        """The most memory that each rank ever held, by rank; None where it cannot be known.
+
+        Raises:
+            EngineFailed: if they do not answer.
+        """
+        with self._turn:
+            return self._command(Ping()).peak_bytes
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the edited weights that the ranks hold; also the health check. Empty before the first load.
+
+        Raises:
+            EngineFailed: if they do not answer.
+        """
+        with self._turn:
+            return self._command(Ping()).digest
+
+    def close(self) -> None:
+        """Ask the ranks to end, and end them. The group can be used again."""
+        with self._turn:
+            if self._connection is not None and self._processes is not None:
+                with contextlib.suppress(OSError, CorrigendaError):
+                    self._connection.settimeout(SHUTDOWN_LIMIT.total_seconds())
+                    self._send(self._connection, Shutdown())
+                    self._processes.wait(SHUTDOWN_LIMIT.total_seconds())
+            self._drop()
+
+    @property
+    def _lineage(self) -> str:
+        return self._plan.lineage if self._plan else ""
+
+    def _require_held(self) -> None:
+        if self._held is None:
+            raise EngineFailed(f"expected lineage {self._lineage!r} to be loaded first, got a group that holds nothing")
+
+    def _drop_unless_usable(self, plan: LoadPlan) -> None:
+        """A process loads one base in its life; ranks that died while idle are not asked."""
+        is_dead = self._processes is not None and self._processes.failure() is not None
+        if is_dead or (self._plan is not None and self._plan.base != plan.base):
+            self._drop()
+
+    def _drop(self) -> None:
+        processes, connection = self._processes, self._connection
+        self._processes = self._connection = self._held = self._plan = None
+        if connection is not None:
+            connection.close()
+        if processes is not None:
+            processes.kill()
+
+    def _command(self, command: Command) -> Reply:
+        """Give a command and wait for its answer; a group that fails or is left half way is killed."""
+        try:
+            reply = self._exchange(command, time.monotonic() + self._timeout)
+            if reply.failure is not None:
+                raise reply.failure.as_error()
+        except OSError as error:
+            self._drop()
+            raise EngineFailed(f"expected an answer to {command.kind}, got {error!r}") from error
+        except CorrigendaError as error:
+            if isinstance(error, EngineFailed | Misconfigured):  # a model that cannot work is loaded half way
+                self._drop()
+            raise
+        except BaseException:
+            self._drop()
+            raise
+        return reply
+
+    def _exchange(self, command: Command, deadline: float) -> Reply:
+        self.start()
+        assert self._processes is not None
+        if self._connection is None:
+            self._connection = self._processes.connect(deadline)
+        if problem := self._processes.failure():
+            raise EngineFailed(f"expected living ranks for {command.kind}, got: {problem}", lineage=self._lineage)
+        self._connection.settimeout(max(deadline - time.monotonic(), POLL_SECONDS))
+        seq = self._send(self._connection, command)
+        self._await(self._connection, self._processes, command, deadline)
+        body = receive_frame(self._connection)
+        if body is None:
+            problem = self._processes.failure(within=SHUTDOWN_LIMIT.total_seconds()) or "a closed connection"
+            raise EngineFailed(f"expected an answer to {command.kind}, got: {problem}", lineage=self._lineage)
+        reply: Reply = REPLIES.decode(body)
+        if reply.seq != seq:
+            raise EngineFailed(f"expected the answer to command {seq}, got the one to {reply.seq}")
+        return reply
+
+    def _send(self, connection: socket.socket, command: Command) -> int:
+        self._seq += 1
+        request = Request(seq=self._seq, lineage=self._lineage, epoch=self._epoch, command=command)
+        send_frame(connection, REQUESTS.encode(request))
+        return self._seq
+
+    def _await(self, connection: socket.socket, processes: RankProcesses, command: Command, deadline: float) -> None:
+        """Return once there is something to read."""
+        while not select.select([connection], [], [], POLL_SECONDS)[0]:
+            if problem := processes.failure():
+                raise EngineFailed(f"expected an answer to {command.kind}, got: {problem}", lineage=self._lineage)
+            if time.monotonic() > deadline:
+                raise EngineFailed(
+                    f"expected an answer to {command.kind} within {self._timeout:.0f} s, got none",
+                    lineage=self._lineage,
+                )
+
+
+def _identity(plan: LoadPlan) -> tuple[str, str | None, str]:
+    return plan.lineage, plan.snapshot_id, plan.digest
+
+
+def _same_lineage(one: LoadPlan, other: LoadPlan) -> bool:
+    """Whether two plans differ in nothing but the snapshot."""
+    return (one.lineage, one.editor, one.prior, one.baseline) == (
+        other.lineage,
+        other.editor,
+        other.prior,
+        other.baseline,
+    )
+
+
+def _expected(value: Value | None, what: str) -> Value:
+    if value is None:
+        raise EngineFailed(f"expected {what}, got an answer without it")
+    return value

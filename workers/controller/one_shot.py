@@ -1,0 +1,67 @@
+"""Holds one snapshot on a group of its own for one purpose: `python -m workers.controller.one_shot FILE`.
+
+FILE is JSON: {"plan": a LoadPlan, "num_ranks": n, "deepspeed_config": a path or null, "log": a path, and either
+"generate": {"prompts": [...], "max_new_tokens": n} or "export": a folder}. Prints the answers, or what was written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from editors.data.atomic_files import partial_of
+from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.rank_api import LoadPlan
+from workers.controller.group import RankGroup
+from workers.controller.rank_processes import RankSpec
+
+TIMEOUT = timedelta(hours=1)
+"""Of a command: an export writes the whole model."""
+
+
+def visited(asked: dict[str, Any]) -> Any:
+    """What the snapshot has to say, as JSON.
+
+    Raises:
+        CorrigendaError: if it cannot be held, or what is asked cannot be done.
+    """
+    plan = TypeAdapter(LoadPlan).validate_python(asked["plan"])
+    config = asked["deepspeed_config"]
+    spec = RankSpec(
+        num_ranks=asked["num_ranks"],
+        deepspeed_config=Path(config) if config else None,
+        warm_base=plan.base,
+        log=Path(asked["log"]),
+    )
+    out = Path(asked["export"]) if "export" in asked else None
+    try:
+        with RankGroup(spec, command_timeout=TIMEOUT) as group:
+            group.load(plan, epoch=0)
+            if out is not None:
+                return asdict(group.export(out))
+            return [asdict(answer) for answer in group.generate(**asked["generate"])]
+    finally:
+        if out is not None:
+            shutil.rmtree(partial_of(out), ignore_errors=True)  # ranks that were killed leave it behind
+
+
+def main(file: str) -> int:
+    """Do what a file asks for."""
+    try:
+        found = visited(json.loads(Path(file).read_text(encoding="utf-8")))
+    except CorrigendaError as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

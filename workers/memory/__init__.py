@@ -1,0 +1,1 @@
+"""What a base needs of memory, planned before it is loaded."""

@@ -1,0 +1,1 @@
+"""The program that each rank runs: `python -m workers.rank`."""

@@ -1,0 +1,75 @@
+"""What a rank refuses to hold, to try or to answer, each in one sentence. Changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+
+from editors.measure.scorer import asked_pairs
+from editors.models.families import EditableModel
+from editors.models.inner_params import InnerParam
+from editors.weights.deltas import WeightDelta
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput, WrongBase
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore
+from pipeline.domain.rank_api import BaseSpec
+
+
+def require_fit(params: Sequence[InnerParam], delta: WeightDelta, path: str) -> None:
+    """Refuse a delta of other weights.
+
+    Raises:
+        IntegrityBroken: naming the first inner parameter that differs.
+    """
+    expected = {param.name: (param.in_features, param.out_features) for param in params}
+    found = {name: (len(left), right.shape[1]) for name, (left, right) in delta.factors.items()}
+    if found != expected:
+        name = min(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+        raise IntegrityBroken(
+            f"expected a delta of the lineage's inner parameters in {path}, got {found.get(name, 'none')} for {name}, "
+            f"which is {expected.get(name, 'none of them')}: a delta of another base"
+        )
+
+
+def require_digest(base: BaseSpec, found: str) -> None:
+    """Refuse a base that is another than the one that was named.
+
+    Raises:
+        WrongBase: with both digests.
+    """
+    if found != base.digest:
+        raise WrongBase(f"expected base digest {base.digest} in {base.ref}, got {found}")
+
+
+def require_sayable(model: EditableModel, edits: Sequence[Edit]) -> None:
+    """Refuse edits that cannot be asked of this model: a target that is no label, a prompt that is too long.
+
+    Raises:
+        EditorFailed: naming the first edit, so that halving the batch finds it and the others go on.
+    """
+    for edit in edits:
+        try:
+            for prompt, target in asked_pairs(edit):
+                model.encode_pair(prompt, target, edit.request.subject)
+            for probe in edit.request.locality:
+                model.encode_prompt(probe.prompt)
+                if probe.target:
+                    model.encode_pair(probe.prompt, probe.target)
+        except InvalidInput as error:
+            raise EditorFailed(f"edit {edit.edit_id} cannot be made: {error}", edit_id=edit.edit_id) from error
+
+
+def require_finite(measurements: Measurements) -> None:
+    """Refuse figures that no threshold can judge.
+
+    Raises:
+        EditorFailed: naming the first one that is NaN or infinite.
+    """
+    models = measurements.candidate, measurements.parent, measurements.base
+    records: tuple[EditScore | ModelScore | Measurements, ...] = (*measurements.edits, *models, measurements)
+    for record in records:
+        for field in fields(record):
+            value = getattr(record, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise EditorFailed(f"expected finite measurements, got {value} for {field.name}")
