@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.domain import errors
 from pipeline.domain.errors import CorrigendaError, EngineFailed
-from pipeline.domain.rank_api import Answer, ExportedModel, KeptFiles, LoadPlan, Trial, TrialOutcome
+from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, ExportedModel, KeptFiles, LoadPlan
 
 PROTOCOL_VERSION = 3
 """Raised by every change that an older rank or controller would misread."""
@@ -29,7 +29,7 @@ class Load:
 class TryEdits:
     """Edit, measure, and go back."""
 
-    trial: Trial
+    candidate: Candidate
     """The candidate."""
     kind: Literal["try_edits"] = "try_edits"
     """Tag."""
@@ -39,8 +39,8 @@ class TryEdits:
 class Keep:
     """Write a tried candidate's files and hold it."""
 
-    trial_id: str
-    """Which trial."""
+    candidate_id: str
+    """Which candidate."""
     folder: str
     """Where the files go."""
     with_accumulator: bool
@@ -160,7 +160,7 @@ class Reply:
     """The most memory that each rank ever held: of its accelerator, or of the host without one; None if unknown."""
     failure: Failure | None = None
     """Why it was not done."""
-    outcome: TrialOutcome | None = None
+    outcome: CandidateOutcome | None = None
     """Of `try_edits`."""
     files: KeptFiles | None = None
     """Of `keep`."""

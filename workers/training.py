@@ -92,8 +92,8 @@ def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
     from editors.models.families import EditableModel, editable
     from editors.training.__main__ import main as train
     from editors.training.arguments import DTYPES, parsed
-    from workers.memory.memory_check import require_room
-    from workers.rank.rank_comm import RankPeers
+    from workers.memory.memory_check import require_memory
+    from workers.rank.rank_comm import RankComm
     from workers.rank.sharded_model import ShardedModel, join_group, load_sharded
 
     is_first = os.environ["RANK"] == "0"
@@ -109,20 +109,20 @@ def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
 
     def load(folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
         base = BaseSpec(ref=str(folder), digest="", task=task)
-        agreed(peers, lambda: require_room(base, inner_param_names, config_path=config, peers=peers))
+        agreed(comm, lambda: require_memory(base, inner_param_names, config_path=config, comm=comm))
         kept.append(load_sharded(base, config_path=config, dtype=dtype))
-        return editable(task, kept[-1].module, kept[-1].tokenizer, inner_param_names, peers=peers)
+        return editable(task, kept[-1].module, kept[-1].tokenizer, inner_param_names, comm=comm)
 
     try:
         join_group()
     except CorrigendaError as error:
         say(error)
         return 1
-    peers = RankPeers()
+    comm = RankComm()
     sys.stdout = told
-    options = ["--ranks", str(peers.num_ranks), *(["--deepspeed-config", str(config)] if config else [])]
+    options = ["--ranks", str(comm.num_ranks), *(["--deepspeed-config", str(config)] if config else [])]
     try:
-        return _outcome(lambda: train(words, options=options, load=load, peers=peers, say=say), is_first=is_first)
+        return _outcome(lambda: train(words, options=options, load=load, comm=comm, say=say), is_first=is_first)
     except KeyboardInterrupt:
         _say("stopped; --resume goes on from the last state")
         return INTERRUPTED

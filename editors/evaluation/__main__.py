@@ -19,7 +19,7 @@ from typing import Any
 from editors.data.atomic_files import write_atomically
 from editors.data.datasets import prior_lines, prior_subjects, read_edits, read_suite, read_text
 from editors.evaluation.arguments import fine_tuning_of, parser, prior_texts, protocol_of
-from editors.evaluation.methods import contestants_of
+from editors.evaluation.methods import methods_of
 from editors.evaluation.probes import EditProbes
 from editors.evaluation.protocols import Course, Tell
 from editors.evaluation.report import Reporter
@@ -71,18 +71,18 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
     Raises:
         CorrigendaError: if an input cannot be used or the editor fails.
     """
-    contestants = contestants_of(given)
+    methods = methods_of(given)
     edits = read_edits(given.data, limit=given.edits)
     reporter.say(f"{len(edits)} edits; loading {given.model}")
-    loaded = load_base(given.model, next(iter(contestants.values())).settings.inner_params, task=given.task)
-    num_rows = max(contestant.settings.rephrase_rows for contestant in contestants.values())
+    loaded = load_base(given.model, next(iter(methods.values())).settings.inner_params, task=given.task)
+    num_rows = max(method.settings.rephrase_rows for method in methods.values())
     inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
     figures: dict[str, Any] = {"inputs": inputs, "protocol": asdict(protocol_of(given)), "is_complete": False}
     found: dict[str, Any] = {}
     measured: Measured | None = None
-    for name, contestant in contestants.items():
-        model = editable(given.task, loaded.module, loaded.tokenizer, contestant.settings.inner_params)
-        settings, editor = contestant.on(model)
+    for name, method in methods.items():
+        model = editable(given.task, loaded.module, loaded.tokenizer, method.settings.inner_params)
+        settings, editor = method.on(model)
         if measured is None or measured.model.inner_param_names != model.inner_param_names:
             reporter.say("measuring the base")
             measured = _measured(given, model, edits, num_rows)

@@ -9,7 +9,7 @@ from editors.evaluation.arguments import fine_tuning_of, settings_given
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.base import Editor
 from editors.methods.fine_tuning import FineTuningEditor
-from editors.methods.mend_sum import PublishedEditor
+from editors.methods.mend_sum import MendSumEditor
 from editors.methods.select import editor_for, learnt_settings, resolved
 from editors.models.base import EditableModel
 from editors.models.digest import base_digest
@@ -21,7 +21,7 @@ UNTRAINED = "ft"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contestant:
+class Method:
     """One line of the picture."""
 
     settings: EditorSettings
@@ -37,11 +37,11 @@ class Contestant:
         if settings.solver == UNTRAINED:
             return settings, FineTuningEditor(fine_tuning_of(self.given))
         if self.trained is not None and self.trained.card.solver == "sum":
-            return settings, PublishedEditor(settings, self.trained.transform)
+            return settings, MendSumEditor(settings, self.trained.transform)
         return settings, editor_for(settings, self.trained.transform if self.trained else None)
 
 
-def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
+def methods_of(given: argparse.Namespace) -> dict[str, Method]:
     """Who takes part, by solver. A trained editor that no solver was named for serves every one that it can.
 
     Raises:
@@ -69,7 +69,7 @@ def contestants_of(given: argparse.Namespace) -> dict[str, Contestant]:
         raise Misconfigured(
             f"expected a solver that an editor trained for {shared[0].card.solver} can serve, got {', '.join(solvers)}"
         )
-    return {solver: _contestant(given, solver, trained) for solver, trained in chosen.items()}
+    return {solver: _method(given, solver, trained) for solver, trained in chosen.items()}
 
 
 def _serves(trained: TrainedEditor, solver: str) -> bool:
@@ -77,7 +77,7 @@ def _serves(trained: TrainedEditor, solver: str) -> bool:
     return solver != UNTRAINED and (trained.card.solver != "sum" or solver == "sum")
 
 
-def _contestant(given: argparse.Namespace, solver: str, trained: TrainedEditor | None) -> Contestant:
+def _method(given: argparse.Namespace, solver: str, trained: TrainedEditor | None) -> Method:
     asked = settings_given(given)
     if trained is not None:
         if names := {"inner_params", "subject_params"} & asked.keys():
@@ -85,4 +85,4 @@ def _contestant(given: argparse.Namespace, solver: str, trained: TrainedEditor |
         asked = learnt_settings(trained) | asked
         trained.transform.rest = asked["rest"]
     settings = EditorSettings(**asked | {"solver": solver, "batch_size": given.batch})
-    return Contestant(settings=settings, trained=trained, given=given)
+    return Method(settings=settings, trained=trained, given=given)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from editors.evaluation.edit_metrics import averaged, mean
 from editors.evaluation.probes import EditProbes
-from editors.evaluation.stream import Bill, Stream, model_bytes
+from editors.evaluation.stream import CostMeter, Stream, model_bytes
 from editors.evaluation.stream_metrics import SampleSizes, stream_figures
 from editors.methods.base import Editor
 from editors.models.families import EditableModel
@@ -108,7 +108,7 @@ class Course:
     def _single(self, editor: Editor, settings: EditorSettings) -> dict[str, Any]:
         """Each edit by itself from the base, which is restored after it: figures averaged over the edits."""
         free, read = self._sampled("free", self.protocol.free_sample), self._sampled("text", NUM_TEXT_SAMPLE)
-        bill, figures, drawdowns, texts = Bill(model_bytes(self.model)), [], [], []
+        bill, figures, drawdowns, texts = CostMeter(model_bytes(self.model)), [], [], []
         untouched = Ledger(self.prior, strength=settings.prior_strength, ridge=settings.ridge)
         for place, edit in enumerate(self.edits, start=1):
             # A copy without edits shares what has been factored already.

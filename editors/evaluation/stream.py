@@ -41,7 +41,7 @@ class Stream:
         editor: Editor,
         prior: Prior,
         settings: EditorSettings,
-        bill: Bill | None = None,
+        bill: CostMeter | None = None,
         ledger: Ledger | None = None,
     ) -> None:
         self._model, self._editor = model, editor
@@ -53,7 +53,7 @@ class Stream:
         self.active: dict[str, Edit] = {}
         self._holding: dict[str, str] = {}  # conflict key -> the edit that holds, also when a later one failed
         self.history: list[list[Edit]] = []
-        self.bill = bill or Bill(model_bytes(model))
+        self.bill = bill or CostMeter(model_bytes(model))
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -93,7 +93,7 @@ class Stream:
         self.bill.add(result, len(added), apply=ended - edited, total=ended - began)
 
 
-class Bill:
+class CostMeter:
     """What editing cost, batch by batch.
 
     Args:

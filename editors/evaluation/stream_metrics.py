@@ -33,7 +33,7 @@ class SampleSizes:
     preferring: int
     """Whose targets are compared with the true ones."""
     free: int
-    """Asked freely."""
+    """BatchUpdate freely."""
 
     def chosen(self, active: Sequence[Edit], *, seed: str) -> tuple[tuple[Edit, ...], set[str], set[str]]:
         """The edits to ask, oldest first; of these, the ids of those to compare and of those to ask freely."""

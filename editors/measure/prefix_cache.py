@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from editors.measure.scoring import Prepared
-from editors.measure.spill_file import TensorRing
+from editors.measure.spill_file import SpillFile
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded, Prefix, TargetBatch
 
@@ -40,7 +40,7 @@ class PrefixCache:
         num_computed: sequences that `prepare_alone` had to compute.
     """
 
-    def __init__(self, model: EditableModel, *, max_bytes: int = MAX_BYTES, disk: TensorRing | None = None) -> None:
+    def __init__(self, model: EditableModel, *, max_bytes: int = MAX_BYTES, disk: SpillFile | None = None) -> None:
         self._model, self._max_bytes, self._disk = model, max_bytes, disk
         self._kind: Prefix | None = None
         self._has_prefixes = True
@@ -50,7 +50,7 @@ class PrefixCache:
 
     def prepare(self, sequences: Sequence[Encoded]) -> Prepared:
         """Batches of bounded size with their prefixes; what is not known yet is computed."""
-        if self._model.peers.num_ranks > 1:
+        if self._model.comm.num_ranks > 1:
             return list(self._model.chunked(sequences))
         is_known = [_inputs(sequence) in self._known for sequence in sequences]
         prepared: Prepared = []
@@ -68,7 +68,7 @@ class PrefixCache:
 
         So the bits depend neither on what the sequences were asked with before nor on what is still known of them.
         """
-        if self._model.peers.num_ranks > 1:
+        if self._model.comm.num_ranks > 1:
             return list(self._model.chunked(sequences, max_tokens=max_tokens))
         own = {_inputs(sequence): self._alone(sequence) for sequence in sequences}
         prepared: Prepared = []

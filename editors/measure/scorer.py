@@ -91,7 +91,7 @@ class Scorer:
         self._parent, self._candidate = self._candidate, None
 
     def observe_parent(self, added: Sequence[Edit], retained: Sequence[Edit]) -> None:
-        """Ask the parent, whose weights are loaded now, all that a trial of these edits will be compared with."""
+        """Ask the parent, whose weights are loaded now, all that a candidate of these edits will be compared with."""
         held = self._parent or self._hold()
         self._parent = held
         if len(self._own) > MAX_KNOWN:

@@ -94,7 +94,7 @@ def scores(model: EditableModel, prepared: Prepared) -> list[Score]:
             found[place] = Score(
                 hits=tuple(hit_N[of_row].tolist()), mean_log_probability=float(log_N[of_row].double().mean())
             )
-    return merged(model.peers, found)
+    return merged(model.comm, found)
 
 
 def readings(model: EditableModel, prepared: Prepared) -> list[Reading]:
@@ -118,7 +118,7 @@ def compared(
         log_NV = model.target_logits(batch).float().log_softmax(dim=1)
         for place, of_row in zip(places, _rows(batch), strict=False):
             own[place] = _reading(log_NV[of_row]), [_change(before[place], log_NV[of_row]) for before in earlier]
-    found = merged(model.peers, own)
+    found = merged(model.comm, own)
     return [reading for reading, _ in found], [[changes[i] for _, changes in found] for i in range(len(earlier))]
 
 

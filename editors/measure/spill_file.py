@@ -29,7 +29,7 @@ class _Place:
     """Of the tensor."""
 
 
-class TensorRing:
+class SpillFile:
     """Tensors by key, in a file that is written round and round.
 
     A disk without room is no error: what was kept until then stays, and nothing more is taken.

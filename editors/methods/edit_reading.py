@@ -156,7 +156,7 @@ def read(
                 delta_of = seen.deltas(loss)
             if not part.is_filler:
                 own.append(_piece(part, log_probability_N.detach().exp(), seen.u_NI, delta_of))
-    pieces = [piece for of_rank in model.peers.gathered(own) for piece in of_rank]
+    pieces = [piece for of_rank in model.comm.gathered(own) for piece in of_rank]
     least_E = least_probability([(piece.edit_N, piece.probability_N) for piece in pieces], num_edits)
     u_TI, delta_TO, probability_T = {}, {}, {}
     for param in group.params:
@@ -179,7 +179,7 @@ def read_least(
             probability_N = target_log_probability(model, part.batch).exp()
             if not part.is_filler:
                 own.append((part.edit_B[part.batch.row_N].cpu(), probability_N.cpu()))
-    return least_probability([piece for of_rank in model.peers.gathered(own) for piece in of_rank], len(edits))
+    return least_probability([piece for of_rank in model.comm.gathered(own) for piece in of_rank], len(edits))
 
 
 def _piece(part: Part, probability_N: Tensor, u_of: Mapping[str, Tensor], delta_of: Mapping[str, Tensor]) -> Piece:

@@ -53,7 +53,7 @@ class Pairs:
         return [slice(end - length, end) for end, length in zip(ends, self.lengths[name], strict=True)]
 
 
-class PublishedEditor:
+class MendSumEditor:
     """An editor that adds up the rank-one updates of a trained MEND transform.
 
     Args:
@@ -135,9 +135,9 @@ def token_pairs(model: EditableModel, prepared: Prepared) -> Pairs:
             u_TI, own_TO = seen.u_NI[name].cpu(), delta_TO[name].cpu()
             parts = zip(torch.split(u_TI, lengths), torch.split(own_TO, lengths), strict=True)
             found[name] |= dict(zip(places, parts, strict=False))
-    if model.peers.num_ranks > 1:  # a view would travel with all that it is a view of
+    if model.comm.num_ranks > 1:  # a view would travel with all that it is a view of
         found = {name: {at: (u.clone(), delta.clone()) for at, (u, delta) in of.items()} for name, of in found.items()}
-    in_order = {name: merged(model.peers, parts) for name, parts in found.items()}
+    in_order = {name: merged(model.comm, parts) for name, parts in found.items()}
     return Pairs(
         u_TI={name: torch.cat([u for u, _ in parts]).to(model.device) for name, parts in in_order.items()},
         delta_TO={name: torch.cat([delta for _, delta in parts]).to(model.device) for name, parts in in_order.items()},

@@ -44,7 +44,7 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(kw_only=True, slots=True)
-class Asked:
+class BatchUpdate:
     """What a batch came to ask for."""
 
     keys: dict[str, Tensor]
@@ -75,7 +75,7 @@ def run_passes(
     natural: NaturalGradient,
     factor: Factor,
     start: Mapping[str, tuple[Tensor, Tensor]],
-) -> Asked:
+) -> BatchUpdate:
     """Ask until every target token is probable enough, or the passes are used up.
 
     Args:
@@ -202,10 +202,10 @@ class _Passes:
             self.asked.keys[name][index_T] = reading.u_TI[name].double().cpu()
 
         def solved() -> dict[str, tuple[Tensor, Tensor]]:
-            own = own_share(self._model.peers, self._model.inner_param_names)
+            own = own_share(self._model.comm, self._model.inner_param_names)
             return {name: self._solved(name, reading, transform) for name in own if name in taken}
 
-        for name, (wanted_TO, factor_IT) in together(self._model.peers, solved).items():
+        for name, (wanted_TO, factor_IT) in together(self._model.comm, solved).items():
             self.asked.shifts[name][taken[name]] += wanted_TO
             self.asked.factors[name] = factor_IT
 
@@ -236,8 +236,8 @@ class _Passes:
         }
 
 
-def _nothing(model: EditableModel) -> Asked:
-    asked = Asked(keys={}, shifts={}, factors={}, ranges={})
+def _nothing(model: EditableModel) -> BatchUpdate:
+    asked = BatchUpdate(keys={}, shifts={}, factors={}, ranges={})
     for param in model.inner:
         asked.keys[param.name] = torch.zeros(0, param.in_features, dtype=torch.float64)
         asked.shifts[param.name] = torch.zeros(0, param.out_features, dtype=torch.float64)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from editors.methods.base import EditResult
-from editors.methods.passes import Asked, joined, run_passes
+from editors.methods.passes import BatchUpdate, joined, run_passes
 from editors.methods.steps import TrainedTransform
 from editors.models.comm import agreed, own_share, together
 from editors.models.families import EditableModel
@@ -64,7 +64,7 @@ class RecursiveEditor:
         """
         if not added and not removed_ids:
             raise EditorFailed("expected edits to add or to remove, got neither")
-        agreed(model.peers, lambda: _check_names(model, ledger))
+        agreed(model.comm, lambda: _check_names(model, ledger))
         began = time.perf_counter()
         remaining = ledger.without(removed_ids) if removed_ids else ledger
         removal = _removal(model, weights, ledger, remaining, removed_ids) if removed_ids else {}
@@ -82,7 +82,7 @@ class RecursiveEditor:
             removed_ids=tuple(removed_ids),
             num_passes=asked.num_passes if asked else 0,
             seconds=seconds,
-            jitter=together(model.peers, lambda: remaining.jitter),
+            jitter=together(model.comm, lambda: remaining.jitter),
         )
         seconds["solve"] += prepared + time.perf_counter() - began
         return result
@@ -93,7 +93,7 @@ class RecursiveEditor:
         remaining: Ledger,
         added: Sequence[Edit],
         removal: dict[str, tuple[Tensor, Tensor]],
-    ) -> Asked:
+    ) -> BatchUpdate:
         def factor(name: str, keys_TI: Tensor) -> Tensor:
             return added_rows(remaining.factor(name), keys_TI)
 
@@ -113,7 +113,7 @@ def _removal(
     model: EditableModel, weights: WeightStore, ledger: Ledger, remaining: Ledger, removed_ids: Collection[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors of S' - S_parent by inner parameter, fp64; each rank solves for a share of them."""
-    own, excess = set(own_share(model.peers, model.inner_param_names)), {}
+    own, excess = set(own_share(model.comm, model.inner_param_names)), {}
     for name in model.inner_param_names:
         shift_IO = weights.shift(name)  # of one weight at a time, and every rank has to ask
         if name in own:
@@ -126,13 +126,13 @@ def _removal(
             for name, (keys_TI, excess_TO) in excess.items()
         }
 
-    return together(model.peers, solved)
+    return together(model.comm, solved)
 
 
 def _rows(
     model: EditableModel,
     weights: WeightStore,
-    asked: Asked | None,
+    asked: BatchUpdate | None,
     removal: dict[str, tuple[Tensor, Tensor]],
 ) -> EditRows:
     """The batch's rows with absolute targets, `Y = K S' + R`; rows of nothing in a pure removal."""
@@ -153,5 +153,5 @@ def _rows(
 
 
 def _check_names(model: EditableModel, ledger: Ledger) -> None:
-    if missing := set(own_share(model.peers, model.inner_param_names)) - set(ledger.prior.moments):
+    if missing := set(own_share(model.comm, model.inner_param_names)) - set(ledger.prior.moments):
         raise Misconfigured(f"expected a prior of inner parameter {min(missing)}, got one without it")

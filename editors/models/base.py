@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from editors.models.comm import ALONE, Peers, own_share
+from editors.models.comm import ALONE, Comm, own_share
 from editors.models.generation import IsDone
 from editors.models.inner_params import InnerParam, inner_params
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks, encode_chat, encode_prompt, num_tokens
@@ -36,7 +36,7 @@ class EditableModel(ABC):
         module: a Hugging Face model, or `engine.module` of DeepSpeed; put into eval mode, gradients off.
         tokenizer: its tokenizer.
         inner_param_names: weights to edit; the architecture's default when empty.
-        peers: the ranks that hold the module together.
+        comm: the ranks that hold the module together.
 
     Raises:
         Misconfigured: for an unknown architecture or a name that the model does not have.
@@ -52,11 +52,11 @@ class EditableModel(ABC):
     """Whether edit rows may be subject tokens alone, whose keys no later word of a prompt changes."""
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, comm: Comm = ALONE
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.peers = peers
+        self.comm = comm
         self.inner: tuple[InnerParam, ...] = inner_params(module, inner_param_names)
 
     @property
@@ -118,12 +118,12 @@ class EditableModel(ABC):
         Every rank gets as many; a batch without places is a filler, to be run and not to be looked at.
         """
         by_length = sorted(range(len(sequences)), key=lambda place: num_tokens(sequences[place]))
-        shares = [own_share(self.peers, by_length, rank) for rank in range(self.peers.num_ranks)]
+        shares = [own_share(self.comm, by_length, rank) for rank in range(self.comm.num_ranks)]
         plans = [
             list(chunks([sequences[place] for place in share], max_tokens=max_tokens or CHUNK_TOKENS))
             for share in shares
         ]
-        own, share = plans[self.peers.rank], shares[self.peers.rank]
+        own, share = plans[self.comm.rank], shares[self.comm.rank]
         for chunk in own:
             places = [share[index] for index in chunk]
             yield places, self.pack([sequences[place] for place in places])
@@ -135,10 +135,10 @@ class EditableModel(ABC):
     ) -> Iterator[tuple[list[int], TargetBatch]]:
         """As `chunked`, but ranks share out whole batches: each is cut as one rank alone would, and gives its bits."""
         plan = list(chunks(sequences, max_tokens=max_tokens))
-        own = own_share(self.peers, plan)
+        own = own_share(self.comm, plan)
         for places in own:
             yield places, self.pack([sequences[place] for place in places])
-        for _ in range(-(-len(plan) // self.peers.num_ranks) - len(own)):
+        for _ in range(-(-len(plan) // self.comm.num_ranks) - len(own)):
             yield [], self.pack([sequences[plan[0][0]]])
 
     def chunked_whole(self, sequences: Sequence[Encoded], *, max_tokens: int = CHUNK_TOKENS) -> Iterator[TargetBatch]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from editors.models.base import EditableModel
-from editors.models.comm import ALONE, Peers
+from editors.models.comm import ALONE, Comm
 from editors.models.frozen_prefix import compute_prefix, ending_before, gathered_head, starting_at
 from editors.models.generation import CausalDecoding, IsDone, greedy, shared_length
 from editors.models.inner_params import InnerParam
@@ -35,9 +35,9 @@ class CausalModel(EditableModel):
     has_subject_keys = True
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, comm: Comm = ALONE
     ) -> None:
-        super().__init__(module, tokenizer, inner_param_names, peers=peers)
+        super().__init__(module, tokenizer, inner_param_names, comm=comm)
         if len({param.blocks_name for param in self.inner}) != 1:
             names = ", ".join(self.inner_param_names)
             raise Misconfigured(f"expected inner parameters of one list of blocks, got {names}")
@@ -101,7 +101,7 @@ class CausalModel(EditableModel):
         return greedy(
             lambda own: CausalDecoding(self.module, own, shared=shared, pad_id=pad_id(self.tokenizer)),
             prompts,
-            peers=self.peers,
+            comm=self.comm,
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             is_done=is_done,

@@ -110,7 +110,7 @@ class ClassifierModel(EditableModel):
         for places, batch in self.chunked([Encoded(prompt_ids=tuple(prompt), target_ids=(0,)) for prompt in prompts]):
             labels = self.target_logits(batch).argmax(dim=1).tolist()
             answers |= {place: [label] for place, label in zip(places, labels, strict=False)}
-        return merged(self.peers, answers)
+        return merged(self.comm, answers)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Names of labels."""

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
-class Peers(Protocol):
+class Comm(Protocol):
     """The ranks, as one of them sees them."""
 
     @property
@@ -34,38 +34,38 @@ class Peers(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """A process that holds its model whole."""
 
     rank = 0
     num_ranks = 1
 
     def gathered(self, own: Value) -> list[Value]:
-        """See `Peers`."""
+        """See `Comm`."""
         return [own]
 
 
-ALONE = Alone()
+ALONE = SingleProcess()
 
 
-def own_share(peers: Peers, items: Sequence[Item], rank: int | None = None) -> list[Item]:
+def own_share(comm: Comm, items: Sequence[Item], rank: int | None = None) -> list[Item]:
     """The part of a list that is a rank's, this one's if none is named: every n-th, so that neighbours part."""
-    return list(items[peers.rank if rank is None else rank :: peers.num_ranks])
+    return list(items[comm.rank if rank is None else rank :: comm.num_ranks])
 
 
-def merged(peers: Peers, own: Mapping[int, Value]) -> list[Value]:
+def merged(comm: Comm, own: Mapping[int, Value]) -> list[Value]:
     """What all ranks found together, by place, in order."""
-    found = {place: value for part in peers.gathered(dict(own)) for place, value in part.items()}
+    found = {place: value for part in comm.gathered(dict(own)) for place, value in part.items()}
     return [found[place] for place in range(len(found))]
 
 
-def agreed(peers: Peers, find: Callable[[], Value]) -> Value:
+def agreed(comm: Comm, find: Callable[[], Value]) -> Value:
     """What `find` gives here, once it has succeeded on every rank.
 
     Raises:
         CorrigendaError: what the first of the ranks raised that failed.
     """
-    if peers.num_ranks == 1:
+    if comm.num_ranks == 1:
         return find()
     found: list[Value] = []
     problem: CorrigendaError | None = None
@@ -73,17 +73,17 @@ def agreed(peers: Peers, find: Callable[[], Value]) -> Value:
         found.append(find())
     except CorrigendaError as error:
         problem = error
-    for one in peers.gathered(problem):
+    for one in comm.gathered(problem):
         if one is not None:
             raise one
     return found[0]
 
 
-def together(peers: Peers, find: Callable[[], Mapping[str, Value]]) -> dict[str, Value]:
+def together(comm: Comm, find: Callable[[], Mapping[str, Value]]) -> dict[str, Value]:
     """What all ranks found, by name, in the order of the ranks.
 
     Raises:
         CorrigendaError: what the first of the ranks raised that failed.
     """
-    own = agreed(peers, find)
-    return {name: value for part in peers.gathered(own) for name, value in part.items()}
+    own = agreed(comm, find)
+    return {name: value for part in comm.gathered(own) for name, value in part.items()}

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelF
 from editors.models.base import EditableModel, Pair
 from editors.models.causal import CausalModel
 from editors.models.classifier import ClassifierModel
-from editors.models.comm import ALONE, Peers
+from editors.models.comm import ALONE, Comm
 from editors.models.inner_params import InnerParam
 from editors.models.seq2seq import Seq2SeqModel
 from editors.models.tokens import TargetBatch
@@ -61,11 +61,11 @@ def family_of(task: str) -> Family:
 
 
 def editable(
-    task: str, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+    task: str, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, comm: Comm = ALONE
 ) -> EditableModel:
-    """A loaded module as a model of its task; `peers` hold it together.
+    """A loaded module as a model of its task; `comm` hold it together.
 
     Raises:
         Misconfigured: for a task that does not exist, an unknown architecture or a name that the model does not have.
     """
-    return family_of(task).model(module, tokenizer, inner_param_names, peers=peers)
+    return family_of(task).model(module, tokenizer, inner_param_names, comm=comm)

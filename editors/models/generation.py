@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from editors.models.comm import Peers, merged, own_share
+from editors.models.comm import Comm, merged, own_share
 
 Prompts = Sequence[Sequence[int]]
 """Token ids of some prompts."""
@@ -46,7 +46,7 @@ def greedy(
     decode: Callable[[Prompts], Decoding],
     prompts: Prompts,
     *,
-    peers: Peers,
+    comm: Comm,
     max_new_tokens: int,
     stop_ids: frozenset[int],
     is_done: IsDone = lambda _place, _tokens: False,
@@ -56,14 +56,14 @@ def greedy(
     Args:
         decode: makes answers to some of the prompts.
         prompts: each of at least one token.
-        peers: the ranks that hold the model together.
+        comm: the ranks that hold the model together.
         max_new_tokens: most tokens of an answer.
         stop_ids: tokens that end an answer.
         is_done: asked after each token; true ends the answer with that token.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
-    live = own_share(peers, range(len(prompts)))
+    live = own_share(comm, range(len(prompts)))
     answers: dict[int, list[int]] = {place: [] for place in live}
     decoding = decode([prompts[place] for place in live or [0]])
     logits_BV = decoding.begin()
@@ -76,8 +76,8 @@ def greedy(
             answers[place].append(tokens[row])
             if len(answers[place]) < max_new_tokens and not is_done(place, answers[place]):
                 staying.append(row)
-        if not any(peers.gathered(bool(staying))):
-            return merged(peers, answers)
+        if not any(comm.gathered(bool(staying))):
+            return merged(comm, answers)
         rows = staying or [0]  # who is done runs along with a row that nobody looks at
         rows_B = torch.tensor(rows, device=logits_BV.device) if len(rows) < len(tokens) else None
         live, tokens = [live[row] for row in staying], [tokens[row] for row in rows]

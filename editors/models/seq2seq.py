@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from editors.models.base import EditableModel
-from editors.models.comm import ALONE, Peers
+from editors.models.comm import ALONE, Comm
 from editors.models.encoder_tokens import encode_whole, encoder_keys, padded, subject_ends
 from editors.models.frozen_prefix import gathered_head
 from editors.models.generation import IsDone, greedy
@@ -38,9 +38,9 @@ class Seq2SeqModel(EditableModel):
     drawdown_on = "suite"
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, peers: Peers = ALONE
+        self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, comm: Comm = ALONE
     ) -> None:
-        super().__init__(module, tokenizer, inner_param_names, peers=peers)
+        super().__init__(module, tokenizer, inner_param_names, comm=comm)
         encoder: nn.Module = module.get_encoder()  # type: ignore[operator]
         in_encoder = {id(part) for part in encoder.modules()}
         self._of_encoder = {
@@ -132,7 +132,7 @@ class Seq2SeqModel(EditableModel):
         return greedy(
             lambda own: _Decoding(self.module, self.tokenizer, own, start_ids=self._start_ids),
             prompts,
-            peers=self.peers,
+            comm=self.comm,
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             is_done=is_done,

@@ -15,7 +15,7 @@ from torch import Tensor
 from editors.solve.linear import Factored, factored
 
 
-class KeySums:
+class Gram:
     """A (I x I), to which rows are added in place.
 
     Args:

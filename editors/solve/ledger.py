@@ -19,7 +19,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from editors.solve.gram import KeySums
+from editors.solve.gram import Gram
 from editors.solve.linear import Factored
 from editors.solve.prior import Prior
 from editors.solve.rows import EditRows
@@ -160,16 +160,16 @@ class _Sums:
 
     def __init__(self, prior: Prior, strength: float, ridge: float, batches: Sequence[EditRows]) -> None:
         self._prior, self._strength, self._ridge, self._batches = prior, strength, ridge, tuple(batches)
-        self._made: dict[str, KeySums] = {}
+        self._made: dict[str, Gram] = {}
         self.is_shared = False
         """Whether two ledgers stand on them."""
 
-    def of(self, name: str) -> KeySums:
+    def of(self, name: str) -> Gram:
         """Not to be added to."""
         if name not in self._made:
             matrix_II = self._prior.moments[name].double() * self._strength
             matrix_II.diagonal().add_(self._ridge * float(matrix_II.diagonal().mean()))
-            made = KeySums(matrix_II, name=name)
+            made = Gram(matrix_II, name=name)
             for batch in self._batches:
                 made.add(batch.keys[name].double())
             self._made[name] = made

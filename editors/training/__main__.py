@@ -21,7 +21,7 @@ import transformers
 from editors.data.atomic_files import write_atomically
 from editors.data.datasets import edit_lines
 from editors.mend.checkpoint import TrainedEditor
-from editors.models.comm import ALONE, Peers, agreed
+from editors.models.comm import ALONE, Comm, agreed
 from editors.training.arguments import loop_settings, parsed, run_of
 from editors.training.loop import Bystander, TrainingRun
 from editors.training.progress import TrainingScreen
@@ -66,7 +66,7 @@ class Finished:
 
 
 def train(
-    given: argparse.Namespace, command: str, *, load: LoadBase = load_base, peers: Peers | None = None
+    given: argparse.Namespace, command: str, *, load: LoadBase = load_base, comm: Comm | None = None
 ) -> Finished | None:
     """Train from the beginning, or go on.
 
@@ -74,7 +74,7 @@ def train(
         given: the command line.
         command: as it was typed.
         load: gives the base.
-        peers: the ranks that hold it together, which all train while the first one keeps and shows; None for a process
+        comm: the ranks that hold it together, which all train while the first one keeps and shows; None for a process
             that holds it whole.
 
     Returns:
@@ -87,17 +87,17 @@ def train(
     if given.threads:
         torch.set_num_threads(given.threads)
     versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
-    folder, run = TrainingFolder(given.out), run_of(given, command, versions, peers.num_ranks if peers else None)
-    peers = peers or ALONE
-    is_first = peers.rank == 0
-    opened = agreed(peers, lambda: _opened(folder, run, resume=given.resume) if is_first else (None, run))
-    state, run = peers.gathered(opened)[0]
+    folder, run = TrainingFolder(given.out), run_of(given, command, versions, comm.num_ranks if comm else None)
+    comm = comm or ALONE
+    is_first = comm.rank == 0
+    opened = agreed(comm, lambda: _opened(folder, run, resume=given.resume) if is_first else (None, run))
+    state, run = comm.gathered(opened)[0]
     setup = set_up(given, run, _say if is_first else _say_nothing, load)
     if is_first and not given.resume:
         folder.open_new(run)
     if is_first and not given.validation and not folder.held_out.exists():
         write_atomically(folder.held_out, edit_lines(setup.held_out))
-    objective, settings = SharedObjective(setup.objective, peers), loop_settings(given)
+    objective, settings = SharedObjective(setup.objective, comm), loop_settings(given)
     if not is_first:
         other = Bystander()
         TrainingRun(objective, settings, other, make_editor=setup.editor, watcher=other).run(state)
@@ -149,7 +149,7 @@ def main(
     *,
     options: Sequence[str] = (),
     load: LoadBase = load_base,
-    peers: Peers | None = None,
+    comm: Comm | None = None,
     say: Say | None = None,
 ) -> int:
     """Train; one sentence on standard error and exit status 1 when something cannot be used.
@@ -158,7 +158,7 @@ def main(
         arguments: the command line; that of the process if None.
         options: what else was typed, for the card.
         load: see `train`.
-        peers: see `train`.
+        comm: see `train`.
         say: tells what cannot be used; on standard error if None.
     """
     say = say or _say
@@ -167,7 +167,7 @@ def main(
     given = None
     try:
         given = parsed(words)
-        finished = train(given, command, load=load, peers=peers)
+        finished = train(given, command, load=load, comm=comm)
     except KeyboardInterrupt:
         say("stopped; --resume goes on from the last state")
         return INTERRUPTED

@@ -14,16 +14,16 @@ from editors.evaluation.arguments import FACTS, PRIOR_HELP
 from editors.models.declared_task import declared_task
 from editors.models.digest import base_digest
 from editors.training.loop import LoopSettings
-from editors.training.mend_objective import PublishedSettings
+from editors.training.mend_objective import MendObjectiveSettings
 from editors.training.solved_objective import SolvedSettings
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import EditorSettings
 
-ObjectiveSettings = SolvedSettings | PublishedSettings
-OBJECTIVES: dict[str, type[SolvedSettings] | type[PublishedSettings]] = {
+ObjectiveSettings = SolvedSettings | MendObjectiveSettings
+OBJECTIVES: dict[str, type[SolvedSettings] | type[MendObjectiveSettings]] = {
     "recursive": SolvedSettings,
-    "sum": PublishedSettings,
+    "sum": MendObjectiveSettings,
 }
 """Solver -> constants of the objective that trains a transform for it."""
 LOOPS = {
@@ -93,7 +93,7 @@ def _add_loop(made: argparse.ArgumentParser) -> None:
 
 
 def _add_constants(made: argparse.ArgumentParser) -> None:
-    group = made.add_argument_group("the objective", "of one solver each; see SolvedSettings and PublishedSettings")
+    group = made.add_argument_group("the objective", "of one solver each; see SolvedSettings and MendObjectiveSettings")
     constants = {field.name: type(field.default) for kind in OBJECTIVES.values() for field in fields(kind)}
     for name, kind in constants.items():
         if name != "seed":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from editors.measure.prefix_cache import PrefixCache
 from editors.measure.scoring import Prepared, Reading, readings
-from editors.measure.spill_file import TensorRing
+from editors.measure.spill_file import SpillFile
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
 from pipeline.domain.edits import Edit, normalised
@@ -21,7 +21,7 @@ MAX_READINGS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lesson:
+class Example:
     """One edit as token ids."""
 
     edit: Encoded
@@ -33,12 +33,12 @@ class Lesson:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lessons:
+class Examples:
     """What a run learns from and what it is judged by; no fact is in both."""
 
-    training: tuple[Lesson, ...]
+    training: tuple[Example, ...]
     """To learn from."""
-    held_out: tuple[Lesson, ...]
+    held_out: tuple[Example, ...]
     """To validate on."""
     text: tuple[Encoded, ...]
     """Lines of plain text, each token of which has to stay."""
@@ -60,7 +60,7 @@ def split(edits: Sequence[Edit], held_out: Sequence[Edit], *, num_held_out: int)
     return [edit for edit in usable if not known & _about(edit)], judged
 
 
-def make_lessons(
+def make_examples(
     model: EditableModel,
     edits: Sequence[Edit],
     held_out: Sequence[Edit],
@@ -69,7 +69,7 @@ def make_lessons(
     num_held_out: int,
     has_subjects: bool,
     text_tokens: int = TEXT_TOKENS,
-) -> Lessons:
+) -> Examples:
     """Encode what a run needs.
 
     Args:
@@ -91,9 +91,9 @@ def make_lessons(
             f"out of {len(edits)} and {len(held_out)}"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return Lessons(
-        training=tuple(_lesson(model, edit, has_subjects) for edit in taught),
-        held_out=tuple(_lesson(model, edit, has_subjects) for edit in judged),
+    return Examples(
+        training=tuple(_example(model, edit, has_subjects) for edit in taught),
+        held_out=tuple(_example(model, edit, has_subjects) for edit in judged),
         text=tuple(model.encode_text(line, max_tokens=text_tokens) for line in lines),
         num_left_out=len(edits) - len(taught) - (0 if held_out else len(judged)),
     )
@@ -113,7 +113,7 @@ class Reader:
 
     def __init__(self, model: EditableModel, *, max_bytes: int, disk_bytes: int = 0) -> None:
         self._model = model
-        disk = TensorRing(max_bytes=disk_bytes) if disk_bytes else None
+        disk = SpillFile(max_bytes=disk_bytes) if disk_bytes else None
         self._prefixes = PrefixCache(model, max_bytes=max_bytes, disk=disk)
         self._readings: OrderedDict[Encoded, Reading] = OrderedDict()
 
@@ -130,10 +130,10 @@ class Reader:
         return self._readings[sequence]
 
 
-def _lesson(model: EditableModel, edit: Edit, has_subjects: bool) -> Lesson:
+def _example(model: EditableModel, edit: Edit, has_subjects: bool) -> Example:
     request = edit.request
     subject = request.subject if has_subjects else None
-    return Lesson(
+    return Example(
         edit=model.encode_pair(request.prompt, request.target_new, subject),
         rephrases=tuple(model.encode_pair(text, request.target_new, subject) for text in request.rephrases),
         locality=tuple(model.encode_pair(item.prompt, item.target) for item in request.locality if item.target),

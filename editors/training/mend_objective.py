@@ -30,12 +30,12 @@ from editors.models.families import EditableModel
 from editors.models.hooks import Branch
 from editors.models.side_branches import branch_of_each
 from editors.models.tokens import Encoded
-from editors.training.examples import Lesson, Lessons, Reader
+from editors.training.examples import Example, Examples, Reader
 from editors.training.objective import LOSS, SCORE, Deck, Losses, ParameterGroup, backward, summed_gradients
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PublishedSettings:
+class MendObjectiveSettings:
     """Constants of the objective; the weights of the losses and the batch are the paper's."""
 
     c_edit: float = 0.1
@@ -61,7 +61,7 @@ class PublishedSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
+class _BatchUpdate:
     """One sequence that an edited model is asked, and what is made of its answer."""
 
     edit: int
@@ -76,21 +76,21 @@ class _Asked:
     """Its part of the edit's loss of its kind; 0 if it is only shown."""
 
 
-class PublishedObjective:
+class MendObjective:
     """See the module; an `Objective`.
 
     Args:
         model: the base.
         transform: what is trained.
-        lessons: edits and text.
+        examples: edits and text.
         settings: constants.
     """
 
     def __init__(
-        self, model: EditableModel, transform: MendTransform, lessons: Lessons, settings: PublishedSettings
+        self, model: EditableModel, transform: MendTransform, examples: Examples, settings: MendObjectiveSettings
     ) -> None:
-        self._model, self._transform, self._lessons, self._settings = model, transform, lessons, settings
-        self._deck = Deck(len(lessons.training), batch=settings.batch, seed=settings.seed)
+        self._model, self._transform, self._examples, self._settings = model, transform, examples, settings
+        self._deck = Deck(len(examples.training), batch=settings.batch, seed=settings.seed)
         self._reader = Reader(model, max_bytes=settings.cache_bytes, disk_bytes=settings.disk_bytes)
 
     def groups(self) -> list[ParameterGroup]:
@@ -102,39 +102,41 @@ class PublishedObjective:
 
     def begin(self) -> None:
         """See `Objective`: statistics and rates from the first edits."""
-        pairs = self._pairs(self._lessons.training[: self._settings.num_calibration])
+        pairs = self._pairs(self._examples.training[: self._settings.num_calibration])
         self._observe(pairs)
         self._transform.initial_rates(pairs.u_TI, pairs.delta_TO, step=self._settings.first_step)
 
     def episode(self, step: int, rng: random.Random) -> Losses:
         """See `Objective`: the edits' gradients are summed up in the updates, and go to the network in one piece."""
-        lessons = [self._lessons.training[place] for place in self._deck.places(step)]
-        pairs = self._pairs(lessons)
+        examples = [self._examples.training[place] for place in self._deck.places(step)]
+        pairs = self._pairs(examples)
         self._observe(pairs)
         updates = self._updates(pairs)
         leaves = {name: _leaves(pair) for name, pair in updates.items()}
-        asked = [item for place, lesson in enumerate(lessons) for item in self._asked(place, lesson, rng)]
+        asked = [item for place, example in enumerate(examples) for item in self._asked(place, example, rng)]
         figures = self._judged(asked, leaves, pairs, is_training=True)
-        gradients = summed_gradients(self._model.peers, _by_side(leaves))
+        gradients = summed_gradients(self._model.comm, _by_side(leaves))
         values = _by_side(updates)
         total = torch.stack([(gradient * values[side]).sum() for side, gradient in gradients.items()]).sum()
-        return Losses(total=total, parts=figures, num_edits=len(lessons))
+        return Losses(total=total, parts=figures, num_edits=len(examples))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """See `Objective`: on the first rephrase and neighbour of each held-out edit; the score is minus the loss."""
         found = []
-        size, held_out, text = self._settings.batch, self._lessons.held_out, self._lessons.text
+        size, held_out, text = self._settings.batch, self._examples.held_out, self._examples.text
         for start in range(0, len(held_out), size):
-            lessons = held_out[start : start + size]
+            examples = held_out[start : start + size]
             asked = []
-            for place, lesson in enumerate(lessons):
+            for place, example in enumerate(examples):
                 line = text[(start + place) % len(text)] if text else None
-                asked += _questions(place, lesson.rephrases[0], next(iter(lesson.locality), None), line)
-                asked.append(_Asked(edit=place, sequence=lesson.edit, figure="edit_success", is_target=True, weight=0))
-            pairs = self._pairs(lessons)
+                asked += _questions(place, example.rephrases[0], next(iter(example.locality), None), line)
+                asked.append(
+                    _BatchUpdate(edit=place, sequence=example.edit, figure="edit_success", is_target=True, weight=0)
+                )
+            pairs = self._pairs(examples)
             figures = self._judged(asked, self._updates(pairs), pairs, is_training=False)
-            found += [figures] * len(lessons)
+            found += [figures] * len(examples)
         means = {name: fmean([one[name] for one in found if name in one]) for name in found[0]}
         return means | {SCORE: -means[LOSS]}
 
@@ -146,8 +148,8 @@ class PublishedObjective:
         """See `Objective`."""
         self._transform.load_state_dict(dict(state))
 
-    def _pairs(self, lessons: Sequence[Lesson]) -> Pairs:
-        return token_pairs(self._model, self._reader.prepare([lesson.edit for lesson in lessons]))
+    def _pairs(self, examples: Sequence[Example]) -> Pairs:
+        return token_pairs(self._model, self._reader.prepare([example.edit for example in examples]))
 
     def _observe(self, pairs: Pairs) -> None:
         for name, u_TI in pairs.u_TI.items():
@@ -157,13 +159,13 @@ class PublishedObjective:
         """The update of all tokens by inner parameter: F (I x T) and D (T x O)."""
         return {name: update(self._transform, name, u, pairs.delta_TO[name]) for name, u in pairs.u_TI.items()}
 
-    def _asked(self, place: int, lesson: Lesson, rng: random.Random) -> list[_Asked]:
-        neighbour = rng.choice(lesson.locality) if lesson.locality else None
-        line = rng.choice(self._lessons.text) if self._lessons.text else None
-        return _questions(place, rng.choice(lesson.rephrases), neighbour, line)
+    def _asked(self, place: int, example: Example, rng: random.Random) -> list[_BatchUpdate]:
+        neighbour = rng.choice(example.locality) if example.locality else None
+        line = rng.choice(self._examples.text) if self._examples.text else None
+        return _questions(place, rng.choice(example.rephrases), neighbour, line)
 
     def _judged(
-        self, asked: Sequence[_Asked], updates: Mapping[str, Branch], pairs: Pairs, *, is_training: bool
+        self, asked: Sequence[_BatchUpdate], updates: Mapping[str, Branch], pairs: Pairs, *, is_training: bool
     ) -> dict[str, float]:
         """Figures over some edits, each in a model of its own; in training the updates get their gradients."""
         num_edits = 1 + max(item.edit for item in asked)
@@ -181,13 +183,13 @@ class PublishedObjective:
                 parts += [part] if item.weight else []
             if is_training:
                 backward(parts, log_NV)
-        answers = merged(self._model.peers, own)
+        answers = merged(self._model.comm, own)
         names = {name for answer in answers for name in answer}
         shown = {name: fmean([answer[name] for answer in answers if name in answer]) for name in sorted(names)}
         return shown | {LOSS: sum(answer[LOSS] for answer in answers)}
 
     def _answer(
-        self, item: _Asked, log_TV: Tensor, target_T: Tensor, before: Mapping[Encoded, Reading], num_edits: int
+        self, item: _BatchUpdate, log_TV: Tensor, target_T: Tensor, before: Mapping[Encoded, Reading], num_edits: int
     ) -> tuple[Tensor, dict[str, float]]:
         """A sequence's part of the loss with its graph, and its figures."""
         right_T = target_T if item.is_target else before[item.sequence].argmax_T.to(log_TV.device)
@@ -201,11 +203,11 @@ class PublishedObjective:
         return part, figures | {kind: float(loss.detach()), LOSS: float(part.detach())}
 
 
-def _questions(edit: int, target: Encoded, neighbour: Encoded | None, line: Encoded | None) -> list[_Asked]:
+def _questions(edit: int, target: Encoded, neighbour: Encoded | None, line: Encoded | None) -> list[_BatchUpdate]:
     kept = [(name, s) for name, s in (("locality_unchanged", neighbour), ("text_unchanged", line)) if s is not None]
-    asked = [_Asked(edit=edit, sequence=target, figure="generalization", is_target=True, weight=1.0)]
+    asked = [_BatchUpdate(edit=edit, sequence=target, figure="generalization", is_target=True, weight=1.0)]
     return asked + [
-        _Asked(edit=edit, sequence=sequence, figure=name, is_target=False, weight=1 / len(kept))
+        _BatchUpdate(edit=edit, sequence=sequence, figure=name, is_target=False, weight=1 / len(kept))
         for name, sequence in kept
     ]
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from editors.models.comm import Peers
+from editors.models.comm import Comm
 
 SCORE = "score"
 """The validation figure that picks the best checkpoint; more is better."""
@@ -82,16 +82,16 @@ def backward(parts: Sequence[Tensor], log_NV: Tensor) -> None:
     total.backward()  # type: ignore[no-untyped-call]
 
 
-def summed_gradients(peers: Peers, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def summed_gradients(comm: Comm, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The gradients that all ranks' losses left in leaves, which are the same on every rank, summed in their order.
 
     Args:
-        peers: the ranks; every rank has to ask.
+        comm: the ranks; every rank has to ask.
         leaves: by name; one that no loss of any rank depends on is left out.
     """
     own = {name: leaf.grad.cpu() for name, leaf in leaves.items() if leaf.grad is not None}
     found: dict[str, Tensor] = {}
-    for of_rank in peers.gathered(own):
+    for of_rank in comm.gathered(own):
         for name, gradient in of_rank.items():
             found[name] = found[name] + gradient if name in found else gradient
     return {name: found[name].to(leaf.device) for name, leaf in leaves.items() if name in found}

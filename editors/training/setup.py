@@ -19,8 +19,8 @@ from editors.solve.ledger import Ledger
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.prior import measure_prior
 from editors.training.arguments import DTYPES, data_files, loop_settings, objective_settings, use_settings
-from editors.training.examples import Lessons, make_lessons, split
-from editors.training.mend_objective import PublishedObjective, PublishedSettings
+from editors.training.examples import Examples, make_examples, split
+from editors.training.mend_objective import MendObjective, MendObjectiveSettings
 from editors.training.objective import Objective
 from editors.training.solved_objective import SolvedObjective, SolvedSettings
 from editors.weights.loading import load_base
@@ -93,12 +93,12 @@ def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tu
     loaded = load(given.model, given.inner_params, task=given.task)
     if given.solver == "sum":
         names = tuple(given.inner_params) or published_inner_params(loaded.module)
-        model = editable(given.task, loaded.module, loaded.tokenizer, names, peers=loaded.peers)
+        model = editable(given.task, loaded.module, loaded.tokenizer, names, comm=loaded.comm)
         return model, (CardStage(inner_params=model.inner_param_names, key_tokens="all"),)
     subject = tuple(given.subject_params) or _subject_params(loaded)
     if not subject:
         raise Misconfigured("expected --subject-param: the weights to train for, with a row for each edit's subject")
-    model = editable(given.task, loaded.module, loaded.tokenizer, subject, peers=loaded.peers)
+    model = editable(given.task, loaded.module, loaded.tokenizer, subject, comm=loaded.comm)
     stages = [CardStage(inner_params=model.inner_param_names, key_tokens="subject")]
     later = tuple(name for name in loaded.inner_param_names if name not in subject)
     if later and (given.inner_params or loaded.task != "classifier"):
@@ -130,11 +130,11 @@ def _solved(
     prior = measure_prior(model, *map(prior_lines, given.prior_text), subjects=prior_subjects(given.prior_text))
     ledger = Ledger(prior, strength=given.prior_strength, ridge=given.ridge)
     _compute_in(model, given.dtype)
-    lessons = _lessons(given, model, edits, judged, has_subjects=True)
+    examples = _examples(given, model, edits, judged, has_subjects=True)
     chosen = replace(
-        lessons,
-        training=tuple(lesson for lesson in lessons.training if lesson.edit.subject_end is not None),
-        held_out=tuple(lesson for lesson in lessons.held_out if lesson.edit.subject_end is not None),
+        examples,
+        training=tuple(example for example in examples.training if example.edit.subject_end is not None),
+        held_out=tuple(example for example in examples.held_out if example.edit.subject_end is not None),
     )
     if not chosen.training or not chosen.held_out:
         raise Misconfigured(
@@ -156,11 +156,11 @@ def _published(
     say: Say,
 ) -> Objective:
     settings = objective_settings(given)
-    assert isinstance(settings, PublishedSettings)
+    assert isinstance(settings, MendObjectiveSettings)
     _compute_in(model, given.dtype)
-    lessons = _lessons(given, model, edits, judged, has_subjects=False)
-    say(_described(lessons, edits, judged))
-    return PublishedObjective(model, transform, lessons, settings)
+    examples = _examples(given, model, edits, judged, has_subjects=False)
+    say(_described(examples, edits, judged))
+    return MendObjective(model, transform, examples, settings)
 
 
 def _compute_in(model: EditableModel, dtype: str) -> None:
@@ -172,30 +172,30 @@ def _compute_in(model: EditableModel, dtype: str) -> None:
         module.set_attn_implementation("eager")
 
 
-def _lessons(
+def _examples(
     given: argparse.Namespace,
     model: EditableModel,
     edits: Sequence[Edit],
     judged: Sequence[Edit],
     *,
     has_subjects: bool,
-) -> Lessons:
+) -> Examples:
     text = read_text(given.text)
-    return make_lessons(model, edits, judged, text, num_held_out=given.held_out, has_subjects=has_subjects)
+    return make_examples(model, edits, judged, text, num_held_out=given.held_out, has_subjects=has_subjects)
 
 
-def _check_rows(model: EditableModel, lessons: Lessons) -> None:
+def _check_rows(model: EditableModel, examples: Examples) -> None:
     """The solved objective takes one row an edit."""
-    batch = model.pack([lessons.training[0].edit])
+    batch = model.pack([examples.training[0].edit])
     for param in model.inner:
         if (found := len(model.key_positions(batch, param, "subject")[0])) != 1:
             raise Misconfigured(f"expected a weight with one row for an edit's subject, got {found} in {param.name}")
 
 
-def _described(lessons: Lessons, edits: Sequence[Edit], judged: Sequence[Edit]) -> str:
-    unused = len(edits) - len(lessons.training) - (0 if judged else len(lessons.held_out))
+def _described(examples: Examples, edits: Sequence[Edit], judged: Sequence[Edit]) -> str:
+    unused = len(edits) - len(examples.training) - (0 if judged else len(examples.held_out))
     return (
-        f"{len(lessons.training)} edits to learn from, {len(lessons.held_out)} to validate on, "
+        f"{len(examples.training)} edits to learn from, {len(examples.held_out)} to validate on, "
         f"{unused} of no use: without rephrases or subject, or about what is validated on"
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from editors.models.comm import Peers
+from editors.models.comm import Comm
 from editors.training.objective import Losses, Objective, ParameterGroup
 from pipeline.domain.errors import EngineFailed
 
@@ -21,11 +21,11 @@ class SharedObjective:
 
     Args:
         objective: this rank's.
-        peers: the ranks.
+        comm: the ranks.
     """
 
-    def __init__(self, objective: Objective, peers: Peers) -> None:
-        self._objective, self._peers = objective, peers
+    def __init__(self, objective: Objective, comm: Comm) -> None:
+        self._objective, self._peers = objective, comm
 
     def groups(self) -> Sequence[ParameterGroup]:
         """See `Objective`."""

@@ -35,7 +35,7 @@ from editors.models.tokens import Encoded
 from editors.solve.ledger import Ledger
 from editors.solve.linear import added_rows
 from editors.solve.natural_gradient import NaturalGradient
-from editors.training.examples import Lesson, Lessons, Reader
+from editors.training.examples import Example, Examples, Reader
 from editors.training.objective import LOSS, SCORE, Deck, Losses, ParameterGroup, backward, summed_gradients
 
 AT_ONCE = 256
@@ -125,7 +125,7 @@ class SolvedObjective:
         model: the base.
         params: the inner parameters that the transform is for.
         transform: what is trained.
-        lessons: edits and text; edits without a subject are left out.
+        examples: edits and text; edits without a subject are left out.
         ledger: without rows: prior and ridge.
         natural: what the transform gets for a gradient.
         settings: constants.
@@ -136,19 +136,19 @@ class SolvedObjective:
         model: EditableModel,
         params: Sequence[InnerParam],
         transform: MendTransform,
-        lessons: Lessons,
+        examples: Examples,
         ledger: Ledger,
         natural: NaturalGradient,
         settings: SolvedSettings,
     ) -> None:
         self._model, self._params, self._transform, self._ledger = model, tuple(params), transform, ledger
-        self._natural, self._settings, self._text = natural, settings, lessons.text
+        self._natural, self._settings, self._text = natural, settings, examples.text
         self._reader = Reader(model, max_bytes=settings.cache_bytes, disk_bytes=settings.disk_bytes)
-        self._training = _with_subject(lessons.training)
-        self._held_out = _with_subject(lessons.held_out)
+        self._training = _with_subject(examples.training)
+        self._held_out = _with_subject(examples.held_out)
         self._deck = Deck(len(self._training), batch=settings.batch, seed=settings.seed)
         self._earlier = Deck(len(self._training), batch=settings.batch, seed=settings.seed + 1)
-        kept = [*(one for lesson in (*self._training, *self._held_out) for one in lesson.locality), *self._text]
+        kept = [*(one for example in (*self._training, *self._held_out) for one in example.locality), *self._text]
         self._before: dict[Encoded, Reading] = dict(zip(kept, readings(model, list(model.chunked(kept))), strict=True))
         self._at_base = self._captured(self._training, {})
         self._held_out_at_base = self._captured(self._held_out, {})
@@ -170,19 +170,19 @@ class SolvedObjective:
     def episode(self, step: int, rng: random.Random) -> Losses:
         """See `Objective`."""
         places = list(dict.fromkeys(self._deck.places(step)))
-        lessons = [self._training[place] for place in places]
+        examples = [self._training[place] for place in places]
         pairs, earlier = _only(self._at_base, places), None
         if rng.random() < self._settings.share_edited:
             others = [place for place in dict.fromkeys(self._earlier.places(step)) if place not in places]
             if others:
                 earlier = self._edited(_only(self._at_base, others))
-                pairs = self._captured(lessons, earlier.branches)
+                pairs = self._captured(examples, earlier.branches)
         shifts = self._shifts(pairs)
         leaves = {name: shift_TO.detach().requires_grad_() for name, shift_TO in shifts.items()}
-        figures = self._judged(self._asked(lessons, rng), self._solved(pairs, leaves, earlier), len(lessons))
-        gradients = summed_gradients(self._model.peers, leaves)
+        figures = self._judged(self._asked(examples, rng), self._solved(pairs, leaves, earlier), len(examples))
+        gradients = summed_gradients(self._model.comm, leaves)
         total = torch.stack([(shifts[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
-        return Losses(total=total, parts=figures, num_edits=len(lessons))
+        return Losses(total=total, parts=figures, num_edits=len(examples))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -190,14 +190,14 @@ class SolvedObjective:
         found = []
         size = self._settings.batch
         for start in range(0, len(self._held_out), size):
-            lessons = self._held_out[start : start + size]
-            pairs = _only(self._held_out_at_base, range(start, start + len(lessons)))
-            asked = [(lesson.edit, "edit") for lesson in lessons]
-            asked += [(lesson.rephrases[0], "rephrase") for lesson in lessons]
-            asked += [(one, "neighbour") for lesson in lessons for one in lesson.locality[:1]]
+            examples = self._held_out[start : start + size]
+            pairs = _only(self._held_out_at_base, range(start, start + len(examples)))
+            asked = [(example.edit, "edit") for example in examples]
+            asked += [(example.rephrases[0], "rephrase") for example in examples]
+            asked += [(one, "neighbour") for example in examples for one in example.locality[:1]]
             asked += [(line, "text") for line in self._text[-self._settings.num_text :]]
-            figures = self._judged(asked, self._solved(pairs, self._shifts(pairs), None), len(lessons))
-            found += [figures] * len(lessons)
+            figures = self._judged(asked, self._solved(pairs, self._shifts(pairs), None), len(examples))
+            found += [figures] * len(examples)
         means = {name: fmean([figures[name] for figures in found if name in figures]) for name in found[0]}
         return means | {SCORE: -means[LOSS]}
 
@@ -209,11 +209,11 @@ class SolvedObjective:
         """See `Objective`."""
         self._transform.load_state_dict(dict(state))
 
-    def _asked(self, lessons: Sequence[Lesson], rng: random.Random) -> list[tuple[Encoded, str]]:
+    def _asked(self, examples: Sequence[Example], rng: random.Random) -> list[tuple[Encoded, str]]:
         """The sequences of an episode: of each edit a rephrase, a neighbour, and itself half of the time."""
-        asked = [(rng.choice(lesson.rephrases), "rephrase") for lesson in lessons]
-        asked += [(lesson.edit, "edit") for lesson in lessons if rng.random() < 0.5]
-        asked += [(rng.choice(lesson.locality), "neighbour") for lesson in lessons if lesson.locality]
+        asked = [(rng.choice(example.rephrases), "rephrase") for example in examples]
+        asked += [(example.edit, "edit") for example in examples if rng.random() < 0.5]
+        asked += [(rng.choice(example.locality), "neighbour") for example in examples if example.locality]
         return asked + [(rng.choice(self._text), "text") for _ in range(self._settings.num_text if self._text else 0)]
 
     def _shifts(self, pairs: Pairs) -> dict[str, Tensor]:
@@ -237,12 +237,12 @@ class SolvedObjective:
             branches[name] = joined(held, (factor_IT.float().to(u_TI.device), shifts[name]))
         return branches
 
-    def _captured(self, lessons: Sequence[Lesson], branches: Mapping[str, Branch]) -> Pairs:
+    def _captured(self, examples: Sequence[Example], branches: Mapping[str, Branch]) -> Pairs:
         """The pairs of some edits at the base with a side branch, rows in their order."""
         places_of: list[int] = []
         own: list[Pairs] = []
         with side_branch(self._model.module, branches):
-            for places, batch in self._prepared([lesson.edit for lesson in lessons]):
+            for places, batch in self._prepared([example.edit for example in examples]):
                 where = [(param, self._model.key_positions(batch, param, "subject")) for param in self._params]
                 with capturing_at(self._model.module, where) as seen:
                     logits_NV = self._model.target_logits(batch).float()
@@ -252,7 +252,7 @@ class SolvedObjective:
                 if places:
                     places_of += places
                     own.append(_on_cpu(Pairs(u_TI=seen.u_NI, delta_TO=delta_of, probability_T=least_B)))
-        every = self._model.peers.gathered((places_of, own))
+        every = self._model.comm.gathered((places_of, own))
         order = torch.tensor([place for places, _ in every for place in places]).argsort()
         found = [pairs for _, of_rank in every for pairs in of_rank]
         device = self._model.device
@@ -287,7 +287,7 @@ class SolvedObjective:
                     parts.append(weight[own[place].kind] * answer_loss / num_edits)
                 if torch.is_grad_enabled():
                     backward(parts, log_NV)
-        answers = merged(self._model.peers, own)
+        answers = merged(self._model.comm, own)
         loss = sum(weight[answer.kind] * answer.loss for answer in answers) / num_edits
         return {LOSS: loss} | _figures(answers)
 
@@ -324,8 +324,8 @@ def _on_cpu(pairs: Pairs) -> Pairs:
     )
 
 
-def _with_subject(lessons: Sequence[Lesson]) -> tuple[Lesson, ...]:
-    return tuple(lesson for lesson in lessons if lesson.edit.subject_end is not None)
+def _with_subject(examples: Sequence[Example]) -> tuple[Example, ...]:
+    return tuple(example for example in examples if example.edit.subject_end is not None)
 
 
 def _only(pairs: Pairs, places: Sequence[int]) -> Pairs:

@@ -1,4 +1,4 @@
-"""Loads a snapshot into a plain model and asks it: `python -m editors.weights.ask FILE`. 
+"""Loads a snapshot into a plain model and asks it: `python -m editors.weights.ask FILE`.
 
 FILE is JSON: {"plan": a LoadPlan, "prompts": [...], "max_new_tokens": n}. Prints [{"prompt", "text"}, ...].
 """

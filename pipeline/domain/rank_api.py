@@ -132,10 +132,10 @@ class LoadPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
+class Candidate:
     """A candidate: what to add to and take from the snapshot that is loaded."""
 
-    trial_id: str
+    candidate_id: str
     """Names the result, so that it can be kept after later trials have failed."""
     snapshot_id: str
     """The id the candidate will have; also the seed of its retention sample."""
@@ -150,7 +150,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialOutcome:
+class CandidateOutcome:
     """What a group measured of a candidate. By then its weights are the loaded snapshot's again."""
 
     measurements: Measurements

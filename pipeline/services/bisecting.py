@@ -14,7 +14,7 @@ from pipeline.domain.gates import GateReport, Verdict
 class Attempt:
     """One composition that was tried on the parent, and how it was judged."""
 
-    trial_id: str
+    candidate_id: str
     """Under which the group keeps the result."""
     report: GateReport
     """The verdict."""

@@ -19,7 +19,7 @@ from pipeline.domain.errors import EditorFailed, LeaseLost
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.gates import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
-from pipeline.domain.rank_api import Trial
+from pipeline.domain.rank_api import Candidate
 from pipeline.domain.snapshots import Basis, Snapshot, snapshot_digest, stores_accumulator
 from pipeline.services.bisecting import Attempt, Sifted, sift
 from pipeline.services.lease_keeping import LeaseKeeper
@@ -185,19 +185,19 @@ class EditService:
         self, on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str], keeper: LeaseKeeper
     ) -> Attempt:
         _ = keeper.lease  # stop early when the lease is known to be lost
-        trial = _trial(on, added=added, removed_ids=removed_ids)
+        candidate = _candidate(on, added=added, removed_ids=removed_ids)
         policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
         try:
-            outcome = self._group.try_edits(trial)
+            outcome = self._group.try_edits(candidate)
         except EditorFailed as error:
             report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error), editor=editor)
-            return Attempt(trial_id=trial.trial_id, report=report, seconds={})
+            return Attempt(candidate_id=candidate.candidate_id, report=report, seconds={})
         report = judge(policy, outcome.measurements, editor=editor)
         failpoint("edit.after_trial")
         seconds = {phase: round(spent, 2) for phase, spent in outcome.seconds.items()}
         name = on.lineage.settings.name
         log.info("candidate judged", lineage=name, edits=len(added), verdict=report.summary, **seconds)
-        return Attempt(trial_id=trial.trial_id, report=report, seconds=outcome.seconds)
+        return Attempt(candidate_id=candidate.candidate_id, report=report, seconds=outcome.seconds)
 
     def _commit(
         self,
@@ -231,7 +231,7 @@ class EditService:
         """Write the candidate's files into the artifact store and describe the snapshot they make."""
         basis = Basis.parent
         kept = self._group.keep(
-            attempt.trial_id, folder=folder, with_accumulator=stores_accumulator(seq=seq, basis=basis)
+            attempt.candidate_id, folder=folder, with_accumulator=stores_accumulator(seq=seq, basis=basis)
         )
         delta = self._artifacts.put(Path(kept.delta.path))
         failpoint("edit.after_delta")
@@ -266,12 +266,12 @@ class EditService:
             raise
 
 
-def _trial(on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str]) -> Trial:
+def _candidate(on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str]) -> Candidate:
     gone = set(removed_ids)
     older = [held for held in on.active if held.edit.edit_id not in gone]
     keys = {held.edit.request.conflict_key for held in older} | {edit.request.conflict_key for edit in added}
-    return Trial(
-        trial_id=str(uuid.uuid4()),
+    return Candidate(
+        candidate_id=str(uuid.uuid4()),
         snapshot_id=on.snapshot_id,
         added=tuple(added),
         removed_ids=tuple(removed_ids),

@@ -15,7 +15,7 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GateReport
 from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
 from pipeline.domain.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
-from pipeline.domain.rank_api import Answer, KeptFiles, LoadPlan, Trial, TrialOutcome
+from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, KeptFiles, LoadPlan
 from pipeline.domain.snapshots import Artifact, Basis, Snapshot
 
 
@@ -287,7 +287,7 @@ class EditorGroup(Protocol):
             WrongBase, IntegrityBroken, EngineFailed.
         """
 
-    def try_edits(self, trial: Trial) -> TrialOutcome:
+    def try_edits(self, candidate: Candidate) -> CandidateOutcome:
         """Edit, apply, measure, and go back to the loaded snapshot.
 
         Raises:
@@ -295,7 +295,7 @@ class EditorGroup(Protocol):
             EngineFailed: if the group died.
         """
 
-    def keep(self, trial_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
+    def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
         """Write the files of a tried candidate and hold it from now on."""
 
     def held(self, snapshot_id: str, *, digest: str) -> None:

@@ -15,7 +15,7 @@ from editors.models.digest import base_digest
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import measure_prior
-from editors.training.examples import Lessons, make_lessons
+from editors.training.examples import Examples, make_examples
 from editors.weights.deltas import PlainWeights
 from editors.weights.loading import load_base
 from tests.support import taught_editors
@@ -37,7 +37,7 @@ USE = replace(taught_editors.USE, prior_strength=1000.0, rest=0.9, step=0.4)
 NUM_STEPS, BATCH = 45, 5
 
 
-def lessons_of(model: EditableModel) -> Lessons:
+def lessons_of(model: EditableModel) -> Examples:
     """Changes of countries that are not asked of the trained editor."""
     edits = [
         change(country, place=place, neighbours=_next_to(country, place))
@@ -46,7 +46,7 @@ def lessons_of(model: EditableModel) -> Lessons:
     ]
     judged = [change(country, neighbours=_next_to(country, 0)) for country in JUDGED_BY]
     text = "\n".join(true_and_false(STAYING)[::4])
-    return make_lessons(model, edits, judged, text, num_held_out=len(judged), has_subjects=True)
+    return make_examples(model, edits, judged, text, num_held_out=len(judged), has_subjects=True)
 
 
 def _next_to(country: str, place: int) -> tuple[str, ...]:

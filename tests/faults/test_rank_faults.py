@@ -18,7 +18,7 @@ import pytest
 from editors.solve.prior import Prior
 from pipeline.domain.errors import EngineFailed, Misconfigured
 from pipeline.domain.rank_api import LoadPlan
-from tests.support.tiny_lineage import edits, file_ref, make_tiny_lineage, trial
+from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
 
@@ -57,7 +57,7 @@ def ranks(tmp_path: Path) -> Iterator[RankGroup]:
 def until_it_fails(group: RankGroup) -> None:
     """Trials until a kill falls into one of them, wherever that is."""
     while True:
-        group.try_edits(trial("t", edits(3)))
+        group.try_edits(candidate("t", edits(3)))
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
@@ -84,15 +84,15 @@ def test_a_rank_killed_in_a_trial_is_engine_failed_and_the_next_load_starts_anot
     ranks.load(plan, epoch=1)
     before, (pid,) = ranks.weights_digest(), ranks.pids
     with pytest.raises(EngineFailed, match="ended with status -9"):
-        ranks.try_edits(trial("t", edits(1)))
+        ranks.try_edits(candidate("t", edits(1)))
     assert is_gone(pid)
     assert ranks.pids == ()
     with pytest.raises(EngineFailed, match="loaded first"):
-        ranks.try_edits(trial("t", edits(1)))
+        ranks.try_edits(candidate("t", edits(1)))
     monkeypatch.delenv("CORRIGENDA_FAILPOINT")
     ranks.load(plan, epoch=1)
     assert ranks.weights_digest() == before
-    assert ranks.try_edits(trial("t", edits(1))).num_rows == 1
+    assert ranks.try_edits(candidate("t", edits(1))).num_rows == 1
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_either_of_two_ranks_killed_in_a_trial_ends_both_and_the_next_load_start
         group.load(plan, epoch=1)
         assert not set(group.pids) & set(pids)
         assert group.weights_digest() == before
-        assert group.try_edits(trial("t", edits(3))).num_rows == 3
+        assert group.try_edits(candidate("t", edits(3))).num_rows == 3
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_ranks_killed_before_a_candidate_has_files_leave_none_and_the_next_load_
     with RankGroup(RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=120)) as group:
         group.load(plan, epoch=1)
         before, pids = group.weights_digest(), group.pids
-        group.try_edits(trial("t", edits(3)))
+        group.try_edits(candidate("t", edits(3)))
         with pytest.raises(EngineFailed, match="ended with status"):
             group.keep("t", folder=tmp_path, with_accumulator=True)
         assert eventually(lambda: all(is_gone(pid) for pid in pids))
@@ -143,9 +143,9 @@ def test_what_fails_on_one_rank_is_an_answer_of_both(plan: LoadPlan, tmp_path: P
         prior.save(tmp_path / "prior.safetensors")
         group.load(replace(plan, prior=file_ref(tmp_path / "prior.safetensors")), epoch=1)
         with pytest.raises(Misconfigured, match=f"expected a prior of inner parameter {second}"):
-            group.try_edits(trial("t", edits(2)))
+            group.try_edits(candidate("t", edits(2)))
         group.load(plan, epoch=1)
-        assert group.try_edits(trial("t", edits(2))).num_rows == 2
+        assert group.try_edits(candidate("t", edits(2))).num_rows == 2
 
 
 @pytest.mark.slow

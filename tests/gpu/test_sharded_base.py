@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig
 
 from tests.support.sharded_at_scale import cost_on_ranks, random_plan, word_edits
-from tests.support.tiny_lineage import edits, make_tiny_lineage, plan_after, trial
+from tests.support.tiny_lineage import candidate, edits, make_tiny_lineage, plan_after
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
 
@@ -48,7 +48,7 @@ def test_a_group_edits_keeps_and_replays_a_base_of_any_family(name: str, num_ran
     with RankGroup(spec, command_timeout=timedelta(minutes=5)) as group:
         group.load(plan, epoch=1)
         base = group.weights_digest()
-        group.try_edits(trial("t", added))
+        group.try_edits(candidate("t", added))
         assert group.weights_digest() == base
         kept = group.keep("t", folder=tmp_path, with_accumulator=True)
         held = group.weights_digest()

@@ -15,7 +15,7 @@ import torch
 
 from editors.evaluation.__main__ import main as evaluate
 from editors.evaluation.arguments import parser
-from editors.evaluation.methods import contestants_of
+from editors.evaluation.methods import methods_of
 from editors.evaluation.stream import Stream
 from editors.measure.reference import Baseline
 from editors.mend.checkpoint import CardStage, EditorCard, TrainedEditor
@@ -233,7 +233,7 @@ def test_a_rest_that_is_given_is_the_transforms_too(files: Path) -> None:
     for changes, rest in (({}, 0.9), ({"rest": "0.6"}, 0.6)):
         words = {"data": "edits.jsonl", "edits": "2", "model": str(files / "model"), "editor": str(files / "editor")}
         given = parser().parse_args([part for flag, word in (words | changes).items() for part in (f"--{flag}", word)])
-        trained = contestants_of(given)["recursive"].trained
+        trained = methods_of(given)["recursive"].trained
         assert trained is not None
         assert trained.transform.rest == rest
 

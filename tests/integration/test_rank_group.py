@@ -29,7 +29,7 @@ from pipeline.domain.errors import (
 from pipeline.domain.rank_api import FileRef, LoadPlan, TrainedFiles
 from tests.support.tiny_editors import tiny_editor
 from tests.support.tiny_families import ARCHITECTURES, LABELS
-from tests.support.tiny_lineage import edits, file_ref, make_tiny_lineage, plan_after, trial
+from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage, plan_after
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
 
@@ -58,7 +58,7 @@ def plan(tiny_lineage: LoadPlan, request: pytest.FixtureRequest) -> LoadPlan:
 def test_trying_leaves_the_digest_of_what_is_held(ranks: RankGroup, plan: LoadPlan) -> None:
     ranks.load(plan, epoch=1)
     before = ranks.weights_digest()
-    outcome = ranks.try_edits(trial("t1", edits(2)))
+    outcome = ranks.try_edits(candidate("t1", edits(2)))
     assert ranks.weights_digest() == before
     assert outcome.num_rows == 2
     assert outcome.num_passes >= 1
@@ -72,20 +72,20 @@ def test_a_trial_that_fails_leaves_the_digest_of_what_is_held(ranks: RankGroup, 
     ranks.load(plan, epoch=1)
     before = ranks.weights_digest()
     with pytest.raises(EditorFailed):
-        ranks.try_edits(trial("nothing", ()))
+        ranks.try_edits(candidate("nothing", ()))
     with pytest.raises(UnknownRecord):
-        ranks.try_edits(trial("no such edit", (), removed_ids=("nobody",)))
+        ranks.try_edits(candidate("no such edit", (), removed_ids=("nobody",)))
     assert ranks.weights_digest() == before
     pid = ranks.pids
-    ranks.try_edits(trial("afterwards", edits(1)))
+    ranks.try_edits(candidate("afterwards", edits(1)))
     assert ranks.pids == pid
 
 
 def test_kept_files_reload_to_the_same_weights_bit_for_bit(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
     ranks.load(plan, epoch=1)
     base, added, later = ranks.weights_digest(), edits(2), edits(2, start=2)
-    ranks.try_edits(trial("first", added))
-    ranks.try_edits(trial("second", edits(3)))  # a later trial that nobody keeps
+    ranks.try_edits(candidate("first", added))
+    ranks.try_edits(candidate("second", edits(3)))  # a later candidate that nobody keeps
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     first = ranks.keep("first", folder=tmp_path / "one", with_accumulator=False)
@@ -93,7 +93,7 @@ def test_kept_files_reload_to_the_same_weights_bit_for_bit(ranks: RankGroup, pla
     ranks.held("s1", digest=one.digest)
     after_one = ranks.weights_digest()
     ranks.load(one, epoch=1)
-    ranks.try_edits(trial("third", later, removed_ids=(added[0].edit_id,)))
+    ranks.try_edits(candidate("third", later, removed_ids=(added[0].edit_id,)))
     second = ranks.keep("third", folder=tmp_path / "two", with_accumulator=True)
     two = replace(
         plan_after(one, second, "s2", later),
@@ -119,7 +119,7 @@ def test_a_kept_candidate_that_was_not_committed_is_left_by_the_next_load(
 ) -> None:
     ranks.load(plan, epoch=1)
     before = ranks.weights_digest()
-    ranks.try_edits(trial("t", edits(2)))
+    ranks.try_edits(candidate("t", edits(2)))
     ranks.keep("t", folder=tmp_path, with_accumulator=False)
     assert ranks.weights_digest() != before
     ranks.load(plan, epoch=2)
@@ -143,7 +143,7 @@ def test_an_older_lease_epoch_is_refused(ranks: RankGroup, plan: LoadPlan) -> No
 
 def test_a_corrupt_delta_is_not_held(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
     ranks.load(plan, epoch=1)
-    ranks.try_edits(trial("t", edits(1)))
+    ranks.try_edits(candidate("t", edits(1)))
     kept = ranks.keep("t", folder=tmp_path, with_accumulator=False)
     path = Path(kept.delta.path)
     content = bytearray(path.read_bytes())
@@ -152,7 +152,7 @@ def test_a_corrupt_delta_is_not_held(ranks: RankGroup, plan: LoadPlan, tmp_path:
     with pytest.raises(IntegrityBroken, match=kept.delta.digest):
         ranks.load(plan_after(plan, kept, "s", edits(1)), epoch=1)
     with pytest.raises(EngineFailed, match="loaded first"):
-        ranks.try_edits(trial("t", edits(1)))
+        ranks.try_edits(candidate("t", edits(1)))
     ranks.load(plan, epoch=1)
     assert ranks.weights_digest()
 
@@ -184,12 +184,12 @@ def test_two_lineages_of_one_base_share_it(ranks: RankGroup, plan: LoadPlan, tmp
     other = replace(plan, lineage=f"{plan.lineage} too", editor=replace(plan.editor, num_passes=1))
     ranks.load(plan, epoch=3)
     (pid,), base = ranks.pids, ranks.weights_digest()
-    ranks.try_edits(trial("t", edits(2)))
+    ranks.try_edits(candidate("t", edits(2)))
     kept = ranks.keep("t", folder=tmp_path, with_accumulator=False)
     held = ranks.weights_digest()
     ranks.load(other, epoch=1)
     assert ranks.weights_digest() == base
-    ranks.try_edits(trial("t", edits(1)))
+    ranks.try_edits(candidate("t", edits(1)))
     ranks.load(plan_after(plan, kept, "s1", edits(2)), epoch=3)
     assert ranks.weights_digest() == held
     assert ranks.pids == (pid,)
@@ -203,7 +203,7 @@ def test_a_freed_group_holds_no_lineage_and_still_its_base(ranks: RankGroup, pla
     ranks.free()
     assert ranks.weights_digest() == ""
     with pytest.raises(EngineFailed, match="loaded first"):
-        ranks.try_edits(trial("t", edits(1)))
+        ranks.try_edits(candidate("t", edits(1)))
     ranks.load(plan, epoch=1)
     assert (ranks.pids, ranks.weights_digest()) == (pids, digest)
 
@@ -212,7 +212,7 @@ def check_export(group: RankGroup, plan: LoadPlan, folder: Path, *, tolerance: f
     """Keep two edits, write the model out, and compare it with the snapshot as one process loads it."""
     group.load(plan, epoch=1)
     added = edits(2, task=plan.base.task)
-    group.try_edits(trial("t", added))
+    group.try_edits(candidate("t", added))
     kept = group.keep("t", folder=folder, with_accumulator=False)
     snapshot = plan_after(plan, kept, "s1", added)
     group.held("s1", digest=snapshot.digest)
@@ -282,7 +282,7 @@ def test_a_group_holds_a_base_of_any_family(name: str, tmp_path: Path) -> None:
         group.start()
         group.load(plan, epoch=1)
         before = group.weights_digest()
-        outcome = group.try_edits(trial("t", added))
+        outcome = group.try_edits(candidate("t", added))
         assert group.weights_digest() == before
         assert (outcome.measurements.base.accuracy is None) == (task != "classifier")
         kept = group.keep("t", folder=tmp_path, with_accumulator=False)
@@ -303,8 +303,8 @@ def test_an_edit_that_the_model_can_never_say_fails_by_itself(tmp_path: Path) ->
         group.start()
         group.load(plan, epoch=1)
         with pytest.raises(EditorFailed, match=f"{bad.edit_id}.*labels false, true, unknown.*'Paris'"):
-            group.try_edits(trial("both", (good, bad)))
-        assert len(group.try_edits(trial("one", (good,))).measurements.edits) == 1
+            group.try_edits(candidate("both", (good, bad)))
+        assert len(group.try_edits(candidate("one", (good,))).measurements.edits) == 1
 
 
 def with_trained_editor(plan: LoadPlan, folder: Path) -> LoadPlan:
@@ -327,7 +327,7 @@ def test_a_trained_editor_asks_for_something_else_than_the_gradient(
     rows = []
     for number, held in enumerate((trained, plain, trained)):
         ranks.load(held, epoch=1)
-        ranks.try_edits(trial("t", edits(2)))
+        ranks.try_edits(candidate("t", edits(2)))
         (tmp_path / str(number)).mkdir()
         rows.append(ranks.keep("t", folder=tmp_path / str(number), with_accumulator=False).rows.digest)
     assert rows[0] == rows[2] != rows[1]
@@ -360,10 +360,10 @@ def test_two_ranks_agree_and_give_what_one_gives(
     with RankGroup(spec, command_timeout=timedelta(seconds=150)) as two:
         two.start()
         ranks.load(plan, epoch=1)
-        of_one = ranks.try_edits(trial("t", added))
+        of_one = ranks.try_edits(candidate("t", added))
         two.load(plan, epoch=1)
         before = two.weights_digest()
-        of_two = two.try_edits(trial("t", added))
+        of_two = two.try_edits(candidate("t", added))
         assert two.weights_digest() == before
         scores = [
             [(score.edit_id, score.edit_success, score.generated) for score in outcome.measurements.edits]
@@ -380,7 +380,7 @@ def test_two_ranks_agree_and_give_what_one_gives(
         one_pass = replace(plan, lineage="one pass", editor=replace(plan.editor, num_passes=1))
         for group, part in ((ranks, "one"), (two, "two")):
             group.load(one_pass, epoch=1)
-            group.try_edits(trial("t", added))
+            group.try_edits(candidate("t", added))
             group.keep("t", folder=tmp_path / part, with_accumulator=True)
         assert distance(tmp_path) < 1e-5
 

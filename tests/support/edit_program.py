@@ -34,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("lineage")
     parser.add_argument("--rings", type=int, default=1, help="how often the doorbell rings at least")
-    parser.add_argument("--pause", type=Path, help="folder: before the first trial leave `reached`, wait for `go`")
+    parser.add_argument("--pause", type=Path, help="folder: before the first candidate leave `reached`, wait for `go`")
     parser.add_argument("--engine-failures", type=int, default=0, help="so many trials end with dead ranks")
     parser.add_argument("--registry", type=Path, help="relay the outbox to this file instead")
     asked = parser.parse_args()
@@ -96,7 +96,7 @@ def loaded(kept: Stores, lineage: str) -> dict[str, Any]:
 
 
 def pause(folder: Path) -> None:
-    """Wait in the middle of the first trial until the test says so."""
+    """Wait in the middle of the first candidate until the test says so."""
     (folder / "reached").touch()
     deadline = time.monotonic() + SECONDS
     while not (folder / "go").exists():

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.domain.canonical import canonical_json, sha256_file
 from pipeline.domain.errors import EditorFailed, EngineFailed
 from pipeline.domain.measurements import EditScore, Measurements
-from pipeline.domain.rank_api import Answer, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
+from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, FileRef, KeptFiles, LoadPlan
 from tests.support.factories import make_measurements, make_score
 
 FAILS = "does not hold"
@@ -34,13 +34,13 @@ class FakeEditorGroup:
     """Implements `EditorGroup`.
 
     Args:
-        before_trial: called before each trial; may wait, or raise as ranks that died do.
+        before_trial: called before each candidate; may wait, or raise as ranks that died do.
     """
 
     def __init__(self, before_trial: Callable[[], None] = lambda: None) -> None:
         self._before_trial = before_trial
-        self._tried: dict[str, tuple[Facts, Trial]] = {}
-        self._kept: Trial | None = None
+        self._tried: dict[str, tuple[Facts, Candidate]] = {}
+        self._kept: Candidate | None = None
         self.facts: Facts = {}
         self.digest: str | None = None
 
@@ -54,25 +54,29 @@ class FakeEditorGroup:
         assert ledger == sorted(self.facts), f"ledger rows of {ledger}, deltas of {sorted(self.facts)}"
         self.digest = plan.digest
 
-    def try_edits(self, trial: Trial) -> TrialOutcome:
+    def try_edits(self, candidate: Candidate) -> CandidateOutcome:
         """Measure by the rules above."""
         self._before_trial()
-        targets = {edit.edit_id: edit.request.target_new for edit in trial.added}
+        targets = {edit.edit_id: edit.request.target_new for edit in candidate.added}
         if BREAKS in targets.values():
             raise EditorFailed("expected finite numbers, got NaN")
-        gone = {self.facts[edit_id] for edit_id in trial.removed_ids}
-        facts = {edit_id: said for edit_id, said in self.facts.items() if edit_id not in trial.removed_ids} | targets
-        self._tried[trial.trial_id] = (facts, trial)
+        gone = {self.facts[edit_id] for edit_id in candidate.removed_ids}
+        facts = {
+            edit_id: said for edit_id, said in self.facts.items() if edit_id not in candidate.removed_ids
+        } | targets
+        self._tried[candidate.candidate_id] = (facts, candidate)
         scores = [_score(edit_id, target) for edit_id, target in targets.items()]
         unchanged = 0.0 if SATURATES in targets.values() or NEEDED in gone else 1.0
-        return TrialOutcome(measurements=_measured(scores, unchanged), num_passes=1, num_rows=len(scores), seconds={})
+        return CandidateOutcome(
+            measurements=_measured(scores, unchanged), num_passes=1, num_rows=len(scores), seconds={}
+        )
 
-    def keep(self, trial_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
+    def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
         """Write what changed; the same change of the same weights has the same bytes."""
         assert not with_accumulator, "this fake writes none"
-        facts, trial = self._tried[trial_id]
-        added = {edit.edit_id: facts[edit.edit_id] for edit in trial.added}
-        delta = {"on": self.digest, "added": added, "removed": sorted(trial.removed_ids)}
+        facts, candidate = self._tried[candidate_id]
+        added = {edit.edit_id: facts[edit.edit_id] for edit in candidate.added}
+        delta = {"on": self.digest, "added": added, "removed": sorted(candidate.removed_ids)}
         self.facts, self.digest = facts, None
         return KeptFiles(
             delta=_written(folder / "delta.json", delta),

@@ -36,7 +36,7 @@ from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.rank_api import BaseSpec, EditorSettings, LoadPlan, SuiteProbe
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, prepare_base
 from tests.support.factories import make_edit
-from tests.support.tiny_lineage import file_ref, plan_after, trial
+from tests.support.tiny_lineage import candidate, file_ref, plan_after
 from tests.support.tiny_models import tiny_tokenizer
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
@@ -61,7 +61,7 @@ class Cost:
     batch_seconds: float
     """Editing the batch, all passes; nothing of the gates."""
     trial_seconds: float
-    """A whole trial: editing, gates, and going back."""
+    """A whole candidate: editing, gates, and going back."""
     num_passes: int
     """Of the batch."""
     keep_seconds: float
@@ -156,7 +156,7 @@ def cost_on_ranks(
         load_seconds = _timed(lambda: group.load(plan, epoch=1))
         loaded = group.peak_bytes()
         began = time.perf_counter()
-        outcome = group.try_edits(trial("t", tuple(edits)))
+        outcome = group.try_edits(candidate("t", tuple(edits)))
         trial_seconds = time.perf_counter() - began
         began = time.perf_counter()
         kept = group.keep("t", folder=folder, with_accumulator=True)
@@ -183,7 +183,7 @@ def cost_on_ranks(
 
 
 def cost_whole(plan: LoadPlan, edits: Sequence[Edit]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Seconds of the same batch and the same trial in this process, without DeepSpeed, and the shifts it makes."""
+    """Seconds of the same batch and the same candidate in this process, without DeepSpeed, and the shifts it makes."""
     loaded = load_base(Path(plan.base.ref), plan.editor.inner_params, task=plan.base.task)
     weights = PlainWeights(loaded.module, loaded.inner)
     ledger = Ledger.from_files(plan.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
@@ -197,7 +197,7 @@ def cost_whole(plan: LoadPlan, edits: Sequence[Edit]) -> tuple[dict[str, float],
     scorer.measure(added=edits, retained=(), gone_keys=(), delta=result.delta)
     seconds = {
         "batch": result.seconds["capture"] + result.seconds["solve"] + applied,
-        "trial": time.perf_counter() - began,
+        "candidate": time.perf_counter() - began,
     }
     return seconds, {name: weights.shift(name) for name in loaded.inner_param_names}
 

@@ -22,27 +22,27 @@ from editors.models.inner_params import inner_params
 from editors.solve.ledger import Ledger
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.prior import Prior, measure_prior
-from editors.training.examples import Lessons, make_lessons
-from editors.training.mend_objective import PublishedObjective, PublishedSettings
+from editors.training.examples import Examples, make_examples
+from editors.training.mend_objective import MendObjective, MendObjectiveSettings
 from editors.training.objective import Objective
 from editors.training.solved_objective import SolvedObjective, SolvedSettings
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.rank_api import BaseSpec
 from tests.support.ranks_of_tests import report
 from tests.support.tiny_lineage import TEXT, edits
-from workers.rank.rank_comm import RankPeers
+from workers.rank.rank_comm import RankComm
 from workers.rank.sharded_model import join_group, load_sharded
 
 
 def main(folder: str, task: str, kind: str) -> dict[str, Any]:
     module = family_of(task).loader.from_pretrained(folder, dtype=torch.float32)
     join_group()  # from here on transformers shards whatever it loads
-    peers = RankPeers()
+    comm = RankComm()
     sharded = load_sharded(BaseSpec(ref=folder, digest="", task=task), dtype=torch.float32)
     # The first of them: it has one row a subject, and what a subject's token gets in the last block reaches no answer.
     names = [next(param.name for param in inner_params(module) if param.block == 1)]
     plain = editable(task, module, sharded.tokenizer, names)
-    model = editable(task, sharded.module, sharded.tokenizer, names, peers=peers)
+    model = editable(task, sharded.module, sharded.tokenizer, names, comm=comm)
     prior = measure_prior(plain, TEXT.split(" . "))
     before, parts = checksum(plain), [parameter.ds_tensor.clone() for parameter in sharded.module.parameters()]
     found = [trained(one, kind, prior) for one in (plain, model)]
@@ -56,7 +56,7 @@ def main(folder: str, task: str, kind: str) -> dict[str, Any]:
         "validation": largest(checks, own_checks),
         "gradients": max(distance(one, own) for one, own in zip(gradients, own_gradients, strict=True)),
         "has_gradients": bool(gradients[0].any()) and bool(gradients[-1].any()),
-        "ranks": peers.gathered([gradient.double().sum().item() for gradient in own_gradients]),
+        "ranks": comm.gathered([gradient.double().sum().item() for gradient in own_gradients]),
     }
 
 
@@ -81,18 +81,18 @@ def objective_of(model: EditableModel, kind: str, prior: Prior) -> Objective:
     for network in transform.networks.values():
         assert isinstance(network, ShapeNetwork)
         torch.nn.init.normal_(network.first.left_DR, std=0.1, generator=torch.Generator().manual_seed(1))
-    lessons = lessons_of(model, has_subjects=kind != "sum")
+    examples = lessons_of(model, has_subjects=kind != "sum")
     if kind == "sum":
-        return PublishedObjective(model, transform, lessons, PublishedSettings(batch=2, first_step=0.2))
+        return MendObjective(model, transform, examples, MendObjectiveSettings(batch=2, first_step=0.2))
     ledger = Ledger(prior, strength=1.0, ridge=1e-3)
     settings = SolvedSettings(batch=2, share_edited=1.0, num_text=1)
-    return SolvedObjective(model, model.inner, transform, lessons, ledger, NaturalGradient(prior, 0.02), settings)
+    return SolvedObjective(model, model.inner, transform, examples, ledger, NaturalGradient(prior, 0.02), settings)
 
 
-def lessons_of(model: EditableModel, *, has_subjects: bool) -> Lessons:
+def lessons_of(model: EditableModel, *, has_subjects: bool) -> Examples:
     """Four edits to learn from, one to validate on: an odd number of sequences for every number of ranks."""
     asked = [with_company(edit) for edit in edits(5, task=model.task)]
-    return make_lessons(model, asked[:4], asked[4:], TEXT, num_held_out=1, has_subjects=has_subjects)
+    return make_examples(model, asked[:4], asked[4:], TEXT, num_held_out=1, has_subjects=has_subjects)
 
 
 def with_company(edit: Edit) -> Edit:

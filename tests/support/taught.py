@@ -210,7 +210,7 @@ def _train(model: EditableModel, pupil: Pupil, *, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=pupil.lr, total_steps=pupil.num_steps, pct_start=0.2
     )
-    for sequences in islice(_lessons(model, _rng(seed)), pupil.num_steps):
+    for sequences in islice(_examples(model, _rng(seed)), pupil.num_steps):
         batch = model.pack(sequences)
         loss = cross_entropy(model.target_logits(batch), batch.target_N)
         optimizer.zero_grad()
@@ -221,8 +221,8 @@ def _train(model: EditableModel, pupil: Pupil, *, seed: int) -> None:
     model.module.requires_grad_(False)
 
 
-def _lessons(model: EditableModel, draw: random.Random) -> Iterator[list[Encoded]]:
-    """Every fact once a lesson, each in one of its wordings; every third lesson of a causal model is running text."""
+def _examples(model: EditableModel, draw: random.Random) -> Iterator[list[Encoded]]:
+    """Every fact once a example, each in one of its wordings; every third example of a causal model is running text."""
     for number in count():
         asked = [(fact, draw.choice(fact.prompts)) for fact in FACTS]
         if model.task == "classifier":

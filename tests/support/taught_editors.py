@@ -20,9 +20,9 @@ from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.prior import measure_prior
-from editors.training.examples import Lessons, make_lessons
+from editors.training.examples import Examples, make_examples
 from editors.training.loop import LoopSettings, TrainingRun
-from editors.training.mend_objective import PublishedObjective, PublishedSettings
+from editors.training.mend_objective import MendObjective, MendObjectiveSettings
 from editors.training.objective import Objective
 from editors.training.run_folder import BEST, TrainingFolder
 from editors.training.solved_objective import SolvedObjective, SolvedSettings
@@ -56,7 +56,7 @@ LEARN = SolvedSettings(batch=16, boost=10.0, network_lr=1e-3, rate_lr=3e-2, firs
 From longer ones the loss of what is learnt from falls, that of the people it is judged by rises. Measured: in every
 family the best score is better than the start's by 10% or more."""
 
-PUBLISHED = PublishedSettings(c_edit=1.0, network_lr=1e-3, rate_lr=3e-2, first_step=0.02)
+PUBLISHED = MendObjectiveSettings(c_edit=1.0, network_lr=1e-3, rate_lr=3e-2, first_step=0.02)
 """Steps that are far too short at first: what lands afterwards has been learnt."""
 
 
@@ -113,13 +113,13 @@ def train_taught_editor(kind: str, base: Path, out: Path) -> Path:
     """Train an editor for a taught model; returns its folder. Same base, same bytes."""
     places = PLACES[kind]
     model = load_pupil(kind, base, places.subject + places.answer)
-    return train_editor(model, places, _lessons(model), sentences(FACTS), out, digest=base_digest(base))
+    return train_editor(model, places, _examples(model), sentences(FACTS), out, digest=base_digest(base))
 
 
 def train_editor(
     model: EditableModel,
     places: Places,
-    lessons: Lessons,
+    examples: Examples,
     prior_lines: Sequence[str],
     out: Path,
     *,
@@ -133,7 +133,7 @@ def train_editor(
     Args:
         model: the base, with all the places as inner parameters.
         places: of the subject's rows, which the transform asks, and of the others.
-        lessons: what it learns from.
+        examples: what it learns from.
         prior_lines: plain text, for the prior.
         out: folder of the run.
         digest: of the base.
@@ -145,7 +145,7 @@ def train_editor(
     transform = MendTransform(shapes_of(params), rank=16, statistics="token", rest=use.rest)
     ledger = Ledger(measure_prior(model, prior_lines), strength=use.prior_strength, ridge=use.ridge)
     natural = NaturalGradient(ledger.prior, use.damping)
-    objective = SolvedObjective(model, params, transform, lessons, ledger, natural, learn)
+    objective = SolvedObjective(model, params, transform, examples, ledger, natural, learn)
     return _run(
         objective, transform, _card(places, transform, use, base_digest=digest, task=model.task), out, num_steps
     )
@@ -156,7 +156,7 @@ def train_published_editor(kind: str, base: Path, out: Path, *, num_steps: int) 
     names = published_inner_params(load_pupil(kind, base).module)
     model, digest = load_pupil(kind, base, names), base_digest(base)
     transform = MendTransform(shapes_of(model.inner), rank=16, statistics="shape")
-    objective = PublishedObjective(model, transform, _lessons(model), PUBLISHED)
+    objective = MendObjective(model, transform, _examples(model), PUBLISHED)
     stage = CardStage(inner_params=model.inner_param_names, key_tokens="all")
     card = _card(Places(subject=()), transform, USE, base_digest=digest, task=model.task)
     return _run(objective, transform, replace(card, solver="sum", stages=(stage,)), out, num_steps)
@@ -182,14 +182,14 @@ def save_taught_edits(path: Path, *, task: str) -> None:
     path.write_bytes(edit_lines(edits))
 
 
-def _lessons(model: EditableModel) -> Lessons:
+def _examples(model: EditableModel) -> Examples:
     """Every fact of those that are learnt from with several other values, each of those that it is judged by once."""
     known = [fact for fact in FACTS if fact not in UNSEEN]
     learnt = [fact for fact in known if fact.subject in LEARNT_FROM]
     judged = [_lesson(fact, known, task=model.task) for fact in known if fact.subject in JUDGED_BY]
     edits = [_lesson(fact, known, task=model.task, place=n) for n in range(VALUES_OF_A_FACT) for fact in learnt]
     text = "\n".join(sentences(known))
-    return make_lessons(model, edits, judged, text, num_held_out=len(judged), has_subjects=True)
+    return make_examples(model, edits, judged, text, num_held_out=len(judged), has_subjects=True)
 
 
 def _lesson(fact: Fact, known: Sequence[Fact], *, task: str, place: int = 0) -> Edit:

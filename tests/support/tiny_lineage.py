@@ -13,13 +13,13 @@ from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.rank_api import (
     BaseSpec,
+    Candidate,
     EditorSettings,
     FileRef,
     KeptFiles,
     LedgerRows,
     LoadPlan,
     SuiteProbe,
-    Trial,
 )
 from pipeline.domain.snapshots import snapshot_digest
 from tests.support.factories import make_edit
@@ -91,10 +91,14 @@ def _targets(task: str) -> tuple[str, ...]:
     return ("true", "false", "unknown", "true", "false") if task == "classifier" else tuple(city for _, city in PAIRS)
 
 
-def trial(trial_id: str, added: tuple[Edit, ...], *, removed_ids: tuple[str, ...] = ()) -> Trial:
+def candidate(candidate_id: str, added: tuple[Edit, ...], *, removed_ids: tuple[str, ...] = ()) -> Candidate:
     """A candidate."""
-    return Trial(
-        trial_id=trial_id, snapshot_id=f"snapshot-{trial_id}", added=added, removed_ids=removed_ids, retained=()
+    return Candidate(
+        candidate_id=candidate_id,
+        snapshot_id=f"snapshot-{candidate_id}",
+        added=added,
+        removed_ids=removed_ids,
+        retained=(),
     )
 
 

@@ -16,8 +16,8 @@ from editors.mend.transform import MendTransform, shapes_of
 from editors.methods.mend_sum import published_inner_params
 from editors.models.causal import CausalModel
 from editors.models.tokens import Encoded
-from editors.training.examples import Lesson, Lessons
-from editors.training.mend_objective import PublishedObjective, PublishedSettings
+from editors.training.examples import Example, Examples
+from editors.training.mend_objective import MendObjective, MendObjectiveSettings
 from tests.support.tiny_models import tiny_tokenizer
 
 PROMPT_TOKENS, TARGET_TOKENS, TEXT_TOKENS = 24, 4, 64
@@ -61,7 +61,7 @@ def cost_of_training(
     module: Any = _random_weights(config, device=device, dtype=dtype)
     model = CausalModel(module, tiny_tokenizer(), published_inner_params(module))
     transform = MendTransform(shapes_of(model.inner), rank=rank).to(device)
-    objective = PublishedObjective(model, transform, _lessons(config.vocab_size), PublishedSettings())
+    objective = MendObjective(model, transform, _examples(config.vocab_size), MendObjectiveSettings())
     objective.begin()
     groups = [{"params": list(group.parameters), "lr": group.lr} for group in objective.groups()]
     optimizer = torch.optim.Adam(groups)
@@ -98,15 +98,15 @@ def _random_weights(config: LlamaConfig, *, device: str, dtype: torch.dtype) -> 
     return module.eval().requires_grad_(False)
 
 
-def _lessons(num_words: int, *, num_edits: int = 64) -> Lessons:
+def _examples(num_words: int, *, num_edits: int = 64) -> Examples:
     draw = random.Random(0)  # noqa: S311
 
     def sequence(num_prompt: int, num_target: int) -> Encoded:
         ids = [draw.randrange(3, num_words) for _ in range(num_prompt + num_target)]
         return Encoded(prompt_ids=tuple(ids[:num_prompt]), target_ids=tuple(ids[num_prompt:]))
 
-    lessons = tuple(
-        Lesson(
+    examples = tuple(
+        Example(
             edit=sequence(PROMPT_TOKENS, TARGET_TOKENS),
             rephrases=(sequence(PROMPT_TOKENS, TARGET_TOKENS),),
             locality=(sequence(PROMPT_TOKENS, TARGET_TOKENS),),
@@ -114,4 +114,4 @@ def _lessons(num_words: int, *, num_edits: int = 64) -> Lessons:
         for _ in range(num_edits)
     )
     text = tuple(sequence(1, TEXT_TOKENS) for _ in range(8))
-    return Lessons(training=lessons, held_out=lessons[:8], text=text, num_left_out=0)
+    return Examples(training=examples, held_out=examples[:8], text=text, num_left_out=0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from pipeline.domain.errors import CorrigendaError, EngineFailed, Misconfigured
-from pipeline.domain.rank_api import Answer, ExportedModel, KeptFiles, LoadPlan, Trial, TrialOutcome
+from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, ExportedModel, KeptFiles, LoadPlan
 from workers.commands import Command, Export, Free, Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits
 from workers.controller.rank_processes import POLL_SECONDS, RankProcesses, RankSpec
 from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
@@ -86,16 +86,16 @@ class RankGroup:
             return False
         return True
 
-    def try_edits(self, trial: Trial) -> TrialOutcome:
+    def try_edits(self, candidate: Candidate) -> CandidateOutcome:
         """See `EditorGroup`."""
         with self._turn:
             self._require_held()
-            outcome = self._command(TryEdits(trial=trial)).outcome
-        return _expected(outcome, "the outcome of a trial")
+            outcome = self._command(TryEdits(candidate=candidate)).outcome
+        return _expected(outcome, "the outcome of a candidate")
 
-    def keep(self, trial_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
+    def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
         """See `EditorGroup`. Unless `held` follows, the next `load` puts the ranks back on its plan."""
-        command = Keep(trial_id=trial_id, folder=str(folder.resolve()), with_accumulator=with_accumulator)
+        command = Keep(candidate_id=candidate_id, folder=str(folder.resolve()), with_accumulator=with_accumulator)
         with self._turn:
             self._require_held()
             self._held = None

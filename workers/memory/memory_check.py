@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from editors.models.comm import Peers
+from editors.models.comm import Comm
 from pipeline.domain.rank_api import BaseSpec
 from workers.memory.plan import Work, plan_memory
 
@@ -19,14 +19,14 @@ LEAST_WORK = Work(batch_size=1, num_edits=0, num_tokens=64)
 """What every rank has to have room for."""
 
 
-def require_room(base: BaseSpec, inner_param_names: Sequence[str], *, config_path: Path | None, peers: Peers) -> None:
+def require_memory(base: BaseSpec, inner_param_names: Sequence[str], *, config_path: Path | None, comm: Comm) -> None:
     """Nothing, where a base fits.
 
     Args:
         base: what is to be loaded.
         inner_param_names: what is to be edited; the architecture's default when empty.
         config_path: a DeepSpeed JSON; the shipped one if None.
-        peers: the ranks that will hold it together.
+        comm: the ranks that will hold it together.
 
     Raises:
         Misconfigured: in one sentence with the plan's main figures.
@@ -35,14 +35,14 @@ def require_room(base: BaseSpec, inner_param_names: Sequence[str], *, config_pat
     host_bytes = _host_bytes()
     if host_bytes is None:
         return
-    host_bytes //= int(os.environ.get("LOCAL_WORLD_SIZE", peers.num_ranks))
+    host_bytes //= int(os.environ.get("LOCAL_WORLD_SIZE", comm.num_ranks))
     memory_bytes = torch.cuda.mem_get_info()[0] if has_accelerator else host_bytes
     stored_bytes = sum(path.stat().st_size for path in Path(base.ref).glob("*.safetensors"))
-    if stored_bytes // peers.num_ranks * AMPLE < min(memory_bytes, host_bytes):
+    if stored_bytes // comm.num_ranks * AMPLE < min(memory_bytes, host_bytes):
         return
     plan = plan_memory(
         Path(base.ref),
-        num_ranks=peers.num_ranks,
+        num_ranks=comm.num_ranks,
         task=base.task,
         inner_param_names=inner_param_names,
         config_path=config_path,

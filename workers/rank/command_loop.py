@@ -32,7 +32,7 @@ from workers.commands import (
 )
 from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
 from workers.rank.held_model import HeldModel
-from workers.rank.rank_comm import RankPeers
+from workers.rank.rank_comm import RankComm
 from workers.rank.sharded_model import join_group
 
 log = logging.getLogger(__name__)
@@ -76,16 +76,16 @@ def serve(connection: socket.socket | None, *, config_path: Path | None, warm_ba
         The exit status: 0 after a shutdown, 1 after an error that leaves the ranks unusable.
     """
     join_group()
-    peers, fence = RankPeers(), Fence()
-    model = HeldModel(config_path=config_path, peers=peers)
+    comm, fence = RankComm(), Fence()
+    model = HeldModel(config_path=config_path, comm=comm)
     if warm_base is not None:
         _warm(model, warm_base)
-    log.info("%d ranks are ready", peers.num_ranks)
+    log.info("%d ranks are ready", comm.num_ranks)
     while True:
-        request = REQUESTS.decode(peers.hand_out(_next(connection) if connection else None))
+        request = REQUESTS.decode(comm.hand_out(_next(connection) if connection else None))
         if isinstance(request.command, Shutdown):
             return 0
-        reply = compared(peers, answer(request, model, fence), model, request)
+        reply = compared(comm, answer(request, model, fence), model, request)
         if connection is not None:
             send_frame(connection, REPLIES.encode(reply))
         if reply.failure is not None and reply.failure.error == EngineFailed.__name__:
@@ -125,10 +125,10 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
     match request.command:
         case Load(plan=plan):
             model.load(plan)
-        case TryEdits(trial=trial):
-            return replace(reply, outcome=model.try_edits(trial))
-        case Keep(trial_id=trial_id, folder=folder, with_accumulator=with_accumulator):
-            files = model.keep(trial_id, folder=Path(folder), with_accumulator=with_accumulator)
+        case TryEdits(candidate=candidate):
+            return replace(reply, outcome=model.try_edits(candidate))
+        case Keep(candidate_id=candidate_id, folder=folder, with_accumulator=with_accumulator):
+            files = model.keep(candidate_id, folder=Path(folder), with_accumulator=with_accumulator)
             return replace(reply, files=files)
         case Held(snapshot_id=snapshot_id, digest=digest):
             model.held(snapshot_id, digest=digest)
@@ -143,9 +143,9 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
     return reply
 
 
-def compared(peers: RankPeers, reply: Reply, model: HeldModel, request: Request) -> Reply:
+def compared(comm: RankComm, reply: Reply, model: HeldModel, request: Request) -> Reply:
     """The reply of all ranks, with the digest of all their weights; an error if they do not agree."""
-    every = peers.gathered((_said(reply, model, request), _sha256(model.digest), peak_bytes()))
+    every = comm.gathered((_said(reply, model, request), _sha256(model.digest), peak_bytes()))
     found, weights, peaks = zip(*every, strict=True)
     if len(set(found)) > 1:
         problem = EngineFailed(f"expected every rank to answer {request.command.kind} alike, got {found}")
@@ -158,7 +158,7 @@ def _said(reply: Reply, model: HeldModel, request: Request) -> str:
     alike = replace(reply, files=None, exported=None, outcome=reply.outcome and replace(reply.outcome, seconds={}))
     evidence = ""
     if isinstance(request.command, TryEdits) and reply.outcome is not None:
-        evidence = model.evidence(request.command.trial.trial_id)
+        evidence = model.evidence(request.command.candidate.candidate_id)
     return _sha256(REPLIES.encode(alike).decode() + evidence)
 
 

@@ -20,7 +20,7 @@ from editors.measure.scorer import Scorer
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.base import Editor, EditResult
 from editors.methods.select import editor_for
-from editors.models.comm import Peers, agreed, own_share
+from editors.models.comm import Comm, agreed, own_share
 from editors.models.digest import base_digest
 from editors.models.families import EditableModel, editable
 from editors.models.inner_params import inner_params
@@ -28,12 +28,21 @@ from editors.solve.ledger import Ledger
 from editors.weights.deltas import WeightDelta, load_accumulators, save_accumulators
 from pipeline.domain.errors import EngineFailed, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
-from pipeline.domain.rank_api import Answer, BaseSpec, ExportedModel, FileRef, KeptFiles, LoadPlan, Trial, TrialOutcome
-from workers.memory.memory_check import require_room
+from pipeline.domain.rank_api import (
+    Answer,
+    BaseSpec,
+    Candidate,
+    CandidateOutcome,
+    ExportedModel,
+    FileRef,
+    KeptFiles,
+    LoadPlan,
+)
+from workers.memory.memory_check import require_memory
 from workers.rank.exporting import described, export_model, require_free
 from workers.rank.sharded_model import ShardedModel, load_sharded
 from workers.rank.sharded_weights import ShardedWeights
-from workers.rank.validation import require_digest, require_finite, require_fit, require_sayable
+from workers.rank.validation import require_digest, require_encodable, require_finite, require_fit
 
 GENERATED_TOGETHER = 64
 """Prompts continued in one batch."""
@@ -56,8 +65,8 @@ class Lineage:
     editor: Editor
     """Makes candidates."""
     tried: dict[str, EditResult]
-    """Candidates since the snapshot was loaded, by trial id."""
-    last_trial: str = ""
+    """Candidates since the snapshot was loaded, by candidate id."""
+    last_candidate: str = ""
     """The one whose answers the scorer has."""
 
 
@@ -82,11 +91,11 @@ class HeldModel:
 
     Args:
         config_path: a DeepSpeed JSON; the shipped one if None.
-        peers: the ranks of the group; rank 0 writes the files of a kept candidate.
+        comm: the ranks of the group; rank 0 writes the files of a kept candidate.
     """
 
-    def __init__(self, *, config_path: Path | None, peers: Peers) -> None:
-        self._config_path, self._peers = config_path, peers
+    def __init__(self, *, config_path: Path | None, comm: Comm) -> None:
+        self._config_path, self._peers = config_path, comm
         self._sharded: ShardedModel | None = None
         self._lineage: Lineage | None = None
         self._is_whole = False
@@ -101,10 +110,10 @@ class HeldModel:
         """SHA-256 of this rank's part of the edited weights; empty before the first load."""
         return self._lineage.weights.digest() if self._lineage and self._is_whole else ""
 
-    def evidence(self, trial_id: str) -> str:
+    def evidence(self, candidate_id: str) -> str:
         """SHA-256 of a candidate's factors, which every rank must have found alike."""
         found = hashlib.sha256()
-        for factors in self._tried(trial_id).delta.factors.values():
+        for factors in self._tried(candidate_id).delta.factors.values():
             for factor in factors:
                 found.update(factor.numpy().tobytes())
         return found.hexdigest()
@@ -134,7 +143,7 @@ class HeldModel:
             self._lineage.weights.apply(delta)
         self._is_whole = True
 
-    def try_edits(self, trial: Trial) -> TrialOutcome:
+    def try_edits(self, candidate: Candidate) -> CandidateOutcome:
         """Edit, apply, measure, and go back to what was held, bit for bit, whatever happened.
 
         Raises:
@@ -142,35 +151,35 @@ class HeldModel:
             UnknownRecord: if an edit is to leave that has no rows.
         """
         held = self._held()
-        require_sayable(held.model, trial.added)
+        require_encodable(held.model, candidate.added)
         with _unchanged(held.weights):
-            result = held.editor.edit(held.model, held.weights, held.ledger, trial.added, trial.removed_ids)
+            result = held.editor.edit(held.model, held.weights, held.ledger, candidate.added, candidate.removed_ids)
             clock = _Clock()
-            held.scorer.observe_parent(trial.added, trial.retained)
+            held.scorer.observe_parent(candidate.added, candidate.retained)
             observing = clock.lap()
             failpoint("rank:before_apply")
             held.weights.apply(result.delta)
             applying = clock.lap()
             measurements = held.scorer.measure(
-                added=trial.added, retained=trial.retained, gone_keys=trial.gone_keys, delta=result.delta
+                added=candidate.added, retained=candidate.retained, gone_keys=candidate.gone_keys, delta=result.delta
             )
             seconds = {**result.seconds, "apply": applying, "measure": observing + clock.lap()}
         require_finite(measurements)
-        held.tried[trial.trial_id], held.last_trial = result, trial.trial_id
-        return TrialOutcome(
+        held.tried[candidate.candidate_id], held.last_candidate = result, candidate.candidate_id
+        return CandidateOutcome(
             measurements=measurements, num_passes=result.num_passes, num_rows=result.num_rows, seconds=seconds
         )
 
-    def keep(self, trial_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles | None:
+    def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles | None:
         """Write a tried candidate's files (rank 0; None elsewhere) and hold it from now on.
 
         Raises:
-            UnknownRecord: if no such trial was made since the last load.
+            UnknownRecord: if no such candidate was made since the last load.
         """
-        held, result = self._held(), self._tried(trial_id)
+        held, result = self._held(), self._tried(candidate_id)
         held.weights.apply(result.delta)
         held.ledger.commit(result.rows, result.removed_ids)
-        if held.last_trial == trial_id:
+        if held.last_candidate == candidate_id:
             held.scorer.keep()
         else:
             held.scorer.reset()
@@ -233,12 +242,12 @@ class HeldModel:
     def _base(self, base: BaseSpec, inner_param_names: Sequence[str] = ()) -> ShardedModel:
         """The base, loaded at the first call and once only; its digest is computed meanwhile."""
         if self._sharded is None:
-            config, peers = self._config_path, self._peers
-            agreed(peers, lambda: require_room(base, inner_param_names, config_path=config, peers=peers))
+            config, comm = self._config_path, self._peers
+            agreed(comm, lambda: require_memory(base, inner_param_names, config_path=config, comm=comm))
             with ThreadPoolExecutor(1) as side:
                 found = side.submit(base_digest, Path(base.ref))
                 sharded = load_sharded(base, config_path=self._config_path)
-            agreed(peers, lambda: require_digest(base, found.result()))
+            agreed(comm, lambda: require_digest(base, found.result()))
             self._sharded = sharded
         if self._sharded.base != base:
             raise WrongBase(f"expected a group that holds base {base.digest}, got one of {self._sharded.base.digest}")
@@ -284,7 +293,7 @@ class HeldModel:
         else:
             self.free()  # the next store takes what is there now for the base
             names = plan.editor.inner_params
-            model = editable(plan.base.task, sharded.module, sharded.tokenizer, names, peers=self._peers)
+            model = editable(plan.base.task, sharded.module, sharded.tokenizer, names, comm=self._peers)
             weights = ShardedWeights(sharded, model.inner)
             scorer = Scorer(model, weights, files.baseline)
         return Lineage(
@@ -302,10 +311,12 @@ class HeldModel:
             raise EngineFailed("expected a loaded snapshot, got a rank that holds none")
         return self._lineage
 
-    def _tried(self, trial_id: str) -> EditResult:
-        result = self._held().tried.get(trial_id)
+    def _tried(self, candidate_id: str) -> EditResult:
+        result = self._held().tried.get(candidate_id)
         if result is None:
-            raise UnknownRecord(f"expected a trial of the snapshot that is held, got {trial_id}", trial_id=trial_id)
+            raise UnknownRecord(
+                f"expected a candidate of the snapshot that is held, got {candidate_id}", candidate_id=candidate_id
+            )
         return result
 
 

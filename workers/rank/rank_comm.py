@@ -1,6 +1,6 @@
 """What the ranks of a group share over gloo, in host memory, whatever moves the weights. Knows no command.
 
-Implements `editors.models.comm.Peers`, and hands rank 0's requests to the others.
+Implements `editors.models.comm.Comm`, and hands rank 0's requests to the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from workers.rank.sharded_model import host_group
 Value = TypeVar("Value")
 
 
-class RankPeers:
+class RankComm:
     """The ranks that have joined; made once, on all of them."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class RankPeers:
         self._group = host_group()
 
     def gathered(self, own: Value) -> list[Value]:
-        """See `Peers`."""
+        """See `Comm`."""
         if self.num_ranks == 1:
             return [own]
         found: list[Value | None] = [None] * self.num_ranks

@@ -42,7 +42,7 @@ def require_digest(base: BaseSpec, found: str) -> None:
         raise WrongBase(f"expected base digest {base.digest} in {base.ref}, got {found}")
 
 
-def require_sayable(model: EditableModel, edits: Sequence[Edit]) -> None:
+def require_encodable(model: EditableModel, edits: Sequence[Edit]) -> None:
     """Refuse edits that cannot be asked of this model: a target that is no label, a prompt that is too long.
 
     Raises:

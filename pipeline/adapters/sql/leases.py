@@ -38,7 +38,7 @@ def check(connection: Connection, lease: Lease) -> LockedLineage:
     if row is None or (row.owner, row.epoch) != (lease.owner, lease.epoch):
         raise _lost(lease, "another owner has taken it")
     locked = lock_lineage(connection, lease.lineage)
-    # Asked after the waits for both locks: expiry counts from now, not from when the waiting began.
+    # BatchUpdate after the waits for both locks: expiry counts from now, not from when the waiting began.
     now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     if row.expires_at <= now:
         raise _lost(lease, f"it expired at {row.expires_at.isoformat()}")

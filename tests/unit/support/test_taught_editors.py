@@ -10,7 +10,7 @@ import pytest
 
 from editors.measure.scorer import score_pairs
 from editors.mend.checkpoint import TrainedEditor
-from editors.methods.mend_sum import PublishedEditor
+from editors.methods.mend_sum import MendSumEditor
 from editors.methods.select import editor_for, learnt_settings, lineage_settings
 from editors.models.digest import base_digest
 from editors.models.families import EditableModel
@@ -69,7 +69,7 @@ def test_mend_as_published_learns_to_make_single_edits(taught: Callable[[str], P
         model = load_pupil("llama", base, settings.inner_params)
         weights = PlainWeights(model.module, model.inner)
         ledger = Ledger(Prior(moments={}, num_tokens=0), strength=1.0, ridge=1.0)
-        editor, untouched = PublishedEditor(settings, trained.transform), weights.save()
+        editor, untouched = MendSumEditor(settings, trained.transform), weights.save()
         shares = []
         for edit in changes(UNSEEN, task="causal"):
             weights.apply(editor.edit(model, weights, ledger, [edit], ()).delta)

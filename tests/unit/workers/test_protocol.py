@@ -17,14 +17,14 @@ from pipeline.domain.errors import CorrigendaError, EditorFailed, EngineFailed, 
 from pipeline.domain.rank_api import (
     Answer,
     BaseSpec,
+    Candidate,
+    CandidateOutcome,
     EditorSettings,
     FileRef,
     KeptFiles,
     LedgerRows,
     LoadPlan,
     TrainedFiles,
-    Trial,
-    TrialOutcome,
 )
 from tests.support.factories import make_edit, make_measurements, make_score
 from workers.commands import (
@@ -65,22 +65,22 @@ EDIT = make_edit(
     rephrases=("Again", "ünïcode ☃"),
     occurred_at=datetime(2026, 1, 2, 3, 4, 5, 6789, tzinfo=UTC),
 )
-TRIAL = Trial(
-    trial_id="t", snapshot_id="s", added=(EDIT,), removed_ids=("e9",), retained=(EDIT, EDIT), gone_keys=('["a"]',)
+TRIAL = Candidate(
+    candidate_id="t", snapshot_id="s", added=(EDIT,), removed_ids=("e9",), retained=(EDIT, EDIT), gone_keys=('["a"]',)
 )
 COMMANDS: tuple[Command, ...] = (
     Load(plan=PLAN),
     Load(plan=replace(PLAN, snapshot_id=None, accumulator=None, deltas=(), ledger=())),
     Load(plan=replace(PLAN, trained=TrainedFiles(name="mend", card=FILE, tensors=FILE))),
-    TryEdits(trial=TRIAL),
-    Keep(trial_id="t", folder="/files", with_accumulator=True),
+    TryEdits(candidate=TRIAL),
+    Keep(candidate_id="t", folder="/files", with_accumulator=True),
     Held(snapshot_id="s", digest="d" * 64),
     Generate(prompts=("a", "b"), max_new_tokens=3),
     Ping(),
     Shutdown(),
 )
 SCORE = make_score("e1", locality=(True, False), locality_kl=1e-17, prob_new=0.1, chat_success=None)
-OUTCOME = TrialOutcome(
+OUTCOME = CandidateOutcome(
     measurements=make_measurements(SCORE), num_passes=3, num_rows=7, seconds={"capture": 0.1, "solve": 1 / 3}
 )
 REPLIES_OF_EACH_KIND = (

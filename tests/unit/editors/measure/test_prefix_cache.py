@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from editors.measure.prefix_cache import PrefixCache
-from editors.measure.spill_file import TensorRing
+from editors.measure.spill_file import SpillFile
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
 from editors.training.examples import Reader
@@ -46,7 +46,7 @@ def logits(model: EditableModel, prepared: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
 def test_a_ring_gives_back_the_bits_that_it_was_given(dtype: torch.dtype) -> None:
-    ring = TensorRing(max_bytes=10_000)
+    ring = SpillFile(max_bytes=10_000)
     given = {place: (torch.randn(1, place + 1, 3) * 100).to(dtype) for place in range(4)}
     for place, tensor in given.items():
         ring.put(place, tensor)
@@ -58,7 +58,7 @@ def test_a_ring_gives_back_the_bits_that_it_was_given(dtype: torch.dtype) -> Non
 
 
 def test_a_ring_forgets_the_oldest_and_never_gives_another_tensor() -> None:
-    ring = TensorRing(max_bytes=3 * ONE + ONE // 2)
+    ring = SpillFile(max_bytes=3 * ONE + ONE // 2)
     for number in range(20):
         ring.put(number, numbered(number))
         kept = [known for known in range(20) if known in ring]
@@ -69,7 +69,7 @@ def test_a_ring_forgets_the_oldest_and_never_gives_another_tensor() -> None:
 
 
 def test_a_ring_of_tensors_of_any_length_stays_within_its_bytes_and_right() -> None:
-    ring, draw = TensorRing(max_bytes=1000), torch.Generator().manual_seed(0)
+    ring, draw = SpillFile(max_bytes=1000), torch.Generator().manual_seed(0)
     given: dict[int, Tensor] = {}
     for number in range(300):
         given[number] = torch.randn(int(torch.randint(1, 90, (1,), generator=draw)), generator=draw)
@@ -85,7 +85,7 @@ def test_a_ring_of_tensors_of_any_length_stays_within_its_bytes_and_right() -> N
 
 
 def test_a_tensor_that_is_larger_than_the_ring_is_left_out_and_a_known_key_stays() -> None:
-    ring = TensorRing(max_bytes=ONE)
+    ring = SpillFile(max_bytes=ONE)
     ring.put("small", numbered(1))
     ring.put("large", torch.zeros(1000))
     ring.put("small", numbered(2))
@@ -97,7 +97,7 @@ def test_a_tensor_that_is_larger_than_the_ring_is_left_out_and_a_known_key_stays
 def test_a_disk_without_room_stops_the_keeping_and_nothing_else(
     num_written: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring = TensorRing(max_bytes=10 * ONE)
+    ring = SpillFile(max_bytes=10 * ONE)
     ring.put("first", numbered(1))
 
     def without_room(*_: Any) -> int:
@@ -114,7 +114,7 @@ def test_a_disk_without_room_stops_the_keeping_and_nothing_else(
 
 
 def test_a_ring_leaves_no_file(tmp_path: Path) -> None:
-    ring = TensorRing(max_bytes=1000, folder=tmp_path)
+    ring = SpillFile(max_bytes=1000, folder=tmp_path)
     ring.put("first", numbered(1))
     assert list(tmp_path.iterdir()) == []
 
@@ -133,7 +133,7 @@ def test_logits_from_kept_prefixes_are_those_of_the_whole_model(model: EditableM
 def test_the_bits_do_not_depend_on_what_is_kept_where(memory: int, disk: int, model: EditableModel) -> None:
     sequences = sequences_of(model)
     expected = logits(model, PrefixCache(model).prepare_alone(sequences))
-    cache = PrefixCache(model, max_bytes=memory, disk=TensorRing(max_bytes=disk) if disk else None)
+    cache = PrefixCache(model, max_bytes=memory, disk=SpillFile(max_bytes=disk) if disk else None)
     for chosen in (sequences[:5], sequences[3:9], sequences[::-1]):
         cache.prepare_alone(chosen)
         assert cache.num_bytes <= memory
@@ -144,7 +144,7 @@ def test_the_bits_do_not_depend_on_what_is_kept_where(memory: int, disk: int, mo
 def test_what_went_to_disk_is_not_computed_again(model: EditableModel) -> None:
     sequences = sequences_of(model)
     num = len(set(sequences))
-    kept, forgot = PrefixCache(model, max_bytes=0, disk=TensorRing(max_bytes=10**6)), PrefixCache(model, max_bytes=0)
+    kept, forgot = PrefixCache(model, max_bytes=0, disk=SpillFile(max_bytes=10**6)), PrefixCache(model, max_bytes=0)
     for _ in range(3):
         kept.prepare_alone(sequences)
         forgot.prepare_alone(sequences)

@@ -57,7 +57,7 @@ def with_probes(place: int, **changes: object) -> Edit:
     return make_edit(f"fact-{place}", **(fields | changes))
 
 
-def trial(rig: Rig, scorer: Scorer, added: list[Edit], retained: list[Edit], *, keep: bool = True) -> Measurements:
+def candidate(rig: Rig, scorer: Scorer, added: list[Edit], retained: list[Edit], *, keep: bool = True) -> Measurements:
     """Edit, apply, measure; then keep, or go back."""
     saved = rig.weights.save()
     result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, added, ())
@@ -151,8 +151,8 @@ def test_a_baseline_comes_back_as_it_was(baseline: Baseline, tmp_path: Path) -> 
 def test_a_trial_fills_every_figure(rig: Rig, baseline: Baseline) -> None:
     scorer = Scorer(rig.model, rig.weights, baseline)
     first = [with_probes(0), with_probes(1, locality=(), rephrases=(), portability=(), target_true=None)]
-    trial(rig, scorer, first, [])
-    measured = trial(rig, scorer, [with_probes(2)], first)
+    candidate(rig, scorer, first, [])
+    measured = candidate(rig, scorer, [with_probes(2)], first)
     [score] = measured.edits
     assert score.edit_success
     assert score.token_fraction == 1.0
@@ -177,24 +177,24 @@ def test_a_trial_fills_every_figure(rig: Rig, baseline: Baseline) -> None:
 
 def test_the_parent_of_a_kept_candidate_is_the_candidate(rig: Rig, baseline: Baseline) -> None:
     scorer = Scorer(rig.model, rig.weights, baseline)
-    first = trial(rig, scorer, [with_probes(0)], [])
-    kept = trial(rig, scorer, [with_probes(1)], [with_probes(0)])
+    first = candidate(rig, scorer, [with_probes(0)], [])
+    kept = candidate(rig, scorer, [with_probes(1)], [with_probes(0)])
     assert kept.parent.perplexity == first.candidate.perplexity
     assert kept.parent.suite_kl == first.candidate.suite_kl
     again = Scorer(rig.model, rig.weights, baseline)
     again.observe_parent([with_probes(2)], [])
-    afresh = trial(rig, again, [with_probes(2)], [])
+    afresh = candidate(rig, again, [with_probes(2)], [])
     assert afresh.parent.suite_unchanged == kept.candidate.suite_unchanged
     assert afresh.parent.perplexity == pytest.approx(kept.candidate.perplexity or 0.0)
 
 
 def test_a_dropped_candidate_leaves_the_parent_as_it_was(rig: Rig, baseline: Baseline) -> None:
     scorer = Scorer(rig.model, rig.weights, baseline)
-    dropped = trial(rig, scorer, [with_probes(0), with_probes(1)], [], keep=False)
-    kept = trial(rig, scorer, [with_probes(0)], [])
+    dropped = candidate(rig, scorer, [with_probes(0), with_probes(1)], [], keep=False)
+    kept = candidate(rig, scorer, [with_probes(0)], [])
     assert dropped.parent == kept.parent
     assert kept.parent.suite_unchanged == 1.0
-    alone = trial(make_again(rig), Scorer(rig.model, rig.weights, baseline), [with_probes(0)], [])
+    alone = candidate(make_again(rig), Scorer(rig.model, rig.weights, baseline), [with_probes(0)], [])
     assert alone.edits[0].locality == kept.edits[0].locality
 
 
@@ -209,7 +209,7 @@ def test_suite_probes_of_edited_facts_are_left_out_and_counted(rig: Rig, baselin
     scorer = Scorer(rig.model, rig.weights, baseline)
     by_fact = with_probes(0, subject="SPAIN", relation="Capital")
     by_prompt = with_probes(1, prompt="Berlin is  a city in")
-    measured = trial(rig, scorer, [by_fact, by_prompt], [])
+    measured = candidate(rig, scorer, [by_fact, by_prompt], [])
     assert measured.candidate.num_suite == 1
     assert measured.candidate.num_suite_left_out == 2
 
@@ -217,7 +217,7 @@ def test_suite_probes_of_edited_facts_are_left_out_and_counted(rig: Rig, baselin
 def test_a_removal_is_measured_without_edits(rig: Rig, baseline: Baseline) -> None:
     scorer = Scorer(rig.model, rig.weights, baseline)
     edits = edits_of(0, 1)
-    trial(rig, scorer, edits, [])
+    candidate(rig, scorer, edits, [])
     result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [], [edits[0].edit_id])
     scorer.observe_parent([], edits[1:])
     rig.weights.apply(result.delta)

@@ -9,7 +9,7 @@ from torch import nn
 from editors.measure.scoring import prepare
 from editors.mend.transform import MendTransform, shapes_of
 from editors.methods.base import EditResult
-from editors.methods.mend_sum import PublishedEditor, every_token, published_inner_params, token_pairs
+from editors.methods.mend_sum import MendSumEditor, every_token, published_inner_params, token_pairs
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
@@ -36,7 +36,7 @@ def edits_of(model: EditableModel) -> list:
 
 def edited(model: EditableModel, transform: MendTransform) -> EditResult:
     weights = PlainWeights(model.module, model.inner)
-    editor = PublishedEditor(EditorSettings(solver="sum"), transform)
+    editor = MendSumEditor(EditorSettings(solver="sum"), transform)
     return editor.edit(model, weights, NOTHING, edits_of(model), ())
 
 
@@ -161,11 +161,11 @@ def test_the_papers_weights_are_the_mlps_of_the_last_two_blocks_of_encoder_and_d
 def test_what_a_sum_cannot_do_is_refused() -> None:
     model = model_of("llama")
     weights = PlainWeights(model.module, model.inner)
-    editor = PublishedEditor(EditorSettings(solver="sum"), observed(model))
+    editor = MendSumEditor(EditorSettings(solver="sum"), observed(model))
     with pytest.raises(InvalidInput, match="recursive"):
         editor.edit(model, weights, NOTHING, [], ["an id"])
     with pytest.raises(EditorFailed, match="none"):
         editor.edit(model, weights, NOTHING, [], ())
-    other = PublishedEditor(EditorSettings(solver="sum"), MendTransform({"other.weight": (16, 16)}, rank=1))
+    other = MendSumEditor(EditorSettings(solver="sum"), MendTransform({"other.weight": (16, 16)}, rank=1))
     with pytest.raises(Misconfigured, match="inner parameter"):
         other.edit(model, weights, NOTHING, edits_of(model), ())

@@ -18,7 +18,7 @@ from editors.methods import edit_reading
 from editors.methods.base import EditResult
 from editors.methods.memoryless import MemorylessEditor
 from editors.methods.recursive import RecursiveEditor
-from editors.models.comm import ALONE, Peers, agreed, merged, own_share, together
+from editors.models.comm import ALONE, Comm, agreed, merged, own_share, together
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
 from pipeline.domain.edits import Edit
@@ -46,7 +46,7 @@ class ThreadPeers:
         return found
 
 
-def on_ranks(num_ranks: int, work: Callable[[Peers], Any]) -> list[Any]:
+def on_ranks(num_ranks: int, work: Callable[[Comm], Any]) -> list[Any]:
     """What each rank comes to, or the error that it raised."""
     barrier, shared = threading.Barrier(num_ranks), [None] * num_ranks
 
@@ -66,12 +66,12 @@ def _several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edit_reading, "READ_TOKENS", 12)
 
 
-def rig_of(folder: Path, peers: Peers) -> Rig:
+def rig_of(folder: Path, comm: Comm) -> Rig:
     """A rig whose ledger knows what its rank solves for."""
     with SEEDED:
-        rig = make_rig(folder / f"{peers.num_ranks}-{peers.rank}")
-    rig.model.peers = peers
-    own = own_share(peers, rig.model.inner_param_names)
+        rig = make_rig(folder / f"{comm.num_ranks}-{comm.rank}")
+    rig.model.comm = comm
+    own = own_share(comm, rig.model.inner_param_names)
     prior = rig.ledger.prior
     kept = Prior(
         moments={name: prior.moments[name] for name in own},
@@ -106,15 +106,15 @@ def keep(rig: Rig, result: EditResult) -> None:
 @pytest.mark.parametrize("num_ranks", [2, 3, 5])
 def test_a_ledger_and_weights_live_on_ranks_as_they_do_alone(num_ranks: int, tmp_path: Path) -> None:
     shifts, scores, edit_ids = life(rig_of(tmp_path, ALONE))
-    for own_shifts, own_scores, own_ids in on_ranks(num_ranks, lambda peers: life(rig_of(tmp_path, peers))):
+    for own_shifts, own_scores, own_ids in on_ranks(num_ranks, lambda comm: life(rig_of(tmp_path, comm))):
         assert own_ids == edit_ids
         assert [score.hits for score in own_scores] == [score.hits for score in scores]
         assert all(torch.equal(own_shifts[name], shift) for name, shift in shifts.items())
 
 
 def test_the_solvers_without_a_ledger_are_divided_too(tmp_path: Path) -> None:
-    def made(peers: Peers) -> dict[str, tuple[Tensor, Tensor]]:
-        rig = rig_of(tmp_path, peers)
+    def made(comm: Comm) -> dict[str, tuple[Tensor, Tensor]]:
+        rig = rig_of(tmp_path, comm)
         return MemorylessEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, edits_of(0, 1), ()).delta.factors
 
     expected = made(ALONE)
@@ -127,47 +127,47 @@ def test_the_solvers_without_a_ledger_are_divided_too(tmp_path: Path) -> None:
 def test_free_answers_are_those_of_one_rank(name: str) -> None:
     prompts = ["who is king", "the capital of Japan is", "the river of Rome", "a mountain", "who"]
 
-    def said(peers: Peers, *, count: int) -> list[str]:
+    def said(comm: Comm, *, count: int) -> list[str]:
         with SEEDED:
             model = tiny_model(name)
-        model.peers = peers
+        model.comm = comm
         return model.generate(prompts[:count], max_new_tokens=4)
 
     for count in (1, len(prompts)):
         expected = said(ALONE, count=count)
-        assert on_ranks(3, lambda peers, count=count: said(peers, count=count)) == [expected] * 3
+        assert on_ranks(3, lambda comm, count=count: said(comm, count=count)) == [expected] * 3
 
 
 def test_what_one_rank_refuses_every_rank_refuses() -> None:
-    def checked(peers: Peers) -> str:
-        return agreed(peers, lambda: refuse_on(peers, 1))
+    def checked(comm: Comm) -> str:
+        return agreed(comm, lambda: refuse_on(comm, 1))
 
     found = on_ranks(3, checked)
     assert [str(error) for error in found] == ["rank 1 cannot"] * 3
     assert all(isinstance(error, EditorFailed) for error in found)
-    alone = on_ranks(3, lambda peers: agreed(peers, lambda: refuse_on(peers, 9)))
+    alone = on_ranks(3, lambda comm: agreed(comm, lambda: refuse_on(comm, 9)))
     assert alone == ["rank 0 can", "rank 1 can", "rank 2 can"]
 
 
-def refuse_on(peers: Peers, rank: int) -> str:
-    if peers.rank == rank:
+def refuse_on(comm: Comm, rank: int) -> str:
+    if comm.rank == rank:
         raise EditorFailed(f"rank {rank} cannot")
-    return f"rank {peers.rank} can"
+    return f"rank {comm.rank} can"
 
 
 def test_what_ranks_found_comes_together_in_order() -> None:
-    def found(peers: Peers) -> tuple[list[int], dict[str, int]]:
-        places = own_share(peers, range(7))
-        by_name = together(peers, lambda: {f"of {peers.rank}": peers.rank})
-        return merged(peers, {place: place * place for place in places}), by_name
+    def found(comm: Comm) -> tuple[list[int], dict[str, int]]:
+        places = own_share(comm, range(7))
+        by_name = together(comm, lambda: {f"of {comm.rank}": comm.rank})
+        return merged(comm, {place: place * place for place in places}), by_name
 
     squares = [place * place for place in range(7)]
     assert on_ranks(3, found) == [(squares, {"of 0": 0, "of 1": 1, "of 2": 2})] * 3
 
 
 def test_an_edit_that_no_rank_knows_is_unknown_to_all(tmp_path: Path) -> None:
-    def removed(peers: Peers) -> EditResult:
-        rig = rig_of(tmp_path, peers)
+    def removed(comm: Comm) -> EditResult:
+        rig = rig_of(tmp_path, comm)
         return RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [], ["nobody"])
 
     assert all(isinstance(error, UnknownRecord) for error in on_ranks(2, removed))

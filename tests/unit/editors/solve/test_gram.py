@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.solve.gram import KeySums
+from editors.solve.gram import Gram
 from editors.solve.linear import factored
 from pipeline.domain.errors import EditorFailed
 
@@ -23,7 +23,7 @@ def rows(seed: int, num: int = 3) -> Tensor:
 
 
 def test_a_factor_leaves_the_sum_as_it_is() -> None:
-    sums = KeySums(positive(), name="w")
+    sums = Gram(positive(), name="w")
     before = sums.matrix()
     lower = sums.factor().lower_II.tril()
     torch.testing.assert_close(lower @ lower.T, positive(), rtol=1e-12, atol=1e-12)
@@ -32,12 +32,12 @@ def test_a_factor_leaves_the_sum_as_it_is() -> None:
 
 
 def test_a_solve_reads_the_factor_only() -> None:
-    sums, right = KeySums(positive(), name="w"), rows(5).T
+    sums, right = Gram(positive(), name="w"), rows(5).T
     assert torch.equal(sums.factor().solve(right), factored(positive(), name="w").solve(right))
 
 
 def test_rows_add_up_whether_or_not_a_factor_was_asked_for_between() -> None:
-    asked, silent = KeySums(positive(), name="w"), KeySums(positive(), name="w")
+    asked, silent = Gram(positive(), name="w"), Gram(positive(), name="w")
     for seed in (1, 2):
         asked.factor()
         for sums in (asked, silent):
@@ -49,14 +49,14 @@ def test_rows_add_up_whether_or_not_a_factor_was_asked_for_between() -> None:
 
 
 def test_no_rows_change_nothing() -> None:
-    sums = KeySums(positive(), name="w")
+    sums = Gram(positive(), name="w")
     factor = sums.factor()
     sums.add(rows(1, num=0))
     assert sums.factor() is factor
 
 
 def test_a_copy_goes_its_own_way() -> None:
-    sums = KeySums(positive(), name="w")
+    sums = Gram(positive(), name="w")
     solved = sums.factor().solve(rows(5).T)
     other = sums.copied()
     assert torch.equal(other.factor().solve(rows(5).T), solved)
@@ -66,7 +66,7 @@ def test_a_copy_goes_its_own_way() -> None:
 
 
 def test_sums_and_factor_are_one_square() -> None:
-    sums = KeySums(positive(), name="w")
+    sums = Gram(positive(), name="w")
     held = sums._square_II.untyped_storage()
     factor = sums.factor()
     sums.add(rows(1))
@@ -76,12 +76,12 @@ def test_sums_and_factor_are_one_square() -> None:
 
 def test_what_is_not_positive_definite_is_named() -> None:
     with pytest.raises(EditorFailed, match=r"block\.3"):
-        KeySums(-positive(), name="block.3").factor()
+        Gram(-positive(), name="block.3").factor()
 
 
 def test_a_jitter_is_of_the_factor_and_not_of_the_sum() -> None:
     key = rows(1, num=1)
-    sums = KeySums(key.T @ key, name="w")
+    sums = Gram(key.T @ key, name="w")
     assert sums.jitter == 0
     sums.factor()
     assert sums.jitter > 0

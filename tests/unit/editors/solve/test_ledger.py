@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.solve.gram import KeySums
+from editors.solve.gram import Gram
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
 from editors.solve.rows import EditRows
@@ -73,15 +73,15 @@ def test_a_commit_that_fails_leaves_the_sums_of_the_rows_before(monkeypatch: pyt
     names = ("first", "second")
     ledger = Ledger(random_prior(12, *names), strength=10.0, ridge=0.03)
     before = {name: ledger.matrix(name) for name in names}
-    add, calls = KeySums.add, []
+    add, calls = Gram.add, []
 
-    def is_out_of_memory(sums: KeySums, keys_TI: torch.Tensor) -> None:
+    def is_out_of_memory(sums: Gram, keys_TI: torch.Tensor) -> None:
         calls.append(sums)
         if len(calls) == 2:
             raise MemoryError
         add(sums, keys_TI)
 
-    monkeypatch.setattr(KeySums, "add", is_out_of_memory)
+    monkeypatch.setattr(Gram, "add", is_out_of_memory)
     rows = random_rows(1, {"a": 2})
     with pytest.raises(MemoryError):
         ledger.commit(

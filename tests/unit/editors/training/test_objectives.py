@@ -16,8 +16,8 @@ from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.prior import Prior, measure_prior
-from editors.training.examples import Lessons, make_lessons
-from editors.training.mend_objective import PublishedObjective, PublishedSettings
+from editors.training.examples import Examples, make_examples
+from editors.training.mend_objective import MendObjective, MendObjectiveSettings
 from editors.training.objective import LOSS, Losses, Objective
 from editors.training.solved_objective import SolvedObjective, SolvedSettings
 from editors.weights.loading import load_base
@@ -39,9 +39,9 @@ def prior(model: EditableModel) -> Prior:
     return measure_prior(model, sentences(FACTS))
 
 
-def lessons_of(model: EditableModel) -> Lessons:
+def lessons_of(model: EditableModel) -> Examples:
     text = "\n".join(sentences(FACTS[:6]))
-    return make_lessons(model, EDITS, [], text, num_held_out=NUM_HELD_OUT, has_subjects=True)
+    return make_examples(model, EDITS, [], text, num_held_out=NUM_HELD_OUT, has_subjects=True)
 
 
 def objective_of(
@@ -49,23 +49,23 @@ def objective_of(
     model: EditableModel,
     prior: Prior,
     *,
-    lessons: Lessons | None = None,
+    examples: Examples | None = None,
     share_edited: float = 0.0,
     batch: int = 4,
 ) -> tuple[Objective, MendTransform]:
     """An objective after its beginning, with a network that is away from its start."""
     statistics = "token" if kind == SOLVED else "shape"
     transform = MendTransform(shapes_of(model.inner), rank=4, statistics=statistics, rest=0.8 if kind == SOLVED else 1)
-    lessons = lessons or lessons_of(model)
+    examples = examples or lessons_of(model)
     objective: Objective
     if kind == SOLVED:
         ledger = Ledger(prior, strength=100.0, ridge=1e-3)
         settings = SolvedSettings(batch=batch, num_text=2, boost=5.0, share_edited=share_edited)
         objective = SolvedObjective(
-            model, model.inner, transform, lessons, ledger, NaturalGradient(ledger.prior, 0.1), settings
+            model, model.inner, transform, examples, ledger, NaturalGradient(ledger.prior, 0.1), settings
         )
     else:
-        objective = PublishedObjective(model, transform, lessons, PublishedSettings(batch=batch, first_step=0.2))
+        objective = MendObjective(model, transform, examples, MendObjectiveSettings(batch=batch, first_step=0.2))
     objective.begin()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -140,17 +140,17 @@ def test_a_validation_changes_nothing_and_gives_the_same_figures_again(
 
 @pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
 def test_statistics_and_rates_come_from_what_is_learnt_from_only(kind: str, model: EditableModel, prior: Prior) -> None:
-    lessons = lessons_of(model)
-    whole, _ = objective_of(kind, model, prior, lessons=lessons)
-    fewer, _ = objective_of(kind, model, prior, lessons=replace(lessons, held_out=lessons.held_out[:1]))
-    other, _ = objective_of(kind, model, prior, lessons=replace(lessons, training=lessons.training[:-2]))
+    examples = lessons_of(model)
+    whole, _ = objective_of(kind, model, prior, examples=examples)
+    fewer, _ = objective_of(kind, model, prior, examples=replace(examples, held_out=examples.held_out[:1]))
+    other, _ = objective_of(kind, model, prior, examples=replace(examples, training=examples.training[:-2]))
     for validated in (whole, fewer):
         validated.validate()
     assert all(torch.equal(tensor, fewer.state()[name]) for name, tensor in whole.state().items())
     seen = [name for name in whole.state() if "num_seen" in name]
     assert all(bool(whole.state()[name] > other.state()[name]) for name in seen)
     if kind == SOLVED:
-        assert [whole.state()[name].tolist() for name in seen] == [[len(lessons.training)]]
+        assert [whole.state()[name].tolist() for name in seen] == [[len(examples.training)]]
 
 
 @pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
@@ -175,21 +175,21 @@ def test_steps_along_the_gradient_bring_the_loss_down(kind: str, model: Editable
 
 @pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
 def test_fewer_edits_than_a_step_takes_are_enough(kind: str, model: EditableModel, prior: Prior) -> None:
-    lessons = lessons_of(model)
-    objective, _ = objective_of(kind, model, prior, lessons=lessons, share_edited=1.0, batch=50)
+    examples = lessons_of(model)
+    objective, _ = objective_of(kind, model, prior, examples=examples, share_edited=1.0, batch=50)
     losses = episode(objective, copied(objective))
     losses.total.backward()
     assert losses.parts[LOSS] > 0
     if kind == SOLVED:
-        assert losses.num_edits == len(lessons.training), "none is left for the weights to hold before"
+        assert losses.num_edits == len(examples.training), "none is left for the weights to hold before"
 
 
 def test_single_edits_are_judged_each_for_itself(model: EditableModel, prior: Prior) -> None:
     figures = []
     for batch in (1, 4):
         _, transform = objective_of(PUBLISHED, model, prior)
-        settings = PublishedSettings(batch=batch, first_step=0.2)
-        lessons = replace(lessons_of(model), text=())
-        figures.append(PublishedObjective(model, transform, lessons, settings).validate())
+        settings = MendObjectiveSettings(batch=batch, first_step=0.2)
+        examples = replace(lessons_of(model), text=())
+        figures.append(MendObjective(model, transform, examples, settings).validate())
     for name, value in figures[0].items():
         assert figures[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6)

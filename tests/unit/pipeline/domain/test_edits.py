@@ -92,7 +92,7 @@ class Judge:
         ]
         norm = 9.0 if fails else 0.0
         report = judge(GatePolicy(), make_measurements(*scores, change_norm=norm))
-        return Attempt(trial_id=str(len(self.compositions)), report=report, seconds={})
+        return Attempt(candidate_id=str(len(self.compositions)), report=report, seconds={})
 
 
 def names_of(edits: tuple[Edit, ...]) -> set[str]:
@@ -109,7 +109,7 @@ def test_a_passing_batch_is_tried_once() -> None:
     assert len(found.accepted) == 8
     assert found.num_trials == 1
     assert found.kept is not None
-    assert found.kept.trial_id == "1"
+    assert found.kept.candidate_id == "1"
 
 
 def test_a_blamed_edit_is_set_apart_at_once() -> None:
@@ -141,7 +141,7 @@ def test_sifting_never_loses_an_edit_and_keeps_its_bound(count: int, data: st.Da
     assert found.num_trials <= most_trials(count)
     if accepted:
         assert found.kept is not None
-        assert judged.compositions[int(found.kept.trial_id) - 1] == accepted
+        assert judged.compositions[int(found.kept.candidate_id) - 1] == accepted
 
 
 def test_a_saturated_lineage_blames_nobody() -> None:
@@ -152,7 +152,7 @@ def test_a_saturated_lineage_blames_nobody() -> None:
         worn = replace(whole.candidate, suite_unchanged=0.1)
         report = judge(GatePolicy(), replace(whole, candidate=worn, parent=worn))
         assert report.verdict is Verdict.saturated
-        return Attempt(trial_id="1", report=report, seconds={})
+        return Attempt(candidate_id="1", report=report, seconds={})
 
     found = sift(batch_of(4), saturated)
     assert found.saturated is not None

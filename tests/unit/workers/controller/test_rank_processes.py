@@ -154,6 +154,7 @@ def test_killing_twice_does_no_harm(tmp_path: Path) -> None:
 def test_the_controller_never_imports_torch() -> None:
     import subprocess
 
-    text = "import sys, workers.controller.group, workers.rank.__main__; print([m for m in ('torch', 'deepspeed') if m in sys.modules])"
+    modules = "sys, workers.controller.group, workers.rank.__main__"
+    text = f"import {modules}; print([m for m in ('torch', 'deepspeed') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

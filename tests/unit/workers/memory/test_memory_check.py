@@ -11,7 +11,7 @@ from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import BaseSpec
 from tests.support.tiny_models import save_tiny_llama
 from workers.memory import memory_check as room
-from workers.memory.memory_check import require_room
+from workers.memory.memory_check import require_memory
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def base(tmp_path: Path) -> BaseSpec:
 
 
 def check(base: BaseSpec, names: tuple[str, ...] = ()) -> None:
-    require_room(base, names, config_path=None, peers=ALONE)
+    require_memory(base, names, config_path=None, comm=ALONE)
 
 
 def test_too_little_memory_is_refused_with_the_plan(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
