@@ -6,7 +6,7 @@ import json
 
 import jsonschema
 import pytest
-from tests.unit.test_wire_fuzz import VALID
+from tests.unit.pipeline.domain.test_wire_fuzz import VALID
 
 from pipeline import schemas
 from pipeline.domain.edits import EditRequest
