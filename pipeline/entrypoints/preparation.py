@@ -1,19 +1,26 @@
-"""Has a base model measured once for a lineage. Never imports torch: `editors.prepare` runs in its own process."""
+"""What a lineage starts with: a base model that is measured once, and the record of the lineage on it.
+
+`editors.prepare` measures in a process of its own; nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from infra.local.base_model import cache_folder, ensure_base_model
+from pipeline.bootstrap import Stores
 from pipeline.domain.canonical import sha256_text
+from pipeline.domain.gates import GatePolicy
+from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
 from pipeline.entrypoints.children import run_module
+from pipeline.entrypoints.local_settings import cli_actor
 
 DEFAULT_FACTS = Path(__file__).resolve().parents[2] / "infra" / "local" / "facts"
 
@@ -23,11 +30,11 @@ class PreparedEditor:
     """A trained editor that was found fit for the base."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     card: Path
-    """What it is for."""
+    """Its card: the base and the weights it is for."""
     tensors: Path
-    """The network."""
+    """Its network, safetensors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +89,25 @@ def prepare_base(
     files = ["--model", asked[0], "--suite", asked[1], "--text", asked[2]]
     run_module("editors.prepare", *files, "--out", str(out), *chosen)
     return _prepared(folder, out)
+
+
+def make_lineage(kept: Stores, name: str, prepared: Prepared, *, batch_size: int | None, policy: GatePolicy) -> Lineage:
+    """Record a lineage on a prepared base; a batch holds what the editor's card says if `batch_size` is None."""
+    new = NewLineage(
+        name=name,
+        base=prepared.base,
+        editor=replace(prepared.editor, batch_size=batch_size or prepared.editor.batch_size),
+        policy=policy,
+        prior=kept.artifacts.put(prepared.prior),
+        baseline=kept.artifacts.put(prepared.baseline),
+        trained=_stored(kept, prepared.trained) if prepared.trained else None,
+    )
+    return kept.lineages.create(new, actor=cli_actor())
+
+
+def _stored(kept: Stores, trained: PreparedEditor) -> TrainedArtifacts:
+    card, tensors = kept.artifacts.put(trained.card), kept.artifacts.put(trained.tensors)
+    return TrainedArtifacts(name=trained.name, card=card, tensors=tensors)
 
 
 def _prepared(folder: Path, out: Path) -> Prepared:

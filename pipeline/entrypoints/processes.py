@@ -1,4 +1,4 @@
-"""Our own processes on one machine: what `up` starts under the roof of the embedded stack. Runs no work itself."""
+"""What `up` and the demo start on one machine: the embedded stack, and our own processes beside it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,39 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from infra.local import LocalStack
-from pipeline.config import Settings
+from infra.local import LocalStack, LocalStackError
+from pipeline.adapters.sql.schema import upgrade
+from pipeline.bootstrap import create_topics
+from pipeline.config import Settings, load_settings
+from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import BaseSpec
-from pipeline.entrypoints.local_settings import environment_of
+from pipeline.entrypoints.local_settings import environment_of, with_endpoints
 
 INTAKE = "intake"
 CONTROL_WORKER = "control-worker"
 EDIT_WORKER_GRACE = timedelta(seconds=60)
+
+
+def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
+    """Start the services, bring the schema up to date and make the topics.
+
+    Args:
+        home: folder of the stack; what the settings say if None.
+
+    Raises:
+        Misconfigured: if a service cannot be started, naming it and its log.
+    """
+    settings = load_settings()
+    settings = settings.model_copy(update={"home": (home or settings.home).absolute()})
+    stack = LocalStack(settings.home)
+    try:
+        endpoints = stack.start()
+    except LocalStackError as error:
+        raise Misconfigured(str(error)) from error
+    settings = with_endpoints(settings, endpoints)
+    upgrade(endpoints.database_url)
+    create_topics(settings)
+    return stack, settings
 
 
 def start_intake(stack: LocalStack, settings: Settings) -> None:
@@ -30,7 +55,7 @@ def start_control_worker(stack: LocalStack, settings: Settings) -> None:
 
 
 def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec) -> str:
-    """Start the worker whose ranks hold one base; returns its name among the stack's processes."""
+    """Start the worker whose ranks hold one base; return its name among the stack's processes."""
     base = base_spec.digest[:12]
     settings = settings.model_copy(
         update={

@@ -29,10 +29,8 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.rank_api import LoadPlan
-from pipeline.entrypoints.cli.lineage import make_lineage
-from pipeline.entrypoints.cli.stack import start_stack
-from pipeline.entrypoints.preparation import Prepared, prepare_base
-from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake
+from pipeline.entrypoints.preparation import Prepared, make_lineage, prepare_base
+from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
 from tests.support.taught import FACTS, PUPILS, questions, save_lines
 from tests.support.taught_editors import UNSEEN, changes
 

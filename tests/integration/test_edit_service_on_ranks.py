@@ -15,8 +15,7 @@ from pipeline.config import Settings
 from pipeline.domain.errors import EngineFailed
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.rank_api import LoadPlan
-from pipeline.entrypoints.cli.lineage import make_lineage
-from pipeline.entrypoints.preparation import Prepared
+from pipeline.entrypoints.preparation import Prepared, make_lineage
 from tests.faults.test_rank_faults import eventually, is_gone
 from tests.support.factories import NOON
 from tests.support.store_rig import LINEAGE, ROLE, StoreRig

@@ -54,7 +54,7 @@ def test_the_control_image_asks_for_no_torch(bare_folder: Path) -> None:
 
 
 def test_what_the_control_image_runs_imports_no_torch() -> None:
-    modules = "pipeline.entrypoints.cli.app, pipeline.entrypoints.consumer, workers.app, infra.migrate"
+    modules = "pipeline.entrypoints.cli.app, pipeline.entrypoints.consumer, workers.app, pipeline.entrypoints.migrate"
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'deepspeed') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert said.stdout == "[]\n", said.stderr

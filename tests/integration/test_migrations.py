@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -18,7 +19,7 @@ from pytest_alembic.tests import (  # noqa: F401
 )
 from sqlalchemy import Engine
 
-import migrations
+from pipeline.adapters.sql import schema
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
@@ -27,6 +28,7 @@ from pipeline.domain.errors import Misconfigured, Unavailable
 from tests.support.factories import make_request
 from tests.support.stream_records import PARTITION, carrying, new_lineage, parsed, poll_of
 
+REPOSITORY = Path(__file__).parents[2]
 APP, AUDITOR = "corrigenda_app", "corrigenda_auditor"
 KEPT = sorted(set(metadata.tables) - {"outbox"})
 FINAL = ["audit_events", "gate_reports", "approvals", "snapshot_edits", "edit_rows"]
@@ -36,9 +38,7 @@ FINAL = ["audit_events", "gate_reports", "approvals", "snapshot_edits", "edit_ro
 @pytest.fixture
 def alembic_config() -> Config:
     """Where the revisions are."""
-    config = Config()
-    config.set_main_option("script_location", str(migrations.FOLDER))
-    return config
+    return schema.alembic_config()
 
 
 @pytest.fixture
@@ -69,17 +69,17 @@ def run_as(url: str, role: str, statement: str) -> None:
 
 
 def test_upgrading_twice_is_the_same_as_once(empty_postgres_url: str) -> None:
-    assert migrations.current(empty_postgres_url)[0] is None
-    migrations.upgrade(empty_postgres_url)
-    migrations.upgrade(empty_postgres_url)
-    reached, newest = migrations.current(empty_postgres_url)
+    assert schema.current(empty_postgres_url)[0] is None
+    schema.upgrade(empty_postgres_url)
+    schema.upgrade(empty_postgres_url)
+    reached, newest = schema.current(empty_postgres_url)
     assert reached == newest is not None
 
 
 def test_a_downgrade_refuses_while_there_is_history(filled_url: str) -> None:
     for revision in ("base", "0001"):
         with pytest.raises(Misconfigured, match=r"history|rows"):
-            migrations.downgrade(filled_url, revision)
+            schema.downgrade(filled_url, revision)
     with psycopg.connect(filled_url) as connection:
         assert connection.execute("SELECT count(*) FROM edit_requests").fetchone() == (1,)
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -89,11 +89,11 @@ def test_a_downgrade_refuses_while_there_is_history(filled_url: str) -> None:
 def test_a_downgrade_of_tables_with_rows_names_them(postgres_url: str) -> None:
     run_as(postgres_url, APP, "INSERT INTO outbox (dedup_key, kind, payload) VALUES ('k', 'doorbell', '{}')")
     with pytest.raises(Misconfigured, match="outbox"):
-        migrations.downgrade(postgres_url, "base")
+        schema.downgrade(postgres_url, "base")
 
 
 def test_an_empty_database_goes_down_to_nothing(postgres_url: str) -> None:
-    migrations.downgrade(postgres_url, "base")
+    schema.downgrade(postgres_url, "base")
     with psycopg.connect(postgres_url) as connection:
         left = connection.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace "
@@ -105,8 +105,8 @@ def test_an_empty_database_goes_down_to_nothing(postgres_url: str) -> None:
 def test_a_migrator_waits_for_another_one(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with psycopg.connect(postgres_url) as holder:
         holder.execute("SELECT pg_advisory_xact_lock(x'636f7272'::bigint)")
-        code = "import migrations, sys; migrations.upgrade(sys.argv[1])"
-        migrator = subprocess.Popen([sys.executable, "-c", code, postgres_url], cwd=migrations.FOLDER.parent)
+        code = "import sys; from pipeline.adapters.sql.schema import upgrade; upgrade(sys.argv[1])"
+        migrator = subprocess.Popen([sys.executable, "-c", code, postgres_url], cwd=REPOSITORY)
         wait_for_lock(holder)
         assert migrator.poll() is None
         holder.rollback()
@@ -127,16 +127,16 @@ def wait_for_lock(connection: psycopg.Connection) -> None:
 def test_a_wrong_password_and_a_missing_server_are_one_sentence(postgres_url: str) -> None:
     wrong = postgres_url.replace("://corrigenda:", "://corrigenda:not")
     with pytest.raises(Misconfigured, match="password") as refused:
-        migrations.upgrade(wrong)
+        schema.upgrade(wrong)
     assert "not" + postgres_url.split(":")[2].split("@")[0] not in str(refused.value)
     with pytest.raises(Unavailable, match="does not answer"):
-        migrations.upgrade("postgresql://corrigenda:x@127.0.0.1:1/corrigenda")
+        schema.upgrade("postgresql://corrigenda:x@127.0.0.1:1/corrigenda")
 
 
 def test_a_schema_of_a_newer_version_is_refused(postgres_url: str) -> None:
     run_as(postgres_url, "", "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(Misconfigured, match="9999"):
-        migrations.upgrade(postgres_url)
+        schema.upgrade(postgres_url)
 
 
 @pytest.mark.parametrize("role", ["", APP])
@@ -214,8 +214,8 @@ def test_every_view_is_described(postgres_url: str) -> None:
 
 
 def test_bringing_a_database_up_does_not_load_torch() -> None:
-    code = "import migrations, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=migrations.FOLDER.parent, check=False).returncode == 0
+    code = "import pipeline.adapters.sql.schema, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
 def test_the_model_tables_add_up_without_a_cycle() -> None:

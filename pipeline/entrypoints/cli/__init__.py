@@ -1,5 +1,4 @@
-"""The command `corrigenda`: one module for each group of commands, put together in `app`."""
+"""The command `corrigenda`: one module for each group of commands, put together in `app`.
 
-from pipeline.entrypoints.cli.app import main
-
-__all__ = ["main"]
+`app.main` is the entry point; each other module exports `add_commands`.
+"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +13,11 @@ from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
+from pipeline.domain.lineages import check_name
 from pipeline.entrypoints.cli.plan import lineage_plan
 from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
-from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, PreparedEditor, prepare_base
+from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
 
 TASKS = ("causal", "seq2seq", "classifier")
@@ -100,25 +100,6 @@ def _check_free(kept: Stores, name: str) -> None:
     check_name(name)
     if name in [found.settings.name for found in kept.lineages.lineages()]:
         raise InvalidInput(f"expected a free name for a lineage, got {name!r}, taken", lineage=name)
-
-
-def make_lineage(kept: Stores, name: str, prepared: Prepared, *, batch_size: int | None, policy: GatePolicy) -> Lineage:
-    """Record a lineage on a prepared base; the most edits in a batch are the editor's own if None."""
-    new = NewLineage(
-        name=name,
-        base=prepared.base,
-        editor=replace(prepared.editor, batch_size=batch_size or prepared.editor.batch_size),
-        policy=policy,
-        prior=kept.artifacts.put(prepared.prior),
-        baseline=kept.artifacts.put(prepared.baseline),
-        trained=_stored(kept, prepared.trained) if prepared.trained else None,
-    )
-    return kept.lineages.create(new, actor=cli_actor())
-
-
-def _stored(kept: Stores, trained: PreparedEditor) -> TrainedArtifacts:
-    card, tensors = kept.artifacts.put(trained.card), kept.artifacts.put(trained.tensors)
-    return TrainedArtifacts(name=trained.name, card=card, tensors=tensors)
 
 
 def lineage_list(as_json: JsonOption = False) -> None:

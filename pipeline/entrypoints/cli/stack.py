@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from infra.local import LocalStack, LocalStackError
+from infra.local import LocalStack
 from infra.local.base_model import default_model_folder, is_ready
 from pipeline.bootstrap import create_topics, stores
 from pipeline.config import Settings, load_settings
@@ -25,8 +25,8 @@ from pipeline.entrypoints.console import (
     say,
     told,
 )
-from pipeline.entrypoints.local_settings import current_settings, with_endpoints
-from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake
+from pipeline.entrypoints.local_settings import current_settings
+from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Folder of the stack; CORRIGENDA_HOME, or .corrigenda.")
@@ -57,27 +57,6 @@ def up(home: HomeOption = None, as_json: JsonOption = False) -> None:
     say(f"MLflow: {settings.mlflow_uri}")
     if not stores(settings).lineages.lineages():
         say("next: corrigenda lineage create NAME")
-
-
-def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
-    """Start the services, bring the schema up to date and make the topics.
-
-    Raises:
-        Misconfigured: if a service cannot be started, naming it and its log.
-    """
-    from migrations import upgrade
-
-    settings = load_settings()
-    settings = settings.model_copy(update={"home": (home or settings.home).absolute()})
-    stack = LocalStack(settings.home)
-    try:
-        endpoints = stack.start()
-    except LocalStackError as error:
-        raise Misconfigured(str(error)) from error
-    settings = with_endpoints(settings, endpoints)
-    upgrade(endpoints.database_url)
-    create_topics(settings)
-    return stack, settings
 
 
 def down(home: HomeOption = None, as_json: JsonOption = False) -> None:

@@ -14,8 +14,6 @@ from pipeline.bootstrap import publisher, stores
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.gates import GatePolicy
-from pipeline.entrypoints.cli.lineage import make_lineage
-from pipeline.entrypoints.cli.stack import start_stack
 from pipeline.entrypoints.console import ExitCode, complain, say
 from pipeline.entrypoints.demo.accounting import Accounts
 from pipeline.entrypoints.demo.reader import ModelReader
@@ -31,8 +29,8 @@ from pipeline.entrypoints.demo.tables import (
     tell_what_holds,
 )
 from pipeline.entrypoints.local_settings import with_endpoints
-from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, prepare_base
-from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake
+from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, make_lineage, prepare_base
+from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
 
 LINEAGE = "demo"
 BATCH_SIZE = 30

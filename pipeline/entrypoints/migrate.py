@@ -1,18 +1,19 @@
-"""Brings the database and the topics of a deployment up to date: ``python -m infra.migrate``.
-
-Knows the order of the two. Does not know any table or topic.
-"""
+"""The job that brings a deployment's database and topics up to date: `python -m pipeline.entrypoints.migrate`."""
 
 import sys
 
-from migrations import upgrade
+from pipeline.adapters.sql.schema import upgrade
 from pipeline.bootstrap import create_topics
 from pipeline.config import load_settings
 from pipeline.domain.errors import CorrigendaError
 
 
 def main() -> int:
-    """Migrates and makes missing topics; may be run again; exit status 1 and one sentence when it cannot."""
+    """Migrate the database, then make the topics that are missing; may be run again.
+
+    Returns:
+        The exit status: 0, or 1 after one sentence on standard error.
+    """
     try:
         settings = load_settings()
         settings.require("database_url", "kafka_bootstrap")
