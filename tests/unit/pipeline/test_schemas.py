@@ -6,12 +6,12 @@ import json
 
 import jsonschema
 import pytest
-from tests.unit.pipeline.domain.test_wire_fuzz import VALID
 
 from pipeline import schemas
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import InvalidMessage
 from pipeline.domain.wire import parse_object
+from tests.unit.pipeline.domain.test_wire_fuzz import VALID
 
 
 def test_the_kept_schemas_are_what_the_models_say() -> None:
