@@ -12,10 +12,11 @@ from typing import TypeVar
 from editors.evaluation.edit_metrics import EditFigures, Followed, Neighbour
 from editors.evaluation.fluency import fluency
 from editors.measure.free_answers import free_answers
+from editors.measure.losses import Reading
 from editors.measure.prefix_cache import PrefixCache
 from editors.measure.quality import Figure, prepared_references, references
 from editors.measure.reference import own_answers
-from editors.measure.scoring import Change, Reading, Score, compared, readings, scores
+from editors.measure.scoring import Change, Score, compared, readings, scores
 from editors.models.families import EditableModel, Pair
 from editors.models.tokens import Encoded
 from pipeline.domain.batches import stratified_sample

@@ -1,34 +1,73 @@
-"""Knows the differentiable losses of training: of a target, and of having moved away from earlier answers.
+"""Log-probabilities of targets and divergences from earlier answers, for measuring and for training alike.
+
+Everything here is differentiable, and computes in fp32 whatever dtype the model has.
 
 Legend: N target tokens in a batch, B sequences, T target tokens of one sequence, K top tokens kept, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import torch
 from torch import Tensor
 
-from editors.measure.scoring import Reading
 from editors.models.families import TargetBatch
+
+TOP = 128
+"""Most tokens of a distribution that a reading keeps, K. All others count as one, so a KL from it is a lower bound."""
+LEAST_REST = 1e-6
+"""Least probability of the tokens that are not kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What a model would say at each target position of one sequence; on the CPU."""
+
+    argmax_T: Tensor
+    """The most probable token of each position."""
+    top_TK: Tensor
+    """The K most probable tokens."""
+    log_top_TK: Tensor
+    """Their log-probabilities, fp32."""
+    log_rest_T: Tensor
+    """The log-probability of all other tokens together, fp32."""
+
+    @classmethod
+    def of(cls, log_TV: Tensor) -> Self:
+        """Return the reading of whole distributions, given as log-probabilities."""
+        log_top_TK, top_TK = log_TV.topk(min(TOP, log_TV.shape[1]), dim=1)
+        return cls(
+            argmax_T=log_TV.argmax(dim=1).cpu(),
+            top_TK=top_TK.cpu(),
+            log_top_TK=log_top_TK.cpu(),
+            log_rest_T=_log_rest(log_top_TK).cpu(),
+        )
+
+
+def target_log_probability(logits_NV: Tensor, batch: TargetBatch) -> Tensor:
+    """Return the log-probability of each target token, N, fp32."""
+    logits_NV = logits_NV.float()
+    # logsumexp instead of log_softmax: the result is N numbers, not another N x V.
+    return logits_NV.gather(1, batch.target_N[:, None])[:, 0] - logits_NV.logsumexp(dim=1)
 
 
 def mean_log_probability(logits_NV: Tensor, batch: TargetBatch) -> Tensor:
-    """Mean log-probability of each sequence's target tokens, B, fp32."""
-    logits_NV = logits_NV.float()
-    log_N = logits_NV.gather(1, batch.target_N[:, None])[:, 0] - logits_NV.logsumexp(dim=1)
+    """Return the mean log-probability of each sequence's target tokens, B, fp32."""
+    log_N = target_log_probability(logits_NV, batch)
     tokens_B = torch.bincount(batch.row_N, minlength=batch.num_rows)
     return log_N.new_zeros(batch.num_rows).index_add(0, batch.row_N, log_N) / tokens_B
 
 
 def rows_of(batch: TargetBatch) -> list[slice]:
-    """The target tokens of each sequence of a batch."""
-    lengths = torch.bincount(batch.row_N, minlength=batch.num_rows).tolist()
-    ends = torch.tensor(lengths).cumsum(dim=0).tolist()
-    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    """Return where the target tokens of each sequence lie among the N of a batch."""
+    ends = torch.bincount(batch.row_N, minlength=batch.num_rows).cumsum(dim=0).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def divergence(before: Reading, log_TV: Tensor) -> Tensor:
-    """Mean over the tokens of `KL(before || now)`, over the K tokens that were kept and all others as one.
+    """Return the mean over the tokens of `KL(before || now)`, nats: over the K kept tokens and all others as one.
 
     Args:
         before: what was answered.
@@ -36,6 +75,13 @@ def divergence(before: Reading, log_TV: Tensor) -> Tensor:
     """
     log_now_TK = log_TV.gather(1, before.top_TK.to(log_TV.device))
     log_was_TK, log_was_rest_T = before.log_top_TK.to(log_TV.device), before.log_rest_T.to(log_TV.device)
-    log_now_rest_T = (1.0 - log_now_TK.exp().sum(dim=1)).clamp(min=1e-6).log()
     top_T = (log_was_TK.exp() * (log_was_TK - log_now_TK)).sum(dim=1)
-    return (top_T + log_was_rest_T.exp() * (log_was_rest_T - log_now_rest_T)).mean()
+    return (top_T + log_was_rest_T.exp() * (log_was_rest_T - _log_rest(log_now_TK))).mean()
+
+
+def _log_rest(log_top_TK: Tensor) -> Tensor:
+    # The sum is taken in fp64, so that it adds no error of its own. A log-probability is a difference of fp32 logits,
+    # which lie about 2e-6 apart near 20: a rest below 1e-6 is rounding. Its logarithm would be noise, and the gradient
+    # through it, 1 / rest, would drown the others.
+    rest_T = 1.0 - log_top_TK.double().exp().sum(dim=1)
+    return rest_T.clamp(min=LEAST_REST).log().float()

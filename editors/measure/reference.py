@@ -15,8 +15,9 @@ from typing import Any, Self
 
 import torch
 
+from editors.measure.losses import Reading
 from editors.measure.quality import Figure, Reference, prepared_references, references
-from editors.measure.scoring import Reading, Score, prepare, readings, scores
+from editors.measure.scoring import Score, prepare, readings, scores
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
 from pipeline.domain.canonical import canonical_json, sha256_file, sha256_json

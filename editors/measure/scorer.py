@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 import torch
 
 from editors.measure.free_answers import free_answers
+from editors.measure.losses import Reading
 from editors.measure.prefix_cache import PrefixCache
 from editors.measure.quality import Figure, chosen, prepared_references
 from editors.measure.reference import Baseline, own_answers
-from editors.measure.scoring import Change, Reading, Score, compared, prepare, readings, scores
+from editors.measure.scoring import Change, Score, compared, prepare, readings, scores
 from editors.models.families import EditableModel, Pair
 from editors.models.hooks import side_branch
 from editors.models.tokens import Encoded

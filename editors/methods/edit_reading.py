@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editors.measure.losses import target_log_probability
 from editors.models.families import EditableModel, InnerParam, TargetBatch
 from editors.models.hooks import Branch, capturing_at, side_branch
 from editors.models.tokens import Encoded, KeyTokens
@@ -150,7 +151,7 @@ def read(
         for part in parts:
             batch = part.batch
             with capturing_at(model.module, [(param, part.places[param.name]) for param in group.params]) as seen:
-                log_probability_N = target_log_probability(model, batch)
+                log_probability_N = target_log_probability(model.target_logits(batch), batch)
                 tokens_B = torch.bincount(batch.row_N, minlength=batch.num_rows)
                 loss = -(log_probability_N / tokens_B[batch.row_N]).sum()
                 delta_of = seen.deltas(loss)
@@ -176,7 +177,7 @@ def read_least(
     own = []
     with torch.no_grad(), side_branch(model.module, branches):
         for part in parts_of(model, edits, Group(params=(), kind="answer"), rephrase_rows):
-            probability_N = target_log_probability(model, part.batch).exp()
+            probability_N = target_log_probability(model.target_logits(part.batch), part.batch).exp()
             if not part.is_filler:
                 own.append((part.edit_B[part.batch.row_N].cpu(), probability_N.cpu()))
     return least_probability([piece for of_rank in model.comm.gathered(own) for piece in of_rank], len(edits))
@@ -210,8 +211,3 @@ def least_probability(pieces: Sequence[tuple[Tensor, Tensor]], num_edits: int) -
     if not bool(torch.isfinite(probability_N).all()):
         raise EditorFailed("expected finite probabilities of the target tokens, got NaN or infinity")
     return torch.ones(num_edits).scatter_reduce(0, edit_N, probability_N, "amin")
-
-
-def target_log_probability(model: EditableModel, batch: TargetBatch) -> Tensor:
-    logits_NV = model.target_logits(batch).float()
-    return logits_NV.gather(1, batch.target_N[:, None])[:, 0] - logits_NV.logsumexp(dim=1)

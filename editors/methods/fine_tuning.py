@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from editors.measure.losses import target_log_probability
 from editors.measure.scoring import prepare
 from editors.methods.base import EditResult
 from editors.models.families import EditableModel, TargetBatch
@@ -114,8 +115,7 @@ def _backward(model: EditableModel, parts: Sequence[TargetBatch], branches: Mapp
     least, num_edits = 1.0, sum(batch.num_rows for batch in parts)
     with torch.enable_grad(), side_branch(model.module, branches):
         for batch in parts:
-            logits_TV = model.target_logits(batch).float()
-            log_T = logits_TV.gather(1, batch.target_N[:, None])[:, 0] - logits_TV.logsumexp(dim=1)
+            log_T = target_log_probability(model.target_logits(batch), batch)
             tokens_B = torch.bincount(batch.row_N, minlength=batch.num_rows)
             torch.autograd.backward(-(log_T / tokens_B[batch.row_N]).sum() / num_edits)
             least = float(log_T.detach().exp().min().clamp(max=least))  # NaN stays NaN

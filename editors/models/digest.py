@@ -7,12 +7,13 @@ with the library that wrote it, and is left out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.domain.canonical import sha256_blocks
 from pipeline.domain.errors import Misconfigured
 
 TOKENIZER_FILES = (
@@ -41,18 +42,21 @@ def base_digest(folder: Path) -> str:
     Raises:
         Misconfigured: if the folder holds no safetensors weights.
     """
+    return sha256_blocks(_blocks(folder))
+
+
+def _blocks(folder: Path) -> Iterator[bytes]:
+    """Return what the digest is of: every tensor by name, then the files of the tokenizer."""
     stored = _stored_tensors(folder)
-    total = hashlib.sha256()
     for name in sorted(stored):
-        total.update(f"{name}\n{stored[name].described}\n".encode())
-        _hash_bytes(total, stored[name])
+        yield f"{name}\n{stored[name].described}\n".encode()
+        yield from _content(stored[name])
     for name in TOKENIZER_FILES:
         path = folder / name
         if path.is_file():
             content = path.read_bytes()
-            total.update(f"{name}\n{len(content)}\n".encode())
-            total.update(content)
-    return total.hexdigest()
+            yield f"{name}\n{len(content)}\n".encode()
+            yield content
 
 
 def _stored_tensors(folder: Path) -> dict[str, _Stored]:
@@ -84,7 +88,7 @@ def _header(path: Path) -> dict[str, _Stored]:
             raise Misconfigured(f"expected a safetensors file at {path}, got something else: {error!r}") from error
 
 
-def _hash_bytes(total: hashlib._Hash, stored: _Stored) -> None:
+def _content(stored: _Stored) -> Iterator[bytes]:
     with stored.path.open("rb") as file:
         file.seek(stored.start)
         left = stored.length
@@ -92,5 +96,5 @@ def _hash_bytes(total: hashlib._Hash, stored: _Stored) -> None:
             block = file.read(min(left, BLOCK_BYTES))
             if not block:
                 raise Misconfigured(f"expected {stored.length} bytes of a tensor in {stored.path}, the file is cut")
-            total.update(block)
+            yield block
             left -= len(block)

@@ -6,8 +6,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from editors.measure.losses import Reading
 from editors.measure.prefix_cache import PrefixCache
-from editors.measure.scoring import Prepared, Reading, readings
+from editors.measure.scoring import Prepared, readings
 from editors.measure.spill_file import SpillFile
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from editors.measure.losses import divergence, rows_of
-from editors.measure.scoring import Reading
+from editors.measure.losses import Reading, divergence, rows_of
 from editors.mend.transform import MendTransform
 from editors.methods.mend_sum import Pairs, token_pairs, update
 from editors.models.comm import merged

@@ -5,7 +5,6 @@ Every rank solves, transforms and takes Adam's steps by itself, from what all of
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from editors.models.comm import Comm
 from editors.training.objective import Losses, Objective, ParameterGroup
+from pipeline.domain.canonical import sha256_blocks
 from pipeline.domain.errors import EngineFailed
 
 
@@ -62,8 +62,8 @@ class SharedObjective:
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    return sha256_blocks(
+        block
+        for name, tensor in sorted(state.items())
+        for block in (name.encode(), tensor.detach().cpu().contiguous().numpy().tobytes())
+    )

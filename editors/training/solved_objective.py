@@ -24,8 +24,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from editors.measure.losses import divergence, mean_log_probability, rows_of
-from editors.measure.scoring import Reading, readings
+from editors.measure.losses import Reading, divergence, mean_log_probability, rows_of, target_log_probability
+from editors.measure.scoring import readings
 from editors.mend.transform import MARGIN, MendTransform
 from editors.methods.passes import joined
 from editors.models.comm import merged
@@ -247,7 +247,7 @@ class SolvedObjective:
                 with capturing_at(self._model.module, where) as seen:
                     logits_NV = self._model.target_logits(batch).float()
                     delta_of = seen.deltas(-mean_log_probability(logits_NV, batch).sum())
-                chosen_N = logits_NV.detach().log_softmax(dim=1).gather(1, batch.target_N[:, None])[:, 0].exp()
+                chosen_N = target_log_probability(logits_NV.detach(), batch).exp()
                 least_B = chosen_N.new_ones(batch.num_rows).scatter_reduce(0, batch.row_N, chosen_N, "amin")
                 if places:
                     places_of += places

@@ -1,8 +1,9 @@
-"""Canonical JSON and digests: the one way anything here is hashed. Knows no record of ours."""
+"""Canonical JSON and digests: the only place where anything is hashed. A digest is lower-case hexadecimal SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline.domain.errors import InvalidInput
 
 
 def canonical_json(value: Any) -> str:
-    """RFC 8785 text of a JSON value.
+    """Return the RFC 8785 text of a JSON value.
 
     Raises:
         InvalidInput: if the value has no canonical form (NaN, an integer above 2^53, a lone surrogate).
@@ -24,21 +25,29 @@ def canonical_json(value: Any) -> str:
 
 
 def sha256_bytes(content: bytes) -> str:
-    """Lower-case hex SHA-256."""
+    """Return the digest of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
+def sha256_blocks(blocks: Iterable[bytes]) -> str:
+    """Return the digest of blocks of bytes as if they were joined, holding one at a time."""
+    total = hashlib.sha256()
+    for block in blocks:
+        total.update(block)
+    return total.hexdigest()
+
+
 def sha256_text(text: str) -> str:
-    """Lower-case hex SHA-256 of the UTF-8 bytes of `text`."""
+    """Return the digest of a text's UTF-8 bytes."""
     return sha256_bytes(text.encode("utf-8"))
 
 
 def sha256_json(value: Any) -> str:
-    """Lower-case hex SHA-256 of the canonical JSON of `value`."""
+    """Return the digest of the canonical JSON of a value, and raise what `canonical_json` raises."""
     return sha256_text(canonical_json(value))
 
 
 def sha256_file(path: Path) -> str:
-    """Lower-case hex SHA-256 of a file's bytes, read in blocks."""
+    """Return the digest of a file's bytes, read in blocks; OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from editors.measure.losses import Reading
 from editors.measure.quality import Figure
 from editors.measure.reference import Baseline, SuiteAnswer
 from editors.measure.scorer import Scorer
-from editors.measure.scoring import Reading
 from editors.methods.select import editor_for
 from editors.models.digest import base_digest
 from editors.models.tokens import Encoded, encode_prompt

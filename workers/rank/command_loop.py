@@ -7,13 +7,13 @@ the ranks answer and end, and their controller starts new ones.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import socket
 from dataclasses import replace
 from pathlib import Path
 
 from editors.measure.memory import peak_bytes
+from pipeline.domain.canonical import sha256_text
 from pipeline.domain.errors import CorrigendaError, EngineFailed, LeaseLost
 from pipeline.domain.rank_api import BaseSpec
 from workers.commands import (
@@ -145,12 +145,12 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
 
 def compared(comm: RankComm, reply: Reply, model: HeldModel, request: Request) -> Reply:
     """The reply of all ranks, with the digest of all their weights; an error if they do not agree."""
-    every = comm.gathered((_said(reply, model, request), _sha256(model.digest), peak_bytes()))
+    every = comm.gathered((_said(reply, model, request), sha256_text(model.digest), peak_bytes()))
     found, weights, peaks = zip(*every, strict=True)
     if len(set(found)) > 1:
         problem = EngineFailed(f"expected every rank to answer {request.command.kind} alike, got {found}")
         return Reply(seq=request.seq, failure=failure_of(problem))
-    return replace(reply, digest=_sha256("\n".join(weights)) if model.digest else "", peak_bytes=peaks)
+    return replace(reply, digest=sha256_text("\n".join(weights)) if model.digest else "", peak_bytes=peaks)
 
 
 def _said(reply: Reply, model: HeldModel, request: Request) -> str:
@@ -159,7 +159,7 @@ def _said(reply: Reply, model: HeldModel, request: Request) -> str:
     evidence = ""
     if isinstance(request.command, TryEdits) and reply.outcome is not None:
         evidence = model.evidence(request.command.candidate.candidate_id)
-    return _sha256(REPLIES.encode(alike).decode() + evidence)
+    return sha256_text(REPLIES.encode(alike).decode() + evidence)
 
 
 def _next(connection: socket.socket) -> bytes:
@@ -173,7 +173,3 @@ def _next(connection: socket.socket) -> bytes:
         log.info("the controller is gone")
         return REQUESTS.encode(Request(seq=0, lineage="", epoch=0, command=Shutdown()))
     return body
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -5,7 +5,6 @@ Between two commands the edited weights are exactly those of the snapshot that w
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from editors.models.families import EditableModel, editable
 from editors.models.inner_params import inner_params
 from editors.solve.ledger import Ledger
 from editors.weights.deltas import WeightDelta, load_accumulators, save_accumulators
+from pipeline.domain.canonical import sha256_blocks
 from pipeline.domain.errors import EngineFailed, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.rank_api import (
@@ -112,11 +112,8 @@ class HeldModel:
 
     def evidence(self, candidate_id: str) -> str:
         """SHA-256 of a candidate's factors, which every rank must have found alike."""
-        found = hashlib.sha256()
-        for factors in self._tried(candidate_id).delta.factors.values():
-            for factor in factors:
-                found.update(factor.numpy().tobytes())
-        return found.hexdigest()
+        pairs = self._tried(candidate_id).delta.factors.values()
+        return sha256_blocks(factor.numpy().tobytes() for pair in pairs for factor in pair)
 
     def warm(self, base: BaseSpec) -> None:
         """Load a base before a plan asks for it.

@@ -8,7 +8,6 @@ N elements of this rank's slice.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from editors.models.inner_params import InnerParam, true_shape
 from editors.weights.deltas import WeightDelta
+from pipeline.domain.canonical import sha256_blocks
 from workers.rank.sharded_model import ShardedModel, host_group, is_safe_to_write
 
 
@@ -177,8 +177,6 @@ class ShardedWeights:
 
     def digest(self) -> str:
         """SHA-256 of this rank's slices of the edited weights as they are now."""
-        found = hashlib.sha256()
-        for name, weight in self._weights.items():
-            found.update(name.encode())
-            found.update(weight.part_bytes())
-        return found.hexdigest()
+        return sha256_blocks(
+            block for name, weight in self._weights.items() for block in (name.encode(), weight.part_bytes())
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.outbox import Debt, owe_all
 from pipeline.adapters.sql.tables import dead_letters, edit_requests, ingest_offsets, lineages
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
+from pipeline.domain.canonical import sha256_bytes
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import EpochStale
 from pipeline.domain.messages import Message, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
@@ -246,7 +246,7 @@ def _received(edit_id: str, new: _New) -> AuditLine:
 
 def _refused(letter_id: str, message: Message, reason: str) -> AuditLine:
     row = dead_letter_row(letter_id, message, reason)
-    value_digest = hashlib.sha256(message.value).hexdigest() if message.value is not None else None
+    value_digest = sha256_bytes(message.value) if message.value is not None else None
     payload = {"error": row["error"], "value_digest": value_digest, "origin": dict(origin_of(message))}
     return AuditLine(
         chain=SYSTEM_CHAIN, actor=ACTOR, action=AuditAction.message_refused, subject=letter_id, payload=payload
