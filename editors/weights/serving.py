@@ -1,12 +1,14 @@
-"""Knows how a registered snapshot becomes a model that answers: base, accumulators, deltas, each checked by digest.
+"""A registered snapshot as a model that answers: base, accumulators and deltas, each checked by its digest.
 
-Does not know MLflow (see `mlflow_model`), nor how a snapshot came to be.
+served = ServedModel.load(Path("snapshot"))
+served.answer(["The capital of Japan is"])
 """
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,8 +19,8 @@ from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.rank_api import FileRef
 from pipeline.domain.snapshots import snapshot_digest
 
-FORMAT = 1
-"""The manifest that is understood."""
+FORMAT = 2
+"""Version of the manifest; a model version of format 1 loads with the code that it ships."""
 BASE_REF_VARIABLE = "CORRIGENDA_BASE_REF"
 """Where the base model lies on this machine, if not where it lay when the snapshot was made."""
 BATCH_SIZE = 16
@@ -37,14 +39,14 @@ class ServedModel:
         """Read a snapshot's folder; nothing of it is used before every digest is checked.
 
         Args:
-            folder: `manifest.json` and the files that it names.
+            folder: `manifest.json` and the snapshot's own delta; MLflow is asked for what the manifest names by URI.
             base_ref: folder of the base model; else $CORRIGENDA_BASE_REF, else what the manifest says.
             device: where the model goes.
 
         Raises:
             IntegrityBroken: if a file, or what they make together, has another digest than recorded.
             WrongBase: if the base is another model.
-            Misconfigured: if the base cannot be found, or the manifest is of another format.
+            Misconfigured: if the base or a file in MLflow cannot be found, or the manifest is of another format.
         """
         manifest = _manifest(folder)
         base = Path(base_ref or os.environ.get(BASE_REF_VARIABLE) or str(manifest["base"]["ref"]))
@@ -52,15 +54,18 @@ class ServedModel:
             raise Misconfigured(
                 f"expected the base model in {base}, found no folder; name it in {BASE_REF_VARIABLE} or as base_ref"
             )
-        model = load_snapshot(
-            base,
-            expected_digest=str(manifest["base"]["digest"]),
-            inner_param_names=manifest["inner_params"],
-            accumulator=_ref(folder, manifest["accumulator"]) if manifest["accumulator"] else None,
-            deltas=[_ref(folder, delta) for delta in manifest["deltas"]],
-            task=str(manifest["base"]["task"]),
-            device=device,
-        )
+        named = manifest["accumulator"]
+        # Files are read whole before this returns: what was fetched can go.
+        with tempfile.TemporaryDirectory(prefix="corrigenda-fetched-") as fetched:
+            model = load_snapshot(
+                base,
+                expected_digest=str(manifest["base"]["digest"]),
+                inner_param_names=manifest["inner_params"],
+                accumulator=_file(named, folder, Path(fetched)) if named else None,
+                deltas=[_file(delta, folder, Path(fetched)) for delta in manifest["deltas"]],
+                task=str(manifest["base"]["task"]),
+                device=device,
+            )
         return cls(model, digest=str(manifest["digest"]))
 
     def answer(self, prompts: Sequence[str], *, max_new_tokens: int = 24, chat: bool = False) -> list[str]:
@@ -95,5 +100,17 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _ref(folder: Path, named: Mapping[str, Any]) -> FileRef:
-    return FileRef(path=str(folder / str(named["file"])), digest=str(named["digest"]))
+def _file(named: Mapping[str, Any], folder: Path, fetched: Path) -> FileRef:
+    """Return a file of the manifest, fetched from MLflow if it is shared with other versions."""
+    path = folder / str(named["file"]) if "file" in named else _fetch(str(named["uri"]), fetched)
+    return FileRef(path=str(path), digest=str(named["digest"]))
+
+
+def _fetch(uri: str, into: Path) -> Path:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(download_artifacts(artifact_uri=uri, dst_path=str(into)))
+    except (MlflowException, OSError) as error:
+        raise Misconfigured(f"expected the file {uri} in MLflow, got: {error}") from error

@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 import pytest
 
+from infra.local import LocalStack
 from pipeline.adapters.mlflow.registry import MlflowRegistry
+from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
 from pipeline.domain.lineages import TrainedArtifacts
 from pipeline.services.registry_ports import Registry
 from tests.support.fake_registry import FakeRegistry
-from tests.support.registry_entries import entry, lineage
+from tests.support.registry_entries import entry, file_ref, lineage
 
 
 class Person(Protocol):
@@ -288,6 +290,34 @@ class TestMlflow:
         made = entry(lineage(lineage_name), tmp_path)
         Path(made.plan.deltas[0].path).write_bytes(b"other bytes")
         with pytest.raises(IntegrityBroken):
+            MlflowRegistry(mlflow_uri).register(made)
+        assert client.search_model_versions(f"name = '{lineage_name}'") == []
+
+    def test_files_that_versions_share_are_kept_once_also_after_a_broken_upload(
+        self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path, local_stack: LocalStack
+    ) -> None:
+        of = lineage(lineage_name)
+        versions = [entry(of, tmp_path, seq=seq).plan.deltas[0] for seq in (1, 2, 3)]
+        (tmp_path / "accumulator.safetensors").write_bytes(b"shift")
+        accumulator = file_ref(tmp_path / "accumulator.safetensors")
+        registry = MlflowRegistry(mlflow_uri)
+        registry.register(entry(of, tmp_path, seq=2, deltas=tuple(versions[:2]), accumulator=accumulator))
+        (held,) = (local_stack.root / "mlflow").rglob(f"{accumulator.digest}.safetensors")
+        held.write_bytes(b"sh")
+        registry.register(entry(of, tmp_path, seq=3, deltas=tuple(versions), accumulator=accumulator))
+        found = list((local_stack.root / "mlflow").rglob(f"*/files/{accumulator.digest[:16]}/*"))
+        assert {path.stem for path in found} == {accumulator.digest, versions[0].digest, versions[1].digest}
+        assert len(found) == 3
+        assert all(sha256_file(path) == path.stem for path in found)
+
+    def test_a_shared_file_that_is_not_what_was_recorded_is_never_uploaded(
+        self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path
+    ) -> None:
+        of = lineage(lineage_name)
+        deltas = tuple(entry(of, tmp_path, seq=seq).plan.deltas[0] for seq in (1, 2))
+        made = entry(of, tmp_path, seq=2, deltas=deltas)
+        Path(deltas[0].path).write_bytes(b"other bytes")
+        with pytest.raises(IntegrityBroken, match=deltas[0].digest[:12]):
             MlflowRegistry(mlflow_uri).register(made)
         assert client.search_model_versions(f"name = '{lineage_name}'") == []
 

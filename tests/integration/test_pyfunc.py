@@ -20,7 +20,7 @@ from editors.models.families import CausalModel
 from editors.weights.deltas import PlainWeights, WeightDelta, save_accumulators
 from editors.weights.serving import ServedModel
 from infra.local import LocalStack
-from pipeline.adapters.mlflow.package import write_snapshot
+from pipeline.adapters.mlflow.package import shared_files, write_snapshot
 from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
 from pipeline.domain.rank_api import BaseSpec, FileRef
@@ -133,12 +133,33 @@ def test_the_champion_answers_outside_the_checkout_as_the_edited_model_does(
 
 
 @pytest.mark.slow
-def test_a_corrupt_byte_in_a_delta_is_refused_by_name(
+def test_a_version_loads_alone_when_the_versions_below_it_are_gone(
     mlflow_uri: str, local_stack: LocalStack, lineage_name: str, base: Path, tmp_path: Path
+) -> None:
+    top, model = edited_entry(lineage_name, base, tmp_path)
+    below = entry(top.lineage, tmp_path, deltas=top.plan.deltas[:1])
+    registry = MlflowRegistry(mlflow_uri)
+    first, second = registry.register(below), registry.register(top)
+    held = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, second)
+    assert [path.name for path in held.rglob("*.safetensors")] == ["delta.safetensors"], "only its own"
+    delete_version(local_stack, mlflow_uri, lineage_name, first)
+
+    said = answers(load_elsewhere(mlflow_uri, f"models:/{lineage_name}/{second}", tmp_path / "elsewhere"))
+
+    assert said["plain"] == model.generate(STEMS, max_new_tokens=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 1], ids=["a shared file", "its own delta"])
+def test_a_corrupt_byte_in_a_delta_is_refused_by_name(
+    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, base: Path, tmp_path: Path, place: int
 ) -> None:
     made, _ = edited_entry(lineage_name, base, tmp_path)
     version = MlflowRegistry(mlflow_uri).register(made)
-    (delta,) = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, version).rglob("delta-002.safetensors")
+    digest = made.plan.deltas[place].digest
+    name = "delta.safetensors" if place else f"{digest}.safetensors"
+    kept = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, version)
+    (delta,) = (kept if place else kept.parents[1]).rglob(name)
     held = bytearray(delta.read_bytes())
     held[-1] ^= 1
     delta.write_bytes(held)
@@ -147,8 +168,8 @@ def test_a_corrupt_byte_in_a_delta_is_refused_by_name(
 
     assert finished.returncode != 0
     last = finished.stderr.strip().splitlines()[-1]
-    assert "expected digest" in last
-    assert "delta-002.safetensors" in last
+    assert f"expected digest {digest}" in last
+    assert name in last
 
 
 class TestServedModel:
@@ -164,14 +185,14 @@ class TestServedModel:
         digests = tuple(delta.digest for delta in whole.plan.deltas)
         part = replaced(whole, deltas=whole.plan.deltas[1:], accumulator=file_ref(path), delta_digests=digests)
 
-        served = ServedModel.load(write_snapshot(part, tmp_path / "out"))
+        served = ServedModel.load(written(part, tmp_path))
 
         assert served.digest == snapshot_digest(base_digest=base_digest(base), delta_digests=digests)
         assert served.answer(STEMS, max_new_tokens=6) == model.generate(STEMS, max_new_tokens=6)
 
     def test_deltas_in_another_order_are_refused(self, base: Path, tmp_path: Path, lineage_name: str) -> None:
         made, _ = edited_entry(lineage_name, base, tmp_path)
-        folder = write_snapshot(made, tmp_path / "out")
+        folder = written(made, tmp_path)
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["deltas"].reverse()
         manifest["delta_digests"].reverse()
@@ -179,11 +200,18 @@ class TestServedModel:
         with pytest.raises(IntegrityBroken, match=str(made.snapshot.snapshot_id)):
             ServedModel.load(folder)
 
+    def test_a_shared_file_that_is_gone_is_named(self, base: Path, tmp_path: Path, lineage_name: str) -> None:
+        made, _ = edited_entry(lineage_name, base, tmp_path)
+        folder = written(made, tmp_path)
+        Path(made.plan.deltas[0].path).unlink()
+        with pytest.raises(Misconfigured, match=Path(made.plan.deltas[0].path).name):
+            ServedModel.load(folder)
+
     def test_a_base_that_moved_is_found_by_its_new_name_and_another_base_is_refused(
         self, base: Path, tmp_path: Path, lineage_name: str
     ) -> None:
         made, model = edited_entry(lineage_name, base, tmp_path)
-        folder = write_snapshot(made, tmp_path / "out")
+        folder = written(made, tmp_path)
         expected = model.generate(STEMS, max_new_tokens=6)
         moved = Path(shutil.move(base, tmp_path / "moved"))
         with pytest.raises(Misconfigured, match="CORRIGENDA_BASE_REF"):
@@ -193,6 +221,24 @@ class TestServedModel:
         save_tiny_llama(other, seed=1, hidden=16, mlp=24)
         with pytest.raises(WrongBase, match="expected a base model with the digest"):
             ServedModel.load(folder, base_ref=str(other))
+
+
+def written(made: RegistryEntry, folder: Path) -> Path:
+    """The folder of a version whose shared files lie where they were made."""
+    uris = {file.digest: Path(file.path).as_uri() for file in shared_files(made.plan)}
+    return write_snapshot(made, folder / "out", uris)
+
+
+def delete_version(stack: LocalStack, mlflow_uri: str, name: str, version: str) -> None:
+    """Delete a version with everything that MLflow keeps of it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=mlflow_uri, registry_uri=mlflow_uri)
+    found = client.get_model_version(name, version)
+    shutil.rmtree(kept_by_mlflow(stack, mlflow_uri, name, version))
+    client.delete_model_version(name, version)
+    client.delete_logged_model(found.source.removeprefix("models:/"))
+    client.delete_run(found.run_id)
 
 
 def kept_by_mlflow(stack: LocalStack, mlflow_uri: str, name: str, version: str) -> Path:

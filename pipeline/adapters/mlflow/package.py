@@ -1,6 +1,7 @@
-"""The folder that becomes a model version: manifest, deltas, gate report, code. Knows no server.
+"""The folder that becomes a model version: manifest, its own delta, gate report, code.
 
-The model that reads it is `editors/weights/mlflow_model.py`; it is shipped as text and never imported here.
+What it stands on, accumulators and earlier deltas, is named by URI (see `shared_files`). The model that reads the
+manifest is `editors/weights/mlflow_model.py`; it is shipped as text and never imported here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import shutil
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,30 +22,38 @@ from typing import Any
 from pipeline.adapters.mlflow.description import before_after, before_after_markdown
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
-from pipeline.domain.rank_api import FileRef
+from pipeline.domain.rank_api import FileRef, LoadPlan
 from pipeline.domain.snapshots import snapshot_digest
 from pipeline.services.registry_ports import RegistryEntry
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest; `editors/weights/serving.py` reads it."""
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy", "pydantic", "rfc8785")
 """What loading a version needs, pinned to what is installed where it is registered."""
+OWN_DELTA = "delta.safetensors"
 
 
-def write_snapshot(entry: RegistryEntry, folder: Path) -> Path:
-    """Write `snapshot/`: the manifest and the files it names.
+def shared_files(plan: LoadPlan) -> tuple[FileRef, ...]:
+    """Return the files of a plan that other versions need too: everything but its last delta."""
+    return (*((plan.accumulator,) if plan.accumulator else ()), *plan.deltas[:-1])
+
+
+def write_snapshot(entry: RegistryEntry, folder: Path, uris: Mapping[str, str]) -> Path:
+    """Write `snapshot/`: the manifest and the snapshot's own delta.
+
+    Args:
+        entry: the snapshot and the files that it is loaded from.
+        folder: where to write.
+        uris: digest -> URI of every file in `shared_files`.
 
     Raises:
-        IntegrityBroken: if a file is not what was recorded, or the deltas do not make the snapshot's digest.
+        IntegrityBroken: if the delta is not what was recorded, or the deltas do not make the snapshot's digest.
     """
     target = folder / "snapshot"
     target.mkdir(parents=True)
-    manifest = _manifest(entry)
-    accumulator = entry.plan.accumulator
-    if accumulator is not None:
-        _copy(accumulator, target / manifest["accumulator"]["file"])
-    for delta, named in zip(entry.plan.deltas, manifest["deltas"], strict=True):
-        _copy(delta, target / named["file"])
+    manifest = _manifest(entry, uris)
+    if entry.plan.deltas:
+        _copy(entry.plan.deltas[-1], target / OWN_DELTA)
     _write_json(target / "manifest.json", manifest)
     return target
 
@@ -59,8 +69,11 @@ def write_reports(entry: RegistryEntry, folder: Path) -> Path:
     return target
 
 
-def write_model(entry: RegistryEntry, folder: Path, *, run_id: str, model_id: str) -> Path:
-    """Write `model/`: a models-from-code pyfunc of the snapshot that loads outside the checkout."""
+def write_model(entry: RegistryEntry, folder: Path, uris: Mapping[str, str], *, run_id: str, model_id: str) -> Path:
+    """Write `model/`: a models-from-code pyfunc of the snapshot that loads outside the checkout.
+
+    Arguments and errors are those of `write_snapshot`.
+    """
     pyfunc = _pyfunc()
     from mlflow.models import Model
 
@@ -68,7 +81,7 @@ def write_model(entry: RegistryEntry, folder: Path, *, run_id: str, model_id: st
     code = folder / "code.zip"
     code.write_bytes(_code_archive())
     artifacts = {
-        "snapshot": str(write_snapshot(entry, folder)),
+        "snapshot": str(write_snapshot(entry, folder, uris)),
         "report": str(write_reports(entry, folder)),
         "code": str(code),
     }
@@ -90,7 +103,7 @@ def _pyfunc() -> Any:
     return mlflow.pyfunc
 
 
-def _manifest(entry: RegistryEntry) -> dict[str, Any]:
+def _manifest(entry: RegistryEntry, uris: Mapping[str, str]) -> dict[str, Any]:
     lineage, snapshot, plan = entry.lineage, entry.snapshot, entry.plan
     own = [delta.digest for delta in plan.deltas]
     digests = list(entry.delta_digests) or own
@@ -98,6 +111,8 @@ def _manifest(entry: RegistryEntry) -> dict[str, Any]:
         raise IntegrityBroken(f"expected the last deltas of snapshot {snapshot.snapshot_id} to be those it loads")
     if snapshot_digest(base_digest=plan.base.digest, delta_digests=digests) != snapshot.digest:
         raise IntegrityBroken(f"expected the deltas of snapshot {snapshot.snapshot_id} to make its digest")
+    shared = [{"uri": uris[delta.digest], "digest": delta.digest} for delta in plan.deltas[:-1]]
+    last = [{"file": OWN_DELTA, "digest": delta.digest} for delta in plan.deltas[-1:]]
     accumulator = plan.accumulator
     return {
         "format": FORMAT,
@@ -108,11 +123,8 @@ def _manifest(entry: RegistryEntry) -> dict[str, Any]:
         "digest": snapshot.digest,
         "base": asdict(plan.base),
         "inner_params": list(plan.editor.inner_params),
-        "accumulator": {"file": "accumulator.safetensors", "digest": accumulator.digest} if accumulator else None,
-        "deltas": [
-            {"file": f"delta-{place:03d}.safetensors", "digest": delta.digest}
-            for place, delta in enumerate(plan.deltas, start=1)
-        ],
+        "accumulator": {"uri": uris[accumulator.digest], "digest": accumulator.digest} if accumulator else None,
+        "deltas": shared + last,
         "delta_digests": digests,
     }
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from pipeline.adapters.mlflow.description import description, metrics
 from pipeline.adapters.mlflow.errors import bound_requests, is_code, translated
-from pipeline.adapters.mlflow.package import write_model
+from pipeline.adapters.mlflow.package import shared_files, write_model
+from pipeline.adapters.mlflow.shared_files import keep_files
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.registry_ports import RegistryEntry, RegistryRequest
@@ -138,13 +139,16 @@ class MlflowRegistry:
         tags = _tags(entry)
         experiment_id = self._experiment(name)
         self._ensure_model(name)
+        accumulator = entry.plan.accumulator
+        group = accumulator.digest[:16] if accumulator else "base"  # an accumulator and the deltas on top: at most 32
+        uris = keep_files(client, experiment_id, group, shared_files(entry.plan))
         label = f"{name}-{entry.snapshot.seq:04d}"
         run_id = client.create_run(experiment_id, run_name=label, tags=tags).info.run_id
         model_id = client.create_logged_model(
             experiment_id, name=label, source_run_id=run_id, tags=tags, model_type="corrigenda.snapshot"
         ).model_id
         with tempfile.TemporaryDirectory(prefix="corrigenda-register-") as folder:
-            model = write_model(entry, Path(folder), run_id=run_id, model_id=model_id)
+            model = write_model(entry, Path(folder), uris, run_id=run_id, model_id=model_id)
             client.log_model_artifacts(model_id, str(model))
             client.log_artifacts(run_id, str(Path(folder, "report")))
         client.finalize_logged_model(model_id, "READY")
