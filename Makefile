@@ -2,6 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Processes that run tests side by side; each needs a core and some 2 GB.
+WORKERS ?= 2
+# Packages are installed without byte code, which the first import writes. Without it each start of a process that
+# imports torch takes twice as long, and the tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 
 BENCH_DATA ?= infra/local/facts/corrections.jsonl
 BENCH_EDITS ?= 60
@@ -17,7 +22,7 @@ demo: setup ## run the main job from end to end and print what happened
 	@$(BIN)/corrigenda demo
 
 test: setup ## run every test that needs no GPU
-	@$(BIN)/python -m pytest -m "not gpu" $(TESTS)
+	@$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(TESTS)
 
 check: setup ## ruff, mypy, import-linter, migrations and schemas held equal to the code
 	@$(BIN)/ruff check .

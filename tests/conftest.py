@@ -1,7 +1,8 @@
-"""Fixtures that give a test real services. Knows how to start them lazily; does not know what a test does with them.
+"""Fixtures that give a test real services, and models that were taught or trained.
 
-A service starts when the first test asks for it and stops with the session. One that cannot start fails the tests
-that ask for it; nothing is skipped. Each test gets a database, topics and names of its own.
+A service starts when the first test asks for it and stops with the session; the workers of pytest-xdist share one
+stack. One that cannot start fails the tests that ask for it; nothing is skipped. Each test gets a database, topics and
+names of its own.
 """
 
 import itertools
@@ -18,22 +19,49 @@ from sqlalchemy import Engine
 
 from infra.local import LocalStack, Service
 from infra.local.base_model import ensure_base_model
+from tests.support import shared
+from tests.support.paths import ROOT
 
 # Before anything loads torch, here and in the processes that tests start: another number of threads gives other last
 # bits, and an editor that is trained for a small model is then another editor.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-REPOSITORY = Path(__file__).parent.parent
 TEMPLATE = "corrigenda_template"
-NUM_REDIS_DATABASES = 16
+# Where a test's file lies says about how long it takes: the longest come first, so that no worker is left with one.
+LONGEST_FIRST = ("e2e", "faults", "integration", "contract", "unit", "gpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder that the workers share, in the process that starts them."""
+    if not _is_worker(config):
+        shared.open_folder()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what the workers left running, after the last of them."""
+    if not _is_worker(config):
+        _stack().stop()
+        shared.remove_folder()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order tests by folder; within one they stay as they are."""
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(tests).parts[0]))
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def _stack() -> LocalStack:
+    return LocalStack(shared.shared_folder() / "stack", is_durable=False)
 
 
 @pytest.fixture(scope="session")
-def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    """The stack of this session, with nothing started yet; stopped at its end."""
-    stack = LocalStack(tmp_path_factory.mktemp("stack"), is_durable=False)
-    yield stack
-    stack.stop()
+def local_stack() -> LocalStack:
+    """The stack of this run, which starts what it is asked for; stopped at the end of the run."""
+    return _stack()
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +73,15 @@ def postgres_server(local_stack: LocalStack) -> str:
 @pytest.fixture(scope="session")
 def migrated_template(postgres_server: str) -> str:
     """Name of a database that Alembic brought to head once, to copy for each test."""
-    _execute(postgres_server, f'CREATE DATABASE "{TEMPLATE}"')
-    environment = {**os.environ, "CORRIGENDA_DATABASE_URL": in_database(postgres_server, TEMPLATE)}
-    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
-    finished = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, f"alembic upgrade head failed:\n{finished.stderr}"
+
+    def make(_: Path) -> None:
+        _execute(postgres_server, f'CREATE DATABASE "{TEMPLATE}"')
+        environment = {**os.environ, "CORRIGENDA_DATABASE_URL": in_database(postgres_server, TEMPLATE)}
+        command = [sys.executable, "-m", "alembic", "upgrade", "head"]
+        finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, f"alembic upgrade head failed:\n{finished.stderr}"
+
+    shared.made_once(TEMPLATE, make)
     return TEMPLATE
 
 
@@ -87,11 +119,11 @@ def empty_postgres_url(postgres_server: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_server(local_stack: LocalStack) -> Callable[[], str]:
-    """Hands out the Redis databases of this session in turn, each emptied first."""
+    """Hands out the Redis databases of this worker in turn, each emptied first."""
     import redis
 
     url = local_stack.start([Service.REDIS]).redis_url
-    numbers = itertools.cycle(range(1, NUM_REDIS_DATABASES))
+    numbers = itertools.cycle(shared.own_redis_databases())
 
     def next_database() -> str:
         fresh = f"{url.removesuffix('/0')}/{next(numbers)}"
@@ -150,31 +182,23 @@ def base_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def taught() -> Callable[[str], Path]:
     """Hands out small models that were taught facts (see `tests.support.taught`), made on first use."""
     from tests.support.taught import teach
 
-    made: dict[str, Path] = {}
-
-    def of(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = teach(kind, tmp_path_factory.mktemp(f"taught-{kind}"))
-        return made[kind]
-
-    return of
+    return lambda kind: shared.made_once(f"taught-{kind}", lambda folder: teach(kind, folder))
 
 
 @pytest.fixture(scope="session")
-def taught_editor(taught: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def taught_editor(taught: Callable[[str], Path]) -> Callable[[str], Path]:
     """Hands out editors trained for the taught models (see `tests.support.taught_editors`), made on first use."""
+    from editors.training.run_folder import BEST
     from tests.support.taught_editors import train_taught_editor
 
-    made: dict[str, Path] = {}
-
     def of(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = train_taught_editor(kind, taught(kind), tmp_path_factory.mktemp("editors") / kind)
-        return made[kind]
+        base = taught(kind)
+        run = shared.made_once(f"editor-{kind}", lambda folder: train_taught_editor(kind, base, folder / "run"))
+        return run / "run" / BEST
 
     return of
 

@@ -198,7 +198,7 @@ class TestIntake:
         assert stores.intake.dead_letter(letter.dead_letter_id).replayed_at is not None
         assert actions(stores, SYSTEM_CHAIN) == [AuditAction.message_refused, AuditAction.message_replayed]
 
-    @pytest.mark.parametrize("dead_letter_id", [new_id(), "not an id"])
+    @pytest.mark.parametrize("dead_letter_id", ["00000000-0000-0000-0000-000000000007", "not an id"])
     def test_an_unknown_dead_letter_is_named(self, stores: Stores, dead_letter_id: str) -> None:
         with pytest.raises(UnknownRecord, match=dead_letter_id):
             stores.intake.dead_letter(dead_letter_id)

@@ -28,8 +28,8 @@ from tests.support.intake_parts import (
     request_ids,
     rows,
 )
+from tests.support.paths import ROOT
 
-REPOSITORY = Path(__file__).parent.parent.parent
 MakeTopic = Callable[..., str]
 NUM_MESSAGES = 40
 
@@ -51,7 +51,7 @@ def intake_process(
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.entrypoints.consumer"], cwd=REPOSITORY, env=environment, stderr=output
+            [sys.executable, "-m", "pipeline.entrypoints.consumer"], cwd=ROOT, env=environment, stderr=output
         )
     try:
         yield process

@@ -18,11 +18,11 @@ import pytest
 from editors.solve.prior import Prior
 from pipeline.domain.errors import EngineFailed, Misconfigured
 from pipeline.domain.rank_api import LoadPlan
+from tests.support.paths import ROOT
 from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 60
 
 CONTROLLER = """

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 SECONDS = 90
 EDIT = ("-P", "prefork", "-c", "1", "-Q", "edits.0123456789ab,edits", "-n", "edit@test")
 CONTROL = ("-P", "threads", "-c", "4", "-Q", "control", "-n", "control@test", "-B")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-IMAGES = sorted((REPOSITORY / "infra" / "images").glob("*.Dockerfile"))
+from tests.support.paths import ROOT
+
+IMAGES = sorted((ROOT / "infra" / "images").glob("*.Dockerfile"))
 
 
 def install_step(image: Path) -> list[str]:
@@ -24,7 +25,7 @@ def bare_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("app")
     for line in re.findall(r"^COPY (.+) \S+$", IMAGES[0].read_text(), flags=re.MULTILINE):
         for name in line.split():
-            source = REPOSITORY / name
+            source = ROOT / name
             # What .dockerignore leaves out; editors/models is code.
             ignored = shutil.ignore_patterns("__pycache__", *(("secrets", "models") if name == "infra" else ()))
             if source.is_dir():
@@ -57,7 +58,7 @@ def test_the_control_image_asks_for_no_torch(bare_folder: Path) -> None:
 def test_what_the_control_image_runs_imports_no_torch() -> None:
     modules = "pipeline.entrypoints.cli.app, pipeline.entrypoints.consumer, workers.app, pipeline.entrypoints.migrate"
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'deepspeed') if m in sys.modules])"
-    said = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert said.stdout == "[]\n", said.stderr
 
 
@@ -66,9 +67,9 @@ def test_the_wheel_holds_everything_that_is_read_at_run_time(bare_folder: Path, 
     [wheel] = tmp_path.glob("corrigenda-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    folders = [REPOSITORY / name for name in ("pipeline", "editors", "workers", "migrations", "infra")]
+    folders = [ROOT / name for name in ("pipeline", "editors", "workers", "migrations", "infra")]
     data = {
-        str(path.relative_to(REPOSITORY))
+        str(path.relative_to(ROOT))
         for folder in folders
         for path in folder.rglob("*")
         if path.suffix in {".json", ".jsonl", ".txt", ".safetensors", ".py"} and "secrets" not in path.parts

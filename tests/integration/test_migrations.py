@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -26,9 +25,9 @@ from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.tables import metadata
 from pipeline.domain.errors import Misconfigured, Unavailable
 from tests.support.factories import make_request
+from tests.support.paths import ROOT
 from tests.support.stream_records import PARTITION, carrying, new_lineage, parsed, poll_of
 
-REPOSITORY = Path(__file__).parents[2]
 APP, AUDITOR = "corrigenda_app", "corrigenda_auditor"
 KEPT = sorted(set(metadata.tables) - {"outbox"})
 FINAL = ["audit_events", "gate_reports", "approvals", "snapshot_edits", "edit_rows"]
@@ -106,7 +105,7 @@ def test_a_migrator_waits_for_another_one(postgres_url: str, monkeypatch: pytest
     with psycopg.connect(postgres_url) as holder:
         holder.execute("SELECT pg_advisory_xact_lock(x'636f7272'::bigint)")
         code = "import sys; from pipeline.adapters.sql.schema import upgrade; upgrade(sys.argv[1])"
-        migrator = subprocess.Popen([sys.executable, "-c", code, postgres_url], cwd=REPOSITORY)
+        migrator = subprocess.Popen([sys.executable, "-c", code, postgres_url], cwd=ROOT)
         wait_for_lock(holder)
         assert migrator.poll() is None
         holder.rollback()
@@ -215,7 +214,7 @@ def test_every_view_is_described(postgres_url: str) -> None:
 
 def test_bringing_a_database_up_does_not_load_torch() -> None:
     code = "import pipeline.adapters.sql.schema, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_model_tables_add_up_without_a_cycle() -> None:

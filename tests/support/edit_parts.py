@@ -22,9 +22,9 @@ from pipeline.domain.lifecycle import EditStatus, edit_action
 from pipeline.domain.snapshots import snapshot_digest
 from pipeline.services.editing import EditPolicy, EditService
 from tests.support.fake_editor import FAILS, NEEDED, FakeEditorGroup, rebuilt
+from tests.support.paths import ROOT
 from tests.support.store_rig import LINEAGE, MAX_ATTEMPTS, TTL, StoreRig
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 60
 
 

@@ -9,10 +9,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NoReturn
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 
 def run_ranks(program: str, *words: str, num_ranks: int) -> list[Any]:

@@ -34,6 +34,8 @@ def main() -> NoReturn:
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s %(levelname)s rank {rank} %(name)s: %(message)s"
     )
     connection = _connect(options.socket, world_size) if rank == 0 else None
+    # DeepSpeed's autotuner imports MLflow if it finds it: more than a second at each start, for what no rank does.
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
     from workers.rank.command_loop import serve
 
     status = serve(connection, config_path=options.deepspeed_config, warm_base=_warm_base(options))

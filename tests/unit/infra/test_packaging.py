@@ -11,18 +11,19 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-REPOSITORY = Path(__file__).parents[3]
+from tests.support.paths import ROOT
+
 WORDS = ("demo", "test", "check", "bench", "setup", "clean", "help")
 
 
 @pytest.fixture(scope="module")
 def project() -> dict[str, Any]:
-    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 @pytest.fixture(scope="module")
 def pins() -> dict[str, str]:
-    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
     pairs = [line.split("==") for line in lines if not line.startswith("#")]
     return {canonicalize_name(name): version for name, version in pairs}
 
@@ -41,7 +42,7 @@ def test_every_dependency_is_pinned_inside_its_range(project: dict[str, Any], pi
 
 
 def test_constraints_name_each_package_once_and_exactly() -> None:
-    lines = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     names = [canonicalize_name(line.split("==")[0]) for line in lines]
     assert len(names) == len(set(names))
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line) for line in lines)
@@ -54,19 +55,19 @@ def test_torch_is_pinned_without_naming_a_build(pins: dict[str, str]) -> None:
 def test_no_file_of_the_setup_names_an_index() -> None:
     files = ("Makefile", "constraints.txt", "pyproject.toml", "infra/install.py", ".ci/run", "infra/compose.yaml")
     for name in files:
-        assert not re.search(r"https?://[^\s]*(simple|whl)|--(extra-)?index-url", (REPOSITORY / name).read_text()), name
+        assert not re.search(r"https?://[^\s]*(simple|whl)|--(extra-)?index-url", (ROOT / name).read_text()), name
 
 
 def test_the_makefile_has_its_seven_words_and_help_lists_them() -> None:
     command = ["make", "--no-print-directory", "help"]
-    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in said.splitlines()} == set(WORDS)
 
 
 def test_an_old_python_gets_one_clear_sentence(tmp_path: Path) -> None:
     code = (
         "import sys, runpy; sys.version_info = (3, 9, 1, 'final', 0);"
-        f"runpy.run_path({str(REPOSITORY / 'infra' / 'install.py')!r}, run_name='__main__')"
+        f"runpy.run_path({str(ROOT / 'infra' / 'install.py')!r}, run_name='__main__')"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert finished.returncode == 1
@@ -76,7 +77,7 @@ def test_an_old_python_gets_one_clear_sentence(tmp_path: Path) -> None:
 
 def test_a_missing_python_gets_one_clear_sentence(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).write_text((REPOSITORY / name).read_text())
+        (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "infra").mkdir()
     (tmp_path / "infra" / "install.py").touch()
     command = ["make", "setup", "PYTHON=no-such-python"]
@@ -91,6 +92,6 @@ def test_every_top_level_package_is_shipped(project: dict[str, Any]) -> None:
 
 
 def test_ci_runs_the_words_that_everybody_runs() -> None:
-    script = (REPOSITORY / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
     assert "set -euo pipefail" in script
     assert script.index("make check") < script.index("make test")

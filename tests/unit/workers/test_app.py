@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +11,9 @@ import pytest
 from pipeline import bootstrap
 from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
 from pipeline.domain.errors import EditorFailed, EngineFailed, LeaseLost
+from tests.support.paths import ROOT
 from workers import tasks
 from workers.app import CONTROL, EVERY_SECONDS, configuration
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[4]
+from tests.support.paths import ROOT
+
 PROGRAM = """
 from pipeline.domain.failpoints import failpoint
 for step in range(3):
