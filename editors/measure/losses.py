@@ -53,11 +53,13 @@ def target_log_probability(logits_NV: Tensor, batch: TargetBatch) -> Tensor:
     return logits_NV.gather(1, batch.target_N[:, None])[:, 0] - logits_NV.logsumexp(dim=1)
 
 
-def mean_log_probability(logits_NV: Tensor, batch: TargetBatch) -> Tensor:
-    """Return the mean log-probability of each sequence's target tokens, B, fp32."""
-    log_N = target_log_probability(logits_NV, batch)
+def edit_loss(log_probability_N: Tensor, batch: TargetBatch) -> Tensor:
+    """Return the loss of an edit, a scalar: minus the mean over each sequence's target tokens, summed over sequences.
+
+    The sum keeps sequences apart: no one's gradient depends on which others it is in a batch with.
+    """
     tokens_B = torch.bincount(batch.row_N, minlength=batch.num_rows)
-    return log_N.new_zeros(batch.num_rows).index_add(0, batch.row_N, log_N) / tokens_B
+    return -(log_probability_N / tokens_B[batch.row_N]).sum()
 
 
 def rows_of(batch: TargetBatch) -> list[slice]:

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from editors.measure.losses import target_log_probability
+from editors.measure.losses import edit_loss, target_log_probability
 from editors.measure.scoring import prepare
 from editors.methods.base import EditResult
 from editors.models.families import EditableModel, TargetBatch
@@ -116,8 +116,7 @@ def _backward(model: EditableModel, parts: Sequence[TargetBatch], branches: Mapp
     with torch.enable_grad(), side_branch(model.module, branches):
         for batch in parts:
             log_T = target_log_probability(model.target_logits(batch), batch)
-            tokens_B = torch.bincount(batch.row_N, minlength=batch.num_rows)
-            torch.autograd.backward(-(log_T / tokens_B[batch.row_N]).sum() / num_edits)
+            torch.autograd.backward(edit_loss(log_T, batch) / num_edits)
             least = float(log_T.detach().exp().min().clamp(max=least))  # NaN stays NaN
     return least
 

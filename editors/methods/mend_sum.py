@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from editors.measure.losses import mean_log_probability
 from editors.measure.scoring import Prepared, prepare
 from editors.mend.transform import MendTransform
 from editors.methods.base import EditResult
-from editors.models.comm import merged
+from editors.methods.pairs import Pairs, read_pairs
 from editors.models.families import EditableModel, InnerParam, TargetBatch
-from editors.models.hooks import capturing_at
 from editors.models.inner_params import REGISTRY
 from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows, consecutive
@@ -34,23 +31,6 @@ from pipeline.domain.rank_api import EditorSettings
 
 NUM_LAST = 3
 """Blocks of a decoder whose MLPs are edited, as in the paper; of an encoder and a decoder it is what the stack says."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
-    """What every token of some sequences puts into and gets back from the inner layers, sequence by sequence."""
-
-    u_TI: dict[str, Tensor]
-    """Inner parameter -> inputs, fp32."""
-    delta_TO: dict[str, Tensor]
-    """Inner parameter -> gradients at the outputs, fp32."""
-    lengths: dict[str, list[int]]
-    """Inner parameter -> tokens of each sequence."""
-
-    def slices(self, name: str) -> list[slice]:
-        """The rows of each sequence in an inner parameter."""
-        ends = torch.tensor(self.lengths[name]).cumsum(dim=0).tolist()
-        return [slice(end - length, end) for end, length in zip(ends, self.lengths[name], strict=True)]
 
 
 class MendSumEditor:
@@ -113,35 +93,14 @@ def update(transform: MendTransform, name: str, u_TI: Tensor, delta_TO: Tensor) 
 
 
 def token_pairs(model: EditableModel, prepared: Prepared) -> Pairs:
-    """Inputs and output gradients at every token, each sequence by its own loss, the mean over its target tokens.
-
-    Sequences do not see each other, so that many at once give what each would give alone. Every rank has to ask.
+    """Return inputs and output gradients at every token of the sequences; every rank has to ask.
 
     Args:
         model: as it is now; side branches that are entered count.
         prepared: the sequences, prompt and target.
     """
-    found: dict[str, dict[int, tuple[Tensor, Tensor]]] = {param.name: {} for param in model.inner}
-    for places, batch in prepared:
-        where = {param.name: every_token(model, batch, param) for param in model.inner}
-        with (
-            torch.enable_grad(),
-            capturing_at(model.module, [(param, where[param.name]) for param in model.inner]) as seen,
-        ):
-            loss = -mean_log_probability(model.target_logits(batch), batch).sum()
-            delta_TO = seen.deltas(loss)
-        for name, (row_T, _) in where.items():
-            lengths = torch.bincount(row_T, minlength=batch.num_rows).tolist()
-            u_TI, own_TO = seen.u_NI[name].cpu(), delta_TO[name].cpu()
-            parts = zip(torch.split(u_TI, lengths), torch.split(own_TO, lengths), strict=True)
-            found[name] |= dict(zip(places, parts, strict=False))
-    if model.comm.num_ranks > 1:  # a view would travel with all that it is a view of
-        found = {name: {at: (u.clone(), delta.clone()) for at, (u, delta) in of.items()} for name, of in found.items()}
-    in_order = {name: merged(model.comm, parts) for name, parts in found.items()}
-    return Pairs(
-        u_TI={name: torch.cat([u for u, _ in parts]).to(model.device) for name, parts in in_order.items()},
-        delta_TO={name: torch.cat([delta for _, delta in parts]).to(model.device) for name, parts in in_order.items()},
-        lengths={name: [len(u) for u, _ in parts] for name, parts in in_order.items()},
+    return read_pairs(
+        model, prepared, lambda batch: {param.name: every_token(model, batch, param) for param in model.inner}
     )
 
 
@@ -190,5 +149,5 @@ def _rows(
         left_IT, right_TO = (factor.double().cpu() for factor in factors[name])
         held_TO = keys_TI @ weights.shift(name).double().cpu()
         targets[name] = (held_TO + (keys_TI @ left_IT) @ right_TO).float()
-    ranges = {name: consecutive(list(zip(edit_ids, pairs.lengths[name], strict=True))) for name in keys}
+    ranges = {name: consecutive(list(zip(edit_ids, pairs.lengths(name), strict=True))) for name in keys}
     return EditRows(keys={name: key.float() for name, key in keys.items()}, targets=targets, ranges=ranges)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from editors.methods.edit_reading import (
+    EditSequences,
     Group,
-    Part,
     Reading,
-    parts_of,
+    edit_sequences,
     read,
     read_least,
     rows_of_edits,
@@ -139,10 +139,10 @@ class _Passes:
         awake = [place for place in range(len(edits)) if any(of_edit[place] for of_edit in rows.values())]
         if not awake:
             return
-        parts = self._parts([edits[place] for place in awake], group)
+        asked = self._sequences([edits[place] for place in awake], group)
         for made in range(self._settings.num_passes):
             began = time.perf_counter()
-            reading = read(self._model, parts, group, len(awake), self._branches())
+            reading = read(self._model, asked, self._branches())
             captured = time.perf_counter()
             self.asked.seconds["capture"] += captured - began
             up_E = reading.least_E < self._settings.rest
@@ -159,7 +159,7 @@ class _Passes:
                 return
             if not bool(up_E.all()):
                 awake = [place for place, is_up in zip(awake, up_E.tolist(), strict=True) if is_up]
-                parts = self._parts([edits[place] for place in awake], group)
+                asked = self._sequences([edits[place] for place in awake], group)
 
     def missing(self, edits: Sequence[Edit]) -> list[Edit]:
         """Edits that are short of rest now, and those that have no row yet."""
@@ -173,12 +173,12 @@ class _Passes:
             if least < self._settings.rest or edit.edit_id not in has_rows
         ]
 
-    def _parts(self, edits: Sequence[Edit], group: Group) -> list[Part]:
+    def _sequences(self, edits: Sequence[Edit], group: Group) -> EditSequences:
         began = time.perf_counter()
         with side_branch(self._model.module, self._branches()):
-            parts = parts_of(self._model, edits, group, self._settings.rephrase_rows)
+            found = edit_sequences(self._model, edits, group, self._settings.rephrase_rows)
         self.asked.seconds["capture"] += time.perf_counter() - began
-        return parts
+        return found
 
     def _opened(
         self, edits: Sequence[Edit], group: Group, lengths: Mapping[str, Sequence[int]]

@@ -163,6 +163,10 @@ class EditableModel(ABC):
         """
 
     @abstractmethod
+    def keys_predict_target(self, param: InnerParam, kind: KeyTokens) -> bool:
+        """Whether the tokens that `key_positions` gives are those that predict the target's tokens, in their order."""
+
+    @abstractmethod
     def target_logits(self, batch: TargetBatch) -> Tensor:
         """Logits that predict the target tokens, N x V; gradients flow where hooks ask for them."""
 

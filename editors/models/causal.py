@@ -73,6 +73,10 @@ class CausalModel(EditableModel):
         """See `EditableModel`: the same for every inner parameter."""
         return batch.keys(kind)
 
+    def keys_predict_target(self, param: InnerParam, kind: KeyTokens) -> bool:
+        """See `EditableModel`."""
+        return kind == "answer"
+
     def target_logits(self, batch: TargetBatch) -> Tensor:
         """See `EditableModel`."""
         head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]

@@ -86,6 +86,10 @@ class ClassifierModel(EditableModel):
         """See `EditableModel`."""
         return encoder_keys(batch)
 
+    def keys_predict_target(self, param: InnerParam, kind: KeyTokens) -> bool:
+        """See `EditableModel`: the head reads the first token alone, whatever the keys are."""
+        return False
+
     def target_logits(self, batch: TargetBatch) -> Tensor:
         """See `EditableModel`: one row a claim."""
         logits_BV: Tensor = self.module(input_ids=batch.input_ids_BL, attention_mask=batch.mask_BL).logits

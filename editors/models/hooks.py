@@ -1,14 +1,18 @@
-"""Knows how to read what goes into and comes back to the edited layers, and how to add to what they give.
+"""Hooks on the edited layers: read what goes through them, or add to what they give.
 
-Does not know what the readings are for. All of it is hooks: it works on whole and on ZeRO-3-partitioned weights, no
-weight gets a gradient, and the backward pass ends at the first edited layer.
+    with side_branch(model.module, candidate), capturing(model.module, places) as seen:
+        loss = loss_of(model.target_logits(batch))
+        delta_of = seen.deltas(loss)  # the gradient at each layer's output
 
-Legend: B sequences, L padded length, N target tokens in the batch, I in_features, O out_features, R rank.
+Hooks work on whole weights and on those that ZeRO-3 partitions. No weight gets a gradient, and every hook is removed
+when its block is left. `editors.methods.pairs` reads the loss that every editor uses.
+
+Legend: B sequences, L padded length, T chosen tokens, I in_features, O out_features, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,72 +20,80 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editors.models.inner_params import InnerParam
-
 Branch = tuple[Tensor, Tensor]
-"""F (I x R) and D (R x O): `x -> (x F) D`."""
+"""F and D, which add `(x F) D` to a layer's output: I x R and R x O, or B x I x R and B x R x O with one for each
+sequence of a batch."""
 Places = tuple[Tensor, Tensor]
-"""Rows and positions, N each."""
+"""Rows of a batch and positions in them, T each."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Capture:
-    """What one forward under `capturing` left."""
+    """What the forward under `capturing` has left, by inner parameter."""
 
-    u_NI: dict[str, Tensor] = field(default_factory=dict)
-    """Inputs of each inner parameter's layer at the chosen positions, fp32."""
-    probes: dict[str, Tensor] = field(default_factory=dict)
-    """Zeros that were added to its outputs there; the loss's gradient by them is delta."""
+    u_TI: dict[str, Tensor] = field(default_factory=dict)
+    """Inputs of the layer at its chosen tokens, fp32, without gradient."""
+    zeros_TO: dict[str, Tensor] = field(default_factory=dict)
+    """Zeros that were added to the layer's outputs there. The loss's gradient by them is the gradient at the output."""
 
     def deltas(self, loss: Tensor) -> dict[str, Tensor]:
-        """The gradient of the loss at each layer's outputs, N x O, fp32."""
-        gradients = torch.autograd.grad(loss, list(self.probes.values()))
-        return {name: gradient.float() for name, gradient in zip(self.probes, gradients, strict=True)}
+        """Return the gradient of a scalar loss at each layer's output, T x O, fp32; frees the graph."""
+        gradients = torch.autograd.grad(loss, list(self.zeros_TO.values()))
+        return {name: gradient.float() for name, gradient in zip(self.zeros_TO, gradients, strict=True)}
 
 
 @contextmanager
-def capturing(model: nn.Module, params: Sequence[InnerParam], row_N: Tensor, position_N: Tensor) -> Iterator[Capture]:
-    """Read inputs and output gradients of the inner layers at chosen positions of the next forward."""
-    with capturing_at(model, [(param, (row_N, position_N)) for param in params]) as capture:
-        yield capture
+def capturing(module: nn.Module, places: Mapping[str, Places]) -> Iterator[Capture]:
+    """Read the inputs of layers, and make their outputs ready for `Capture.deltas`, in the next forward.
 
-
-@contextmanager
-def capturing_at(model: nn.Module, places: Iterable[tuple[InnerParam, Places]]) -> Iterator[Capture]:
-    """As `capturing`, with rows and positions of each inner layer's own."""
+    Args:
+        module: the model.
+        places: inner parameter -> the tokens to read in its layer.
+    """
     capture = Capture()
 
-    def watch(param: InnerParam, row_N: Tensor, position_N: Tensor) -> Any:
+    def watch(name: str, row_T: Tensor, position_T: Tensor) -> Any:
         def hook(_layer: nn.Module, arguments: tuple[Tensor, ...], out_BLO: Tensor) -> Tensor:
-            capture.u_NI[param.name] = arguments[0][row_N, position_N].detach().float()
-            probe_NO = out_BLO.new_zeros((len(row_N), out_BLO.shape[-1]), requires_grad=True)
-            capture.probes[param.name] = probe_NO
-            return out_BLO.index_put((row_N, position_N), probe_NO, accumulate=True)
+            capture.u_TI[name] = arguments[0][row_T, position_T].detach().float()
+            # The weights want no gradient, so the graph begins here: at the first edited layer, not at the embeddings.
+            zeros_TO = out_BLO.new_zeros((len(row_T), out_BLO.shape[-1]), requires_grad=True)
+            capture.zeros_TO[name] = zeros_TO
+            return out_BLO.index_put((row_T, position_T), zeros_TO, accumulate=True)
 
         return hook
 
     with ExitStack() as hooks:
-        for param, (row_N, position_N) in places:
-            handle = model.get_submodule(param.module_name).register_forward_hook(watch(param, row_N, position_N))
-            hooks.callback(handle.remove)
+        for name, (row_T, position_T) in places.items():
+            _hook_layer(hooks, module, name, watch(name, row_T, position_T))
         yield capture
 
 
 @contextmanager
-def side_branch(model: nn.Module, branches: Mapping[str, Branch]) -> Iterator[None]:
-    """Let inner layers give `y + (x F) D`, by parameter name; the weights are not written.
+def side_branch(module: nn.Module, branches: Mapping[str, Branch]) -> Iterator[None]:
+    """Let layers give `y + (x F) D`, which is what the weights `W + F D` would give; no weight is written.
 
-    Enter it before `capturing`, so that the probes come after what it adds.
+    Hooks run in the order in which they were entered: enter this one before `capturing`, so that the zeros are added
+    to what the branch gives.
+
+    Args:
+        module: the model.
+        branches: inner parameter -> F and D, the same for all sequences or one for each.
     """
 
-    def add(factor_IR: Tensor, change_RO: Tensor) -> Any:
+    def add(left: Tensor, right: Tensor) -> Any:
         def hook(_layer: nn.Module, arguments: tuple[Tensor, ...], out_BLO: Tensor) -> Tensor:
-            return out_BLO + ((arguments[0].float() @ factor_IR) @ change_RO).to(out_BLO.dtype)
+            # In fp32 whatever the model computes in: a change is orders of magnitude smaller than the output.
+            return out_BLO + ((arguments[0].float() @ left) @ right).to(out_BLO.dtype)
 
         return hook
 
     with ExitStack() as hooks:
-        for name, (factor_IR, change_RO) in branches.items():
-            layer = model.get_submodule(name.rpartition(".")[0])
-            hooks.callback(layer.register_forward_hook(add(factor_IR, change_RO)).remove)
+        for name, (left, right) in branches.items():
+            _hook_layer(hooks, module, name, add(left, right))
         yield
+
+
+def _hook_layer(hooks: ExitStack, module: nn.Module, name: str, hook: Any) -> None:
+    """Put a forward hook on the layer that owns a weight, until the stack is left."""
+    layer = module.get_submodule(name.rpartition(".")[0])
+    hooks.callback(layer.register_forward_hook(hook).remove)

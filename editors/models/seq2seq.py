@@ -113,6 +113,10 @@ class Seq2SeqModel(EditableModel):
             return encoder_keys(batch)
         return batch.row_N, batch.position_N
 
+    def keys_predict_target(self, param: InnerParam, kind: KeyTokens) -> bool:
+        """See `EditableModel`: in the decoder they are, in the encoder they are the prompt's."""
+        return param.name not in self._of_encoder
+
     def target_logits(self, batch: TargetBatch) -> Tensor:
         """See `EditableModel`."""
         return self._logits(batch, batch.row_N, batch.position_N)

@@ -11,7 +11,6 @@ Legend: I in_features, O out_features, T keys in the batch, N predicted tokens, 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from editors.models.families import EditableModel
-from editors.models.hooks import capturing, capturing_at
+from editors.models.hooks import capturing
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch
 from editors.weights.deltas import read_tensors, write_tensors
 from pipeline.domain.errors import Misconfigured
@@ -143,8 +142,8 @@ def _gradient_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dic
     num_tokens = dict.fromkeys(sums, 0)
     draw = torch.Generator().manual_seed(0)
     for batch in model.chunked_whole(sequences, max_tokens=GRADIENT_TOKENS):
-        places = [(param, model.key_positions(batch, param, "answer")) for param in model.inner]
-        with capturing_at(model.module, places) as seen:
+        places = {param.name: model.key_positions(batch, param, "answer") for param in model.inner}
+        with capturing(model.module, places) as seen:
             logits_NV = model.target_logits(batch).float()
             label_N = torch.multinomial(logits_NV.detach().softmax(dim=1).cpu(), 1, generator=draw)[:, 0]
             loss = torch.nn.functional.cross_entropy(logits_NV, label_N.to(logits_NV.device), reduction="sum")
@@ -157,13 +156,10 @@ def _gradient_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dic
 
 def _keys(model: EditableModel, batch: TargetBatch, kind: KeyTokens) -> dict[str, Tensor]:
     """Keys of each inner parameter, T x I, fp32; of a text, where every token is a target, at all of its tokens."""
-    with torch.no_grad(), ExitStack() as hooks:
-        seen = [
-            hooks.enter_context(capturing(model.module, [param], *model.key_positions(batch, param, kind)))
-            for param in model.inner
-        ]
+    places = {param.name: model.key_positions(batch, param, kind) for param in model.inner}
+    with torch.no_grad(), capturing(model.module, places) as seen:
         model.run_to_last_inner(batch)
-    return {name: u_TI for capture in seen for name, u_TI in capture.u_NI.items()}
+    return seen.u_TI
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str, names: Collection[str] | None) -> dict[str, Tensor]:

@@ -23,11 +23,11 @@ from torch.nn.functional import pad
 
 from editors.measure.losses import Reading, divergence, rows_of
 from editors.mend.transform import MendTransform
-from editors.methods.mend_sum import Pairs, token_pairs, update
+from editors.methods.mend_sum import token_pairs, update
+from editors.methods.pairs import Pairs
 from editors.models.comm import merged
 from editors.models.families import EditableModel
-from editors.models.hooks import Branch
-from editors.models.side_branches import branch_of_each
+from editors.models.hooks import Branch, side_branch
 from editors.models.tokens import Encoded
 from editors.training.examples import Example, Examples, Reader
 from editors.training.objective import LOSS, SCORE, Deck, Losses, ParameterGroup, backward, summed_gradients
@@ -173,7 +173,7 @@ class MendObjective:
         for places, batch in self._reader.prepare([item.sequence for item in asked]):
             of_rows = [asked[place].edit for place in places] or [0] * batch.num_rows
             edit_B = torch.tensor(of_rows, device=self._model.device)
-            with branch_of_each(self._model.module, _of_rows(updates, pairs, edit_B)):
+            with side_branch(self._model.module, _of_rows(updates, pairs, edit_B)):
                 log_NV = self._model.target_logits(batch).float().log_softmax(dim=1)
             parts = []
             for place, of_row in zip(places, rows_of(batch), strict=False):

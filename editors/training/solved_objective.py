@@ -24,13 +24,14 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from editors.measure.losses import Reading, divergence, mean_log_probability, rows_of, target_log_probability
+from editors.measure.losses import Reading, divergence, rows_of
 from editors.measure.scoring import readings
 from editors.mend.transform import MARGIN, MendTransform
+from editors.methods.pairs import read_pairs
 from editors.methods.passes import joined
 from editors.models.comm import merged
 from editors.models.families import EditableModel, InnerParam, TargetBatch
-from editors.models.hooks import Branch, capturing_at, side_branch
+from editors.models.hooks import Branch, side_branch
 from editors.models.tokens import Encoded
 from editors.solve.ledger import Ledger
 from editors.solve.linear import added_rows
@@ -85,7 +86,7 @@ class SolvedSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
+class EditPairs:
     """Keys and gradients of a batch of edits, by inner parameter, and how probable each edit is."""
 
     u_TI: dict[str, Tensor]
@@ -216,7 +217,7 @@ class SolvedObjective:
         asked += [(rng.choice(example.locality), "neighbour") for example in examples if example.locality]
         return asked + [(rng.choice(self._text), "text") for _ in range(self._settings.num_text if self._text else 0)]
 
-    def _shifts(self, pairs: Pairs) -> dict[str, Tensor]:
+    def _shifts(self, pairs: EditPairs) -> dict[str, Tensor]:
         missing_T1 = self._settings.boost * self._transform.missing(pairs.probability_T)[:, None]
         return {
             name: missing_T1 * self._transform.shift(name, u_TI, pairs.delta_TO[name])
@@ -224,10 +225,10 @@ class SolvedObjective:
         }
 
     @torch.no_grad()
-    def _edited(self, pairs: Pairs) -> Earlier:
+    def _edited(self, pairs: EditPairs) -> Earlier:
         return Earlier(keys=pairs.u_TI, branches=self._solved(pairs, self._shifts(pairs), None))
 
-    def _solved(self, pairs: Pairs, shifts: Mapping[str, Tensor], earlier: Earlier | None) -> dict[str, Branch]:
+    def _solved(self, pairs: EditPairs, shifts: Mapping[str, Tensor], earlier: Earlier | None) -> dict[str, Branch]:
         """The weights' change for the shifts, on top of an earlier one, whose rows are in the solve and ask nothing."""
         branches = {}
         for name, u_TI in pairs.u_TI.items():
@@ -237,31 +238,18 @@ class SolvedObjective:
             branches[name] = joined(held, (factor_IT.float().to(u_TI.device), shifts[name]))
         return branches
 
-    def _captured(self, examples: Sequence[Example], branches: Mapping[str, Branch]) -> Pairs:
+    def _captured(self, examples: Sequence[Example], branches: Mapping[str, Branch]) -> EditPairs:
         """The pairs of some edits at the base with a side branch, rows in their order."""
-        places_of: list[int] = []
-        own: list[Pairs] = []
         with side_branch(self._model.module, branches):
-            for places, batch in self._prepared([example.edit for example in examples]):
-                where = [(param, self._model.key_positions(batch, param, "subject")) for param in self._params]
-                with capturing_at(self._model.module, where) as seen:
-                    logits_NV = self._model.target_logits(batch).float()
-                    delta_of = seen.deltas(-mean_log_probability(logits_NV, batch).sum())
-                chosen_N = target_log_probability(logits_NV.detach(), batch).exp()
-                least_B = chosen_N.new_ones(batch.num_rows).scatter_reduce(0, batch.row_N, chosen_N, "amin")
-                if places:
-                    places_of += places
-                    own.append(_on_cpu(Pairs(u_TI=seen.u_NI, delta_TO=delta_of, probability_T=least_B)))
-        every = self._model.comm.gathered((places_of, own))
-        order = torch.tensor([place for places, _ in every for place in places]).argsort()
-        found = [pairs for _, of_rank in every for pairs in of_rank]
-        device = self._model.device
-        names = [param.name for param in self._params]
-        delta = {name: torch.cat([pairs.delta_TO[name] for pairs in found])[order].to(device) for name in names}
-        return Pairs(
-            u_TI={name: torch.cat([pairs.u_TI[name] for pairs in found])[order].to(device) for name in names},
-            delta_TO={name: self._natural(name, delta_TO) for name, delta_TO in delta.items()},
-            probability_T=torch.cat([pairs.probability_T for pairs in found])[order].to(device),
+            found = read_pairs(
+                self._model,
+                self._prepared([example.edit for example in examples]),
+                lambda batch: {p.name: self._model.key_positions(batch, p, "subject") for p in self._params},
+            )
+        return EditPairs(
+            u_TI=found.u_TI,
+            delta_TO={name: self._natural(name, delta_TO) for name, delta_TO in found.delta_TO.items()},
+            probability_T=found.least(range(len(examples))),
         )
 
     def _prepared(self, sequences: Sequence[Encoded]) -> Iterator[tuple[list[int], TargetBatch]]:
@@ -316,21 +304,13 @@ def _figures(answers: Sequence[Answer]) -> dict[str, float]:
     return figures
 
 
-def _on_cpu(pairs: Pairs) -> Pairs:
-    return Pairs(
-        u_TI={name: rows.cpu() for name, rows in pairs.u_TI.items()},
-        delta_TO={name: rows.cpu() for name, rows in pairs.delta_TO.items()},
-        probability_T=pairs.probability_T.cpu(),
-    )
-
-
 def _with_subject(examples: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(example for example in examples if example.edit.subject_end is not None)
 
 
-def _only(pairs: Pairs, places: Sequence[int]) -> Pairs:
+def _only(pairs: EditPairs, places: Sequence[int]) -> EditPairs:
     index = torch.tensor(list(places), dtype=torch.long)
-    return Pairs(
+    return EditPairs(
         u_TI={name: rows[index] for name, rows in pairs.u_TI.items()},
         delta_TO={name: rows[index] for name, rows in pairs.delta_TO.items()},
         probability_T=pairs.probability_T[index],

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from editors.methods.edit_reading import Group, parts_of, read
+from editors.methods.edit_reading import Group, edit_sequences, read
 from editors.models.families import EditableModel, editable, family_of
 from editors.models.inner_params import InnerParam
 from editors.weights.deltas import PlainWeights, WeightDelta
@@ -79,7 +79,7 @@ def compare(sharded: ShardedModel, model: EditableModel, plain: EditableModel) -
 def gradient_distance(model: EditableModel, plain: EditableModel, task: str) -> float:
     """Of the gradients that two edits have at the inner layers, relative (Frobenius): the largest of any layer."""
     asked, group = edits(2, task=task), Group(params=plain.inner, kind="answer")
-    of_ranks, of_one = (read(one, parts_of(one, asked, group, 0), group, len(asked), {}) for one in (model, plain))
+    of_ranks, of_one = (read(one, edit_sequences(one, asked, group, 0), {}) for one in (model, plain))
     assert all(torch.equal(of_ranks.u_TI[name], u_TI) for name, u_TI in of_one.u_TI.items())
     reached = {name: delta_TO.double() for name, delta_TO in of_one.delta_TO.items() if bool(delta_TO.any())}
     assert reached, "the loss of two edits has no gradient at any inner layer"

@@ -179,10 +179,10 @@ def test_a_prior_is_the_mean_over_every_token_that_a_layer_sees(model: EditableM
     assert set(prior.moments) == set(model.inner_param_names)
     batch = model.pack([model.encode_text(line, max_tokens=24) for line in lines])
     for param in model.inner:
-        places = model.key_positions(batch, param, "answer")
-        with torch.no_grad(), capturing(model.module, [param], *places) as seen:
+        places = {param.name: model.key_positions(batch, param, "answer")}
+        with torch.no_grad(), capturing(model.module, places) as seen:
             model.target_logits(batch)
-        u_TI = seen.u_NI[param.name].double()
+        u_TI = seen.u_TI[param.name].double()
         torch.testing.assert_close(prior.moments[param.name].double(), u_TI.T @ u_TI / len(u_TI), rtol=1e-4, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from editors.measure.losses import (
     TOP,
     Reading,
     divergence,
-    mean_log_probability,
+    edit_loss,
     rows_of,
     target_log_probability,
 )
@@ -44,7 +44,7 @@ def test_log_probabilities_are_those_of_a_softmax_in_fp32(dtype: torch.dtype) ->
     torch.testing.assert_close(target_log_probability(found, batch), plain_N)
     assert rows_of(batch) == [slice(0, 3), slice(3, 4), slice(4, 6)]
     plain_B = torch.stack([plain_N[of_row].mean() for of_row in rows_of(batch)])
-    torch.testing.assert_close(mean_log_probability(found, batch), plain_B)
+    torch.testing.assert_close(edit_loss(target_log_probability(found, batch), batch), -plain_B.sum())
 
 
 def test_divergence_is_the_kl_over_the_kept_tokens_and_all_others_as_one() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from editors.models.families import EditableModel, InnerParam, editable, family_of
-from editors.models.hooks import Capture, capturing, side_branch
+from editors.models.hooks import capturing, side_branch
 from editors.models.inner_params import REGISTRY
 from editors.models.tokens import TargetBatch
 from editors.weights.deltas import PlainWeights, WeightDelta
@@ -45,15 +44,10 @@ def loss_of(model: EditableModel, batch: TargetBatch) -> Tensor:
 
 def captured(model: EditableModel, batch: TargetBatch) -> dict[str, tuple[Tensor, Tensor]]:
     """u and delta of every inner layer at every position."""
-    with ExitStack() as hooks:
-        seen: dict[str, Capture] = {}
-        for param in model.inner:
-            positions = every_position(model, batch, param)
-            seen[param.name] = hooks.enter_context(capturing(model.module, [param], *positions))
-        loss = loss_of(model, batch)
-        probes = [seen[name].probes[name] for name in seen]
-        deltas = torch.autograd.grad(loss, probes)
-    return {name: (seen[name].u_NI[name], delta) for name, delta in zip(seen, deltas, strict=True)}
+    places = {param.name: every_position(model, batch, param) for param in model.inner}
+    with capturing(model.module, places) as seen:
+        deltas = seen.deltas(loss_of(model, batch))
+    return {name: (seen.u_TI[name], delta) for name, delta in deltas.items()}
 
 
 def test_every_known_model_type_is_tested() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from editors.models.families import CausalModel
-from editors.models.hooks import capturing, side_branch
+from editors.models.families import CausalModel, TargetBatch
+from editors.models.hooks import Places, capturing, side_branch
 from editors.models.inner_params import default_subject_params
 from editors.weights.deltas import PlainWeights, WeightDelta
 from editors.weights.loading import load_base
@@ -47,9 +47,14 @@ def hooks_of(module: nn.Module) -> int:
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
 
 
+def targets_of(model: CausalModel, batch: TargetBatch) -> dict[str, Places]:
+    """The tokens that predict the target's, in every inner layer."""
+    return dict.fromkeys(model.inner_param_names, (batch.row_N, batch.position_N))
+
+
 def test_rank_one_sums_of_a_capture_equal_the_weight_gradient(model: CausalModel) -> None:
     batch = model.encode(PAIRS)
-    with capturing(model.module, model.inner, batch.row_N, batch.position_N) as seen:
+    with capturing(model.module, targets_of(model, batch)) as seen:
         logits = model.target_logits(batch)
         loss = nn.functional.cross_entropy(logits, batch.target_N, reduction="sum")
         deltas = seen.deltas(loss)
@@ -58,7 +63,7 @@ def test_rank_one_sums_of_a_capture_equal_the_weight_gradient(model: CausalModel
     plain = nn.functional.cross_entropy(model.target_logits(batch), batch.target_N, reduction="sum")
     (expected,) = torch.autograd.grad(plain, weight)
     weight.requires_grad_(False)
-    gradient_IO = seen.u_NI[param.name].T @ deltas[param.name]
+    gradient_IO = seen.u_TI[param.name].T @ deltas[param.name]
     found = gradient_IO if param.fan_in_fan_out else gradient_IO.T
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -67,9 +72,9 @@ def test_a_capture_is_bitwise_repeatable_and_changes_no_logit(model: CausalModel
     batch = model.encode(PAIRS)
     runs = []
     for _ in range(2):
-        with capturing(model.module, model.inner, batch.row_N, batch.position_N) as seen:
+        with capturing(model.module, targets_of(model, batch)) as seen:
             logits = model.target_logits(batch)
-            runs.append((logits.detach(), seen.u_NI, seen.deltas(logits.logsumexp(1).sum())))
+            runs.append((logits.detach(), seen.u_TI, seen.deltas(logits.logsumexp(1).sum())))
     assert torch.equal(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][0], model.target_logits(batch))
     for name in model.inner_param_names:
@@ -95,7 +100,7 @@ def test_hooks_are_released_whatever_happens(model: CausalModel) -> None:
     with (
         pytest.raises(RuntimeError, match="on purpose"),
         side_branch(model.module, {}),
-        capturing(model.module, model.inner, batch.row_N, batch.position_N),
+        capturing(model.module, targets_of(model, batch)),
     ):
         raise RuntimeError("on purpose")
     model.target_logits(model.prefixed(batch, model.inner[-1:]))

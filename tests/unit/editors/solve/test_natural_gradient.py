@@ -165,9 +165,9 @@ def test_subjects_have_a_share_of_their_own_whatever_follows_them() -> None:
     found = measure_prior(model, prior_lines(), subjects=[*prompts, ("the capital of Japan", "Japan")])
     param = model.inner[-1]
     batch = model.pack([model.encode_pair(prompt, "Rome", subject) for prompt, subject in prompts[:2]])
-    with capturing(model.module, [param], *batch.keys("subject")) as seen, torch.no_grad():
+    with capturing(model.module, {param.name: batch.keys("subject")}) as seen, torch.no_grad():
         model.run_to_last_inner(batch)
-    u_TI = seen.u_NI[param.name]
+    u_TI = seen.u_TI[param.name]
     assert len(u_TI) == 2
     expected_II = (1 - SUBJECT_SHARE) * of_text.moments[param.name] + SUBJECT_SHARE * u_TI.T @ u_TI / 2
     torch.testing.assert_close(found.moments[param.name], expected_II)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from editors.methods.recursive import RecursiveEditor
 from editors.methods.select import resolved
 from editors.models.families import editable, family_of
-from editors.models.hooks import capturing_at
+from editors.models.hooks import capturing
 from editors.models.inner_params import inner_params
 from editors.solve.natural_gradient import NaturalGradient
 from pipeline.domain.errors import IntegrityBroken, InvalidInput, Misconfigured
@@ -148,8 +148,8 @@ def test_activations_cover_what_autograd_keeps_of_the_blocks(name: str, tmp_path
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    places = [(param, model.key_positions(batch, param, "answer")) for param in model.inner]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), capturing_at(module, places):
+    places = {param.name: model.key_positions(batch, param, "answer") for param in model.inner}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), capturing(module, places):
         model.target_logits(batch)
     num_tokens = max(ids.numel() for ids in (batch.input_ids_BL, batch.decoder_ids_BM) if ids is not None)
     plan = plan_memory(folder, num_ranks=1, work=Work(num_tokens=num_tokens))
