@@ -9,9 +9,9 @@ from pydantic import Field
 
 from pipeline.domain import errors
 from pipeline.domain.errors import CorrigendaError, EngineFailed
-from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, ExportedModel, KeptFiles, LoadPlan
+from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, ExportedModel, KeptFiles, Loaded, LoadPlan
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised by every change that an older rank or controller would misread."""
 
 
@@ -150,7 +150,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What the ranks answer to a command; at most one of the last five is there."""
+    """What the ranks answer to a command; at most one of the last six is there."""
 
     seq: int
     """Of the command."""
@@ -160,6 +160,8 @@ class Reply:
     """The most memory that each rank ever held: of its accelerator, or of the host without one; None if unknown."""
     failure: Failure | None = None
     """Why it was not done."""
+    loaded: Loaded | None = None
+    """Of `load`."""
     outcome: CandidateOutcome | None = None
     """Of `try_edits`."""
     files: KeptFiles | None = None

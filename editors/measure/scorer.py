@@ -83,6 +83,11 @@ class Scorer:
         self._prefixes = PrefixCache(model)
         self._own: dict[str, OwnProbes] = {}
 
+    @property
+    def suite_facts(self) -> set[str]:
+        """The facts that the suite asks for: conflict keys as canonical JSON, without the lineage's name."""
+        return set[str]().union(*(_facts_of(answer.probe) for answer in self._baseline.suite))
+
     def reset(self) -> None:
         """Forget the parent: other weights have been loaded."""
         self._parent = self._candidate = None
@@ -115,7 +120,7 @@ class Scorer:
         Args:
             added: edits of the batch.
             retained: older active edits.
-            gone_keys: conflict keys of active edits, whose suite probes are left out.
+            gone_keys: conflict keys of edited facts, whose suite probes are left out.
             delta: what was applied to the parent.
         """
         parent = self._parent

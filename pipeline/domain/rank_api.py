@@ -104,8 +104,25 @@ class TrainedFiles:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerPlan:
+    """What a group needs besides the weights to make edits on a snapshot and to measure them."""
+
+    rows: tuple[LedgerRows, ...]
+    """Rows of every active edit, in the order in which the edits came in; a file may be named more than once."""
+    prior: FileRef
+    """Second moments of keys and gradients over plain text (`prior.safetensors`)."""
+    baseline: FileRef
+    """Suite, plain text, and what the base answers to them (`baseline.json`)."""
+    trained: TrainedFiles | None = None
+    """The trained editor; None where the gradient itself is asked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LoadPlan:
-    """Everything a group needs to hold one snapshot of one lineage."""
+    """The weights of one snapshot of one lineage, and what edits on it are made with.
+
+    To ask or export a snapshot the weights suffice: then `ledger` is None and no candidate can be tried.
+    """
 
     base: BaseSpec
     """The base."""
@@ -121,14 +138,16 @@ class LoadPlan:
     """The nearest stored accumulators at or below the snapshot."""
     deltas: tuple[FileRef, ...]
     """The deltas above them, in order."""
-    ledger: tuple[LedgerRows, ...]
-    """Rows of every active edit, oldest snapshot first."""
-    prior: FileRef
-    """Second moments of keys and gradients over plain text (`prior.safetensors`)."""
-    baseline: FileRef
-    """Suite, plain text, and what the base answers to them (`baseline.json`)."""
-    trained: TrainedFiles | None = None
-    """The trained editor; None where the gradient itself is asked."""
+    ledger: LedgerPlan | None = None
+    """What edits are made and measured with; None for a group that only answers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """What a group says of a snapshot once it holds it."""
+
+    suite_keys: tuple[str, ...] = ()
+    """Conflict keys of the facts that the lineage's suite asks for, sorted; none if the plan had no ledger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +165,7 @@ class Candidate:
     retained: tuple[Edit, ...]
     """Older active edits to measure retention on."""
     gone_keys: tuple[str, ...] = ()
-    """Conflict keys of every active edit, so that suite probes of edited facts are left out."""
+    """Those of the suite's conflict keys whose fact is edited on purpose: its suite probes are left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,9 +189,11 @@ class KeptFiles:
     delta: FileRef
     """`delta.safetensors`: F (I x R) and D (R x O) of every inner parameter."""
     rows: FileRef
-    """`rows.safetensors`: keys, targets and row ranges of the added edits."""
+    """`rows.safetensors`: keys, targets and row ranges of the added edits, and of those in `rewritten_ids`."""
     accumulator: FileRef | None
     """`accumulator.safetensors`, when asked for."""
+    rewritten_ids: tuple[str, ...] = ()
+    """Edits of earlier snapshots whose rows were written again into `rows`, which holds them from now on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

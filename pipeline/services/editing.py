@@ -13,13 +13,13 @@ from pathlib import Path
 
 import structlog
 
-from pipeline.domain.batches import ActiveEdit, EditBatch, retention_sample
+from pipeline.domain.batches import EditBatch
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, LeaseLost
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.gates import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
-from pipeline.domain.rank_api import Candidate
+from pipeline.domain.rank_api import Candidate, Loaded
 from pipeline.domain.snapshots import Basis, Snapshot, snapshot_digest, stores_accumulator
 from pipeline.services.bisecting import Attempt, Sifted, sift
 from pipeline.services.lease_keeping import LeaseKeeper
@@ -60,7 +60,7 @@ class _Composition:
     lineage: Lineage
     parent_id: str | None
     snapshot_id: str
-    active: tuple[ActiveEdit, ...]
+    suite_keys: tuple[str, ...]
 
 
 class EditService:
@@ -172,20 +172,29 @@ class EditService:
         return 1
 
     def _compose(self, lineage: str, parent_id: str | None, keeper: LeaseKeeper) -> _Composition:
-        plan = self._snapshots.load_plan(lineage, snapshot_id=parent_id)
-        self._group.load(plan, epoch=keeper.lease.epoch)
+        found = self._lineages.lineage(lineage)
         return _Composition(
-            lineage=self._lineages.lineage(lineage),
+            lineage=found,
             parent_id=parent_id,
             snapshot_id=str(uuid.uuid4()),
-            active=self._queue.active_edits(lineage, snapshot_id=parent_id),
+            suite_keys=self._loaded(found, parent_id, epoch=keeper.lease.epoch).suite_keys,
         )
+
+    def _loaded(self, lineage: Lineage, parent_id: str | None, *, epoch: int) -> Loaded:
+        """Have the group hold the parent. The plans, which grow with the lineage, are made only if it does not."""
+        settings = lineage.settings
+        held = self._group.resume(settings.name, snapshot_id=parent_id, editor=settings.editor, epoch=epoch)
+        if held is not None:
+            return held
+        plan = self._snapshots.load_plan(settings.name, snapshot_id=parent_id)
+        ledger = self._snapshots.ledger_plan(settings.name, snapshot_id=parent_id)
+        return self._group.load(replace(plan, ledger=ledger), epoch=epoch)
 
     def _attempt(
         self, on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str], keeper: LeaseKeeper
     ) -> Attempt:
         _ = keeper.lease  # stop early when the lease is known to be lost
-        candidate = _candidate(on, added=added, removed_ids=removed_ids)
+        candidate = self._candidate(on, added=added, removed_ids=removed_ids)
         policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
         try:
             outcome = self._group.try_edits(candidate)
@@ -198,6 +207,19 @@ class EditService:
         name = on.lineage.settings.name
         log.info("candidate judged", lineage=name, edits=len(added), verdict=report.summary, **seconds)
         return Attempt(candidate_id=candidate.candidate_id, report=report, seconds=outcome.seconds)
+
+    def _candidate(self, on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str]) -> Candidate:
+        name, keys = on.lineage.settings.name, on.suite_keys
+        edited = {*self._queue.active_keys(name, keys, removed_ids=removed_ids)}
+        edited |= {edit.request.conflict_key for edit in added}.intersection(keys)
+        return Candidate(
+            candidate_id=str(uuid.uuid4()),
+            snapshot_id=on.snapshot_id,
+            added=tuple(added),
+            removed_ids=tuple(removed_ids),
+            retained=self._queue.retention_sample(name, seed=on.snapshot_id, removed_ids=removed_ids),
+            gone_keys=tuple(sorted(edited)),
+        )
 
     def _commit(
         self,
@@ -248,6 +270,7 @@ class EditService:
             batch=batch,
             removal=removal,
             seconds=attempt.seconds,
+            rewritten_ids=kept.rewritten_ids,
         )
 
     def _release(self, edits: Sequence[Edit], keeper: LeaseKeeper, *, reason: str) -> None:
@@ -264,17 +287,3 @@ class EditService:
         except Exception as error:
             self._release(batch.edits, keeper, reason=f"{type(error).__name__}: {error}")
             raise
-
-
-def _candidate(on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str]) -> Candidate:
-    gone = set(removed_ids)
-    older = [held for held in on.active if held.edit.edit_id not in gone]
-    keys = {held.edit.request.conflict_key for held in older} | {edit.request.conflict_key for edit in added}
-    return Candidate(
-        candidate_id=str(uuid.uuid4()),
-        snapshot_id=on.snapshot_id,
-        added=tuple(added),
-        removed_ids=tuple(removed_ids),
-        retained=retention_sample(older, seed=on.snapshot_id),
-        gone_keys=tuple(sorted(keys)),
-    )

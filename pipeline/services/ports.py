@@ -10,12 +10,21 @@ from typing import Any, Protocol
 
 from pipeline.domain.approvals import Approval, Outcome
 from pipeline.domain.audit import AuditEvent, ChainBreak
-from pipeline.domain.batches import ActiveEdit, EditBatch
+from pipeline.domain.batches import EditBatch
 from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GateReport
 from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
 from pipeline.domain.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
-from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, KeptFiles, LoadPlan
+from pipeline.domain.rank_api import (
+    Answer,
+    Candidate,
+    CandidateOutcome,
+    EditorSettings,
+    KeptFiles,
+    LedgerPlan,
+    Loaded,
+    LoadPlan,
+)
 from pipeline.domain.snapshots import Artifact, Basis, Snapshot
 
 
@@ -131,8 +140,14 @@ class EditQueue(Protocol):
     def edits(self, lineage: str, edit_ids: Sequence[str]) -> tuple[Edit, ...]:
         """Edits by id, in the order asked."""
 
-    def active_edits(self, lineage: str, *, snapshot_id: str | None) -> tuple[ActiveEdit, ...]:
-        """The active set of a snapshot, oldest first; empty for None."""
+    def retention_sample(self, lineage: str, *, seed: str, removed_ids: Sequence[str]) -> tuple[Edit, ...]:
+        """Active edits of the head to measure again, stratified by age, oldest first.
+
+        The same seed and head give the same sample; edits that a candidate removes are not in it.
+        """
+
+    def active_keys(self, lineage: str, keys: Sequence[str], *, removed_ids: Sequence[str]) -> tuple[str, ...]:
+        """Those of some conflict keys whose fact the head holds an edit of, besides the removed ones; sorted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +176,8 @@ class NewSnapshot:
     """The removal; None for a batch."""
     seconds: Mapping[str, float]
     """Wall time of each phase."""
+    rewritten_ids: tuple[str, ...] = ()
+    """Active edits of earlier snapshots whose ledger rows are in `rows` too; it is their file from now on."""
 
 
 class SnapshotStore(Protocol):
@@ -174,7 +191,14 @@ class SnapshotStore(Protocol):
         """
 
     def load_plan(self, lineage: str, *, snapshot_id: str | None) -> LoadPlan:
-        """What a group needs to hold a snapshot (None: the base): nearest accumulators, deltas above, ledger rows.
+        """The weights of a snapshot (None: the base): nearest accumulators and deltas above; without a ledger.
+
+        Raises:
+            UnknownRecord: if the snapshot is not of this lineage.
+        """
+
+    def ledger_plan(self, lineage: str, *, snapshot_id: str | None) -> LedgerPlan:
+        """What edits on a snapshot are made with: rows of every active edit, prior, suite, trained editor.
 
         Raises:
             UnknownRecord: if the snapshot is not of this lineage.
@@ -280,8 +304,15 @@ class ArtifactStore(Protocol):
 class EditorGroup(Protocol):
     """The ranks that hold a model."""
 
-    def load(self, plan: LoadPlan, *, epoch: int) -> None:
-        """Hold this snapshot (does nothing if it is held already).
+    def resume(self, lineage: str, *, snapshot_id: str | None, editor: EditorSettings, epoch: int) -> Loaded | None:
+        """Go on from a snapshot that is held together with its ledger; None if it has to be loaded.
+
+        Raises:
+            LeaseLost: if the ranks have seen a higher epoch of the lineage.
+        """
+
+    def load(self, plan: LoadPlan, *, epoch: int) -> Loaded:
+        """Hold this snapshot (nothing is read again if it is held already).
 
         Raises:
             WrongBase, IntegrityBroken, EngineFailed.

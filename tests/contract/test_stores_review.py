@@ -161,7 +161,7 @@ def test_rejecting_reinstates_what_its_edits_had_displaced(rig: StoreRig) -> Non
     assert [rig.status(one) for one in (old, late, never_in)] == ["snapshotted", "rejected", "superseded"]
     assert rig.edit(old)["superseded_by"] is None
     assert rig.actions(old)[-1] == "edit:reinstated"
-    rows = rig.snapshots.load_plan(LINEAGE, snapshot_id=head.snapshot_id).ledger
+    rows = rig.snapshots.ledger_plan(LINEAGE, snapshot_id=head.snapshot_id).rows
     assert [one.edit_ids for one in rows] == [(old,)]
     brought = rig.query("SELECT rows ->> 'digest' AS digest FROM edit_rows WHERE snapshot_id = %s", head.snapshot_id)
     assert rows[0].file.digest == brought[0]["digest"], "the newest rows of an edit count"

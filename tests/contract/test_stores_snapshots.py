@@ -127,8 +127,13 @@ def test_a_commit_rings_while_more_waits(rig: StoreRig) -> None:
 def test_the_base_is_loaded_from_nothing(rig: StoreRig) -> None:
     plan = rig.snapshots.load_plan(LINEAGE, snapshot_id=None)
     settings = rig.lineage().settings
-    assert (plan.digest, plan.accumulator, plan.deltas, plan.ledger) == (settings.base.digest, None, (), ())
-    assert (plan.base, plan.editor, plan.prior.digest) == (settings.base, settings.editor, settings.prior.digest)
+    assert (plan.digest, plan.accumulator, plan.deltas, plan.ledger) == (settings.base.digest, None, (), None)
+    assert (plan.base, plan.editor) == (settings.base, settings.editor)
+    ledger = rig.snapshots.ledger_plan(LINEAGE, snapshot_id=None)
+    assert (ledger.rows, ledger.prior.digest, ledger.baseline.digest, ledger.trained) == (
+        *((), settings.prior.digest),
+        *(settings.baseline.digest, None),
+    )
     assert rig.snapshots.delta_digests(None) == ()
 
 
@@ -139,16 +144,16 @@ def test_a_lineage_keeps_its_trained_editor_and_the_ranks_are_given_its_files(ri
     made = rig.lineages.create(replace(settings, name="trained", editor=editor, trained=trained), actor="cli:tester")
     assert rig.lineages.lineage("trained").settings.trained == trained
     assert made.settings.editor_identity == EditorIdentity(solver="recursive", transform="mend", digest="e" * 64)
-    plan = rig.snapshots.load_plan("trained", snapshot_id=None)
+    assert rig.snapshots.load_plan("trained", snapshot_id=None).editor == editor
+    plan = rig.snapshots.ledger_plan("trained", snapshot_id=None)
     assert plan.trained is not None
-    assert (plan.trained.name, plan.editor) == ("mend", editor)
+    assert plan.trained.name == "mend"
     assert (plan.trained.card.digest, plan.trained.tensors.digest) == (trained.card.digest, trained.tensors.digest)
     assert Path(plan.trained.tensors.path).read_bytes()
-    assert rig.snapshots.load_plan(LINEAGE, snapshot_id=None).trained is None
     assert str(settings.editor_identity) == "gradient (untrained)"
     Path(plan.trained.card.path).write_bytes(b"changed")
     with pytest.raises(IntegrityBroken):
-        rig.snapshots.load_plan("trained", snapshot_id=None)
+        rig.snapshots.ledger_plan("trained", snapshot_id=None)
 
 
 def test_a_snapshot_is_loaded_from_the_nearest_accumulators_and_the_deltas_above(rig: StoreRig) -> None:
@@ -199,10 +204,10 @@ def test_the_ledger_holds_every_active_edit_once_grouped_by_the_snapshot_that_br
     rig.commit_batch(lease)
     third = rig.correct("e", fact="France", target="Lyon", minute=5)
     head = rig.commit_batch(lease)
-    plan = rig.snapshots.load_plan(LINEAGE, snapshot_id=head.snapshot_id)
-    assert [set(rows.edit_ids) for rows in plan.ledger] == [first, {second}, {third}]
-    assert len({rows.file.path for rows in plan.ledger}) == 3
-    assert gone not in {edit_id for rows in plan.ledger for edit_id in rows.edit_ids}
+    plan = rig.snapshots.ledger_plan(LINEAGE, snapshot_id=head.snapshot_id)
+    assert [set(rows.edit_ids) for rows in plan.rows] == [first, {second}, {third}]
+    assert len({rows.file.path for rows in plan.rows}) == 3
+    assert gone not in {edit_id for rows in plan.rows for edit_id in rows.edit_ids}
 
 
 def test_a_snapshot_is_found_by_id_by_seq_and_by_its_role(rig: StoreRig) -> None:
@@ -227,6 +232,8 @@ def test_a_snapshot_of_another_lineage_is_not_loaded(rig: StoreRig) -> None:
     rig.new_lineage("others")
     with pytest.raises(UnknownRecord, match="another lineage"):
         rig.snapshots.load_plan("others", snapshot_id=snapshot.snapshot_id)
+    with pytest.raises(UnknownRecord, match="another lineage"):
+        rig.snapshots.ledger_plan("others", snapshot_id=snapshot.snapshot_id)
     with pytest.raises(UnknownLineage):
         rig.snapshots.load_plan("nobody", snapshot_id=None)
     with pytest.raises(UnknownRecord):

@@ -188,8 +188,10 @@ def _check_named(rig: Rig, kind: str) -> None:
 
 def _check_asked_by_the_transform(rig: Rig, kind: str) -> None:
     """The first snapshot's ledger rows are those that the trained transform asks for, not those of the gradient."""
-    plan = rig.kept.snapshots.load_plan(kind, snapshot_id=rig.kept.snapshots.snapshot(kind, "1").snapshot_id)
-    stored = EditRows.load(Path(plan.ledger[0].file.path))
+    first_id = rig.kept.snapshots.snapshot(kind, "1").snapshot_id
+    ledger = rig.kept.snapshots.ledger_plan(kind, snapshot_id=first_id)
+    plan = replace(rig.kept.snapshots.load_plan(kind, snapshot_id=first_id), ledger=ledger)
+    stored = EditRows.load(Path(ledger.rows[0].file.path))
     held = rig.kept.queue.active_edits(kind, snapshot_id=plan.snapshot_id)
     edits = {active.edit.edit_id: active.edit for active in held}
     batch = [edits[edit_id] for edit_id, _, _ in stored.ranges_of(plan.editor.subject_params[0])]
@@ -203,7 +205,8 @@ def _check_asked_by_the_transform(rig: Rig, kind: str) -> None:
 def _rows(plan: LoadPlan, batch: Sequence[Edit], editor: Path | None) -> EditRows:
     """What an editor leaves for a batch on the base."""
     model = load_base(Path(plan.base.ref), plan.editor.inner_params, task=plan.base.task)
-    ledger = Ledger.from_files(plan.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
+    assert plan.ledger is not None
+    ledger = Ledger.from_files(plan.ledger.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
     if editor is None:
         asked = editor_for(replace(plan.editor, transform="gradient"))
     else:

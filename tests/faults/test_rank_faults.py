@@ -141,7 +141,9 @@ def test_what_fails_on_one_rank_is_an_answer_of_both(plan: LoadPlan, tmp_path: P
         prior = Prior.load(Path(plan.prior.path))
         del prior.moments[second]
         prior.save(tmp_path / "prior.safetensors")
-        group.load(replace(plan, prior=file_ref(tmp_path / "prior.safetensors")), epoch=1)
+        assert plan.ledger is not None
+        ledger = replace(plan.ledger, prior=file_ref(tmp_path / "prior.safetensors"))
+        group.load(replace(plan, ledger=ledger), epoch=1)
         with pytest.raises(Misconfigured, match=f"expected a prior of inner parameter {second}"):
             group.try_edits(candidate("t", edits(2)))
         group.load(plan, epoch=1)

@@ -102,11 +102,12 @@ def test_a_batch_whose_ranks_are_killed_is_finished_by_the_next_doorbell(
 
 def prepared(plan: LoadPlan) -> Prepared:
     """What `prepare_base` would have given."""
+    assert plan.ledger is not None
     return Prepared(
         base=plan.base,
         editor=plan.editor,
-        prior=Path(plan.prior.path),
-        baseline=Path(plan.baseline.path),
+        prior=Path(plan.ledger.prior.path),
+        baseline=Path(plan.ledger.baseline.path),
         trained=None,
     )
 

@@ -26,7 +26,7 @@ from pipeline.domain.errors import (
     UnknownRecord,
     WrongBase,
 )
-from pipeline.domain.rank_api import FileRef, LoadPlan, TrainedFiles
+from pipeline.domain.rank_api import FileRef, LedgerPlan, LoadPlan, TrainedFiles
 from tests.support.tiny_editors import tiny_editor
 from tests.support.tiny_families import ARCHITECTURES, LABELS
 from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage, plan_after
@@ -95,9 +95,12 @@ def test_kept_files_reload_to_the_same_weights_bit_for_bit(ranks: RankGroup, pla
     ranks.load(one, epoch=1)
     ranks.try_edits(candidate("third", later, removed_ids=(added[0].edit_id,)))
     second = ranks.keep("third", folder=tmp_path / "two", with_accumulator=True)
+    whole = plan_after(one, second, "s2", later)
+    both = whole.ledger
+    assert both is not None
     two = replace(
-        plan_after(one, second, "s2", later),
-        ledger=(replace(one.ledger[0], edit_ids=(added[1].edit_id,)), *plan_after(one, second, "s2", later).ledger[1:]),
+        whole,
+        ledger=replace(both, rows=(replace(both.rows[0], edit_ids=(added[1].edit_id,)), *both.rows[1:])),
     )
     ranks.held("s2", digest=two.digest)
     after_two = ranks.weights_digest()
@@ -316,14 +319,19 @@ def with_trained_editor(plan: LoadPlan, folder: Path) -> LoadPlan:
     (folder / "editor" / TENSORS).rename(tensors)
     files = TrainedFiles(name="tiny", card=file_ref(card), tensors=file_ref(tensors))
     settings = lineage_settings(made, task=plan.base.task)
-    return replace(plan, editor=replace(settings, prior_strength=1.0), trained=files)
+    return replace(plan, editor=replace(settings, prior_strength=1.0), ledger=trained_by(plan, files))
+
+
+def trained_by(plan: LoadPlan, files: TrainedFiles | None) -> LedgerPlan:
+    assert plan.ledger is not None
+    return replace(plan.ledger, trained=files)
 
 
 def test_a_trained_editor_asks_for_something_else_than_the_gradient(
     ranks: RankGroup, plan: LoadPlan, tmp_path: Path
 ) -> None:
     trained = with_trained_editor(plan, tmp_path)
-    plain = replace(trained, editor=replace(trained.editor, transform="gradient"), trained=None)
+    plain = replace(trained, editor=replace(trained.editor, transform="gradient"), ledger=trained_by(plan, None))
     rows = []
     for number, held in enumerate((trained, plain, trained)):
         ranks.load(held, epoch=1)
@@ -342,7 +350,7 @@ def test_a_trained_editor_that_is_not_the_one_of_the_plan_is_not_used(
     with pytest.raises(IntegrityBroken, match=f"expected digest {'0' * 64} of the editor"):
         ranks.load(other, epoch=1)
     with pytest.raises(Misconfigured, match="not installed"):
-        ranks.load(replace(trained, trained=None), epoch=1)
+        ranks.load(replace(trained, ledger=trained_by(plan, None)), epoch=1)
     ranks.load(trained, epoch=1)
     assert ranks.weights_digest()
 

@@ -243,8 +243,8 @@ class LineageMachine(RuleBasedStateMachine):
         for edit in seen.edits:
             assert edit["told"] == edit["status"], "I4: the last line about an edit tells its status"
         if seen.head_id and seen.head_id != self.model.loaded:
-            plan = self.rig.snapshots.load_plan(LINEAGE, snapshot_id=seen.head_id)
-            ledger = [edit_id for rows in plan.ledger for edit_id in rows.edit_ids]
+            plan = self.rig.snapshots.ledger_plan(LINEAGE, snapshot_id=seen.head_id)
+            ledger = [edit_id for rows in plan.rows for edit_id in rows.edit_ids]
             assert sorted(ledger) == sorted(self.model.active[seen.head_id])
             self.model.loaded = seen.head_id
 

@@ -12,7 +12,7 @@ import json
 import signal
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,9 @@ def is_settled(kept: Stores, lineage: str) -> bool:
 def loaded(kept: Stores, lineage: str) -> dict[str, Any]:
     """What a group that starts now gets from the files."""
     group = FakeEditorGroup()
-    plan = kept.snapshots.load_plan(lineage, snapshot_id=kept.lineages.lineage(lineage).head_id)
-    group.load(plan, epoch=0)
+    head_id = kept.lineages.lineage(lineage).head_id
+    ledger = kept.snapshots.ledger_plan(lineage, snapshot_id=head_id)
+    group.load(replace(kept.snapshots.load_plan(lineage, snapshot_id=head_id), ledger=ledger), epoch=0)
     return {"digest": group.digest, "facts": group.facts}
 
 

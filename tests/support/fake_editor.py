@@ -15,7 +15,16 @@ from typing import Any
 from pipeline.domain.canonical import canonical_json, sha256_file
 from pipeline.domain.errors import EditorFailed, EngineFailed
 from pipeline.domain.measurements import EditScore, Measurements
-from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, FileRef, KeptFiles, LoadPlan
+from pipeline.domain.rank_api import (
+    Answer,
+    Candidate,
+    CandidateOutcome,
+    EditorSettings,
+    FileRef,
+    KeptFiles,
+    Loaded,
+    LoadPlan,
+)
 from tests.support.factories import make_measurements, make_score
 
 FAILS = "does not hold"
@@ -41,18 +50,26 @@ class FakeEditorGroup:
         self._before_trial = before_trial
         self._tried: dict[str, tuple[Facts, Candidate]] = {}
         self._kept: Candidate | None = None
+        self._held: tuple[str, str | None] = ("", None)
         self.facts: Facts = {}
         self.digest: str | None = None
 
-    def load(self, plan: LoadPlan, *, epoch: int) -> None:
+    def resume(self, lineage: str, *, snapshot_id: str | None, editor: EditorSettings, epoch: int) -> Loaded | None:
+        """What was loaded or committed last is held."""
+        return Loaded() if self.digest is not None and self._held == (lineage, snapshot_id) else None
+
+    def load(self, plan: LoadPlan, *, epoch: int) -> Loaded:
         """Rebuild from files, unless it is held; the ledger must tell the same edits as the deltas."""
+        self._held = (plan.lineage, plan.snapshot_id)
         if self.digest == plan.digest:
-            return
+            return Loaded()
+        assert plan.ledger is not None
         assert plan.accumulator is None, "this fake writes none"
         self.facts = rebuilt([Path(delta.path) for delta in plan.deltas])
-        ledger = sorted(edit_id for rows in plan.ledger for edit_id in rows.edit_ids)
+        ledger = sorted(edit_id for rows in plan.ledger.rows for edit_id in rows.edit_ids)
         assert ledger == sorted(self.facts), f"ledger rows of {ledger}, deltas of {sorted(self.facts)}"
         self.digest = plan.digest
+        return Loaded()
 
     def try_edits(self, candidate: Candidate) -> CandidateOutcome:
         """Measure by the rules above."""
@@ -86,6 +103,7 @@ class FakeEditorGroup:
 
     def held(self, snapshot_id: str, *, digest: str) -> None:
         """What is held has this digest."""
+        self._held = (self._held[0], snapshot_id)
         self.digest = digest
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:

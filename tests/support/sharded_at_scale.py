@@ -33,7 +33,7 @@ from editors.solve.prior import Prior
 from editors.weights.deltas import PlainWeights, load_accumulators
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit, Probe
-from pipeline.domain.rank_api import BaseSpec, EditorSettings, LoadPlan, SuiteProbe
+from pipeline.domain.rank_api import BaseSpec, EditorSettings, LedgerPlan, LoadPlan, SuiteProbe
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, prepare_base
 from tests.support.factories import make_edit
 from tests.support.tiny_lineage import candidate, file_ref, plan_after
@@ -186,8 +186,9 @@ def cost_whole(plan: LoadPlan, edits: Sequence[Edit]) -> tuple[dict[str, float],
     """Seconds of the same batch and the same candidate in this process, without DeepSpeed, and the shifts it makes."""
     loaded = load_base(Path(plan.base.ref), plan.editor.inner_params, task=plan.base.task)
     weights = PlainWeights(loaded.module, loaded.inner)
-    ledger = Ledger.from_files(plan.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
-    scorer = Scorer(loaded, weights, Baseline.load(Path(plan.baseline.path)))
+    assert plan.ledger is not None
+    ledger = Ledger.from_files(plan.ledger.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
+    scorer = Scorer(loaded, weights, Baseline.load(Path(plan.ledger.baseline.path)))
     began = time.perf_counter()
     result = editor_for(plan.editor).edit(loaded, weights, ledger, edits, ())
     scorer.observe_parent(edits, ())
@@ -223,9 +224,7 @@ def _plan(base: BaseSpec, editor: EditorSettings, prior: Path, baseline: Path) -
         digest=base.digest,
         accumulator=None,
         deltas=(),
-        ledger=(),
-        prior=file_ref(prior),
-        baseline=file_ref(baseline),
+        ledger=LedgerPlan(rows=(), prior=file_ref(prior), baseline=file_ref(baseline)),
     )
 
 

@@ -17,6 +17,7 @@ from pipeline.domain.rank_api import (
     EditorSettings,
     FileRef,
     KeptFiles,
+    LedgerPlan,
     LedgerRows,
     LoadPlan,
     SuiteProbe,
@@ -67,9 +68,9 @@ def make_tiny_lineage(folder: Path, name: str = "llama") -> LoadPlan:
         digest=digest,
         accumulator=None,
         deltas=(),
-        ledger=(),
-        prior=file_ref(folder / "prior.safetensors"),
-        baseline=file_ref(folder / "baseline.json"),
+        ledger=LedgerPlan(
+            rows=(), prior=file_ref(folder / "prior.safetensors"), baseline=file_ref(folder / "baseline.json")
+        ),
     )
 
 
@@ -107,4 +108,6 @@ def plan_after(plan: LoadPlan, kept: KeptFiles, snapshot_id: str, added: tuple[E
     deltas = (*plan.deltas, kept.delta)
     rows = LedgerRows(file=kept.rows, edit_ids=tuple(edit.edit_id for edit in added))
     digest = snapshot_digest(base_digest=plan.base.digest, delta_digests=[delta.digest for delta in deltas])
-    return replace(plan, snapshot_id=snapshot_id, digest=digest, deltas=deltas, ledger=(*plan.ledger, rows))
+    assert plan.ledger is not None
+    ledger = replace(plan.ledger, rows=(*plan.ledger.rows, rows))
+    return replace(plan, snapshot_id=snapshot_id, digest=digest, deltas=deltas, ledger=ledger)

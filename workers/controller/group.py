@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from pipeline.domain.errors import CorrigendaError, EngineFailed, Misconfigured
-from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, ExportedModel, KeptFiles, LoadPlan
+from pipeline.domain.rank_api import (
+    Answer,
+    Candidate,
+    CandidateOutcome,
+    EditorSettings,
+    ExportedModel,
+    KeptFiles,
+    Loaded,
+    LoadPlan,
+)
 from workers.commands import Command, Export, Free, Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits
 from workers.controller.rank_processes import POLL_SECONDS, RankProcesses, RankSpec
 from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
@@ -43,6 +52,7 @@ class RankGroup:
         self._connection: socket.socket | None = None
         self._plan: LoadPlan | None = None
         self._held: tuple[str, str | None, str] | None = None
+        self._loaded = Loaded()
         self._epoch = 0
         self._seq = 0
 
@@ -63,20 +73,33 @@ class RankGroup:
             if self._processes is None:
                 self._processes = RankProcesses(self._spec)
 
-    def load(self, plan: LoadPlan, *, epoch: int) -> None:
+    def resume(self, lineage: str, *, snapshot_id: str | None, editor: EditorSettings, epoch: int) -> Loaded | None:
+        """See `EditorGroup`; the ranks are asked whether they are alive."""
+        with self._turn:
+            plan = self._plan
+            if self._held is None or plan is None or plan.ledger is None:
+                return None
+            if self._held[:2] != (lineage, snapshot_id) or plan.editor != editor:
+                return None
+            self._epoch = epoch
+            return self._loaded if self._answers() else None
+
+    def load(self, plan: LoadPlan, *, epoch: int) -> Loaded:
         """See `EditorGroup`; starts or rebuilds the ranks if need be."""
         with self._turn:
             self._drop_unless_usable(plan)
             is_other = self._plan is not None and not _same_lineage(self._plan, plan)
-            is_held = self._held == _identity(plan) and not is_other
+            is_held = self._held == _identity(plan) and not is_other and _has_ledger(self._plan, plan)
             self._plan, self._epoch = plan, epoch
             if is_other:
                 with contextlib.suppress(EngineFailed):  # a killed rank may be a while in going
                     self.free()
             if not (is_held and self._answers()):
                 self._held, self._plan = None, plan
-                self._command(Load(plan=plan))
+                loaded = self._command(Load(plan=plan)).loaded
+                self._loaded = _expected(loaded, "what was loaded")
                 self._held = _identity(plan)
+            return self._loaded
 
     def _answers(self) -> bool:
         """Whether the ranks are alive."""
@@ -246,12 +269,16 @@ def _identity(plan: LoadPlan) -> tuple[str, str | None, str]:
 
 def _same_lineage(one: LoadPlan, other: LoadPlan) -> bool:
     """Whether two plans differ in nothing but the snapshot."""
-    return (one.lineage, one.editor, one.prior, one.baseline) == (
-        other.lineage,
-        other.editor,
-        other.prior,
-        other.baseline,
-    )
+    if (one.lineage, one.editor) != (other.lineage, other.editor):
+        return False
+    if one.ledger is None or other.ledger is None:
+        return True
+    return (one.ledger.prior, one.ledger.baseline) == (other.ledger.prior, other.ledger.baseline)
+
+
+def _has_ledger(held: LoadPlan | None, wanted: LoadPlan) -> bool:
+    """Whether what is held has a ledger, if one is wanted."""
+    return wanted.ledger is None or (held is not None and held.ledger is not None)
 
 
 def _expected(value: Value | None, what: str) -> Value:

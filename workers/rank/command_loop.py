@@ -124,7 +124,7 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
     """Carry out a command."""
     match request.command:
         case Load(plan=plan):
-            model.load(plan)
+            return replace(reply, loaded=model.load(plan))
         case TryEdits(candidate=candidate):
             return replace(reply, outcome=model.try_edits(candidate))
         case Keep(candidate_id=candidate_id, folder=folder, with_accumulator=with_accumulator):

@@ -5,6 +5,7 @@ Between two commands the edited weights are exactly those of the snapshot that w
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from editors.models.families import EditableModel, editable
 from editors.models.inner_params import inner_params
 from editors.solve.ledger import Ledger
 from editors.weights.deltas import WeightDelta, load_accumulators, save_accumulators
-from pipeline.domain.canonical import sha256_blocks
+from pipeline.domain.canonical import canonical_json, sha256_blocks
 from pipeline.domain.errors import EngineFailed, UnknownRecord, WrongBase
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.rank_api import (
@@ -36,6 +37,8 @@ from pipeline.domain.rank_api import (
     ExportedModel,
     FileRef,
     KeptFiles,
+    LedgerPlan,
+    Loaded,
     LoadPlan,
 )
 from workers.memory.memory_check import require_memory
@@ -48,6 +51,18 @@ GENERATED_TOGETHER = 64
 """Prompts continued in one batch."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Editing:
+    """What edits on a snapshot are made and measured with."""
+
+    ledger: Ledger
+    """Rows of its active edits."""
+    scorer: Scorer
+    """Measures against the snapshot."""
+    editor: Editor
+    """Makes candidates."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Lineage:
     """A lineage on the base that is loaded."""
@@ -58,12 +73,8 @@ class Lineage:
     """The base's module with the lineage's inner parameters."""
     weights: ShardedWeights
     """They hold the snapshot."""
-    ledger: Ledger
-    """Rows of its active edits."""
-    scorer: Scorer
-    """Measures against the snapshot."""
-    editor: Editor
-    """Makes candidates."""
+    editing: Editing | None
+    """What edits are made with; None where the plan had no ledger."""
     tried: dict[str, EditResult]
     """Candidates since the snapshot was loaded, by candidate id."""
     last_candidate: str = ""
@@ -74,16 +85,12 @@ class Lineage:
 class PlanFiles:
     """What the files of a plan hold."""
 
-    ledger: Ledger
-    """Rows of the active edits."""
-    baseline: Baseline
-    """What the base answers."""
     shifts: dict[str, Tensor]
     """Accumulators by inner parameter; none for the base."""
     deltas: list[WeightDelta]
     """What comes on top of them."""
-    editor: Editor
-    """What the plan edits with."""
+    editing: tuple[Ledger, Baseline, Editor] | None
+    """Rows of the active edits, what the base answers, and what the plan edits with; None without a ledger."""
 
 
 class HeldModel:
@@ -123,7 +130,7 @@ class HeldModel:
         """
         agreed(self._peers, lambda: self._base(base))
 
-    def load(self, plan: LoadPlan) -> None:
+    def load(self, plan: LoadPlan) -> Loaded:
         """Hold a snapshot: every file is read and checked before a weight is touched.
 
         Raises:
@@ -139,6 +146,7 @@ class HeldModel:
         for delta in files.deltas:
             self._lineage.weights.apply(delta)
         self._is_whole = True
+        return Loaded(suite_keys=_suite_keys(self._lineage))
 
     def try_edits(self, candidate: Candidate) -> CandidateOutcome:
         """Edit, apply, measure, and go back to what was held, bit for bit, whatever happened.
@@ -147,17 +155,19 @@ class HeldModel:
             EditorFailed: if the model can never say what an edit asks for, or the numbers cannot be used.
             UnknownRecord: if an edit is to leave that has no rows.
         """
-        held = self._held()
+        held, editing = self._held(), self._editing()
         require_encodable(held.model, candidate.added)
         with _unchanged(held.weights):
-            result = held.editor.edit(held.model, held.weights, held.ledger, candidate.added, candidate.removed_ids)
+            result = editing.editor.edit(
+                held.model, held.weights, editing.ledger, candidate.added, candidate.removed_ids
+            )
             clock = _Clock()
-            held.scorer.observe_parent(candidate.added, candidate.retained)
+            editing.scorer.observe_parent(candidate.added, candidate.retained)
             observing = clock.lap()
             failpoint("rank:before_apply")
             held.weights.apply(result.delta)
             applying = clock.lap()
-            measurements = held.scorer.measure(
+            measurements = editing.scorer.measure(
                 added=candidate.added, retained=candidate.retained, gone_keys=candidate.gone_keys, delta=result.delta
             )
             seconds = {**result.seconds, "apply": applying, "measure": observing + clock.lap()}
@@ -173,13 +183,13 @@ class HeldModel:
         Raises:
             UnknownRecord: if no such candidate was made since the last load.
         """
-        held, result = self._held(), self._tried(candidate_id)
+        held, editing, result = self._held(), self._editing(), self._tried(candidate_id)
         held.weights.apply(result.delta)
-        held.ledger.commit(result.rows, result.removed_ids)
+        editing.ledger.commit(result.rows, result.removed_ids)
         if held.last_candidate == candidate_id:
-            held.scorer.keep()
+            editing.scorer.keep()
         else:
-            held.scorer.reset()
+            editing.scorer.reset()
         held.tried.clear()
         is_writer = self._peers.rank == 0
         shifts = self._whole_shifts(held, is_kept=is_writer) if with_accumulator else None
@@ -253,60 +263,69 @@ class HeldModel:
     def _read(self, plan: LoadPlan, sharded: ShardedModel) -> PlanFiles:
         """Everything that the plan names, checked; of the ledger what this rank solves for."""
         params = inner_params(sharded.module, plan.editor.inner_params)
-        ledger = Ledger.from_files(
-            plan.prior,
-            plan.ledger,
-            strength=plan.editor.prior_strength,
-            ridge=plan.editor.ridge,
-            names=own_share(self._peers, [param.name for param in params]),
-        )
+        names = own_share(self._peers, [param.name for param in params])
         deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]
         for file, delta in zip(plan.deltas, deltas, strict=True):
             require_fit(params, delta, file.path)
         return PlanFiles(
-            ledger=ledger,
-            baseline=Baseline.load(Path(plan.baseline.path), plan.baseline.digest),
             shifts=load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {},
             deltas=deltas,
-            editor=self._editor(plan, sharded),
+            editing=self._read_ledger(plan, plan.ledger, sharded, names) if plan.ledger else None,
         )
 
-    def _editor(self, plan: LoadPlan, sharded: ShardedModel) -> Editor:
+    def _read_ledger(
+        self, plan: LoadPlan, of: LedgerPlan, sharded: ShardedModel, names: Sequence[str]
+    ) -> tuple[Ledger, Baseline, Editor]:
+        settings = plan.editor
+        ledger = Ledger.from_files(
+            of.prior, of.rows, strength=settings.prior_strength, ridge=settings.ridge, names=names
+        )
+        baseline = Baseline.load(Path(of.baseline.path), of.baseline.digest)
+        return ledger, baseline, self._editor(plan, of, sharded)
+
+    def _editor(self, plan: LoadPlan, of: LedgerPlan, sharded: ShardedModel) -> Editor:
         """What the plan edits with; a trained editor is read once, as long as the plan names the same."""
         known = self._lineage
-        if known is not None and (known.plan.base, known.plan.editor) == (plan.base, plan.editor):
-            return known.editor
-        if plan.trained is None:
+        if known is not None and known.editing and (known.plan.base, known.plan.editor) == (plan.base, plan.editor):
+            return known.editing.editor
+        if of.trained is None:
             return editor_for(plan.editor)
-        trained = TrainedEditor.of_files(plan.trained, plan.base.digest, plan.editor.transform)
+        trained = TrainedEditor.of_files(of.trained, plan.base.digest, plan.editor.transform)
         return editor_for(plan.editor, trained.transform.to(next(sharded.module.parameters()).device))
 
     def _opened(self, plan: LoadPlan, sharded: ShardedModel, files: PlanFiles) -> Lineage:
         """The lineage, with what is kept of it when only its snapshot changes."""
         known = self._lineage
-        if known is not None and (known.plan.editor, known.plan.baseline) == (plan.editor, plan.baseline):
-            known.scorer.reset()
-            model, weights, scorer = known.model, known.weights, known.scorer
+        if known is not None and known.plan.editor == plan.editor:
+            model, weights = known.model, known.weights
         else:
             self.free()  # the next store takes what is there now for the base
+            known = None
             names = plan.editor.inner_params
             model = editable(plan.base.task, sharded.module, sharded.tokenizer, names, comm=self._peers)
             weights = ShardedWeights(sharded, model.inner)
-            scorer = Scorer(model, weights, files.baseline)
-        return Lineage(
-            plan=plan,
-            model=model,
-            weights=weights,
-            ledger=files.ledger,
-            scorer=scorer,
-            editor=files.editor,
-            tried={},
-        )
+        editing = None
+        if plan.ledger is not None and files.editing is not None:
+            ledger, baseline, editor = files.editing
+            if known is not None and known.editing and known.plan.ledger:
+                is_same = known.plan.ledger.baseline == plan.ledger.baseline
+                scorer = known.editing.scorer if is_same else Scorer(model, weights, baseline)
+                scorer.reset()
+            else:
+                scorer = Scorer(model, weights, baseline)
+            editing = Editing(ledger=ledger, scorer=scorer, editor=editor)
+        return Lineage(plan=plan, model=model, weights=weights, editing=editing, tried={})
 
     def _held(self) -> Lineage:
         if self._lineage is None or not self._is_whole:
             raise EngineFailed("expected a loaded snapshot, got a rank that holds none")
         return self._lineage
+
+    def _editing(self) -> Editing:
+        editing = self._held().editing
+        if editing is None:
+            raise EngineFailed("expected a snapshot that was loaded with its ledger, got one that only answers")
+        return editing
 
     def _tried(self, candidate_id: str) -> EditResult:
         result = self._held().tried.get(candidate_id)
@@ -315,6 +334,14 @@ class HeldModel:
                 f"expected a candidate of the snapshot that is held, got {candidate_id}", candidate_id=candidate_id
             )
         return result
+
+
+def _suite_keys(lineage: Lineage) -> tuple[str, ...]:
+    """Conflict keys of the facts that the lineage's suite asks for."""
+    if lineage.editing is None:
+        return ()
+    facts = lineage.editing.scorer.suite_facts
+    return tuple(sorted(canonical_json([lineage.plan.lineage, *json.loads(fact)]) for fact in facts))
 
 
 class _Clock:

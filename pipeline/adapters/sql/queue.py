@@ -17,7 +17,7 @@ from pipeline.adapters.sql.removals import fail, next_due
 from pipeline.adapters.sql.reports import insert_report
 from pipeline.adapters.sql.rows import active_edit_of, claimant_of, edit_of, is_uuid
 from pipeline.adapters.sql.tables import batch_edits, edit_batches, edit_requests, lineages, snapshots
-from pipeline.domain.batches import ActiveEdit, EditBatch, displaced_by
+from pipeline.domain.batches import ActiveEdit, EditBatch, displaced_by, retention_sample
 from pipeline.domain.conflicts import superseded
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import InvalidInput, UnknownRecord
@@ -123,6 +123,21 @@ class SqlEditQueue:
         if missing:
             raise UnknownRecord(f"expected an edit of {lineage!r}, got {missing[0]}", edit_id=missing[0])
         return tuple(found[edit_id] for edit_id in edit_ids)
+
+    def retention_sample(self, lineage: str, *, seed: str, removed_ids: Sequence[str]) -> tuple[Edit, ...]:
+        """Active edits of the head to measure again, stratified by age, oldest first."""
+        active = [held for held in self._head(lineage) if held.edit.edit_id not in removed_ids]
+        return retention_sample(active, seed=seed)
+
+    def active_keys(self, lineage: str, keys: Sequence[str], *, removed_ids: Sequence[str]) -> tuple[str, ...]:
+        """Those of some conflict keys whose fact the head holds an edit of, besides the removed ones; sorted."""
+        active = [held.edit for held in self._head(lineage) if held.edit.edit_id not in removed_ids]
+        return tuple(sorted({edit.request.conflict_key for edit in active}.intersection(keys)))
+
+    def _head(self, lineage: str) -> tuple[ActiveEdit, ...]:
+        with transaction(self._engine) as connection:
+            head_id = connection.scalar(select(lineages.c.head_snapshot_id).where(lineages.c.name == lineage))
+        return self.active_edits(lineage, snapshot_id=head_id)
 
     def active_edits(self, lineage: str, *, snapshot_id: str | None) -> tuple[ActiveEdit, ...]:
         """The active set of a snapshot, oldest first; empty for None.

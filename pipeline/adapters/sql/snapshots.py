@@ -17,7 +17,7 @@ from pipeline.adapters.sql.rows import artifact_of, is_uuid, snapshot_of
 from pipeline.adapters.sql.tables import gate_reports, lineages, snapshots
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import Lease, TrainedArtifacts
-from pipeline.domain.rank_api import FileRef, LedgerRows, LoadPlan, TrainedFiles
+from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, TrainedFiles
 from pipeline.domain.snapshots import Artifact, Basis, Snapshot
 from pipeline.services.ports import ArtifactStore, NewSnapshot
 
@@ -29,7 +29,6 @@ class _Recipe:
     snapshot: Snapshot
     accumulator: Artifact | None
     deltas: tuple[Artifact, ...]
-    ledger: tuple[tuple[Artifact, tuple[str, ...]], ...]
 
 
 class SqlSnapshotStore:
@@ -51,7 +50,7 @@ class SqlSnapshotStore:
             return snapshot_of(write_snapshot(connection, lease, new), lease.lineage)
 
     def load_plan(self, lineage: str, *, snapshot_id: str | None) -> LoadPlan:
-        """What a group needs to hold a snapshot (None: the base): nearest accumulators, deltas above, ledger rows.
+        """The weights of a snapshot (None: the base): nearest accumulators and deltas above; without a ledger.
 
         Raises:
             UnknownRecord: if the snapshot is not of this lineage.
@@ -67,7 +66,24 @@ class SqlSnapshotStore:
             digest=recipe.snapshot.digest if recipe else settings.base.digest,
             accumulator=self._file(recipe.accumulator) if recipe and recipe.accumulator else None,
             deltas=tuple(self._file(delta) for delta in recipe.deltas) if recipe else (),
-            ledger=self._ledger(recipe) if recipe else (),
+        )
+
+    def ledger_plan(self, lineage: str, *, snapshot_id: str | None) -> LedgerPlan:
+        """What edits on a snapshot are made with: rows of every active edit, prior, suite, trained editor.
+
+        Raises:
+            UnknownRecord: if the snapshot is not of this lineage.
+            IntegrityBroken: if a file is missing or changed.
+        """
+        settings = self._lineages.lineage(lineage).settings
+        with transaction(self._engine) as connection:
+            active = (
+                active_rows(connection, _of_lineage(connection, lineage, snapshot_id).snapshot_id)
+                if snapshot_id
+                else ()
+            )
+        return LedgerPlan(
+            rows=tuple(LedgerRows(file=self._file(rows), edit_ids=edit_ids) for rows, edit_ids in _grouped(active)),
             prior=self._file(settings.prior),
             baseline=self._file(settings.baseline),
             trained=self._trained(settings.trained) if settings.trained else None,
@@ -130,19 +146,9 @@ class SqlSnapshotStore:
 
     def _recipe(self, lineage: str, snapshot_id: str) -> _Recipe:
         with transaction(self._engine) as connection:
-            of = _lineage_row(connection, lineage)
-            top = _row(connection, snapshot_id)
-            if top.lineage_id != of.lineage_id:
-                message = f"expected a snapshot of {lineage!r}, got {snapshot_id}, which is of another lineage"
-                raise UnknownRecord(message, lineage=lineage, snapshot_id=snapshot_id)
+            top = _of_lineage(connection, lineage, snapshot_id)
             accumulator, deltas = _stack(connection, top)
-            active = active_rows(connection, snapshot_id)
-        return _Recipe(
-            snapshot=snapshot_of(top, lineage), accumulator=accumulator, deltas=deltas, ledger=_grouped(active)
-        )
-
-    def _ledger(self, recipe: _Recipe) -> tuple[LedgerRows, ...]:
-        return tuple(LedgerRows(file=self._file(rows), edit_ids=edit_ids) for rows, edit_ids in recipe.ledger)
+        return _Recipe(snapshot=snapshot_of(top, lineage), accumulator=accumulator, deltas=deltas)
 
     def _trained(self, trained: TrainedArtifacts) -> TrainedFiles:
         return TrainedFiles(name=trained.name, card=self._file(trained.card), tensors=self._file(trained.tensors))
@@ -187,6 +193,14 @@ def _up_to(connection: Connection, top: Row[Any], *, from_seq: int) -> Sequence[
         snapshots.c.lineage_id == top.lineage_id, snapshots.c.seq.between(from_seq, top.seq)
     )
     return connection.execute(query.order_by(snapshots.c.seq)).all()
+
+
+def _of_lineage(connection: Connection, lineage: str, snapshot_id: str) -> Row[Any]:
+    of, row = _lineage_row(connection, lineage), _row(connection, snapshot_id)
+    if row.lineage_id != of.lineage_id:
+        message = f"expected a snapshot of {lineage!r}, got {snapshot_id}, which is of another lineage"
+        raise UnknownRecord(message, lineage=lineage, snapshot_id=snapshot_id)
+    return row
 
 
 def _row(connection: Connection, snapshot_id: str) -> Row[Any]:

@@ -22,7 +22,9 @@ from pipeline.domain.rank_api import (
     EditorSettings,
     FileRef,
     KeptFiles,
+    LedgerPlan,
     LedgerRows,
+    Loaded,
     LoadPlan,
     TrainedFiles,
 )
@@ -54,9 +56,7 @@ PLAN = LoadPlan(
     digest="c" * 64,
     accumulator=FILE,
     deltas=(FILE, FILE),
-    ledger=(LedgerRows(file=FILE, edit_ids=("e1", "e2")),),
-    prior=FILE,
-    baseline=FILE,
+    ledger=LedgerPlan(rows=(LedgerRows(file=FILE, edit_ids=("e1", "e2")),), prior=FILE, baseline=FILE),
 )
 EDIT = make_edit(
     "r1",
@@ -70,8 +70,15 @@ TRIAL = Candidate(
 )
 COMMANDS: tuple[Command, ...] = (
     Load(plan=PLAN),
-    Load(plan=replace(PLAN, snapshot_id=None, accumulator=None, deltas=(), ledger=())),
-    Load(plan=replace(PLAN, trained=TrainedFiles(name="mend", card=FILE, tensors=FILE))),
+    Load(plan=replace(PLAN, snapshot_id=None, accumulator=None, deltas=(), ledger=None)),
+    Load(
+        plan=replace(
+            PLAN,
+            ledger=LedgerPlan(
+                rows=(), prior=FILE, baseline=FILE, trained=TrainedFiles(name="mend", card=FILE, tensors=FILE)
+            ),
+        )
+    ),
     TryEdits(candidate=TRIAL),
     Keep(candidate_id="t", folder="/files", with_accumulator=True),
     Held(snapshot_id="s", digest="d" * 64),
@@ -87,6 +94,7 @@ REPLIES_OF_EACH_KIND = (
     Reply(seq=1),
     Reply(seq=2, digest="e" * 64, outcome=OUTCOME),
     Reply(seq=3, files=KeptFiles(delta=FILE, rows=FILE, accumulator=None)),
+    Reply(seq=7, loaded=Loaded(suite_keys=('["facts","a"]',))),
     Reply(seq=4, answers=(Answer(prompt="p", text=""),)),
     Reply(seq=5, answers=()),
     Reply(seq=6, failure=Failure(error="EditorFailed", message="no", ids={"edit_id": "e1"})),
