@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -161,12 +162,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _check_writable(target: str | None) -> None:
+    """Say before the measuring that the file for the figures cannot be written."""
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise Misconfigured(f"expected a file that can be written for --json, got {target}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the figures; one sentence on standard error and exit status 1 when an input cannot be used."""
     try:
         given = parser().parse_args(arguments)
-        if not given.json and not given.out:
-            raise Misconfigured("expected --json or --out to say where the figures go, got neither")
+        given.json = given.json or (None if given.out else "-")
+        _check_writable(given.json)
         evaluate(given, Reporter(), partial(_write, given))
     except (CorrigendaError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr, flush=True)

@@ -36,12 +36,13 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="corrigenda evaluate",
         description="Measures editors on edits to a fresh base: a stream of batches, or one edit at a time.",
+        allow_abbrev=False,
     )
     made.add_argument("--data", type=Path, required=True, help="edits: our JSONL, CounterFact, zsRE, EasyEdit")
     made.add_argument("--edits", type=_positive, required=True, help="how many from the top")
     made.add_argument("--model", type=Path, required=True, help="folder of the base")
     made.add_argument("--task", default="causal", help="causal, seq2seq or classifier")
-    made.add_argument("--json", help="file for the figures; - prints them")
+    made.add_argument("--json", help="file for the figures; - prints them, as without --out")
     made.add_argument("--out", type=Path, help="folder for figures.json and curves.png")
     _add_protocol(made)
     _add_editor(made)

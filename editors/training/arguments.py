@@ -169,6 +169,7 @@ def run_of(
     Raises:
         Misconfigured: if a file or the base cannot be read.
     """
+    data = data_files(given)  # first: reading the base takes long
     settings = {name: getattr(given, name) for name in ("task", "solver", *SHAPE)}
     settings |= {} if num_ranks is None else {"ranks": num_ranks}
     settings |= use_settings(given) | asdict(loop_settings(given)) | asdict(objective_settings(given))
@@ -176,7 +177,7 @@ def run_of(
         "command": command,
         "versions": versions,
         "base_digest": base_digest(given.model),
-        "data": {use: sha256_file(path) for use, path in data_files(given).items()},
+        "data": {use: sha256_file(path) for use, path in data.items()},
         "settings": settings,
     }
 

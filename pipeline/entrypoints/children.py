@@ -1,4 +1,4 @@
-"""Runs modules that need torch in processes of their own, and brings their errors home. Never imports them."""
+"""Modules that need torch, run in processes of their own; their errors come home as ours."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import subprocess
 import sys
 
 from pipeline.domain import errors
-from pipeline.domain.errors import CorrigendaError, EngineFailed
+from pipeline.domain.errors import CorrigendaError, EngineFailed, InvalidInput
+
+USAGE, USAGE_MARK = 2, ": error: "
+"""How argparse refuses words: its exit status, and what stands before the sentence."""
 
 
 def run_module(module: str, *arguments: str) -> str:
-    """What one of our modules prints.
+    """Run one of our modules and return what it prints.
 
     Raises:
-        CorrigendaError: of the class that the module named on its last line of standard error
-            (`WrongBase: expected …`); EngineFailed with that line, if it names none.
+        CorrigendaError: of the class that the module names on its last line of standard error
+            (`WrongBase: expected …`); InvalidInput if argparse refused the words; else EngineFailed with that line.
     """
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        if done.returncode == USAGE and USAGE_MARK in last:
+            raise InvalidInput(last.partition(USAGE_MARK)[2])
         raise _named(last) or EngineFailed(f"{module} ended with status {done.returncode}: {last}")
     return done.stdout
 

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from editors.models.inner_params import InnerParam
-from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
+from pipeline.domain.sizes import parse_size
 from workers.memory.base_shapes import BaseShapes, read_shapes
 from workers.memory.memory_plan import MemoryLine, MemoryPlan, Work
 
 __all__ = ["MemoryLine", "MemoryPlan", "Work", "plan_memory"]
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "infra" / "deepspeed" / "zero3.json"
+OFFLOAD_CONFIG = DEFAULT_CONFIG.with_name("zero3-offload.json")
 FP32, FP64 = 4, 8
 """Bytes of a number."""
 PREFETCHED, LIVE = 50_000_000, 1_000_000_000
@@ -223,15 +225,15 @@ def _zero_settings(path: Path) -> Mapping[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a plan as JSON, with why it does not fit, if so; one sentence and exit status 1 if there is no plan."""
-    given = _parser().parse_args(arguments)
     try:
+        given = _parsed(arguments)
         plan = plan_memory(
             given.model,
             num_ranks=given.ranks,
             task=given.task,
             editor=given.editor,
             inner_param_names=given.inner_param,
-            config_path=given.deepspeed_config,
+            config_path=OFFLOAD_CONFIG if given.offload else given.deepspeed_config,
             has_accelerator=not given.cpu,
             work=Work(batch_size=given.batch_size, num_edits=given.num_edits, num_tokens=given.tokens),
         )
@@ -239,13 +241,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     totals = {"accelerator_bytes": plan.accelerator_bytes, "host_bytes": plan.host_bytes}
+    totals |= {"memory_bytes": given.memory}
     print(json.dumps(asdict(plan) | totals | {"refusal": _refusal(plan, given.memory, given.host_memory)}))
     return 0
 
 
-def _refusal(plan: MemoryPlan, memory_bytes: int | None, host_bytes: int | None) -> str | None:
-    if memory_bytes is None:
-        return None
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line, checked.
+
+    Raises:
+        InvalidInput: if a count or an amount of memory makes no sense, or weights are named twice.
+    """
+    given = _parser().parse_args(arguments)
+    for name in ("ranks", "batch_size", "num_edits", "tokens"):
+        if (count := getattr(given, name)) < 1:
+            raise InvalidInput(f"expected --{name.replace('_', '-')} of at least 1, got {count}")
+    if given.editor is not None and given.inner_param:
+        raise InvalidInput("expected either --inner-param or a trained editor, which names its own weights; got both")
+    return given
+
+
+def _refusal(plan: MemoryPlan, memory_bytes: int, host_bytes: int | None) -> str | None:
     try:
         plan.require(memory_bytes, host_bytes=host_bytes)
     except Misconfigured as error:
@@ -254,12 +270,13 @@ def _refusal(plan: MemoryPlan, memory_bytes: int | None, host_bytes: int | None)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m workers.memory.plan", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="corrigenda lineage plan", description=main.__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of the base; only its config is read")
     parser.add_argument("--ranks", type=int, required=True, help="ranks that hold it together")
-    parser.add_argument("--memory", type=int, help="bytes that a rank has to compute in")
-    parser.add_argument("--host-memory", type=int, help="bytes of the host for each rank; by default not looked at")
-    parser.add_argument("--cpu", action="store_true", help="ranks compute on the host")
+    parser.add_argument("--memory", type=parse_size, required=True, help="of a rank: 24GB, 512MiB or bytes")
+    parser.add_argument("--host-memory", type=parse_size, help="of the host for each rank; not looked at if left out")
+    parser.add_argument("--cpu", action="store_true", help="ranks compute on the host: --memory is the host's")
+    parser.add_argument("--offload", action="store_true", help="weights lie on the host between uses")
     parser.add_argument("--deepspeed-config", type=Path, help="DeepSpeed JSON instead of infra/deepspeed/zero3.json")
     parser.add_argument("--task", help="causal, seq2seq or classifier; by default what the config declares")
     parser.add_argument("--editor", type=Path, help="folder of a trained editor")

@@ -1,4 +1,4 @@
-"""The command `corrigenda`: puts the groups of commands together. Does nothing itself."""
+"""The command `corrigenda`: puts the groups of commands together and sets up how they log."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import typer
 from pipeline.entrypoints.cli import (
     audit,
     edits,
-    evaluate,
     lineage,
     models,
+    programs,
     review,
     stack,
-    train,
 )
 
 CHATTY = ("kafka", "urllib3", "alembic")
@@ -34,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for group in (stack, edits, models, review, lineage, evaluate, train, audit):
+for group in (stack, edits, models, review, lineage, programs, audit):
     group.add_commands(app)
 
 

@@ -14,7 +14,6 @@ from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import check_name
-from pipeline.entrypoints.cli.plan import lineage_plan
 from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
@@ -30,7 +29,6 @@ def add_commands(app: typer.Typer) -> None:
     lineage.command("create")(exits_clearly(lineage_create))
     lineage.command("list")(exits_clearly(lineage_list))
     lineage.command("resume")(exits_clearly(lineage_resume))
-    lineage.command("plan")(exits_clearly(lineage_plan))
     app.add_typer(lineage, name="lineage")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.domain.errors import EngineFailed, WrongBase
+from pipeline.domain.errors import EngineFailed, InvalidInput, WrongBase
 from pipeline.entrypoints.children import run_module
 
 
@@ -25,6 +25,13 @@ def test_an_error_that_is_named_is_raised_as_what_it_is(tmp_path: Path, monkeypa
     name = module(tmp_path, monkeypatch, "import sys; print('progress', file=sys.stderr); sys.exit('WrongBase: no: x')")
     with pytest.raises(WrongBase, match=r"^no: x$"):
         run_module(name)
+
+
+def test_words_that_argparse_refuses_are_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import argparse; p = argparse.ArgumentParser(); p.add_argument('--ranks', type=int); p.parse_args()"
+    name = module(tmp_path, monkeypatch, code)
+    with pytest.raises(InvalidInput, match=r"^argument --ranks: invalid int value: 'two'$"):
+        run_module(name, "--ranks", "two")
 
 
 @pytest.mark.parametrize("last", ["Traceback: of nothing we know", "annotations: x", "", "WrongBase"])

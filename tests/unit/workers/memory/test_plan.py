@@ -250,7 +250,7 @@ def test_a_config_that_says_too_little_is_one_sentence(
 ) -> None:
     config = json.loads((base / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
-    assert main(["--model", str(tmp_path), "--ranks", "1"]) == 1
+    assert main(["--model", str(tmp_path), "--ranks", "1", "--memory", "1GB"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines()[-1].startswith("Misconfigured: ")
@@ -329,19 +329,29 @@ def test_the_command_refuses_what_does_not_fit_and_still_gives_the_figures(base:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "status", "expected"),
+    ("wrong", "kind", "expected"),
     [
-        ("--ranks 0", ExitCode.usage, "expected --ranks of at least 1, got 0"),
-        ("--tokens -5", ExitCode.usage, "expected --tokens of at least 1, got -5"),
-        ("--memory lots", ExitCode.usage, "expected an amount of memory such as 24GB"),
-        ("--host-memory 3XB", ExitCode.usage, "expected an amount of memory such as 24GB"),
-        ("--editor . --inner-param a.weight", ExitCode.usage, "got both"),
-        ("--model /nowhere", ExitCode.misconfigured, "expected a folder with a model, got /nowhere"),
+        ("--ranks 0", "InvalidInput", "expected --ranks of at least 1, got 0"),
+        ("--tokens -5", "InvalidInput", "expected --tokens of at least 1, got -5"),
+        ("--memory lots", "InvalidInput", "expected an amount of memory such as 24GB"),
+        ("--host-memory 3XB", "InvalidInput", "expected an amount of memory such as 24GB"),
+        ("--editor . --inner-param a.weight", "InvalidInput", "got both"),
+        ("--model /nowhere", "Misconfigured", "expected a folder with a model, got /nowhere"),
     ],
 )
-def test_a_wrong_command_line_is_one_sentence(wrong: str, status: int, expected: str, base: Path) -> None:
-    result = corrigenda("--model", base, "--ranks", 1, "--memory", "1GB", *wrong.split())
-    assert result.exit_code == status
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert expected in result.stderr
+def test_a_wrong_command_line_is_one_sentence(
+    wrong: str, kind: str, expected: str, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", str(base), "--ranks", "1", "--memory", "1GB", *wrong.split()]) == 1
+    said = capsys.readouterr()
+    (line,) = said.err.strip().splitlines()
+    assert line.startswith(f"{kind}: ")
+    assert expected in line
+    assert said.out == ""
+
+
+def test_a_wrong_command_line_is_wrong_input_of_the_command(base: Path) -> None:
+    result = corrigenda("--model", base, "--ranks", 0, "--memory", "1GB")
+    assert result.exit_code == ExitCode.usage
+    assert result.stderr.strip() == "corrigenda: expected --ranks of at least 1, got 0"
     assert result.stdout == ""

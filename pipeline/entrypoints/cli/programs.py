@@ -1,0 +1,146 @@
+"""Commands that are programs in processes of their own: `evaluate`, `train` and `lineage plan`.
+
+The program declares the options and checks them. A command passes its words on, and adds only what the control plane
+knows: the embedded base model, and the DeepSpeed configuration of the settings. None of them needs a service.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+from pipeline.config import load_settings
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.sizes import shown_size
+from pipeline.entrypoints.children import run_module
+from pipeline.entrypoints.console import (
+    INTERRUPTED,
+    ExitCode,
+    JsonOption,
+    exits_clearly,
+    print_json,
+    print_rows,
+    say,
+)
+
+PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+SIGNALLED = 128
+"""What the launcher of ranks adds to the number of the signal that ended one of them."""
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this file, `lineage plan` in the group that is there already."""
+    lineage = next(group.typer_instance for group in app.registered_groups if group.name == "lineage")
+    for group, name, command in ((app, "evaluate", evaluate), (app, "train", train), (lineage, "plan", lineage_plan)):
+        assert group is not None
+        group.command(name, context_settings=PASSED_ON, add_help_option=False)(exits_clearly(command))
+
+
+def evaluate(context: typer.Context) -> None:
+    """Measure editors on a stream of edits, or on single edits, to a fresh copy of the base; needs no service.
+
+    The base is the embedded SmolLM2 without --model.
+
+    Example: corrigenda evaluate --data facts.jsonl --edits 64 --solver sum,recursive --out measured
+    """
+    _run(context, "editors.evaluation", _with_model(context), ended="the evaluation was ended by signal {}")
+
+
+def train(context: typer.Context) -> None:
+    """Train MEND's transform for a base into an editor directory, OUT/best; needs no service.
+
+    The base is the embedded SmolLM2 without --model. Without --ranks one process holds it whole, on the CPU; with
+    --ranks N each of N processes has its part, on a device of its own where there are any (--deepspeed-config FILE
+    instead of infra/deepspeed/zero3.json).
+
+    A run that was stopped goes on with --resume, to the same bytes.
+
+    Example: corrigenda train --data facts.jsonl --out trained --steps 400
+    """
+    program = "workers.training" if _names(context.args, "--ranks") else "editors.training"
+    _run(context, program, _with_model(context), ended="the training was ended by signal {}; --resume goes on with it")
+
+
+def lineage_plan(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Say what one rank needs to hold and edit a base, and whether it fits; no weight is read.
+
+    The DeepSpeed configuration is CORRIGENDA_DEEPSPEED_CONFIG's, or with --offload the one that ships for that.
+
+    Example: corrigenda lineage plan --model llama-8b --ranks 4 --memory 24GB
+    """
+    program, words = "workers.memory.plan", context.args
+    if _names(words, "--help"):
+        _run(context, program, words, ended="the plan was ended by signal {}")
+        return
+    config = load_settings().deepspeed_config
+    plan = json.loads(run_module(program, *([f"--deepspeed-config={config}"] if config else []), *words))
+    if as_json:
+        print_json(plan)
+    else:
+        _show(plan)
+    if plan["refusal"] is not None:
+        raise Misconfigured(plan["refusal"])
+    if not as_json:
+        say(_verdict(plan))
+
+
+def _names(words: Sequence[str], option: str) -> bool:
+    return any(word == option or word.startswith(f"{option}=") for word in words)
+
+
+def _with_model(context: typer.Context) -> list[str]:
+    """Return the words, and the embedded base model where none is named."""
+    if _names(context.args, "--model") or _names(context.args, "--help"):
+        return context.args
+    from infra.local.base_model import ensure_base_model
+
+    return [*context.args, "--model", str(ensure_base_model())]
+
+
+def _run(context: typer.Context, program: str, words: Sequence[str], *, ended: str) -> None:
+    """Run a program on this terminal; its help comes after that of the command.
+
+    Raises:
+        typer.Exit: if it refuses its input, which it has said itself, or a person stopped it.
+        Misconfigured: if a signal ended it.
+    """
+    if _names(words, "--help"):
+        typer.echo(context.get_help())
+    status = subprocess.run([sys.executable, "-m", program, *words], check=False).returncode
+    if status == INTERRUPTED:
+        raise typer.Exit(INTERRUPTED)
+    if status < 0 or status > SIGNALLED:
+        raise Misconfigured(ended.format(-status if status < 0 else status - SIGNALLED))
+    if status != 0:
+        raise typer.Exit(ExitCode.usage)
+
+
+def _show(plan: Mapping[str, Any]) -> None:
+    """Print the lines and their sums; the accelerator's column only where ranks have one."""
+    columns = {"part": "one rank needs"}
+    columns |= {"accelerator": "accelerator"} if plan["has_accelerator"] else {}
+    total = {"part": "together", **{key: plan[key] for key in ("accelerator_bytes", "host_bytes")}}
+    rows = [
+        {"part": line["part"], "accelerator": _size(line["accelerator_bytes"]), "host": _size(line["host_bytes"])}
+        for line in (*plan["lines"], total)
+    ]
+    print_rows(rows, columns | {"host": "host"}, as_json=False, empty="nothing")
+
+
+def _size(num_bytes: int) -> str | None:
+    return shown_size(num_bytes) if num_bytes else None
+
+
+def _verdict(plan: Mapping[str, Any]) -> str:
+    base = f"a {plan['dtype']} base of {plan['num_params'] / 1e9:.3g} billion parameters"
+    held = f"it fits: {base} on {plan['num_ranks']} ranks needs"
+    host, memory = shown_size(plan["host_bytes"]), shown_size(plan["memory_bytes"])
+    if not plan["has_accelerator"]:
+        return f"{held} {host} of {memory} for each"
+    on_host = f"and {host} of the host, {shown_size(plan['host_bytes'] * plan['num_ranks'])} where all share one"
+    return f"{held} {shown_size(plan['accelerator_bytes'])} of {memory} on each accelerator {on_host}"
