@@ -14,7 +14,8 @@ from typing import Any
 
 from editors.data.formats import as_wire
 from pipeline.domain.edits import Edit, EditRequest, Probe
-from pipeline.domain.errors import InvalidMessage, Misconfigured
+from pipeline.domain.errors import InvalidInput, InvalidMessage, Misconfigured
+from pipeline.domain.json_lines import json_lines, json_object, parsed_json, utf8_text
 from pipeline.domain.rank_api import SuiteProbe
 from pipeline.domain.wire import parse_object
 
@@ -71,9 +72,11 @@ def read_text(path: Path) -> str:
         Misconfigured: if it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return utf8_text(path.read_bytes(), path)
+    except OSError as error:
         raise Misconfigured(f"expected a UTF-8 text file, got {path}: {error}") from error
+    except InvalidInput as error:
+        raise Misconfigured(str(error)) from error
 
 
 def prior_lines(path: Path) -> list[str]:
@@ -135,26 +138,15 @@ def _probe(probe: Probe) -> dict[str, str]:
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file, each with where it stands."""
+    """Yield the objects of a file, each with where it stands."""
     text = read_text(path)
-    if text.lstrip().startswith("["):
-        items = _parsed(text, str(path))
-        yield from ((where := f"item {place} of {path}", _object(item, where)) for place, item in enumerate(items, 1))
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            where = f"line {number} of {path}"
-            yield where, _object(_parsed(line, where), where)
-
-
-def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise Misconfigured(f"expected JSON in {where}, got: {error}") from error
-
-
-def _object(document: Any, where: str) -> dict[str, Any]:
-    if not isinstance(document, dict):
-        raise Misconfigured(f"expected a JSON object in {where}, got {type(document).__name__}")
-    return document
+        if text.lstrip().startswith("["):
+            for place, item in enumerate(parsed_json(text, str(path)), start=1):
+                where = f"item {place} of {path}"
+                yield where, json_object(item, where)
+        else:
+            for number, document in json_lines(text, path):
+                yield f"line {number} of {path}", document
+    except InvalidInput as error:
+        raise Misconfigured(str(error)) from error

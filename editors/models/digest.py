@@ -1,17 +1,19 @@
-"""Knows the digest of a base model's folder: its weights by name and what its tokenizer is. Loads no model.
+"""The digest of a base model's folder: SHA-256 over its weights and its tokenizer. Needs no torch.
 
-The digest is over names, dtypes, shapes and bytes of the tensors in name order, so that neither the split into files
-nor the order inside them matters, and over the tokenizer's files. `config.json` carries versions and paths that change
-with the library that wrote it, and is left out.
+Tensors are taken in the order of their names, each with dtype, shape and bytes, so that neither the split into files
+nor the order inside them matters. `config.json` carries versions and paths that change with the library that wrote it,
+and is left out.
 """
 
 from __future__ import annotations
 
-import json
-import struct
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from pipeline.domain.canonical import sha256_blocks
 from pipeline.domain.errors import Misconfigured
@@ -37,17 +39,20 @@ class _Stored:
 
 
 def base_digest(folder: Path) -> str:
-    """SHA-256 (hex) of the model in a folder.
+    """Return the digest of the model in a folder, lower-case hex.
 
     Raises:
-        Misconfigured: if the folder holds no safetensors weights.
+        Misconfigured: if the folder holds no safetensors weights, or a damaged file.
     """
     return sha256_blocks(_blocks(folder))
 
 
 def _blocks(folder: Path) -> Iterator[bytes]:
     """Return what the digest is of: every tensor by name, then the files of the tokenizer."""
-    stored = _stored_tensors(folder)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        raise Misconfigured(f"expected a model with *.safetensors in {folder}, found none")
+    stored = {name: tensor for path in files for name, tensor in _tensors(path)}
     for name in sorted(stored):
         yield f"{name}\n{stored[name].described}\n".encode()
         yield from _content(stored[name])
@@ -59,42 +64,32 @@ def _blocks(folder: Path) -> Iterator[bytes]:
             yield content
 
 
-def _stored_tensors(folder: Path) -> dict[str, _Stored]:
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        raise Misconfigured(f"expected a model with *.safetensors in {folder}, found none")
-    found: dict[str, _Stored] = {}
-    for path in files:
-        found |= _header(path)
-    return found
+def _tensors(path: Path) -> Iterator[tuple[str, _Stored]]:
+    try:
+        with safe_open(path, framework="np") as file:  # reads no tensor, and checks that all of them are there
+            slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            found = [(name, part.get_dtype(), part.get_shape()) for name, part in slices]
+    except SafetensorError as error:
+        raise Misconfigured(f"expected a safetensors file at {path}, got something else: {error}") from error
+    # NumPy has no bfloat16, so the bytes are read from the file. The format allows no gaps: the tensors fill its end,
+    # in the order of their offsets.
+    lengths = [math.prod(shape) * _num_bits(dtype) // 8 for _, dtype, shape in found]
+    start = path.stat().st_size - sum(lengths)
+    for (name, dtype, shape), length in zip(found, lengths, strict=True):
+        yield name, _Stored(path=path, start=start, length=length, described=f"{dtype} {shape}")
+        start += length
 
 
-def _header(path: Path) -> dict[str, _Stored]:
-    with path.open("rb") as file:
-        try:
-            (size,) = struct.unpack("<Q", file.read(8))
-            entries = json.loads(file.read(size))
-            return {
-                name: _Stored(
-                    path=path,
-                    start=8 + size + entry["data_offsets"][0],
-                    length=entry["data_offsets"][1] - entry["data_offsets"][0],
-                    described=f"{entry['dtype']} {entry['shape']}",
-                )
-                for name, entry in entries.items()
-                if name != "__metadata__"
-            }
-        except (struct.error, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-            raise Misconfigured(f"expected a safetensors file at {path}, got something else: {error!r}") from error
+def _num_bits(dtype: str) -> int:
+    """Return the bits of an element: the number in the format's own name of the dtype; BOOL has none and takes 8."""
+    number = re.search(r"\d+", dtype)
+    return int(number[0]) if number else 8
 
 
 def _content(stored: _Stored) -> Iterator[bytes]:
     with stored.path.open("rb") as file:
         file.seek(stored.start)
         left = stored.length
-        while left > 0:
-            block = file.read(min(left, BLOCK_BYTES))
-            if not block:
-                raise Misconfigured(f"expected {stored.length} bytes of a tensor in {stored.path}, the file is cut")
+        while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
             yield block
             left -= len(block)

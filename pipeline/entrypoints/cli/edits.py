@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import typer
 
 from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
+from pipeline.domain.json_lines import json_lines, utf8_text
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.rank_api import EditorIdentity
 from pipeline.domain.snapshots import Snapshot
@@ -256,30 +256,13 @@ def _document(
 
 def _documents(file: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
-        raw = _standard_input() if str(file) == "-" else file.read_bytes()
-        text = raw.decode("utf-8-sig")
+        content = _standard_input() if str(file) == "-" else file.read_bytes()
     except OSError as error:
         raise InvalidInput(f"expected a readable JSONL file, got {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"expected a JSONL file in UTF-8, got {file}: {error.reason} at byte {error.start}"
-        ) from error
-    # Not splitlines(): JSON may hold U+2028 and its kin as they are.
-    lines = enumerate(text.split("\n"), start=1)
-    return [(number, _parsed(line, f"line {number} of {file}")) for number, line in lines if line.strip()]
+    return list(json_lines(utf8_text(content, file), file))
 
 
 def _standard_input() -> bytes:
     if sys.stdin is None:
         raise InvalidInput("expected JSONL on standard input, which is closed")
     return sys.stdin.buffer.read()
-
-
-def _parsed(line: str, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"expected JSON on {where}: {error}") from error
-    if not isinstance(document, dict):
-        raise InvalidInput(f"expected a JSON object on {where}, got {type(document).__name__}")
-    return document

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.domain.json_lines import json_lines, utf8_text
+
 FACTS = Path(__file__).resolve().parents[3] / "infra" / "local" / "facts"
 EVERY_NTH_REPEATED = 12
 GREEDY_ID = "demo-greedy-correction"
@@ -63,7 +65,7 @@ def message(lineage: str, document: dict[str, Any]) -> Produced:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [document for _, document in json_lines(utf8_text(path.read_bytes(), path), path)]
 
 
 _CONTESTED_FACT = {

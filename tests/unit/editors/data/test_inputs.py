@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -66,6 +68,16 @@ def test_our_own_lines_may_leave_out_what_the_wire_needs(tmp_path: Path) -> None
 def test_a_line_that_is_no_edit_is_named(line: object, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=complaint):
         read_edits(write_lines(tmp_path / "data.jsonl", line))
+
+
+def test_a_byte_order_mark_and_the_separators_that_json_may_hold_are_no_trouble(tmp_path: Path) -> None:
+    lines = [{"prompt": "A\u2028B\x85C is", "target_new": "b"}, {"prompt": "D is", "target_new": "e"}]
+    text = "\ufeff" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "data.jsonl").write_text(text, encoding="utf-8", newline="")
+    assert [edit.request.target_new for edit in read_edits(tmp_path / "data.jsonl")] == ["b", "e"]
+    (tmp_path / "latin.jsonl").write_bytes("é".encode("latin-1"))
+    with pytest.raises(Misconfigured, match="UTF-8"):
+        read_edits(tmp_path / "latin.jsonl")
 
 
 def test_a_file_without_edits_is_refused(tmp_path: Path) -> None:
@@ -143,8 +155,29 @@ def test_the_base_digest_is_of_weights_and_tokenizer_wherever_they_lie(tmp_path:
     assert base_digest(tmp_path / "one") != whole
 
 
+def test_the_base_digest_is_of_the_stored_bytes_of_every_dtype(tmp_path: Path) -> None:
+    tensors = {
+        "c": torch.randn(3, 2, dtype=torch.bfloat16),
+        "b": torch.tensor([True, False, True]),
+        "a": torch.randn(2, 2).to(torch.float8_e4m3fn),
+        "d": torch.zeros(0, 4),
+        "e": torch.tensor(7),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    expected = hashlib.sha256()
+    for name, dtype in {"a": "F8_E4M3", "b": "BOOL", "c": "BF16", "d": "F32", "e": "I64"}.items():
+        tensor = tensors[name]
+        expected.update(f"{name}\n{dtype} {list(tensor.shape)}\n".encode())
+        expected.update(bytes(tensor.reshape(-1).view(torch.uint8).tolist()))
+    assert base_digest(tmp_path) == expected.hexdigest()
+
+
 def test_a_folder_without_weights_is_no_base(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="safetensors"):
+        base_digest(tmp_path)
+    save_file({"a": torch.zeros(4)}, tmp_path / "model.safetensors")
+    os.truncate(tmp_path / "model.safetensors", (tmp_path / "model.safetensors").stat().st_size - 1)
+    with pytest.raises(Misconfigured, match="something else"):
         base_digest(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x05")
     with pytest.raises(Misconfigured, match="something else"):
