@@ -1,14 +1,13 @@
-"""How messages between a controller and its ranks cross a Unix socket. Knows no process and no model.
+"""Messages between a controller and its ranks, as JSON over a `multiprocessing` connection.
 
-A frame is four bytes of length, big endian, and as many bytes of JSON. Every message names the version of the protocol;
-what it says is in `commands`. Nothing is ever unpickled.
+Every message names the version of the protocol; what it says is in `commands`. Only bytes are sent and received, so
+nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import json
-import socket
-import struct
+from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,10 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.domain.errors import EngineFailed
 from workers.commands import PROTOCOL_VERSION, Hello, Reply, Request
 
-MAX_FRAME_BYTES = 64 * 2**20
-"""Nothing that is said comes near; whatever does is not ours."""
-
-_LENGTH = struct.Struct(">I")
+MAX_MESSAGE_BYTES = 64 * 2**20
+"""Most bytes of a message. No command or answer comes near; a longer one is not ours."""
 
 Message = TypeVar("Message", Request, Reply, Hello)
 
@@ -36,11 +33,11 @@ class Codec(Generic[Message]):
         self._adapter: TypeAdapter[Message] = TypeAdapter(kind)
 
     def encode(self, message: Message) -> bytes:
-        """JSON of a message."""
+        """Return the JSON of a message."""
         return self._adapter.dump_json(message)
 
     def decode(self, body: bytes) -> Message:
-        """The message.
+        """Return the message that JSON stands for.
 
         Raises:
             EngineFailed: if it is of another version of the protocol, or no such message.
@@ -63,43 +60,27 @@ REPLIES = Codec(Reply)
 HELLOS = Codec(Hello)
 
 
-def send_frame(connection: socket.socket, body: bytes) -> None:
-    """Write one frame.
+def send(connection: Connection, body: bytes) -> None:
+    """Send one message.
 
     Raises:
         EngineFailed: if it is too long.
         OSError: if the other side is gone.
     """
-    if len(body) > MAX_FRAME_BYTES:
-        raise EngineFailed(f"expected a message of at most {MAX_FRAME_BYTES} bytes, got {len(body)}")
-    connection.sendall(_LENGTH.pack(len(body)) + body)
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise EngineFailed(f"expected a message of at most {MAX_MESSAGE_BYTES} bytes, got {len(body)}")
+    connection.send_bytes(body)
 
 
-def receive_frame(connection: socket.socket) -> bytes | None:
-    """Read one frame; None if the other side has closed between frames.
+def receive(connection: Connection) -> bytes | None:
+    """Wait for one message and return it; None if the other side is gone.
 
     Raises:
-        EngineFailed: if it is too long or cut off.
-        TimeoutError: if the socket has a timeout and nothing comes.
+        EngineFailed: if the message is too long or cut off.
     """
-    header = _receive(connection, _LENGTH.size)
-    if not header:
+    try:
+        return connection.recv_bytes(MAX_MESSAGE_BYTES)
+    except (EOFError, ConnectionError):  # a peer that was killed resets the connection
         return None
-    if len(header) == _LENGTH.size:
-        (length,) = _LENGTH.unpack(header)
-        if length > MAX_FRAME_BYTES:
-            raise EngineFailed(f"expected a message of at most {MAX_FRAME_BYTES} bytes, got one of {length}")
-        body = _receive(connection, length)
-        if len(body) == length:
-            return body
-    raise EngineFailed("expected a whole message, got one that is cut off")
-
-
-def _receive(connection: socket.socket, count: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < count:
-        part = connection.recv(min(count - len(parts), 1 << 20))
-        if not part:
-            break
-        parts += part
-    return bytes(parts)
+    except OSError as error:
+        raise EngineFailed(f"expected a whole message of at most {MAX_MESSAGE_BYTES} bytes, got: {error}") from error

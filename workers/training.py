@@ -1,6 +1,6 @@
 """Trains an editor against a base that ranks hold together: `python -m workers.training --ranks N …`.
 
-Without ranks around it this is the launcher: torch's elastic agent starts the ranks, each of which is this program
+Without ranks around it this is the launcher: torch's elastic library starts the ranks, each of which is this program
 again and makes the run of `editors.training` on its part of the base. Candidates are side branches, the base's weights
 are never written; every rank has the whole transform and takes the same steps. Knows no objective.
 """
@@ -12,21 +12,21 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.rank_api import BaseSpec
-from workers.rank.__main__ import tie_to_parent
+from workers.lifetime import RENDEZVOUS, tie_to_parent
 
 LAUNCHER = "CORRIGENDA_TRAINING_LAUNCHER"
 """Environment variable that makes this program a rank: process id of the launcher, with which the rank ends."""
 INTERRUPTED = 130
 MONITOR_SECONDS = 0.2
-"""How often the agent looks whether a rank has ended."""
+"""How often the launcher looks whether a rank has ended."""
 SIGNAL_SECONDS = 1.0
 """What the first rank waits after an error: one that another rank left behind by ending on the same signal."""
 HEARING_SECONDS = 3.0
@@ -52,34 +52,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _launch(num_ranks: int, words: Sequence[str]) -> int:
     """Start the ranks and wait for them; the first that fails ends all. 128 and the signal if one was killed."""
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+    from torch.distributed.elastic.multiprocessing.api import SignalException
 
     logging.disable(logging.CRITICAL)  # the ranks have said what is wrong
-    os.environ[LAUNCHER] = str(os.getpid())
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=MONITOR_SECONDS,
-        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "workers.training", *words)
-    except ChildFailedError as error:
-        status: int = error.get_first_failure()[1].exitcode
-        return status if status > 0 else 128 - status
-    except SignalException as error:
-        return INTERRUPTED if error.sigval == signal.SIGINT else 128 + error.sigval
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+    with tempfile.TemporaryDirectory(prefix="corrigenda-") as folder:
+        shared = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), LAUNCHER: str(os.getpid())}
+        shared[RENDEZVOUS] = str(Path(folder) / "rendezvous")
+        ranks = start_processes(
+            name="training",
+            entrypoint=sys.executable,
+            args={rank: ("-m", "workers.training", *words) for rank in range(num_ranks)},
+            envs={rank: shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)},
+            logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+        )
+        try:
+            found = ranks.wait(period=MONITOR_SECONDS)
+        except SignalException as error:  # the library turns signals into it
+            ranks.close(error.sigval)
+            return INTERRUPTED if error.sigval == signal.SIGINT else 128 + error.sigval
+    if found is None or not found.failures:
+        return 0
+    status: int = min(found.failures.values(), key=lambda failure: failure.timestamp).exitcode
+    return status if status > 0 else 128 - status
 
 
 def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:

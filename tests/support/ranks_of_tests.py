@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
 from tests.support.paths import ROOT
+from workers.lifetime import RENDEZVOUS
 
 
 def run_ranks(program: str, *words: str, num_ranks: int) -> list[Any]:
     """Start the ranks of a module that prints a line of JSON; what each found, by rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    folder = tempfile.TemporaryDirectory(prefix="corrigenda-")
+    shared = {"WORLD_SIZE": str(num_ranks), RENDEZVOUS: f"{folder.name}/rendezvous", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", program, *words],
@@ -33,6 +32,7 @@ def run_ranks(program: str, *words: str, num_ranks: int) -> list[Any]:
     ]
     found: list[Any] = []
     with ExitStack() as ended:
+        ended.enter_context(folder)
         for process in processes:
             ended.enter_context(process)
             ended.callback(process.kill)

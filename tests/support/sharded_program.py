@@ -1,7 +1,7 @@
 """One rank of a test: loads tiny models into ZeRO-3, edits their shards, and compares with the unsharded models.
 
 Takes the models as one JSON list of [folder, task, inner parameters]; prints one line of JSON, a list with what was
-found of each. Run by test_sharded_weights.py with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
+found of each. Run by test_sharded_weights.py with RANK, WORLD_SIZE and the rendezvous set.
 """
 
 from __future__ import annotations

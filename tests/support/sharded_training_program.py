@@ -1,6 +1,6 @@
 """One rank of a test: an episode and a validation of training on a sharded tiny model, against the unsharded one.
 
-Prints one line of JSON. Run by test_sharded_training.py with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
+Prints one line of JSON. Run by test_sharded_training.py with RANK, WORLD_SIZE and the rendezvous set.
 """
 
 from __future__ import annotations

@@ -6,10 +6,7 @@ Knows which lineage and lease it works for and what the ranks hold; does not kno
 from __future__ import annotations
 
 import contextlib
-import select
-import socket
 import threading
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -27,13 +24,10 @@ from pipeline.domain.rank_api import (
     LoadPlan,
 )
 from workers.commands import Command, Export, Free, Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits
-from workers.controller.rank_processes import POLL_SECONDS, RankProcesses, RankSpec
-from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
+from workers.controller.rank_processes import RankProcesses, RankSpec
+from workers.protocol import REPLIES, REQUESTS
 
 Value = TypeVar("Value")
-
-SHUTDOWN_LIMIT = timedelta(seconds=5)
-"""How long ranks have to end by themselves."""
 
 
 class RankGroup:
@@ -49,7 +43,6 @@ class RankGroup:
         self._timeout = command_timeout.total_seconds()
         self._turn = threading.RLock()
         self._processes: RankProcesses | None = None
-        self._connection: socket.socket | None = None
         self._plan: LoadPlan | None = None
         self._held: tuple[str, str | None, str] | None = None
         self._loaded = Loaded()
@@ -154,7 +147,7 @@ class RankGroup:
     def free(self) -> None:
         """Let the ranks go of the lineage, and keep the base: two lineages' states are never in memory together."""
         with self._turn:
-            if self._connection is not None:
+            if self._processes is not None:
                 self._held = None
                 self._command(Free())
 
@@ -179,11 +172,8 @@ class RankGroup:
     def close(self) -> None:
         """Ask the ranks to end, and end them. The group can be used again."""
         with self._turn:
-            if self._connection is not None and self._processes is not None:
-                with contextlib.suppress(OSError, CorrigendaError):
-                    self._connection.settimeout(SHUTDOWN_LIMIT.total_seconds())
-                    self._send(self._connection, Shutdown())
-                    self._processes.wait(SHUTDOWN_LIMIT.total_seconds())
+            if self._processes is not None:
+                self._processes.end(self._request(Shutdown())[1])
             self._drop()
 
     @property
@@ -201,66 +191,43 @@ class RankGroup:
             self._drop()
 
     def _drop(self) -> None:
-        processes, connection = self._processes, self._connection
-        self._processes = self._connection = self._held = self._plan = None
-        if connection is not None:
-            connection.close()
+        processes = self._processes
+        self._processes = self._held = self._plan = None
         if processes is not None:
             processes.kill()
 
     def _command(self, command: Command) -> Reply:
-        """Give a command and wait for its answer; a group that fails or is left half way is killed."""
+        """Give a command and return its answer; a group that fails or is left half way is killed."""
+        lineage = self._lineage
         try:
-            reply = self._exchange(command, time.monotonic() + self._timeout)
+            reply = self._exchange(command)
             if reply.failure is not None:
                 raise reply.failure.as_error()
-        except OSError as error:
-            self._drop()
-            raise EngineFailed(f"expected an answer to {command.kind}, got {error!r}") from error
         except CorrigendaError as error:
             if isinstance(error, EngineFailed | Misconfigured):  # a model that cannot work is loaded half way
                 self._drop()
+            if isinstance(error, EngineFailed):
+                error.ids.setdefault("lineage", lineage)
             raise
         except BaseException:
             self._drop()
             raise
         return reply
 
-    def _exchange(self, command: Command, deadline: float) -> Reply:
+    def _exchange(self, command: Command) -> Reply:
         self.start()
         assert self._processes is not None
-        if self._connection is None:
-            self._connection = self._processes.connect(deadline)
-        if problem := self._processes.failure():
-            raise EngineFailed(f"expected living ranks for {command.kind}, got: {problem}", lineage=self._lineage)
-        self._connection.settimeout(max(deadline - time.monotonic(), POLL_SECONDS))
-        seq = self._send(self._connection, command)
-        self._await(self._connection, self._processes, command, deadline)
-        body = receive_frame(self._connection)
-        if body is None:
-            problem = self._processes.failure(within=SHUTDOWN_LIMIT.total_seconds()) or "a closed connection"
-            raise EngineFailed(f"expected an answer to {command.kind}, got: {problem}", lineage=self._lineage)
+        seq, request = self._request(command)
+        body = self._processes.ask(request, what=command.kind, seconds=self._timeout)
         reply: Reply = REPLIES.decode(body)
         if reply.seq != seq:
             raise EngineFailed(f"expected the answer to command {seq}, got the one to {reply.seq}")
         return reply
 
-    def _send(self, connection: socket.socket, command: Command) -> int:
+    def _request(self, command: Command) -> tuple[int, bytes]:
         self._seq += 1
         request = Request(seq=self._seq, lineage=self._lineage, epoch=self._epoch, command=command)
-        send_frame(connection, REQUESTS.encode(request))
-        return self._seq
-
-    def _await(self, connection: socket.socket, processes: RankProcesses, command: Command, deadline: float) -> None:
-        """Return once there is something to read."""
-        while not select.select([connection], [], [], POLL_SECONDS)[0]:
-            if problem := processes.failure():
-                raise EngineFailed(f"expected an answer to {command.kind}, got: {problem}", lineage=self._lineage)
-            if time.monotonic() > deadline:
-                raise EngineFailed(
-                    f"expected an answer to {command.kind} within {self._timeout:.0f} s, got none",
-                    lineage=self._lineage,
-                )
+        return self._seq, REQUESTS.encode(request)
 
 
 def _identity(plan: LoadPlan) -> tuple[str, str | None, str]:

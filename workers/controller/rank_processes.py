@@ -1,7 +1,8 @@
-"""Starts the processes of one group, ties them to this one's life, and ends them. Knows no command that they run.
+"""The processes of one group: started, watched, tied to this process's life, and ended.
 
 The parent-death signal of Linux comes when the *thread* that started a child ends. So one thread starts the ranks and
-stays until all of them have ended, whoever asked for them.
+stays until all of them have ended. Meanwhile it watches them: it ends them all when one fails or a command takes too
+long, so that whoever waits for an answer sees the connection close.
 """
 
 from __future__ import annotations
@@ -9,24 +10,27 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import IO
 
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.domain.rank_api import BaseSpec
-from workers.commands import Hello
-from workers.protocol import HELLOS, receive_frame
+from workers.lifetime import RENDEZVOUS, first_to_fail
+from workers.protocol import HELLOS, receive, send
 
 ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.1
-"""How often a wait looks whether a rank has ended."""
+"""How often the ranks are looked at."""
+SHUTDOWN_SECONDS = 5.0
+"""How long a rank that has closed its connection may take to end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,19 +38,21 @@ class RankSpec:
     """What the processes of a group are started with."""
 
     num_ranks: int = 1
-    """How many."""
+    """Processes in the group."""
     deepspeed_config: Path | None = None
     """DeepSpeed JSON; None for the one that is shipped."""
     warm_base: BaseSpec | None = None
     """Base to load before the first command asks for it."""
     log: Path | None = None
-    """File that all of them append to; None for this process's standard error."""
+    """File that all ranks append to; None for this process's standard error."""
     program: tuple[str, ...] = (sys.executable, "-m", "workers.rank")
-    """What each of them runs."""
+    """Command line that each rank runs."""
 
 
 class RankProcesses:
-    """One generation of ranks: started, connected to, killed; never started again.
+    """One generation of ranks: started, asked, killed; never started again.
+
+    Rank 0 inherits one end of a socket pair, which has no name: nobody else can connect to it.
 
     Args:
         spec: what to start.
@@ -54,14 +60,13 @@ class RankProcesses:
 
     def __init__(self, spec: RankSpec) -> None:
         self._spec = spec
-        self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-")  # short: a socket's path has 107 bytes
-        self._path = Path(self._folder.name) / "rank.sock"
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(self._path))
-        self._listener.listen(1)
-        self._started = threading.Event()
+        self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-")
+        self._connection, self._end_of_rank = Pipe()
+        self._is_greeted = False
+        self._limit: _Limit | None = None
+        self._failure: CorrigendaError | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._error: OSError | None = None
+        self._started, self._failed = threading.Event(), threading.Event()
         self._keeper = threading.Thread(target=self._start_and_stay, name="ranks", daemon=True)
         self._keeper.start()
 
@@ -70,95 +75,130 @@ class RankProcesses:
         """Process ids by rank; empty until they are started."""
         return tuple(process.pid for process in self._processes)
 
-    def failure(self, *, within: float = 0.0) -> str | None:
-        """What is wrong with the processes, if something is.
+    def failure(self, *, within: float = 0.0) -> CorrigendaError | None:
+        """Return what is wrong with the processes, if something is.
 
         Args:
             within: seconds to wait for something; a rank that has closed its connection is about to end.
         """
-        deadline = time.monotonic() + within
-        while (problem := self._problem()) is None and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        return problem
+        if any(process.poll() is not None for process in self._processes):
+            within = max(within, SHUTDOWN_SECONDS)  # the keeper is about to see it too
+        self._failed.wait(within)
+        return self._failure
 
-    def _problem(self) -> str | None:
-        if self._error is not None:
-            return f"the ranks could not be started: {self._error}"
-        for rank, process in enumerate(self._processes):
-            if (status := process.poll()) is not None:
-                return f"rank {rank} (pid {process.pid}) ended with status {status}{self._last_words()}"
-        return None
-
-    def connect(self, deadline: float) -> socket.socket:
-        """The connection to rank 0.
+    def ask(self, request: bytes, *, what: str, seconds: float) -> bytes:
+        """Send rank 0 a request and return its answer.
 
         Args:
-            deadline: `time.monotonic()` at which to give up.
+            request: JSON of the request.
+            what: what it asks for, for errors.
+            seconds: limit for the answer, and for the start of the ranks where this is their first request. Time in
+                which the ranks were waiting for a processor does not count.
 
         Raises:
-            EngineFailed: if no rank 0 of this version of the protocol is there in time.
+            EngineFailed: if a rank has ended, does not answer in time, or is of another version of the protocol.
+            CorrigendaError: what a rank said before it ended.
         """
-        self._listener.settimeout(POLL_SECONDS)
-        while time.monotonic() < deadline:
-            with contextlib.suppress(TimeoutError):
-                connection, _ = self._listener.accept()
-                try:
-                    self._check(connection, deadline)
-                except (CorrigendaError, OSError):
-                    connection.close()
-                    raise
-                return connection
-            if problem := self.failure():
-                raise EngineFailed(f"expected rank 0 to connect, got: {problem}")
-        raise EngineFailed("expected rank 0 to connect before the deadline, got nothing")
+        if failure := self.failure():
+            raise failure
+        self._limit = _Limit(what, seconds)
+        try:
+            if not self._is_greeted:
+                self._check(self._received())
+            with contextlib.suppress(OSError):  # a rank that is gone has said why, or is found to be gone below
+                send(self._connection, request)
+            return self._received()
+        finally:
+            self._limit = None
+
+    def end(self, request: bytes) -> None:
+        """Send the request to end, and give the ranks a moment to do so; `kill` ends those that have not."""
+        if self._is_greeted:
+            with contextlib.suppress(OSError):
+                send(self._connection, request)
+            self._keeper.join(SHUTDOWN_SECONDS)
 
     def kill(self) -> None:
         """End every process with SIGKILL and wait for it. May be called again."""
         self._started.wait()
-        for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                if process.poll() is None:
-                    os.killpg(self._processes[0].pid, signal.SIGKILL)
-        self._release()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for every process to end by itself; whether it did."""
-        self._keeper.join(seconds)
-        if self._keeper.is_alive():
-            return False
-        self._release()
-        return True
-
-    def _release(self) -> None:
+        self._kill_all()
         self._keeper.join()
-        self._listener.close()
+        self._connection.close()
         self._folder.cleanup()
 
-    def _check(self, connection: socket.socket, deadline: float) -> None:
-        connection.settimeout(max(deadline - time.monotonic(), POLL_SECONDS))
-        body = receive_frame(connection)
-        hello: Hello | None = None if body is None else HELLOS.decode(body)
-        if hello is None or hello.world_size != self._spec.num_ranks:
+    def _received(self) -> bytes:
+        body = receive(self._connection)
+        if body is None:
+            raise self.failure(within=SHUTDOWN_SECONDS) or EngineFailed("expected an answer, got a closed connection")
+        return body
+
+    def _check(self, body: bytes) -> None:
+        hello = HELLOS.decode(body)
+        if hello.world_size != self._spec.num_ranks:
             raise EngineFailed(f"expected rank 0 of {self._spec.num_ranks} to say hello, got {hello}")
+        self._is_greeted = True
 
     def _start_and_stay(self) -> None:
         try:
             with contextlib.ExitStack() as files:
                 log = files.enter_context(self._spec.log.open("ab")) if self._spec.log else None
-                port = _free_port()
                 for rank in range(self._spec.num_ranks):
-                    self._processes.append(self._start(rank, port=port, log=log))
+                    self._processes.append(self._start(rank, log=log))
         except OSError as error:
-            self._error = error
-            for process in self._processes:
-                process.kill()
+            self._fail(EngineFailed(f"expected the ranks to start, got: {error}"))
         finally:
+            self._end_of_rank.close()  # so that the connection closes when rank 0 ends
             self._started.set()
-        for process in self._processes:
-            process.wait()
+        while any(process.poll() is None for process in self._processes):
+            time.sleep(POLL_SECONDS)
+            self._look()
+        self._fail(self._cause())
 
-    def _start(self, rank: int, *, port: int, log: IO[bytes] | None) -> subprocess.Popen[bytes]:
-        argv = [*self._spec.program, "--socket", str(self._path), "--parent", str(os.getpid())]
+    def _look(self) -> None:
+        """End all ranks if one has failed, or if the command that runs has reached its limit."""
+        if any(process.poll() for process in self._processes):
+            self._fail(self._cause())
+        elif (limit := self._limit) is not None and (failure := limit.exceeded(self.pids)) and limit is self._limit:
+            self._fail(failure)
+
+    def _fail(self, failure: CorrigendaError) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self._failed.set()
+        self._kill_all()
+
+    def _kill_all(self) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                if process.poll() is None:
+                    os.killpg(self._processes[0].pid, signal.SIGKILL)
+
+    def _cause(self) -> CorrigendaError:
+        """Say why the ranks have ended, in the words of the one that failed first where it said something."""
+        statuses = {rank: status for rank, process in enumerate(self._processes) if (status := process.poll())}
+        if not statuses:
+            return EngineFailed("expected living ranks, got ranks that have ended")
+        rank, said = first_to_fail(Path(self._folder.name), statuses)
+        if said is not None and said.error != EngineFailed.__name__:
+            return said.as_error()
+        ended = f"rank {rank} (pid {self._processes[rank].pid}) ended with status {statuses[rank]}"
+        words = f": {said.message}" if said else self._last_line()
+        return EngineFailed(f"expected living ranks, got: {ended}{words}")
+
+    def _last_line(self) -> str:
+        if self._spec.log is None:
+            return ""
+        try:
+            lines = self._spec.log.read_bytes()[-4096:].decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return f"; last line of {self._spec.log}: {lines[-1][:300]}" if lines else ""
+
+    def _start(self, rank: int, *, log: IO[bytes] | None) -> subprocess.Popen[bytes]:
+        argv = [*self._spec.program, "--parent", str(os.getpid())]
+        inherited = (self._end_of_rank.fileno(),) if rank == 0 else ()
+        if rank == 0:
+            argv += ["--connection", str(self._end_of_rank.fileno())]
         if self._spec.deepspeed_config:
             argv += ["--deepspeed-config", str(self._spec.deepspeed_config.resolve())]
         if warm := self._spec.warm_base:
@@ -168,8 +208,7 @@ class RankProcesses:
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(self._spec.num_ranks),
             "LOCAL_WORLD_SIZE": str(self._spec.num_ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            RENDEZVOUS: str(Path(self._folder.name) / "rendezvous"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         return subprocess.Popen(
@@ -178,20 +217,38 @@ class RankProcesses:
             stdout=log or sys.__stderr__,
             stderr=log,
             env=os.environ | environment,
+            pass_fds=inherited,
             process_group=self._processes[0].pid if self._processes else 0,
         )
 
-    def _last_words(self) -> str:
-        if self._spec.log is None:
-            return ""
-        try:
-            lines = self._spec.log.read_bytes()[-4096:].decode(errors="replace").splitlines()
-        except OSError:
-            return ""
-        return f"; last line of {self._spec.log}: {lines[-1][:300]}" if lines else ""
+
+class _Limit:
+    """The time that a request may take. Time in which the ranks wait for a processor does not count.
+
+    Args:
+        what: the request, for the error.
+        seconds: most time.
+    """
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self._what, self._seconds = what, seconds
+        self._spent, self._then = 0.0, time.monotonic()
+        self._waited: dict[int, float] = {}
+
+    def exceeded(self, pids: Sequence[int]) -> EngineFailed | None:
+        """Return the error once the time is up; ask often."""
+        now, waited = time.monotonic(), {pid: _waited_for_processor(pid) for pid in pids}
+        starved = max(0.0, *(seconds - self._waited.get(pid, seconds) for pid, seconds in waited.items()))
+        self._spent += max(0.0, now - self._then - starved)
+        self._then, self._waited = now, waited
+        if self._spent <= self._seconds:
+            return None
+        return EngineFailed(f"expected an answer to {self._what} within {self._seconds:.0f} s, got none")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _waited_for_processor(pid: int) -> float:
+    """Return for how many seconds a process's main thread could run but had no processor; 0 where no kernel says."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0

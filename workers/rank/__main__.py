@@ -1,4 +1,4 @@
-"""The program of one rank: `python -m workers.rank --socket PATH --parent PID`, started by `ranks.RankProcesses`.
+"""The program of one rank: `python -m workers.rank --parent PID`, started by `RankProcesses`.
 
 Rank 0 says hello before anything heavy is imported, so that its controller soon knows that it lives. Writes nothing to
 standard output; whatever a library prints goes to standard error.
@@ -7,21 +7,17 @@ standard output; whatever a library prints goes to standard error.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
-import signal
-import socket
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
 from pipeline.domain.rank_api import BaseSpec
 from workers.commands import Hello
-from workers.protocol import HELLOS, send_frame
-
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that this process gets when the thread that started it ends."""
+from workers.lifetime import RENDEZVOUS, leave_last_words, tie_to_parent
+from workers.protocol import HELLOS, send
 
 
 def main() -> NoReturn:
@@ -29,35 +25,29 @@ def main() -> NoReturn:
     options = _options()
     tie_to_parent(options.parent)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s %(levelname)s rank {rank} %(name)s: %(message)s"
     )
-    connection = _connect(options.socket, world_size) if rank == 0 else None
-    # DeepSpeed's autotuner imports MLflow if it finds it: more than a second at each start, for what no rank does.
-    sys.modules["mlflow"] = None  # type: ignore[assignment]
-    from workers.rank.command_loop import serve
+    try:
+        connection = _greeted(options.connection) if rank == 0 else None
+        # DeepSpeed's autotuner imports MLflow if it finds it: more than a second at each start, for what no rank does.
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+        from workers.rank.command_loop import serve
 
-    status = serve(connection, config_path=options.deepspeed_config, warm_base=_warm_base(options))
+        status = serve(connection, config_path=options.deepspeed_config, warm_base=_warm_base(options))
+    except Exception as error:
+        logging.getLogger(__name__).exception("the rank ends")
+        leave_last_words(Path(os.environ[RENDEZVOUS]).parent, rank, error)
+        status = 1
     logging.shutdown()
     os._exit(status)  # nothing is left to save, and torch takes seconds to take itself down
 
 
-def tie_to_parent(parent: int) -> None:
-    """Die with the process that started this one, also by kill -9.
-
-    Args:
-        parent: its process id; the program ends here if it is gone already.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(f"expected process {parent} as parent, got {os.getppid()}")
-
-
-def _connect(path: Path, world_size: int) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(str(path))
-    send_frame(connection, HELLOS.encode(Hello(pid=os.getpid(), world_size=world_size)))
+def _greeted(inherited: int) -> Connection:
+    os.set_inheritable(inherited, False)  # a process that a library starts must not keep the connection open
+    connection = Connection(inherited)
+    send(connection, HELLOS.encode(Hello(pid=os.getpid(), world_size=int(os.environ["WORLD_SIZE"]))))
     return connection
 
 
@@ -70,8 +60,8 @@ def _warm_base(options: argparse.Namespace) -> BaseSpec | None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers.rank", description="One rank behind an edit worker.")
-    parser.add_argument("--socket", type=Path, required=True, help="Unix socket on which the controller listens")
     parser.add_argument("--parent", type=int, required=True, help="process id of the controller")
+    parser.add_argument("--connection", type=int, help="inherited file descriptor to the controller, on rank 0")
     parser.add_argument("--deepspeed-config", type=Path, help="DeepSpeed JSON instead of infra/deepspeed/zero3.json")
     parser.add_argument("--warm-base", nargs=3, metavar=("FOLDER", "DIGEST", "TASK"), help="base to load at once")
     return parser.parse_args()

@@ -8,8 +8,8 @@ the ranks answer and end, and their controller starts new ones.
 from __future__ import annotations
 
 import logging
-import socket
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from editors.measure.memory import peak_bytes
@@ -30,7 +30,7 @@ from workers.commands import (
     TryEdits,
     failure_of,
 )
-from workers.protocol import REPLIES, REQUESTS, receive_frame, send_frame
+from workers.protocol import REPLIES, REQUESTS, receive, send
 from workers.rank.held_model import HeldModel
 from workers.rank.rank_comm import RankComm
 from workers.rank.sharded_model import join_group
@@ -64,7 +64,7 @@ class Fence:
         self._seq = request.seq
 
 
-def serve(connection: socket.socket | None, *, config_path: Path | None, warm_base: BaseSpec | None = None) -> int:
+def serve(connection: Connection | None, *, config_path: Path | None, warm_base: BaseSpec | None = None) -> int:
     """Run commands until the controller says shutdown or is gone.
 
     Args:
@@ -87,7 +87,7 @@ def serve(connection: socket.socket | None, *, config_path: Path | None, warm_ba
             return 0
         reply = compared(comm, answer(request, model, fence), model, request)
         if connection is not None:
-            send_frame(connection, REPLIES.encode(reply))
+            send(connection, REPLIES.encode(reply))
         if reply.failure is not None and reply.failure.error == EngineFailed.__name__:
             return 1
 
@@ -162,13 +162,9 @@ def _said(reply: Reply, model: HeldModel, request: Request) -> str:
     return sha256_text(REPLIES.encode(alike).decode() + evidence)
 
 
-def _next(connection: socket.socket) -> bytes:
-    """The next request; a controller that is gone wants a shutdown."""
-    connection.settimeout(None)
-    try:
-        body = receive_frame(connection)
-    except OSError:
-        body = None
+def _next(connection: Connection) -> bytes:
+    """Return the next request; a controller that is gone wants a shutdown."""
+    body = receive(connection)
     if body is None:
         log.info("the controller is gone")
         return REQUESTS.encode(Request(seq=0, lineage="", epoch=0, command=Shutdown()))

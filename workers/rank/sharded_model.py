@@ -33,6 +33,7 @@ from editors.models.inner_params import block_lists
 from editors.weights.loading import UNREADABLE
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import BaseSpec
+from workers.lifetime import RENDEZVOUS
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "infra" / "deepspeed" / "zero3.json"
 
@@ -72,7 +73,10 @@ class ShardedModel:
 
 
 def join_group() -> None:
-    """Meet the other ranks that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+    """Meet the other ranks that the environment names (RANK, WORLD_SIZE) through the file that it names (RENDEZVOUS).
+
+    No port is chosen beforehand, and what the ranks then open for each other is on the loopback interface: a group is
+    on one machine.
 
     Raises:
         Misconfigured: if there are more ranks than devices on this machine.
@@ -87,7 +91,17 @@ def join_group() -> None:
     # machine that only runs us has no compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=IDLE_LIMIT, auto_mpi_discovery=False, verbose=False)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, "lo")
+    deepspeed.init_distributed(
+        dist_backend=backend,
+        timeout=IDLE_LIMIT,
+        auto_mpi_discovery=False,
+        verbose=False,
+        init_method=f"file://{os.environ[RENDEZVOUS]}",
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
 
 
 @cache

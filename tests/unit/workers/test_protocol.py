@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
 import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 
 import pytest
 
@@ -45,7 +47,7 @@ from workers.commands import (
     TryEdits,
     failure_of,
 )
-from workers.protocol import HELLOS, MAX_FRAME_BYTES, REPLIES, REQUESTS, receive_frame, send_frame
+from workers.protocol import HELLOS, MAX_MESSAGE_BYTES, REPLIES, REQUESTS, receive, send
 
 FILE = FileRef(path="/files/a", digest="a" * 64)
 PLAN = LoadPlan(
@@ -102,12 +104,10 @@ REPLIES_OF_EACH_KIND = (
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two connected sockets."""
-    one, other = socket.socketpair()
+def pair() -> Iterator[tuple[Connection, Connection]]:
+    """Two connected ends."""
+    one, other = Pipe()
     with one, other:
-        one.settimeout(10)
-        other.settimeout(10)
         yield one, other
 
 
@@ -159,33 +159,40 @@ def test_what_is_no_message_is_refused(body: bytes) -> None:
         REPLIES.decode(body)
 
 
-def test_frames_keep_their_order_and_their_bytes(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_messages_keep_their_order_and_their_bytes(pair: tuple[Connection, Connection]) -> None:
     one, other = pair
     bodies = [b"", b"x", HELLOS.encode(Hello(pid=1, world_size=1)), b"\0" * 3_000_000]
 
     def send_all() -> None:
         for body in bodies:
-            send_frame(one, body)
+            send(one, body)
 
     sender = threading.Thread(target=send_all)
     sender.start()
-    assert [receive_frame(other) for _ in bodies] == bodies
+    assert [receive(other) for _ in bodies] == bodies
     sender.join()
 
 
-def test_a_close_between_frames_is_an_end_and_inside_one_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_close_between_messages_is_an_end_and_inside_one_an_error(pair: tuple[Connection, Connection]) -> None:
     one, other = pair
-    one.sendall(struct.pack(">I", 5) + b"abc")
-    one.shutdown(socket.SHUT_WR)
-    with pytest.raises(EngineFailed, match="cut off"):
-        receive_frame(other)
-    assert receive_frame(other) is None
+    os.write(one.fileno(), struct.pack("!i", 5) + b"abc")
+    one.close()
+    with pytest.raises(EngineFailed, match="end of file"):
+        receive(other)
+    assert receive(other) is None
 
 
-def test_a_frame_beyond_the_bound_is_refused_on_both_sides(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_peer_that_was_killed_with_something_unread_is_an_end(pair: tuple[Connection, Connection]) -> None:
     one, other = pair
-    with pytest.raises(EngineFailed, match=str(MAX_FRAME_BYTES)):
-        send_frame(one, bytes(MAX_FRAME_BYTES + 1))
-    one.sendall(struct.pack(">I", MAX_FRAME_BYTES + 1))
-    with pytest.raises(EngineFailed, match=str(MAX_FRAME_BYTES)):
-        receive_frame(other)
+    send(other, b"never read")
+    one.close()
+    assert receive(other) is None
+
+
+def test_a_message_beyond_the_bound_is_refused_on_both_sides(pair: tuple[Connection, Connection]) -> None:
+    one, other = pair
+    with pytest.raises(EngineFailed, match=str(MAX_MESSAGE_BYTES)):
+        send(one, bytes(MAX_MESSAGE_BYTES + 1))
+    os.write(one.fileno(), struct.pack("!i", MAX_MESSAGE_BYTES + 1))
+    with pytest.raises(EngineFailed, match=str(MAX_MESSAGE_BYTES)):
+        receive(other)

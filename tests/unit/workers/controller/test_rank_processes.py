@@ -8,13 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from pipeline.domain.errors import EngineFailed
-from workers.commands import PROTOCOL_VERSION
+from pipeline.domain.errors import EngineFailed, Misconfigured
+from workers.commands import PROTOCOL_VERSION, Generate
+from workers.controller import rank_processes
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankProcesses, RankSpec
 
@@ -22,30 +24,41 @@ SECONDS = 30
 
 # Says hello and answers every command with nothing but its number.
 OBEDIENT = """
-import argparse, os, socket
+import argparse, os
+from multiprocessing.connection import Connection
+from pathlib import Path
+from pipeline.domain.errors import *
 from workers.commands import Hello, Reply
-from workers.protocol import HELLOS, REPLIES, REQUESTS, receive_frame, send_frame
-from workers.rank.__main__ import tie_to_parent
+from workers.lifetime import RENDEZVOUS, leave_last_words, tie_to_parent
+from workers.protocol import HELLOS, REPLIES, REQUESTS, receive, send
 parser = argparse.ArgumentParser()
-parser.add_argument("--socket"); parser.add_argument("--parent", type=int)
+parser.add_argument("--connection", type=int); parser.add_argument("--parent", type=int)
 options = parser.parse_args()
 tie_to_parent(options.parent)
-if os.environ["RANK"] != "0":
+rank, folder = int(os.environ["RANK"]), Path(os.environ[RENDEZVOUS]).parent
+START
+if rank != 0:
     import signal; signal.pause()
-connection = socket.socket(socket.AF_UNIX)
-connection.connect(options.socket)
-send_frame(connection, HELLOS.encode(Hello(pid=os.getpid(), world_size=int(os.environ["WORLD_SIZE"]), version=VERSION)))
-while (body := receive_frame(connection)) is not None:
+connection = Connection(options.connection)
+send(connection, HELLOS.encode(Hello(pid=os.getpid(), world_size=int(os.environ["WORLD_SIZE"]), version=VERSION)))
+while (body := receive(connection)) is not None:
     BEHAVE
-    send_frame(connection, REPLIES.encode(Reply(seq=REQUESTS.decode(body).seq + SKEW)))
+    send(connection, REPLIES.encode(Reply(seq=REQUESTS.decode(body).seq + SKEW)))
 """
 
 
 def spec(
-    tmp_path: Path, *, behave: str = "pass", num_ranks: int = 1, version: int = PROTOCOL_VERSION, skew: int = 0
+    tmp_path: Path,
+    *,
+    start: str = "",
+    behave: str = "pass",
+    num_ranks: int = 1,
+    version: int = PROTOCOL_VERSION,
+    skew: int = 0,
 ) -> RankSpec:
     """Processes that behave as told."""
     text = OBEDIENT.replace("VERSION", str(version)).replace("BEHAVE", behave).replace("SKEW", str(skew))
+    text = text.replace("START", start)
     return RankSpec(num_ranks=num_ranks, log=tmp_path / "ranks.log", program=(sys.executable, "-c", text))
 
 
@@ -114,7 +127,7 @@ def test_a_rank_that_does_not_answer_in_time_is_killed(tmp_path: Path) -> None:
     with group(spec(tmp_path, behave=behave), seconds=3) as ranks:
         ranks.start()
         (pid,) = ranks.pids if eventually(lambda: bool(ranks.pids)) else ()
-        with pytest.raises(EngineFailed, match=r"within 3 s, got none|connect before the deadline"):
+        with pytest.raises(EngineFailed, match=r"expected an answer to ping within 3 s, got none"):
             ranks.weights_digest()
         assert is_gone(pid)
 
@@ -142,6 +155,81 @@ def test_a_program_that_ends_at_once_shows_its_last_words(tmp_path: Path) -> Non
     broken = RankSpec(log=tmp_path / "log", program=program)
     with group(broken) as ranks, pytest.raises(EngineFailed, match="cannot import"):
         ranks.weights_digest()
+
+
+LEAVE_WORDS = """
+if rank == {first}:
+    leave_last_words(folder, rank, {error})
+    os._exit(1)
+else:
+    while not (folder / "last-words-{first}.json").exists(): pass
+    leave_last_words(folder, rank, RuntimeError("Connection reset by peer"))
+    os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_the_first_rank_to_fail_said_reaches_the_user_and_not_that_the_others_lost_it(
+    tmp_path: Path, first: int
+) -> None:
+    no_memory = spec(tmp_path, start=LEAVE_WORDS.format(first=first, error="MemoryError('3 GB')"), num_ranks=2)
+    with group(no_memory) as ranks, pytest.raises(EngineFailed, match=rf"rank {first} .* status 1: MemoryError: 3 GB"):
+        ranks.weights_digest()
+
+
+def test_an_error_of_ours_that_a_rank_ended_with_is_raised_as_its_class(tmp_path: Path) -> None:
+    words = LEAVE_WORDS.format(first=1, error="Misconfigured('expected at most a rank for each of 2 devices')")
+    with group(spec(tmp_path, start=words, num_ranks=2)) as ranks:
+        with pytest.raises(Misconfigured, match=r"^expected at most a rank for each of 2 devices$"):
+            ranks.weights_digest()
+        assert ranks.pids == ()
+
+
+def test_a_rank_that_was_killed_is_the_cause_whatever_the_others_said(tmp_path: Path) -> None:
+    start = """
+import signal
+if rank == 1:
+    while not (folder / "last-words-0.json").exists(): pass
+    os.kill(os.getpid(), signal.SIGKILL)
+leave_last_words(folder, rank, RuntimeError("Connection reset by peer"))
+signal.pause()
+"""
+    lost = pytest.raises(EngineFailed, match=r"rank 1 .* ended with status -9")
+    with group(spec(tmp_path, start=start, num_ranks=2)) as ranks, lost:
+        ranks.weights_digest()
+
+
+def test_time_in_which_a_rank_waits_for_a_processor_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waited = [100.0], {1: 0.0, 2: 50.0}
+    monkeypatch.setattr(rank_processes.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rank_processes, "_waited_for_processor", lambda pid: waited[pid])
+    limit = rank_processes._Limit("load", 10.0)
+    assert limit.exceeded((1, 2)) is None
+    for _ in range(100):  # rank 2 gets a tenth of a processor: 90 of 100 seconds do not count
+        now[0] += 1.0
+        waited[2] += 0.9
+        assert limit.exceeded((1, 2)) is None
+    now[0] += 1.0
+    assert "expected an answer to load within 10 s" in str(limit.exceeded((1, 2)))
+
+
+def test_the_kernel_says_how_long_this_process_has_waited_for_a_processor() -> None:
+    assert rank_processes._waited_for_processor(os.getpid()) >= 0.0
+    assert rank_processes._waited_for_processor(2**22 + 1) == 0.0  # above the highest process id
+
+
+def test_a_command_longer_than_the_bound_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    with group(spec(tmp_path)) as ranks, pytest.raises(EngineFailed, match="at most 67108864 bytes"):
+        ranks._command(Generate(prompts=("x" * 2**26,), max_new_tokens=1))
+
+
+def test_a_rank_that_does_not_read_a_long_command_is_killed_in_time(tmp_path: Path) -> None:
+    stopped = spec(tmp_path, start="import signal")
+    text = stopped.program[-1].replace("while (body", "signal.pause()\nwhile (body")  # after the hello
+    with group(replace(stopped, program=(*stopped.program[:-1], text)), seconds=3) as ranks:
+        with pytest.raises(EngineFailed, match="expected an answer to generate within 3 s, got none"):
+            ranks._command(Generate(prompts=("x" * 2**25,), max_new_tokens=1))
+        assert ranks.pids == ()
 
 
 def test_killing_twice_does_no_harm(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""How a rank's process ends: together with its parent, and with a reason that its controller can read.
+
+Imports nothing heavy: a rank ties itself to its parent before it imports torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from workers.commands import Failure, failure_of
+
+RENDEZVOUS = "CORRIGENDA_RENDEZVOUS"
+"""Environment variable with the path of the file through which the ranks of a group find each other. Nobody else may
+read or write its folder; the ranks leave their last words beside it."""
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that this process gets when the thread that started it ends."""
+
+_FAILURE = TypeAdapter(Failure)
+
+
+def tie_to_parent(parent: int) -> None:
+    """Die with the process that started this one, also by kill -9.
+
+    Args:
+        parent: its process id; the program ends here if it is gone already.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(f"expected process {parent} as parent, got {os.getppid()}")
+
+
+def leave_last_words(folder: Path, rank: int, error: BaseException) -> None:
+    """Write down why a rank is about to end."""
+    _words(folder, rank).write_bytes(_FAILURE.dump_json(failure_of(error)))
+
+
+def first_to_fail(folder: Path, statuses: dict[int, int]) -> tuple[int, Failure | None]:
+    """Return the rank that made a group end, and what it said, if it said anything.
+
+    The other ranks fail too, but only because they lost this one: so it is one that was killed, which says nothing, or
+    else the first that spoke.
+
+    Args:
+        folder: where the ranks leave their last words.
+        statuses: exit status of each rank that has ended, negative for a signal.
+    """
+    rank = min(statuses, key=lambda rank: (statuses[rank] >= 0, _spoken_at(folder, rank)))
+    path = _words(folder, rank)
+    return rank, _FAILURE.validate_json(path.read_bytes()) if path.exists() else None
+
+
+def _spoken_at(folder: Path, rank: int) -> float:
+    try:
+        return _words(folder, rank).stat().st_mtime_ns
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _words(folder: Path, rank: int) -> Path:
+    return folder / f"last-words-{rank}.json"
