@@ -1,7 +1,7 @@
 """Measures editors on edits to a fresh base: `python -m editors.evaluation --help`. Needs no service.
 
-The figures are defined in `edit_figures` and `stream_metrics`, the protocols in `protocols`. The same command gives
-the same figures; what differs between two runs is under `cost`.
+The figures are defined in `metrics`, the protocols in `protocols`. The same command gives the same figures; what
+differs between two runs is under `cost`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,47 +22,20 @@ from editors.data.datasets import prior_lines, prior_subjects, read_edits, read_
 from editors.evaluation.arguments import fine_tuning_of, parser, prior_texts, protocol_of
 from editors.evaluation.methods import methods_of
 from editors.evaluation.probes import EditProbes
-from editors.evaluation.protocols import Course, Tell
+from editors.evaluation.protocols import Evaluation, OnProgress
 from editors.evaluation.report import Reporter
 from editors.models.families import EditableModel, editable
-from editors.solve.prior import Prior, measure_prior
+from editors.solve.prior import measure_prior
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, Misconfigured
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """The base as editors of the same weights find it."""
-
-    model: EditableModel
-    """With the weights that they edit."""
-    prior: Prior
-    """Of these."""
-    probes: EditProbes
-    """The base's answers."""
-
-
 Save = Callable[[Mapping[str, Any]], None]
-"""Gets the figures as far as they are."""
-
-
-class Recorder:
-    """Passes on what a course tells, and keeps its checkpoints."""
-
-    def __init__(self, follower: Tell, checkpoints: list[dict[str, Any]], save: Callable[[], None]) -> None:
-        self._follower, self._checkpoints, self._save = follower, checkpoints, save
-
-    def __call__(self, what: str, done: int, figures: dict[str, Any] | None) -> None:
-        """See `protocols.Tell`."""
-        self._follower(what, done, figures)
-        if figures is not None:
-            self._checkpoints.append(figures)
-            self._save()
+"""Called with all figures as far as they are."""
 
 
 def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
-    """Put every solver through the same course.
+    """Measure every method on the same edits in the same way.
 
     Args:
         given: the command line.
@@ -80,33 +53,41 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
     inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
     figures: dict[str, Any] = {"inputs": inputs, "protocol": asdict(protocol_of(given)), "is_complete": False}
     found: dict[str, Any] = {}
-    measured: Measured | None = None
+    measured: Evaluation | None = None
     for name, method in methods.items():
         model = editable(given.task, loaded.module, loaded.tokenizer, method.settings.inner_params)
         settings, editor = method.on(model)
         if measured is None or measured.model.inner_param_names != model.inner_param_names:
             reporter.say("measuring the base")
-            measured = _measured(given, model, edits, num_rows)
+            measured = _measured_base(given, model, edits, num_rows)
             figures["base"] = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
             figures["solvers"] = found
         checkpoints: list[dict[str, Any]] = []
         found[name] = {"settings": asdict(settings), "checkpoints": checkpoints}
-        with reporter.following(name, len(edits)) as follower:
-            course = Course(
-                model=measured.model,
-                prior=measured.prior,
-                probes=measured.probes,
-                edits=edits,
-                protocol=protocol_of(given),
-                tell=Recorder(follower, checkpoints, partial(save, figures)),
-            )
-            found[name] = {"settings": asdict(settings)} | course.run(editor, settings)
+        with reporter.following(name, len(edits)) as show:
+            on_progress = partial(_recorded, show, checkpoints, partial(save, figures))
+            found[name] = {"settings": asdict(settings)} | measured.run(editor, settings, on_progress)
     reporter.table(found)
     save(figures | {"is_complete": True})
 
 
-def _measured(given: argparse.Namespace, model: EditableModel, edits: Sequence[Edit], num_rows: int) -> Measured:
-    """Ask the base, whose weights the model holds."""
+def _recorded(
+    show: OnProgress,
+    checkpoints: list[dict[str, Any]],
+    save: Callable[[], None],
+    what: str,
+    done: int,
+    figures: dict[str, Any] | None,
+) -> None:
+    """Show progress; keep a checkpoint and save it, so that a run that is cut off has left what it measured."""
+    show(what, done, figures)
+    if figures is not None:
+        checkpoints.append(figures)
+        save()
+
+
+def _measured_base(given: argparse.Namespace, model: EditableModel, edits: Sequence[Edit], num_rows: int) -> Evaluation:
+    """Ask the base, whose weights the model holds, and measure its prior."""
     suite = [item.probe for item in read_suite(given.suite)] if given.suite else None
     probes = EditProbes(
         model,
@@ -119,7 +100,7 @@ def _measured(given: argparse.Namespace, model: EditableModel, edits: Sequence[E
     )
     texts = prior_texts(given)
     prior = measure_prior(model, *map(prior_lines, texts), subjects=prior_subjects(texts))
-    return Measured(model=model, prior=prior, probes=probes)
+    return Evaluation(model=model, prior=prior, probes=probes, edits=edits, protocol=protocol_of(given))
 
 
 def _inputs(given: argparse.Namespace) -> dict[str, Any]:
@@ -130,7 +111,7 @@ def _inputs(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
-    """What is not complete is in files only, so that a run that is cut off has left what it measured."""
+    """Write the figures; those that are not complete go into files only."""
     text = json.dumps(_finite(figures), indent=2, allow_nan=False)
     if given.json == "-":
         if figures["is_complete"]:
@@ -154,7 +135,7 @@ def _title(figures: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The figures with None where a number cannot be written down."""
+    """Return the figures with None in the place of numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Draws the figures of an evaluation: one panel a metric, a line a solver, over the number of edits. Measures nothing.
+"""Draws the figures of an evaluation: one panel a metric, a line a solver, over the number of edits.
 
 Where every solver was measured at one point only, the panels hold a bar a solver instead.
 """
@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 
+from editors.evaluation.metrics import value_at
+
 Points = Sequence[Mapping[str, Any]]
 """Checkpoints of a solver, in the order of the stream."""
 
@@ -25,13 +27,13 @@ class Panel:
     """One metric of the picture."""
 
     title: str
-    """Above it."""
+    """What stands above the panel."""
     path: tuple[str, ...]
-    """Where the metric is in a checkpoint."""
+    """Names under which the metric stands in a checkpoint, from the outside in."""
     is_share: bool = True
-    """Whether it lies between 0 and 1."""
+    """Whether the metric lies between 0 and 1."""
     is_percent: bool = False
-    """Whether it is shown in percent."""
+    """Whether the metric is shown in percent."""
     linear_to: float | None = None
     """Where the scale turns logarithmic, if a collapse would otherwise flatten everything else."""
 
@@ -55,11 +57,11 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 
 def draw(path: Path, title: str, solvers: Mapping[str, Points], *, base: Mapping[str, float | None]) -> None:
-    """Write the picture.
+    """Write the picture of all panels.
 
     Args:
-        path: a PNG.
-        title: above everything.
+        path: the PNG file.
+        title: what stands above everything.
         solvers: checkpoints by solver.
         base: figures of the unedited base, drawn as a dotted line where a panel has one.
     """
@@ -71,7 +73,7 @@ def draw(path: Path, title: str, solvers: Mapping[str, Points], *, base: Mapping
     for panel, axis in zip(PANELS, axes, strict=True):
         (_curves if are_curves else _bars)(axis, panel, solvers)
         _dress(axis, panel, base.get(panel.path[0]))
-        _scale(axis, panel, [_value(point, panel) or 0.0 for points in solvers.values() for point in points])
+        _scale(axis, panel, [value_at(point, panel.path) or 0.0 for points in solvers.values() for point in points])
     handles, labels = figure.axes[0].get_legend_handles_labels() if are_curves else ([], [])
     handles.append(Line2D([], [], color="black", linewidth=1, linestyle=":"))
     figure.legend(handles, [*labels, "unedited base"], loc="outside lower center", ncols=9, frameon=False)
@@ -81,7 +83,7 @@ def draw(path: Path, title: str, solvers: Mapping[str, Points], *, base: Mapping
 def _curves(axis: Axes, panel: Panel, solvers: Mapping[str, Points]) -> None:
     every = sorted({point["edits"] for points in solvers.values() for point in points})
     for place, (name, points) in enumerate(solvers.items()):
-        found = [(point["edits"], value) for point in points if (value := _value(point, panel)) is not None]
+        found = [(point["edits"], value) for point in points if (value := value_at(point, panel.path)) is not None]
         [line] = axis.plot([edits for edits, _ in found], [value for _, value in found], label=name)
         line.set(color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)], markersize=4)
     axis.set_xscale("log", base=2)
@@ -92,7 +94,7 @@ def _curves(axis: Axes, panel: Panel, solvers: Mapping[str, Points]) -> None:
 
 
 def _bars(axis: Axes, panel: Panel, solvers: Mapping[str, Points]) -> None:
-    values = [_value(points[-1], panel) for points in solvers.values()]
+    values = [value_at(points[-1], panel.path) for points in solvers.values()]
     colours = [COLOURS[place % len(COLOURS)] for place in range(len(values))]
     drawn = axis.bar(list(solvers), [value or 0.0 for value in values], color=colours, width=0.6)
     labels = ["not measured" if value is None else _label(value, panel) for value in values]
@@ -122,7 +124,7 @@ def _dress(axis: Axes, panel: Panel, base: float | None) -> None:
 
 
 def _spread(edits: Sequence[int]) -> list[int]:
-    """Ticks at numbers of edits that are far enough apart to be read."""
+    """Return ticks at numbers of edits that are far enough apart to be read."""
     ticks: list[int] = []
     for value in edits:
         if not ticks or value >= 1.6 * ticks[-1]:
@@ -132,10 +134,3 @@ def _spread(edits: Sequence[int]) -> list[int]:
 
 def _label(value: float, panel: Panel) -> str:
     return f"{value:+.2%}" if panel.is_percent else f"{value:.2f}"
-
-
-def _value(point: Mapping[str, Any], panel: Panel) -> float | None:
-    value: Any = point
-    for step in panel.path:
-        value = value.get(step) if value is not None else None
-    return None if value is None else float(value)

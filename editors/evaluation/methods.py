@@ -1,4 +1,4 @@
-"""Knows who takes part in an evaluation: a solver each, with a trained editor or without, and its settings."""
+"""The methods that take part in an evaluation: a solver each, with a trained editor or without, and its settings."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ UNTRAINED = "ft"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """One line of the picture."""
+    """A solver with everything that it edits by: one line of the picture."""
 
     settings: EditorSettings
-    """Its constants; weights that nobody named are named by `on`."""
+    """Its constants; where no weights are named, `on` chooses them."""
     trained: TrainedEditor | None
     """Where its shifts come from; the natural gradient if None."""
     given: argparse.Namespace
     """The command line."""
 
     def on(self, model: EditableModel) -> tuple[EditorSettings, Editor]:
-        """Its settings with the weights of a model, and what edits by them."""
+        """Return its settings with the weights of a model named, and the editor that edits by them."""
         settings = resolved(self.settings, model)
         if settings.solver == UNTRAINED:
             return settings, FineTuningEditor(fine_tuning_of(self.given))
@@ -42,7 +42,7 @@ class Method:
 
 
 def methods_of(given: argparse.Namespace) -> dict[str, Method]:
-    """Who takes part, by solver. A trained editor that no solver was named for serves every one that it can.
+    """Return the methods by solver. A trained editor that no solver was named for serves every one that it can.
 
     Raises:
         Misconfigured: if a setting or a trained editor cannot be used on this base, or nobody would use it.

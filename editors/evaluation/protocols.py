@@ -1,6 +1,7 @@
-"""Knows the two ways an editor is measured: a stream of batches, and one edit at a time from the unedited base.
+"""The two ways an editor is measured: a stream of batches, and one edit at a time from the unedited base.
 
-Knows no file and no screen; the model holds the base again when either is done.
+The model holds the base's weights again when either is done. A stream that has become long is measured on a sample of
+its active edits, one from each of as many equal ages.
 """
 
 from __future__ import annotations
@@ -9,25 +10,44 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from editors.evaluation.edit_metrics import averaged, mean
+from editors.evaluation.metrics import averaged, retention
 from editors.evaluation.probes import EditProbes
 from editors.evaluation.stream import CostMeter, Stream, model_bytes
-from editors.evaluation.stream_metrics import SampleSizes, stream_figures
 from editors.methods.base import Editor
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
 from pipeline.domain.batches import stratified_sample
 from pipeline.domain.edits import Edit
+from pipeline.domain.measurements import mean
 from pipeline.domain.rank_api import EditorSettings
 
-Tell = Callable[[str, int, dict[str, Any] | None], None]
-"""(what is done, edits so far, figures if some were measured)."""
+OnProgress = Callable[[str, int, dict[str, Any] | None], None]
+"""Called with what was done, the edits so far, and the figures if some were measured."""
 
 NUM_TEXT_SAMPLE = 32
 """Single edits after each of which the perplexity of plain text is measured."""
 FEWER_ON_THE_WAY = 4
 """How many times fewer edits are asked freely, or have their targets compared, on the way than at the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSizes:
+    """How many active edits are asked at a checkpoint; each sample is part of the one before it."""
+
+    forced: int | None
+    """Edits that are asked teacher-forced; all if None."""
+    preferring: int
+    """Edits whose targets are compared with the true ones."""
+    free: int
+    """Edits that are asked by free generation."""
+
+    def chosen(self, active: Sequence[Edit], *, seed: str) -> tuple[tuple[Edit, ...], set[str], set[str]]:
+        """Return the edits to ask, oldest first; of these, the ids of those to compare and of those to ask freely."""
+        asked = tuple(active) if self.forced is None else stratified_sample(active, seed=seed, size=self.forced)
+        compared = stratified_sample(asked, seed=f"{seed} preferring", size=self.preferring)
+        free = stratified_sample(compared, seed=f"{seed} free", size=self.free)
+        return asked, {edit.edit_id for edit in compared}, {edit.edit_id for edit in free}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +57,7 @@ class Protocol:
     kind: Literal["stream", "single"] = "stream"
     """Batches on top of each other, or each edit by itself."""
     batch: int = 32
-    """Edits a batch."""
+    """Edits in a batch."""
     checkpoint_every: int | None = None
     """Edits between checkpoints; 0 for none on the way, None for about every power of two."""
     sample: int = 512
@@ -45,7 +65,7 @@ class Protocol:
     free_sample: int = 256
     """Edits asked freely at the end."""
     seed: int = 0
-    """Of every sample."""
+    """Seed of every sample."""
 
     def is_checkpoint(self, before: int, after: int, total: int) -> bool:
         """Whether to measure after the batch that led from `before` to `after` edits."""
@@ -56,7 +76,7 @@ class Protocol:
         return self.checkpoint_every > 0 and after // self.checkpoint_every > before // self.checkpoint_every
 
     def sizes(self, *, is_end: bool) -> SampleSizes:
-        """How many edits a checkpoint asks."""
+        """Return how many edits a checkpoint asks, on the way or at the end."""
         if is_end:
             return SampleSizes(forced=None, preferring=self.sample, free=self.free_sample)
         preferring, free = (-(-size // FEWER_ON_THE_WAY) for size in (self.sample, self.free_sample))
@@ -64,28 +84,27 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Course:
-    """What every editor of an evaluation is put through."""
+class Evaluation:
+    """What every editor of the same weights is measured on."""
 
     model: EditableModel
     """Holds the base's weights, also afterwards."""
     prior: Prior
-    """Of the base."""
+    """The prior of the base."""
     probes: EditProbes
-    """Of the edits."""
+    """What is asked of the edits, with the base's answers."""
     edits: Sequence[Edit]
-    """In the order of their arrival."""
+    """The edits, in the order of their arrival."""
     protocol: Protocol
     """How they are applied."""
-    tell: Tell
-    """Told of progress."""
 
-    def run(self, editor: Editor, settings: EditorSettings) -> dict[str, Any]:
-        """The figures of an editor."""
-        return self._single(editor, settings) if self.protocol.kind == "single" else self._stream(editor, settings)
+    def run(self, editor: Editor, settings: EditorSettings, on_progress: OnProgress) -> dict[str, Any]:
+        """Return the figures of an editor; errors of the model leave it with the base's weights."""
+        run = self._single if self.protocol.kind == "single" else self._stream
+        return run(editor, settings, on_progress)
 
-    def _stream(self, editor: Editor, settings: EditorSettings) -> dict[str, Any]:
-        """Batches on top of each other: the figures at the end, and at checkpoints on the way."""
+    def _stream(self, editor: Editor, settings: EditorSettings, on_progress: OnProgress) -> dict[str, Any]:
+        """Apply batches on top of each other: the figures at the end, and at checkpoints on the way."""
         stream = Stream(self.model, editor, self.prior, settings)
         total, checkpoints = len(self.edits), []
         with stream.restoring():
@@ -93,36 +112,41 @@ class Course:
                 batch = self.edits[start : start + self.protocol.batch]
                 stream.take(batch)
                 applied = start + len(batch)
-                self.tell("edited", applied, None)
+                on_progress("edited", applied, None)
                 if self.protocol.is_checkpoint(start, applied, total):
                     checkpoints.append(self._checkpoint(stream, applied))
-                    self.tell("measured", applied, checkpoints[-1])
-        return checkpoints[-1] | {"editing": stream.bill.editing(), "checkpoints": checkpoints}
+                    on_progress("measured", applied, checkpoints[-1])
+        return checkpoints[-1] | {"editing": stream.cost.editing(), "checkpoints": checkpoints}
 
     def _checkpoint(self, stream: Stream, applied: int) -> dict[str, Any]:
         active = list(stream.active.values())
         sizes, seed = self.protocol.sizes(is_end=applied == len(self.edits)), f"{self.protocol.seed} {applied}"
-        figures = stream_figures(self.probes, stream.history, active, sizes=sizes, seed=seed)
-        return {"edits": applied, "active": len(active)} | figures | {"cost": stream.bill.cost()}
+        asked, preferring, free = sizes.chosen(active, seed=seed)
+        found = self.probes.ask(asked, preferring=preferring, free=free)
+        # The first batch is asked whole: what is forgotten first is what editing on top of it destroys.
+        left_out = {edit.edit_id for edit in stream.history[0]} - {edit.edit_id for edit in asked}
+        first = self.probes.ask([edit for edit in active if edit.edit_id in left_out])
+        figures = averaged(found) | retention(found, first, stream.history)
+        text = {"drawdown": self.probes.drawdown(), "fluency": self.probes.fluency_of(self.probes.continued)}
+        return {"edits": applied, "active": len(active)} | figures | text | {"cost": stream.cost.resources()}
 
-    def _single(self, editor: Editor, settings: EditorSettings) -> dict[str, Any]:
-        """Each edit by itself from the base, which is restored after it: figures averaged over the edits."""
+    def _single(self, editor: Editor, settings: EditorSettings, on_progress: OnProgress) -> dict[str, Any]:
+        """Apply each edit by itself to the base, which is restored after it: figures averaged over the edits."""
         free, read = self._sampled("free", self.protocol.free_sample), self._sampled("text", NUM_TEXT_SAMPLE)
-        bill, figures, drawdowns, texts = CostMeter(model_bytes(self.model)), [], [], []
+        cost, found, drawdowns, texts = CostMeter(model_bytes(self.model)), [], [], []
         untouched = Ledger(self.prior, strength=settings.prior_strength, ridge=settings.ridge)
         for place, edit in enumerate(self.edits, start=1):
             # A copy without edits shares what has been factored already.
-            stream = Stream(self.model, editor, self.prior, settings, bill, untouched.without(()))
+            stream = Stream(self.model, editor, self.prior, settings, cost, untouched.without(()))
             with stream.restoring():
                 stream.take([edit])
-                figures += self.probes.ask([edit], preferring={edit.edit_id}, free=free)
+                found += self.probes.ask([edit], preferring={edit.edit_id}, free=free)
                 drawdowns += [self.probes.drawdown()] if edit.edit_id in read else []
                 texts += [self.probes.fluency_of([edit])] if edit in self.probes.continued else []
-            self.tell("edited and measured", place, None)
-        found = averaged(figures) | {"drawdown": mean(drawdowns), "fluency": mean(texts)}
-        found["measured"] |= {"drawdown": len(drawdowns), "fluency": len(texts)}
-        cost = {"cost": bill.cost(), "editing": bill.editing()}
-        return {"edits": len(self.edits)} | found | cost
+            on_progress("edited and measured", place, None)
+        figures = averaged(found) | {"drawdown": mean(drawdowns), "fluency": mean(texts)}
+        figures["measured"] |= {"drawdown": len(drawdowns), "fluency": len(texts)}
+        return {"edits": len(self.edits)} | figures | {"cost": cost.resources(), "editing": cost.editing()}
 
     def _sampled(self, use: str, size: int) -> set[str]:
         chosen = stratified_sample(self.edits, seed=f"{self.protocol.seed} {use}", size=size)

@@ -1,4 +1,4 @@
-"""Shows an evaluation to a person: progress while it runs, a table at its end. Measures nothing.
+"""Shows an evaluation to a person: progress while it runs, a table at its end.
 
 Everything goes to standard error, so that figures in JSON have standard output to themselves: a bar on a terminal,
 plain lines elsewhere.
@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from editors.evaluation.metrics import value_at
 
 ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("edit success", ("edit_success",), ".3f"),
@@ -50,10 +52,10 @@ SHOWN = {
 
 
 class Reporter:
-    """Tells how far an evaluation is.
+    """Shows how far an evaluation is.
 
     Args:
-        console: where; standard error by default.
+        console: where it is shown; standard error by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -61,14 +63,14 @@ class Reporter:
         self._bar: Progress | None = None
 
     def say(self, line: str) -> None:
-        """A sentence: above the bar, or as a line."""
+        """Show a sentence, above the bar if there is one."""
         (self._bar.console if self._bar else self.console).print(Text(line), soft_wrap=True)
 
     @contextmanager
-    def following(self, solver: str, total: int) -> Iterator[Follower]:
-        """Follow one solver through its edits."""
+    def following(self, solver: str, total: int) -> Iterator[SolverProgress]:
+        """Show the progress of one solver over its `total` edits."""
         if not self.console.is_terminal:
-            yield Follower(self, solver, total)
+            yield SolverProgress(self, solver, total)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -79,41 +81,34 @@ class Reporter:
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
             self._bar = bar
             try:
-                yield Follower(self, solver, total, bar)
+                yield SolverProgress(self, solver, total, bar)
             finally:
                 self._bar = None
 
     def table(self, solvers: Mapping[str, Mapping[str, Any]]) -> None:
-        """The figures at the end, a column a solver; rows of which nothing was measured are left out."""
+        """Show the figures at the end in a column a solver, without the rows of which nothing was measured."""
         table = Table("", *solvers, box=None, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
         for label, path, form in ROWS:
-            values = [_value(figures, path) for figures in solvers.values()]
+            values = [value_at(figures, path) for figures in solvers.values()]
             if any(value is not None for value in values):
                 table.add_row(Text(label), *("-" if value is None else format(value, form) for value in values))
         self.console.print(table)
 
 
-class Follower:
-    """Is told what happens to one solver."""
+class SolverProgress:
+    """Shows what happens to one solver; an `OnProgress`."""
 
     def __init__(self, reporter: Reporter, solver: str, total: int, bar: Progress | None = None) -> None:
         self._reporter, self._solver, self._total, self._bar = reporter, solver, total, bar
         self._task = bar.add_task(solver, total=total, what="") if bar else None
 
     def __call__(self, what: str, done: int, figures: Mapping[str, Any] | None) -> None:
-        """See `protocols.Tell`."""
+        """Show what was done after so many edits, and some figures if there are any."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, what=what)
         if self._bar is None or figures is not None:
-            shown = {name: _value(figures, path) for name, path in SHOWN.items()} if figures else {}
+            shown = {name: value_at(figures, path) for name, path in SHOWN.items()} if figures else {}
             words = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
             self._reporter.say(f"{self._solver}: {done}/{self._total} {what}  {words}".rstrip())
-
-
-def _value(figures: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    value: Any = figures
-    for step in path:
-        value = value.get(step) if value is not None else None
-    return value

@@ -1,6 +1,6 @@
-"""Knows a base that takes batches of edits as a lineage would, who is active in it, and what editing cost.
+"""A base that takes batches of edits as a lineage would, and what editing it cost in time and memory.
 
-A later correction of a fact takes the earlier one out. Measures time and memory, and nothing of what edits did.
+A later correction of a fact takes the earlier one out.
 """
 
 from __future__ import annotations
@@ -24,15 +24,22 @@ from pipeline.domain.rank_api import EditorSettings
 
 
 class Stream:
-    """A base that takes batches of edits, who is active in it, and what that cost.
+    """A base that takes batches of edits.
 
     Args:
         model: holds the base's weights.
-        editor: makes the edits.
-        prior: of the base.
-        settings: of the editor.
-        bill: where the cost is written; a new one if left out.
-        ledger: of the base, without rows; a new one if left out.
+        editor: what makes the edits.
+        prior: the prior of the base.
+        settings: the editor's settings.
+        cost: where the cost is added up; a new meter if left out.
+        ledger: a ledger of the base without rows; a new one if left out.
+
+    Attributes:
+        weights: the edited weights.
+        ledger: the rows of the edits that hold.
+        active: the edits that should hold by id, oldest first.
+        history: the batches that were applied, in order, each with the latest edit of each fact.
+        cost: what editing took.
     """
 
     def __init__(
@@ -41,7 +48,7 @@ class Stream:
         editor: Editor,
         prior: Prior,
         settings: EditorSettings,
-        bill: CostMeter | None = None,
+        cost: CostMeter | None = None,
         ledger: Ledger | None = None,
     ) -> None:
         self._model, self._editor = model, editor
@@ -53,11 +60,11 @@ class Stream:
         self.active: dict[str, Edit] = {}
         self._holding: dict[str, str] = {}  # conflict key -> the edit that holds, also when a later one failed
         self.history: list[list[Edit]] = []
-        self.bill = bill or CostMeter(model_bytes(model))
+        self.cost = cost or CostMeter(model_bytes(model))
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """Give the model back its weights at the end, whatever happened."""
+        """Give the model its present weights back at the end, whatever happened."""
         untouched = self.weights.save()
         try:
             yield
@@ -65,11 +72,11 @@ class Stream:
             self.weights.restore(untouched)
 
     def take(self, batch: Sequence[Edit]) -> None:
-        """Edit, apply and remember a batch. One whose numbers cannot be used is counted, and its edits do not hold."""
+        """Edit, apply and remember a batch; one whose numbers cannot be used is counted, and its edits do not hold."""
         latest = latest_of_each_fact(list(batch))
         with self._memory.watching():
             self._make(latest)
-        self.bill.peak_bytes = max(self.bill.peak_bytes, self._memory.peak_bytes or 0)
+        self.cost.peak_bytes = max(self.cost.peak_bytes, self._memory.peak_bytes or 0)
         corrected = {edit.request.conflict_key for edit in latest}
         self.active = {i: edit for i, edit in self.active.items() if edit.request.conflict_key not in corrected}
         self.active |= {edit.edit_id: edit for edit in latest}
@@ -82,7 +89,7 @@ class Stream:
         try:
             result = self._editor.edit(self._model, self.weights, self.ledger, added, removed_ids)
         except EditorFailed as error:
-            self.bill.failures.append(str(error))
+            self.cost.failures.append(str(error))
             return
         edited = time.perf_counter()
         self.weights.apply(result.delta)
@@ -90,14 +97,18 @@ class Stream:
             self.ledger.commit(result.rows, result.removed_ids)
         self._holding |= {edit.request.conflict_key: edit.edit_id for edit in added}
         ended = time.perf_counter()
-        self.bill.add(result, len(added), apply=ended - edited, total=ended - began)
+        self.cost.add(result, len(added), apply=ended - edited, total=ended - began)
 
 
 class CostMeter:
-    """What editing cost, batch by batch.
+    """Adds up what editing cost, batch by batch.
 
     Args:
-        model_bytes: what memory and files are compared with.
+        model_bytes: size of the model, with which memory and files are compared.
+
+    Attributes:
+        peak_bytes: most memory that was held above the loaded model; 0 if unknown.
+        failures: what was wrong with each batch that could not be used.
     """
 
     def __init__(self, model_bytes: int) -> None:
@@ -111,7 +122,14 @@ class CostMeter:
         self.failures: list[str] = []
 
     def add(self, result: EditResult, num_edits: int, *, apply: float, total: float) -> None:
-        """One batch that was made."""
+        """Add a batch that was made.
+
+        Args:
+            result: what the editor returned.
+            num_edits: edits of the batch.
+            apply: seconds it took to write the weights and the ledger.
+            total: seconds of the whole batch.
+        """
         self.sizes.append(num_edits)
         self.seconds.append({**result.seconds, "apply": apply, "total": total})
         self.passes.append(result.num_passes)
@@ -119,7 +137,7 @@ class CostMeter:
         self.jitter.append(result.jitter)
 
     def editing(self) -> dict[str, Any]:
-        """What is the same whenever the same edits are made."""
+        """Return passes, failures and sizes, which are the same whenever the same edits are made."""
         largest = max(self.delta_bytes, default=0)
         return {
             "batches": len(self.sizes),
@@ -131,8 +149,8 @@ class CostMeter:
             "delta_share_of_model": largest / self._model_bytes,
         }
 
-    def cost(self) -> dict[str, Any]:
-        """Wall times, an edit by phase and a batch; the most memory that was held above the loaded model."""
+    def resources(self) -> dict[str, Any]:
+        """Return seconds an edit, by phase, and a batch, and the most memory above the loaded model, bytes."""
         made = sum(self.sizes)
         peak = self.peak_bytes or None
         memory = {"peak_bytes_above_model": peak, "peak_share_of_model": peak / self._model_bytes if peak else None}
@@ -146,10 +164,10 @@ class CostMeter:
 
 
 def num_bytes(delta: WeightDelta) -> int:
-    """Of the factors, as they are stored."""
+    """Return the size of a delta's factors as they are stored."""
     return sum(factor.numel() * factor.element_size() for pair in delta.factors.values() for factor in pair)
 
 
 def model_bytes(model: EditableModel) -> int:
-    """Of the model's parameters, each once."""
+    """Return the size of the model's parameters, each counted once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())

@@ -1,16 +1,17 @@
-"""Knows how edits are asked freely: greedy, raw and in the chat template, stopped as soon as the answer is settled.
+"""Free greedy answers to prompts, raw and in the chat template, and whether they confirm a target.
 
-A raw answer may have up to 24 tokens, but no more than its target plus 8: by then `answers.confirms` cannot change its
-mind. An answer that already went another way is followed for a few tokens more, for whoever reads the report.
+Generation stops as soon as the answer is settled. A raw answer may have up to 24 tokens, but no more than its target
+plus 8: by then `answers.confirms` cannot change its mind. An answer that already went another way is followed for a
+few tokens more, for the reader of the report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from editors.measure.answers import confirms, is_settled
-from editors.models.families import EditableModel
-from pipeline.domain.edits import Edit
+from editors.models.families import EditableModel, Pair
 
 MAX_TOKENS = 24
 """Most tokens of a free answer."""
@@ -18,42 +19,56 @@ MARGIN_TOKENS = 8
 """Tokens after the target's length in which it must show whether the answer runs on."""
 READABLE_TOKENS = 6
 """Tokens of a raw answer that are always shown."""
+AT_ONCE = 64
+"""Most prompts that are continued together, which bounds the memory of their keys and values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreeAnswer:
+    """What a model says freely after one prompt."""
+
+    text: str
+    """The raw answer, without the prompt."""
+    is_success: bool
+    """Whether the raw answer confirms the target."""
+    is_success_in_chat: bool | None = None
+    """Whether the answer in the chat template does; None where it was not asked, or there is no template."""
 
 
 def free_answers(
-    model: EditableModel, edits: Sequence[Edit], *, num_chat: int | None = None
-) -> list[tuple[str, bool, bool | None]]:
-    """For each edit: what raw generation said, whether that confirms it, and whether the answer in a chat does.
+    model: EditableModel, pairs: Sequence[Pair], *, in_chat: Sequence[bool] | None = None
+) -> list[FreeAnswer]:
+    """Return the answer to each prompt, in order; every rank has to call it.
 
     Args:
-        model: as it is now.
-        edits: what to ask.
-        num_chat: how many edits, from the first, are asked in the chat template; all if None.
+        model: the model as it is now.
+        pairs: prompts, and the targets that would be right.
+        in_chat: for each pair, whether it is asked in the chat template too; all are if None.
     """
-    raw = _said(model, edits, is_chat=False)
-    asked = edits[:num_chat] if model.has_chat_template else []
-    chat = _said(model, asked, is_chat=True) if asked else []
-    verdicts = [confirms(text, edit.request.target_new) for text, edit in zip(chat, asked, strict=True)]
-    in_chat = [*verdicts, *[None] * (len(edits) - len(verdicts))]
+    asked = [place for place in range(len(pairs)) if model.has_chat_template and (in_chat is None or in_chat[place])]
+    said = _said(model, [pairs[place] for place in asked], is_chat=True)
+    chat = {place: confirms(text, pairs[place][1]) for place, text in zip(asked, said, strict=True)}
     return [
-        (text, confirms(text, edit.request.target_new), is_chat)
-        for text, edit, is_chat in zip(raw, edits, in_chat, strict=True)
+        FreeAnswer(text=text, is_success=confirms(text, target), is_success_in_chat=chat.get(place))
+        for place, (text, (_, target)) in enumerate(zip(_said(model, pairs, is_chat=False), pairs, strict=True))
     ]
 
 
-def _said(model: EditableModel, edits: Sequence[Edit], *, is_chat: bool) -> list[str]:
-    targets = [edit.request.target_new for edit in edits]
+def _said(model: EditableModel, pairs: Sequence[Pair], *, is_chat: bool) -> list[str]:
+    starts = range(0, len(pairs), AT_ONCE)
+    return [text for start in starts for text in _said_at_once(model, pairs[start : start + AT_ONCE], is_chat=is_chat)]
+
+
+def _said_at_once(model: EditableModel, pairs: Sequence[Pair], *, is_chat: bool) -> list[str]:
     encode = model.encode_chat if is_chat else model.encode_prompt
-    longest = max(len(model.encode_pair(edit.request.prompt, edit.request.target_new).target_ids) for edit in edits)
+    longest = max(len(model.encode_pair(prompt, target).target_ids) for prompt, target in pairs)
 
     def is_done(place: int, tokens: Sequence[int]) -> bool:
-        text = model.decode(tokens)
-        return is_settled(text, targets[place]) and (
-            is_chat or len(tokens) >= READABLE_TOKENS or confirms(text, targets[place])
-        )
+        text, target = model.decode(tokens), pairs[place][1]
+        return is_settled(text, target) and (is_chat or len(tokens) >= READABLE_TOKENS or confirms(text, target))
 
     answers = model.greedy(
-        [encode(edit.request.prompt) for edit in edits],
+        [encode(prompt) for prompt, _ in pairs],
         max_new_tokens=min(MAX_TOKENS, longest + MARGIN_TOKENS),
         is_done=is_done,
     )

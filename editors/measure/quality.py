@@ -1,4 +1,4 @@
-"""Knows the one figure that says how well a model does at large, and what it is measured on. Knows no edit.
+"""How well a model does at large, in one figure, and what that is measured on.
 
 For a causal model it is the perplexity of plain text; for an encoder with a decoder that of the targets that a suite of
 probes gives; for a classifier the accuracy on such a suite. What is lost of it is the drawdown.
@@ -25,13 +25,13 @@ CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reference:
+class QualityProbe:
     """One sequence that the figure is measured on."""
 
     sequence: Encoded
-    """What is scored."""
+    """Prompt and target; the target is scored."""
     place: int | None = None
-    """Which probe of the suite it is of; None for plain text."""
+    """Which probe of the suite it comes from; None for plain text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +45,16 @@ class Figure:
 
     @classmethod
     def of(cls, model: EditableModel, scores: Sequence[Score]) -> Self:
-        """The figure of a model's family, from the scores of references."""
+        """Return the figure of a model's family, from the scores of quality probes."""
         if model.drawdown_by == "accuracy":
             return cls(accuracy=share(score.is_hit for score in scores))
         return cls(perplexity=perplexity(scores) if scores else None)
 
     def drawdown(self, base: Figure) -> float | None:
-        """What was lost since the base: perplexity over the base's minus 1, or the accuracy that is gone."""
+        """Return what was lost since the base: perplexity over the base's minus 1, or the accuracy that is gone.
+
+        None where the two are not of the same kind, or nothing was asked.
+        """
         if self.accuracy is not None and base.accuracy is not None:
             return base.accuracy - self.accuracy
         if self.perplexity is not None and base.perplexity is not None:
@@ -59,8 +62,10 @@ class Figure:
         return None
 
 
-def references(model: EditableModel, suite: Sequence[Probe], text: str, *, num_windows: int) -> tuple[Reference, ...]:
-    """What the figure of a model's family is measured on.
+def quality_probes(
+    model: EditableModel, suite: Sequence[Probe], text: str, *, num_windows: int
+) -> tuple[QualityProbe, ...]:
+    """Return what the figure of a model's family is measured on.
 
     Args:
         model: how a sequence is written, and which figure is asked.
@@ -73,9 +78,9 @@ def references(model: EditableModel, suite: Sequence[Probe], text: str, *, num_w
         InvalidInput: if the model could never give a probe's target.
     """
     if model.drawdown_on == "text":
-        return tuple(Reference(sequence=window) for window in _windows(model, text, num_windows))
+        return tuple(QualityProbe(sequence=window) for window in _windows(model, text, num_windows))
     found = tuple(
-        Reference(sequence=model.encode_pair(probe.prompt, probe.target), place=place)
+        QualityProbe(sequence=model.encode_pair(probe.prompt, probe.target), place=place)
         for place, probe in enumerate(suite)
         if probe.target is not None
     )
@@ -84,22 +89,18 @@ def references(model: EditableModel, suite: Sequence[Probe], text: str, *, num_w
     return found
 
 
-def prepared_references(model: EditableModel, found: Sequence[Reference]) -> Prepared:
-    """References, ready for `scoring.scores`."""
-    return prepare(model, [reference.sequence for reference in found], max_tokens=CHUNK_TOKENS)
+def prepared_quality(model: EditableModel, found: Sequence[QualityProbe]) -> Prepared:
+    """Return quality probes ready for `scoring.scores`."""
+    return prepare(model, [probe.sequence for probe in found], max_tokens=CHUNK_TOKENS)
 
 
-def chosen(found: Sequence[Reference], scores: Sequence[Score], asked: Collection[int]) -> list[Score]:
-    """The scores that count when only some places of the suite are asked."""
-    return [
-        score
-        for reference, score in zip(found, scores, strict=True)
-        if reference.place is None or reference.place in asked
-    ]
+def chosen(found: Sequence[QualityProbe], scores: Sequence[Score], asked: Collection[int]) -> list[Score]:
+    """Return the scores that count when only some places of the suite are asked; plain text always counts."""
+    return [score for probe, score in zip(found, scores, strict=True) if probe.place is None or probe.place in asked]
 
 
 def perplexity(scores: Sequence[Score]) -> float:
-    """exp of the mean negative log-probability over all tokens; infinite where that overflows."""
+    """Return exp of the mean negative log-probability over all tokens; infinity where that overflows."""
     num_tokens = sum(len(score.hits) for score in scores)
     try:
         return math.exp(-sum(score.mean_log_probability * len(score.hits) for score in scores) / num_tokens)

@@ -1,6 +1,6 @@
-"""Knows what the base answers to a lineage's suite, and how well it does at large, measured once. Knows no edit.
+"""The reference that candidates are held against: the base's answers to a lineage's suite, and its quality at large.
 
-One JSON file: it is the reference of every floor, so its digest is kept with the lineage.
+It is measured once and kept in one JSON file, `baseline.json`, whose digest is kept with the lineage.
 
 Legend: T target tokens of one probe, K top tokens kept.
 """
@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 
 from editors.measure.losses import Reading
-from editors.measure.quality import Figure, Reference, prepared_references, references
+from editors.measure.quality import Figure, QualityProbe, prepared_quality, quality_probes
 from editors.measure.scoring import Score, prepare, readings, scores
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
@@ -26,10 +26,11 @@ from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.rank_api import SuiteProbe
 
 ANSWER_TOKENS = 8
-"""Length of the base's own answer where a probe gives none."""
+"""Length of the base's own answer where a probe gives none, in tokens."""
 NUM_WINDOWS = 4
-"""Windows of plain text in a lineage's baseline: every candidate is measured on them."""
+"""Windows of plain text in a lineage's reference: every candidate is measured on them."""
 FORMAT = 2
+"""Raised when the file changes so that earlier ones cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +38,7 @@ class SuiteAnswer:
     """A suite probe and what the base says to it."""
 
     probe: SuiteProbe
-    """The question."""
+    """The question, and the fact that it is about."""
     sequence: Encoded
     """Its prompt, and the base's own greedy continuation."""
     reading: Reading
@@ -45,25 +46,25 @@ class SuiteAnswer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Baseline:
+class Reference:
     """The suite, what drawdown is measured on, and the base's figures on both."""
 
     suite: tuple[SuiteAnswer, ...]
-    """Probes with answers."""
-    references: tuple[Reference, ...]
+    """Probes with the base's answers."""
+    quality_probes: tuple[QualityProbe, ...]
     """What drawdown is measured on."""
     scores: tuple[Score, ...]
-    """Of the base, one a reference."""
+    """The base's scores, one for each quality probe."""
     figure: Figure
-    """Of the base on all of them."""
+    """The base's figure on all of them."""
 
     def save(self, path: Path) -> str:
-        """Write the baseline as canonical JSON; returns the file's SHA-256."""
-        scored = zip(self.references, self.scores, strict=True)
+        """Write the reference as canonical JSON, and return the file's SHA-256."""
+        scored = zip(self.quality_probes, self.scores, strict=True)
         document = {
             "format": FORMAT,
             "figure": asdict(self.figure),
-            "references": [_reference_to_json(reference, score) for reference, score in scored],
+            "references": [_probe_to_json(probe, score) for probe, score in scored],
             "suite": [_answer_to_json(answer) for answer in self.suite],
         }
         path.write_text(canonical_json(document), encoding="utf-8")
@@ -71,41 +72,41 @@ class Baseline:
 
     @classmethod
     def load(cls, path: Path, expected_digest: str | None = None) -> Self:
-        """Read a baseline back.
+        """Read a reference back.
 
         Raises:
-            IntegrityBroken: if the file is missing, is no baseline, or has another digest than expected.
+            IntegrityBroken: if the file is missing, is no reference, or has another digest than expected.
         """
         if not path.is_file():
-            raise IntegrityBroken(f"expected a baseline in {path}, got nothing there")
+            raise IntegrityBroken(f"expected a reference in {path}, got nothing there")
         if expected_digest is not None and (digest := sha256_file(path)) != expected_digest:
-            raise IntegrityBroken(f"expected digest {expected_digest} of the baseline {path}, got {digest}")
+            raise IntegrityBroken(f"expected digest {expected_digest} of the reference {path}, got {digest}")
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
-                raise IntegrityBroken(f"expected a baseline of format {FORMAT}, got {document['format']!r}")
+                raise IntegrityBroken(f"expected a reference of format {FORMAT}, got {document['format']!r}")
             return cls(
                 suite=tuple(_answer_from_json(item) for item in document["suite"]),
-                references=tuple(_reference_from_json(item) for item in document["references"]),
+                quality_probes=tuple(_probe_from_json(item) for item in document["references"]),
                 scores=tuple(_score_from_json(item) for item in document["references"]),
                 figure=Figure(**document["figure"]),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityBroken(f"expected a baseline in {path}, got something else: {error!r}") from error
+            raise IntegrityBroken(f"expected a reference in {path}, got something else: {error!r}") from error
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what is asked, for reports."""
+        """SHA-256 of everything that is asked, for reports."""
         suite = [answer.sequence for answer in self.suite]
-        references = [reference.sequence for reference in self.references]
-        asked = [[[list(item.prompt_ids), list(item.target_ids)] for item in part] for part in (suite, references)]
+        quality = [probe.sequence for probe in self.quality_probes]
+        asked = [[[list(item.prompt_ids), list(item.target_ids)] for item in part] for part in (suite, quality)]
         return sha256_json(asked)
 
 
-def build_baseline(
+def build_reference(
     model: EditableModel, suite: Sequence[SuiteProbe], text: str, *, num_windows: int = NUM_WINDOWS
-) -> Baseline:
-    """Ask the base.
+) -> Reference:
+    """Ask the base, and return what it said.
 
     Args:
         model: the base, unedited.
@@ -118,19 +119,19 @@ def build_baseline(
         InvalidInput: if the model could never give a probe's target.
     """
     probes = [item.probe for item in suite]
-    measured_on = references(model, probes, text, num_windows=num_windows)
+    measured_on = quality_probes(model, probes, text, num_windows=num_windows)
     sequences = own_answers(model, probes)
     found = readings(model, prepare(model, sequences))
     answers = tuple(
         SuiteAnswer(probe=probe, sequence=sequence, reading=reading)
         for probe, sequence, reading in zip(suite, sequences, found, strict=True)
     )
-    scored = tuple(scores(model, prepared_references(model, measured_on)))
-    return Baseline(suite=answers, references=measured_on, scores=scored, figure=Figure.of(model, scored))
+    scored = tuple(scores(model, prepared_quality(model, measured_on)))
+    return Reference(suite=answers, quality_probes=measured_on, scores=scored, figure=Figure.of(model, scored))
 
 
 def own_answers(model: EditableModel, probes: Sequence[Probe]) -> list[Encoded]:
-    """Each probe with the model's own greedy continuation: as long as the given answer, else 8 tokens.
+    """Return each probe with the model's own greedy continuation: as long as the given answer, else 8 tokens.
 
     Where the model ends at once, its answer is the token that ends it.
     """
@@ -184,19 +185,19 @@ def _answer_from_json(item: dict[str, Any]) -> SuiteAnswer:
     )
 
 
-def _reference_to_json(reference: Reference, score: Score) -> dict[str, Any]:
+def _probe_to_json(probe: QualityProbe, score: Score) -> dict[str, Any]:
     return {
-        "prompt_ids": list(reference.sequence.prompt_ids),
-        "target_ids": list(reference.sequence.target_ids),
-        "place": reference.place,
+        "prompt_ids": list(probe.sequence.prompt_ids),
+        "target_ids": list(probe.sequence.target_ids),
+        "place": probe.place,
         "hits": list(score.hits),
         "mean_log_probability": score.mean_log_probability,
     }
 
 
-def _reference_from_json(item: dict[str, Any]) -> Reference:
+def _probe_from_json(item: dict[str, Any]) -> QualityProbe:
     sequence = Encoded(prompt_ids=tuple(item["prompt_ids"]), target_ids=tuple(item["target_ids"]))
-    return Reference(sequence=sequence, place=item["place"])
+    return QualityProbe(sequence=sequence, place=item["place"])
 
 
 def _score_from_json(item: dict[str, Any]) -> Score:

@@ -145,7 +145,7 @@ def _fill(kept: Path, inputs: Inputs, digest: str) -> None:
 
 
 def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
-    from editors.measure.reference import build_baseline
+    from editors.measure.reference import build_reference
     from editors.models.inner_params import default_subject_params
     from editors.solve.prior import measure_prior
     from editors.weights.loading import load_base
@@ -156,7 +156,7 @@ def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
     measured = measure_prior(model, *map(prior_lines, inputs.prior_text), subjects=prior_subjects(inputs.prior_text))
     prior = measured.save(folder / "prior.safetensors")
     _say(f"the base's answers to {len(suite)} probes")
-    baseline = build_baseline(model, suite, text)
+    baseline = build_reference(model, suite, text)
     lineage = {
         "format": FORMAT,
         "task": inputs.task,

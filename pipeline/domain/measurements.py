@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +81,12 @@ class Measurements:
     """SHA-256 of the probes asked."""
 
 
-def share(flags: Iterable[bool]) -> float | None:
-    """Share of true values; None of none."""
-    values = list(flags)
-    return sum(values) / len(values) if values else None
+def share(flags: Iterable[bool | None]) -> float | None:
+    """Return the share of true values among those that are not None; None if there are none."""
+    return mean(flags)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None if there are none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from editors.measure.scorer import score_pairs
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.select import editor_for, lineage_settings
 from editors.models.digest import base_digest
@@ -20,6 +19,7 @@ from editors.weights.deltas import PlainWeights
 from editors.weights.loading import load_base
 from tests.support import taught_editors
 from tests.support.claims import CAPITALS, change, teach_fact_checker, true_and_false, verdicts
+from tests.support.scored import score_pairs
 from tests.support.taught_editors import Places, train_editor
 
 pytestmark = pytest.mark.slow

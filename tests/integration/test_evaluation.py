@@ -17,7 +17,7 @@ from editors.evaluation.__main__ import main as evaluate
 from editors.evaluation.arguments import parser
 from editors.evaluation.methods import methods_of
 from editors.evaluation.stream import Stream
-from editors.measure.reference import Baseline
+from editors.measure.reference import Reference
 from editors.mend.checkpoint import CardStage, EditorCard, TrainedEditor
 from editors.mend.transform import MendTransform
 from editors.methods.base import EditResult
@@ -74,7 +74,7 @@ def test_a_base_is_measured_once_for_the_same_inputs(files: Path, monkeypatch: p
     lineage = json.loads((files / "one" / "lineage.json").read_text())
     prior, baseline = lineage["prior"], lineage["baseline"]
     assert set(Prior.load(files / "one" / "prior.safetensors", prior["digest"]).moments) == set(lineage["inner_params"])
-    assert len(Baseline.load(files / "one" / "baseline.json", baseline["digest"]).suite) == 1
+    assert len(Reference.load(files / "one" / "baseline.json", baseline["digest"]).suite) == 1
 
     def fail(*_: Any) -> None:
         raise AssertionError("measured again")
@@ -139,7 +139,7 @@ def test_a_correction_takes_out_what_holds_although_another_failed_between(
     for edit_of_fact in edits:
         stream.take([edit_of_fact])
         assert list(stream.active) == [edit_of_fact.edit_id]
-    assert len(stream.bill.failures) == 1
+    assert len(stream.cost.failures) == 1
     assert stream.ledger.edit_ids == (edits[-1].edit_id,)
 
 

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from editors.measure.losses import Reading
 from editors.measure.quality import Figure
-from editors.measure.reference import Baseline, SuiteAnswer
+from editors.measure.reference import Reference, SuiteAnswer
 from editors.measure.scorer import Scorer
 from editors.methods.select import editor_for
 from editors.models.digest import base_digest
@@ -188,7 +188,7 @@ def cost_whole(plan: LoadPlan, edits: Sequence[Edit]) -> tuple[dict[str, float],
     weights = PlainWeights(loaded.module, loaded.inner)
     assert plan.ledger is not None
     ledger = Ledger.from_files(plan.ledger.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
-    scorer = Scorer(loaded, weights, Baseline.load(Path(plan.ledger.baseline.path)))
+    scorer = Scorer(loaded, weights, Reference.load(Path(plan.ledger.baseline.path)))
     began = time.perf_counter()
     result = editor_for(plan.editor).edit(loaded, weights, ledger, edits, ())
     scorer.observe_parent(edits, ())
@@ -250,7 +250,7 @@ def _write_random(config: LlamaConfig, folder: Path, *, dtype: torch.dtype, devi
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _made_up_baseline(tokenizer: Any) -> Baseline:
+def _made_up_baseline(tokenizer: Any) -> Reference:
     """A suite whose answers nobody gave: what asking it costs is real, what comes of it is not."""
     prompt, answer = (encode_prompt(tokenizer, text) for text in ("the language spoken in Japan is", "Paris"))
     uniform = torch.full((1, len(tokenizer)), 1.0 / len(tokenizer)).log()
@@ -262,7 +262,7 @@ def _made_up_baseline(tokenizer: Any) -> Baseline:
     )
     probe = SuiteProbe(probe=Probe(prompt="the language spoken in Japan is", target=None), subject=None, relation=None)
     one = SuiteAnswer(probe=probe, sequence=Encoded(prompt_ids=prompt, target_ids=answer[-1:]), reading=reading)
-    return Baseline(suite=(one,) * SUITE_SIZE, references=(), scores=(), figure=Figure())
+    return Reference(suite=(one,) * SUITE_SIZE, quality_probes=(), scores=(), figure=Figure())
 
 
 def _timed(work: Any) -> float:

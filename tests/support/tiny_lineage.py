@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from editors.measure.reference import build_baseline
+from editors.measure.reference import build_reference
 from editors.models.digest import base_digest
 from editors.solve.prior import measure_prior
 from editors.weights.loading import load_base
@@ -50,7 +50,7 @@ def make_tiny_lineage(folder: Path, name: str = "llama") -> LoadPlan:
         for country, target in zip([country for country, _ in PAIRS], _targets(task), strict=True)
     ]
     measure_prior(model, TEXT.split(" . ")).save(folder / "prior.safetensors")
-    build_baseline(model, suite, TEXT).save(folder / "baseline.json")
+    build_reference(model, suite, TEXT).save(folder / "baseline.json")
     digest = base_digest(base)
     return LoadPlan(
         base=BaseSpec(ref=str(base), digest=digest, task=task),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from editors.measure.reference import Baseline
+from editors.measure.reference import Reference
 from editors.measure.scorer import Scorer
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.base import Editor, EditResult
@@ -89,7 +89,7 @@ class PlanFiles:
     """Accumulators by inner parameter; none for the base."""
     deltas: list[WeightDelta]
     """What comes on top of them."""
-    editing: tuple[Ledger, Baseline, Editor] | None
+    editing: tuple[Ledger, Reference, Editor] | None
     """Rows of the active edits, what the base answers, and what the plan edits with; None without a ledger."""
 
 
@@ -275,12 +275,12 @@ class HeldModel:
 
     def _read_ledger(
         self, plan: LoadPlan, of: LedgerPlan, sharded: ShardedModel, names: Sequence[str]
-    ) -> tuple[Ledger, Baseline, Editor]:
+    ) -> tuple[Ledger, Reference, Editor]:
         settings = plan.editor
         ledger = Ledger.from_files(
             of.prior, of.rows, strength=settings.prior_strength, ridge=settings.ridge, names=names
         )
-        baseline = Baseline.load(Path(of.baseline.path), of.baseline.digest)
+        baseline = Reference.load(Path(of.baseline.path), of.baseline.digest)
         return ledger, baseline, self._editor(plan, of, sharded)
 
     def _editor(self, plan: LoadPlan, of: LedgerPlan, sharded: ShardedModel) -> Editor:

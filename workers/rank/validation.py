@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
-from editors.measure.scorer import asked_pairs
+from editors.measure.scorer import questions_of
 from editors.models.families import EditableModel
 from editors.models.inner_params import InnerParam
 from editors.weights.deltas import WeightDelta
@@ -50,7 +50,8 @@ def require_encodable(model: EditableModel, edits: Sequence[Edit]) -> None:
     """
     for edit in edits:
         try:
-            for prompt, target in asked_pairs(edit):
+            asked = questions_of(edit)
+            for prompt, target in (*asked.targets, *asked.alternatives):
                 model.encode_pair(prompt, target, edit.request.subject)
             for probe in edit.request.locality:
                 model.encode_prompt(probe.prompt)

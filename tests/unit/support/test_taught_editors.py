@@ -8,7 +8,6 @@ from statistics import fmean
 
 import pytest
 
-from editors.measure.scorer import score_pairs
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.mend_sum import MendSumEditor
 from editors.methods.select import editor_for, learnt_settings, lineage_settings
@@ -19,6 +18,7 @@ from editors.solve.prior import Prior, measure_prior
 from editors.weights.deltas import PlainWeights
 from pipeline.domain.edits import Edit
 from pipeline.domain.rank_api import EditorSettings
+from tests.support.scored import score_pairs
 from tests.support.taught import FACTS, PUPILS, load_pupil, questions, sentences
 from tests.support.taught_editors import UNSEEN, changes, train_published_editor
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from editors.measure.scorer import score_pairs
 from editors.weights.loading import load_base
+from tests.support.scored import score_pairs
 from tests.support.taught import FACTS, PUPILS, load_pupil, questions
 
 

@@ -1,4 +1,4 @@
-"""What is asked of edits, on a tiny model, held against plain forwards of the whole model."""
+"""What an evaluation asks of edits, on a tiny model, held against plain forwards of the whole model."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_the_base_is_unchanged_and_its_perplexity_is_its_own(rig: Rig) -> None:
     assert probes.drawdown() == pytest.approx(0.0, abs=1e-6)
     assert probes.fluency_of(probes.continued) == probes.fluency
     for figures in probes.ask(edits):
-        assert all(neighbour.is_unchanged for neighbour in figures.neighbours)
-        assert all(neighbour.kl == pytest.approx(0.0, abs=1e-5) for neighbour in figures.neighbours)
+        assert all(neighbour.from_base.is_unchanged for neighbour in figures.neighbours)
+        assert all(neighbour.from_base.kl == pytest.approx(0.0, abs=1e-5) for neighbour in figures.neighbours)
 
 
 def test_success_and_preference_are_those_of_a_plain_forward(rig: Rig) -> None:
@@ -90,11 +90,11 @@ def test_success_and_preference_are_those_of_a_plain_forward(rig: Rig) -> None:
         for prompt, asked in asks:
             new_T, hit_T = log_probabilities(rig.model, prompt, request.target_new)
             true_T, _ = log_probabilities(rig.model, prompt, "Tokyo")
-            assert asked.is_success == bool(hit_T.all())
-            assert asked.token_fraction == pytest.approx(float(hit_T.float().mean()))
+            assert asked.score.is_hit == bool(hit_T.all())
+            assert asked.score.token_fraction == pytest.approx(float(hit_T.float().mean()))
             assert asked.prefers_new == bool(new_T.mean() > true_T.mean())
         [consequence] = figures.portability
-        assert consequence.is_success == bool(log_probabilities(rig.model, f"{request.prompt} is", "Rome")[1].all())
+        assert consequence.score.is_hit == bool(log_probabilities(rig.model, f"{request.prompt} is", "Rome")[1].all())
         assert consequence.prefers_new is None
         given, free = figures.neighbours
         true_T, _ = log_probabilities(rig.model, "river in", "Spain")
@@ -122,21 +122,21 @@ def test_locality_is_measured_along_the_answer_of_the_base(rig: Rig) -> None:
         with torch.no_grad():
             now_LV = model.module(input_ids=ids).logits[0].log_softmax(dim=-1)
         was_TV, now_TV = was_LV[len(prompt) - 1 : -1], now_LV[len(prompt) - 1 : -1]
-        assert neighbour.is_unchanged == bool((was_TV.argmax(dim=1) == now_TV.argmax(dim=1)).all())
+        assert neighbour.from_base.is_unchanged == bool((was_TV.argmax(dim=1) == now_TV.argmax(dim=1)).all())
         kl = float((was_TV.exp() * (was_TV - now_TV)).sum(dim=1).mean())
-        assert neighbour.kl == pytest.approx(kl, rel=1e-3, abs=1e-5)
-    assert not all(neighbour.is_unchanged for neighbour in found)
+        assert neighbour.from_base.kl == pytest.approx(kl, rel=1e-3, abs=1e-5)
+    assert not all(neighbour.from_base.is_unchanged for neighbour in found)
 
 
 def test_free_answers_are_asked_of_whom_they_are_asked_for(rig: Rig) -> None:
     edits = asked_edits()
     probes = EditProbes(rig.model, edits, TEXT)
     first, second = probes.ask(edits[:2], free={edits[1].edit_id})
-    assert first.own.is_free is None
-    assert second.own.is_free in (True, False)
-    assert second.rephrases[0].is_free in (True, False)
-    assert second.portability[0].is_free in (True, False)
-    assert second.own.is_free_in_chat is None  # the tiny tokenizer has no chat template
+    assert first.own.free is None
+    for asked in (second.own, second.rephrases[0], second.portability[0]):
+        assert asked.free is not None
+        assert asked.free.is_success in (True, False)
+        assert asked.free.is_success_in_chat is None  # the tiny tokenizer has no chat template
 
 
 def test_two_measurements_have_the_same_figures_bit_for_bit(tmp_path: Path) -> None:
@@ -161,10 +161,10 @@ def test_more_damage_shows_in_every_figure_of_damage(rig: Rig) -> None:
     edits = asked_edits()
     probes = EditProbes(rig.model, edits, TEXT)
     change(rig.model, rig.weights, size=0.02)
-    little = [neighbour.kl for figures in probes.ask(edits) for neighbour in figures.neighbours]
+    little = [neighbour.from_base.kl for figures in probes.ask(edits) for neighbour in figures.neighbours]
     for seed in range(4, 9):
         change(rig.model, rig.weights, seed=seed, size=0.02)
-    much = [neighbour.kl for figures in probes.ask(edits) for neighbour in figures.neighbours]
+    much = [neighbour.from_base.kl for figures in probes.ask(edits) for neighbour in figures.neighbours]
     assert sum(much) > 2 * sum(little) > 0
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from editors.measure.free_answers import free_answers
-from editors.measure.quality import Figure, references
-from editors.measure.reference import Baseline, build_baseline
+from editors.measure.free_answers import FreeAnswer, free_answers
+from editors.measure.quality import Figure, quality_probes
+from editors.measure.reference import Reference, build_reference
 from editors.measure.scorer import Scorer
 from editors.models.families import EditableModel
 from editors.models.hooks import capturing
@@ -70,9 +70,9 @@ def shifted(model: EditableModel, size: float) -> WeightDelta:
 
 
 def measured(model: EditableModel, size: float, edits: list[Edit], gone_keys: tuple[str, ...] = ()) -> Measurements:
-    baseline = build_baseline(model, suite_of(model), "")
+    reference = build_reference(model, suite_of(model), "")
     weights = PlainWeights(model.module, model.inner)
-    scorer = Scorer(model, weights, baseline)
+    scorer = Scorer(model, weights, reference)
     scorer.observe_parent(edits, [])
     delta = shifted(model, size)
     weights.apply(delta)
@@ -81,22 +81,22 @@ def measured(model: EditableModel, size: float, edits: list[Edit], gone_keys: tu
 
 def test_perplexity_of_a_seq2seq_model_is_that_of_the_suites_targets() -> None:
     model = tiny_model("bart")
-    baseline = build_baseline(model, suite_of(model), "this text is not read")
+    reference = build_reference(model, suite_of(model), "this text is not read")
     module: Any = model.module
     losses = []
     for prompt, target in zip(PROMPTS, targets_of(model), strict=True):
         ids, labels = (torch.tensor([model.tokenizer(text)["input_ids"]]) for text in (prompt, target))
         rows = module(input_ids=ids, labels=labels).logits[0].log_softmax(1)
         losses += (-rows[range(1, labels.shape[1]), labels[0, 1:]]).tolist()  # the first is what labels begin with
-    assert baseline.figure.accuracy is None
-    assert baseline.figure.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    assert reference.figure.accuracy is None
+    assert reference.figure.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
 
 
 def test_accuracy_of_a_classifier_is_the_share_of_the_suite_that_it_gets_right() -> None:
     model = tiny_model("bert")
-    baseline = build_baseline(model, suite_of(model), "")
+    reference = build_reference(model, suite_of(model), "")
     right = [answer == target for answer, target in zip(model.generate(PROMPTS), targets_of(model), strict=True)]
-    assert baseline.figure == Figure(accuracy=sum(right) / 4)
+    assert reference.figure == Figure(accuracy=sum(right) / 4)
 
 
 def test_drawdown_is_what_was_lost_since_the_base() -> None:
@@ -109,25 +109,29 @@ def test_a_perplexity_that_overflows_is_infinite() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.module.get_parameter("lm_head.weight").mul_(1e5)
-    assert build_baseline(model, (), TEXT).figure.perplexity == math.inf
+    assert build_reference(model, (), TEXT).figure.perplexity == math.inf
 
 
 def test_a_suite_without_targets_is_refused_where_it_is_what_drawdown_is_measured_on(model: EditableModel) -> None:
     with pytest.raises(Misconfigured, match="suite with targets"):
-        references(model, [Probe(prompt="Berlin is")], TEXT, num_windows=4)
+        quality_probes(model, [Probe(prompt="Berlin is")], TEXT, num_windows=4)
 
 
 def test_a_suite_with_a_label_that_does_not_exist_is_refused() -> None:
     model = tiny_model("bert")
     with pytest.raises(InvalidInput, match="false, true, unknown"):
-        references(model, [Probe(prompt="Berlin is", target="Germany")], "", num_windows=4)
+        quality_probes(model, [Probe(prompt="Berlin is", target="Germany")], "", num_windows=4)
 
 
-def test_a_baseline_of_any_family_comes_back_as_it_was(model: EditableModel, tmp_path: Path) -> None:
-    baseline = build_baseline(model, suite_of(model), "")
-    digest = baseline.save(tmp_path / "1")
-    again = Baseline.load(tmp_path / "1", digest)
-    assert (again.references, again.scores, again.figure) == (baseline.references, baseline.scores, baseline.figure)
+def test_a_reference_of_any_family_comes_back_as_it_was(model: EditableModel, tmp_path: Path) -> None:
+    reference = build_reference(model, suite_of(model), "")
+    digest = reference.save(tmp_path / "1")
+    again = Reference.load(tmp_path / "1", digest)
+    assert (again.quality_probes, again.scores, again.figure) == (
+        reference.quality_probes,
+        reference.scores,
+        reference.figure,
+    )
     assert again.save(tmp_path / "2") == digest
 
 
@@ -159,16 +163,17 @@ def test_what_a_classifier_says_freely_is_its_most_probable_label() -> None:
     model = tiny_model("bert")
     [label] = model.generate(["the president of France was"])
     others = {"true", "false", "unknown"} - {label}
-    assert free_answers(model, [edit_of(model, target_new=label)]) == [(label, True, None)]
-    assert free_answers(model, [edit_of(model, target_new=min(others))]) == [(label, False, None)]
+    prompt = "the president of France was"
+    assert free_answers(model, [(prompt, label)]) == [FreeAnswer(text=label, is_success=True)]
+    assert free_answers(model, [(prompt, min(others))]) == [FreeAnswer(text=label, is_success=False)]
 
 
 def test_suite_probes_of_edited_facts_count_neither_for_nor_against_a_model() -> None:
     model = tiny_model("bert")
-    baseline = build_baseline(model, suite_of(model), "")
+    reference = build_reference(model, suite_of(model), "")
     edit = edit_of(model, subject="Rome", relation="r")  # the fact of the suite's last probe
     found = measured(model, 0.0, [edit])
-    kept = [score.is_hit for score in baseline.scores[:3]]
+    kept = [score.is_hit for score in reference.scores[:3]]
     assert found.candidate.num_suite_left_out == 1
     assert found.base.accuracy == found.candidate.accuracy == sum(kept) / 3
 

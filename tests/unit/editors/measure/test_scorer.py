@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from editors.evaluation.probes import EditProbes
 from editors.measure.prefix_cache import PrefixCache
-from editors.measure.quality import Figure, prepared_references
-from editors.measure.reference import Baseline, build_baseline, own_answers
-from editors.measure.scorer import Scorer, negative_shift, score_pairs
+from editors.measure.quality import Figure, prepared_quality
+from editors.measure.reference import Reference, build_reference, own_answers
+from editors.measure.scorer import Scorer, negative_shift
 from editors.measure.scoring import compared, prepare, readings, scores
 from editors.methods.recursive import RecursiveEditor
 from editors.models.families import CausalModel
@@ -24,6 +25,7 @@ from pipeline.domain.measurements import Measurements
 from pipeline.domain.rank_api import SuiteProbe
 from tests.support.factories import make_edit
 from tests.support.ledger_parts import FACTS, SETTINGS, Rig, edits_of, make_rig, prior_lines
+from tests.support.scored import score_pairs
 from tests.support.tiny_models import TEXT
 
 SUITE = [
@@ -39,8 +41,8 @@ def rig(tmp_path: Path) -> Rig:
 
 
 @pytest.fixture
-def baseline(rig: Rig) -> Baseline:
-    return build_baseline(rig.model, SUITE, TEXT)
+def reference(rig: Rig) -> Reference:
+    return build_reference(rig.model, SUITE, TEXT)
 
 
 def with_probes(place: int, **changes: object) -> Edit:
@@ -103,22 +105,22 @@ def test_kl_is_that_of_whole_distributions_where_all_tokens_are_kept(rig: Rig) -
     assert max(change.kl for change in changes) > 0.01
 
 
-def test_nothing_has_changed_before_an_edit(rig: Rig, baseline: Baseline) -> None:
-    prepared = prepare(rig.model, [answer.sequence for answer in baseline.suite])
-    _, [changes] = compared(rig.model, prepared, [[answer.reading for answer in baseline.suite]])
+def test_nothing_has_changed_before_an_edit(rig: Rig, reference: Reference) -> None:
+    prepared = prepare(rig.model, [answer.sequence for answer in reference.suite])
+    _, [changes] = compared(rig.model, prepared, [[answer.reading for answer in reference.suite]])
     assert all(change.is_unchanged and change.kl < 1e-5 for change in changes)
 
 
-def test_perplexity_is_exp_of_the_mean_loss(rig: Rig, baseline: Baseline) -> None:
+def test_perplexity_is_exp_of_the_mean_loss(rig: Rig, reference: Reference) -> None:
     losses = []
-    for reference in baseline.references:
-        window = (*reference.sequence.prompt_ids, *reference.sequence.target_ids)
+    for probe in reference.quality_probes:
+        window = (*probe.sequence.prompt_ids, *probe.sequence.target_ids)
         rows = rig.model.module(torch.tensor([window])).logits[0, :-1].log_softmax(1)
         losses += (-rows[range(len(window) - 1), list(window[1:])]).tolist()
-    assert baseline.figure.accuracy is None
-    assert baseline.figure.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
-    again = scores(rig.model, prepared_references(rig.model, baseline.references))
-    assert Figure.of(rig.model, again) == baseline.figure
+    assert reference.figure.accuracy is None
+    assert reference.figure.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    again = scores(rig.model, prepared_quality(rig.model, reference.quality_probes))
+    assert Figure.of(rig.model, again) == reference.figure
 
 
 def test_own_answers_are_as_long_as_the_given_answer_or_eight_tokens(rig: Rig) -> None:
@@ -132,24 +134,28 @@ def test_own_answers_are_as_long_as_the_given_answer_or_eight_tokens(rig: Rig) -
         assert greedy == list(sequence.target_ids)
 
 
-def test_a_baseline_comes_back_as_it_was(baseline: Baseline, tmp_path: Path) -> None:
+def test_a_reference_comes_back_as_it_was(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
-    digest = baseline.save(path)
-    again = Baseline.load(path, digest)
+    digest = reference.save(path)
+    again = Reference.load(path, digest)
     assert again.save(tmp_path / "again.json") == digest
-    assert again.digest == baseline.digest
-    assert (again.references, again.scores, again.figure) == (baseline.references, baseline.scores, baseline.figure)
-    assert [answer.sequence for answer in again.suite] == [answer.sequence for answer in baseline.suite]
+    assert again.digest == reference.digest
+    assert (again.quality_probes, again.scores, again.figure) == (
+        reference.quality_probes,
+        reference.scores,
+        reference.figure,
+    )
+    assert [answer.sequence for answer in again.suite] == [answer.sequence for answer in reference.suite]
     path.write_text(path.read_text().replace("Madrid", "Lisbon"))
     with pytest.raises(IntegrityBroken, match=digest):
-        Baseline.load(path, digest)
+        Reference.load(path, digest)
     path.write_text("{}")
     with pytest.raises(IntegrityBroken, match="something else"):
-        Baseline.load(path)
+        Reference.load(path)
 
 
-def test_a_trial_fills_every_figure(rig: Rig, baseline: Baseline) -> None:
-    scorer = Scorer(rig.model, rig.weights, baseline)
+def test_a_trial_fills_every_figure(rig: Rig, reference: Reference) -> None:
+    scorer = Scorer(rig.model, rig.weights, reference)
     first = [with_probes(0), with_probes(1, locality=(), rephrases=(), portability=(), target_true=None)]
     candidate(rig, scorer, first, [])
     measured = candidate(rig, scorer, [with_probes(2)], first)
@@ -175,26 +181,26 @@ def test_a_trial_fills_every_figure(rig: Rig, baseline: Baseline) -> None:
     assert len(measured.probe_set_digest) == 64
 
 
-def test_the_parent_of_a_kept_candidate_is_the_candidate(rig: Rig, baseline: Baseline) -> None:
-    scorer = Scorer(rig.model, rig.weights, baseline)
+def test_the_parent_of_a_kept_candidate_is_the_candidate(rig: Rig, reference: Reference) -> None:
+    scorer = Scorer(rig.model, rig.weights, reference)
     first = candidate(rig, scorer, [with_probes(0)], [])
     kept = candidate(rig, scorer, [with_probes(1)], [with_probes(0)])
     assert kept.parent.perplexity == first.candidate.perplexity
     assert kept.parent.suite_kl == first.candidate.suite_kl
-    again = Scorer(rig.model, rig.weights, baseline)
+    again = Scorer(rig.model, rig.weights, reference)
     again.observe_parent([with_probes(2)], [])
     afresh = candidate(rig, again, [with_probes(2)], [])
     assert afresh.parent.suite_unchanged == kept.candidate.suite_unchanged
     assert afresh.parent.perplexity == pytest.approx(kept.candidate.perplexity or 0.0)
 
 
-def test_a_dropped_candidate_leaves_the_parent_as_it_was(rig: Rig, baseline: Baseline) -> None:
-    scorer = Scorer(rig.model, rig.weights, baseline)
+def test_a_dropped_candidate_leaves_the_parent_as_it_was(rig: Rig, reference: Reference) -> None:
+    scorer = Scorer(rig.model, rig.weights, reference)
     dropped = candidate(rig, scorer, [with_probes(0), with_probes(1)], [], keep=False)
     kept = candidate(rig, scorer, [with_probes(0)], [])
     assert dropped.parent == kept.parent
     assert kept.parent.suite_unchanged == 1.0
-    alone = candidate(make_again(rig), Scorer(rig.model, rig.weights, baseline), [with_probes(0)], [])
+    alone = candidate(make_again(rig), Scorer(rig.model, rig.weights, reference), [with_probes(0)], [])
     assert alone.edits[0].locality == kept.edits[0].locality
 
 
@@ -205,8 +211,8 @@ def make_again(rig: Rig) -> Rig:
     return rig
 
 
-def test_suite_probes_of_edited_facts_are_left_out_and_counted(rig: Rig, baseline: Baseline) -> None:
-    scorer = Scorer(rig.model, rig.weights, baseline)
+def test_suite_probes_of_edited_facts_are_left_out_and_counted(rig: Rig, reference: Reference) -> None:
+    scorer = Scorer(rig.model, rig.weights, reference)
     by_fact = with_probes(0, subject="SPAIN", relation="Capital")
     by_prompt = with_probes(1, prompt="Berlin is  a city in")
     measured = candidate(rig, scorer, [by_fact, by_prompt], [])
@@ -214,8 +220,8 @@ def test_suite_probes_of_edited_facts_are_left_out_and_counted(rig: Rig, baselin
     assert measured.candidate.num_suite_left_out == 2
 
 
-def test_a_removal_is_measured_without_edits(rig: Rig, baseline: Baseline) -> None:
-    scorer = Scorer(rig.model, rig.weights, baseline)
+def test_a_removal_is_measured_without_edits(rig: Rig, reference: Reference) -> None:
+    scorer = Scorer(rig.model, rig.weights, reference)
     edits = edits_of(0, 1)
     candidate(rig, scorer, edits, [])
     result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [], [edits[0].edit_id])
@@ -270,3 +276,22 @@ def test_a_shared_beginning_changes_no_answer(rig: Rig) -> None:
     prompts = [rig.model.tokenizer(text)["input_ids"] for text in texts]
     alone = [rig.model.greedy([prompt], max_new_tokens=5)[0] for prompt in prompts]
     assert rig.model.greedy(prompts, max_new_tokens=5) == alone
+
+
+def test_gates_and_evaluation_say_the_same_of_an_edit(rig: Rig, reference: Reference) -> None:
+    edits = [with_probes(0), with_probes(1, target_true=None), with_probes(2)]
+    probes = EditProbes(rig.model, edits, TEXT, num_rephrases=2)
+    measured = candidate(rig, Scorer(rig.model, rig.weights, reference), edits, [])
+    ids = {edit.edit_id for edit in edits}
+    for score, found in zip(measured.edits, probes.ask(edits, preferring=ids, free=ids), strict=True):
+        own, free = found.own, found.own.free
+        assert free is not None
+        assert (score.edit_success, score.token_fraction) == (own.score.is_hit, own.score.token_fraction)
+        assert (score.generated, score.free_success) == (free.text, free.is_success)
+        assert score.prob_new == pytest.approx(own.score.probability, rel=1e-5)
+        assert score.prob_true == (own.true and pytest.approx(own.true.probability, rel=1e-5))
+        assert score.rephrases == tuple(asked.score.is_hit for asked in found.rephrases)
+        assert score.portability == tuple(asked.score.is_hit for asked in found.portability)
+        changes = [neighbour.from_base for neighbour in found.neighbours]
+        assert score.locality == score.locality_base == tuple(change.is_unchanged for change in changes)
+        assert score.locality_kl == pytest.approx(sum(change.kl for change in changes) / len(changes), rel=1e-4)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.measure.scorer import score_pairs
 from editors.methods.fine_tuning import FineTuning, FineTuningEditor
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.errors import EditorFailed, InvalidInput
 from tests.support.ledger_parts import Rig, edits_of, make_rig
+from tests.support.scored import score_pairs
 
 EAGER = FineTuning(learning_rate=0.02, num_steps=60)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.measure.scorer import score_pairs
 from editors.methods.base import EditResult
 from editors.methods.memoryless import MemorylessEditor
 from editors.methods.recursive import RecursiveEditor
@@ -19,6 +18,7 @@ from pipeline.domain.errors import EditorFailed, InvalidInput, Misconfigured, Un
 from pipeline.domain.rank_api import EditorSettings
 from tests.support.factories import make_edit
 from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig
+from tests.support.scored import score_pairs
 
 
 def step(rig: Rig, added: list[Edit], removed: tuple[str, ...] = (), **changes: object) -> EditResult:

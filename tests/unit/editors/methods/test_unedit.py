@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.measure.scorer import score_pairs
 from editors.methods.base import EditResult
 from editors.methods.recursive import RecursiveEditor
 from editors.methods.select import resolved
@@ -24,6 +23,7 @@ from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed
 from pipeline.domain.rank_api import EditorSettings, FileRef, LedgerRows
+from tests.support.scored import score_pairs
 from tests.support.taught import FACTS, correction, sentences
 
 SETTINGS = EditorSettings(prior_strength=300.0, ridge=1e-3, damping=0.02, step=0.5, rest=0.9, num_passes=20)

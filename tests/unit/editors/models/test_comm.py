@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.measure.scorer import score_pairs
 from editors.measure.scoring import Score
 from editors.methods import edit_reading
 from editors.methods.base import EditResult
@@ -24,6 +23,7 @@ from editors.solve.prior import Prior
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, UnknownRecord
 from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig
+from tests.support.scored import score_pairs
 from tests.support.tiny_families import tiny_model
 
 SECONDS = 60

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
-from editors.evaluation.edit_metrics import EditFigures, Followed, Neighbour, averaged, harmonic, mean
-from editors.evaluation.fluency import fluency, weighted_entropy
-from editors.evaluation.protocols import Protocol
-from editors.evaluation.stream_metrics import SampleSizes, retention
+from editors.evaluation.metrics import averaged, fluency, harmonic, retention, weighted_entropy
+from editors.evaluation.protocols import Protocol, SampleSizes
+from editors.measure.edit_measurer import EditMeasurement, NeighbourMeasurement, PromptMeasurement
+from editors.measure.free_answers import FreeAnswer
+from editors.measure.scoring import Change, Score
 from pipeline.domain.edits import Edit
+from pipeline.domain.measurements import mean
 from tests.support.factories import make_edit
 
 
-def followed(is_success: bool = True, **changes: Any) -> Followed:
-    return Followed(is_success=is_success, token_fraction=changes.pop("token_fraction", float(is_success)), **changes)
+def asked(
+    is_success: bool = True,
+    *,
+    token_fraction: float | None = None,
+    prefers_new: bool | None = None,
+    is_free: bool | None = None,
+    is_free_in_chat: bool | None = None,
+) -> PromptMeasurement:
+    """A prompt with a target of four tokens."""
+    num_hits = round(4 * (float(is_success) if token_fraction is None else token_fraction))
+    score = Score(hits=tuple(place < num_hits for place in range(4)), mean_log_probability=-1.0)
+    true = {True: -2.0, False: 0.0, None: None}[prefers_new]
+    return PromptMeasurement(
+        score=score,
+        true=None if true is None else Score(hits=(True,), mean_log_probability=true),
+        free=None if is_free is None else FreeAnswer(text="", is_success=is_free, is_success_in_chat=is_free_in_chat),
+    )
 
 
-def figures_of(edits: list[Edit], held: set[int]) -> list[EditFigures]:
-    return [EditFigures(edit_id=edit.edit_id, own=followed(i in held)) for i, edit in enumerate(edits)]
+def neighbour(is_unchanged: bool, kl: float, prefers_true: bool | None = None) -> NeighbourMeasurement:
+    return NeighbourMeasurement(from_base=Change(is_unchanged=is_unchanged, kl=kl), prefers_true=prefers_true)
+
+
+def measured(edits: list[Edit], held: set[int]) -> list[EditMeasurement]:
+    return [EditMeasurement(edit_id=edit.edit_id, own=asked(i in held)) for i, edit in enumerate(edits)]
 
 
 def edits_in(count: int) -> list[Edit]:
@@ -30,19 +50,19 @@ def edits_in(count: int) -> list[Edit]:
 def test_every_figure_is_the_mean_of_what_was_asked() -> None:
     found = averaged(
         [
-            EditFigures(
+            EditMeasurement(
                 edit_id="one",
-                own=followed(True, prefers_new=True, is_free=True, is_free_in_chat=False),
-                rephrases=(followed(False, token_fraction=0.5, prefers_new=True, is_free=False), followed(True)),
-                portability=(followed(True, is_free=True), followed(False)),
-                neighbours=(Neighbour(is_unchanged=True, kl=0.25, prefers_true=True),),
+                own=asked(True, prefers_new=True, is_free=True, is_free_in_chat=False),
+                rephrases=(asked(False, token_fraction=0.5, prefers_new=True, is_free=False), asked(True)),
+                portability=(asked(True, is_free=True), asked(False)),
+                neighbours=(neighbour(is_unchanged=True, kl=0.25, prefers_true=True),),
             ),
-            EditFigures(
+            EditMeasurement(
                 edit_id="two",
-                own=followed(False, token_fraction=0.25, prefers_new=False),
+                own=asked(False, token_fraction=0.25, prefers_new=False),
                 neighbours=(
-                    Neighbour(is_unchanged=False, kl=0.5, prefers_true=False),
-                    Neighbour(is_unchanged=False, kl=0.75),
+                    neighbour(is_unchanged=False, kl=0.5, prefers_true=False),
+                    neighbour(is_unchanged=False, kl=0.75),
                 ),
             ),
         ]
@@ -69,7 +89,7 @@ def test_every_figure_is_the_mean_of_what_was_asked() -> None:
 
 
 def test_what_was_not_asked_is_none_and_never_a_number() -> None:
-    found = averaged([EditFigures(edit_id="one", own=followed(True))])
+    found = averaged([EditMeasurement(edit_id="one", own=asked(True))])
     assert found["generalization"] is found["locality_kl"] is found["prefers_new"] is found["score"] is None
     assert found["greedy"]["edit_success"] is None
     assert averaged([])["edit_success"] is None
@@ -86,7 +106,7 @@ def test_the_harmonic_mean_is_zero_with_a_zero_and_none_with_a_gap() -> None:
 def test_retention_is_told_by_age_and_by_batch() -> None:
     edits = edits_in(20)
     history = [edits[:4], edits[4:16], edits[16:]]
-    found = retention(figures_of(edits, held={1, 2, 3, *range(10, 20)}), [], history)
+    found = retention(measured(edits, held={1, 2, 3, *range(10, 20)}), [], history)
     assert found["retention_deciles"] == [0.5, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert found["retention_first_tenth"] == 0.5
     assert found["retention_first_batch"] == 0.75
@@ -95,13 +115,13 @@ def test_retention_is_told_by_age_and_by_batch() -> None:
 
 def test_retention_counts_only_edits_that_are_still_active() -> None:
     edits = edits_in(20)
-    found = retention(figures_of(edits, held=set())[2:], [], [edits[:2], edits[2:]])
+    found = retention(measured(edits, held=set())[2:], [], [edits[:2], edits[2:]])
     assert found["retention_first_tenth"] is found["retention_first_batch"] is None
 
 
 def test_the_first_batch_is_measured_whole_beside_the_sample() -> None:
     edits = edits_in(10)
-    figures = figures_of(edits, held={0, 5})
+    figures = measured(edits, held={0, 5})
     found = retention([figures[0], figures[5]], figures[1:4], [edits[:4], edits[4:]])
     assert found["retention_first_batch"] == 0.25
     assert found["retention_first_tenth"] == 1.0
