@@ -73,7 +73,7 @@ class Scorer:
     @property
     def suite_facts(self) -> set[str]:
         """The facts that the suite asks for: conflict keys as canonical JSON, without the lineage's name."""
-        return set[str]().union(*(_facts_of(answer.probe) for answer in self._baseline.suite))
+        return set[str]().union(*(_facts_of(answer.probe) for answer in self._reference.suite))
 
     def reset(self) -> None:
         """Forget the parent: other weights have been loaded."""
