@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import TypeAdapter
 from safetensors.torch import load as tensors_of
 
 from editors.data.atomic_files import write_atomically
@@ -97,18 +98,11 @@ class EditorCard:
 
         Raises:
             Misconfigured: if it has a format that this version does not know.
-            KeyError, TypeError, ValueError: if it is no card.
+            KeyError, ValueError: if it is no card.
         """
         if document["format"] != FORMAT:
             raise Misconfigured(f"expected an editor's card of format {FORMAT}, got {document['format']!r}")
-        given = {item.name: document[item.name] for item in fields(cls)}
-        stages = tuple(
-            CardStage(inner_params=tuple(stage["inner_params"]), key_tokens=stage["key_tokens"])
-            for stage in given["stages"]
-        )
-        shapes = tuple((str(name), int(width), int(height)) for name, width, height in given["shapes"])
-        data = tuple(DataFile(**item) for item in given["data"])
-        return cls(**given | {"stages": stages, "shapes": shapes, "data": data})
+        return TypeAdapter(cls).validate_python(document)
 
 
 @dataclass(frozen=True, kw_only=True)

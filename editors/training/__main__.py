@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,10 @@ from editors.data.datasets import edit_lines
 from editors.mend.checkpoint import TrainedEditor
 from editors.models.comm import ALONE, Comm, agreed
 from editors.training.arguments import loop_settings, parsed, run_of
-from editors.training.loop import Bystander, TrainingRun
+from editors.training.loop import TrainingRun
 from editors.training.progress import TrainingScreen
 from editors.training.run_folder import BEST, TrainingFolder
 from editors.training.setup import LoadBase, Say, Setup, set_up
-from editors.training.shared_objective import SharedObjective
 from editors.training.state import Progress, TrainingState
 from editors.weights.loading import load_base
 from pipeline.domain.errors import CorrigendaError
@@ -97,15 +97,14 @@ def train(
         folder.open_new(run)
     if is_first and not given.validation and not folder.held_out.exists():
         write_atomically(folder.held_out, edit_lines(setup.held_out))
-    objective, settings = SharedObjective(setup.objective, comm), loop_settings(given)
+    settings = loop_settings(given)
+    run_with = partial(TrainingRun, setup.objective, settings, make_editor=setup.editor, comm=comm)
     if not is_first:
-        other = Bystander()
-        TrainingRun(objective, settings, other, make_editor=setup.editor, watcher=other).run(state)
+        run_with(folder=None, watcher=None).run(state)
         return None
     start = state.progress.step if state else 0
     with TrainingScreen(num_steps=settings.num_steps, start=start) as screen:
-        trainer = TrainingRun(objective, settings, folder, make_editor=setup.editor, watcher=screen)
-        progress = trainer.run(state)
+        progress = run_with(folder=folder, watcher=screen).run(state)
     return _finished(given, folder, setup, progress)
 
 

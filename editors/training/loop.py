@@ -1,6 +1,7 @@
-"""Knows how an objective is trained: steps, validations, the best checkpoint, and going on after a kill.
+"""The training loop: steps, validations, the best editor so far, and going on after a kill.
 
-Does not know what an episode is, nor on what model. A resumed run gives the bits of one that was never stopped.
+A run that was killed and resumed gives the bits of one that nothing stopped. For that every step draws its random
+numbers from the seed and its own number, and the state that is saved holds all tensors that later steps depend on.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from editors.mend.checkpoint import TrainedEditor
+from editors.models.comm import ALONE, Comm
 from editors.training.objective import LOSS, SCORE, Losses, Objective
-from editors.training.run_folder import BEST, LAST
+from editors.training.run_folder import BEST, LAST, TrainingFolder
 from editors.training.state import Progress, TrainingState, optimizer_tensors, restore_optimizer
-from pipeline.domain.errors import EditorFailed
+from pipeline.domain.canonical import sha256_blocks
+from pipeline.domain.errors import EditorFailed, EngineFailed
 
 MakeEditor = Callable[[Mapping[str, float], int], TrainedEditor]
 """(validation figures, steps) -> the editor as it is now."""
@@ -31,27 +35,27 @@ COSINE_FLOOR = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopSettings:
-    """How steps are made and judged. The clip is the paper's."""
+    """How steps are made and judged. The default of `max_norm` is the MEND paper's."""
 
     num_steps: int = 2500
-    """Most steps."""
+    """Most steps of the run."""
     validate_every: int = 100
     """Steps between two validations."""
     save_every: int = 25
-    """Steps between two states: what a kill can cost."""
+    """Steps between two saved states: the most that a kill can cost."""
     patience: int = 10
     """Validations without a better score after which the run ends."""
     max_norm: float = 100.0
     """Norm to which the gradient is clipped."""
     warmup_steps: int = 0
-    """Steps in which the learning rates rise."""
+    """Steps over which the learning rates rise from 0."""
     is_cosine: bool = False
-    """Whether they fall along a cosine towards the last step."""
+    """Whether the learning rates then fall along a cosine until the last step."""
     seed: int = 0
-    """Of the data's order and of whatever an episode draws."""
+    """Seed of the data's order and of whatever an episode draws."""
 
     def lr_factor(self, step: int) -> float:
-        """What the learning rates are multiplied with in a step, from 0."""
+        """Return the factor of the learning rates in a step, counted from 0."""
         rising = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         if not self.is_cosine:
             return rising
@@ -60,80 +64,43 @@ class LoopSettings:
 
 
 class Watcher(Protocol):
-    """Shows a run."""
+    """Shows a run to whoever waits for it."""
 
     def stepped(self, step: int, num_edits: int, figures: Mapping[str, float]) -> None:
-        """After a step."""
+        """Show a step, counted from 1, with the edits in it and its losses."""
         ...
 
     def validated(self, step: int, figures: Mapping[str, float], *, is_best: bool) -> None:
-        """After a validation."""
+        """Show the figures of a validation after so many steps."""
         ...
-
-
-class Record(Protocol):
-    """Keeps what comes of a run; see `TrainingFolder`."""
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the log."""
-        ...
-
-    def draw(self) -> None:
-        """Draw the curve of what is logged."""
-        ...
-
-    def save_editor(self, name: str, editor: TrainedEditor) -> None:
-        """Replace `best` or `last`."""
-        ...
-
-    def save_state(self, state: TrainingState) -> None:
-        """Replace the state."""
-        ...
-
-
-class Bystander:
-    """A `Record` and a `Watcher` of ranks that make the same steps as the one that keeps and shows them."""
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def draw(self) -> None:
-        """Nothing."""
-
-    def save_editor(self, name: str, editor: TrainedEditor) -> None:
-        """Nothing."""
-
-    def save_state(self, state: TrainingState) -> None:
-        """Nothing."""
-
-    def stepped(self, step: int, num_edits: int, figures: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def validated(self, step: int, figures: Mapping[str, float], *, is_best: bool) -> None:
-        """Nothing."""
 
 
 class TrainingRun:
     """Trains an objective.
 
+    Ranks that hold the base together all make the same steps: each solves, transforms and takes Adam's steps by itself,
+    from what all of them gathered. Only the first one gets a folder and a watcher.
+
     Args:
         objective: what is trained.
-        settings: of the loop.
-        record: keeps what comes of it; a folder, opened, new or again.
-        make_editor: the editor as the objective holds it.
-        watcher: shows the run.
+        settings: how steps are made and judged.
+        folder: where the run is kept, opened; None on ranks that keep nothing.
+        make_editor: makes an editor of what the objective holds now.
+        watcher: shows the run; None on ranks that show nothing.
+        comm: the ranks that hold the base together.
     """
 
     def __init__(
         self,
         objective: Objective,
         settings: LoopSettings,
-        record: Record,
+        folder: TrainingFolder | None,
         *,
         make_editor: MakeEditor,
-        watcher: Watcher,
+        watcher: Watcher | None,
+        comm: Comm = ALONE,
     ) -> None:
-        self._objective, self._settings, self._record = objective, settings, record
+        self._objective, self._settings, self._folder, self._comm = objective, settings, folder, comm
         self._make_editor, self._watcher = make_editor, watcher
         groups = objective.groups()
         self._rates = [group.lr for group in groups]
@@ -145,6 +112,7 @@ class TrainingRun:
 
         Raises:
             EditorFailed: if step after step has to be skipped.
+            EngineFailed: if the ranks hold different editors.
         """
         progress = self._begun() if state is None else self._resumed(state)
         in_a_row = 0
@@ -184,8 +152,10 @@ class TrainingRun:
         num_edits = losses.num_edits if losses else 0
         seconds = round(time.perf_counter() - began, 4)
         line: dict[str, Any] = {"step": step + 1, **figures, "edits": num_edits, "seconds": seconds}
-        self._record.log(line | ({"gradient_norm": norm} if is_used else {"skipped": True}))
-        self._watcher.stepped(step + 1, num_edits, figures)
+        if self._folder:
+            self._folder.log(line | ({"gradient_norm": norm} if is_used else {"skipped": True}))
+        if self._watcher:
+            self._watcher.stepped(step + 1, num_edits, figures)
         return replace(
             progress,
             step=step + 1,
@@ -194,7 +164,7 @@ class TrainingRun:
         )
 
     def _backward(self, step: int) -> tuple[Losses | None, float]:
-        """Losses and the norm of their gradient, clipped; not a number if the step cannot be used."""
+        """Return the losses and the norm of their gradient, which is clipped; NaN for a step that has to be skipped."""
         try:
             losses = self._objective.episode(step, self._seed(step))
         except EditorFailed:
@@ -205,33 +175,57 @@ class TrainingRun:
         return losses, norm if is_finite else math.nan
 
     def _validated(self, progress: Progress) -> Progress:
+        self._require_same_on_all_ranks()
         self._seed(progress.step)
         found = self._objective.validate()
         figures = finite(found)
         progress = progress.validated(figures, found[SCORE])
         is_best = progress.num_stale == 0
-        self._record.log({"step": progress.step, "validation": figures, "best": is_best})
-        if is_best:
-            self._record.save_editor(BEST, self._make_editor(figures, progress.step))
+        if self._folder:
+            self._folder.log({"step": progress.step, "validation": figures, "best": is_best})
+            if is_best:
+                self._folder.save_editor(BEST, self._make_editor(figures, progress.step))
         self._save(progress)
-        self._record.draw()
-        self._watcher.validated(progress.step, figures, is_best=is_best)
+        if self._folder:
+            self._folder.draw()
+        if self._watcher:
+            self._watcher.validated(progress.step, figures, is_best=is_best)
         return progress
 
+    def _require_same_on_all_ranks(self) -> None:
+        if self._comm.num_ranks == 1:
+            return
+        found = self._comm.gathered(_digest(self._objective.state()))
+        if len(set(found)) > 1:
+            raise EngineFailed(
+                f"expected every rank to hold the same editor, got {', '.join(one[:12] for one in found)}"
+            )
+
     def _save(self, progress: Progress) -> None:
-        self._record.save_editor(LAST, self._make_editor(progress.figures or {}, progress.step))
+        if self._folder is None:
+            return
+        # The state comes last: a resume goes on from it and makes again whatever was written after it.
+        self._folder.save_editor(LAST, self._make_editor(progress.figures or {}, progress.step))
         state = TrainingState(
             progress=progress, objective=self._objective.state(), optimizer=optimizer_tensors(self._optimizer)
         )
-        self._record.save_state(state)
+        self._folder.save_state(state)
 
     def _seed(self, step: int) -> random.Random:
-        """The step's own random numbers; torch's own are set too, whoever draws them."""
+        """Return the step's own random numbers, and let torch's depend on the step alone too."""
         rng = random.Random(f"{self._settings.seed} {step}")  # noqa: S311 - reproducible by design, no secret
         torch.manual_seed(rng.getrandbits(63))
         return rng
 
 
 def finite(figures: Mapping[str, float]) -> dict[str, float]:
-    """The figures that are numbers."""
+    """Return the figures without those that are NaN or infinite, which JSON cannot hold."""
     return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    return sha256_blocks(
+        block
+        for name, tensor in sorted(state.items())
+        for block in (name.encode(), tensor.detach().cpu().contiguous().numpy().tobytes())
+    )

@@ -1,18 +1,19 @@
-"""Knows everything that the rest of a training run depends on, and its one file. Knows no step.
+"""The state of a training run between two steps, and the file that holds it.
 
-Safetensors with a line of JSON, written beside its place and renamed: a run that is killed at any moment has a whole
-state, that of its last checkpoint. Random numbers are drawn from the seed and the number of the step, so the step is
-all that has to be known of them.
+The file is safetensors with a line of JSON. It is written beside its place and then renamed, so that a run that is
+killed at any moment has a whole state: the last one it saved. Random numbers follow from the seed and the number of
+the step, so the number is all that is stored of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import TypeAdapter
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -25,68 +26,63 @@ KIND = "training"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """How far a run is, and how well it has done."""
 
     step: int = 0
-    """Steps made."""
+    """Steps made so far, skipped ones too."""
     num_edits: int = 0
-    """Edits in them."""
+    """Edits in all of these steps together."""
     num_skipped: int = 0
-    """Steps of them that were skipped because a number was not finite."""
+    """Steps that changed nothing because a number was not finite."""
     best_step: int = 0
-    """Steps behind the best checkpoint."""
+    """Steps made when the best validation came."""
     best_score: float | None = None
-    """Its validation score; None before the first validation."""
+    """Score of the best validation; None before the first one."""
     best_figures: dict[str, float] | None = None
-    """Its validation figures."""
+    """Figures of the best validation; None before the first one."""
     figures: dict[str, float] | None = None
-    """The last validation's."""
+    """Figures of the last validation; None before the first one."""
     num_stale: int = 0
     """Validations since the best one."""
 
     def validated(self, figures: Mapping[str, float], score: float) -> Progress:
-        """The same after a validation; a score that is not a number is never the best."""
-        known = dict(figures)
-        is_best = math.isfinite(score) and (self.best_score is None or score > self.best_score)
-        own = {item.name: getattr(self, item.name) for item in fields(self)} | {"figures": known}
-        if is_best:
-            return Progress(
-                **own | {"best_step": self.step, "best_score": score, "best_figures": known, "num_stale": 0}
-            )
-        return Progress(**own | {"num_stale": self.num_stale + 1})
+        """Return the progress after a validation; a score that is NaN or infinite is never the best."""
+        found = dict(figures)
+        if math.isfinite(score) and (self.best_score is None or score > self.best_score):
+            best = replace(self, best_step=self.step, best_score=score, best_figures=found)
+            return replace(best, figures=found, num_stale=0)
+        return replace(self, figures=found, num_stale=self.num_stale + 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
-    """A run between two steps."""
+    """Everything that the steps to come depend on."""
 
     progress: Progress
-    """How far it is."""
+    """How far the run is."""
     objective: dict[str, Tensor]
-    """Of the objective."""
+    """Tensors of `Objective.state`, by name."""
     optimizer: dict[str, Tensor]
-    """Of the optimizer; see `optimizer_tensors`."""
+    """Adam's memory as `optimizer_tensors` gives it, by name."""
 
     def save(self, path: Path) -> None:
-        """Replace the file at once."""
+        """Replace the file at `path`: whoever reads it sees the old state or the new one."""
         tensors = {f"objective/{name}": tensor for name, tensor in self.objective.items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.items()}
         write_atomically(path, tensor_bytes(tensors, {"kind": KIND, "progress": asdict(self.progress)}))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a state back.
+        """Read a state from its file.
 
         Raises:
             IntegrityBroken: if the file is no training state.
         """
         tensors, facts = read_tensors(path, KIND)
         try:
-            progress = Progress(**facts["progress"])
-        except (KeyError, TypeError) as error:
-            raise IntegrityBroken(
-                f"expected a training state in {path}, got one without progress: {error!r}"
-            ) from error
+            progress = TypeAdapter(Progress).validate_python(facts["progress"])
+        except (KeyError, ValueError) as error:
+            raise IntegrityBroken(f"expected a training state in {path}, got one without progress: {error}") from error
         return cls(
             progress=progress,
             objective=_part(tensors, "objective/"),
@@ -95,13 +91,13 @@ class TrainingState:
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """What an optimizer remembers, as tensors by place of the parameter and kind."""
+    """Return what an optimizer remembers, under names of the form `PARAMETER/KIND`, such as `0/exp_avg`."""
     memory: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
     return {f"{place}/{kind}": tensor for place, kinds in memory.items() for kind, tensor in kinds.items()}
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Let an optimizer of the same parameters remember what another did."""
+    """Give an optimizer of the same parameters the memory that `optimizer_tensors` returned."""
     document: dict[str, Any] = optimizer.state_dict()
     memory: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

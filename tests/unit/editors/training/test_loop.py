@@ -14,12 +14,12 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from editors.mend.checkpoint import TrainedEditor
-from editors.training.loop import MAX_SKIPPED_IN_A_ROW, LoopSettings
+from editors.training.loop import MAX_SKIPPED_IN_A_ROW, LoopSettings, TrainingRun
 from editors.training.objective import Deck
 from editors.training.progress import TrainingScreen
 from editors.training.run_folder import TrainingFolder
 from editors.training.state import Progress, TrainingState, optimizer_tensors, restore_optimizer
-from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput
+from pipeline.domain.errors import EditorFailed, EngineFailed, IntegrityBroken, InvalidInput
 from tests.support.training_parts import NAME, RUN, SETTINGS, Silent, ToyObjective, train
 
 LONG = replace(SETTINGS, num_steps=60, validate_every=20, save_every=20)
@@ -73,6 +73,23 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(step: int, tmp_path: 
     train(tmp_path / "parts", resume=True, watcher=watcher)
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
     assert watcher.steps[0] == {1: 1, 3: 4, 4: 5, 5: 5}[step]  # what is after the last state is made again
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_ranks_that_hold_different_editors_are_not_trained_on(is_same: bool, tmp_path: Path) -> None:
+    class TwoRanks:
+        rank, num_ranks = 0, 2
+
+        def gathered(self, own: Any) -> list[Any]:
+            return [own, own if is_same else "0" * 64]
+
+    objective = ToyObjective()
+    run = TrainingRun(objective, SETTINGS, None, make_editor=objective.editor, watcher=None, comm=TwoRanks())
+    if is_same:
+        assert run.run(None).step == SETTINGS.num_steps
+    else:
+        with pytest.raises(EngineFailed, match="same editor"):
+            run.run(None)
 
 
 def test_two_runs_give_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
