@@ -137,7 +137,7 @@ class Evaluation:
         untouched = Ledger(self.prior, strength=settings.prior_strength, ridge=settings.ridge)
         for place, edit in enumerate(self.edits, start=1):
             # A copy without edits shares what has been factored already.
-            stream = Stream(self.model, editor, self.prior, settings, cost, untouched.without(()))
+            stream = Stream(self.model, editor, self.prior, settings, cost, untouched.copied())
             with stream.restoring():
                 stream.take([edit])
                 found += self.probes.ask([edit], preferring={edit.edit_id}, free=free)

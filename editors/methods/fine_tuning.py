@@ -79,7 +79,7 @@ class FineTuningEditor:
         shifts_IO, num_steps = self._descend(model, [batch for _, batch in prepare(model, sequences)])
         return EditResult(
             delta=WeightDelta.of({name: _factors(shift_IO) for name, shift_IO in shifts_IO.items()}),
-            rows=EditRows(keys={}, targets={}, ranges=()),
+            rows=EditRows(keys={}, targets={}, ranges={}),
             removed_ids=(),
             num_passes=num_steps,
             seconds={"capture": time.perf_counter() - began, "solve": 0.0},

@@ -25,9 +25,10 @@ from editors.methods.passes import BatchUpdate, joined, run_passes
 from editors.methods.steps import TrainedTransform
 from editors.models.comm import agreed, own_share, together
 from editors.models.families import EditableModel
-from editors.solve.ledger import Ledger
+from editors.solve.ledger import Ledger, Matrices
 from editors.solve.linear import added_rows
 from editors.solve.natural_gradient import NaturalGradient
+from editors.solve.prior import Prior
 from editors.solve.rows import EditRows
 from editors.weights.deltas import WeightDelta, WeightStore
 from pipeline.domain.edits import Edit
@@ -66,10 +67,10 @@ class RecursiveEditor:
             raise EditorFailed("expected edits to add or to remove, got neither")
         agreed(model.comm, lambda: _check_names(model, ledger))
         began = time.perf_counter()
-        remaining = ledger.without(removed_ids) if removed_ids else ledger
+        remaining = ledger.without(removed_ids)
         removal = _removal(model, weights, ledger, remaining, removed_ids) if removed_ids else {}
         prepared = time.perf_counter() - began
-        asked = self._ask(model, remaining, added, removal) if added else None
+        asked = self._ask(model, ledger.prior, remaining, added, removal) if added else None
         began = time.perf_counter()
         rows = _rows(model, weights, asked, removal)
         factors = dict(removal)
@@ -90,14 +91,15 @@ class RecursiveEditor:
     def _ask(
         self,
         model: EditableModel,
-        remaining: Ledger,
+        prior: Prior,
+        remaining: Matrices,
         added: Sequence[Edit],
         removal: dict[str, tuple[Tensor, Tensor]],
     ) -> BatchUpdate:
         def factor(name: str, keys_TI: Tensor) -> Tensor:
             return added_rows(remaining.factor(name), keys_TI)
 
-        natural = NaturalGradient(remaining.prior, self._settings.damping)
+        natural = NaturalGradient(prior, self._settings.damping)
         return run_passes(
             model,
             added,
@@ -110,14 +112,14 @@ class RecursiveEditor:
 
 
 def _removal(
-    model: EditableModel, weights: WeightStore, ledger: Ledger, remaining: Ledger, removed_ids: Collection[str]
+    model: EditableModel, weights: WeightStore, ledger: Ledger, remaining: Matrices, removed_ids: Collection[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors of S' - S_parent by inner parameter, fp64; each rank solves for a share of them."""
     own, excess = set(own_share(model.comm, model.inner_param_names)), {}
     for name in model.inner_param_names:
         shift_IO = weights.shift(name)  # of one weight at a time, and every rank has to ask
         if name in own:
-            keys_TI, targets_TO = ledger.rows_of(name, set(removed_ids))
+            keys_TI, targets_TO = ledger.rows_of(name, removed_ids)
             excess[name] = (keys_TI, keys_TI @ shift_IO.double().cpu() - targets_TO)
 
     def solved() -> dict[str, tuple[Tensor, Tensor]]:
@@ -149,7 +151,7 @@ def _rows(
             held_TO = held_TO + (keys_TI @ removal[name][0]) @ removal[name][1]
         keys[name] = keys_TI.float()
         targets[name] = (held_TO + asked.shifts[name]).float()
-    return EditRows(keys=keys, targets=targets, ranges=asked.ranges if asked else ())
+    return EditRows(keys=keys, targets=targets, ranges=asked.ranges if asked else dict.fromkeys(keys, ()))
 
 
 def _check_names(model: EditableModel, ledger: Ledger) -> None:

@@ -19,7 +19,7 @@ import torch
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.select import editor_for
 from editors.solve.ledger import Ledger
-from editors.solve.rows import EditRows
+from editors.solve.rows import EditRows, load_batches
 from editors.weights.deltas import PlainWeights
 from editors.weights.loading import load_base
 from infra.local import LocalStack
@@ -191,10 +191,10 @@ def _check_asked_by_the_transform(rig: Rig, kind: str) -> None:
     first_id = rig.kept.snapshots.snapshot(kind, "1").snapshot_id
     ledger = rig.kept.snapshots.ledger_plan(kind, snapshot_id=first_id)
     plan = replace(rig.kept.snapshots.load_plan(kind, snapshot_id=first_id), ledger=ledger)
-    stored = EditRows.load(Path(ledger.rows[0].file.path))
+    [stored] = load_batches(Path(ledger.rows[0].file.path))
     held = rig.kept.queue.active_edits(kind, snapshot_id=plan.snapshot_id)
     edits = {active.edit.edit_id: active.edit for active in held}
-    batch = [edits[edit_id] for edit_id, _, _ in stored.ranges_of(plan.editor.subject_params[0])]
+    batch = [edits[edit_id] for edit_id, _, _ in stored.ranges[plan.editor.subject_params[0]]]
     trained, untrained = _rows(plan, batch, rig.editors[kind]), _rows(plan, batch, None)
     for name in plan.editor.subject_params:
         by_hand = _distance(stored.targets[name], trained.targets[name])

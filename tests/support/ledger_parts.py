@@ -82,6 +82,12 @@ def random_prior(width: int, *names: str) -> Prior:
     return Prior(moments={name: keys.T @ keys / len(keys) for name in names or (NAME,)}, num_tokens=len(keys))
 
 
+def whole_shift(ledger: Ledger, name: str) -> torch.Tensor:
+    """S = A^-1 B (I x O), fp64: the weights that the active rows define, from all of them."""
+    keys_TI, targets_TO = ledger.rows_of(name, ledger.edit_ids)
+    return ledger.factor(name).solve(keys_TI.T @ targets_TO)
+
+
 def random_rows(seed: int, lengths: dict[str, int], *, width: int = 12, out: int = 5) -> EditRows:
     """Rows of some edits with random keys and targets for one inner parameter."""
     draw = torch.Generator().manual_seed(seed)
@@ -89,5 +95,5 @@ def random_rows(seed: int, lengths: dict[str, int], *, width: int = 12, out: int
     return EditRows(
         keys={NAME: torch.randn(total, width, generator=draw)},
         targets={NAME: torch.randn(total, out, generator=draw)},
-        ranges=consecutive(list(lengths.items())),
+        ranges={NAME: consecutive(list(lengths.items()))},
     )

@@ -129,8 +129,8 @@ def test_the_rows_say_what_the_weights_come_to() -> None:
         torch.testing.assert_close(
             result.rows.keys[name] @ weights.shift(name), result.rows.targets[name], rtol=1e-3, atol=1e-5
         )
-        assert [edit_id for edit_id, _, _ in result.rows.ranges_of(name)] == [e.edit_id for e in edits_of(model)]
-        assert result.rows.ranges_of(name)[-1][2] == len(result.rows.keys[name])
+        assert [edit_id for edit_id, _, _ in result.rows.ranges[name]] == [e.edit_id for e in edits_of(model)]
+        assert result.rows.ranges[name][-1][2] == len(result.rows.keys[name])
 
 
 @pytest.mark.parametrize(

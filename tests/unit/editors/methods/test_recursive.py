@@ -17,7 +17,7 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, InvalidInput, Misconfigured, UnknownRecord
 from pipeline.domain.rank_api import EditorSettings
 from tests.support.factories import make_edit
-from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig
+from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig, whole_shift
 from tests.support.scored import score_pairs
 
 
@@ -43,8 +43,8 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
 def distance(rig: Rig) -> float:
     """Of the accumulators from what the ledger's rows define, relative."""
     return max(
-        float((rig.weights.shift(name).double() - rig.ledger.whole_shift(name)).norm())
-        / max(float(rig.ledger.whole_shift(name).norm()), 1e-30)
+        float((rig.weights.shift(name).double() - whole_shift(rig.ledger, name)).norm())
+        / max(float(whole_shift(rig.ledger, name).norm()), 1e-30)
         for name in rig.model.inner_param_names
     )
 
@@ -70,10 +70,10 @@ def test_the_ledger_defines_the_weights(rig: Rig) -> None:
 
 def test_the_delta_is_the_change_of_the_dense_solve(rig: Rig) -> None:
     step(rig, edits_of(0, 1, 2))
-    old = {name: rig.ledger.whole_shift(name) for name in rig.model.inner_param_names}
+    old = {name: whole_shift(rig.ledger, name) for name in rig.model.inner_param_names}
     result = step(rig, edits_of(3, 4), (edits_of(1)[0].edit_id,))
     for name, (left, right) in result.delta.factors.items():
-        dense = rig.ledger.whole_shift(name) - old[name]
+        dense = whole_shift(rig.ledger, name) - old[name]
         assert float((left.double() @ right.double() - dense).norm()) < 1e-5 * float(dense.norm())
 
 
@@ -99,8 +99,8 @@ def test_an_edit_with_a_subject_has_one_row_for_it_and_answer_rows_only_for_what
     known, unknown = about(edits_of(0)[0], "king"), about(edits_of(1)[0], None)
     result = RecursiveEditor(of_subjects(rig)).edit(rig.model, rig.weights, rig.ledger, [known, unknown], ())
     first, *others = rig.model.inner_param_names
-    assert result.rows.ranges_of(first) == ((known.edit_id, 0, 1), (unknown.edit_id, 1, 1))
-    assert all({row[0] for row in result.rows.ranges_of(name)} >= {unknown.edit_id} for name in others)
+    assert result.rows.ranges[first] == ((known.edit_id, 0, 1), (unknown.edit_id, 1, 1))
+    assert all({row[0] for row in result.rows.ranges[name]} >= {unknown.edit_id} for name in others)
     rig.weights.apply(result.delta)
     rig.ledger.commit(result.rows)
     assert min(probabilities(rig, [known, unknown])) > 0.4

@@ -11,10 +11,11 @@ import torch
 from editors.solve.gram import Gram
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
-from editors.solve.rows import EditRows
+from editors.solve.rows import EditRows, load_batches, on_disk, save_batches
+from editors.weights.deltas import write_tensors
 from pipeline.domain.errors import IntegrityBroken, UnknownRecord
 from pipeline.domain.rank_api import FileRef, LedgerRows
-from tests.support.ledger_parts import NAME, random_prior, random_rows
+from tests.support.ledger_parts import NAME, random_prior, random_rows, whole_shift
 
 
 def make_ledger(*batches: EditRows) -> Ledger:
@@ -32,21 +33,23 @@ def test_the_whole_shift_is_the_dense_solve_of_all_rows() -> None:
     prior = random_prior(12).moments[NAME].double() * 10
     dense = prior + 0.03 * prior.diagonal().mean() * torch.eye(12).double() + keys.T @ keys
     expected = torch.linalg.solve(dense, keys.T @ targets)
-    torch.testing.assert_close(ledger.whole_shift(NAME), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(whole_shift(ledger, NAME), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_an_edit_that_leaves_leaves_no_trace() -> None:
     first, second = random_rows(1, {"a": 2, "b": 1}), random_rows(2, {"c": 3, "d": 2})
-    without = make_ledger(first, second).without(["b", "c"])
+    ledger = make_ledger(first, second)
     never = make_ledger(first.only({"a"}), second.only({"d"}))
-    assert without.edit_ids == ("a", "d")
-    assert torch.equal(without.whole_shift(NAME), never.whole_shift(NAME))
+    assert torch.equal(ledger.without(["b", "c"]).matrix(NAME), never.matrix(NAME))
+    ledger.commit(random_rows(3, {}), ["b", "c"])
+    assert ledger.edit_ids == ("a", "d")
+    assert torch.equal(whole_shift(ledger, NAME), whole_shift(never, NAME))
 
 
 def test_taking_out_changes_a_copy_only() -> None:
     ledger = make_ledger(random_rows(1, {"a": 2, "b": 1}))
     before = ledger.matrix(NAME)
-    ledger.without(["a"])
+    assert not torch.equal(ledger.without(["a"]).matrix(NAME), before)
     assert ledger.edit_ids == ("a", "b")
     assert torch.equal(ledger.matrix(NAME), before)
 
@@ -66,7 +69,7 @@ def test_a_ledger_from_files_has_the_same_bits(tmp_path: Path) -> None:
     read = Ledger.from_files(FileRef(path=str(prior), digest=digest), files, strength=10.0, ridge=0.03)
     assert read.edit_ids == lived.edit_ids == ("b", "d", "e")
     assert torch.equal(read.matrix(NAME), lived.matrix(NAME))
-    assert torch.equal(read.whole_shift(NAME), lived.whole_shift(NAME))
+    assert torch.equal(whole_shift(read, NAME), whole_shift(lived, NAME))
 
 
 def test_a_commit_that_fails_leaves_the_sums_of_the_rows_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +92,7 @@ def test_a_commit_that_fails_leaves_the_sums_of_the_rows_before(monkeypatch: pyt
                 rows,
                 keys=dict.fromkeys(names, rows.keys[NAME]),
                 targets=dict.fromkeys(names, rows.targets[NAME]),
+                ranges=dict.fromkeys(names, rows.ranges[NAME]),
             )
         )
     assert len(calls) == 2
@@ -106,7 +110,7 @@ def test_a_ledger_that_everything_left_is_the_prior_again() -> None:
 def test_rows_keep_their_bytes_and_their_order(tmp_path: Path) -> None:
     rows = random_rows(1, {"a": 2, "b": 0, "c": 3})
     digest = rows.save(tmp_path / "1")
-    again = EditRows.load(tmp_path / "1", digest)
+    [again] = load_batches(tmp_path / "1", digest)
     assert again.ranges == rows.ranges
     assert again.save(tmp_path / "2") == digest
 
@@ -132,7 +136,7 @@ def rows_by_parameter() -> EditRows:
     return EditRows(
         keys={"first": first.keys[NAME], "second": second.keys[NAME]},
         targets={"first": first.targets[NAME], "second": second.targets[NAME]},
-        ranges={"first": first.ranges_of(NAME), "second": second.ranges_of(NAME)},
+        ranges={"first": first.ranges[NAME], "second": second.ranges[NAME]},
     )
 
 
@@ -141,12 +145,12 @@ def test_parameters_may_have_other_rows_of_the_same_edits(tmp_path: Path) -> Non
     assert rows.edit_ids == ("a", "b")
     assert rows.num_rows == 4
     only = rows.only({"b"})
-    assert only.ranges_of("first") == (("b", 0, 0),)
-    assert only.ranges_of("second") == (("b", 0, 3),)
+    assert only.ranges["first"] == (("b", 0, 0),)
+    assert only.ranges["second"] == (("b", 0, 3),)
     assert torch.equal(only.keys["second"], rows.keys["second"][1:])
     assert only.targets["first"].shape == (0, 5)
     digest = rows.save(tmp_path / "1")
-    again = EditRows.load(tmp_path / "1", digest)
+    [again] = load_batches(tmp_path / "1", digest)
     assert again.ranges == rows.ranges
     assert again.save(tmp_path / "2") == digest
 
@@ -155,16 +159,78 @@ def test_an_edit_without_rows_in_one_parameter_can_leave_the_ledger() -> None:
     moments = {name: random_prior(width, name).moments[name] for name, width in (("first", 12), ("second", 7))}
     ledger = Ledger(Prior(moments=moments, num_tokens=48), strength=10.0, ridge=0.03)
     ledger.commit(rows_by_parameter())
-    without = ledger.without(["b"])
-    assert without.edit_ids == ("a",)
-    assert torch.equal(without.whole_shift("first"), ledger.whole_shift("first"))
-    assert not torch.equal(without.whole_shift("second"), ledger.whole_shift("second"))
+    before = {name: whole_shift(ledger, name) for name in moments}
+    ledger.commit(ledger.batches[0].only(()), ["b"])
+    assert ledger.edit_ids == ("a",)
+    assert torch.equal(whole_shift(ledger, "first"), before["first"])
+    assert not torch.equal(whole_shift(ledger, "second"), before["second"])
 
 
 def test_ranges_that_do_not_cover_the_rows_are_noticed(tmp_path: Path) -> None:
     rows = random_rows(1, {"a": 2, "b": 1})
-    for place, wrong in enumerate([(("a", 0, 2),), (("a", 0, 2), ("b", 1, 3)), {"elsewhere": rows.ranges_of(NAME)}]):
+    whole = [["a", 0, 2], ["b", 2, 3]]
+    wrong = [{NAME: whole[:1]}, {NAME: [["a", 0, 2], ["b", 1, 3]]}, {"elsewhere": whole}, [["a", 0, 2]], None]
+    for place, ranges in enumerate(wrong):
         path = tmp_path / str(place)
-        digest = replace(rows, ranges=wrong).save(path)
+        digest = write_ranges(path, rows, ranges)
         with pytest.raises(IntegrityBroken, match="expected row"):
-            EditRows.load(path, digest)
+            load_batches(path, digest)
+
+
+def write_ranges(path: Path, rows: EditRows, ranges: object) -> str:
+    tensors = {f"{NAME}.K": rows.keys[NAME], f"{NAME}.Y": rows.targets[NAME]}
+    return write_tensors(path, tensors, {"kind": "rows", "ranges": ranges})
+
+
+def test_a_file_that_says_once_whose_all_rows_are_is_still_read(tmp_path: Path) -> None:
+    rows = random_rows(1, {"a": 2, "b": 1})
+    digest = write_ranges(tmp_path / "old", rows, [["a", 0, 2], ["b", 2, 3]])
+    [read] = load_batches(tmp_path / "old", digest)
+    assert read.ranges == rows.ranges
+    assert torch.equal(read.keys[NAME], rows.keys[NAME])
+
+
+def test_a_file_of_several_batches_gives_each_of_them_back(tmp_path: Path) -> None:
+    lengths: list[dict[str, int]] = [{"a": 2, "b": 0}, {"c": 3}, {"d": 1, "e": 2}]
+    batches = [random_rows(seed, of_batch) for seed, of_batch in enumerate(lengths)]
+    read = load_batches(tmp_path / "rows", save_batches(tmp_path / "rows", batches))
+    assert [rows.ranges for rows in read] == [rows.ranges for rows in batches]
+    for again, rows in zip(read, batches, strict=True):
+        assert torch.equal(again.keys[NAME], rows.keys[NAME])
+        assert torch.equal(again.targets[NAME], rows.targets[NAME])
+
+
+def test_a_file_of_several_batches_makes_the_ledger_of_a_file_each(tmp_path: Path) -> None:
+    batches = [random_rows(seed, {f"{seed}-a": 2, f"{seed}-b": 1}) for seed in range(3)]
+    active = ("0-a", "1-a", "1-b", "2-b")
+    prior = FileRef(path=str(tmp_path / "prior"), digest=random_prior(12).save(tmp_path / "prior"))
+    together = tmp_path / "together"
+    file = FileRef(path=str(together), digest=save_batches(together, batches))
+    each = [FileRef(path=str(tmp_path / f"{i}"), digest=rows.save(tmp_path / f"{i}")) for i, rows in enumerate(batches)]
+    by_batch = [tuple(edit_id for edit_id in active if edit_id[0] == str(i)) for i in range(3)]
+    ledgers = [
+        Ledger.from_files(prior, rows, strength=10.0, ridge=0.03)
+        for rows in (
+            [LedgerRows(file=file, edit_ids=active)],
+            [LedgerRows(file=file, edit_ids=edit_ids) for edit_ids in by_batch],
+            [LedgerRows(file=ref, edit_ids=edit_ids) for ref, edit_ids in zip(each, by_batch, strict=True)],
+        )
+    ]
+    assert {ledger.edit_ids for ledger in ledgers} == {active}
+    assert all(torch.equal(ledger.matrix(NAME), ledgers[-1].matrix(NAME)) for ledger in ledgers)
+
+
+def test_rows_on_disk_leave_nothing_behind_and_a_full_disk_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    rows = random_rows(1, {"a": 2})
+    moved = on_disk(rows.save, load_batches)
+    assert moved is not None
+    assert torch.equal(moved[0].keys[NAME], rows.keys[NAME])
+    assert not list(tmp_path.iterdir())
+
+    def is_full(path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    assert on_disk(is_full, load_batches) is None

@@ -96,13 +96,13 @@ def test_weights_of_half_the_width_take_half(base: Path, tmp_path: Path) -> None
 def test_the_solve_takes_what_a_ledger_and_a_prior_allocate(num_ranks: int, rig: tuple[Path, Rig]) -> None:
     folder, parts = rig
     settings = resolved(EditorSettings(prior_strength=1.0, num_passes=2), parts.model)
-    ledger = parts.ledger.without(())
+    ledger = parts.ledger.copied()
     added = edits(4)
     ledger.commit(RecursiveEditor(settings).edit(parts.model, parts.weights, ledger, added, ()).rows)
     names = parts.model.inner_param_names[::num_ranks]
     natural = NaturalGradient(ledger.prior, settings.damping)
     assert all(ledger.factor(name) for name in names)
-    made = [ledger._sums.of(name) for name in names]
+    made = [ledger._matrices._gram(name) for name in names]
     sums = sum(tensor.untyped_storage().nbytes() for one in made for tensor in (one._square_II, one._diagonal_I))
     moments = [of[name] for of in (ledger.prior.moments, ledger.prior.gradient_moments) for name in names]
     rows = [of[name] for batch in ledger.batches for of in (batch.keys, batch.targets) for name in names]

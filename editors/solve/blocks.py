@@ -1,0 +1,232 @@
+"""Sums of keys in blocks, so that an edit can leave a long ledger without all of its rows being read again.
+
+The rows of an inner parameter are one long list, oldest first. It is cut into blocks of about 4 I rows:
+
+    A = ((C0 + lambda I) + B_1 + ... + B_n) + G_1 + ... + G_m        B = K^T K of a block, G = K^T K of a batch
+
+Every block but the last is closed: its sum lies on disk. The last one grows, and is added batch by batch. When edits
+leave, only the blocks that lose a row are summed again; the others are read and added, I^2 a block. The order is the
+same for a ledger that lived on and for one that was read from files, and so are the bits.
+
+An edit begins a block if a hash of its id says so. Borders that were counted off would all move when one edit leaves.
+
+Legend: T rows, I in_features, O out_features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from editors.solve.gram import Gram
+from editors.solve.prior import Prior
+from editors.solve.rows import EditRows, load_batches, on_disk, save_batches
+from editors.weights.deltas import read_tensors, write_tensors
+from pipeline.domain.canonical import sha256_text
+from pipeline.domain.errors import UnknownRecord
+
+ROWS_PER_BLOCK = 4
+"""Mean number of rows of a block, in I: the sums (fp64) then take half of the disk that the keys (fp32) take."""
+BATCHES_PER_FILE = 32
+"""Batches of a process that goes on whose rows are in memory before they move to disk together."""
+
+Position = tuple[int, int]
+"""(number of the batch, place in the batch) of an edit in the list of an inner parameter."""
+FIRST, END = (-1, 0), (2**63, 0)
+"""Before every position, and after."""
+Key = tuple[str, Position, frozenset[Position]]
+"""Which sum: inner parameter, where the block begins, and which of its edits are left out."""
+
+
+class ActiveRows:
+    """The rows of the active edits, and what their keys add up to in each inner parameter.
+
+    Args:
+        prior: second moments of keys over plain text.
+        strength: c, the weight of the prior.
+        ridge: lambda, as a fraction of the mean diagonal of C0.
+    """
+
+    def __init__(self, prior: Prior, *, strength: float, ridge: float) -> None:
+        self._prior, self._strength, self._ridge = prior, strength, ridge
+        self._batches: dict[int, EditRows] = {}
+        self._batch_of: dict[str, int] = {}
+        self._num_batches = self._num_on_disk = 0
+        self._starts: dict[str, list[Position]] = {name: [] for name in prior.moments}
+        self._sums: dict[Key, Tensor] = {}
+
+    @property
+    def edit_ids(self) -> tuple[str, ...]:
+        """Every active edit, oldest first."""
+        return tuple(edit_id for rows in self.batches for edit_id in rows.edit_ids)
+
+    @property
+    def batches(self) -> tuple[EditRows, ...]:
+        """The rows of the active edits, batch by batch."""
+        return tuple(rows.only(self._active(number)) for number, rows in self._batches.items())
+
+    def copied(self) -> Self:
+        """The same rows and sums, in lists of its own."""
+        other = type(self)(self._prior, strength=self._strength, ridge=self._ridge)
+        other._batches, other._batch_of, other._sums = dict(self._batches), dict(self._batch_of), dict(self._sums)
+        other._num_batches, other._num_on_disk = self._num_batches, self._num_on_disk
+        other._starts = {name: list(starts) for name, starts in self._starts.items()}
+        return other
+
+    def require(self, edit_ids: Collection[str]) -> None:
+        """Make sure that edits are active.
+
+        Raises:
+            UnknownRecord: for one that has no rows here.
+        """
+        if missing := [edit_id for edit_id in edit_ids if edit_id not in self._batch_of]:
+            raise UnknownRecord(f"expected an active edit to remove, got {min(missing)}", edit_id=min(missing))
+
+    def rows_of(self, name: str, edit_ids: Collection[str]) -> tuple[Tensor, Tensor]:
+        """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64, oldest first."""
+        numbers = sorted({self._batch_of[edit_id] for edit_id in edit_ids})
+        found = [(rows := self._batches[number], rows.places_of(name, edit_ids)) for number in numbers]
+        keys = torch.cat([rows.keys[name][places] for rows, places in found])
+        targets = torch.cat([rows.targets[name][places] for rows, places in found])
+        return keys.double(), targets.double()
+
+    def gram(self, name: str, gone: frozenset[str] = frozenset()) -> Gram:
+        """A of an inner parameter, without some of the edits."""
+        matrix_II = self._prior.moments[name].double() * self._strength
+        matrix_II.diagonal().add_(self._ridge * float(matrix_II.diagonal().mean()))
+        left = self._positions(name, gone)
+        starts = self._starts_without(name, left)
+        for first, end in pairwise(starts):
+            matrix_II += self._sum(name, first, end, left)
+        made = Gram(matrix_II, name=name)
+        for keys_TI in self._keys(name, starts[-1], END, left):
+            made.add(keys_TI.double())
+        return made
+
+    def begins_block(self, name: str, rows: EditRows) -> bool:
+        """Whether the sums of an inner parameter get another block with these rows."""
+        return bool(_starts(name, rows))
+
+    def take(self, rows: EditRows, *, only: Collection[str] | None = None, is_on_disk: bool = False) -> None:
+        """Take the rows of a batch in; from time to time those of the last batches move to disk.
+
+        Args:
+            rows: of every inner parameter of the prior.
+            only: which of its edits are active; all if None.
+            is_on_disk: whether the rows are mapped already.
+        """
+        active = {edit_id for edit_id in rows.edit_ids if only is None or edit_id in only}
+        if not active:
+            return
+        number = self._num_batches
+        self._num_batches += 1
+        self._batches[number] = rows
+        self._batch_of |= dict.fromkeys(active, number)
+        for name, starts in self._starts.items():
+            starts += [(number, place) for place, edit_id in _starts(name, rows) if edit_id in active]
+        if is_on_disk:
+            self._num_on_disk = self._num_batches
+        elif self._num_batches - self._num_on_disk >= BATCHES_PER_FILE:
+            self._move_to_disk()
+
+    def drop(self, edit_ids: Collection[str]) -> None:
+        """Take the rows of some edits out. Sums that a trial without these edits made are kept."""
+        sums: dict[Key, Tensor] = {}
+        for name in self._starts:
+            left = self._positions(name, edit_ids)
+            starts = self._starts_without(name, left)
+            for first, end in pairwise(starts):
+                known = self._sums.get((name, first, _between(first, end, left)))
+                if known is not None:
+                    sums[name, first, frozenset()] = known
+            self._starts[name] = starts[1:]
+        self._sums = sums
+        for number in {self._batch_of.pop(edit_id) for edit_id in edit_ids}:
+            if not self._active(number):
+                del self._batches[number]
+
+    def _active(self, number: int) -> set[str]:
+        """The edits of a batch that are active by the rows that they have there."""
+        return {edit_id for edit_id in self._batches[number].edit_ids if self._batch_of.get(edit_id) == number}
+
+    def _positions(self, name: str, edit_ids: Collection[str]) -> frozenset[Position]:
+        """Where edits stand in the list of an inner parameter; one without a row there stands nowhere."""
+        return frozenset(
+            (number, place)
+            for number in {self._batch_of[edit_id] for edit_id in edit_ids}
+            for place, (edit_id, _, _) in enumerate(self._batches[number].ranges[name])
+            if edit_id in edit_ids and self._batch_of.get(edit_id) == number
+        )
+
+    def _starts_without(self, name: str, left: Collection[Position]) -> list[Position]:
+        """Where blocks begin once some edits have left: a block that loses its first edit joins the one before."""
+        return [FIRST, *(start for start in self._starts[name] if start not in left)]
+
+    def _sum(self, name: str, first: Position, end: Position, left: frozenset[Position]) -> Tensor:
+        """The sum of a closed block without some edits, made only once."""
+        key = name, first, _between(first, end, left)
+        if key not in self._sums:
+            sum_II = block_sum(list(self._keys(name, first, end, left)), len(self._prior.moments[name]))
+            self._sums[key] = _mapped(sum_II)
+        return self._sums[key]
+
+    def _keys(self, name: str, first: Position, end: Position, left: Collection[Position]) -> Iterator[Tensor]:
+        """Keys (T x I, fp32) of the active edits between two positions, batch by batch."""
+        for number in range(max(first[0], 0), min(end[0] + 1, self._num_batches)):
+            if number in self._batches:
+                rows, active = self._batches[number], self._batch_of
+                chosen = {
+                    edit_id
+                    for place, (edit_id, _, _) in enumerate(rows.ranges[name])
+                    if active.get(edit_id) == number
+                    if first <= (number, place) < end and (number, place) not in left
+                }
+                yield rows.keys[name][rows.places_of(name, chosen)]
+
+    def _move_to_disk(self) -> None:
+        numbers = [number for number in range(self._num_on_disk, self._num_batches) if number in self._batches]
+        batches = [self._batches[number] for number in numbers]
+        moved = on_disk(lambda path: save_batches(path, batches), load_batches) if batches else ()
+        self._batches |= dict(zip(numbers, moved or batches, strict=True))
+        self._num_on_disk = self._num_batches
+
+
+def starts_block(edit_id: str, num_rows: int, width: int) -> bool:
+    """Whether an edit begins a block: by a hash of its id, one in as many as have `ROWS_PER_BLOCK * width` rows."""
+    drawn = int(sha256_text(edit_id)[:12], 16) / 16**12
+    return drawn * ROWS_PER_BLOCK * width < num_rows
+
+
+def _starts(name: str, rows: EditRows) -> list[tuple[int, str]]:
+    """Places and ids of the edits of a batch that begin a block."""
+    width = rows.keys[name].shape[1]
+    ranges = enumerate(rows.ranges[name])
+    return [(place, edit_id) for place, (edit_id, start, end) in ranges if starts_block(edit_id, end - start, width)]
+
+
+def block_sum(keys: Sequence[Tensor], width: int) -> Tensor:
+    """`K^T K` of a closed block, I x I, fp64; how its rows were cut into batches makes no difference to its bits."""
+    sum_II = torch.zeros(width, width, dtype=torch.float64)
+    # As many rows at a time as make one fp64 matrix of the size of the sum.
+    rows_TI = torch.cat([torch.zeros(0, width), *keys])
+    for start in range(0, len(rows_TI), width):
+        part_II = rows_TI[start : start + width].double()
+        sum_II += part_II.T @ part_II
+    return sum_II
+
+
+def _between(first: Position, end: Position, left: Collection[Position]) -> frozenset[Position]:
+    return frozenset(position for position in left if first <= position < end)
+
+
+def _mapped(sum_II: Tensor) -> Tensor:
+    def write(path: Path) -> object:
+        return write_tensors(path, {"sum": sum_II}, {"kind": "sum"})
+
+    mapped = on_disk(write, lambda path: read_tensors(path, "sum")[0]["sum"])
+    return sum_II if mapped is None else mapped
