@@ -12,14 +12,15 @@ import pytest
 
 from editors.mend.checkpoint import CARD, TrainedEditor
 from editors.mend.shipped import PRETRAINED
+from tests.support.waiting import patience
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 def test_the_main_job_runs_balances_and_leaves_nothing_running(tmp_path: Path) -> None:
     home = tmp_path / "demo"
     command = [sys.executable, "-m", "pipeline.entrypoints.cli", "demo", "--home", str(home)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=840, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(600), check=False)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     last = json.loads(done.stdout.strip().splitlines()[-1])
 

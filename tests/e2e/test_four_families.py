@@ -6,10 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +29,16 @@ from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints.preparation import Prepared, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
+from tests.support.paths import ROOT
 from tests.support.taught import FACTS, PUPILS, questions, save_lines
 from tests.support.taught_editors import UNSEEN, changes
+from tests.support.waiting import eventually, patience
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
-READER = Path(__file__).parents[2] / "infra" / "local" / "ask_model.py"
+READER = ROOT / "infra" / "local" / "ask_model.py"
 STAYING = tuple(fact for fact in FACTS if fact not in UNSEEN)
 FAMILIES = ("llama", "t5", "bart", "bert")
-PATIENCE = timedelta(minutes=5)
 BATCH_SIZE = 10
 POLICY = GatePolicy(
     locality_drop_max=0.4,
@@ -71,10 +70,7 @@ class Rig:
 
     def until(self, is_so: Callable[[], bool], what: str) -> None:
         """Wait for something, bounded."""
-        deadline = time.monotonic() + PATIENCE.total_seconds()
-        while not is_so():
-            assert time.monotonic() < deadline, f"expected {what} within {PATIENCE}; see {self.settings.home}/logs"
-            time.sleep(0.5)
+        eventually(is_so, f"{what}; see {self.settings.home}/logs", seconds=300)
 
     def until_registered(self, seqs: dict[str, int]) -> None:
         """Wait until nothing waits, and the head is above a seq and has a model version."""
@@ -104,7 +100,7 @@ class Rig:
         lines = "\n".join(json.dumps({"champion": kind, "prompts": asked}) for kind, asked in prompts.items())
         command = [sys.executable, str(READER), self.settings.mlflow_uri]
         done = subprocess.run(
-            command, input=lines, cwd=self.folder, capture_output=True, text=True, timeout=300, check=False
+            command, input=lines, cwd=self.folder, capture_output=True, text=True, timeout=patience(300), check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return dict(zip(prompts, map(json.loads, done.stdout.strip().splitlines()), strict=True))

@@ -20,12 +20,12 @@ from tests.support.edit_parts import (
     finished,
     give_work_of_every_kind,
     killed,
-    wait_until,
     work_here,
     worker,
 )
 from tests.support.fake_editor import BREAKS, FAILS, SATURATES
 from tests.support.store_rig import LINEAGE, MAX_ATTEMPTS, StoreRig
+from tests.support.waiting import eventually
 
 SWEEP = (
     "edit.after_acquire",
@@ -126,7 +126,7 @@ def test_a_stop_in_the_middle_of_a_batch_gives_the_lease_back_and_loses_nothing(
     rig.new_lineage()
     edit_id = rig.correct("only")
     with worker(rig, "--pause", str(tmp_path)) as stopped:
-        wait_until((tmp_path / "reached").exists, "the first candidate")
+        eventually((tmp_path / "reached").exists, "the first candidate")
         stopped.process.send_signal(signal.SIGTERM)
         assert stopped.status() == 128 + signal.SIGTERM, stopped.said()
     assert rig.leases.waiting() == (LINEAGE,), "the reaper rings for it at once, without waiting for the lease"
@@ -177,10 +177,10 @@ def test_a_worker_that_slept_writes_nothing_while_another_is_at_its_edits(
     busy = tmp_path / "busy"
     busy.mkdir()
     with asleep(rig, tmp_path, *options) as sleeper, worker(rig, "--pause", str(busy)) as successor:
-        wait_until((busy / "reached").exists, "the successor's first candidate")
+        eventually((busy / "reached").exists, "the successor's first candidate")
         before = rig.contents()
         wake(sleeper, tmp_path)
-        wait_until(lambda: sleeper.errors() == ["LeaseLost"], f"its loss; {sleeper.said()}")
+        eventually(lambda: sleeper.errors() == ["LeaseLost"], f"its loss; {sleeper.said()}")
         assert rig.contents() == before
         (busy / "go").touch()
         assert successor.loaded() == sleeper.loaded()
@@ -193,7 +193,7 @@ def test_a_worker_that_slept_writes_nothing_while_another_is_at_its_edits(
 def asleep(rig: StoreRig, folder: Path, *options: str) -> Iterator[Worker]:
     """A worker that sleeps in the middle of a batch, and whose lease has run out."""
     with worker(rig, "--pause", str(folder), *options) as sleeper:
-        wait_until((folder / "reached").exists, "the first candidate")
+        eventually((folder / "reached").exists, "the first candidate")
         sleeper.process.send_signal(signal.SIGSTOP)
         rig.expire_lease()
         yield sleeper

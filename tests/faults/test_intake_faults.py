@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,6 @@ from pipeline.entrypoints.console import ExitCode
 from tests.support.intake_parts import (
     correction,
     encoded,
-    eventually,
     intake_settings,
     make_lineage,
     next_offsets,
@@ -29,6 +27,7 @@ from tests.support.intake_parts import (
     rows,
 )
 from tests.support.paths import ROOT
+from tests.support.waiting import eventually, patience
 
 MakeTopic = Callable[..., str]
 NUM_MESSAGES = 40
@@ -57,7 +56,7 @@ def intake_process(
         yield process
     finally:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=patience())
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def test_a_kill_at_any_boundary_loses_nothing_and_records_nothing_twice(
 ) -> None:
     log = tmp_path / "intake.log"
     with intake_process(settings, log, failpoint=f"{name}:{nth}") as process:
-        assert process.wait(timeout=60) == -signal.SIGKILL, log.read_text()
+        assert process.wait(timeout=patience()) == -signal.SIGKILL, log.read_text()
     with intake_process(settings, log) as process:
         _wait_for_all(settings, process, log)
         _stop(process, log)
@@ -101,7 +100,7 @@ def test_a_consumer_that_slept_through_a_takeover_writes_nothing_and_ends(settin
             produce(settings.kafka_bootstrap, settings.requests_topic, [encoded(correction("late"))])
             _wait_for_all(settings, successor, second, num=NUM_MESSAGES + 1)
             sleeper.send_signal(signal.SIGCONT)
-            assert sleeper.wait(timeout=60) == ExitCode.failed, first.read_text()
+            assert sleeper.wait(timeout=patience()) == ExitCode.failed, first.read_text()
             _stop(successor, second)
     assert request_ids(settings.database_url.get_secret_value())[-1] == "late"
 
@@ -113,7 +112,7 @@ def test_a_gap_in_the_log_ends_intake_with_a_sentence(settings: Settings, tmp_pa
         _stop(process, log)
     _execute(settings, "UPDATE ingest_offsets SET next_offset = next_offset + 5")
     with intake_process(settings, log) as process:
-        assert process.wait(timeout=60) == ExitCode.misconfigured
+        assert process.wait(timeout=patience()) == ExitCode.misconfigured
     assert f"expected offset {NUM_MESSAGES + 5} of {settings.requests_topic}[0] next" in log.read_text()
 
 
@@ -122,7 +121,7 @@ def test_settings_that_cannot_work_end_intake_with_a_sentence(settings: Settings
     log = tmp_path / "intake.log"
     changed = intake_settings(wrong, settings.kafka_bootstrap, settings.requests_topic)
     with intake_process(changed, log) as process:
-        assert process.wait(timeout=60) == ExitCode.misconfigured
+        assert process.wait(timeout=patience()) == ExitCode.misconfigured
     assert "does not accept the user or its password" in log.read_text()
     assert "Traceback" not in log.read_text()
 
@@ -180,16 +179,17 @@ def _mixed() -> list[bytes | None]:
 
 def _wait_for_all(settings: Settings, process: subprocess.Popen[bytes], log: Path, *, num: int = NUM_MESSAGES) -> None:
     url = settings.database_url.get_secret_value()
-    deadline = time.monotonic() + 60
-    while next_offsets(url).get(0) != num:
+
+    def is_there() -> bool:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, f"expected offset {num}, got {next_offsets(url)}\n{log.read_text()}"
-        time.sleep(0.05)
+        return next_offsets(url).get(0) == num
+
+    eventually(is_there, lambda: f"offset {num}, got {next_offsets(url)}\n{log.read_text()}")
 
 
 def _stop(process: subprocess.Popen[bytes], log: Path) -> None:
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == ExitCode.done, log.read_text()
+    assert process.wait(timeout=patience()) == ExitCode.done, log.read_text()
 
 
 def _assert_everything_is_there_once(settings: Settings) -> None:

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,11 +18,11 @@ from editors.solve.prior import Prior
 from pipeline.domain.errors import EngineFailed, Misconfigured
 from pipeline.domain.rank_api import LoadPlan
 from tests.support.paths import ROOT
+from tests.support.processes import is_gone
 from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage
+from tests.support.waiting import eventually, patience
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
-
-SECONDS = 60
 
 CONTROLLER = """
 import sys, time
@@ -50,30 +49,19 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> LoadPlan:
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[RankGroup]:
     """A group of one real rank, not started yet."""
-    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=120)) as group:
+    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
         yield group
+
+
+def two_ranks(folder: Path) -> RankGroup:
+    """A group of two real ranks, not started yet."""
+    return RankGroup(RankSpec(num_ranks=2, log=folder / "ranks.log"), command_timeout=timedelta(seconds=patience()))
 
 
 def until_it_fails(group: RankGroup) -> None:
     """Trials until a kill falls into one of them, wherever that is."""
     while True:
         group.try_edits(candidate("t", edits(3)))
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 @pytest.mark.slow
@@ -100,7 +88,9 @@ def test_a_rank_killed_in_a_trial_is_engine_failed_and_the_next_load_starts_anot
 def test_either_of_two_ranks_killed_in_a_trial_ends_both_and_the_next_load_starts_two_others(
     plan: LoadPlan, tmp_path: Path, rank: int, delay: float
 ) -> None:
-    with RankGroup(RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=120)) as group:
+    with RankGroup(
+        RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())
+    ) as group:
         group.load(plan, epoch=1)
         before, pids = group.weights_digest(), group.pids
         killer = threading.Timer(delay, os.kill, (pids[rank], signal.SIGKILL))
@@ -108,7 +98,7 @@ def test_either_of_two_ranks_killed_in_a_trial_ends_both_and_the_next_load_start
         with pytest.raises(EngineFailed, match="ended with status"):
             until_it_fails(group)
         killer.join()
-        assert eventually(lambda: all(is_gone(pid) for pid in pids))
+        eventually(lambda: all(is_gone(pid) for pid in pids), "the end of both ranks")
         group.load(plan, epoch=1)
         assert not set(group.pids) & set(pids)
         assert group.weights_digest() == before
@@ -120,13 +110,15 @@ def test_ranks_killed_before_a_candidate_has_files_leave_none_and_the_next_load_
     plan: LoadPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORRIGENDA_FAILPOINT", "rank:before_files")
-    with RankGroup(RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=120)) as group:
+    with RankGroup(
+        RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())
+    ) as group:
         group.load(plan, epoch=1)
         before, pids = group.weights_digest(), group.pids
         group.try_edits(candidate("t", edits(3)))
         with pytest.raises(EngineFailed, match="ended with status"):
             group.keep("t", folder=tmp_path, with_accumulator=True)
-        assert eventually(lambda: all(is_gone(pid) for pid in pids))
+        eventually(lambda: all(is_gone(pid) for pid in pids), "the end of both ranks")
         assert not list(tmp_path.glob("*.safetensors"))
         monkeypatch.delenv("CORRIGENDA_FAILPOINT")
         group.load(plan, epoch=1)
@@ -136,7 +128,9 @@ def test_ranks_killed_before_a_candidate_has_files_leave_none_and_the_next_load_
 @pytest.mark.slow
 def test_what_fails_on_one_rank_is_an_answer_of_both(plan: LoadPlan, tmp_path: Path) -> None:
     """The rank that solves for the second inner parameter has no prior of it: the other one waits for its factors."""
-    with RankGroup(RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=60)) as group:
+    with RankGroup(
+        RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())
+    ) as group:
         second = plan.editor.inner_params[1]
         prior = Prior.load(Path(plan.prior.path))
         del prior.moments[second]
@@ -155,7 +149,7 @@ def test_a_rank_killed_while_idle_is_replaced_by_the_next_load(ranks: RankGroup,
     ranks.load(plan, epoch=1)
     before, (pid,) = ranks.weights_digest(), ranks.pids
     os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: is_gone(pid))
+    eventually(lambda: is_gone(pid), "the end of the rank")
     ranks.load(plan, epoch=2)
     assert ranks.pids not in ((), (pid,))
     assert ranks.weights_digest() == before
@@ -169,14 +163,16 @@ def test_no_rank_outlives_a_controller_that_is_killed(tmp_path: Path, is_stopped
             assert controller.stdout is not None
             pids = [int(pid) for pid in controller.stdout.readline().split()]
             assert len(pids) == 2
-            assert eventually(lambda: all("workers.rank" in Path(f"/proc/{pid}/cmdline").read_text() for pid in pids))
+            eventually(
+                lambda: all("workers.rank" in Path(f"/proc/{pid}/cmdline").read_text() for pid in pids), "two ranks"
+            )
             if is_stopped:
-                assert eventually(lambda: all(_dies_with_its_parent(pid) for pid in pids))
+                eventually(lambda: all(_dies_with_its_parent(pid) for pid in pids), "ranks tied to their parent")
                 for pid in pids:
                     os.kill(pid, signal.SIGSTOP)
         finally:
             controller.kill()
-    assert eventually(lambda: all(is_gone(pid) for pid in pids))
+    eventually(lambda: all(is_gone(pid) for pid in pids), "the end of both ranks")
 
 
 def _dies_with_its_parent(pid: int) -> bool:

@@ -6,16 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import stat
+from tests.support.waiting import eventually, patience
 
-SECONDS = 90
 EDIT = ("-P", "prefork", "-c", "1", "-Q", "edits.0123456789ab,edits", "-n", "edit@test")
 CONTROL = ("-P", "threads", "-c", "4", "-Q", "control", "-n", "control@test", "-B")
 
@@ -32,24 +32,6 @@ def worker(redis_url: str, home: Path, *options: str) -> Iterator[subprocess.Pop
     finally:
         process.kill()
         process.wait()
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def stat(pid: int) -> list[str]:
-    """What proc(5) lists from the state on; empty for a process that is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [] if fields[0] in "ZX" else fields
 
 
 def descendants(pid: int) -> set[int]:
@@ -79,37 +61,38 @@ def cmdline(pid: int) -> str:
 @pytest.mark.slow
 def test_an_edit_worker_starts_its_rank_early_and_ends_it_on_sigterm(redis_url: str, tmp_path: Path) -> None:
     with worker(redis_url, tmp_path, *EDIT) as process:
-        assert eventually(lambda: has_rank(process.pid)), (tmp_path / "worker.log").read_text()
+        eventually(lambda: has_rank(process.pid), lambda: f"a rank; {(tmp_path / 'worker.log').read_text()}")
         started = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(SECONDS) == 0, (tmp_path / "worker.log").read_text()
-        assert eventually(lambda: not any(stat(pid) for pid in started))
+        assert process.wait(patience()) == 0, (tmp_path / "worker.log").read_text()
+        eventually(lambda: not any(stat(pid) for pid in started), "the end of all that was started")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "pool process"])
 def test_no_rank_outlives_a_worker_or_its_pool_process(victim: str, redis_url: str, tmp_path: Path) -> None:
     with worker(redis_url, tmp_path, *EDIT) as process:
-        assert eventually(lambda: has_rank(process.pid)), (tmp_path / "worker.log").read_text()
+        eventually(lambda: has_rank(process.pid), lambda: f"a rank; {(tmp_path / 'worker.log').read_text()}")
         started = descendants(process.pid)
         ranks = {pid for pid in started if "workers.rank" in cmdline(pid)}
         owner = next(int(stat(pid)[1]) for pid in ranks)
         os.kill(process.pid if victim == "worker" else owner, signal.SIGKILL)
         gone = started if victim == "worker" else ranks
-        assert eventually(lambda: not any(stat(pid) for pid in gone))
+        eventually(lambda: not any(stat(pid) for pid in gone), "the end of what lost its parent")
         if victim == "pool process":
-            assert eventually(lambda: has_rank(process.pid)), "the new pool process has started no rank"
+            eventually(lambda: has_rank(process.pid), "a rank of the new pool process")
 
 
 @pytest.mark.slow
 def test_a_control_worker_holds_no_torch_and_leaves_no_beat(redis_url: str, tmp_path: Path) -> None:
     with worker(redis_url, tmp_path, *CONTROL, "-s", str(tmp_path / "beat")) as process:
-        assert eventually(
-            lambda: "corrigenda.relay_outbox" in (tmp_path / "worker.log").read_text().partition("ready")[2]
+        eventually(
+            lambda: "corrigenda.relay_outbox" in (tmp_path / "worker.log").read_text().partition("ready")[2],
+            "the first task of beat",
         )
         started = descendants(process.pid)
         assert started, "beat is a process of its own"
         for pid in (process.pid, *started):
             assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
         os.kill(process.pid, signal.SIGKILL)
-        assert eventually(lambda: not any(stat(pid) for pid in started))
+        eventually(lambda: not any(stat(pid) for pid in started), "the end of all that was started")

@@ -34,6 +34,7 @@ from tests.support.ledger_parts import prior_lines
 from tests.support.store_rig import StoreRig
 from tests.support.tiny_editors import ANSWER, SUBJECT, tiny_editor
 from tests.support.tiny_models import TEXT, save_tiny_llama
+from tests.support.waiting import patience
 
 Command = Callable[..., Result]
 HOSTILE = "a [/b] [bold]x \x1b[31m"
@@ -299,7 +300,7 @@ def test_the_program_itself_never_shows_a_traceback(
         env=kept | variables | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(),
         check=False,
     )
 
@@ -313,6 +314,6 @@ def test_a_reader_that_goes_away_or_a_disk_that_is_full_shows_no_traceback(postg
     variables = {**os.environ, "CORRIGENDA_DATABASE_URL": postgres_url}
     for rest in (" | true", " > /dev/full"):
         done = subprocess.run(
-            command + rest, shell=True, env=variables, capture_output=True, text=True, timeout=60, check=False
+            command + rest, shell=True, env=variables, capture_output=True, text=True, timeout=patience(), check=False
         )
         assert "Traceback" not in done.stderr

@@ -16,10 +16,11 @@ from pipeline.domain.errors import EngineFailed
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints.preparation import Prepared, make_lineage
-from tests.faults.test_rank_faults import eventually, is_gone
 from tests.support.factories import NOON
+from tests.support.processes import is_gone
 from tests.support.store_rig import LINEAGE, ROLE, StoreRig
 from tests.support.tiny_lineage import edits, make_tiny_lineage
+from tests.support.waiting import eventually, patience
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
 
@@ -77,11 +78,11 @@ def test_a_batch_whose_ranks_are_killed_is_finished_by_the_next_doorbell(
         for place, edit in enumerate(edits(3))
     ]
     spec = RankSpec(num_ranks=settings.num_ranks, log=tmp_path / "ranks.log")
-    with RankGroup(spec, command_timeout=timedelta(seconds=120)) as group:
+    with RankGroup(spec, command_timeout=timedelta(seconds=patience())) as group:
         service = bootstrap.edit_service(settings, group)
         monkeypatch.setenv("CORRIGENDA_FAILPOINT", failpoint)
         group.start()
-        assert eventually(lambda: len(group.pids) == 2)
+        eventually(lambda: len(group.pids) == 2, "two ranks")
         killed = group.pids
         with pytest.raises(EngineFailed, match="ended with status"):
             service.run(LINEAGE)
@@ -114,7 +115,7 @@ def prepared(plan: LoadPlan) -> Prepared:
 
 def check_one_rank_holds_the_same(head: LoadPlan, two: RankGroup, folder: Path) -> None:
     """Load a snapshot of two ranks on one, write the model out on both, and compare the weights."""
-    with RankGroup(RankSpec(log=folder / "one.log"), command_timeout=timedelta(seconds=120)) as one:
+    with RankGroup(RankSpec(log=folder / "one.log"), command_timeout=timedelta(seconds=patience())) as one:
         for name, group in (("one", one), ("two", two)):
             group.load(head, epoch=99)
             group.export(folder / name)

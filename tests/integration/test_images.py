@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.waiting import patience
 
 IMAGES = sorted((ROOT / "infra" / "images").glob("*.Dockerfile"))
 
@@ -37,7 +38,7 @@ def bare_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pip(*arguments: str, folder: Path) -> str:
     command = [sys.executable, "-m", "pip", *arguments]
-    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=patience(240), check=False)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 

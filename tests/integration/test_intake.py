@@ -19,7 +19,6 @@ from pipeline.services.intake import Intake, parsed_poll
 from tests.support.intake_parts import (
     correction,
     encoded,
-    eventually,
     intake_settings,
     make_lineage,
     next_offsets,
@@ -28,6 +27,7 @@ from tests.support.intake_parts import (
     rows,
     run_until,
 )
+from tests.support.waiting import eventually
 
 MakeTopic = Callable[..., str]
 

@@ -6,7 +6,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from kafka.admin import KafkaAdminClient
 
 from infra.local import LocalStack, LocalStackError, ProcessState, Service, ephemeral_stack
+from tests.support.waiting import eventually, patience
 
 QUICK = (Service.POSTGRES, Service.KAFKA, Service.REDIS)
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
@@ -43,10 +43,9 @@ def processes_of(stack: LocalStack) -> set[int]:
 
 
 def wait_until_died(stack: LocalStack, name: str) -> None:
-    deadline = time.monotonic() + 10
-    while next(s for s in stack.status() if s.name == name).state is not ProcessState.DIED:
-        assert time.monotonic() < deadline, f"{name} is still said to run"
-        time.sleep(0.02)
+    eventually(
+        lambda: next(s for s in stack.status() if s.name == name).state is ProcessState.DIED, f"the end of {name}"
+    )
 
 
 def test_every_service_answers_once_start_returns() -> None:
@@ -84,7 +83,7 @@ def test_two_starters_at_once_start_one_of_each(stack: LocalStack) -> None:
         subprocess.Popen([sys.executable, "-c", code, str(stack.root)], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [starter.communicate(timeout=60)[0] for starter in starters]
+    said = [starter.communicate(timeout=patience())[0] for starter in starters]
     assert [starter.returncode for starter in starters] == [0, 0]
     assert said[0] == said[1]
 
@@ -217,10 +216,7 @@ def test_a_spawned_process_is_logged_tracked_and_stopped_with_its_children(stack
     env = {"GREETING": "hello", "STACK": str(stack.root)}
     first = stack.spawn("worker", [sys.executable, "-c", code], env)
     assert stack.spawn("worker", [sys.executable, "-c", code], env).pid == first.pid
-    deadline = time.monotonic() + 10
-    while len(processes_of(stack)) < 2:
-        assert time.monotonic() < deadline, "the spawned process did not start its own"
-        time.sleep(0.02)
+    eventually(lambda: len(processes_of(stack)) >= 2, "the process that the spawned one starts")
     assert first.log.read_text() == "hello\n"
     stack.stop()
     assert processes_of(stack) == set()
@@ -231,10 +227,7 @@ def test_a_process_that_ignores_the_request_to_end_is_killed(stack: LocalStack) 
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     )
     spawned = stack.spawn("stubborn", [sys.executable, "-c", code], grace=timedelta(seconds=0.2))
-    deadline = time.monotonic() + 10
-    while spawned.log.read_text() != "up\n":
-        assert time.monotonic() < deadline, "it never came up"
-        time.sleep(0.02)
+    eventually(lambda: spawned.log.read_text() == "up\n", "its first word")
     stack.stop("stubborn")
     assert not Path(f"/proc/{spawned.pid}").exists()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import psycopg
@@ -27,6 +26,7 @@ from pipeline.domain.errors import Misconfigured, Unavailable
 from tests.support.factories import make_request
 from tests.support.paths import ROOT
 from tests.support.stream_records import PARTITION, carrying, new_lineage, parsed, poll_of
+from tests.support.waiting import eventually, patience
 
 APP, AUDITOR = "corrigenda_app", "corrigenda_auditor"
 KEPT = sorted(set(metadata.tables) - {"outbox"})
@@ -106,21 +106,17 @@ def test_a_migrator_waits_for_another_one(postgres_url: str, monkeypatch: pytest
         holder.execute("SELECT pg_advisory_xact_lock(x'636f7272'::bigint)")
         code = "import sys; from pipeline.adapters.sql.schema import upgrade; upgrade(sys.argv[1])"
         migrator = subprocess.Popen([sys.executable, "-c", code, postgres_url], cwd=ROOT)
-        wait_for_lock(holder)
+        eventually(lambda: is_waited_for(holder), "the migrator to wait for the lock")
         assert migrator.poll() is None
         holder.rollback()
-        assert migrator.wait(timeout=30) == 0
+        assert migrator.wait(timeout=patience()) == 0
 
 
-def wait_for_lock(connection: psycopg.Connection) -> None:
-    deadline = time.monotonic() + 30
-    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    while time.monotonic() < deadline:
-        found = connection.execute(waiting).fetchone()
-        if found and found[0]:
-            return
-        time.sleep(0.02)
-    raise AssertionError("expected the migrator to wait for the advisory lock")
+def is_waited_for(connection: psycopg.Connection) -> bool:
+    """Whether somebody waits for an advisory lock in this database; other tests may hold some in theirs."""
+    database = "(SELECT oid FROM pg_database WHERE datname = current_database())"
+    query = f"SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = {database}"
+    return connection.execute(query.encode()).fetchone() is not None
 
 
 def test_a_wrong_password_and_a_missing_server_are_one_sentence(postgres_url: str) -> None:

@@ -28,6 +28,7 @@ from pipeline.domain.snapshots import snapshot_digest
 from pipeline.services.registry_ports import RegistryEntry
 from tests.support.registry_entries import entry, file_ref, lineage
 from tests.support.tiny_models import save_tiny_llama
+from tests.support.waiting import patience
 
 STEMS = ["the capital of Japan is", "the capital of Italy is", "a river located in France is"]
 CHAT_TEMPLATE = "{% for m in messages %}question {{ m['content'] }} {% endfor %}answer is"
@@ -103,7 +104,7 @@ def load_elsewhere(mlflow_uri: str, uri: str, folder: Path, *, base_ref: str = "
     environment |= {"MLFLOW_TRACKING_URI": mlflow_uri, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-P", "-c", LOADER, uri, base_ref, json.dumps(STEMS)]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=patience(240)
     )
 
 

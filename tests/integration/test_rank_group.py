@@ -30,6 +30,7 @@ from pipeline.domain.rank_api import FileRef, LedgerPlan, LoadPlan, TrainedFiles
 from tests.support.tiny_editors import tiny_editor
 from tests.support.tiny_families import ARCHITECTURES, LABELS
 from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage, plan_after
+from tests.support.waiting import patience
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
 
@@ -44,7 +45,7 @@ def tiny_lineage(tmp_path_factory: pytest.TempPathFactory) -> LoadPlan:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
     """A group that the tests of this module share; a test loads what it needs, with a higher epoch each."""
     log = tmp_path_factory.mktemp("ranks") / "ranks.log"
-    with RankGroup(RankSpec(log=log), command_timeout=timedelta(seconds=120)) as group:
+    with RankGroup(RankSpec(log=log), command_timeout=timedelta(seconds=patience())) as group:
         group.start()
         yield group
 
@@ -251,7 +252,7 @@ def test_an_exported_model_is_the_snapshot_bit_for_bit(ranks: RankGroup, plan: L
 def test_two_ranks_export_a_model_of_any_family(name: str, tmp_path: Path) -> None:
     plan = make_tiny_lineage(tmp_path / "lineage", name)
     spec = RankSpec(num_ranks=2, log=tmp_path / "ranks.log")
-    with RankGroup(spec, command_timeout=timedelta(seconds=150)) as group:
+    with RankGroup(spec, command_timeout=timedelta(seconds=patience())) as group:
         check_export(group, plan, tmp_path / "lineage", tolerance=1e-6)
 
 
@@ -281,7 +282,7 @@ def test_a_model_without_known_inner_parameters_is_refused_in_one_sentence(ranks
 def test_a_group_holds_a_base_of_any_family(name: str, tmp_path: Path) -> None:
     plan, task = make_tiny_lineage(tmp_path, name), ARCHITECTURES[name].task
     added = edits(2, task=task)
-    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=150)) as group:
+    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
         group.start()
         group.load(plan, epoch=1)
         before = group.weights_digest()
@@ -302,7 +303,7 @@ def test_an_edit_that_the_model_can_never_say_fails_by_itself(tmp_path: Path) ->
     plan = make_tiny_lineage(tmp_path, "bert")
     good, other = edits(2, task="classifier")
     bad = replace(other, request=replace(other.request, target_new="Paris"))
-    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=150)) as group:
+    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
         group.start()
         group.load(plan, epoch=1)
         with pytest.raises(EditorFailed, match=f"{bad.edit_id}.*labels false, true, unknown.*'Paris'"):
@@ -365,7 +366,7 @@ def test_two_ranks_agree_and_give_what_one_gives(
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     added = edits(3)
-    with RankGroup(spec, command_timeout=timedelta(seconds=150)) as two:
+    with RankGroup(spec, command_timeout=timedelta(seconds=patience())) as two:
         two.start()
         ranks.load(plan, epoch=1)
         of_one = ranks.try_edits(candidate("t", added))

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tests.support.tiny_families import ARCHITECTURES, tiny_module
 from tests.support.tiny_lineage import TEXT, edits
 from tests.support.tiny_models import save_tiny_llama
 from tests.support.training_processes import start_training
+from tests.support.waiting import eventually, patience
 from workers.training import INTERRUPTED
 
 PROGRAM = "tests.support.sharded_training_program"
@@ -74,7 +74,7 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(files: Path) -> None:
     whole = started(files, "--ranks", "2")
-    out, err = whole.communicate(timeout=240)
+    out, err = whole.communicate(timeout=patience())
     assert whole.returncode == 0, err
     best = TrainedEditor.load(files / "run" / "best")
     assert f"digest      {best.digest}" in out
@@ -83,17 +83,17 @@ def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(files: Path) -
     (files / "run").rename(files / "whole")
 
     killed = started(files, "--ranks", "2")
-    until(lambda: (files / "run" / "state.safetensors").is_file())
+    eventually((files / "run" / "state.safetensors").is_file, "the state of a run")
     os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=patience())
     resumed = started(files, "--ranks", "2", "--resume")
-    _, err = resumed.communicate(timeout=240)
+    _, err = resumed.communicate(timeout=patience())
     assert resumed.returncode == 0, err
     assert steps_of(files / "run") == expected
     assert TrainedEditor.load(files / "run" / "best").digest == best.digest
 
     alone = started(files, "--resume")
-    _, err = alone.communicate(timeout=120)
+    _, err = alone.communicate(timeout=patience())
     assert alone.returncode != 0
     assert "expected the run in run to be resumed with its own settings.ranks, 2, got None" in err
 
@@ -101,14 +101,14 @@ def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(files: Path) -
 @pytest.mark.slow
 def test_a_run_that_is_interrupted_says_so_and_leaves_no_rank(files: Path) -> None:
     run = started(files, "--ranks", "2", "--steps", "100000")
-    until(lambda: (files / "run" / "state.safetensors").is_file())
+    eventually((files / "run" / "state.safetensors").is_file, "the state of a run")
     ranks = ranks_in(files)
     os.killpg(run.pid, signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=patience())
     assert run.returncode == INTERRUPTED
     assert (out, err.count("--resume goes on"), err.count("Traceback")) == ("", 1, 0)
     assert len(ranks) == 2
-    until(lambda: not ranks_in(files), seconds=20)
+    eventually(lambda: not ranks_in(files), "the end of both ranks")
 
 
 def ranks_in(folder: Path) -> set[int]:
@@ -125,22 +125,14 @@ def ranks_in(folder: Path) -> set[int]:
 @pytest.mark.slow
 def test_what_is_wrong_is_said_once(files: Path) -> None:
     wrong = started(files, "--ranks", "2", "--rate-lr", "0.1", "--solver", "sum", "--boost", "2")
-    out, err = wrong.communicate(timeout=120)
+    out, err = wrong.communicate(timeout=patience())
     assert wrong.returncode != 0
     assert (out, err.count("expected")) == ("", 1)
     assert "got --boost" in err
     (files / "edits.jsonl").write_bytes(edit_lines(edits(5)))
     useless = started(files, "--ranks", "2")
-    out, err = useless.communicate(timeout=120)
+    out, err = useless.communicate(timeout=patience())
     assert useless.returncode != 0
     assert out == ""
     assert err.count("expected edits with rephrases to train and to validate on, got 0") == 1
     assert "Traceback" not in err
-
-
-def until(happened: Any, *, seconds: float = 120) -> None:
-    """Wait."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

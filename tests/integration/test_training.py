@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from editors.training.state import TrainingState
 from tests.support.taught import FACTS, sentences
 from tests.support.taught_editors import save_taught_edits
 from tests.support.training_processes import start_training
+from tests.support.waiting import eventually, patience
 
-SECONDS = 400
 STEPS = 24
 OPTIONS = {
     **{"data": "edits.jsonl", "model": "model", "out": "run", "text": "text.txt", "threads": 1},
@@ -58,7 +57,7 @@ def trained(
     """A run that nothing stopped, and what it said."""
     folder = lay_out(tmp_path_factory.mktemp("whole"), taught)
     process = started(folder)
-    out, err = process.communicate(timeout=SECONDS)
+    out, err = process.communicate(timeout=patience())
     return folder, subprocess.CompletedProcess(COMMAND, process.returncode, out, err)
 
 
@@ -112,16 +111,18 @@ def test_a_run_that_was_killed_is_resumed_to_the_bytes_of_one_that_was_not(
 ) -> None:
     folder = lay_out(tmp_path / "killed", taught)
     victim = started(folder)
-    log, deadline = folder / "run" / "log.jsonl", time.monotonic() + SECONDS
-    while not log.is_file() or log.read_text().count("\n") < 9:
-        assert time.monotonic() < deadline
+    log = folder / "run" / "log.jsonl"
+
+    def is_under_way() -> bool:
         assert victim.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
+        return log.is_file() and log.read_text().count("\n") >= 9
+
+    eventually(is_under_way, "nine lines of the log")
     os.killpg(victim.pid, signal.SIGKILL)
     victim.communicate()
     assert TrainingState.load(folder / "run" / "state.safetensors").progress.step < STEPS
     again = started(folder, "--resume")
-    out, err = again.communicate(timeout=SECONDS)
+    out, err = again.communicate(timeout=patience())
     assert again.returncode == 0, err
     assert out == trained[1].stdout
     assert left_by(folder / "run") == left_by(trained[0] / "run")

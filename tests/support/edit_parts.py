@@ -8,9 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,8 +23,7 @@ from pipeline.services.editing import EditPolicy, EditService
 from tests.support.fake_editor import FAILS, NEEDED, FakeEditorGroup, rebuilt
 from tests.support.paths import ROOT
 from tests.support.store_rig import LINEAGE, MAX_ATTEMPTS, TTL, StoreRig
-
-SECONDS = 60
+from tests.support.waiting import patience
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +45,7 @@ class Worker:
 
     def status(self) -> int:
         """How it ended."""
-        return self.process.wait(timeout=SECONDS)
+        return self.process.wait(timeout=patience())
 
     def loaded(self) -> dict[str, Any]:
         """What a fresh group loaded from the files at its end."""
@@ -89,14 +87,6 @@ def finished(rig: StoreRig, *options: str) -> dict[str, Any]:
     """A worker that works until the lineage is settled; what a fresh group loads from the files then."""
     with worker(rig, *options) as made:
         return made.loaded()
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Poll, for so long at most."""
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.02)
 
 
 def work_here(rig: StoreRig) -> None:

@@ -25,8 +25,8 @@ from pipeline.services.registry_ports import RegistryEntry
 from pipeline.services.relaying import OutboxRelay
 from tests.support.fake_editor import FakeEditorGroup
 from tests.support.fake_registry import FakeRegistry
+from tests.support.waiting import patience
 
-SECONDS = 60
 POLL_SECONDS = 0.05
 
 
@@ -57,7 +57,7 @@ def work(kept: Stores, asked: argparse.Namespace) -> int:
             raise EngineFailed("expected an answer of rank 0, got none")
 
     service = edit_service(load_settings(), FakeEditorGroup(before_trial))
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + patience()
     rings = 0
     while rings < asked.rings or not is_settled(kept, asked.lineage):
         if time.monotonic() > deadline:
@@ -99,7 +99,7 @@ def loaded(kept: Stores, lineage: str) -> dict[str, Any]:
 def pause(folder: Path) -> None:
     """Wait in the middle of the first candidate until the test says so."""
     (folder / "reached").touch()
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + patience()
     while not (folder / "go").exists():
         if time.monotonic() > deadline:
             raise TimeoutError("nobody said go")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -17,9 +17,9 @@ from pipeline.config import Settings
 from pipeline.domain.messages import PollCounts
 from pipeline.services.intake import Intake
 from tests.support.registry_entries import lineage
+from tests.support.waiting import patience
 
 LINEAGE = "facts"
-DEADLINE_SECONDS = 60
 
 
 def intake_settings(postgres_url: str, kafka_bootstrap: str, topic: str, **changes: Any) -> Settings:
@@ -65,7 +65,7 @@ def produce(kafka_bootstrap: str, topic: str, values: Sequence[bytes | None], *,
     )
     try:
         futures = [producer.send(topic, value=value, key=LINEAGE.encode(), partition=partition) for value in values]
-        return [future.get(timeout=30).offset for future in futures]
+        return [future.get(timeout=patience()).offset for future in futures]
     finally:
         producer.close(timeout=5)
 
@@ -73,9 +73,9 @@ def produce(kafka_bootstrap: str, topic: str, values: Sequence[bytes | None], *,
 def run_until(intake: Intake, num_messages: int) -> PollCounts:
     """Poll until that many messages are recorded, or fail."""
     total = PollCounts()
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    began = time.monotonic()
     while total.received + total.duplicates + total.refused < num_messages:
-        assert time.monotonic() < deadline, f"expected {num_messages} messages, got {total}"
+        assert time.monotonic() - began < patience(), f"expected {num_messages} messages, got {total}"
         counts = intake.run_once()
         total = PollCounts(
             received=total.received + counts.received,
@@ -83,14 +83,6 @@ def run_until(intake: Intake, num_messages: int) -> PollCounts:
             refused=total.refused + counts.refused,
         )
     return total
-
-
-def eventually(is_so: Callable[[], bool], what: str, *, seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait for something, bounded."""
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, f"expected {what} within {seconds} s"
-        time.sleep(0.05)
 
 
 def rows(postgres_url: str, query: str) -> list[tuple[Any, ...]]:

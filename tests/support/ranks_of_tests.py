@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any, NoReturn
 
 from tests.support.paths import ROOT
+from tests.support.waiting import patience
 from workers.lifetime import RENDEZVOUS
 
 
@@ -37,7 +38,7 @@ def run_ranks(program: str, *words: str, num_ranks: int) -> list[Any]:
             ended.enter_context(process)
             ended.callback(process.kill)
         for process in processes:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=patience(240))
             assert process.returncode == 0, err[-3000:]
             found.append(json.loads(out.splitlines()[-1]))
     return found

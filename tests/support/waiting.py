@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import timedelta
 
 SECONDS = 120.0
 """How long anything may take on an idle machine. Only a test that fails waits so long."""
 POLL_SECONDS = 0.02
 
 
-def patience(seconds: float = SECONDS) -> timedelta:
-    """Return how long to wait now for what an idle machine does within `seconds`.
+def patience(seconds: float = SECONDS) -> float:
+    """Return for how many seconds to wait now for what an idle machine does within `seconds`.
 
     A process gets about one part in `load / cores` of a core, so the wait grows by as much.
     """
-    return timedelta(seconds=seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-def eventually(holds: Callable[[], bool], what: str | Callable[[], str] = "it", *, seconds: float = SECONDS) -> None:
+def eventually(holds: Callable[[], object], what: str | Callable[[], str], *, seconds: float = SECONDS) -> None:
     """Poll until something holds; fail the test if it does not in time.
 
     Args:
@@ -31,6 +30,6 @@ def eventually(holds: Callable[[], bool], what: str | Callable[[], str] = "it", 
     began = time.monotonic()
     while not holds():
         # The bound is asked for anew each time: the load may have risen since.
-        if time.monotonic() - began > patience(seconds).total_seconds():
+        if time.monotonic() - began > patience(seconds):
             raise AssertionError(f"waited in vain for {what if isinstance(what, str) else what()}")
         time.sleep(POLL_SECONDS)

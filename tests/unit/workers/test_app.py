@@ -12,6 +12,7 @@ from pipeline import bootstrap
 from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
 from pipeline.domain.errors import EditorFailed, EngineFailed, LeaseLost
 from tests.support.paths import ROOT
+from tests.support.waiting import patience
 from workers import tasks
 from workers.app import CONTROL, EVERY_SECONDS, configuration
 
@@ -112,6 +113,6 @@ def test_a_periodic_task_does_not_run_beside_itself(monkeypatch: pytest.MonkeyPa
 def test_the_tasks_import_without_torch_and_without_mlflow() -> None:
     text = "import sys, workers.tasks; print([m for m in ('torch', 'deepspeed', 'mlflow') if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=patience(), check=True
     )
     assert done.stdout.strip() == "[]"

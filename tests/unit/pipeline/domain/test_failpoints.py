@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.waiting import patience
 
 PROGRAM = """
 from pipeline.domain.failpoints import failpoint
@@ -36,6 +37,6 @@ def test_a_process_dies_at_the_boundary_it_is_told_and_only_there(armed: str | N
     if armed is not None:
         environment["CORRIGENDA_FAILPOINT"] = armed
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience()
     )
     assert (done.stdout, done.returncode) == (printed, status)

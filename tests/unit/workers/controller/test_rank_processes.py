@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.domain.errors import EngineFailed, Misconfigured
+from tests.support.processes import is_gone
+from tests.support.waiting import eventually, patience
 from workers.commands import PROTOCOL_VERSION, Generate
 from workers.controller import rank_processes
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankProcesses, RankSpec
-
-SECONDS = 30
 
 # Says hello and answers every command with nothing but its number.
 OBEDIENT = """
@@ -62,25 +60,8 @@ def spec(
     return RankSpec(num_ranks=num_ranks, log=tmp_path / "ranks.log", program=(sys.executable, "-c", text))
 
 
-def group(spec: RankSpec, *, seconds: float = SECONDS) -> RankGroup:
-    return RankGroup(spec, command_timeout=timedelta(seconds=seconds))
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+def group(spec: RankSpec, *, seconds: float | None = None) -> RankGroup:
+    return RankGroup(spec, command_timeout=timedelta(seconds=seconds or patience()))
 
 
 def test_a_group_answers_and_leaves_no_process(tmp_path: Path) -> None:
@@ -107,10 +88,10 @@ def test_a_rank_that_is_killed_while_idle_is_replaced_at_the_next_command(tmp_pa
         ranks.weights_digest()
         first = ranks.pids
         os.kill(first[1], signal.SIGKILL)
-        assert eventually(lambda: is_gone(first[1]))
+        eventually(lambda: is_gone(first[1]), "the end of rank 1")
         with pytest.raises(EngineFailed, match=r"rank 1 .* ended with status -9"):
             ranks.weights_digest()
-        assert eventually(lambda: is_gone(first[0]))
+        eventually(lambda: is_gone(first[0]), "the end of rank 0")
         ranks.weights_digest()
         assert not set(ranks.pids) & set(first)
 
@@ -126,7 +107,8 @@ def test_a_rank_that_does_not_answer_in_time_is_killed(tmp_path: Path) -> None:
     behave = "import signal; os.kill(os.getpid(), signal.SIGSTOP)"
     with group(spec(tmp_path, behave=behave), seconds=3) as ranks:
         ranks.start()
-        (pid,) = ranks.pids if eventually(lambda: bool(ranks.pids)) else ()
+        eventually(lambda: ranks.pids, "a rank")
+        (pid,) = ranks.pids
         with pytest.raises(EngineFailed, match=r"expected an answer to ping within 3 s, got none"):
             ranks.weights_digest()
         assert is_gone(pid)
