@@ -219,7 +219,7 @@ def test_a_spawned_process_is_logged_tracked_and_stopped_with_its_children(stack
     eventually(lambda: len(processes_of(stack)) >= 2, "the process that the spawned one starts")
     assert first.log.read_text() == "hello\n"
     stack.stop()
-    assert processes_of(stack) == set()
+    eventually(lambda: not processes_of(stack), "the end of its children, which were killed")
 
 
 def test_a_process_that_ignores_the_request_to_end_is_killed(stack: LocalStack) -> None:
