@@ -126,14 +126,14 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
         case Load(plan=plan):
             return replace(reply, loaded=model.load(plan))
         case TryEdits(candidate=candidate):
-            return replace(reply, outcome=model.try_edits(candidate))
+            return replace(reply, outcome=model.snapshot.try_edits(candidate))
         case Keep(candidate_id=candidate_id, folder=folder, with_accumulator=with_accumulator):
             files = model.keep(candidate_id, folder=Path(folder), with_accumulator=with_accumulator)
             return replace(reply, files=files)
         case Held(snapshot_id=snapshot_id, digest=digest):
-            model.held(snapshot_id, digest=digest)
+            model.snapshot.committed(snapshot_id, digest=digest)
         case Generate(prompts=prompts, max_new_tokens=max_new_tokens):
-            return replace(reply, answers=model.generate(prompts, max_new_tokens=max_new_tokens))
+            return replace(reply, answers=model.snapshot.generate(prompts, max_new_tokens=max_new_tokens))
         case Export(folder=folder):
             return replace(reply, exported=model.export(Path(folder)))
         case Free():
@@ -158,7 +158,7 @@ def _said(reply: Reply, model: HeldModel, request: Request) -> str:
     alike = replace(reply, files=None, exported=None, outcome=reply.outcome and replace(reply.outcome, seconds={}))
     evidence = ""
     if isinstance(request.command, TryEdits) and reply.outcome is not None:
-        evidence = model.evidence(request.command.candidate.candidate_id)
+        evidence = model.snapshot.evidence(request.command.candidate.candidate_id)
     return sha256_text(REPLIES.encode(alike).decode() + evidence)
 
 

@@ -1,0 +1,192 @@
+"""One snapshot in the weights of a rank: the candidates that are tried on it, the one that is kept, and its answers.
+
+Between two calls the edited weights are exactly those of the snapshot that was loaded or kept last.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from editors.measure.scorer import Scorer
+from editors.methods.base import Editor, EditResult
+from editors.models.families import EditableModel
+from editors.solve.ledger import Ledger
+from editors.weights.deltas import save_accumulators
+from pipeline.domain.canonical import canonical_json, sha256_blocks
+from pipeline.domain.errors import EngineFailed, UnknownRecord
+from pipeline.domain.failpoints import failpoint
+from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, FileRef, KeptFiles, LedgerPlan, LoadPlan
+from workers.rank.sharded_weights import ShardedWeights
+from workers.rank.validation import require_encodable, require_finite
+
+GENERATED_TOGETHER = 64
+"""Prompts continued in one batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Editing:
+    """What candidates are made and measured with."""
+
+    ledger: Ledger
+    """Rows of the active edits that this rank solves for."""
+    scorer: Scorer
+    """Measures candidates against the snapshot."""
+    editor: Editor
+    """Makes candidates."""
+
+
+@dataclass(kw_only=True, slots=True)
+class HeldSnapshot:
+    """A snapshot of a lineage on the base that is loaded."""
+
+    plan: LoadPlan
+    """What it was put together from; its id and digest move on with `committed`."""
+    model: EditableModel
+    """The base's module with the lineage's inner parameters."""
+    weights: ShardedWeights
+    """This rank's part of the edited weights."""
+    editing: Editing | None
+    """What candidates are made with; None where the plan had no ledger."""
+    tried: dict[str, EditResult] = field(default_factory=dict)
+    """Candidates since the snapshot was loaded or kept, by candidate id."""
+    last_candidate: str = ""
+    """The candidate whose answers the scorer has."""
+
+    @property
+    def suite_keys(self) -> tuple[str, ...]:
+        """Conflict keys of the facts that the lineage's suite asks for, sorted; none without a ledger."""
+        facts = self.editing.scorer.suite_facts if self.editing else ()
+        return tuple(sorted(canonical_json([self.plan.lineage, *json.loads(fact)]) for fact in facts))
+
+    def scorer_for(self, wanted: LedgerPlan) -> Scorer | None:
+        """Return the scorer for another snapshot of the lineage, if that is measured by the same suite and text."""
+        if self.editing is None or self.plan.ledger is None or self.plan.ledger.baseline != wanted.baseline:
+            return None
+        self.editing.scorer.reset()
+        return self.editing.scorer
+
+    def evidence(self, candidate_id: str) -> str:
+        """Return the SHA-256 of a candidate's factors, which every rank must have found alike."""
+        pairs = self._tried(candidate_id).delta.factors.values()
+        return sha256_blocks(factor.numpy().tobytes() for pair in pairs for factor in pair)
+
+    def try_edits(self, candidate: Candidate) -> CandidateOutcome:
+        """Edit, apply, measure, and go back to the snapshot, bit for bit, whatever happened.
+
+        Raises:
+            EditorFailed: if the model can never say what an edit asks for, or the numbers cannot be used.
+            UnknownRecord: if an edit is to leave that has no rows.
+        """
+        editing = self._editing()
+        scorer = editing.scorer
+        require_encodable(self.model, candidate.added)
+        with _unchanged(self.weights):
+            result = editing.editor.edit(
+                self.model, self.weights, editing.ledger, candidate.added, candidate.removed_ids
+            )
+            clock = _Clock()
+            scorer.observe_parent(candidate.added, candidate.retained)
+            observing = clock.lap()
+            failpoint("rank:before_apply")
+            self.weights.apply(result.delta)
+            applying = clock.lap()
+            measurements = scorer.measure(
+                added=candidate.added, retained=candidate.retained, gone_keys=candidate.gone_keys, delta=result.delta
+            )
+            seconds = {**result.seconds, "apply": applying, "measure": observing + clock.lap()}
+        require_finite(measurements)
+        self.tried[candidate.candidate_id], self.last_candidate = result, candidate.candidate_id
+        return CandidateOutcome(
+            measurements=measurements, num_passes=result.num_passes, num_rows=result.num_rows, seconds=seconds
+        )
+
+    def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool, is_writer: bool) -> KeptFiles | None:
+        """Hold a tried candidate from now on, and write its files on the rank that writes (None elsewhere).
+
+        Raises:
+            UnknownRecord: if no such candidate was made since the last load.
+        """
+        editing, result = self._editing(), self._tried(candidate_id)
+        self.weights.apply(result.delta)
+        editing.ledger.commit(result.rows, result.removed_ids)
+        if self.last_candidate == candidate_id:
+            editing.scorer.keep()
+        else:
+            editing.scorer.reset()
+        self.tried.clear()
+        shifts = self._whole_shifts(is_kept=is_writer) if with_accumulator else None
+        failpoint("rank:before_files")
+        if not is_writer:
+            return None
+        delta, rows, accumulator = (folder / f"{part}.safetensors" for part in ("delta", "rows", "accumulator"))
+        return KeptFiles(
+            delta=FileRef(path=str(delta), digest=result.delta.save(delta)),
+            rows=FileRef(path=str(rows), digest=result.rows.save(rows)),
+            accumulator=FileRef(path=str(accumulator), digest=save_accumulators(accumulator, shifts))
+            if shifts is not None
+            else None,
+        )
+
+    def committed(self, snapshot_id: str, *, digest: str) -> None:
+        """Take note of the snapshot that the kept candidate became."""
+        self.plan = replace(self.plan, snapshot_id=snapshot_id, digest=digest)
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:
+        """Return greedy continuations of the prompts, as they are."""
+        answers: list[str] = []
+        for start in range(0, len(prompts), GENERATED_TOGETHER):
+            together = prompts[start : start + GENERATED_TOGETHER]
+            answers += self.model.generate(together, max_new_tokens=max_new_tokens)
+        return tuple(Answer(prompt=prompt, text=text) for prompt, text in zip(prompts, answers, strict=True))
+
+    def _whole_shifts(self, *, is_kept: bool) -> dict[str, Tensor]:
+        """Gather the accumulators of all ranks, one at a time on every rank, and return them where they are kept."""
+        shifts = {}
+        for name in self.model.inner_param_names:
+            whole = self.weights.shift(name)
+            if is_kept:
+                shifts[name] = whole.cpu()
+        return shifts
+
+    def _editing(self) -> Editing:
+        if self.editing is None:
+            raise EngineFailed("expected a snapshot that was loaded with its ledger, got one that only answers")
+        return self.editing
+
+    def _tried(self, candidate_id: str) -> EditResult:
+        result = self.tried.get(candidate_id)
+        if result is None:
+            raise UnknownRecord(
+                f"expected a candidate of the snapshot that is held, got {candidate_id}", candidate_id=candidate_id
+            )
+        return result
+
+
+class _Clock:
+    """Wall time between one `lap` and the next."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def lap(self) -> float:
+        began, self._began = self._began, time.perf_counter()
+        return self._began - began
+
+
+@contextmanager
+def _unchanged(weights: ShardedWeights) -> Iterator[None]:
+    """Put the weights back to what they were on entry, and make sure of it."""
+    saved, before = weights.save(), weights.digest()
+    try:
+        yield
+    finally:
+        weights.restore(saved)
+        if weights.digest() != before:
+            raise EngineFailed(f"expected the weights to be restored to {before}, got {weights.digest()}")
