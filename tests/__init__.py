@@ -1,1 +1,4 @@
-"""The tests: unit, contract, integration, faults, e2e and gpu."""
+"""Tests by how much of the world they need: unit, contract, integration, faults, e2e, gpu.
+
+`support` holds what they share, `benchmarks` the programs that measure.
+"""

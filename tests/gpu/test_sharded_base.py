@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from tests.support.sharded_at_scale import cost_on_ranks, random_plan, word_edits
+from tests.benchmarks.sharded_at_scale import cost_on_ranks, random_plan, word_edits
 from tests.support.tiny_lineage import candidate, edits, make_tiny_lineage, plan_after
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec

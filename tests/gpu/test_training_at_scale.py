@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.support.training_at_scale import cost_of_training, eleven_billion
+from tests.benchmarks.training_at_scale import cost_of_training, eleven_billion
 
 pytestmark = pytest.mark.gpu
 

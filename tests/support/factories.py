@@ -11,6 +11,23 @@ from pipeline.domain.edits import Edit, EditRequest
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+WIRE_REQUEST: dict[str, Any] = {
+    "version": 1,
+    "request_id": "r1",
+    "lineage": "facts",
+    "prompt": "The capital of Australia is",
+    "target_new": "Canberra",
+    "target_true": "Sydney",
+    "subject": "Australia",
+    "relation": "capital",
+    "rephrases": ["Australia's capital is"],
+    "locality": [{"prompt": "The capital of Japan is", "target": "Tokyo"}],
+    "portability": [{"prompt": "Parliament sits in", "target": "Canberra"}],
+    "source": "desk",
+    "submitted_by": "ann",
+    "occurred_at": "2026-06-01T12:00:00Z",
+}
+"""A correction on the wire, with every field."""
 
 
 def make_request(request_id: str = "r1", **changes: Any) -> EditRequest:

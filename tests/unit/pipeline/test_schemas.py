@@ -11,7 +11,7 @@ from pipeline import schemas
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import InvalidMessage
 from pipeline.domain.wire import parse_object
-from tests.unit.pipeline.domain.test_wire_fuzz import VALID
+from tests.support.factories import WIRE_REQUEST
 
 
 def test_the_kept_schemas_are_what_the_models_say() -> None:
@@ -28,7 +28,7 @@ def test_a_kept_schema_is_a_schema(name: str) -> None:
     "changes", [{}, {"subject": None}, {"prompt": ""}, {"version": 2}, {"x": 1}, {"rephrases": "a"}, {"lineage": "a b"}]
 )
 def test_schema_and_parser_agree(changes: dict[str, object]) -> None:
-    document = VALID | changes
+    document = WIRE_REQUEST | changes
     schema = json.loads((schemas.FOLDER / "edits.requests.v1.json").read_text())
     is_valid = jsonschema.Draft202012Validator(schema).is_valid(document)
     try:

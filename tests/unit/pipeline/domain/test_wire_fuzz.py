@@ -14,23 +14,8 @@ from pipeline.domain.errors import InvalidMessage
 from pipeline.domain.messages import Message, PartitionKey
 from pipeline.domain.wire import MAX_MESSAGE_BYTES, parse_message
 from pipeline.services.intake import is_misrouted, parsed_message
+from tests.support.factories import WIRE_REQUEST
 
-VALID: dict[str, Any] = {
-    "version": 1,
-    "request_id": "r1",
-    "lineage": "facts",
-    "prompt": "The capital of Australia is",
-    "target_new": "Canberra",
-    "target_true": "Sydney",
-    "subject": "Australia",
-    "relation": "capital",
-    "rephrases": ["Australia's capital is"],
-    "locality": [{"prompt": "The capital of Japan is", "target": "Tokyo"}],
-    "portability": [{"prompt": "Parliament sits in", "target": "Canberra"}],
-    "source": "desk",
-    "submitted_by": "ann",
-    "occurred_at": "2026-06-01T12:00:00Z",
-}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
@@ -61,25 +46,25 @@ def test_any_json_is_answered(document: Any) -> None:
 
 
 @settings(max_examples=400)
-@given(field=st.sampled_from(sorted(VALID)), value=JSON)
+@given(field=st.sampled_from(sorted(WIRE_REQUEST)), value=JSON)
 def test_a_correction_with_any_value_in_one_field_is_answered(field: str, value: Any) -> None:
-    answered(json.dumps(VALID | {field: value}).encode())
+    answered(json.dumps(WIRE_REQUEST | {field: value}).encode())
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=()), max_size=30))
 def test_any_text_in_a_prompt_is_answered(text: str) -> None:
-    answered(json.dumps(VALID | {"prompt": text}).encode("utf-8", errors="surrogatepass"))
+    answered(json.dumps(WIRE_REQUEST | {"prompt": text}).encode("utf-8", errors="surrogatepass"))
 
 
 @given(st.datetimes(), st.integers(-23, 23), st.integers(0, 59))
 def test_any_time_with_an_offset_is_answered(at: Any, hours: int, minutes: int) -> None:
     text = f"{at.isoformat()}{hours:+03d}:{minutes:02d}"
-    answered(json.dumps(VALID | {"occurred_at": text}).encode())
+    answered(json.dumps(WIRE_REQUEST | {"occurred_at": text}).encode())
 
 
 @given(cut=st.integers(0, 400), byte=st.integers(0, 255))
 def test_a_correction_with_any_byte_changed_is_answered(cut: int, byte: int) -> None:
-    value = bytearray(json.dumps(VALID).encode())
+    value = bytearray(json.dumps(WIRE_REQUEST).encode())
     value[cut % len(value)] = byte
     answered(bytes(value))
 
@@ -125,7 +110,7 @@ def test_any_depth_is_answered(depth: int, opening: str) -> None:
 )
 def test_a_refusal_names_the_field_and_what_was_expected(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidMessage, match=reason):
-        parse_message(json.dumps(VALID | changes).encode())
+        parse_message(json.dumps(WIRE_REQUEST | changes).encode())
 
 
 @pytest.mark.parametrize(
@@ -148,14 +133,14 @@ def test_what_is_no_object_is_refused_with_a_reason(value: bytes | None, reason:
 
 @pytest.mark.parametrize("missing", ["request_id", "lineage", "prompt", "target_new", "occurred_at"])
 def test_what_is_missing_is_named(missing: str) -> None:
-    document = {name: value for name, value in VALID.items() if name != missing}
+    document = {name: value for name, value in WIRE_REQUEST.items() if name != missing}
     with pytest.raises(InvalidMessage, match=missing):
         parse_message(json.dumps(document).encode())
 
 
 @pytest.mark.parametrize(("key", "is_so"), [(None, False), (b"facts", False), (b"other", True), (b"\xff", True)])
 def test_a_key_that_is_not_the_lineage_is_noticed_and_refuses_nothing(key: bytes | None, is_so: bool) -> None:
-    parsed = parsed_message(_message(json.dumps(VALID).encode(), key=key))
+    parsed = parsed_message(_message(json.dumps(WIRE_REQUEST).encode(), key=key))
     assert parsed.refusal is None
     assert is_misrouted(parsed) is is_so
 

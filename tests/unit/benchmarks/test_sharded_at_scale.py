@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from tests.support.sharded_at_scale import cost_on_ranks, demo_edits, random_plan, word_edits
+from tests.benchmarks.sharded_at_scale import cost_on_ranks, demo_edits, random_plan, word_edits
 
 SMALL = LlamaConfig(
     vocab_size=200,

@@ -7,7 +7,7 @@ import math
 import torch
 from transformers import LlamaConfig
 
-from tests.support.training_at_scale import cost_of_training, eleven_billion
+from tests.benchmarks.training_at_scale import cost_of_training, eleven_billion
 
 
 def test_the_steps_that_are_timed_at_scale_are_steps_of_training() -> None:

@@ -1,6 +1,6 @@
 """What a base on ranks costs in seconds and memory: a load, a batch with its gates, a swap; against a whole base.
 
-`python -m tests.support.sharded_at_scale --ranks 1 --ranks 2` measures the embedded base on this machine,
+`python -m tests.benchmarks.sharded_at_scale --ranks 1 --ranks 2` measures the embedded base on this machine,
 corrections and the gradient as editor, and prints a line of JSON for each number of ranks. tests/gpu does the same with
 billions of random weights.
 """
@@ -273,7 +273,7 @@ def _timed(work: Any) -> float:
 
 def main() -> None:
     """Measure the embedded base."""
-    parser = argparse.ArgumentParser(prog="python -m tests.support.sharded_at_scale", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.sharded_at_scale", description=__doc__)
     parser.add_argument("--ranks", type=int, action="append", required=True, help="may be repeated")
     parser.add_argument("--edits", type=int, default=32, help="of the batch")
     parser.add_argument("--deepspeed-config", type=Path, help="DeepSpeed JSON")
