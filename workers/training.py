@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from editors.methods.options import positive
 from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.rank_api import BaseSpec
 from workers.lifetime import RENDEZVOUS, tie_to_parent
@@ -142,16 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains an editor against a sharded base; every other option is one of `editors.training`.",
         allow_abbrev=False,
     )
-    parser.add_argument("--ranks", type=_positive, required=True, help="processes that hold the base together")
+    parser.add_argument("--ranks", type=positive, required=True, help="processes that hold the base together")
     parser.add_argument("--deepspeed-config", type=Path, help="DeepSpeed JSON instead of infra/deepspeed/zero3.json")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 from editors.data.atomic_files import write_atomically
 from editors.data.datasets import prior_lines, prior_subjects, read_suite, read_text
 from editors.mend.shipped import shipped_editor
+from editors.methods.options import add_base_options, add_prior_option, add_weight_options
 from editors.models.declared_task import declared_task
 from editors.models.digest import base_digest
 from pipeline.domain.canonical import canonical_json, sha256_file, sha256_json
@@ -193,14 +194,12 @@ def _say(line: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare a lineage's files and print `lineage.json`; one sentence and exit status 1 when it cannot."""
     parser = argparse.ArgumentParser(prog="python -m editors.prepare", description=main.__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="folder of the base model")
+    add_base_options(parser, task="")
     parser.add_argument("--suite", type=Path, required=True, help="locality suite, JSON lines")
     parser.add_argument("--text", type=Path, required=True, help="plain text for perplexity")
-    parser.add_argument("--prior-text", type=Path, action="append", required=True, help="for the prior; repeatable")
-    parser.add_argument("--task", default="", help="causal, seq2seq or classifier; by default what the config declares")
+    add_prior_option(parser, usual=None)
     parser.add_argument("--editor", default="", help="folder of a trained editor, or none; by default what ships")
-    parser.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
-    parser.add_argument("--subject-param", action="append", default=[], help="an --inner-param with subject rows")
+    add_weight_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     given = parser.parse_args(arguments)
     inputs = Inputs(
@@ -208,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         suite=given.suite,
         text=given.text,
         prior_text=tuple(given.prior_text),
-        inner_params=tuple(given.inner_param),
-        subject_params=tuple(given.subject_param),
+        inner_params=tuple(given.inner_params),
+        subject_params=tuple(given.subject_params),
         task=given.task,
         editor=given.editor,
     )

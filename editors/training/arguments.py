@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from editors.evaluation.arguments import FACTS, PRIOR_HELP
+from editors.methods.options import (
+    PRIOR_TEXT,
+    add_base_options,
+    add_prior_option,
+    add_setting_options,
+    add_weight_options,
+    flag,
+    positive,
+)
 from editors.models.declared_task import declared_task
 from editors.models.digest import base_digest
 from editors.training.loop import LoopSettings
@@ -18,7 +26,6 @@ from editors.training.mend_objective import MendObjectiveSettings
 from editors.training.solved_objective import SolvedSettings
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.rank_api import EditorSettings
 
 ObjectiveSettings = SolvedSettings | MendObjectiveSettings
 OBJECTIVES: dict[str, type[SolvedSettings] | type[MendObjectiveSettings]] = {
@@ -48,17 +55,16 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("--data", type=Path, required=True, help="edits to learn from: our JSONL, CounterFact, zsRE ...")
-    made.add_argument("--model", type=Path, required=True, help="folder of the base")
+    add_base_options(made, task=None)
     made.add_argument("--out", type=Path, required=True, help="folder of the run; new or empty without --resume")
     made.add_argument("--resume", action="store_true", help="go on with the run in --out")
     made.add_argument("--validation", type=Path, help="edits to validate on; the last of --data if left out")
-    made.add_argument("--held-out", type=_positive, default=64, help="most edits to validate on")
-    made.add_argument("--text", type=Path, default=FACTS / "prior.txt", help="plain text that has to stay")
-    made.add_argument("--prior-text", type=Path, action="append", help=f"{PRIOR_HELP}; --text if left out")
-    made.add_argument("--task", help="causal, seq2seq or classifier; what the base declares if left out")
-    made.add_argument("--limit", type=_positive, help="how many of --data from the top")
+    made.add_argument("--held-out", type=positive, default=64, help="most edits to validate on")
+    made.add_argument("--text", type=Path, default=PRIOR_TEXT, help="plain text that has to stay")
+    add_prior_option(made, usual="--text")
+    made.add_argument("--limit", type=positive, help="how many of --data from the top")
     made.add_argument("--licence", default="", help="what the data's licences ask for; stands in the card")
-    made.add_argument("--threads", type=_positive, help="of torch; another number gives other last bits")
+    made.add_argument("--threads", type=positive, help="of torch; another number gives other last bits")
     _add_transform(made)
     _add_loop(made)
     _add_constants(made)
@@ -68,26 +74,17 @@ def parser() -> argparse.ArgumentParser:
 def _add_transform(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("what is trained")
     group.add_argument("--solver", choices=tuple(OBJECTIVES), default="recursive", help="what makes weights of shifts")
-    group.add_argument("--rank", type=_positive, default=256, help="of the network")
+    group.add_argument("--rank", type=positive, default=256, help="of the network")
     group.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the base")
-    group.add_argument(
-        "--inner-param", dest="inner_params", action="append", default=[], help="name of a weight; may be repeated"
-    )
-    group.add_argument(
-        "--subject-param",
-        dest="subject_params",
-        action="append",
-        default=[],
-        help="one of them whose edit rows are subject tokens: what recursive trains for",
-    )
+    add_weight_options(group)
 
 
 def _add_loop(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("steps")
-    group.add_argument("--steps", type=_positive, help="most steps")
-    group.add_argument("--patience", type=_positive, help="validations without a better score that end the run")
-    group.add_argument("--validate-every", type=_positive, help="steps between two validations")
-    group.add_argument("--save-every", type=_positive, help="steps between two states: what a kill can cost")
+    group.add_argument("--steps", type=positive, help="most steps")
+    group.add_argument("--patience", type=positive, help="validations without a better score that end the run")
+    group.add_argument("--validate-every", type=positive, help="steps between two validations")
+    group.add_argument("--save-every", type=positive, help="steps between two states: what a kill can cost")
     group.add_argument("--max-norm", type=float, help="to which the gradient is clipped")
     group.add_argument("--seed", type=int, default=0, help="of the data's order and whatever is drawn")
 
@@ -99,9 +96,7 @@ def _add_constants(made: argparse.ArgumentParser) -> None:
         if name != "seed":
             group.add_argument(_flag(name), dest=name, type=kind, help=f"see {_owners(name)}")
     group = made.add_argument_group("how it will be used", "see EditorSettings")
-    for name in USED:
-        default = getattr(EditorSettings(), name)
-        group.add_argument(_flag(name), dest=name, type=type(default), default=default, help=f"{default} if left out")
+    add_setting_options(group, USED)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -187,11 +182,4 @@ def _owners(name: str) -> str:
 
 
 def _flag(name: str) -> str:
-    return f"--{NAMED_OTHERWISE.get(name, name).replace('_', '-')}"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    return flag(NAMED_OTHERWISE.get(name, name))

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from editors.methods.options import add_base_options
 from editors.models.inner_params import InnerParam
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
 from pipeline.domain.sizes import parse_size
@@ -271,14 +272,13 @@ def _refusal(plan: MemoryPlan, memory_bytes: int, host_bytes: int | None) -> str
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="corrigenda lineage plan", description=main.__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="folder of the base; only its config is read")
+    add_base_options(parser, task=None)
     parser.add_argument("--ranks", type=int, required=True, help="ranks that hold it together")
     parser.add_argument("--memory", type=parse_size, required=True, help="of a rank: 24GB, 512MiB or bytes")
     parser.add_argument("--host-memory", type=parse_size, help="of the host for each rank; not looked at if left out")
     parser.add_argument("--cpu", action="store_true", help="ranks compute on the host: --memory is the host's")
     parser.add_argument("--offload", action="store_true", help="weights lie on the host between uses")
     parser.add_argument("--deepspeed-config", type=Path, help="DeepSpeed JSON instead of infra/deepspeed/zero3.json")
-    parser.add_argument("--task", help="causal, seq2seq or classifier; by default what the config declares")
     parser.add_argument("--editor", type=Path, help="folder of a trained editor")
     parser.add_argument("--inner-param", action="append", default=[], help="a weight to edit; may be repeated")
     usual = Work()

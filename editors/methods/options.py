@@ -1,0 +1,83 @@
+"""Command-line options that several programs of `editors` take, each declared once.
+
+    parser = argparse.ArgumentParser()
+    add_base_options(parser, task=None)
+    add_weight_options(parser)
+    add_setting_options(parser, ("ridge", "rest"))
+
+Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.domain.rank_api import EditorSettings
+
+FACTS = Path(__file__).resolve().parents[2] / "infra" / "local" / "facts"
+"""Where the project's own plain texts are in a checkout."""
+PRIOR_TEXT = FACTS / "prior.txt"
+"""The text that a prior is measured over unless another is named."""
+WEIGHTS = ("inner_params", "subject_params")
+"""Settings that are names of weights: a flag without the plural's s, given once for each."""
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(EditorSettings)}
+"""Setting of an editor -> its default."""
+
+
+def add_base_options(parser: argparse.ArgumentParser, *, task: str | None) -> None:
+    """Add `--model` and `--task`; the task is what the base's config declares where its default is empty."""
+    usual = task or "what the base declares"
+    parser.add_argument("--model", type=Path, required=True, help="folder of the base")
+    parser.add_argument("--task", default=task, help=f"causal, seq2seq or classifier; {usual} if left out")
+
+
+def add_prior_option(parser: argparse.ArgumentParser, *, usual: str | None) -> None:
+    """Add `--prior-text`, which is required where there is nothing that is usual."""
+    words = "lines, or edits, over which the prior is measured; several files count alike"
+    parser.add_argument(
+        "--prior-text",
+        type=Path,
+        action="append",
+        required=usual is None,
+        help=words if usual is None else f"{words}; {usual} if left out",
+    )
+
+
+def add_weight_options(group: argparse._ActionsContainer) -> None:
+    """Add `--inner-param` and `--subject-param`, lists of names under `inner_params` and `subject_params`."""
+    helps = ("name of a weight to edit", "an --inner-param whose edit rows are subject tokens")
+    for name, words in zip(WEIGHTS, helps, strict=True):
+        group.add_argument(flag(name)[:-1], dest=name, action="append", default=[], help=f"{words}; may be repeated")
+
+
+def add_setting_options(group: argparse._ActionsContainer, names: Iterable[str], *, is_filled: bool = True) -> None:
+    """Add a flag for each setting of an editor that is named; left out, it is the default if filled, else None."""
+    for name in names:
+        usual = DEFAULTS[name]
+        words = f"see EditorSettings; {usual} if left out" if is_filled else "see EditorSettings"
+        group.add_argument(flag(name), dest=name, type=type(usual), default=usual if is_filled else None, help=words)
+
+
+def flag(name: str) -> str:
+    """Return a field's name as it stands on a command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def natural(text: str) -> int:
+    """Read a number of 0 or more; ValueError for another."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def positive(text: str) -> int:
+    """Read a number of 1 or more; ValueError for another."""
+    value = natural(text)
+    if value == 0:
+        raise ValueError(text)
+    return value
