@@ -1,4 +1,4 @@
-"""Knows how to replace a file or a folder so that a crash leaves the old or the new one. Knows no content."""
+"""Replacing a file or a folder, so that a crash at any moment leaves the old one or the new one, whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content at once: whoever reads, or comes back after a crash, finds the old or the new one."""
+    """Replace a file's content: a reader, or a restart after a crash, finds the old content or the new one, whole."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -24,7 +24,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put a folder in the place of another by renaming; between the two renames only `recover_folder` finds one."""
+    """Put the folder `new` in the place of `target`.
+
+    This takes two renames. After a crash between them, `recover_folder` puts the old folder back.
+    """
     old = _aside(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -34,12 +37,12 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def partial_of(target: Path) -> Path:
-    """Where a folder that is to appear whole is written first."""
+    """Return where to write a folder that is then renamed to `target`, so that it appears whole."""
     return target.with_name(f".{target.name}.partial")
 
 
 def recover_folder(target: Path) -> None:
-    """Undo a `replace_folder` that a crash cut in two; does nothing otherwise."""
+    """Undo a `replace_folder` that a crash has cut in two; does nothing otherwise."""
     if not target.exists() and _aside(target).exists():
         _aside(target).rename(target)
 

@@ -1,7 +1,8 @@
-"""Knows the files that edits and suites come in. Knows no model.
+"""Files of edits, of probes and of text.
 
-Edits: our own wire format (`lineage`, `request_id` and `occurred_at` may be left out) or one of those of the literature
-(see `importers`), one JSON object a line or all in one JSON list. Which it is, each object shows by its fields.
+Edits come in our own wire format, in which `lineage`, `request_id` and `occurred_at` may be left out, or in one of the
+literature's (see `formats`). A file holds one JSON object a line, or all of them in one JSON list. Each object shows
+by its fields which format it is in.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from pipeline.domain.rank_api import SuiteProbe
 from pipeline.domain.wire import parse_object
 
 EDIT_FILES = (".json", ".jsonl")
-"""What the names of files of edits end with, among those a prior is measured over."""
+"""How the names of files of edits end, among the files that a prior is measured over."""
 LINEAGE = "evaluation"
-"""Lineage of a line that names none."""
+"""Lineage of an edit that names none."""
 NO_TIME = "1970-01-01T00:00:00+00:00"
-"""Time of a line that has none: later lines win all the same."""
+"""Time of an edit that has none: of two corrections of a fact the later line wins all the same."""
 
 
 def read_edits(path: Path, *, limit: int | None = None) -> list[Edit]:
-    """The first edits of a file, as if they had been received in this order.
+    """Return the first edits of a file, as if they had been received in this order.
 
     Raises:
         Misconfigured: if the file cannot be read, a line is no edit, or there is none.
@@ -46,12 +47,12 @@ def read_edits(path: Path, *, limit: int | None = None) -> list[Edit]:
 
 
 def _complete(wire: dict[str, Any], number: int) -> dict[str, Any]:
-    """With what a line may leave out."""
+    """Return an edit with what its line may leave out."""
     return {"lineage": LINEAGE, "request_id": f"line-{number}", "occurred_at": NO_TIME} | wire
 
 
 def read_suite(path: Path) -> list[SuiteProbe]:
-    """A locality suite: JSON lines with `prompt`, and optionally `target`, `subject` and `relation`.
+    """Read a locality suite: JSON objects with `prompt`, and optionally `target`, `subject` and `relation`.
 
     Raises:
         Misconfigured: if the file cannot be read or a line is no probe.
@@ -66,7 +67,7 @@ def read_suite(path: Path) -> list[SuiteProbe]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file.
+    """Read a text file in UTF-8.
 
     Raises:
         Misconfigured: if it cannot be read.
@@ -80,9 +81,10 @@ def read_text(path: Path) -> str:
 
 
 def prior_lines(path: Path) -> list[str]:
-    """What a prior is measured over: the lines of a text, or of a file of edits (.json, .jsonl) what they stand among.
+    """Return the lines that a prior is measured over.
 
-    Of an edit that is its prompt, and its neighbours with their answers: nothing of what it corrects.
+    Of a text these are its lines. Of a file of edits (.json, .jsonl) they are each edit's prompt and its neighbours
+    with their answers: nothing of what the edit changes.
 
     Raises:
         Misconfigured: if the file cannot be read, or a line is no edit.
@@ -98,7 +100,7 @@ def prior_lines(path: Path) -> list[str]:
 
 
 def prior_subjects(paths: Iterable[Path]) -> list[tuple[str, str]]:
-    """Prompts with the subjects that they name, of those files a prior is measured over that are files of edits.
+    """Return the edits' prompts with the subjects that they name, from those files that are files of edits.
 
     Raises:
         Misconfigured: if a file cannot be read, or a line is no edit.
@@ -108,13 +110,13 @@ def prior_subjects(paths: Iterable[Path]) -> list[tuple[str, str]]:
 
 
 def latest_of_each_fact(edits: list[Edit]) -> list[Edit]:
-    """The edits without those that a later one of the list corrects again."""
+    """Return the edits without those whose fact a later edit of the list corrects again."""
     last: dict[str, EditRequest] = {edit.request.conflict_key: edit.request for edit in edits}
     return [edit for edit in edits if last[edit.request.conflict_key] is edit.request]
 
 
 def edit_lines(edits: Sequence[Edit]) -> bytes:
-    """The content of a file in our own format from which `read_edits` reads the same requests."""
+    """Return the content of a file in our own format from which `read_edits` reads the same requests."""
     return "".join(json.dumps(_wire(edit)) + "\n" for edit in edits).encode()
 
 

@@ -1,6 +1,6 @@
-"""Knows the formats in which the literature keeps edits, each recognised by its fields. Knows no file and no model.
+"""The formats in which the literature keeps edits, each recognised by its fields.
 
-| format | recognised by | what is wanted | what it replaces |
+| format | recognised by | new target | old target |
 |---|---|---|---|
 | CounterFact | `requested_rewrite` | `target_new` | `target_true` |
 | the same, flat, joined with ParaRel | `paraphrases` or `locality_prompt` | `target_new` | `target_true` |
@@ -8,7 +8,7 @@
 | EasyEdit, KnowEdit | `ground_truth`, `rephrase_prompt`, probes by name | `target_new` or `labels` | `ground_truth` |
 | our own | none of these | `target_new` | `target_true` |
 
-Each becomes an object in our own wire format; whether that is an edit, `pipeline.domain.wire` says.
+Each becomes an object in our own wire format. `pipeline.domain.wire` says whether that object is an edit.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pipeline.domain.errors import InvalidMessage
 from pipeline.domain.wire import MAX_PROBES
 
 Document = dict[str, Any]
-"""One object of a file."""
+"""One JSON object of a file."""
 
 EASYEDIT_FIELDS = frozenset(
     ("ground_truth", "rephrase_prompt", "locality_ground_truth", "portability_prompt", "labels")
 )
-"""Fields that only EasyEdit's files have."""
+"""Fields that only files of EasyEdit have."""
 
 
 def as_wire(document: Document) -> Document:
-    """An object of a known format in the fields of the wire; one of no other format is taken to be our own.
+    """Return an object of any known format in the fields of our own; one of no other format is taken to be in it.
 
     Raises:
-        InvalidMessage: if a field does not hold what it holds in that format.
+        InvalidMessage: if a field holds something else than that format says.
     """
     for name, is_it, convert in FORMATS:
         if is_it(document):
@@ -59,7 +59,7 @@ def _counterfact(document: Document) -> Document:
 
 
 def _neighbourhood(prompts: Any, true: str | None) -> Iterator[Document]:
-    """CounterFact's neighbours share the true answer; ROME's zsRE gives each its own."""
+    """Yield the neighbours as probes: CounterFact's share the old answer, each of ROME's zsRE has its own."""
     for item in prompts or []:
         given = item if isinstance(item, dict) else {"prompt": item, "target": true}
         yield from _probe(given.get("prompt"), given.get("target"))
@@ -103,7 +103,7 @@ def _easyedit(document: Document) -> Document:
 
 
 def _named(groups: Any) -> Iterator[Document]:
-    """Probes under the names of what they test: a list of them, or lists of prompts and of answers side by side."""
+    """Yield probes that lie under the names of what they test: one by one, or as lists of prompts and of answers."""
     for group in (groups or {}).values():
         for item in group if isinstance(group, list) else [group]:
             prompts, answers = item.get("prompt"), item.get("ground_truth")
@@ -118,14 +118,14 @@ def _named(groups: Any) -> Iterator[Document]:
 
 
 def _probe(prompt: Any, answer: Any) -> Iterator[Document]:
-    """A probe, if there is a prompt."""
+    """Yield a probe, if there is a prompt for it."""
     asked, target = _text(prompt), _text(answer)
     if asked:
         yield {"prompt": asked} | ({"target": target} if target else {})
 
 
 def _text(value: Any) -> str | None:
-    """A text, the one under `str`, or the first of a list of lists; None where there is none with something in it."""
+    """Return a text: the value itself, the one under `str`, or the first in nested lists; None where it is blank."""
     if isinstance(value, dict):
         value = value.get("str")
     while isinstance(value, list):
@@ -148,4 +148,4 @@ FORMATS: tuple[tuple[str, Callable[[Document], bool], Callable[[Document], Docum
     ("EasyEdit", lambda document: bool(EASYEDIT_FIELDS & set(document)) or _has_named_probes(document), _easyedit),
     ("CounterFact with ParaRel", lambda document: bool({"paraphrases", "locality_prompt"} & set(document)), _flat),
 )
-"""(name, whether an object is of the format, its fields as the wire has them); the first that fits is taken."""
+"""(name, whether an object is in the format, its fields in our own format); the first that fits is taken."""

@@ -1,1 +1,4 @@
-"""What a model shows to edits: families, tokens, hooks on inner parameters, generation, and how ranks talk."""
+"""What a model shows to edits: one interface for every family of models, tokens, hooks, generation, and ranks.
+
+`families` is the way in (`editable`, `EditableModel`); `hooks` reads and adds at edited layers, `digest` names a base.
+"""

@@ -1,8 +1,11 @@
-"""Knows the face that models of every family show to what edits and measures them. Knows no architecture.
+"""The interface of models of every family, for all that edits and measures them.
+
+    model = families.editable("causal", module, tokenizer)
+    batch = model.encode([("The capital of Peru is", "Lima")])
+    logits_NV = model.target_logits(batch)
 
 Everything goes through the module's own forward and through hooks, never through a weight, so that it works unchanged
-on a module that DeepSpeed ZeRO-3 partitions. What a family calls a token of a target is up to it: a classifier's are
-its labels.
+on a module that DeepSpeed ZeRO-3 partitions. Each family decides what a target token is: a classifier's are its labels.
 
 Legend: B sequences, L padded length, N target tokens in the batch, T edit rows, V vocabulary or labels.
 """
@@ -23,19 +26,19 @@ from editors.models.inner_params import InnerParam, inner_params
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks, encode_chat, encode_prompt, num_tokens
 
 Pair = tuple[str, str]
-"""A prompt and the target that answers it."""
+"""A prompt, and the target that answers it."""
 
 CHUNK_TOKENS = 2048
-"""Most padded tokens of one forward while measuring."""
+"""Most padded tokens of one forward, unless told otherwise."""
 
 
 class EditableModel(ABC):
-    """A model with the weights that may be edited.
+    """A model, its tokenizer, and the weights that may be edited.
 
     Args:
-        module: a Hugging Face model, or `engine.module` of DeepSpeed; put into eval mode, gradients off.
-        tokenizer: its tokenizer.
-        inner_param_names: weights to edit; the architecture's default when empty.
+        module: a Hugging Face model, or `engine.module` of DeepSpeed; put into eval mode, with gradients off.
+        tokenizer: the tokenizer that belongs to it.
+        inner_param_names: the weights to edit; the architecture's default when empty.
         comm: the ranks that hold the module together.
 
     Raises:
@@ -43,13 +46,13 @@ class EditableModel(ABC):
     """
 
     task: ClassVar[str]
-    """As in a lineage: `causal`, `seq2seq` or `classifier`."""
+    """Task as a lineage names it: `causal`, `seq2seq` or `classifier`."""
     drawdown_on: ClassVar[Literal["text", "suite"]]
-    """What it is measured on how well the model does at large: plain text, or the targets of a suite of probes."""
+    """What drawdown is measured on: plain text, or the targets of a suite of probes."""
     drawdown_by: ClassVar[Literal["perplexity", "accuracy"]] = "perplexity"
-    """By which figure."""
+    """The figure that drawdown compares."""
     has_subject_keys: ClassVar[bool] = False
-    """Whether edit rows may be subject tokens alone, whose keys no later word of a prompt changes."""
+    """Whether an edit row may be its subject's last token, whose key no later word of the prompt changes."""
 
     def __init__(
         self, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, comm: Comm = ALONE
@@ -61,17 +64,17 @@ class EditableModel(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device that the parameters are on."""
         return next(self.module.parameters()).device
 
     @property
     def inner_param_names(self) -> tuple[str, ...]:
-        """Names of the edited weights, in the order in which they run."""
+        """Names of the weights that may be edited, in the order in which they run."""
         return tuple(param.name for param in self.inner)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """Ids of the tokens that end an answer."""
         generation: Any = getattr(self.module, "generation_config", None)
         eos = getattr(generation, "eos_token_id", None)
         found = eos if isinstance(eos, list) else [eos, self.tokenizer.eos_token_id]
@@ -79,24 +82,24 @@ class EditableModel(ABC):
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the tokenizer knows how a conversation is written."""
+        """Whether the tokenizer has a template for conversations, as `encode_chat` needs."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     def encode(self, pairs: Sequence[Pair]) -> TargetBatch:
-        """All pairs as one batch, row by row in order."""
+        """Return all pairs as one batch, a row each, in the order given."""
         return self.pack([self.encode_pair(prompt, target) for prompt, target in pairs])
 
     def encode_prompt(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of a prompt, as `greedy` takes them."""
+        """Return the token ids of a prompt, as `greedy` takes them."""
         return encode_prompt(self.tokenizer, prompt)
 
     def encode_chat(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of a prompt as a user's turn; only where `has_chat_template`."""
+        """Return the token ids of a prompt as a user's turn, as `greedy` takes them; only where `has_chat_template`."""
         return encode_chat(self.tokenizer, prompt)
 
     @abstractmethod
     def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
-        """A prompt, a target that answers it, and where the subject ends in the prompt.
+        """Encode a prompt, a target that answers it, and the place in the prompt where the subject ends.
 
         Raises:
             InvalidInput: if the model could never give this target, or cannot take this prompt.
@@ -104,18 +107,19 @@ class EditableModel(ABC):
 
     @abstractmethod
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
-        """The beginning of a plain text, so that every inner layer sees its tokens as keys."""
+        """Encode the beginning of a plain text, so that every inner layer sees its tokens as keys."""
 
     @abstractmethod
     def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
-        """Encoded sequences as one batch on the model's device, in the order given."""
+        """Put encoded sequences into one padded batch on the model's device, in the order given."""
 
     def chunked(
         self, sequences: Sequence[Encoded], *, max_tokens: int | None = None
     ) -> Iterator[tuple[list[int], TargetBatch]]:
-        """This rank's share as batches of bounded size, each with the places of its rows in `sequences`.
+        """Yield this rank's share as batches of bounded size, each with the places of its rows in `sequences`.
 
-        Every rank gets as many; a batch without places is a filler, to be run and not to be looked at.
+        Every rank gets the same number of batches, because a forward on partitioned weights waits for all ranks. A
+        rank that has fewer gets fillers: batches without places, whose results are dropped.
         """
         by_length = sorted(range(len(sequences)), key=lambda place: num_tokens(sequences[place]))
         shares = [own_share(self.comm, by_length, rank) for rank in range(self.comm.num_ranks)]
@@ -133,7 +137,7 @@ class EditableModel(ABC):
     def chunked_alike(
         self, sequences: Sequence[Encoded], *, max_tokens: int
     ) -> Iterator[tuple[list[int], TargetBatch]]:
-        """As `chunked`, but ranks share out whole batches: each is cut as one rank alone would, and gives its bits."""
+        """Yield as `chunked` does, but batches cut as for one rank and then shared out, so that they give its bits."""
         plan = list(chunks(sequences, max_tokens=max_tokens))
         own = own_share(self.comm, plan)
         for places in own:
@@ -142,40 +146,41 @@ class EditableModel(ABC):
             yield [], self.pack([sequences[plan[0][0]]])
 
     def chunked_whole(self, sequences: Sequence[Encoded], *, max_tokens: int = CHUNK_TOKENS) -> Iterator[TargetBatch]:
-        """All sequences as batches of bounded size, the same on every rank."""
+        """Yield all sequences as batches of bounded size, the same on every rank."""
         for places in chunks(sequences, max_tokens=max_tokens):
             yield self.pack([sequences[place] for place in places])
 
     def prefixed(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> TargetBatch:
-        """The batch with whatever spares later forwards what no edit changes; the batch as it is by default.
+        """Return the batch with what spares later forwards the work that no edit changes; by default as it is.
 
         Args:
             batch: the sequences.
-            params: the inner parameters that edits will change, when they are not all of them.
+            params: the inner parameters that edits will change; all when empty.
         """
         return batch
 
     @abstractmethod
     def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
-        """Rows and positions, T each, of the tokens whose inputs to an inner layer are keys; rows do not decrease.
+        """Return rows and positions, T each, of the tokens whose inputs to an inner layer are keys.
 
-        Positions count along the stack that the layer is in: T differs between an encoder's and a decoder's layers.
+        Rows do not decrease. Positions count along the stack that the layer is in, so T differs between the layers of
+        an encoder and those of a decoder.
         """
 
     @abstractmethod
     def keys_predict_target(self, param: InnerParam, kind: KeyTokens) -> bool:
-        """Whether the tokens that `key_positions` gives are those that predict the target's tokens, in their order."""
+        """Return whether the tokens of `key_positions` are those that predict the target's tokens, in their order."""
 
     @abstractmethod
     def target_logits(self, batch: TargetBatch) -> Tensor:
-        """Logits that predict the target tokens, N x V; gradients flow where hooks ask for them."""
+        """Run a batch and return the logits that predict its target tokens, N x V; gradients reach what hooks add."""
 
     @abstractmethod
     def run_to_last_inner(self, batch: TargetBatch) -> None:
-        """Run a batch for what hooks see in the inner layers; what comes after them may be left out."""
+        """Run a batch only for what hooks see in the inner layers; layers after the last of them may be left out."""
 
     def generate(self, prompts: Sequence[str], *, chat: bool = False, max_new_tokens: int = 24) -> list[str]:
-        """Greedy answers as text, without the prompt; `chat` asks in the model's chat template."""
+        """Return greedy answers as text, without the prompts; `chat` asks in the model's chat template."""
         encode = self.encode_chat if chat else self.encode_prompt
         tokens = self.greedy([encode(prompt) for prompt in prompts], max_new_tokens=max_new_tokens)
         return [self.decode(answer) for answer in tokens]
@@ -188,8 +193,11 @@ class EditableModel(ABC):
         max_new_tokens: int,
         is_done: IsDone = lambda _place, _tokens: False,
     ) -> list[list[int]]:
-        """Greedy answers as token ids, without the one that ends them; every rank asks. See `generation.greedy`."""
+        """Return greedy answers as token ids, without the token that ends them; every rank has to call it.
+
+        The arguments are those of `generation.greedy`.
+        """
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of an answer, without special tokens."""
+        """Return the text of an answer, without special tokens."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -1,6 +1,7 @@
-"""Knows how a decoder-only language model is fed and read. Knows no edit and no solve.
+"""Decoder-only language models: prompt and target are one sequence.
 
-Only the blocks from the first edited one on have to be run again and again: see `CausalModel.prefixed`.
+Edits change weights from some block on. What enters that block is the same after every edit, so it is computed once
+for a batch, and only the later blocks run again (`CausalModel.prefixed`).
 
 Legend: B sequences, L padded length, N target tokens in the batch, T edit rows, V vocabulary.
 """
@@ -24,7 +25,7 @@ from pipeline.domain.errors import Misconfigured
 
 
 class CausalModel(EditableModel):
-    """A decoder-only language model with the weights that may be edited: all of one list of blocks.
+    """A decoder-only language model; the weights that may be edited are all in one list of blocks.
 
     Raises:
         Misconfigured: for an unknown architecture, or inner parameters that are not of one list of blocks.
@@ -43,7 +44,7 @@ class CausalModel(EditableModel):
             raise Misconfigured(f"expected inner parameters of one list of blocks, got {names}")
 
     def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
-        """See `EditableModel`: the target continues the prompt.
+        """Encode a prompt and a target that continues it.
 
         Raises:
             InvalidInput: if the target has no token.
@@ -51,18 +52,18 @@ class CausalModel(EditableModel):
         return encode_pair(self.tokenizer, prompt, target, subject)
 
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
-        """See `EditableModel`: the last position predicts a token that is never used."""
+        """Encode a text as one token of prompt and the others as target; the last target is made up and never used."""
         ids = self.encode_prompt(line)[:max_tokens]
         return Encoded(prompt_ids=ids[:1], target_ids=(*ids[1:], ids[0]))
 
     def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
-        """See `EditableModel`."""
+        """Put prompt and target of each sequence into one row, padded on the right."""
         return pack(sequences, device=self.device)
 
     def prefixed(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> TargetBatch:
-        """The batch with what enters the first edited block, so that only later blocks are run from now on.
+        """Return the batch with what enters the first edited block, so that only the blocks from there on run.
 
-        Stays right for every model edited from the one that is loaded, in these inner parameters only.
+        It stays right for every model that is edited from the one that is loaded, in these inner parameters only.
         """
         first = min(param.block for param in params or self.inner)
         if first == 0 or batch.prefix is not None:
@@ -70,22 +71,22 @@ class CausalModel(EditableModel):
         return replace(batch, prefix=compute_prefix(self.module, self._blocks, first, batch.input_ids_BL))
 
     def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
-        """See `EditableModel`: the same for every inner parameter."""
+        """Return the rows and positions of keys, T each: the same for every inner parameter."""
         return batch.keys(kind)
 
     def keys_predict_target(self, param: InnerParam, kind: KeyTokens) -> bool:
-        """See `EditableModel`."""
+        """Return whether the keys are answer tokens: those are the tokens that predict the target's."""
         return kind == "answer"
 
     def target_logits(self, batch: TargetBatch) -> Tensor:
-        """See `EditableModel`."""
+        """Run a batch, from its prefix if it has one, and return the logits of its target tokens, N x V."""
         head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
         with self._started(batch), gathered_head(head, batch.row_N, batch.position_N):
             logits_1NV: Tensor = self.module(input_ids=batch.input_ids_BL, use_cache=False).logits
         return logits_1NV[0]
 
     def run_to_last_inner(self, batch: TargetBatch) -> None:
-        """See `EditableModel`: later blocks and the logits are left out."""
+        """Run a batch up to the last inner layer; later blocks and all logits but one are left out."""
         head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
         with (
             ending_before(self._blocks, self.inner[-1].block + 1),
@@ -100,7 +101,7 @@ class CausalModel(EditableModel):
         max_new_tokens: int,
         is_done: IsDone = lambda _place, _tokens: False,
     ) -> list[list[int]]:
-        """See `EditableModel`."""
+        """Return greedy continuations as token ids; see `EditableModel.greedy`."""
         shared = shared_length(prompts)
         return greedy(
             lambda own: CausalDecoding(self.module, own, shared=shared, pad_id=pad_id(self.tokenizer)),

@@ -1,6 +1,7 @@
-"""Knows how an encoder with a head over labels (BERT as a fact checker) is fed and read. Knows no edit and no solve.
+"""Encoders with a head over labels, such as BERT as a fact checker.
 
-Its vocabulary is its labels: the target of a claim is one of them, by name, and its answer is the most probable one.
+The vocabulary of a classifier is its labels: the target of a claim is the name of one of them, and the answer to a
+claim is the most probable one.
 
 Legend: B claims, L padded length, N target labels in the batch (as many as claims), T edit rows, V labels.
 """
@@ -15,15 +16,15 @@ from torch import Tensor
 
 from editors.models.base import EditableModel
 from editors.models.comm import merged
-from editors.models.encoder_tokens import encode_whole, encoder_keys, padded, subject_ends
+from editors.models.encoder_tokens import encode_whole, encoder_keys, padded
 from editors.models.generation import IsDone
 from editors.models.inner_params import InnerParam
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end, subject_ends
 from pipeline.domain.errors import InvalidInput
 
 
 class ClassifierModel(EditableModel):
-    """An encoder that says one of its labels."""
+    """An encoder that answers a claim with one of its labels."""
 
     task = "classifier"
     drawdown_on = "suite"
@@ -32,26 +33,26 @@ class ClassifierModel(EditableModel):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the labels, by id."""
+        """Names of the labels, in the order of their ids."""
         config: Any = self.module.config
         return tuple(str(config.id2label[place]) for place in range(config.num_labels))
 
     @property
     def has_chat_template(self) -> bool:
-        """A classifier does not converse."""
+        """Always false: a classifier holds no conversations."""
         return False
 
     def encode_prompt(self, prompt: str) -> tuple[int, ...]:
-        """See `EditableModel`: as the encoder reads it, with special tokens.
+        """Return the token ids of a claim with the special tokens around it.
 
         Raises:
-            InvalidInput: if the encoder cannot take so many.
+            InvalidInput: if the encoder cannot take so many tokens.
         """
         config: Any = self.module.config
         return encode_whole(self.tokenizer, prompt, max_tokens=getattr(config, "max_position_embeddings", None))
 
     def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
-        """See `EditableModel`: the target is the name of a label.
+        """Encode a claim, with the id of the label that the target names as its one target token.
 
         Raises:
             InvalidInput: if there is no such label, or the prompt is too long.
@@ -65,12 +66,12 @@ class ClassifierModel(EditableModel):
         )
 
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
-        """See `EditableModel`: the label is never used."""
+        """Encode the beginning of a text; its label is made up and never used."""
         ids = self.tokenizer(line, truncation=True, max_length=max_tokens)["input_ids"]
         return Encoded(prompt_ids=tuple(ids), target_ids=(0,))
 
     def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
-        """See `EditableModel`: a label is predicted at the first token, which the head reads."""
+        """Pad claims on the right; a label is predicted at the first token, which is the one that the head reads."""
         input_ids_BL, mask_BL = padded([item.prompt_ids for item in sequences], self.tokenizer, self.device)
         row_N = torch.arange(len(sequences), device=self.device)
         return TargetBatch(
@@ -83,20 +84,20 @@ class ClassifierModel(EditableModel):
         )
 
     def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
-        """See `EditableModel`."""
+        """Return rows and positions of the subject's last token, or of all tokens where no subject is known."""
         return encoder_keys(batch)
 
     def keys_predict_target(self, param: InnerParam, kind: KeyTokens) -> bool:
-        """See `EditableModel`: the head reads the first token alone, whatever the keys are."""
+        """Return that they do not: the head reads the first token alone, whatever the keys are."""
         return False
 
     def target_logits(self, batch: TargetBatch) -> Tensor:
-        """See `EditableModel`: one row a claim."""
+        """Run a batch and return the logits over the labels, a row for each claim."""
         logits_BV: Tensor = self.module(input_ids=batch.input_ids_BL, attention_mask=batch.mask_BL).logits
         return logits_BV[batch.row_N]
 
     def run_to_last_inner(self, batch: TargetBatch) -> None:
-        """See `EditableModel`."""
+        """Run the whole model: only the head comes after the last block."""
         self.target_logits(batch)
 
     @torch.no_grad()
@@ -107,7 +108,7 @@ class ClassifierModel(EditableModel):
         max_new_tokens: int,
         is_done: IsDone = lambda _place, _tokens: False,
     ) -> list[list[int]]:
-        """The id of the most probable label of each prompt: an answer of one token."""
+        """Return the id of the most probable label of each prompt, as an answer of one token."""
         if not prompts or max_new_tokens < 1:
             return [[] for _ in prompts]
         answers: dict[int, list[int]] = {}
@@ -117,5 +118,5 @@ class ClassifierModel(EditableModel):
         return merged(self.comm, answers)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Names of labels."""
+        """Return the names of the labels with these ids."""
         return " ".join(self.labels[token] for token in tokens)

@@ -1,4 +1,4 @@
-"""Knows the task that a model's config declares by its architecture. Never loads torch."""
+"""The task that a model's config declares by the name of its class. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ HEADS = {
     "ForConditionalGeneration": "seq2seq",
     "ForSequenceClassification": "classifier",
 }
-"""How transformers calls the class of a model with a head -> the task of a lineage."""
+"""How the name of a model's class ends in transformers -> the task of a lineage."""
 
 
 def declared_task(folder: Path) -> str:
-    """The task of the model in a folder.
+    """Return the task of the model in a folder.
 
     Raises:
         Misconfigured: if its config cannot be read, or declares no class that serves a task.

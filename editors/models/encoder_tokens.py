@@ -1,6 +1,6 @@
-"""Knows how prompts become padded batches for an encoder, and which of its tokens are keys. Knows no weight.
+"""Prompts as an encoder reads them: token ids, padded batches with their masks, and which tokens are keys.
 
-An encoder sees padding unless it is masked, and the special tokens at both ends of a prompt are part of what it reads.
+Unlike a decoder, an encoder sees padding unless it is masked, and reads special tokens at both ends of a prompt.
 
 Legend: B sequences, L padded length, T edit rows.
 """
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editors.models.tokens import Encoded, TargetBatch, pad_id
+from editors.models.tokens import TargetBatch, pad_id
 from pipeline.domain.errors import InvalidInput
 
 
 def encode_whole(tokenizer: Any, prompt: str, *, max_tokens: int | None) -> tuple[int, ...]:
-    """Token ids of a prompt with the special tokens around it.
+    """Return the token ids of a prompt with the special tokens around it.
 
     Raises:
         InvalidInput: if the encoder cannot take so many, or there is none.
@@ -32,20 +32,18 @@ def encode_whole(tokenizer: Any, prompt: str, *, max_tokens: int | None) -> tupl
 
 
 def padded(rows: Sequence[Sequence[int]], tokenizer: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids padded on the right, and the mask of what is real, B x L each."""
+    """Return token ids padded on the right, and a mask with 1 where they are real, B x L each."""
     width, fill = max(map(len, rows)), pad_id(tokenizer)
     input_ids_BL = torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=device)
     mask_BL = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
     return input_ids_BL, mask_BL
 
 
-def subject_ends(sequences: Sequence[Encoded], device: torch.device) -> Tensor:
-    """Position of each prompt's last subject token, B; -1 where there is none."""
-    return torch.tensor([-1 if item.subject_end is None else item.subject_end for item in sequences], device=device)
-
-
 def encoder_keys(batch: TargetBatch) -> tuple[Tensor, Tensor]:
-    """Rows and positions, T each: the last token of each subject, or all real tokens where no subject is known."""
+    """Return rows and positions of the keys, T each.
+
+    The key of a sequence is the last token of its subject; where no subject is known, every real token is one.
+    """
     assert batch.mask_BL is not None, "expected a batch that was packed for an encoder"
     is_key_BL = batch.mask_BL.bool()
     has_subject_B1 = (batch.subject_B >= 0)[:, None]

@@ -1,4 +1,7 @@
-"""Knows which class serves which task, and which loader of transformers. Knows nothing of either."""
+"""The class that serves each task, and the loader of transformers that goes with it.
+
+model = editable("seq2seq", module, tokenizer)
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """What serves a task."""
+    """The classes that serve a task."""
 
     model: type[EditableModel]
-    """Feeds and reads its models."""
+    """Class of ours that feeds and reads the models of the task."""
     loader: Any
-    """Class of transformers whose `from_pretrained` loads them."""
+    """Class of transformers whose `from_pretrained` loads these models."""
 
 
 FAMILIES = {
@@ -46,11 +49,11 @@ FAMILIES = {
     "seq2seq": Family(model=Seq2SeqModel, loader=AutoModelForSeq2SeqLM),
     "classifier": Family(model=ClassifierModel, loader=AutoModelForSequenceClassification),
 }
-"""Task of a lineage -> what serves it."""
+"""Task of a lineage -> the classes that serve it."""
 
 
 def family_of(task: str) -> Family:
-    """What serves a task.
+    """Return the classes that serve a task.
 
     Raises:
         Misconfigured: for a task that does not exist.
@@ -63,7 +66,7 @@ def family_of(task: str) -> Family:
 def editable(
     task: str, module: nn.Module, tokenizer: Any, inner_param_names: Sequence[str] = (), *, comm: Comm = ALONE
 ) -> EditableModel:
-    """A loaded module as a model of its task; `comm` hold it together.
+    """Return a loaded module as an editable model of its task; the arguments are those of `EditableModel`.
 
     Raises:
         Misconfigured: for a task that does not exist, an unknown architecture or a name that the model does not have.

@@ -1,7 +1,9 @@
-"""Knows how to run only the blocks from the first edited one on. Knows no edit and no weight.
+"""Running only the blocks from the first edited one on.
 
-The hidden states that enter the first edited block are the same for the base and for every model edited from it, so
-they are computed once for a batch. The blocks before it are replaced by pass-throughs while the model runs.
+The hidden states that enter the first edited block are the same for the base and for every model edited from it. They
+are computed once for a batch (`compute_prefix`) and put in later (`starting_at`), while pass-throughs stand in for the
+blocks before. So the model's own forward still runs, with its embeddings, masks and positions: this works for every
+architecture whose blocks are a `ModuleList`, without a line about any of them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from editors.models.tokens import Prefix
 
 
 class PassThrough(nn.Module):
-    """Stands in for a block: gives back the hidden states it gets and shows the block's attributes."""
+    """A stand-in for a block: returns the hidden states that it gets, and shows the block's attributes."""
 
     def __init__(self, block: nn.Module, kind: OutputKind) -> None:
         super().__init__()
@@ -31,24 +33,24 @@ class PassThrough(nn.Module):
             return getattr(self.__dict__["_stood_for"][0], name)
 
     def forward(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        """The hidden states, in the form in which the architecture's blocks return them."""
+        """Return the hidden states, in the form in which the architecture's blocks return them."""
         return (hidden_states, None) if self._kind.returns_tuple else hidden_states
 
 
 class OutputKind:
-    """Whether the blocks of a model return a tuple; learned from the first real block that runs."""
+    """Whether the blocks of a model return a tuple, as the first block that really runs shows."""
 
     def __init__(self, *, returns_tuple: bool = False) -> None:
         self.returns_tuple = returns_tuple
 
     def learn(self, _block: nn.Module, _arguments: Any, output: Any) -> None:
-        """A forward hook."""
+        """Note the form of a block's output; a forward hook."""
         self.returns_tuple = isinstance(output, tuple)
 
 
 @contextmanager
 def replaced(blocks: nn.ModuleList, places: range, kind: OutputKind) -> Iterator[None]:
-    """Put pass-throughs in some places of a list of blocks; the blocks are back on exit, whatever happened."""
+    """Put pass-throughs in some places of a list of blocks; the blocks are put back on exit, whatever happened."""
     originals = {index: blocks[index] for index in places}
     try:
         for index, block in originals.items():
@@ -61,7 +63,7 @@ def replaced(blocks: nn.ModuleList, places: range, kind: OutputKind) -> Iterator
 
 @contextmanager
 def entering(block: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the hidden states that enter a block."""
+    """Collect the hidden states that enter a block, B x L x H for each forward, without gradient."""
     seen: list[Tensor] = []
 
     def keep(_block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -76,7 +78,7 @@ def entering(block: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def starting_at(blocks: nn.ModuleList, prefix: Prefix) -> Iterator[None]:
-    """Run a model from the prefix's block on, with its hidden states entering there."""
+    """Let the model's forward run from the prefix's block on, with the prefix's hidden states entering there."""
 
     def substitute(_block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if arguments:
@@ -93,7 +95,10 @@ def starting_at(blocks: nn.ModuleList, prefix: Prefix) -> Iterator[None]:
 
 @contextmanager
 def gathered_head(head: nn.Module, row_N: Tensor, position_N: Tensor) -> Iterator[None]:
-    """Let the output embeddings see only the chosen positions: logits come out as 1 x N x V."""
+    """Let the output embeddings see only the chosen positions, so that logits come out as 1 x N x V.
+
+    At B x L x V they would be the largest tensor of a forward by far.
+    """
 
     def gather(_head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (arguments[0][row_N, position_N].unsqueeze(0),)
@@ -107,7 +112,7 @@ def gathered_head(head: nn.Module, row_N: Tensor, position_N: Tensor) -> Iterato
 
 @contextmanager
 def ending_before(blocks: nn.ModuleList, end: int) -> Iterator[OutputKind]:
-    """Run the blocks before `end` only: for what hooks see in them, when nobody asks for logits."""
+    """Let the model's forward run only the blocks before `end`; the logits mean nothing then."""
     kind = OutputKind()
     learning = blocks[0].register_forward_hook(kind.learn)
     try:
@@ -118,7 +123,7 @@ def ending_before(blocks: nn.ModuleList, end: int) -> Iterator[OutputKind]:
 
 
 def compute_prefix(module: nn.Module, blocks: nn.ModuleList, first: int, input_ids_BL: Tensor) -> Prefix:
-    """Run the blocks before `first` and keep what they hand on."""
+    """Run the blocks before `first` and return the hidden states that enter it."""
     head: nn.Module = module.get_output_embeddings()  # type: ignore[operator]
     one = torch.zeros(1, dtype=torch.long, device=input_ids_BL.device)
     with (

@@ -1,9 +1,9 @@
-"""Knows greedy decoding of a batch, stopping each answer as early as allowed. Knows no edit.
+"""Greedy decoding of a batch, in which each answer stops as early as it may.
 
-Our own loop rather than `generate`: an answer can be finished by what it says, what is finished leaves the batch, a
-beginning that all prompts share (the system turn of a chat template) is run once, and no checkpoint's generation
-settings (beams, least lengths, forced tokens) creep in. Ranks answer a share of the prompts each, and go on until the
-last of them is done.
+This is a loop of our own rather than transformers' `generate`, for four reasons: an answer can be finished by what it
+says; a finished answer leaves the batch; a beginning that all prompts share (the system turn of a chat template) runs
+once; and a checkpoint's generation settings (beams, least lengths, forced tokens) have no influence. Each rank answers
+a share of the prompts, and runs along until the last rank is done.
 
 Legend: B sequences that are still answered, L padded length, V vocabulary.
 """
@@ -19,24 +19,24 @@ from torch import Tensor, nn
 from editors.models.comm import Comm, merged, own_share
 
 Prompts = Sequence[Sequence[int]]
-"""Token ids of some prompts."""
+"""The token ids of some prompts."""
 IsDone = Callable[[int, Sequence[int]], bool]
-"""(place of the prompt, tokens generated so far) -> whether its answer needs no more tokens."""
+"""(place of the prompt, token ids generated so far) -> whether the answer needs no more tokens."""
 
 
 class Decoding(Protocol):
-    """Answers to a batch of prompts in the making, with whatever is kept between two tokens."""
+    """A batch of answers in the making, with the cache that is kept between two tokens."""
 
     def begin(self) -> Tensor:
-        """Logits after each prompt, B x V."""
+        """Run the prompts and return the logits after each, B x V."""
         ...
 
     def advance(self, tokens_B: Tensor, rows_B: Tensor | None) -> Tensor:
-        """Logits after one more token of each sequence, B x V.
+        """Run one more token of each sequence and return the logits after it, B x V.
 
         Args:
-            tokens_B: the tokens.
-            rows_B: the rows of the batch so far that stay in it; all if None.
+            tokens_B: the id of each sequence's next token.
+            rows_B: the rows of the batch so far that stay in it; None for all.
         """
         ...
 
@@ -51,15 +51,15 @@ def greedy(
     stop_ids: frozenset[int],
     is_done: IsDone = lambda _place, _tokens: False,
 ) -> list[list[int]]:
-    """The most probable answer to each prompt, without the stop token.
+    """Return the greedy answer to each prompt as token ids, without the stop token; every rank has to call it.
 
     Args:
-        decode: makes answers to some of the prompts.
+        decode: begins the answers to some of the prompts.
         prompts: each of at least one token.
         comm: the ranks that hold the model together.
         max_new_tokens: most tokens of an answer.
         stop_ids: tokens that end an answer.
-        is_done: asked after each token; true ends the answer with that token.
+        is_done: asked after each token; where it is true, the answer ends with that token.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
@@ -78,7 +78,8 @@ def greedy(
                 staying.append(row)
         if not any(comm.gathered(bool(staying))):
             return merged(comm, answers)
-        rows = staying or [0]  # who is done runs along with a row that nobody looks at
+        # A rank whose answers are done still runs a row, because the others gather its part of the weights.
+        rows = staying or [0]
         rows_B = torch.tensor(rows, device=logits_BV.device) if len(rows) < len(tokens) else None
         live, tokens = [live[row] for row in staying], [tokens[row] for row in rows]
         logits_BV = decoding.advance(torch.tensor(tokens, device=logits_BV.device), rows_B)
@@ -90,8 +91,8 @@ class CausalDecoding:
     Args:
         module: the model.
         prompts: each of at least one token.
-        shared: tokens that all of them begin with, if those are to be run once; see `shared_length`.
-        pad_id: any id; what stands there is masked.
+        shared: how many tokens that all prompts begin with are run once; see `shared_length`.
+        pad_id: any token id; padding is masked.
     """
 
     def __init__(self, module: nn.Module, prompts: Prompts, *, shared: int, pad_id: int) -> None:
@@ -100,13 +101,14 @@ class CausalDecoding:
         self._mask_BL = torch.empty(0, dtype=torch.long)
 
     def begin(self) -> Tensor:
-        """See `Decoding`."""
+        """Run the shared beginning once, then the rest of each prompt, padded on the left; logits, B x V."""
         device = next(self._module.parameters()).device
         shared = self._shared
         if shared:
             self._mask_BL = torch.ones(1, shared, dtype=torch.long, device=device)
             self._run(torch.tensor([list(self._prompts[0][:shared])], device=device))
             self._cache.batch_repeat_interleave(len(self._prompts))
+        # Padding is on the left, so that every prompt ends, and every answer grows, in the same column.
         rests = [list(prompt[shared:]) for prompt in self._prompts]
         width = max(map(len, rests))
         real = [[1] * shared + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
@@ -115,7 +117,7 @@ class CausalDecoding:
         return self._run(torch.tensor(padded, device=device))
 
     def advance(self, tokens_B: Tensor, rows_B: Tensor | None) -> Tensor:
-        """See `Decoding`."""
+        """Run one more token of the rows that stay; logits, B x V."""
         if rows_B is not None:
             self._cache.batch_select_indices(rows_B)
             self._mask_BL = self._mask_BL[rows_B]
@@ -123,6 +125,7 @@ class CausalDecoding:
         return self._run(tokens_B[:, None])
 
     def _run(self, input_ids_BL: Tensor) -> Tensor:
+        # Positions count real tokens: padding before a prompt must not move it.
         position_BL = (self._mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids_BL.shape[1] :]
         output = self._module(
             input_ids=input_ids_BL,
@@ -138,7 +141,7 @@ class CausalDecoding:
 
 
 def shared_length(prompts: Prompts) -> int:
-    """Tokens that all prompts begin with, if there are enough of them to be worth a forward of their own."""
+    """Return how many tokens all prompts begin with; 0 where they are too few to be worth a forward of their own."""
     if len(prompts) < 2:
         return 0
     shortest = min(map(len, prompts)) - 1

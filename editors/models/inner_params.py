@@ -1,4 +1,6 @@
-"""Knows which weights of a model are edited, what they are called and how they lie. Knows no prompt and no gradient.
+"""The weights of a model that are edited: which ones by default, their names, shapes and places.
+
+Defaults come from a registry of patterns by model type. A model of another type needs the names of its weights.
 
 Legend: I in_features, O out_features.
 """
@@ -25,24 +27,24 @@ class Stack:
     """One list of transformer blocks, and which weights of it are edited when nobody chose any."""
 
     pattern: str
-    """Name of the weight that writes an MLP's result back, with `{i}` for the block."""
+    """Name of the weight that writes an MLP's result back, with `{i}` for the number of the block."""
     num_last: int | None = None
-    """Edit so many of the last blocks, as MEND does; None for three at the measured depth."""
+    """How many of the last blocks are edited, as in MEND; None for three blocks at the measured depth."""
 
     @property
     def blocks_name(self) -> str:
-        """The list of blocks."""
+        """Name of the list of blocks in the model."""
         return self.pattern.partition(".{i}.")[0]
 
     def names(self, depth: int) -> tuple[str, ...]:
-        """The weights to edit in a stack of so many blocks."""
+        """Return the names of the weights to edit in a stack of `depth` blocks."""
         count = self.num_last or NUM_BLOCKS
         last = max(depth - count, 0)
         first = last if self.num_last else min(round(depth * MEASURED_FIRST / MEASURED_DEPTH), last)
         return tuple(self.pattern.format(i=index) for index in range(first, min(first + count, depth)))
 
     def subject_names(self, depth: int) -> tuple[str, ...]:
-        """The weights to edit at subject tokens: none in the stacks of which MEND edits the last blocks."""
+        """Return the weights to edit at subject tokens: none in the stacks of which MEND edits the last blocks."""
         if self.num_last or depth < 2:
             return ()
         first, end = (round(depth * block / MEASURED_DEPTH) for block in (SUBJECT_FIRST, SUBJECT_END))
@@ -72,36 +74,36 @@ REGISTRY: dict[str, tuple[Stack, ...]] = {
     "qwen3": LLAMA_STACKS,
     "t5": T5_STACKS,
 }
-"""Model type of a Hugging Face config -> its stacks, in the order in which they run."""
+"""Model type in a Hugging Face config -> the stacks of its models, in the order in which they run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InnerParam:
-    """One weight that is edited, `y = x W^T` (Linear) or `y = x W` (Conv1D)."""
+    """A weight that may be edited, of a layer that computes `y = x W^T` (Linear) or `y = x W` (Conv1D)."""
 
     name: str
-    """As in `named_parameters()`."""
+    """Name of the weight, as in `named_parameters()`."""
     module_name: str
-    """The layer that owns it."""
+    """Name of the layer that owns the weight."""
     in_features: int
-    """I."""
+    """Width of the layer's input, I."""
     out_features: int
-    """O."""
+    """Width of the layer's output, O."""
     fan_in_fan_out: bool
-    """Whether the weight lies I x O (Conv1D); a Linear's lies O x I."""
+    """Whether the weight is stored as I x O (Conv1D); a Linear's is O x I."""
     blocks_name: str
-    """The list of transformer blocks that the layer is in."""
+    """Name of the list of transformer blocks that the layer is in."""
     block: int
-    """Place of the layer's block in that list, from 0."""
+    """Number of the layer's block in that list, from 0."""
 
 
 def true_shape(param: Any) -> tuple[int, ...]:
-    """The shape of a parameter, whole or partitioned by ZeRO-3 (whose own `.shape` is `[0]`)."""
+    """Return the whole shape of a parameter, also where ZeRO-3 has partitioned it and its `.shape` is `[0]`."""
     return tuple(getattr(param, "ds_shape", param.shape))
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The outermost lists of transformer blocks by name, in the order in which they run."""
+    """Return the outermost lists of transformer blocks by name, in the order in which they run."""
     found: dict[str, nn.ModuleList] = {}
     for name, part in model.named_modules():
         if isinstance(part, nn.ModuleList) and len(part) and not any(name.startswith(f"{outer}.") for outer in found):
@@ -110,7 +112,7 @@ def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def default_inner_params(model: nn.Module) -> tuple[str, ...]:
-    """Names of the weights to edit when nobody chose any: MLP output matrices of some blocks of every stack.
+    """Return the weights to edit when nobody chose any: the MLPs' output matrices in some blocks of every stack.
 
     Raises:
         Misconfigured: if the architecture is not in the registry.
@@ -120,7 +122,7 @@ def default_inner_params(model: nn.Module) -> tuple[str, ...]:
 
 
 def default_subject_params(model: nn.Module) -> tuple[str, ...]:
-    """Those of the default inner parameters whose edit rows are subject tokens.
+    """Return those of the default inner parameters whose edit rows are subject tokens.
 
     Raises:
         Misconfigured: if the architecture is not in the registry.
@@ -140,7 +142,7 @@ def _stacks(model: nn.Module) -> tuple[Stack, ...]:
 
 
 def inner_params(model: nn.Module, names: Sequence[str] = ()) -> tuple[InnerParam, ...]:
-    """Resolve names, or the defaults when there are none, in the order of stacks and blocks: an encoder's come first.
+    """Find weights by name, or the default ones, and return them in the order in which they run.
 
     Raises:
         Misconfigured: for a name that is no weight of a Linear or Conv1D inside a list of blocks.
@@ -187,7 +189,7 @@ def _resolve(model: nn.Module, name: str) -> InnerParam:
 
 
 def _place(model: nn.Module, name: str) -> tuple[str, int]:
-    """The outermost ModuleList on the way to a weight, and the index taken in it."""
+    """Return the outermost list of blocks that a weight is in, and the number of its block."""
     steps = name.split(".")
     for end in range(1, len(steps) - 1):
         if isinstance(model.get_submodule(".".join(steps[:end])), nn.ModuleList):

@@ -1,7 +1,7 @@
-"""Knows how an encoder with a decoder (T5, BART) is fed and read. Knows no edit and no solve.
+"""Encoders with a decoder, such as T5 and BART.
 
-A target is what the tokenizer makes of a label, with the token that ends it: an answer that runs on is no success.
-Where labels begin with a special token (BART's `<s>`), it is given to the decoder and not scored.
+A target is what the tokenizer makes of it as a label, with the token that ends it: an answer that runs on is no
+success. Where labels begin with a special token (BART's `<s>`), the decoder is given that token and it is not scored.
 
 Legend: B sequences, L padded length of the prompts, M of what the decoder is given, N target tokens, T edit rows,
 V vocabulary.
@@ -18,16 +18,16 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from editors.models.base import EditableModel
 from editors.models.comm import ALONE, Comm
-from editors.models.encoder_tokens import encode_whole, encoder_keys, padded, subject_ends
+from editors.models.encoder_tokens import encode_whole, encoder_keys, padded
 from editors.models.frozen_prefix import gathered_head
 from editors.models.generation import IsDone, greedy
 from editors.models.inner_params import InnerParam
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end, subject_ends
 from pipeline.domain.errors import InvalidInput, Misconfigured
 
 
 class Seq2SeqModel(EditableModel):
-    """An encoder with a decoder; layers of both may be edited.
+    """An encoder with a decoder; weights of both may be edited.
 
     Raises:
         Misconfigured: for an unknown architecture, a name that the model does not have, or a model that does not say
@@ -52,15 +52,15 @@ class Seq2SeqModel(EditableModel):
         self._start_ids = (self._start_id(), *self._opening)
 
     def encode_prompt(self, prompt: str) -> tuple[int, ...]:
-        """See `EditableModel`: as the encoder reads it, with special tokens.
+        """Return the token ids of a prompt with the special tokens around it.
 
         Raises:
-            InvalidInput: if the encoder cannot take so many.
+            InvalidInput: if the encoder cannot take so many tokens.
         """
         return encode_whole(self.tokenizer, prompt, max_tokens=self._max_tokens)
 
     def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
-        """See `EditableModel`: the target as the tokenizer writes labels, without what they begin with.
+        """Encode a prompt for the encoder, and a target for the decoder with the token that ends it.
 
         Raises:
             InvalidInput: if the target has no token, or prompt or target is too long.
@@ -78,7 +78,7 @@ class Seq2SeqModel(EditableModel):
         )
 
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
-        """See `EditableModel`: the encoder reads the first half of the words, the decoder goes on with the others."""
+        """Encode a text as a prompt, the first half of its words, and the target that goes on from there."""
         words = line.split()
         middle = (len(words) + 1) // 2
         pair = self.encode_pair(" ".join(words[:middle]), " ".join(words[middle:]) or line)
@@ -86,7 +86,7 @@ class Seq2SeqModel(EditableModel):
         return Encoded(prompt_ids=pair.prompt_ids[:half], target_ids=pair.target_ids[:half])
 
     def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
-        """See `EditableModel`."""
+        """Pad prompts for the encoder, and for the decoder its start and all tokens of the target but the last."""
         device = self.device
         input_ids_BL, mask_BL = padded([item.prompt_ids for item in sequences], self.tokenizer, device)
         given = [(*self._start_ids, *item.target_ids[:-1]) for item in sequences]
@@ -108,21 +108,24 @@ class Seq2SeqModel(EditableModel):
         )
 
     def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
-        """See `EditableModel`: an encoder has no answer and a decoder no subject, so `kind` decides nothing here."""
+        """Return rows and positions of keys: subjects in the encoder, targets in the decoder.
+
+        An encoder has no answer tokens and a decoder no subject, so `kind` makes no difference here.
+        """
         if param.name in self._of_encoder:
             return encoder_keys(batch)
         return batch.row_N, batch.position_N
 
     def keys_predict_target(self, param: InnerParam, kind: KeyTokens) -> bool:
-        """See `EditableModel`: in the decoder they are, in the encoder they are the prompt's."""
+        """Return whether the layer is in the decoder; an encoder's keys are tokens of the prompt."""
         return param.name not in self._of_encoder
 
     def target_logits(self, batch: TargetBatch) -> Tensor:
-        """See `EditableModel`."""
+        """Run both stacks and return the logits of the target tokens, N x V."""
         return self._logits(batch, batch.row_N, batch.position_N)
 
     def run_to_last_inner(self, batch: TargetBatch) -> None:
-        """See `EditableModel`."""
+        """Run both stacks; only the logits are left out, all but one."""
         self._logits(batch, batch.row_N[:1], batch.position_N[:1])
 
     def greedy(
@@ -132,7 +135,7 @@ class Seq2SeqModel(EditableModel):
         max_new_tokens: int,
         is_done: IsDone = lambda _place, _tokens: False,
     ) -> list[list[int]]:
-        """See `EditableModel`."""
+        """Return greedy answers as token ids; see `EditableModel.greedy`."""
         return greedy(
             lambda own: _Decoding(self.module, self.tokenizer, own, start_ids=self._start_ids),
             prompts,
@@ -155,7 +158,7 @@ class Seq2SeqModel(EditableModel):
 
     @property
     def _max_tokens(self) -> int | None:
-        """Most tokens of either stack; None where positions are relative."""
+        """The most tokens that either stack takes; None where positions are relative."""
         config: Any = self.module.config
         return getattr(config, "max_position_embeddings", None)
 
@@ -168,7 +171,7 @@ class Seq2SeqModel(EditableModel):
 
 
 class _Decoding:
-    """Answers in the making: the prompts are encoded once, the decoder keeps a cache. See `generation.Decoding`."""
+    """Answers in the making: prompts are encoded once, the decoder keeps a cache; a `generation.Decoding`."""
 
     def __init__(
         self, module: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], *, start_ids: Sequence[int]
@@ -177,7 +180,7 @@ class _Decoding:
         self._cache: Any = None
 
     def begin(self) -> Tensor:
-        """Logits after what the decoder starts with, B x V."""
+        """Encode the prompts and return the logits after what the decoder starts with, B x V."""
         device = next(self._module.parameters()).device
         input_ids_BL, self._mask_BL = padded(self._prompts, self._tokenizer, device)
         output = self._module(
@@ -190,7 +193,7 @@ class _Decoding:
         return self._kept(output)
 
     def advance(self, tokens_B: Tensor, rows_B: Tensor | None) -> Tensor:
-        """Logits after one more token of each sequence, B x V."""
+        """Run one more token of the rows that stay; logits, B x V."""
         if rows_B is not None:
             self._cache.batch_select_indices(rows_B)
             self._mask_BL, self._encoded_BLH = self._mask_BL[rows_B], self._encoded_BLH[rows_B]

@@ -1,4 +1,7 @@
-"""Knows how prompts and targets become token ids and padded batches. Knows no weight.
+"""Prompts and targets as token ids and as padded batches.
+
+The target tokens of a batch are N numbered places: `row_N` says in which sequence, `position_N` at which position they
+are predicted, and `target_N` which token is right there. Nothing is scored but these.
 
 Legend: B sequences, L padded length, N target tokens in the batch, H hidden size.
 """
@@ -15,67 +18,67 @@ from torch import Tensor
 from pipeline.domain.errors import InvalidInput
 
 KeyTokens = Literal["answer", "subject"]
-"""Which tokens of an edit are its rows: those that predict the target's, or the last one of the subject."""
+"""Which tokens of an edit are its rows: those that predict the target's tokens, or the subject's last one."""
 
 OPENERS = tuple(" \n\t([{<\"'\u201c\u2018\u00ab\u00bf\u00a1")
-"""What a prompt can end with so that its target follows without a blank."""
+"""What a prompt can end with so that its target follows without a space."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """A prompt and its target as token ids; the target's tokens are what is scored."""
+    """A prompt and its target as token ids; only the target's tokens are scored."""
 
     prompt_ids: tuple[int, ...]
-    """With the special tokens that the tokenizer puts in front; at least one token."""
+    """Token ids of the prompt, with the special tokens in front of it; at least one."""
     target_ids: tuple[int, ...]
-    """At least one token."""
+    """Token ids of the target; at least one."""
     subject_end: int | None = None
     """Place of the subject's last token in `prompt_ids`; None when no subject is known or it is not in the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prefix:
-    """What enters a block for one batch; it never changes while only this block and later ones are edited."""
+    """The hidden states that enter a block in one batch; no edit of this block or a later one changes them."""
 
     hidden_BLH: Tensor
-    """In the model's dtype, without gradient."""
+    """The hidden states, in the model's dtype and without gradient."""
     returns_tuple: bool
-    """Whether the blocks of this architecture return a tuple."""
+    """Whether this architecture's blocks return a tuple rather than a tensor."""
     block: int
-    """The block it enters."""
+    """Number of the block that they enter."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetBatch:
     """Sequences padded on the right, and where their target tokens are predicted.
 
-    No attention mask in a decoder: under causal attention no real token sees the padding after it.
+    A decoder needs no attention mask: under causal attention no real token sees the padding after it.
     """
 
     input_ids_BL: Tensor
-    """Prompt, target without its last token, padding; in an encoder the prompt and padding."""
+    """Prompt, target without its last token, and padding; for an encoder prompt and padding."""
     row_N: Tensor
-    """Sequence of each target token; non-decreasing."""
+    """Sequence of each target token; does not decrease."""
     position_N: Tensor
-    """Position whose logits predict it."""
+    """Position whose logits predict each target token."""
     target_N: Tensor
-    """Its id."""
+    """Token id of each target token."""
     subject_B: Tensor
     """Position of each sequence's last subject token; -1 where there is none."""
     prefix: Prefix | None = None
-    """Set by `CausalModel.prefixed`: only the blocks from the first edited one on are run."""
+    """What enters the first edited block, if `CausalModel.prefixed` has put it here; then only later blocks run."""
     mask_BL: Tensor | None = None
-    """In an encoder: 1 where `input_ids_BL` is no padding."""
+    """For an encoder: 1 where `input_ids_BL` is no padding."""
     decoder_ids_BM: Tensor | None = None
-    """In an encoder and decoder: what the decoder is given; `position_N` counts here."""
+    """For an encoder with a decoder: what the decoder is given; `position_N` counts along it."""
 
     @property
     def num_rows(self) -> int:
-        """B."""
+        """How many sequences there are, B."""
         return int(self.input_ids_BL.shape[0])
 
     def keys(self, kind: KeyTokens) -> tuple[Tensor, Tensor]:
-        """Rows and positions, T each, of the tokens that are edit rows; rows are non-decreasing."""
+        """Return rows and positions, T each, of the tokens that are edit rows; rows do not decrease."""
         if kind == "answer":
             return self.row_N, self.position_N
         row_T = (self.subject_B >= 0).nonzero()[:, 0]
@@ -83,7 +86,7 @@ class TargetBatch:
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """Token ids of a prompt, with leading special tokens and without a closing one."""
+    """Return the token ids of a prompt, with the special tokens in front and without one that closes it."""
     ids = list(tokenizer(prompt)["input_ids"])
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
@@ -91,12 +94,13 @@ def encode_prompt(tokenizer: Any, prompt: str) -> tuple[int, ...]:
 
 
 def encode_pair(tokenizer: Any, prompt: str, target: str, subject: str | None = None) -> Encoded:
-    """Token ids of a prompt and of the target as it continues the prompt, and where the subject ends in it.
+    """Encode a prompt, the target as it continues the prompt, and the place where the subject ends.
 
     Raises:
         InvalidInput: if the target has no token.
     """
     prompt_ids = encode_prompt(tokenizer, prompt)
+    # Tokens depend on what is around them ("Lima" is another token than " Lima"): encode the whole, then cut it.
     joined = prompt + target if not prompt or prompt.endswith(OPENERS) else f"{prompt} {target}"
     whole_ids = encode_prompt(tokenizer, joined)
     target_ids = whole_ids[len(prompt_ids) :]
@@ -108,7 +112,7 @@ def encode_pair(tokenizer: Any, prompt: str, target: str, subject: str | None = 
 
 
 def subject_end(tokenizer: Any, prompt: str, subject: str | None) -> int | None:
-    """Place of the token that ends the subject's last occurrence in a prompt, if it occurs."""
+    """Return the place of the token that ends the subject's last occurrence in a prompt; None if it has none."""
     start = prompt.rfind(subject) if subject else -1
     if start < 0 or not subject:
         return None
@@ -118,7 +122,7 @@ def subject_end(tokenizer: Any, prompt: str, subject: str | None) -> int | None:
 
 
 def encode_chat(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """Token ids of a prompt as a user's turn in the model's chat template, up to where the answer begins."""
+    """Return the token ids of a prompt as a user's turn in the chat template, up to where the answer begins."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
     )
@@ -126,7 +130,7 @@ def encode_chat(tokenizer: Any, prompt: str) -> tuple[int, ...]:
 
 
 def pack(sequences: Sequence[Encoded], *, device: torch.device) -> TargetBatch:
-    """Pad sequences on the right, each with its own last token, into one batch in the order given."""
+    """Put sequences into one batch in the order given, each padded on the right with its own last token."""
     rows = [(*item.prompt_ids, *item.target_ids[:-1]) for item in sequences]
     width = max(map(len, rows))
     padded = [(*row, *row[-1:] * (width - len(row))) for row in rows]
@@ -136,23 +140,27 @@ def pack(sequences: Sequence[Encoded], *, device: torch.device) -> TargetBatch:
         for offset, token in enumerate(item.target_ids)
     ]
     row_N, position_N, target_N = torch.tensor(places, device=device).unbind(dim=1)
-    ends = [-1 if item.subject_end is None else item.subject_end for item in sequences]
     return TargetBatch(
         input_ids_BL=torch.tensor(padded, device=device),
         row_N=row_N,
         position_N=position_N,
         target_N=target_N,
-        subject_B=torch.tensor(ends, device=device),
+        subject_B=subject_ends(sequences, device),
     )
 
 
+def subject_ends(sequences: Sequence[Encoded], device: torch.device) -> Tensor:
+    """Return the position of each prompt's last subject token, B; -1 where there is none."""
+    return torch.tensor([-1 if item.subject_end is None else item.subject_end for item in sequences], device=device)
+
+
 def num_tokens(sequence: Encoded) -> int:
-    """How many tokens of a sequence a decoder reads: all but the target's last."""
+    """Return how many tokens of a sequence a decoder reads: all but the target's last, which nothing follows."""
     return len(sequence.prompt_ids) + len(sequence.target_ids) - 1
 
 
 def chunks(sequences: Sequence[Encoded], *, max_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences in groups of like length whose padded size stays within `max_tokens`."""
+    """Yield the places of sequences in groups of like length, whose padded size is at most `max_tokens`."""
     lengths = [num_tokens(item) for item in sequences]
     group: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda place: (lengths[place], place)):
@@ -165,7 +173,7 @@ def chunks(sequences: Sequence[Encoded], *, max_tokens: int) -> Iterator[list[in
 
 
 def pad_id(tokenizer: Any) -> int:
-    """Any id that may stand where nothing looks."""
+    """Return a token id for padding: the tokenizer's own, or any that exists."""
     return next((int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 

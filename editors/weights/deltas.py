@@ -1,9 +1,10 @@
-"""Knows a change of weights as low-rank factors, its file, and weights as a base plus an fp32 shift.
+"""A change of weights as low-rank factors, its file, and edited weights as a base plus an fp32 accumulator.
 
-Does not know how a change is found (see `recursive`) nor how a partitioned weight is written (see `workers`).
+    weights = PlainWeights(model.module, model.inner)
+    weights.apply(WeightDelta.load(path, digest))
 
-`S` (I x O) is the shift in row form, `y = x W + x S`: a Conv1D's weight (I x O) becomes `W + S`, a Linear's (O x I)
-`W + S^T`.
+`S` (I x O) is the shift of a weight in row form, `y = x W + x S`. So the weight of a Conv1D (I x O) becomes `W + S`,
+and that of a Linear (O x I) becomes `W + S^T`. Weights that ZeRO-3 partitions are `workers.rank.sharded_weights`.
 
 Legend: I in_features, O out_features, R rank.
 """
@@ -33,11 +34,11 @@ class WeightDelta:
     """The change `S = F D` of each inner parameter, fp32."""
 
     factors: dict[str, tuple[Tensor, Tensor]]
-    """Inner parameter name -> (F I x R, D R x O), contiguous fp32 on the CPU; R may be 0."""
+    """Inner parameter -> F (I x R) and D (R x O), contiguous fp32 on the CPU; R may be 0."""
 
     @classmethod
     def of(cls, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Self:
-        """Round factors of any dtype and device to what is stored.
+        """Return the delta of factors in any dtype and on any device, rounded to what is stored.
 
         Raises:
             EditorFailed: if there is no factor, or one is not finite.
@@ -52,23 +53,23 @@ class WeightDelta:
 
     @property
     def norms(self) -> dict[str, float]:
-        """Frobenius norm of each `F D`, without forming it."""
+        """Inner parameter -> Frobenius norm of `F D`, which is never formed."""
         return {name: _product_norm(left, right) for name, (left, right) in self.factors.items()}
 
     @property
     def rank(self) -> int:
-        """Largest R."""
+        """The largest rank R of any inner parameter."""
         return max(left.shape[1] for left, _ in self.factors.values())
 
     def save(self, path: Path) -> str:
-        """Write the factors; the same factors give the same bytes. Returns the file's SHA-256."""
+        """Write the factors and return the file's SHA-256; the same factors give the same bytes."""
         tensors = {f"{name}.F": left for name, (left, _) in self.factors.items()}
         tensors |= {f"{name}.D": right for name, (_, right) in self.factors.items()}
         return write_tensors(path, tensors, {"kind": "delta"})
 
     @classmethod
     def load(cls, path: Path, expected_digest: str | None = None) -> Self:
-        """Read factors back.
+        """Read the factors of a file.
 
         Raises:
             IntegrityBroken: if the file is not a delta, or has another digest than expected.
@@ -79,39 +80,39 @@ class WeightDelta:
 
 
 class WeightStore(Protocol):
-    """The edited weights of a loaded model: base plus an fp32 accumulator, whole or partitioned."""
+    """The edited weights of a loaded model, whole or partitioned: base plus an fp32 accumulator."""
 
     def shift(self, name: str) -> Tensor:
-        """The whole accumulated shift S of an inner parameter, I x O, fp32."""
+        """Return the whole accumulated shift S of an inner parameter, I x O, fp32."""
         ...
 
     def apply(self, delta: WeightDelta) -> None:
-        """Add a delta to the accumulators and write `cast(base + accumulator)`."""
+        """Add a delta to the accumulators and write `cast(base + accumulator)` into the model."""
         ...
 
     def save(self) -> Any:
-        """The accumulators as they are; give it to `restore`."""
+        """Return the accumulators as they are now, for `restore`."""
         ...
 
     def restore(self, saved: Any) -> None:
-        """Go back bitwise to what `save` saw."""
+        """Go back, bit for bit, to what `save` returned."""
         ...
 
     def set_accumulators(self, shifts: Mapping[str, Tensor]) -> None:
-        """Replace the accumulators by whole shifts (I x O); parameters that are not named get zero."""
+        """Replace the accumulators by whole shifts (I x O, fp32); parameters that are not named get zero."""
         ...
 
     def base_norm(self, name: str) -> float:
-        """Frobenius norm of the base weight."""
+        """Return the Frobenius norm of an inner parameter in the base."""
         ...
 
 
 class PlainWeights:
-    """The edited weights of a model that is whole on one device.
+    """The edited weights of a model that is whole on one device; a `WeightStore`.
 
     Args:
-        module: the model, holding the base's weights now.
-        params: its inner parameters.
+        module: the model, with the base's weights in it.
+        params: the inner parameters that edits change.
     """
 
     def __init__(self, module: nn.Module, params: Sequence[InnerParam]) -> None:
@@ -121,34 +122,34 @@ class PlainWeights:
         self._shift = {name: self._zero(name) for name in self._params}
 
     def shift(self, name: str) -> Tensor:
-        """See `WeightStore`."""
+        """Return the accumulated shift S of an inner parameter, I x O, fp32, on the model's device."""
         return self._shift[name]
 
     def apply(self, delta: WeightDelta) -> None:
-        """See `WeightStore`."""
+        """Add a delta to the accumulators and write `cast(base + accumulator)` into the model."""
         for name, (left, right) in delta.factors.items():
             shift = self._shift[name]
             self._shift[name] = shift + left.to(shift.device) @ right.to(shift.device)
             self._write(name)
 
     def save(self) -> dict[str, Tensor]:
-        """See `WeightStore`."""
+        """Return the accumulators as they are now; later changes replace them and do not reach what was returned."""
         return dict(self._shift)
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """See `WeightStore`."""
+        """Put back what `save` returned, bit for bit: nothing is ever subtracted."""
         for name, shift in saved.items():
             self._shift[name] = shift
             self._write(name)
 
     def set_accumulators(self, shifts: Mapping[str, Tensor]) -> None:
-        """See `WeightStore`."""
+        """Replace the accumulators by whole shifts (I x O, fp32); parameters that are not named get zero."""
         for name in self._params:
             self._shift[name] = self._zero(name) if name not in shifts else shifts[name].to(self._base[name].device)
             self._write(name)
 
     def base_norm(self, name: str) -> float:
-        """See `WeightStore`."""
+        """Return the Frobenius norm of an inner parameter in the base."""
         return float(self._base[name].double().norm())
 
     def _zero(self, name: str) -> Tensor:
@@ -156,7 +157,7 @@ class PlainWeights:
         return torch.zeros(param.in_features, param.out_features, dtype=torch.float32, device=base.device)
 
     def _write(self, name: str) -> None:
-        """The accumulators are replaced, never written in place, so what `save` handed out stays as it was."""
+        """Write base plus accumulator, cast once: in bf16 a sum of casts would lose small shifts."""
         base, shift = self._base[name], self._shift[name]
         lying = shift if self._params[name].fan_in_fan_out else shift.T
         with torch.no_grad():
@@ -164,12 +165,12 @@ class PlainWeights:
 
 
 def save_accumulators(path: Path, shifts: Mapping[str, Tensor]) -> str:
-    """Write whole shifts (I x O, fp32) by inner parameter name; returns the file's SHA-256."""
+    """Write whole shifts (I x O, fp32) by inner parameter and return the file's SHA-256."""
     return write_tensors(path, {name: _stored(shift) for name, shift in shifts.items()}, {"kind": "accumulator"})
 
 
 def load_accumulators(path: Path, expected_digest: str | None = None) -> dict[str, Tensor]:
-    """Read whole shifts back.
+    """Read the whole shifts of a file, by inner parameter.
 
     Raises:
         IntegrityBroken: if the file is not what was recorded.
@@ -178,23 +179,19 @@ def load_accumulators(path: Path, expected_digest: str | None = None) -> dict[st
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
-    """A safetensors file of sorted names and one canonical line of facts: equal content gives equal bytes."""
+    """Return a safetensors file of sorted names and one canonical line of facts; equal content gives equal bytes."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     return bytes(save(ordered, metadata={"facts": canonical_json({"format": FORMAT, **facts})}))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Write what `tensor_bytes` makes.
-
-    Returns:
-        SHA-256 of the file.
-    """
+    """Write what `tensor_bytes` returns and return the file's SHA-256."""
     path.write_bytes(tensor_bytes(tensors, facts))
     return sha256_file(path)
 
 
 def read_tensors(path: Path, kind: str, expected_digest: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a file that `write_tensors` wrote.
+    """Return tensors and facts of a file that `write_tensors` has written.
 
     Raises:
         IntegrityBroken: if the file is missing, is of another kind, or has another digest than expected.
@@ -220,5 +217,6 @@ def _stored(tensor: Tensor) -> Tensor:
 
 def _product_norm(left_IR: Tensor, right_RO: Tensor) -> float:
     left, right = left_IR.double(), right_RO.double()
+    # |F D|^2 = tr(D^T F^T F D) = sum of (F^T F) * (D D^T), R x R each instead of I x O.
     squared = ((left.T @ left) * (right @ right.T)).sum()
     return float(squared.clamp(min=0).sqrt())

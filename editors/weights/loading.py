@@ -1,4 +1,7 @@
-"""Knows how to load a base, or a snapshot of it, whole on one device. Knows no group and no registry."""
+"""Loading a base, or a snapshot of it, whole onto one device.
+
+model = load_base(Path("models/smollm2"))
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,14 @@ UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError,
     StrictDataclassError,
 )  # fmt: skip
-"""What transformers raises over a folder that holds no model that it can load."""
+"""What transformers raises over a folder that holds no model it can load."""
 
 
 def load_base(folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
-    """A model of a task in the dtype it is stored in, with its tokenizer.
+    """Load a model of a task with its tokenizer, in the dtype that it is stored in.
 
     Raises:
-        Misconfigured: if there is no such task, transformers cannot load a model for it, or an inner parameter is none
-            of its weights.
+        Misconfigured: if there is no such task, transformers can load no model for it, or the model has no such weight.
     """
     family = family_of(task)
     if not folder.is_dir():
@@ -55,16 +57,16 @@ def load_snapshot(
     task: str = "causal",
     device: str = "cpu",
 ) -> EditableModel:
-    """A base with accumulators and deltas applied; every file is checked before the model is loaded.
+    """Load a base and apply accumulators and deltas; every file is checked before the model is loaded.
 
     Args:
-        folder: the base model.
-        expected_digest: of the base.
-        inner_param_names: the edited weights.
-        accumulator: the nearest stored accumulators, if any.
-        deltas: those above them, in order.
-        task: of the base.
-        device: where the model goes.
+        folder: folder of the base.
+        expected_digest: digest of the base.
+        inner_param_names: names of the edited weights.
+        accumulator: file of the accumulated shifts to begin with, if there is one.
+        deltas: files of the deltas above it, in order.
+        task: task of the base.
+        device: the device that the model goes to.
 
     Raises:
         IntegrityBroken: if a file does not have its digest.
