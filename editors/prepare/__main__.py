@@ -157,7 +157,7 @@ def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
     measured = measure_prior(model, *map(prior_lines, inputs.prior_text), subjects=prior_subjects(inputs.prior_text))
     prior = measured.save(folder / "prior.safetensors")
     _say(f"the base's answers to {len(suite)} probes")
-    baseline = build_reference(model, suite, text)
+    reference = build_reference(model, suite, text)
     lineage = {
         "format": FORMAT,
         "task": inputs.task,
@@ -165,9 +165,9 @@ def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
         "inner_params": list(model.inner_param_names),
         "subject_params": list(inputs.subject_params if inputs.inner_params else default_subject_params(model.module)),
         "prior": {"file": "prior.safetensors", "digest": prior},
-        "baseline": {"file": "baseline.json", "digest": baseline.save(folder / "baseline.json")},
-        "perplexity": baseline.figure.perplexity,
-        "accuracy": baseline.figure.accuracy,
+        "baseline": {"file": "baseline.json", "digest": reference.save(folder / "baseline.json")},
+        "perplexity": reference.figure.perplexity,
+        "accuracy": reference.figure.accuracy,
     }
     (folder / "lineage.json").write_text(canonical_json(lineage), encoding="utf-8")
 

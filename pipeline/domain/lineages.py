@@ -42,7 +42,7 @@ class NewLineage:
     """What a snapshot has to show."""
     prior: Artifact
     """Second moments of the keys over plain text."""
-    baseline: Artifact
+    reference: Artifact
     """The suite, the text, and what the base answers to them."""
     trained: TrainedArtifacts | None = None
     """The trained editor that `editor.transform` names; None for the gradient."""

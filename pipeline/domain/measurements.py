@@ -72,7 +72,7 @@ class Measurements:
     parent: ModelScore
     """What it was edited from, on the same probes."""
     base: ModelScore
-    """The base, from the lineage's baseline."""
+    """The base, from the lineage's reference."""
     kl_from_parent: float | None = None
     """Mean KL divergence of the suite's answers from the parent's, nats."""
     change_norm: float | None = None

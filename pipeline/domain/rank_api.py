@@ -111,7 +111,7 @@ class LedgerPlan:
     """Rows of every active edit, in the order in which the edits came in; a file may be named more than once."""
     prior: FileRef
     """Second moments of keys and gradients over plain text (`prior.safetensors`)."""
-    baseline: FileRef
+    reference: FileRef
     """Suite, plain text, and what the base answers to them (`baseline.json`)."""
     trained: TrainedFiles | None = None
     """The trained editor; None where the gradient itself is asked."""

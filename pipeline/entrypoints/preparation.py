@@ -47,7 +47,7 @@ class Prepared:
     """How it is to be edited: which weights, and what a trained editor asks for."""
     prior: Path
     """Statistics of the keys."""
-    baseline: Path
+    reference: Path
     """What the base answers."""
     trained: PreparedEditor | None
     """The trained editor; None where the gradient is asked."""
@@ -99,7 +99,7 @@ def make_lineage(kept: Stores, name: str, prepared: Prepared, *, batch_size: int
         editor=replace(prepared.editor, batch_size=batch_size or prepared.editor.batch_size),
         policy=policy,
         prior=kept.artifacts.put(prepared.prior),
-        baseline=kept.artifacts.put(prepared.baseline),
+        reference=kept.artifacts.put(prepared.reference),
         trained=_stored(kept, prepared.trained) if prepared.trained else None,
     )
     return kept.lineages.create(new, actor=cli_actor())
@@ -116,7 +116,7 @@ def _prepared(folder: Path, out: Path) -> Prepared:
         base=BaseSpec(ref=str(folder), digest=found["base_digest"], task=found["task"]),
         editor=TypeAdapter(EditorSettings).validate_python(found["editor"]),
         prior=out / "prior.safetensors",
-        baseline=out / "baseline.json",
+        reference=out / "baseline.json",
         trained=_trained(found["trained"], out) if found["trained"] else None,
     )
 

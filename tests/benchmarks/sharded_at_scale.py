@@ -69,7 +69,7 @@ class Cost:
     swap_seconds: float
     """To another snapshot of the lineage."""
     lineage_seconds: float
-    """To another lineage of the same base: its prior, baseline and rows are read, the base is not."""
+    """To another lineage of the same base: its prior, reference and rows are read, the base is not."""
     peak_bytes: tuple[int | None, ...]
     """The most that each rank held at the end."""
     edit_success: float
@@ -88,7 +88,7 @@ def embedded_plan(*, editor: str = "none") -> LoadPlan:
         prior_text=[facts / "prior.txt"],
         editor=editor,
     )
-    return _plan(found.base, found.editor, found.prior, found.baseline)
+    return _plan(found.base, found.editor, found.prior, found.reference)
 
 
 def demo_edits(count: int) -> tuple[Edit, ...]:
@@ -108,7 +108,7 @@ def demo_edits(count: int) -> tuple[Edit, ...]:
 
 
 def random_plan(config: LlamaConfig, folder: Path, *, dtype: torch.dtype, device: str) -> LoadPlan:
-    """A lineage on a Llama of random weights, which are written file by file; prior and baseline are made up."""
+    """A lineage on a Llama of random weights, which are written file by file; prior and reference are made up."""
     base = folder / "base"
     base.mkdir(parents=True)
     _write_random(config, base, dtype=dtype, device=device)
@@ -123,7 +123,7 @@ def random_plan(config: LlamaConfig, folder: Path, *, dtype: torch.dtype, device
         num_tokens=1,
     )
     prior.save(folder / "prior.safetensors")
-    _made_up_baseline(tokenizer).save(folder / "baseline.json")
+    _made_up_reference(tokenizer).save(folder / "baseline.json")
     settings = EditorSettings(inner_params=names, subject_params=names, prior_strength=1.0, num_passes=3)
     spec = BaseSpec(ref=str(base), digest=base_digest(base), task="causal")
     return _plan(spec, settings, folder / "prior.safetensors", folder / "baseline.json")
@@ -188,7 +188,7 @@ def cost_whole(plan: LoadPlan, edits: Sequence[Edit]) -> tuple[dict[str, float],
     weights = PlainWeights(loaded.module, loaded.inner)
     assert plan.ledger is not None
     ledger = Ledger.from_files(plan.ledger.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
-    scorer = Scorer(loaded, weights, Reference.load(Path(plan.ledger.baseline.path)))
+    scorer = Scorer(loaded, weights, Reference.load(Path(plan.ledger.reference.path)))
     began = time.perf_counter()
     result = editor_for(plan.editor).edit(loaded, weights, ledger, edits, ())
     scorer.observe_parent(edits, ())
@@ -215,7 +215,7 @@ def distance(plan: LoadPlan, folder: Path, shifts: dict[str, torch.Tensor]) -> f
     return worst
 
 
-def _plan(base: BaseSpec, editor: EditorSettings, prior: Path, baseline: Path) -> LoadPlan:
+def _plan(base: BaseSpec, editor: EditorSettings, prior: Path, reference: Path) -> LoadPlan:
     return LoadPlan(
         base=base,
         lineage="scale",
@@ -224,7 +224,7 @@ def _plan(base: BaseSpec, editor: EditorSettings, prior: Path, baseline: Path) -
         digest=base.digest,
         accumulator=None,
         deltas=(),
-        ledger=LedgerPlan(rows=(), prior=file_ref(prior), baseline=file_ref(baseline)),
+        ledger=LedgerPlan(rows=(), prior=file_ref(prior), reference=file_ref(reference)),
     )
 
 
@@ -250,7 +250,7 @@ def _write_random(config: LlamaConfig, folder: Path, *, dtype: torch.dtype, devi
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _made_up_baseline(tokenizer: Any) -> Reference:
+def _made_up_reference(tokenizer: Any) -> Reference:
     """A suite whose answers nobody gave: what asking it costs is real, what comes of it is not."""
     prompt, answer = (encode_prompt(tokenizer, text) for text in ("the language spoken in Japan is", "Paris"))
     uniform = torch.full((1, len(tokenizer)), 1.0 / len(tokenizer)).log()

@@ -130,9 +130,9 @@ def test_the_base_is_loaded_from_nothing(rig: StoreRig) -> None:
     assert (plan.digest, plan.accumulator, plan.deltas, plan.ledger) == (settings.base.digest, None, (), None)
     assert (plan.base, plan.editor) == (settings.base, settings.editor)
     ledger = rig.snapshots.ledger_plan(LINEAGE, snapshot_id=None)
-    assert (ledger.rows, ledger.prior.digest, ledger.baseline.digest, ledger.trained) == (
+    assert (ledger.rows, ledger.prior.digest, ledger.reference.digest, ledger.trained) == (
         *((), settings.prior.digest),
-        *(settings.baseline.digest, None),
+        *(settings.reference.digest, None),
     )
     assert rig.snapshots.delta_digests(None) == ()
 

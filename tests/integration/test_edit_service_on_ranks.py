@@ -108,7 +108,7 @@ def prepared(plan: LoadPlan) -> Prepared:
         base=plan.base,
         editor=plan.editor,
         prior=Path(plan.ledger.prior.path),
-        baseline=Path(plan.ledger.baseline.path),
+        reference=Path(plan.ledger.reference.path),
         trained=None,
     )
 

@@ -110,7 +110,7 @@ class StoreRig:
             editor=EditorSettings(inner_params=("a.weight", "b.weight"), batch_size=batch_size),
             policy=POLICY,
             prior=self.file("prior"),
-            baseline=self.file("baseline"),
+            reference=self.file("baseline"),
         )
         return self.lineages.create(settings, actor="cli:tester")
 

@@ -26,7 +26,7 @@ def new_lineage(name: str = "facts", **changes: Any) -> NewLineage:
         "editor": EditorSettings(inner_params=("model.layers.1.mlp.down_proj.weight",)),
         "policy": GatePolicy(),
         "prior": Artifact(uri="file:prior", digest="1" * 64, num_bytes=10),
-        "baseline": Artifact(uri="file:baseline", digest="2" * 64, num_bytes=20),
+        "reference": Artifact(uri="file:baseline", digest="2" * 64, num_bytes=20),
     }
     return NewLineage(**(fields | changes))
 

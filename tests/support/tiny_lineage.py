@@ -69,7 +69,7 @@ def make_tiny_lineage(folder: Path, name: str = "llama") -> LoadPlan:
         accumulator=None,
         deltas=(),
         ledger=LedgerPlan(
-            rows=(), prior=file_ref(folder / "prior.safetensors"), baseline=file_ref(folder / "baseline.json")
+            rows=(), prior=file_ref(folder / "prior.safetensors"), reference=file_ref(folder / "baseline.json")
         ),
     )
 

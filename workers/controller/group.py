@@ -240,7 +240,7 @@ def _same_lineage(one: LoadPlan, other: LoadPlan) -> bool:
         return False
     if one.ledger is None or other.ledger is None:
         return True
-    return (one.ledger.prior, one.ledger.baseline) == (other.ledger.prior, other.ledger.baseline)
+    return (one.ledger.prior, one.ledger.reference) == (other.ledger.prior, other.ledger.reference)
 
 
 def _has_ledger(held: LoadPlan | None, wanted: LoadPlan) -> bool:

@@ -172,7 +172,7 @@ class HeldModel:
             ridge=plan.editor.ridge,
             names=own_share(self._comm, names),
         )
-        reference = Reference.load(Path(wanted.baseline.path), wanted.baseline.digest)
+        reference = Reference.load(Path(wanted.reference.path), wanted.reference.digest)
         return LedgerFiles(ledger=ledger, reference=reference, editor=self._editor(plan, wanted, sharded))
 
     def _editor(self, plan: LoadPlan, wanted: LedgerPlan, sharded: ShardedModel) -> Editor:

@@ -67,7 +67,7 @@ class HeldSnapshot:
 
     def scorer_for(self, wanted: LedgerPlan) -> Scorer | None:
         """Return the scorer for another snapshot of the lineage, if that is measured by the same suite and text."""
-        if self.editing is None or self.plan.ledger is None or self.plan.ledger.baseline != wanted.baseline:
+        if self.editing is None or self.plan.ledger is None or self.plan.ledger.reference != wanted.reference:
             return None
         self.editing.scorer.reset()
         return self.editing.scorer

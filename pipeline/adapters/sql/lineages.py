@@ -135,7 +135,7 @@ def _row(new: NewLineage) -> dict[str, Any]:
         "editor_digest": sha256_json(editor),
         "policy": asdict(new.policy),
         "prior": artifact_json(new.prior),
-        "baseline": artifact_json(new.baseline),
+        "baseline": artifact_json(new.reference),
     }
 
 
@@ -175,7 +175,7 @@ def _lineage(row: Row[Any], counts: Mapping[str, int]) -> Lineage:
         editor=editor,
         policy=GatePolicy(**row.policy),
         prior=artifact_of(row.prior),
-        baseline=artifact_of(row.baseline),
+        reference=artifact_of(row.baseline),
         trained=_trained(row.editor.get(TRAINED)),
     )
     return Lineage(

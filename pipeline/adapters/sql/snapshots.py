@@ -85,7 +85,7 @@ class SqlSnapshotStore:
         return LedgerPlan(
             rows=tuple(LedgerRows(file=self._file(rows), edit_ids=edit_ids) for rows, edit_ids in _grouped(active)),
             prior=self._file(settings.prior),
-            baseline=self._file(settings.baseline),
+            reference=self._file(settings.reference),
             trained=self._trained(settings.trained) if settings.trained else None,
         )
 

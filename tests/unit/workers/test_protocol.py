@@ -58,7 +58,7 @@ PLAN = LoadPlan(
     digest="c" * 64,
     accumulator=FILE,
     deltas=(FILE, FILE),
-    ledger=LedgerPlan(rows=(LedgerRows(file=FILE, edit_ids=("e1", "e2")),), prior=FILE, baseline=FILE),
+    ledger=LedgerPlan(rows=(LedgerRows(file=FILE, edit_ids=("e1", "e2")),), prior=FILE, reference=FILE),
 )
 EDIT = make_edit(
     "r1",
@@ -77,7 +77,7 @@ COMMANDS: tuple[Command, ...] = (
         plan=replace(
             PLAN,
             ledger=LedgerPlan(
-                rows=(), prior=FILE, baseline=FILE, trained=TrainedFiles(name="mend", card=FILE, tensors=FILE)
+                rows=(), prior=FILE, reference=FILE, trained=TrainedFiles(name="mend", card=FILE, tensors=FILE)
             ),
         )
     ),
