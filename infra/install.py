@@ -1,4 +1,4 @@
-"""Knows how to make ``.venv`` and install what constraints.txt names into it. Knows nothing of what is installed.
+"""The set-up of a checkout: make ``.venv`` and install into it what constraints.txt names.
 
 Runs on the bare Python of the machine (``make setup``), with the standard library alone, and as often as you like.
 Nothing is compiled: every package comes as a wheel, but for DeepSpeed, whose sources are plain Python as long as
@@ -32,7 +32,7 @@ class InstallError(Exception):
 
 
 def main() -> int:
-    """Makes the environment, installs, and leaves a stamp; exit status 1 and one sentence when it cannot."""
+    """Make the environment, installs, and leaves a stamp; exit status 1 and one sentence when it cannot."""
     began = time.monotonic()
     try:
         _check_python()

@@ -1,6 +1,6 @@
 """Writes the secrets that compose.yaml mounts, each once: ``python infra/make_secrets.py``. Standard library alone.
 
-Knows which files there are. Does not know where else you may keep secrets: any file of the same name will do.
+A file of the same name from any other keeper of secrets will do as well.
 """
 
 import secrets
@@ -10,7 +10,7 @@ FOLDER = Path(__file__).resolve().parent / "secrets"
 
 
 def main() -> None:
-    """Writes what is missing; what is there is kept, so that running it again changes nothing."""
+    """Write what is missing; what is there is kept, so that running it again changes nothing."""
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     postgres = _keep("postgres_password", secrets.token_urlsafe(24))
     redis = _keep("redis_password", secrets.token_urlsafe(24))

@@ -1,4 +1,4 @@
-"""Builds services out of settings. The only place that knows which adapter stands behind which port.
+"""The place where services are built out of settings, and where each port gets its adapter.
 
 Clients of the broker, Celery and MLflow are imported where they are built: a command that needs only the
 database starts without them.

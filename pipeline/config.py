@@ -1,4 +1,4 @@
-"""Every setting: the environment (`CORRIGENDA_…`), `.env` in the working folder, secret files. Opens no connection."""
+"""Every setting, from the environment (`CORRIGENDA_…`), `.env` in the working folder, and files in /run/secrets."""
 
 from __future__ import annotations
 
@@ -41,18 +41,20 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(SecretStr(""), description="Celery broker.")
     kafka_bootstrap: str = Field("", description="host:port[,host:port…]")
     kafka_incarnation: str = Field("", description="Cluster id to use where the broker gives no stable one.")
-    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    kafka_sasl_mechanism: str | None = None
-    kafka_sasl_username: str | None = None
-    kafka_sasl_password: SecretStr | None = None
-    kafka_ssl_cafile: Path | None = None
-    kafka_ssl_certfile: Path | None = None
-    kafka_ssl_keyfile: Path | None = None
-    requests_topic: str = "edits.requests.v1"
-    results_topic: str = "edits.results.v1"
-    dead_letter_topic: str = "edits.requests.v1.dlq"
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How clients of the broker prove who they are, and whether they encrypt."
+    )
+    kafka_sasl_mechanism: str | None = Field(None, description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, for SASL_…")
+    kafka_sasl_username: str | None = Field(None, description="User of the broker, for SASL_…")
+    kafka_sasl_password: SecretStr | None = Field(None, description="Password of that user.")
+    kafka_ssl_cafile: Path | None = Field(None, description="Certificates that the broker's must be signed by.")
+    kafka_ssl_certfile: Path | None = Field(None, description="Our own certificate, where the broker asks for one.")
+    kafka_ssl_keyfile: Path | None = Field(None, description="Private key of our certificate.")
+    requests_topic: str = Field("edits.requests.v1", description="Topic on which corrections come in.")
+    results_topic: str = Field("edits.results.v1", description="Topic that says what became of each correction.")
+    dead_letter_topic: str = Field("edits.requests.v1.dlq", description="Topic of messages that can never be edits.")
     intake_mode: Literal["assigned", "group"] = Field("assigned", description="How intake gets its partitions.")
-    intake_group: str = "corrigenda-intake"
+    intake_group: str = Field("corrigenda-intake", description="Consumer group, where intake_mode is group.")
     intake_max_records: int = Field(500, ge=1, le=10_000, description="Most messages a poll.")
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
     artifact_root: Path = Field(Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows.")
@@ -64,7 +66,7 @@ class Settings(BaseSettings):
     command_timeout: Duration = Field(timedelta(minutes=10), description="Deadline of one command to the ranks.")
     warm_base: Path | None = Field(None, description="Base that an edit worker loads before its first doorbell.")
     warm_base_digest: str = Field("", description="Its digest, as `corrigenda lineage list --json` shows it.")
-    warm_base_task: Literal["causal", "seq2seq", "classifier"] = "causal"
+    warm_base_task: Literal["causal", "seq2seq", "classifier"] = Field("causal", description="Its task.")
     num_ranks: int = Field(1, ge=1, description="Ranks behind an edit worker.")
     deepspeed_config: Path | None = Field(None, description="DeepSpeed JSON; None for infra/deepspeed/zero3.json.")
     failpoint: str = Field("", description="Testing only: name[:nth] of the boundary at which to die.")
@@ -83,7 +85,7 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the settings.
+    """Read the settings from all their sources.
 
     Raises:
         Misconfigured: naming each setting that is wrong; values of secrets are not shown.

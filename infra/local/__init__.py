@@ -1,6 +1,6 @@
 """The embedded stack: Kafka protocol, PostgreSQL, Redis and MLflow from wheels, in one folder, as root or not.
 
-Knows how to run services on one machine. Does not know what Corrigenda does with them.
+It exports `LocalStack` and the records that it takes and gives:
 
     stack = LocalStack(Path(".corrigenda"))
     endpoints = stack.start()

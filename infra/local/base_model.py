@@ -1,6 +1,6 @@
-"""Knows where the embedded base model lies and has it made.
+"""The folder of the embedded base model, made on first use.
 
-Never imports torch: ``infra.local.model`` does, in a process of its own.
+``infra.local.model`` makes it in a process of its own, so that nothing here imports torch.
 """
 
 import os
@@ -15,7 +15,7 @@ COMPLETE_MARK = "model.safetensors"
 
 
 def cache_folder() -> Path:
-    """The folder for what is costly to make and the same for every stack of this user; $CORRIGENDA_CACHE moves it."""
+    """Return the folder for what is costly to make, shared by every stack of this user; $CORRIGENDA_CACHE moves it."""
     chosen = os.environ.get("CORRIGENDA_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -23,17 +23,17 @@ def cache_folder() -> Path:
 
 
 def default_model_folder() -> Path:
-    """Where the embedded base model is, or will be after :func:`ensure_base_model`."""
+    """Return where the embedded base model is, or will be after :func:`ensure_base_model`."""
     return cache_folder() / "models" / MODEL_NAME
 
 
 def is_ready(folder: Path) -> bool:
-    """Whether ``folder`` holds a complete conversion."""
+    """Return whether ``folder`` holds a complete conversion."""
     return (folder / COMPLETE_MARK).is_file()
 
 
 def ensure_base_model(folder: Path | None = None) -> Path:
-    """Returns the folder of the embedded base model, converting it first (some twenty seconds) if it is not there.
+    """Return the folder of the embedded base model, converting it first (some twenty seconds) if it is not there.
 
     Raises:
         LocalStackError: the conversion failed; the text is its last line.

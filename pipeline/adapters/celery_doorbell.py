@@ -1,4 +1,7 @@
-"""Rings edit workers through Celery, by task name. Imports no worker, and never says what the work is."""
+"""The doorbell of edit workers: a Celery message that says only that a lineage has work.
+
+Workers are reached by the name of their task, so that nothing here imports them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ SOCKET_TIMEOUT_SECONDS = 3
 
 
 def edit_queue(base_digest: str) -> str:
-    """The queue of the workers that hold this base."""
+    """Return the name of the queue of the workers that hold a base."""
     return f"edits.{base_digest[:12]}"
 
 
@@ -27,7 +30,7 @@ class CeleryDoorbell:
     """A Celery client that only sends."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connects at the first ring.
+        """Connect at the first ring.
 
         Raises:
             Misconfigured: if no Redis is named.
@@ -48,7 +51,7 @@ class CeleryDoorbell:
             )
 
     def close(self) -> None:
-        """Leave Redis."""
+        """Close the connection to Redis."""
         self._app.close()
 
     @cached_property

@@ -146,7 +146,7 @@ def exits_clearly(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def told(error: Exception) -> tuple[str, int]:
-    """What to say of an error, and the exit status that goes with it."""
+    """Return what to say of an error, and the exit status that goes with it."""
     match error:
         case CorrigendaError():
             return str(error), exit_code(error)
@@ -165,7 +165,7 @@ def told(error: Exception) -> tuple[str, int]:
 
 
 def exit_code(error: CorrigendaError) -> int:
-    """The exit status that stands for an error."""
+    """Return the exit status that stands for an error."""
     match error:
         case InvalidInput():
             return ExitCode.usage
@@ -178,17 +178,17 @@ def exit_code(error: CorrigendaError) -> int:
 
 
 def visible(text: str) -> str:
-    """The text with its control characters spelled out: what a stranger sent must not steer the terminal."""
+    """Return the text with its control characters spelled out: what a stranger sent must not steer the terminal."""
     return "".join(ascii(char)[1:-1] if _steers(char) else char for char in text)
 
 
 def cell(value: Any) -> Text:
-    """How a value looks in a table; its brackets and colons mean nothing."""
+    """Return how a value looks in a table; its brackets and colons are plain text, not markup."""
     return Text(visible(_shown(value)))
 
 
 def plain(value: Any) -> Any:
-    """What stands in JSON for a value that JSON does not know."""
+    """Return what stands in JSON for a value that JSON has no type for."""
     match value:
         case datetime() | date():
             return value.isoformat()
@@ -223,7 +223,7 @@ def _steers(char: str) -> bool:
 
 
 def _print_table(table: Table) -> None:
-    """A table as wide as the terminal, or as wide as it needs where a program reads it."""
+    """Print a table as wide as the terminal, or as wide as it needs where a program reads it."""
     if out.is_terminal:
         out.print(table)
         return

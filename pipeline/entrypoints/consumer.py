@@ -1,4 +1,4 @@
-"""The intake process: `python -m pipeline.entrypoints.consumer`. Knows how to wire, stop and end it; decides nothing.
+"""The intake process: `python -m pipeline.entrypoints.consumer`.
 
 It ends with 0 when it was told to stop (SIGTERM, SIGINT) and otherwise with the exit status of the error, as the
 commands do: `misconfigured` for settings that cannot work and for a gap in the log, `unavailable` when the broker or
@@ -44,7 +44,7 @@ def run(settings: Settings, should_stop: Callable[[], bool]) -> None:
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT; returns the exit status."""
+    """Run until SIGTERM or SIGINT; return the exit status."""
     log_to_stderr()
     log = structlog.get_logger(__name__)
     stop = _stop_on_signals()

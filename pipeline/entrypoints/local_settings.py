@@ -14,7 +14,7 @@ from pipeline.domain.errors import Misconfigured
 
 
 def current_settings() -> Settings:
-    """Settings for a command.
+    """Return the settings for a command.
 
     Raises:
         Misconfigured: if a setting is wrong, or neither the environment nor a stack in `home` says where things are.
@@ -31,7 +31,7 @@ def current_settings() -> Settings:
 
 
 def with_endpoints(settings: Settings, endpoints: Endpoints) -> Settings:
-    """The settings of processes that use the embedded stack."""
+    """Return the settings of processes that use the embedded stack."""
     return settings.model_copy(
         update={
             "database_url": SecretStr(endpoints.database_url),
@@ -45,7 +45,7 @@ def with_endpoints(settings: Settings, endpoints: Endpoints) -> Settings:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The variables that give a child process the same settings."""
+    """Return the variables that give a child process the same settings."""
     found: dict[str, str] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -57,7 +57,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def cli_actor() -> str:
-    """Who runs this command, as the audit trail names them."""
+    """Return who runs this command, as the audit trail names them."""
     try:
         return f"cli:{getpass.getuser()}"
     except (KeyError, OSError):

@@ -1,4 +1,4 @@
-"""How long-running processes log: one JSON object a line on standard error. Knows no event."""
+"""How long-running processes log: one JSON object a line on standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which partitions a consumer reads: all of them, or those a group's coordinator gives. Knows no epoch.
+"""Which partitions a consumer reads: all of the topic, or those that a group's coordinator gives.
 
 Rebalance callbacks run on the client library's own thread, inside a poll. They only stop a partition from being read
 and note that it must be claimed; the claiming happens before the next poll, on the caller's thread.
@@ -18,7 +18,7 @@ class Assignment(Protocol):
     """How a consumer gets its partitions."""
 
     def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
-        """Partitions that must be claimed before they are read; `partitions` are all that the topic has."""
+        """Return the partitions to claim before they are read; `partitions` are all that the topic has."""
 
     def start(self, place: TopicPartition, offset: int) -> None:
         """Read a claimed partition from this offset on.
@@ -28,13 +28,13 @@ class Assignment(Protocol):
         """
 
     def lost(self) -> tuple[TopicPartition, ...]:
-        """Partitions whose claim ended since they were started."""
+        """Return the partitions whose claim ended since they were started."""
 
     def forget(self) -> None:
         """Stop reading; everything that is assigned is due again."""
 
     def renew(self) -> bool:
-        """Ask for partitions again after somebody else took one; False where nobody can be asked."""
+        """Ask for partitions again after somebody else took one; return False where nobody can be asked."""
 
 
 class AssignedByHand:
@@ -46,7 +46,7 @@ class AssignedByHand:
         self._started: set[TopicPartition] = set()
 
     def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
-        """All of them, the first time."""
+        """Return all of them, the first time."""
         places = [TopicPartition(self._topic, partition) for partition in partitions]
         if not self._started:
             self._consumer.assign(places)
@@ -58,7 +58,7 @@ class AssignedByHand:
         self._started.add(place)
 
     def lost(self) -> tuple[TopicPartition, ...]:
-        """None: nobody takes them but by raising the epoch."""
+        """Return none: only a higher epoch takes a partition away, and the store tells of that."""
         return ()
 
     def forget(self) -> None:
@@ -66,7 +66,7 @@ class AssignedByHand:
         self._started.clear()
 
     def renew(self) -> bool:
-        """Nobody can be asked: whoever took the partition is newer, and stays."""
+        """Return False: whoever took the partition is newer, and stays."""
         return False
 
 
@@ -82,7 +82,7 @@ class AssignedByGroup(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer.subscribe([topic], listener=self)
 
     def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
-        """What was assigned and is not started."""
+        """Return what was assigned and is not started."""
         with self._lock:
             return tuple(sorted(self._due))
 
@@ -96,7 +96,7 @@ class AssignedByGroup(ConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer.resume(place)
 
     def lost(self) -> tuple[TopicPartition, ...]:
-        """What was taken away, or given anew, since the last call."""
+        """Return what was taken away, or given anew, since the last call."""
         with self._lock:
             lost, self._lost = self._lost, set()
             return tuple(lost | self._due)
@@ -114,17 +114,17 @@ class AssignedByGroup(ConsumerRebalanceListener):  # type: ignore[misc]
         return True
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """On the library's thread: a position, so that it asks for none, and a pause, until the epoch is taken."""
+        """Set a position, so that the library asks for none, and pause until the epoch is taken; on its thread."""
         self._hold(assigned)
 
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """On the library's thread."""
+        """Note that the group takes partitions away; on the library's thread."""
         with self._lock:
             self._due.difference_update(revoked)
             self._lost.update(revoked)
 
     def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
-        """On the library's thread, when the group went on without us."""
+        """Note that the group went on without us; on the library's thread."""
         self.on_partitions_revoked(lost)
 
     def _hold(self, places: Collection[TopicPartition]) -> None:

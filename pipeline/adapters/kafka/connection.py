@@ -1,4 +1,4 @@
-"""How we reach the broker, what its errors mean to us, and our topics. Knows no message."""
+"""How we reach the broker, what its errors mean to us, and how our topics are made."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _GAPS = (OffsetOutOfRangeError, NoOffsetForPartitionError, LogTruncationError)
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """What every client of the broker is given: address, timeouts, SASL and TLS.
+    """Return what every client of the broker is given: address, timeouts, SASL and TLS.
 
     Raises:
         Misconfigured: if no broker is named, or what its security protocol needs is missing.
@@ -161,7 +161,7 @@ def broker_errors(settings: Settings) -> Iterator[None]:
 
 
 def translated(error: Exception, settings: Settings) -> CorrigendaError:
-    """What a foreign exception means to us, in one sentence."""
+    """Return our error for a foreign exception, with one sentence."""
     where = f"the Kafka broker at {settings.kafka_bootstrap}"
     said = " ".join(str(error).split())[:300] or type(error).__name__
     match error:

@@ -1,4 +1,4 @@
-"""Writes messages to topics and waits for each acknowledgement. Knows nothing of what they say."""
+"""A producer that writes messages to topics and waits for each acknowledgement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the topic of requests from where the database says. Knows offsets and epochs, not what a message means.
+"""The topic of requests, read from the offsets that the database holds.
 
 A partition is ours once its epoch is taken in SQL; what the client library fetched before that is thrown away and read
 again from the database's next offset. After any error everything is claimed anew, so nothing that was fetched and not
@@ -40,7 +40,7 @@ class KafkaSource:
     """The partitions of the topic of requests that are ours: all of them, or those that a group gives us."""
 
     def __init__(self, settings: Settings, take: Take) -> None:
-        """Connects to the broker; claims nothing yet.
+        """Connect to the broker; claims nothing yet.
 
         Args:
             settings: where the broker is, the topic, the mode.
@@ -62,7 +62,7 @@ class KafkaSource:
         self._assignment: Assignment = by(self._consumer, self._topic)
 
     def poll(self) -> tuple[Fetched, ...]:
-        """As `MessageSource.poll`; takes the epochs that are due first, all of them again if the topic was remade."""
+        """See `MessageSource.poll`; take the epochs that are due first, all of them again if the topic was remade."""
         try:
             self._claim_what_is_due()
             records, gap = self._read()
@@ -80,7 +80,7 @@ class KafkaSource:
         return tuple(self._fetched(place, found) for place, found in records.items() if place in self._claims)
 
     def commit(self, fetched: Sequence[Fetched]) -> None:
-        """As `MessageSource.commit`."""
+        """See `MessageSource.commit`."""
         offsets = {
             TopicPartition(self._topic, part.claim.partition.partition): OffsetAndMetadata(part.next_offset, "", -1)
             for part in fetched
@@ -91,7 +91,7 @@ class KafkaSource:
             self._log.warning("commit_failed", error=str(error)[:300])
 
     def step_back(self, error: EpochStale) -> None:
-        """As `MessageSource.step_back`: a group is left and joined again, so that its coordinator decides."""
+        """See `MessageSource.step_back`; a group is left and joined again, so that its coordinator decides."""
         self._forget()
         with broker_errors(self._settings):
             if not self._assignment.renew():
@@ -129,7 +129,7 @@ class KafkaSource:
             )
 
     def _begins(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """The first offset that the log of each partition still holds."""
+        """Return the first offset that the log of each partition still holds."""
         with broker_errors(self._settings):
             first = self._consumer.beginning_offsets(list(places), timeout_ms=REQUEST_TIMEOUT_MS)
         return {place: int(offset) for place, offset in first.items()}
@@ -152,7 +152,7 @@ class KafkaSource:
                 raise _gap(claim, f"a log that ends at {end}")
 
     def _read(self) -> tuple[dict[TopicPartition, list[Any]], StreamGap | None]:
-        """Records, or the gap that the broker tells of: a topic that was remade looks like one at first."""
+        """Return records, or the gap that the broker tells of; a topic that was remade looks like one at first."""
         try:
             with broker_errors(self._settings):
                 limit = self._settings.intake_max_records
@@ -202,7 +202,7 @@ def _consumer(settings: Settings) -> Any:
 
 
 def _checked(claim: PartitionClaim, first: int) -> PartitionClaim:
-    """The claim, if the log has not lost what it needs next.
+    """Return the claim, if the log has not lost what it needs next.
 
     Raises:
         StreamGap: if the log begins after the next offset.
@@ -215,7 +215,7 @@ def _checked(claim: PartitionClaim, first: int) -> PartitionClaim:
 
 
 def _gap(claim: PartitionClaim, got: str) -> StreamGap:
-    """What the log does not hold, and of which incarnation."""
+    """Return the error that says what the log does not hold, and of which incarnation."""
     place = claim.partition
     return StreamGap(
         f"expected offset {claim.next_offset} of {place.topic}[{place.partition}] next, got {got} "

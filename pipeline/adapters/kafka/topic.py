@@ -1,4 +1,4 @@
-"""Which incarnation of a topic the broker holds. Knows no consumer, no offset and no message."""
+"""Which incarnation of a topic the broker holds: a wiped broker or a topic made anew has another id."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class TopicSeen:
     topic_id: str
     """The topic's id, else its name."""
     topic: str
-    """Its name."""
+    """The topic's name."""
     partitions: tuple[int, ...]
     """Numbers of its partitions, in order."""
 
     def key(self, partition: int) -> PartitionKey:
-        """The partition, as the database knows it."""
+        """Return the partition as the database knows it."""
         return PartitionKey(cluster_id=self.cluster_id, topic_id=self.topic_id, topic=self.topic, partition=partition)
 
 
 class TopicWatch:
-    """Asks the broker about one topic. A broker that was wiped, or a topic that was made anew, shows another id."""
+    """A client that asks the broker about one topic."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
-        """Names the topic; connects at the first look."""
+        """Name the topic; connects at the first look."""
         self._settings = settings
         self._topic = topic
         self._admin: Any = None
         self._last: TopicSeen | None = None
 
     def look(self) -> TopicSeen:
-        """What the broker holds now.
+        """Return what the broker holds now.
 
         Raises:
             Unavailable: if it does not answer, or has no such topic (yet).

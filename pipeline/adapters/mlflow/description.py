@@ -1,4 +1,4 @@
-"""What a person reads about a model version: its description, its before and after, its metrics. Knows no MLflow."""
+"""What a person reads about a model version: its description, its answers before and after, its metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ somebody else moves it.
 
 
 def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
-    """One row for each edit that this snapshot brought in: what was asked, what the model said, and the verdict."""
+    """Return a row for each edit that the snapshot brought in: what was asked, what the model said, the verdict."""
     scores = {str(row["edit_id"]): row for row in _measurements(entry).get("edits") or ()}
     verdicts = {str(row["edit_id"]): row for row in entry.report.get("edits") or ()}
     return [
@@ -43,14 +43,14 @@ def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
 
 
 def before_after_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same rows as a table; `before` is what the producer said the model answered."""
+    """Return the same rows as a Markdown table; `before` is what the producer said the model answered."""
     head = "| request | prompt | before | wanted | after | verdict |\n|---|---|---|---|---|---|\n"
     keys = ("request_id", "prompt", "before", "wanted", "after", "reason")
     return head + "".join("| " + " | ".join(_cell(row.get(key)) for key in keys) + " |\n" for row in rows)
 
 
 def metrics(entry: RegistryEntry) -> dict[str, float]:
-    """Figures for the run: every gate that was measured, and a few counts; never a NaN."""
+    """Return the run's metrics: every gate that was measured, and a few counts; never a NaN."""
     found = {str(row["metric"]): row.get("value") for row in entry.report.get("rows") or ()}
     candidate = _measurements(entry).get("candidate") or {}
     found["base_kl"] = candidate.get("suite_kl")
@@ -64,7 +64,7 @@ def metrics(entry: RegistryEntry) -> dict[str, float]:
 
 
 def description(entry: RegistryEntry) -> str:
-    """Markdown of at most `MAX_DESCRIPTION_CHARS`: what changed, the gates, how to approve, how to load."""
+    """Return Markdown of at most `MAX_DESCRIPTION_CHARS`: what changed, the gates, how to approve, how to load."""
     around = "\n".join([_title(entry), "{}", _gates(entry), HOW_TO_APPROVE, _how_to_load(entry)])
     room = MAX_DESCRIPTION_CHARS - len(around)
     return around.replace("{}", _changes(before_after(entry), room=room), 1)[:MAX_DESCRIPTION_CHARS]
@@ -83,7 +83,7 @@ def _title(entry: RegistryEntry) -> str:
 
 
 def _changes(rows: Sequence[Mapping[str, Any]], *, room: int) -> str:
-    """The table of edits as far as there is room."""
+    """Return the table of edits, cut where the room ends."""
     if not rows:
         return "### What changed\n\nNo edit came in: this snapshot takes edits out.\n"
     lines = ["### What changed", "", "| prompt | before | now |", "|---|---|---|"]
@@ -131,7 +131,7 @@ def _figure(value: object) -> str:
 
 
 def _cell(value: object) -> str:
-    """Text that cannot break out of a table: one line, no pipes, no markup."""
+    """Return text that cannot break out of a table: one line, no pipes, no markup."""
     text = " ".join(str("" if value is None else value).split())
     if len(text) > MAX_CELL_CHARS:
         text = text[: MAX_CELL_CHARS - 1] + "…"

@@ -1,4 +1,4 @@
-"""MLflow's exceptions in our own terms, and how long its client may try. Knows no call."""
+"""MLflow's exceptions as our own, and bounds on how long its client tries."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def translated(action: str) -> Iterator[None]:
 
 
 def is_code(error: Exception, *codes: str) -> bool:
-    """Whether MLflow gave one of these error codes."""
+    """Return whether MLflow gave one of these error codes."""
     return getattr(error, "error_code", None) in codes
 
 

@@ -138,10 +138,10 @@ def _copy(source: FileRef, target: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _code_archive() -> bytes:
-    """The sources that a loaded model imports: `editors`, and of `pipeline` the domain only.
+    """Return the sources that a loaded model imports: `editors`, and of `pipeline` the domain only.
 
-    One archive, which Python imports from as it is: as `code_paths` the forty files were forty uploads, most of the
-    time of a registration. The same sources give the same bytes.
+    They are one archive, which Python imports from as it is: as `code_paths` each file was an upload of its own, which
+    took most of the time of a registration. The same sources give the same bytes.
     """
     held = io.BytesIO()
     pipeline = _package_folder("pipeline")

@@ -1,6 +1,6 @@
 """The model registry on an MLflow server: versions, requests for a decision, the alias `champion`.
 
-Knows no database and decides nothing; MLflow is imported at the first call, because that takes seconds.
+MLflow is imported at the first call, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MlflowRegistry:
         self._uri = uri
 
     def register(self, entry: RegistryEntry) -> str:
-        """Make the model version of a snapshot, once; returns its number.
+        """Make the model version of a snapshot, once; return its number.
 
         `create_model_version` is not idempotent, so a reply that got lost leaves a version that is found here by
         its tag. Of several versions of one snapshot the lowest is canonical and the others are marked.
@@ -72,7 +72,7 @@ class MlflowRegistry:
             return self._canonical(name, snapshot, found)
 
     def requests(self, lineage: str) -> tuple[RegistryRequest, ...]:
-        """Versions on which somebody asks for a decision that is not answered yet."""
+        """Return the versions on which somebody asks for a decision that is not answered yet."""
         with translated(f"read the requests of {lineage}"):
             aliases = self._aliases(lineage)
             asked = [
@@ -103,12 +103,12 @@ class MlflowRegistry:
             self._untag(lineage, request.version, REASON_TAG)
 
     def champion(self, lineage: str) -> str | None:
-        """The version that the alias `champion` points to; None if there is no alias."""
+        """Return the version that the alias `champion` points to; None if there is no alias."""
         with translated(f"read the alias {CHAMPION} of {lineage}"):
             return self._aliases(lineage).get(CHAMPION)
 
     def point_champion(self, lineage: str, version: str | None) -> None:
-        """Set or remove the alias `champion`."""
+        """Point the alias `champion` to a version, or remove it for None."""
         with translated(f"point the alias {CHAMPION} of {lineage} to {version or 'nothing'}"):
             found = self._aliases(lineage).get(CHAMPION)
             if found == version:
@@ -220,7 +220,7 @@ class MlflowRegistry:
         return str(first.version)
 
     def _versions(self, name: str, condition: str) -> list[Any]:
-        """Versions of a model that meet a condition, lowest number first."""
+        """Return the versions of a model that meet a condition, lowest number first."""
         found, token = [], None
         while True:
             page = self._client.search_model_versions(f"name = {_quoted(name)} and {condition}", page_token=token)

@@ -157,7 +157,7 @@ def dead_letters_replay(
 
 
 def _replacement(file: Path) -> tuple[str, bytes]:
-    """Key and bytes of a corrected message; refused if it can never be an edit either."""
+    """Return the key and bytes of a corrected message; refused if it can never be an edit either."""
     try:
         value = file.read_bytes()
     except OSError as error:

@@ -195,7 +195,7 @@ def show(
 
 
 def lineage_name(kept: Stores, given: str | None) -> str:
-    """The lineage that is meant: the one given, or the only one there is.
+    """Return the lineage that is meant: the one given, or the only one there is.
 
     Raises:
         InvalidInput: if none is given and there is not exactly one.
@@ -224,7 +224,7 @@ def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bo
 
 
 def editor_line(editor: Mapping[str, Any] | None) -> str | None:
-    """The editor that a report names, with its digest; None if the report is older than that."""
+    """Return the editor that a report names, with its digest; None if the report is older than that."""
     return f"{EditorIdentity(**editor)}, solver {editor['solver']}" if editor else None
 
 

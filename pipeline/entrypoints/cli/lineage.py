@@ -1,4 +1,4 @@
-"""Commands about lineages."""
+"""Commands that make, list and resume lineages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that hold a snapshot in processes of their own: ask it, write it out. No model is loaded here."""
+"""Commands that load a snapshot in processes of their own: ask it, write it out."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _plan(kept: Stores, lineage: str | None, ref: str) -> LoadPlan:
 
 
 def _group(settings: Settings) -> dict[str, Any]:
-    """What a group of ranks is started with."""
+    """Return what a group of ranks is started with."""
     logs = settings.home.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     config = settings.deepspeed_config
@@ -91,7 +91,7 @@ def _group(settings: Settings) -> dict[str, Any]:
 
 
 def _run(module: str, plan: LoadPlan, asked: Mapping[str, Any]) -> Any:
-    """What a process says that loads the snapshot; the control plane itself never holds a model."""
+    """Return what a process says that loads the snapshot; the control plane itself never holds a model."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump({"plan": asdict(plan), **asked}, file)
         file.flush()

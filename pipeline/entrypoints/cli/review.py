@@ -1,4 +1,4 @@
-"""Commands that decide about snapshots. They go through the same service as the registry."""
+"""Commands that decide about snapshots, through the same service as requests in the registry."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""What `corrigenda demo` runs, from a topic to an approved model and back."""
+"""The demo: the main job on the embedded stack, from a topic to an approved model and back.
+
+`run.run_demo` is what `corrigenda demo` calls.
+"""

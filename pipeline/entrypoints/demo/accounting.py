@@ -1,4 +1,4 @@
-"""Whether the demo's figures add up. Pure; knows neither services nor screens."""
+"""The figures of the demo's last line, and whether they add up."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Accounts:
     """Wall time of the demo."""
 
     def imbalance(self) -> str | None:
-        """The first sum that does not add up, in one sentence; None if all do."""
+        """Return the first sum that does not add up, in one sentence; None if all do."""
         read = self.accepted + self.duplicates + self.dead_letters
         if self.produced != read:
             return f"produced {self.produced} but accounted for {read} (accepted + duplicates + dead letters)"
@@ -51,5 +51,5 @@ class Accounts:
         return None
 
     def as_json(self) -> dict[str, object]:
-        """The fields in the order of the last line."""
+        """Return the fields in the order of the last line."""
         return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}

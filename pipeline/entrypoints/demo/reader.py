@@ -1,4 +1,4 @@
-"""A reader of models in a process of its own, outside the checkout. Knows MLflow only by its URL."""
+"""A reader of models in a process of its own, outside the checkout: it is given the URL of MLflow and nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelReader:
         self._folder.cleanup()
 
     def ask_base(self, folder: str, prompts: list[str]) -> list[str]:
-        """What the base says.
+        """Return what the base says.
 
         Raises:
             EngineFailed: with the reader's last words, if it ended.
@@ -43,7 +43,7 @@ class ModelReader:
         return self._ask({"base": folder, "prompts": prompts})
 
     def ask_champion(self, prompts: list[str]) -> list[str]:
-        """What the champion says now.
+        """Return what the champion says now.
 
         Raises:
             EngineFailed: with the reader's last words, if it ended.

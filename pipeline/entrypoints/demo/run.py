@@ -1,4 +1,4 @@
-"""The main job from end to end on the embedded stack, told as a story. Asserts nothing that it has not read back."""
+"""The main job from end to end on the embedded stack, told as a story; every figure shown was read back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BATCH_MAX_WAIT = timedelta(seconds=1)
 
 
 def run_demo(home: Path | None, *, keep: bool) -> int:
-    """Run the demo in a fresh folder; returns the exit status.
+    """Run the demo in a fresh folder; return the exit status.
 
     Args:
         home: folder of the stack, emptied first; `demo` under the configured home by default.
@@ -122,7 +122,7 @@ def _slow_processes(folder: Path, prepared: Prepared) -> Settings:
 
 
 def _emptied(folder: Path) -> None:
-    """A fresh folder for the demo; only one that a demo made is ever emptied."""
+    """Make a fresh folder for the demo; only one that a demo made is ever emptied."""
     mark = folder / ".corrigenda-demo"
     if folder.exists() and any(folder.iterdir()):
         if not mark.exists():

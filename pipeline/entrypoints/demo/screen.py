@@ -1,4 +1,4 @@
-"""One screen that shows the stream live, or plain lines where there is no terminal. Decides nothing."""
+"""One screen that shows the stream live, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StreamScreen:
             self._live.stop()
 
     def show(self, counts: Mapping[str, int]) -> None:
-        """Show where the stream stands."""
+        """Show the counters of the stream; in plain lines only when they changed."""
         if self._live:
             self._counts = dict(counts)
             self._live.update(self._render())
@@ -49,7 +49,7 @@ class StreamScreen:
             out.print(f"{self._seconds()}  {figures}", soft_wrap=True)
 
     def say(self, line: str) -> None:
-        """Add an event."""
+        """Add a line to the last events."""
         self._lines = [*self._lines, f"{self._seconds()}  {line}"][-KEPT_LINES:]
         if self._live:
             self._live.update(self._render())

@@ -1,4 +1,4 @@
-"""What a producer and a reviewer do in the demo, each step waiting for what it reads back. Draws nothing itself."""
+"""What a producer and a reviewer do in the demo; each step waits for what it reads back."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Steps:
     """The actors of the demo around one lineage."""
 
     kept: Stores
-    """What is read back."""
+    """The stores that say what has become of the messages."""
     settings: Settings
-    """Where things are."""
+    """Settings of the demo's stack."""
     lineage: str
     """Name of the lineage."""
     send: Publisher
-    """The producer."""
+    """Writes to the topic of requests."""
     screen: StreamScreen
-    """Where it shows."""
+    """Shows the counters and what happened."""
     num_produced: int = 0
     """Messages that the broker acknowledged so far."""
     told: int = 0
@@ -143,7 +143,7 @@ class Steps:
 
 
 def accounts(kept: Stores, lineage: str, *, produced: int, audit_ok: bool, seconds: float) -> Accounts:
-    """The figures of the last line, read back from the database."""
+    """Return the figures of the last line, read back from the database."""
     intake = kept.history.intake_counts()
     found = kept.lineages.lineage(lineage)
     head = kept.snapshots.snapshot(lineage, "head")
@@ -167,7 +167,7 @@ def accounts(kept: Stores, lineage: str, *, produced: int, audit_ok: bool, secon
 
 
 def _success(measured: Mapping[str, Any]) -> float | None:
-    """Share of active edits that hold on the head: the batch's own and the older ones that were sampled."""
+    """Return the share of active edits that hold on the head: the batch's own and the older ones that were sampled."""
     own = [bool(row["edit_success"]) for row in measured["edits"]]
     candidate = measured["candidate"]
     total = len(own) + candidate["num_retained"]

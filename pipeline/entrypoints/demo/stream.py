@@ -1,4 +1,4 @@
-"""What the demo produces: real corrections, and what a production topic holds besides. Knows no broker."""
+"""What the demo produces: real corrections, and what a production topic holds besides."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Produced:
 
 
 def stream(lineage: str) -> list[Produced]:
-    """Every message of the demo, in the order it is sent."""
+    """Return every message of the demo, in the order it is sent."""
     corrections = read_jsonl(FACTS / "corrections.jsonl")
     middle = len(corrections) // 2
     messages = [
@@ -44,12 +44,12 @@ def stream(lineage: str) -> list[Produced]:
 
 
 def questions() -> list[dict[str, Any]]:
-    """Questions worded differently from every edit, with what should be said afterwards."""
+    """Return questions worded differently from every edit, with what should be said afterwards."""
     return read_jsonl(FACTS / "questions.jsonl")
 
 
 def again(request_id: str, number: int, target: str) -> dict[str, Any]:
-    """One more correction of the contested fact."""
+    """Return one more correction of the contested fact."""
     return {
         "request_id": f"{CONTESTED_ID}-{request_id}",
         **_CONTESTED_FACT,
@@ -59,7 +59,7 @@ def again(request_id: str, number: int, target: str) -> dict[str, Any]:
 
 
 def message(lineage: str, document: dict[str, Any]) -> Produced:
-    """A correction as a producer sends it."""
+    """Return a correction as a producer sends it."""
     return Produced(key=lineage, value=json.dumps({"lineage": lineage} | document).encode())
 
 
@@ -78,12 +78,12 @@ _CONTESTED_FACT = {
 
 
 def _contested() -> list[dict[str, Any]]:
-    """Two corrections of one fact: the later one wins."""
+    """Return two corrections of one fact; the later one wins."""
     return [again("first", 1, "Lyon"), again("second", 2, "Turin")]
 
 
 def _greedy() -> dict[str, Any]:
-    """A correction that cannot be made without breaking what it says must stay.
+    """Return a correction that cannot be made without breaking what it says must stay.
 
     Its neighbour is its own prompt: if the edit holds, the neighbour moves, and the gate measures by how much.
     """
@@ -105,7 +105,7 @@ def _sent(lineage: str, documents: Iterable[dict[str, Any]]) -> list[Produced]:
 
 
 def _malformed(lineage: str) -> list[Produced]:
-    """What arrives on a topic in production and can never be an edit."""
+    """Return what arrives on a topic in production and can never be an edit."""
     good: dict[str, Any] = {
         "request_id": "demo-malformed",
         "prompt": "The capital of Peru is",

@@ -1,4 +1,4 @@
-"""What the demo prints: answers side by side, what was refused, and the audit trail. Asks, and decides nothing."""
+"""What the demo prints: answers side by side, what was refused, and the audit trail."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NUM_OTHERS = 4
 
 
 def heading(text: str) -> None:
-    """A line of its own, bold on a terminal."""
+    """Print a line of its own, bold on a terminal."""
     out.print()
     out.print(Text(text, style="bold"), soft_wrap=True)
 
 
 def tell_base(asked: Sequence[Mapping[str, str]], said: Future[list[str]]) -> None:
-    """Shown as soon as it is known, above the stream."""
+    """Print what the base answered, above the stream, as soon as it is known."""
     if said.exception() is None:
         heading("The base model, asked before anything is edited")
         for question, answer in zip(asked, said.result(), strict=True):
@@ -36,7 +36,7 @@ def tell_base(asked: Sequence[Mapping[str, str]], said: Future[list[str]]) -> No
 def tell_before_and_after(
     asked: Sequence[Mapping[str, str]], before: Mapping[str, str], after: Mapping[str, str]
 ) -> None:
-    """The same questions side by side."""
+    """Print what the base and the champion answered to the same questions, side by side."""
     heading("The same questions, before and after (models:/demo@champion through mlflow.pyfunc)")
     rows = [
         {
@@ -73,7 +73,7 @@ def tell_what_holds(kept: Stores, lineage: str, reader: ModelReader) -> None:
 
 
 def tell_refusals(kept: Stores, lineage: str) -> None:
-    """What a gate refused and what could never be an edit, each with the reason."""
+    """Print what a gate refused and what could never be an edit, each with the reason."""
     heading("Refused by a gate, by what was measured")
     for row in kept.history.edits(lineage, status="rejected"):
         say(f"  {row['request_id']}: {row['reason']}")
@@ -83,7 +83,7 @@ def tell_refusals(kept: Stores, lineage: str) -> None:
 
 
 def tell_history(kept: Stores, lineage: str) -> list[str]:
-    """Verify every chain and print one edit's whole history; returns the chains that are broken."""
+    """Verify every chain and print one edit's whole history; return the chains that are broken."""
     heading("The audit trail")
     broken = []
     for chain in kept.audit.chains():
@@ -99,7 +99,7 @@ def tell_history(kept: Stores, lineage: str) -> list[str]:
 
 
 def first_line(text: str) -> str:
-    """The first line of an answer, cut where it runs on."""
+    """Return the first line of an answer, cut where it runs on."""
     line = text.strip().splitlines()[0] if text.strip() else "(nothing)"
     return line if len(line) <= MAX_ANSWER_CHARS else line[: MAX_ANSWER_CHARS - 1] + "…"
 
