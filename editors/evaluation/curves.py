@@ -51,7 +51,9 @@ PANELS = (
     Panel(title="locality: KL from the base, nats", path=("locality_kl",), is_share=False, linear_to=0.5),
     Panel(title="fluency: n-gram entropy, bits", path=("fluency",), is_share=False),
 )
+"""The panels in rows of three."""
 MARKERS = "osD^vP*X"
+"""Matplotlib's markers, one a solver."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's palette: told apart by the colour-blind too."""
 

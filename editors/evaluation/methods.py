@@ -27,9 +27,9 @@ class Method:
     settings: EditorSettings
     """Its constants; where no weights are named, `on` chooses them."""
     trained: TrainedEditor | None
-    """Where its shifts come from; the natural gradient if None."""
+    """The trained editor that its shifts come from; the natural gradient if None."""
     given: argparse.Namespace
-    """The command line."""
+    """The command line, for the constants of fine-tuning."""
 
     def on(self, model: EditableModel) -> tuple[EditorSettings, Editor]:
         """Return its settings with the weights of a model named, and the editor that edits by them."""
@@ -73,7 +73,7 @@ def methods_of(given: argparse.Namespace) -> dict[str, Method]:
 
 
 def _serves(trained: TrainedEditor, solver: str) -> bool:
-    """Whether a solver can use an editor: MEND as published has rows and gradients of its own."""
+    """Return whether a solver can use an editor: MEND as published has rows and gradients of its own."""
     return solver != UNTRAINED and (trained.card.solver != "sum" or solver == "sum")
 
 

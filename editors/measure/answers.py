@@ -1,9 +1,12 @@
-"""Knows when a free answer confirms a target. Knows no model: text in, verdict out.
+"""Whether a text that a model said freely confirms a target.
 
-A target is confirmed if the answer, normalised (NFKC, blanks folded, case ignored, an opening quote dropped), begins
-with it at a word boundary and does not run on into another answer. It runs on where its first line goes on with a
-hyphen, a slash, or a capitalised word or a number with nothing but a blank (or `and`, `or`) between: "New York" is not
-confirmed by "New York University", nor "Paris" by "Paris or Rome"; it is by "Paris, the capital" and "Paris in 1900".
+A target is confirmed if the answer begins with it at a word boundary and does not run on into another answer. Both are
+normalised first: NFKC, blanks folded, case ignored, an opening quote dropped. An answer runs on where its first line
+goes on with a hyphen, a slash, or a capitalised word or a number with nothing but a blank (or `and`, `or`) between:
+
+    confirms("Paris, the capital", "Paris")         # True, as is "Paris in 1900"
+    confirms("Paris or Rome", "Paris")              # False
+    confirms("New York University", "New York")     # False
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ _RUNS_ON = re.compile(r"^(?:[-\u2010-\u2015/&]\s?|\s(?:(?:and|or)\s)?)(?P<word>\
 
 
 def confirms(answer: str, target: str) -> bool:
-    """Whether a free answer says the target and nothing but it."""
+    """Return whether a free answer says the target and no other answer."""
     rest = _after(answer, target)
     if rest is None or (rest and rest[0].isalnum()):
         return False
@@ -31,7 +34,7 @@ def confirms(answer: str, target: str) -> bool:
 
 
 def is_settled(answer: str, target: str) -> bool:
-    """Whether more text could not change what `confirms` says."""
+    """Return whether more text could not change what `confirms` says, so that generation may stop."""
     rest = _after(answer, target)
     if rest is None:
         return not _folded(target).casefold().startswith(_line(answer).rstrip().casefold())
@@ -40,7 +43,7 @@ def is_settled(answer: str, target: str) -> bool:
 
 
 def _after(answer: str, target: str) -> str | None:
-    """What follows the target in the answer's first line, or None if the line does not begin with it."""
+    """Return what follows the target in the answer's first line, or None if the line does not begin with it."""
     line, wanted = _line(answer), _folded(target).casefold()
     if not line.casefold().startswith(wanted):
         return None

@@ -1,7 +1,12 @@
-"""Knows how much memory a stretch of work took above what was held before it, and how much of it was kept.
+"""How much memory some work took above what was held before it.
 
-On a CPU that is the resident set, whose peak Linux lets a process forget; on CUDA what the allocator gave out. Where
-neither can be read, nothing is claimed.
+    memory = WatchedMemory(device)
+    with memory.watching():
+        work()
+    memory.peak_bytes
+
+On a CPU that is the resident set, whose peak Linux lets a process reset; on CUDA it is what the allocator gave out.
+Where neither can be read, the figure is None.
 """
 
 from __future__ import annotations
@@ -15,13 +20,14 @@ from pathlib import Path
 import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+"""Where Linux tells a process its resident set, and lets it reset the peak."""
 
 
 class WatchedMemory:
-    """Memory of some stretches of work, whatever happens between them.
+    """The memory of several stretches of work, without what is allocated between them.
 
     Args:
-        device: where the work is done.
+        device: the device on which the work is done.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,12 +37,12 @@ class WatchedMemory:
 
     @property
     def peak_bytes(self) -> int | None:
-        """The most that was held above what there was at the start; None where it cannot be measured."""
+        """The most bytes that were held above what there was at the start; None where that cannot be measured."""
         return self._peak
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Count what the body takes, and what it keeps."""
+        """Count the memory that the body takes, and what of it stays held afterwards."""
         before = self._start()
         try:
             yield
@@ -51,7 +57,7 @@ class WatchedMemory:
             return self._now()
         _trim()
         try:
-            CLEAR.write_text("5")
+            CLEAR.write_text("5")  # makes VmHWM, the peak, start again from VmRSS
             return _resident("VmRSS")
         except (OSError, LookupError):
             return None
@@ -69,7 +75,7 @@ class WatchedMemory:
 
 
 def peak_bytes() -> int | None:
-    """The most that this process ever held: resident on a CPU, given out by the allocator on CUDA; None if unknown."""
+    """Return the most bytes that this process ever held, resident or given out by CUDA's allocator; None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:
@@ -86,7 +92,7 @@ def _resident(name: str) -> int:
 
 
 def _trim() -> None:
-    """Let the C library give back what was freed, so that the resident set is what is held."""
+    """Let the C library give freed memory back, so that the resident set is what is held."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,7 +1,8 @@
-"""Knows what enters the first edited block for sequences that are asked again and again. Knows no edit.
+"""A cache of what enters the first edited block, for sequences that are asked again and again.
 
 The halves of a failing batch are tried one after the other, and each asks the same sequences; training asks them once
-a round: only the blocks from the first edited one on are run again. What memory has no room for may go to disk.
+a round. No edit changes the blocks before the first edited one, so only those from there on are run again. What memory
+has no room for may go to disk.
 
 Legend: B sequences, L padded length, S length of one sequence, H hidden size.
 """
@@ -21,23 +22,23 @@ from editors.models.families import EditableModel
 from editors.models.tokens import Encoded, Prefix, TargetBatch
 
 MAX_BYTES = 64 * 2**20
-"""Most memory that is kept; what was not asked for the longest time goes first."""
+"""Most memory that is kept, bytes; what was not asked for the longest time goes first."""
 
 
 class PrefixCache:
-    """Prepared batches out of what is known of their sequences; right for every model edited from the same base.
+    """Prepares batches with the hidden states that are known of their sequences, for all edits of one base.
 
     A sequence's hidden states do not depend on the batch it was in, up to rounding. Ranks that hold a model together
-    keep nothing: one that knows a sequence would run other blocks than the one that does not, and wait for ever.
+    keep nothing: one that knows a sequence would run other blocks than one that does not, and wait for ever.
 
     Args:
-        model: where the sequences are asked.
-        max_bytes: most memory to keep.
-        disk: where what memory has no room for goes; nowhere if None. Only `prepare_alone` looks there.
+        model: the model that is asked.
+        max_bytes: most memory to keep, bytes.
+        disk: takes what memory has no room for; it is dropped if None. Only `prepare_alone` reads it.
 
     Attributes:
-        num_bytes: that are kept in memory.
-        num_computed: sequences that `prepare_alone` had to compute.
+        num_bytes: size of what is kept in memory.
+        num_computed: how many sequences `prepare_alone` had to compute.
     """
 
     def __init__(self, model: EditableModel, *, max_bytes: int = MAX_BYTES, disk: SpillFile | None = None) -> None:
@@ -49,12 +50,12 @@ class PrefixCache:
         self._known: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
 
     def prepare(self, sequences: Sequence[Encoded]) -> Prepared:
-        """Batches of bounded size with their prefixes; what is not known yet is computed."""
+        """Return batches of bounded size with their hidden states; those that are not known yet are computed."""
         if self._model.comm.num_ranks > 1:
             return list(self._model.chunked(sequences))
         is_known = [_inputs(sequence) in self._known for sequence in sequences]
         prepared: Prepared = []
-        for wanted in (True, False):
+        for wanted in (True, False):  # a batch is known whole or not at all: what is known is not run again
             chosen = [place for place, known in enumerate(is_known) if known is wanted]
             for places, batch in self._model.chunked([sequences[place] for place in chosen]):
                 own = [chosen[place] for place in places]
@@ -64,9 +65,9 @@ class PrefixCache:
         return prepared
 
     def prepare_alone(self, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
-        """Batches of bounded size; what enters the first edited block is computed for each sequence by itself.
+        """Return batches of bounded size, with hidden states that were computed for each sequence by itself.
 
-        So the bits depend neither on what the sequences were asked with before nor on what is still known of them.
+        Their bits depend neither on what the sequences were asked with before nor on what is still known of them.
         """
         if self._model.comm.num_ranks > 1:
             return list(self._model.chunked(sequences, max_tokens=max_tokens))
@@ -79,7 +80,7 @@ class PrefixCache:
         return prepared
 
     def _alone(self, sequence: Encoded) -> Prefix | None:
-        """What enters the first edited block; None where the model has no block before it."""
+        """Return what enters the first edited block; None where no block comes before it."""
         inputs = _inputs(sequence)
         if inputs in self._known:
             self._known.move_to_end(inputs)

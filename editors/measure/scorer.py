@@ -36,7 +36,7 @@ MAX_KNOWN = 4096
 
 @dataclass(kw_only=True, slots=True)
 class Observed:
-    """What was asked of one set of weights, a parent's or a candidate's."""
+    """What one set of weights says: the base's, a parent's or a candidate's."""
 
     suite: list[Reading]
     """Readings of the suite."""
@@ -55,8 +55,8 @@ class Scorer:
 
     Args:
         model: holds the parent when asked to observe it, the candidate when asked to measure.
-        weights: its edited weights.
-        reference: what the base answers.
+        weights: the model's edited weights.
+        reference: what the base answers, and its quality at large.
         num_chat: of how many edits of a batch the answer in the chat template is measured; all if None.
     """
 
@@ -69,6 +69,11 @@ class Scorer:
         self._parent: Observed | None = None
         self._candidate: Observed | None = None
         self._measurer = EditMeasurer(model)
+        self._base = Observed(
+            suite=[answer.reading for answer in reference.suite],
+            changes=[Change(is_unchanged=True, kl=0.0) for _ in reference.suite],
+            quality=list(reference.scores),
+        )
 
     @property
     def suite_facts(self) -> set[str]:
@@ -76,23 +81,23 @@ class Scorer:
         return set[str]().union(*(_facts_of(answer.probe) for answer in self._reference.suite))
 
     def reset(self) -> None:
-        """Forget the parent: other weights have been loaded."""
+        """Forget the parent, because other weights have been loaded."""
         self._parent = self._candidate = None
 
     def keep(self) -> None:
-        """The candidate that was measured last is the parent now."""
+        """Take the candidate that was measured last for the parent from now on."""
         self._parent, self._candidate = self._candidate, None
 
     def observe_parent(self, added: Sequence[Edit], retained: Sequence[Edit]) -> None:
-        """Ask the parent, whose weights are loaded now, all that a candidate of these edits will be compared with."""
-        held = self._parent or self._hold()
-        self._parent = held
+        """Ask the parent, whose weights are loaded now, all that a candidate of these edits is compared with."""
+        parent = self._parent or self._observed()[0]
+        self._parent = parent
         if len(self._measurer) > MAX_KNOWN:
             self._measurer.forget()
-            held.neighbours.clear()
-        self._observe_neighbours(held, [edit for edit in added if edit.edit_id not in held.neighbours])
-        if any(edit.edit_id not in held.retained for edit in retained):
-            held.retained |= self._successes(retained)
+            parent.neighbours.clear()
+        self._observe_neighbours(parent, [edit for edit in added if edit.edit_id not in parent.neighbours])
+        if any(edit.edit_id not in parent.retained for edit in retained):
+            parent.retained |= self._successes(retained)
 
     def measure(
         self,
@@ -112,47 +117,32 @@ class Scorer:
         """
         parent = self._parent
         assert parent is not None, "observe_parent comes before measure"
-        candidate, from_parent = self._hold_compared(parent)
+        candidate, [from_parent] = self._observed(parent)
         self._candidate = candidate
         candidate.retained = self._successes(retained)
         asked = self._asked({*gone_keys, *(edit.request.conflict_key for edit in added)})
-        base = self._figure(self._reference.scores, asked)
         return Measurements(
             edits=self._edit_scores(added, parent),
             candidate=self._model_score(candidate, asked, retained),
             parent=self._model_score(parent, asked, retained),
-            base=ModelScore(
-                suite_unchanged=1.0 if asked else None,
-                suite_kl=0.0 if asked else None,
-                num_suite=len(asked),
-                num_suite_left_out=len(self._reference.suite) - len(asked),
-                perplexity=base.perplexity,
-                accuracy=base.accuracy,
-            ),
-            kl_from_parent=mean([from_parent[place].kl for place in asked]),
+            base=self._model_score(self._base, asked, ()),
+            kl_from_parent=mean(from_parent[place].kl for place in asked),
             change_norm=max(norm / self._weights.base_norm(name) for name, norm in delta.norms.items()),
             probe_set_digest=self._digest(added, retained, asked),
         )
 
-    def _hold(self) -> Observed:
-        suite, [changes] = compared(self._model, self._suite, [self._base_suite])
-        return Observed(suite=suite, changes=changes, quality=scores(self._model, self._quality))
+    def _observed(self, *parents: Observed) -> tuple[Observed, list[list[Change]]]:
+        """Ask the model as it is now: its suite and its quality, and how the suite differs from each parent."""
+        earlier = [observed.suite for observed in (self._base, *parents)]
+        suite, [changes, *from_parents] = compared(self._model, self._suite, earlier)
+        return Observed(suite=suite, changes=changes, quality=scores(self._model, self._quality)), from_parents
 
-    def _hold_compared(self, parent: Observed) -> tuple[Observed, list[Change]]:
-        suite, [changes, from_parent] = compared(self._model, self._suite, [self._base_suite, parent.suite])
-        held = Observed(suite=suite, changes=changes, quality=scores(self._model, self._quality))
-        return held, from_parent
-
-    @property
-    def _base_suite(self) -> list[Reading]:
-        return [answer.reading for answer in self._reference.suite]
-
-    def _observe_neighbours(self, held: Observed, edits: Sequence[Edit]) -> None:
+    def _observe_neighbours(self, parent: Observed, edits: Sequence[Edit]) -> None:
         negative = negative_shift(self._model, self._weights)
         with side_branch(self._model.module, negative):
             self._measurer.observe_base(edits)
-        # Without a shift the parent is the base, and has just been asked.
-        held.neighbours |= self._measurer.readings(edits) if negative else self._measurer.base_readings(edits)
+        # Without a shift the parent is the base, which has just been asked.
+        parent.neighbours |= self._measurer.readings(edits) if negative else self._measurer.base_readings(edits)
 
     def _successes(self, edits: Sequence[Edit]) -> dict[str, bool]:
         pairs = {edit.edit_id: (edit.request.prompt, edit.request.target_new) for edit in edits}
@@ -165,26 +155,23 @@ class Scorer:
         return tuple(map(edit_score, self._measurer.measure(questions, parent=parent.neighbours)))
 
     def _asked(self, keys: Collection[str]) -> list[int]:
-        """Places of the suite probes whose fact nobody edited."""
+        """Return the places of the suite probes whose fact nobody edited."""
         facts = {canonical_json(json.loads(key)[1:]) for key in keys}
         return [i for i, answer in enumerate(self._reference.suite) if not _facts_of(answer.probe) & facts]
 
-    def _model_score(self, held: Observed, asked: Sequence[int], retained: Sequence[Edit]) -> ModelScore:
-        figure = self._figure(held.quality, asked)
+    def _model_score(self, observed: Observed, asked: Sequence[int], retained: Sequence[Edit]) -> ModelScore:
+        # Quality is that of plain text, or of the suite without facts that were edited, as the family has it.
+        figure = Figure.of(self._model, chosen(self._reference.quality_probes, observed.quality, asked))
         return ModelScore(
-            suite_unchanged=share(held.changes[place].is_unchanged for place in asked),
-            suite_kl=mean([held.changes[place].kl for place in asked]),
+            suite_unchanged=share(observed.changes[place].is_unchanged for place in asked),
+            suite_kl=mean(observed.changes[place].kl for place in asked),
             num_suite=len(asked),
             num_suite_left_out=len(self._reference.suite) - len(asked),
-            retention=share(held.retained[edit.edit_id] for edit in retained),
+            retention=share(observed.retained[edit.edit_id] for edit in retained),
             num_retained=len(retained),
             perplexity=figure.perplexity,
             accuracy=figure.accuracy,
         )
-
-    def _figure(self, found: Sequence[Score], asked: Collection[int]) -> Figure:
-        """The figure of the model's family over what is asked: text, or the suite without facts that were edited."""
-        return Figure.of(self._model, chosen(self._reference.quality_probes, found, asked))
 
     def _digest(self, added: Sequence[Edit], retained: Sequence[Edit], asked: Sequence[int]) -> str:
         return sha256_json(
@@ -224,7 +211,7 @@ def edit_score(found: EditMeasurement) -> EditScore:
 
 
 def negative_shift(model: EditableModel, weights: WeightStore) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A side branch that takes the whole shift off again: with it, edited weights answer as the base."""
+    """Return a side branch that takes the whole shift off again: with it, edited weights answer as the base."""
     branches = {}
     for param in model.inner:
         shift_IO = weights.shift(param.name)

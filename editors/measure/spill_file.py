@@ -1,4 +1,4 @@
-"""Knows how to keep tensors in a file of bounded size, the newest in the place of the oldest. Knows no model.
+"""Tensors in a file of bounded size, where the newest take the place of the oldest.
 
 The file has no name: it is gone with the process, however that ends.
 """
@@ -20,42 +20,42 @@ from torch import Tensor
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Place:
     start: int
-    """First byte in the file."""
+    """Offset of its first byte in the file."""
     num_bytes: int
-    """How many."""
+    """Its length in bytes."""
     shape: tuple[int, ...]
-    """Of the tensor."""
+    """The tensor's shape."""
     dtype: torch.dtype
-    """Of the tensor."""
+    """The tensor's dtype."""
 
 
 class SpillFile:
     """Tensors by key, in a file that is written round and round.
 
-    A disk without room is no error: what was kept until then stays, and nothing more is taken.
+    A full disk is no error: what was kept until then stays, and nothing more is taken.
 
     Args:
-        max_bytes: most bytes of the file.
-        folder: where the file is; the system's for temporary files if None.
+        max_bytes: the largest size of the file.
+        folder: the folder of the file; that of the system for temporary files if None.
     """
 
     def __init__(self, *, max_bytes: int, folder: Path | None = None) -> None:
         self._max_bytes, self._end, self._is_full = max_bytes, 0, False
         self._places: OrderedDict[Hashable, _Place] = OrderedDict()
         self._file, path = tempfile.mkstemp(dir=folder)
-        os.unlink(path)
+        os.unlink(path)  # the open descriptor keeps the content
         weakref.finalize(self, os.close, self._file)
 
     @property
     def num_bytes(self) -> int:
-        """Of what is kept."""
+        """Size of the tensors that are kept."""
         return sum(place.num_bytes for place in self._places.values())
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._places
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
-        """Keep a tensor under a new key; one that is larger than the file is left out."""
+        """Keep a tensor under a new key; a tensor that is larger than the file is left out."""
         content = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         if key in self._places or self._is_full or not 0 < len(content) <= self._max_bytes:
             return
@@ -73,7 +73,7 @@ class SpillFile:
         self._end += len(content)
 
     def get(self, key: Hashable) -> Tensor | None:
-        """The tensor with the bits that were put in, on the CPU; None if it was never put in or is overwritten."""
+        """Return the tensor bit for bit, on the CPU; None if it was never put in, or is overwritten."""
         place = self._places.get(key)
         if place is None:
             return None
