@@ -1,4 +1,4 @@
-"""Knows what training asks of an episode, whatever that is, and how data are dealt out to episodes. Trains nothing."""
+"""The interface of objectives, what objectives of MEND's transform share, and how data are dealt out to episodes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
+from editors.mend.transform import MendTransform
 from editors.models.comm import Comm
+from editors.models.families import EditableModel
 
 SCORE = "score"
-"""The validation figure that picks the best checkpoint; more is better."""
+"""The validation figure that decides which editor is the best; more is better."""
 LOSS = "loss"
-"""The figure, in training and validation, that the curve shows."""
+"""The figure of training and validation that the curve shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Losses:
-    """What one episode gave."""
+    """Losses and figures of an episode."""
 
     total: Tensor
-    """A scalar whose gradient by the parameters is the episode's; its value need not be the loss."""
+    """A scalar whose gradient by the parameters is that of the loss; its value need not be the loss."""
     parts: dict[str, float]
-    """Figures to show, among them `loss`."""
+    """Figures to show, `loss` among them."""
     num_edits: int
-    """Edits in it."""
+    """How many edits the episode has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,28 +36,28 @@ class ParameterGroup:
     """Parameters with a learning rate of their own."""
 
     parameters: Sequence[nn.Parameter]
-    """What is learned."""
+    """The parameters, always in the same order."""
     lr: float
-    """Adam's, before any schedule."""
+    """Adam's learning rate before any schedule."""
 
 
 class Objective(Protocol):
-    """What is trained, and on what.
+    """What is trained, and on what data.
 
-    Everything must follow from the tensors of `state`, the number of the step and the `rng` that comes with it: then a
-    run that was killed and resumed gives the bits of one that was not.
+    Everything has to follow from the tensors of `state`, the number of the step and the `rng` that comes with it. Then
+    a run that was killed and resumed gives the bits of one that was not.
     """
 
     def groups(self) -> Sequence[ParameterGroup]:
-        """What the optimizer moves, always in the same order."""
+        """Return what the optimizer changes, always in the same order."""
         ...
 
     def begin(self) -> None:
-        """Called once, before the first step of a new run and never on a resume: statistics, initial rates."""
+        """Set statistics and initial rates; called before the first step of a new run, and never on a resume."""
         ...
 
     def episode(self, step: int, rng: random.Random) -> Losses:
-        """The losses of a step, from 0, with their graph. The model's weights are as before on return.
+        """Return the losses of a step, counted from 0, with their graph; the model's weights stay as they are.
 
         Raises:
             EditorFailed: if the numbers cannot be used; the step is skipped and counted.
@@ -64,30 +65,60 @@ class Objective(Protocol):
         ...
 
     def validate(self) -> dict[str, float]:
-        """Figures on held-out edits, among them `score` and `loss`; nothing changes by it."""
+        """Return figures on held-out edits, `score` and `loss` among them; nothing changes."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that later steps depend on: parameters, statistics, what is carried from step to step."""
+        """Return every tensor that later steps depend on: parameters, statistics, and what is carried along."""
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take the place of the objective that gave this state."""
+        """Go on from the tensors that `state` returned, in this process or another."""
         ...
 
 
-def backward(parts: Sequence[Tensor], log_NV: Tensor) -> None:
-    """A backward pass from the parts of a batch's loss; one of nothing for a filler, for which other ranks wait."""
-    total = torch.stack(list(parts)).sum() if parts else 0.0 * log_NV.sum()
-    total.backward()  # type: ignore[no-untyped-call]
+class TransformObjective:
+    """What the objectives of a `MendTransform` have in common: what is learned, and that nothing else is carried along.
+
+    Args:
+        model: the base.
+        transform: what is trained.
+        network_lr: learning rate of the network.
+        rate_lr: learning rate of the logarithms of the transform's own rates.
+    """
+
+    def __init__(self, model: EditableModel, transform: MendTransform, *, network_lr: float, rate_lr: float) -> None:
+        self._model, self._transform = model, transform
+        self._network_lr, self._rate_lr = network_lr, rate_lr
+
+    def groups(self) -> list[ParameterGroup]:
+        """Return the network's parameters, and the rates as a group with a learning rate of its own."""
+        return [
+            ParameterGroup(parameters=self._transform.network_parameters(), lr=self._network_lr),
+            ParameterGroup(parameters=self._transform.rate_parameters(), lr=self._rate_lr),
+        ]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors of the transform; no other is carried from step to step."""
+        return dict(self._transform.state_dict())
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Give the transform the tensors that `state` returned."""
+        self._transform.load_state_dict(dict(state))
+
+    def _observe(self, u_TI: Mapping[str, Tensor], delta_TO: Mapping[str, Tensor]) -> None:
+        for name, keys_TI in u_TI.items():
+            self._transform.observe(name, keys_TI, delta_TO[name])
 
 
 def summed_gradients(comm: Comm, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients that all ranks' losses left in leaves, which are the same on every rank, summed in their order.
+    """Return the sums of the gradients that the losses of all ranks have left in leaves; every rank has to call it.
+
+    The sums are in the order of the ranks, so they have the same bits on every rank.
 
     Args:
-        comm: the ranks; every rank has to ask.
-        leaves: by name; one that no loss of any rank depends on is left out.
+        comm: the ranks.
+        leaves: tensors by name, the same on every rank; one that no loss depends on is left out.
     """
     own = {name: leaf.grad.cpu() for name, leaf in leaves.items() if leaf.grad is not None}
     found: dict[str, Tensor] = {}
@@ -98,12 +129,14 @@ def summed_gradients(comm: Comm, leaves: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 class Deck:
-    """Deals places of a list in batches: each once a round, shuffled anew for each; a function of the step alone.
+    """Deals out the places of a list in batches, each place once a round; every round is shuffled anew.
+
+    A batch depends on nothing but the step, so a resumed run goes on where it was.
 
     Args:
         size: how many places there are.
-        batch: how many a step takes; a batch may lie across two rounds, and then hold a place twice.
-        seed: of the shuffles.
+        batch: how many a step takes; a batch across two rounds may hold a place twice.
+        seed: seed of the shuffles.
     """
 
     def __init__(self, size: int, *, batch: int, seed: int) -> None:
@@ -111,7 +144,7 @@ class Deck:
         self._rounds: dict[int, list[int]] = {}
 
     def places(self, step: int) -> list[int]:
-        """The batch of a step, from 0."""
+        """Return the batch of a step, counted from 0."""
         first = step * self._batch
         return [self._round(place // self._size)[place % self._size] for place in range(first, first + self._batch)]
 
