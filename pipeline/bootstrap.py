@@ -113,7 +113,7 @@ def review_service(settings: Settings) -> ReviewService:
 def relay(settings: Settings) -> OutboxRelay:
     """The relay of the outbox, with a handler for every kind of item."""
     kept = stores(settings)
-    mirror = RegistryMirror(mirror=kept.mirror, snapshots=kept.snapshots, registry=_registry(settings))
+    mirror = RegistryMirror(mirror=kept.mirror, registry=_registry(settings))
     announcer = Announcer(
         doorbell=_doorbell(settings),
         publisher=_publisher(settings),

@@ -17,7 +17,7 @@ from editors.models.families import EditableModel
 from editors.weights.loading import load_snapshot
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.rank_api import FileRef
-from pipeline.domain.snapshots import snapshot_digest
+from pipeline.domain.snapshots import DigestPath
 
 FORMAT = 2
 """Version of the manifest; a model version of format 1 loads with the code that it ships."""
@@ -87,15 +87,16 @@ def _manifest(folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest.get("format") != FORMAT:
         raise Misconfigured(f"expected a snapshot manifest of format {FORMAT}, got {manifest.get('format')!r}")
-    base, digests = str(manifest["base"]["digest"]), list(manifest["delta_digests"])
+    said = manifest["digest_path"]
+    path = DigestPath(start=str(said["start"]), listed=tuple(said["listed"]), chained=tuple(said["chained"]))
     own = [str(delta["digest"]) for delta in manifest["deltas"]]
-    found = snapshot_digest(base_digest=base, delta_digests=digests)
-    if found != manifest["digest"] or digests[len(digests) - len(own) :] != own:
+    found, is_whole = path.digest, (*path.listed, *path.chained) == tuple(own)
+    if found != manifest["digest"] or not path.ends_with(own):
         raise IntegrityBroken(
             f"expected snapshot {manifest['snapshot_id']} to have the digest {manifest['digest']}, its manifest "
             f"makes {found}"
         )
-    if len(own) < len(digests) and manifest["accumulator"] is None:
+    if manifest["accumulator"] is None and not (is_whole and path.start == manifest["base"]["digest"]):
         raise IntegrityBroken(f"expected accumulators under the deltas of snapshot {manifest['snapshot_id']}, got none")
     return manifest
 

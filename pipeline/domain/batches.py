@@ -12,6 +12,9 @@ from pipeline.domain.edits import Edit
 
 T = TypeVar("T")
 
+RETAINED = 64
+"""Older active edits that every candidate is measured on, at most."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditBatch:
@@ -31,23 +34,11 @@ class EditBatch:
     """(active edit, edit of this batch that supersedes it)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ActiveEdit:
-    """An edit that the head holds."""
-
-    edit: Edit
-    """The edit."""
-    snapshot_seq: int
-    """The snapshot that brought it in."""
-
-
-def displaced_by(edits: Sequence[Edit], active: Sequence[ActiveEdit]) -> tuple[tuple[str, str], ...]:
+def displaced_by(edits: Sequence[Edit], active: Sequence[Edit]) -> tuple[tuple[str, str], ...]:
     """(displaced active edit, displacing edit) for every active edit whose fact is edited again."""
     newer = {edit.request.conflict_key: edit.edit_id for edit in edits}
     return tuple(
-        (held.edit.edit_id, newer[held.edit.request.conflict_key])
-        for held in active
-        if held.edit.request.conflict_key in newer
+        (held.edit_id, newer[held.request.conflict_key]) for held in active if held.request.conflict_key in newer
     )
 
 
@@ -62,15 +53,20 @@ def most_trials(num_edits: int) -> int:
     return 2 * max(num_edits - 1, 0).bit_length() + 2
 
 
-def retention_sample(active: Sequence[ActiveEdit], *, seed: str, size: int = 64) -> tuple[Edit, ...]:
-    """Older active edits to measure again: one from each of `size` equal strata of age.
+def retention_draws(num_places: int, *, seed: str, size: int = RETAINED) -> tuple[tuple[int, int, int], ...]:
+    """(first, drawn, last) place of each of `size` equal strata of age, for a sample of older active edits.
+
+    Of each stratum the first active edit at or above the drawn place is measured again, else the nearest below it.
+    Where all of a stratum have gone, the newest edits that are not in the sample yet fill it up.
 
     Args:
-        active: oldest first.
+        num_places: activations of the lineage so far; they have the places 1 to this.
         seed: the snapshot's id, so that anybody can draw the same sample again.
-        size: how many at most.
+        size: how many strata; with fewer places there are fewer.
     """
-    return tuple(held.edit for held in stratified_sample(active, seed=seed, size=size))
+    draw = random.Random(seed)  # noqa: S311 - reproducible by design, no secret
+    bounds = [round(index * num_places / size) for index in range(size + 1)]
+    return tuple((low + 1, draw.randint(low + 1, high), high) for low, high in pairwise(bounds) if low < high)
 
 
 def stratified_sample(items: Sequence[T], *, seed: str, size: int) -> tuple[T, ...]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from pipeline.domain.audit import SYSTEM_CHAIN
@@ -69,6 +68,8 @@ class Lineage:
     """The newest snapshot in its history; None before the first."""
     head_seq: int
     """Its place; 0 before the first."""
+    head_digest: str
+    """Its digest; the base's before the first."""
     champion_id: str | None
     """The snapshot that is live; None for the base."""
     champion_seq: int
@@ -77,8 +78,6 @@ class Lineage:
     """Why no batch may be edited now; None if one may."""
     created_at: datetime
     """Database time."""
-    counts: Mapping[str, int] = field(default_factory=dict)
-    """Number of edits by status."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,13 @@ class Basis(StrEnum):
     base = "base"
 
 
+class DigestForm(StrEnum):
+    """What a snapshot's digest was made of."""
+
+    list = "list"
+    chain = "chain"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
     """A file in the artifact store."""
@@ -52,7 +59,11 @@ class Snapshot:
     accumulator: Artifact | None
     """The whole fp32 shift of every inner parameter; stored every 32nd snapshot and at every rebuild."""
     digest: str
-    """Identity of the weights, see `snapshot_digest`."""
+    """Identity of the weights, see `DigestPath`."""
+    digest_form: DigestForm
+    """Whether it is made of the parent's digest (`chain`) or of all deltas (`list`, snapshots made before 0004)."""
+    num_active: int
+    """Edits in its active set."""
     status: SnapshotStatus
     """Where it stands."""
     gate_report_id: str
@@ -63,8 +74,42 @@ class Snapshot:
     """Database time of the commit."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DigestPath:
+    """How the digest of a snapshot follows from digests of deltas, so that whoever loads it can check it.
+
+    A new snapshot's digest is made of two: its parent's and its delta's. Snapshots of before were given the digest of a
+    list of all deltas; a path over both begins with that list.
+    """
+
+    start: str
+    """What the first delta stands on: the base's digest, or that of a snapshot."""
+    listed: tuple[str, ...]
+    """Digests of deltas that are hashed together with `start`."""
+    chained: tuple[str, ...]
+    """Digests of the deltas above, each hashed with the digest of the snapshot below it."""
+
+    @property
+    def digest(self) -> str:
+        """The digest of the snapshot at the end of the path."""
+        digest = snapshot_digest(base_digest=self.start, delta_digests=self.listed) if self.listed else self.start
+        for delta_digest in self.chained:
+            digest = chained_digest(digest, delta_digest)
+        return digest
+
+    def ends_with(self, delta_digests: Sequence[str]) -> bool:
+        """Whether these are the last deltas of the path, in order."""
+        every, own = (*self.listed, *self.chained), tuple(delta_digests)
+        return every[len(every) - len(own) :] == own
+
+
+def chained_digest(parent_digest: str, delta_digest: str) -> str:
+    """SHA-256 of the parent's digest (the base's for the first snapshot) and the delta's, one a line."""
+    return sha256_text(f"{parent_digest}\n{delta_digest}")
+
+
 def snapshot_digest(*, base_digest: str, delta_digests: Sequence[str]) -> str:
-    """SHA-256 of the base's digest and the digests of the deltas in order, one a line."""
+    """The digest of a snapshot of before: SHA-256 of the base's digest and those of all deltas in order, one a line."""
     return sha256_text("\n".join([base_digest, *delta_digests]))
 
 

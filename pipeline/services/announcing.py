@@ -75,13 +75,12 @@ class Announcer:
         )
 
     def _result(self, payload: Mapping[str, Any]) -> EditResultV1:
-        row = self._history.edit(payload["lineage"], payload["edit_id"])
         return EditResultV1(
             request_id=payload["request_id"],
             lineage=payload["lineage"],
             status=payload["status"],
             reason=payload["reason"],
-            snapshot_seq=row["snapshot_seq"],
+            snapshot_seq=self._history.snapshot_seq(payload["edit_id"]),
             at=datetime.fromisoformat(payload["at"]),
         )
 

@@ -1,4 +1,7 @@
-"""Turns the waiting work of a lineage into snapshots, under its lease. Knows no SQL, no model, no registry."""
+"""Turns the waiting work of a lineage into snapshots, under its lease.
+
+What a piece of work costs here depends on what it holds, not on how many edits the lineage has.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from pipeline.domain.failpoints import failpoint
 from pipeline.domain.gates import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
 from pipeline.domain.rank_api import Candidate, Loaded
-from pipeline.domain.snapshots import Basis, Snapshot, snapshot_digest, stores_accumulator
+from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator
 from pipeline.services.bisecting import Attempt, Sifted, sift
 from pipeline.services.lease_keeping import LeaseKeeper
 from pipeline.services.ports import (
@@ -51,6 +54,8 @@ class EditPolicy:
     """A batch that is not full closes when its oldest edit has waited this long."""
     max_attempts: int
     """Tries of an edit before it is dead."""
+    batches_per_turn: int = 8
+    """After so many pieces of work a lineage makes way for others of its base that wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,9 +91,10 @@ class EditService:
         self._policy = policy
 
     def run(self, lineage: str) -> int:
-        """Work until the lineage has nothing due; returns the number of snapshots made.
+        """Work until the lineage has nothing due or it is another one's turn; returns the number of snapshots made.
 
-        Returns 0 at once when somebody else holds the lease: a doorbell may ring twice.
+        Returns 0 at once when somebody else holds the lease: a doorbell may ring twice. A lineage that makes way for
+        others rings again for itself.
 
         Raises:
             LeaseLost: the lease passed to somebody else; nothing of ours was written after that.
@@ -102,10 +108,16 @@ class EditService:
             log.info("lineage is leased to another worker", lineage=lineage)
             return 0
         failpoint("edit.after_acquire")
-        num_snapshots = 0
-        with LeaseKeeper(self._leases, lease, ttl=self._policy.lease_ttl) as keeper:
+        num_snapshots = num_done = 0
+        with LeaseKeeper(self._leases, lease, ttl=policy.lease_ttl) as keeper:
             while (made := self._next(lineage, keeper)) is not None or self._is_filling(lineage):
                 num_snapshots += made or 0
+                num_done += made is not None
+                if made is not None and num_done % policy.batches_per_turn == 0:
+                    keeper.rings = self._leases.others_wait(lineage)
+                    if keeper.rings:
+                        log.info("lineage makes way for others", lineage=lineage, done=num_done)
+                        break
         return num_snapshots
 
     def _is_filling(self, lineage: str) -> bool:
@@ -257,7 +269,6 @@ class EditService:
         )
         delta = self._artifacts.put(Path(kept.delta.path))
         failpoint("edit.after_delta")
-        before = self._snapshots.delta_digests(on.parent_id)
         return NewSnapshot(
             snapshot_id=on.snapshot_id,
             parent_id=on.parent_id,
@@ -265,7 +276,7 @@ class EditService:
             delta=delta,
             rows=self._artifacts.put(Path(kept.rows.path)),
             accumulator=self._artifacts.put(Path(kept.accumulator.path)) if kept.accumulator else None,
-            digest=snapshot_digest(base_digest=on.lineage.settings.base.digest, delta_digests=[*before, delta.digest]),
+            digest=chained_digest(on.lineage.head_digest, delta.digest),
             report=attempt.report,
             batch=batch,
             removal=removal,

@@ -1,4 +1,4 @@
-"""Keeps a lease alive from a side thread while its owner works. Knows nothing of the work."""
+"""Keeps a lease alive from a side thread while its owner works."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class LeaseKeeper:
         self._leases = leases
         self._lease = lease
         self._ttl = ttl
+        self.rings = False
+        """Whether the lineage still has work when the lease is given back, so that a doorbell has to ring for it."""
         self._stop = threading.Event()
         self._lost: CorrigendaError | None = None
         self._thread = threading.Thread(target=self._renew_until_stopped, name="lease-keeper", daemon=True)
@@ -47,7 +49,7 @@ class LeaseKeeper:
         self._stop.set()
         self._thread.join()
         if self._lost is None:
-            self._leases.release(self._lease)
+            self._leases.release(self._lease, rings=self.rings)
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self._ttl.total_seconds() / 3):

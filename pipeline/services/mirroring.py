@@ -1,17 +1,14 @@
-"""Brings the registry up to what the database says: the handlers of two kinds of outbox item. Knows no MLflow.
+"""Brings the registry up to what the database says: the handlers of two kinds of outbox item.
 
 Each handler reaches a goal, reads what it needs when it runs, and may run twice.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import structlog
 
 from pipeline.domain.errors import Unavailable
 from pipeline.domain.failpoints import failpoint
-from pipeline.services.ports import SnapshotStore
 from pipeline.services.registry_ports import MirrorStore, Registry
 
 log = structlog.get_logger()
@@ -20,9 +17,8 @@ log = structlog.get_logger()
 class RegistryMirror:
     """Writes snapshots and the champion to the registry."""
 
-    def __init__(self, *, mirror: MirrorStore, snapshots: SnapshotStore, registry: Registry) -> None:
+    def __init__(self, *, mirror: MirrorStore, registry: Registry) -> None:
         self._mirror = mirror
-        self._snapshots = snapshots
         self._registry = registry
 
     def register(self, snapshot_id: str) -> str:
@@ -32,7 +28,6 @@ class RegistryMirror:
             Unavailable: if the registry does not answer; the item stays owed.
         """
         entry = self._mirror.entry(snapshot_id)
-        entry = replace(entry, delta_digests=self._snapshots.delta_digests(snapshot_id))
         failpoint("register.before")
         version = self._registry.register(entry)
         failpoint("register.after")

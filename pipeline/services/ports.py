@@ -76,6 +76,9 @@ class LineageStore(Protocol):
             UnknownLineage: if there is none.
         """
 
+    def counts(self, name: str) -> Mapping[str, int]:
+        """Number of edits by status. It counts them: for people, not for every batch."""
+
     def lineages(self) -> tuple[Lineage, ...]:
         """All of them, by name."""
 
@@ -103,8 +106,11 @@ class LeaseStore(Protocol):
             LeaseLost: if it expired or was taken.
         """
 
-    def release(self, lease: Lease) -> None:
-        """Give it back; nothing happens if it was lost."""
+    def release(self, lease: Lease, *, rings: bool = False) -> None:
+        """Give it back, and ring if work is left; nothing happens if it was lost."""
+
+    def others_wait(self, lineage: str) -> bool:
+        """Whether another lineage of the same base has work and nobody at it."""
 
     def waiting(self) -> tuple[str, ...]:
         """Names of lineages that have work (due edits or removals), no live lease and no hold that stops it."""
@@ -204,9 +210,6 @@ class SnapshotStore(Protocol):
             UnknownRecord: if the snapshot is not of this lineage.
         """
 
-    def delta_digests(self, snapshot_id: str | None) -> tuple[str, ...]:
-        """Digests of the deltas from the base (or the last rebuild) to the snapshot, in order."""
-
     def snapshot(self, lineage: str, ref: str) -> Snapshot:
         """By id, by seq, or by `head` or `champion`.
 
@@ -293,8 +296,8 @@ class ArtifactStore(Protocol):
     def put(self, path: Path) -> Artifact:
         """Keep a file; the same bytes are kept once. Durable when it returns."""
 
-    def path(self, artifact: Artifact) -> Path:
-        """A local path of the file.
+    def path(self, artifact: Artifact, *, is_checked: bool = True) -> Path:
+        """A local path of the file; `is_checked` is False for what is checked where it is opened.
 
         Raises:
             IntegrityBroken: if it is missing or its bytes have another digest.
@@ -366,6 +369,9 @@ class HistoryStore(Protocol):
         Raises:
             UnknownRecord: if there is none.
         """
+
+    def snapshot_seq(self, edit_id: str) -> int | None:
+        """The first snapshot that held an edit; None if none did."""
 
     def approvals(self, lineage: str) -> tuple[Mapping[str, Any], ...]:
         """Every decision, oldest first."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.domain.batches import ActiveEdit
+from pipeline.domain.edits import Edit
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.rank_api import LoadPlan
-from pipeline.domain.snapshots import Snapshot
+from pipeline.domain.snapshots import DigestPath, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,15 +21,15 @@ class RegistryEntry:
     snapshot: Snapshot
     """The snapshot."""
     plan: LoadPlan
-    """The files it is loaded from, as they lie in the artifact store."""
+    """The files its weights are loaded from, as they lie in the artifact store."""
+    digest_path: DigestPath
+    """How its digest follows from theirs."""
     report: Mapping[str, Any]
     """Its gate report."""
-    edits: tuple[ActiveEdit, ...]
-    """Its active set."""
+    edits: tuple[Edit, ...]
+    """The edits that it brought in, oldest first."""
     audit_head: tuple[int, str]
     """(seq, hash) of the lineage's chain after the commit."""
-    delta_digests: tuple[str, ...] = ()
-    """Digests of all deltas that make the snapshot's digest, in order; empty if they are those of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -129,7 +129,7 @@ class TestIntake:
         ]
         counts = stores.intake.record([poll_of(claim, messages)])
         assert (counts.received, counts.duplicates, counts.refused) == (2, 1, 4)
-        assert stores.lineages.lineage("facts").counts == {"received": 2}
+        assert stores.lineages.counts("facts") == {"received": 2}
         reasons = {letter.offset: letter.error for letter in stores.intake.dead_letters()}
         assert "another payload" in reasons[3]
         assert "elsewhere" in reasons[4]
@@ -178,7 +178,7 @@ class TestIntake:
         with pytest.raises(EpochStale, match="epoch 1"):
             stores.intake.record([poll_of(stale, [carrying(0, make_request("r1")), parsed(1, b"[]")])])
         assert stores.intake.dead_letters() == ()
-        assert stores.lineages.lineage("facts").counts == {}
+        assert stores.lineages.counts("facts") == {}
         assert stores.intake.take_partition(PARTITION).next_offset == 0
 
     def test_the_next_offset_never_falls(self, stores: Stores) -> None:
@@ -186,7 +186,7 @@ class TestIntake:
         stores.intake.record([poll_of(claim, [carrying(9, make_request("r1"))])])
         stores.intake.record([poll_of(claim, [carrying(3, make_request("r0"))])])
         assert stores.intake.take_partition(PARTITION).next_offset == 10
-        assert stores.lineages.lineage("facts").counts == {"received": 1}
+        assert stores.lineages.counts("facts") == {"received": 1}
 
     def test_a_dead_letter_keeps_its_bytes_and_says_when_it_was_sent_again(self, stores: Stores) -> None:
         value = b"\x00\xff" * 1000

@@ -15,13 +15,15 @@ def test_an_entry_holds_everything_of_its_snapshot(rig: StoreRig) -> None:
     lease = rig.acquire()
     first = rig.correct("a")
     snapshot = rig.commit_batch(lease)
-    rig.correct("b")
-    rig.commit_batch(lease)
+    second = rig.correct("b")
+    head = rig.commit_batch(lease)
     entry = rig.mirror.entry(snapshot.snapshot_id)
     assert entry.snapshot == snapshot
     assert entry.plan == rig.snapshots.load_plan(LINEAGE, snapshot_id=snapshot.snapshot_id)
     assert entry.report == rig.snapshots.report(snapshot.gate_report_id)
-    assert [held.edit.edit_id for held in entry.edits] == [first]
+    assert [edit.edit_id for edit in entry.edits] == [first]
+    assert entry.digest_path.digest == snapshot.digest
+    assert [edit.edit_id for edit in rig.mirror.entry(head.snapshot_id).edits] == [second], "only what it brought"
     assert entry.lineage == rig.lineage()
     assert entry.audit_head == rig.audit.head(LINEAGE)
     with pytest.raises(UnknownRecord):

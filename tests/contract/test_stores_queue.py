@@ -231,9 +231,3 @@ def test_edits_are_read_in_the_order_asked(rig: StoreRig) -> None:
     assert [edit.edit_id for edit in rig.queue.edits(LINEAGE, [second, first])] == [second, first]
     with pytest.raises(UnknownRecord, match="nonsense"):
         rig.queue.edits(LINEAGE, [first, "nonsense"])
-
-
-def test_the_active_set_of_the_base_is_empty_and_of_a_stranger_unknown(rig: StoreRig) -> None:
-    assert rig.queue.active_edits(LINEAGE, snapshot_id=None) == ()
-    with pytest.raises(UnknownRecord):
-        rig.queue.active_edits(LINEAGE, snapshot_id="not-a-uuid")

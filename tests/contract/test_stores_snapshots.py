@@ -11,7 +11,7 @@ import pytest
 from pipeline.domain.errors import IntegrityBroken, InvalidInput, LeaseLost, UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import TrainedArtifacts
 from pipeline.domain.rank_api import EditorIdentity, FileRef
-from pipeline.domain.snapshots import Basis, Snapshot
+from pipeline.domain.snapshots import Basis, DigestPath, Snapshot, chained_digest, snapshot_digest
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 
 
@@ -59,8 +59,8 @@ def test_the_active_set_is_the_parents_with_the_batch_and_without_what_it_displa
     second = rig.commit_batch(lease)
     assert rig.active(first.snapshot_id) == {stays, goes}
     assert rig.active(second.snapshot_id) == {stays, comes}
-    held = rig.queue.active_edits(LINEAGE, snapshot_id=second.snapshot_id)
-    assert [(one.edit.edit_id, one.snapshot_seq) for one in held] == [(stays, 1), (comes, 2)]
+    assert list(rig.active_since(second.snapshot_id).items()) == [(stays, 1), (comes, 2)]
+    assert (first.num_active, second.num_active) == (2, 2)
 
 
 def test_an_edit_that_was_not_accepted_displaces_nothing(rig: StoreRig) -> None:
@@ -134,7 +134,6 @@ def test_the_base_is_loaded_from_nothing(rig: StoreRig) -> None:
         *((), settings.prior.digest),
         *(settings.reference.digest, None),
     )
-    assert rig.snapshots.delta_digests(None) == ()
 
 
 def test_a_lineage_keeps_its_trained_editor_and_the_ranks_are_given_its_files(rig: StoreRig) -> None:
@@ -175,7 +174,29 @@ def test_a_snapshot_is_loaded_from_the_nearest_accumulators_and_the_deltas_above
     assert plan.deltas == (file_of(rig, made[3]), file_of(rig, made[4]))
     assert plan.digest == above.digest
     digests = tuple(snapshot.delta.digest for snapshot in made)
-    assert rig.snapshots.delta_digests(above.snapshot_id) == digests, "identity counts from the base"
+    path = rig.snapshots.digest_path(LINEAGE, above.snapshot_id)
+    assert path == DigestPath(start=made[1].digest, listed=(), chained=digests[2:])
+    assert path.digest == above.digest
+    path = rig.snapshots.digest_path(LINEAGE, below.snapshot_id)
+    assert (path.start, path.chained, path.digest) == ("b" * 64, digests[:2], below.digest)
+
+
+def test_the_digest_of_a_snapshot_over_those_of_before_counts_their_deltas_from_the_base(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    made = []
+    for number in range(3):
+        rig.correct(f"r{number}")
+        made.append(rig.commit_batch(lease, with_accumulator=number == 1))
+    digests = [snapshot.delta.digest for snapshot in made]
+    for seq in (1, 2):  # as 0004 leaves what it finds
+        old = snapshot_digest(base_digest="b" * 64, delta_digests=digests[:seq])
+        rig.query("UPDATE snapshots SET digest = %s, digest_form = 'list' WHERE seq = %s", old, seq)
+    rig.query("UPDATE snapshots SET digest = %s WHERE seq = 3", chained_digest(old, digests[2]))
+    path = rig.snapshots.digest_path(LINEAGE, made[2].snapshot_id)
+    assert path == DigestPath(start="b" * 64, listed=tuple(digests[:2]), chained=(digests[2],))
+    assert path.digest == rig.snapshots.snapshot(LINEAGE, "3").digest
+    path = rig.snapshots.digest_path(LINEAGE, made[1].snapshot_id)
+    assert (path.listed, path.chained, path.digest) == (tuple(digests[:2]), (), old)
 
 
 def test_a_rebuild_starts_a_new_row_of_deltas(rig: StoreRig) -> None:
@@ -189,7 +210,9 @@ def test_a_rebuild_starts_a_new_row_of_deltas(rig: StoreRig) -> None:
     rebuilt = rig.snapshots.commit(lease, new)
     rig.correct("c")
     above = rig.commit_batch(lease)
-    assert rig.snapshots.delta_digests(above.snapshot_id) == (rebuilt.delta.digest, above.delta.digest)
+    path = rig.snapshots.digest_path(LINEAGE, above.snapshot_id)
+    assert path.chained == (rebuilt.delta.digest, above.delta.digest)
+    assert path.digest == above.digest
     plan = rig.snapshots.load_plan(LINEAGE, snapshot_id=above.snapshot_id)
     assert plan.accumulator is not None
     assert (len(plan.deltas), plan.deltas[0]) == (1, file_of(rig, above))
@@ -237,6 +260,8 @@ def test_a_snapshot_of_another_lineage_is_not_loaded(rig: StoreRig) -> None:
     with pytest.raises(UnknownLineage):
         rig.snapshots.load_plan("nobody", snapshot_id=None)
     with pytest.raises(UnknownRecord):
-        rig.snapshots.delta_digests(str(uuid.UUID(int=7)))
+        rig.snapshots.digest_path(LINEAGE, str(uuid.UUID(int=7)))
+    with pytest.raises(UnknownRecord):
+        rig.snapshots.ledger_plan(LINEAGE, snapshot_id="not-a-uuid")
     with pytest.raises(UnknownRecord):
         rig.snapshots.report("nonsense")

@@ -107,8 +107,9 @@ class Rig:
 
     def _is_registered(self, kind: str, seq: int) -> bool:
         found = self.kept.lineages.lineage(kind)
-        waiting = found.counts.get(EditStatus.received, 0) + found.counts.get(EditStatus.claimed, 0)
-        settled = sum(found.counts.values()) == len(UNSEEN) and not waiting and found.head_seq > seq
+        counts = self.kept.lineages.counts(kind)
+        waiting = counts.get(EditStatus.received, 0) + counts.get(EditStatus.claimed, 0)
+        settled = sum(counts.values()) == len(UNSEEN) and not waiting and found.head_seq > seq
         return settled and self.kept.snapshots.snapshot(kind, "head").registry_version is not None
 
     def _is_live(self, kind: str) -> bool:
@@ -156,7 +157,7 @@ def test_every_family_takes_corrections_through_its_trained_transform_to_approva
     said = rig.ask_champions({kind: _prompts(kind) for kind in FAMILIES})
     for kind in FAMILIES:
         active = _active(rig, kind)
-        assert len(active) >= 0.8 * len(UNSEEN), f"{kind}: {rig.kept.lineages.lineage(kind).counts}"
+        assert len(active) >= 0.8 * len(UNSEEN), f"{kind}: {rig.kept.lineages.counts(kind)}"
         _check_answers(kind, said[kind], edited=active, reverted=set())
 
     gone = {kind: _person_that_holds(kind, said[kind], _active(rig, kind)) for kind in FAMILIES}
@@ -188,8 +189,7 @@ def _check_asked_by_the_transform(rig: Rig, kind: str) -> None:
     ledger = rig.kept.snapshots.ledger_plan(kind, snapshot_id=first_id)
     plan = replace(rig.kept.snapshots.load_plan(kind, snapshot_id=first_id), ledger=ledger)
     [stored] = load_batches(Path(ledger.rows[0].file.path))
-    held = rig.kept.queue.active_edits(kind, snapshot_id=plan.snapshot_id)
-    edits = {active.edit.edit_id: active.edit for active in held}
+    edits = {edit.edit_id: edit for edit in _edits_at(rig, kind, first_id)}
     batch = [edits[edit_id] for edit_id, _, _ in stored.ranges[plan.editor.subject_params[0]]]
     trained, untrained = _rows(plan, batch, rig.editors[kind]), _rows(plan, batch, None)
     for name in plan.editor.subject_params:
@@ -237,7 +237,12 @@ def _corrections(kind: str) -> list[Edit]:
 def _active(rig: Rig, kind: str) -> set[str]:
     """Request ids of the edits in the head."""
     head = rig.kept.lineages.lineage(kind).head_id
-    return {held.edit.request.request_id for held in rig.kept.queue.active_edits(kind, snapshot_id=head)}
+    return {edit.request.request_id for edit in _edits_at(rig, kind, head)}
+
+
+def _edits_at(rig: Rig, kind: str, snapshot_id: str | None) -> tuple[Edit, ...]:
+    rows = rig.kept.snapshots.ledger_plan(kind, snapshot_id=snapshot_id).rows
+    return rig.kept.queue.edits(kind, [edit_id for run in rows for edit_id in run.edit_ids])
 
 
 def _prompts(kind: str) -> list[str]:

@@ -24,7 +24,7 @@ from pipeline.adapters.mlflow.package import shared_files, write_snapshot
 from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
 from pipeline.domain.rank_api import BaseSpec, FileRef
-from pipeline.domain.snapshots import snapshot_digest
+from pipeline.domain.snapshots import chained_digest
 from pipeline.services.registry_ports import RegistryEntry
 from tests.support.registry_entries import entry, file_ref, lineage
 from tests.support.tiny_models import save_tiny_llama
@@ -183,12 +183,14 @@ class TestServedModel:
         weights.apply(random_delta(first, seed=1))
         path = tmp_path / "accumulator.safetensors"
         save_accumulators(path, weights.save())
-        digests = tuple(delta.digest for delta in whole.plan.deltas)
-        part = replaced(whole, deltas=whole.plan.deltas[1:], accumulator=file_ref(path), delta_digests=digests)
+        part = replaced(whole, deltas=whole.plan.deltas[1:], accumulator=file_ref(path))
 
         served = ServedModel.load(written(part, tmp_path))
 
-        assert served.digest == snapshot_digest(base_digest=base_digest(base), delta_digests=digests)
+        expected = base_digest(base)
+        for delta in whole.plan.deltas:
+            expected = chained_digest(expected, delta.digest)
+        assert served.digest == expected
         assert served.answer(STEMS, max_new_tokens=6) == model.generate(STEMS, max_new_tokens=6)
 
     def test_deltas_in_another_order_are_refused(self, base: Path, tmp_path: Path, lineage_name: str) -> None:
@@ -196,7 +198,7 @@ class TestServedModel:
         folder = written(made, tmp_path)
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["deltas"].reverse()
-        manifest["delta_digests"].reverse()
+        manifest["digest_path"]["chained"].reverse()
         (folder / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(IntegrityBroken, match=str(made.snapshot.snapshot_id)):
             ServedModel.load(folder)
@@ -251,9 +253,7 @@ def kept_by_mlflow(stack: LocalStack, mlflow_uri: str, name: str, version: str) 
     return folder
 
 
-def replaced(
-    made: RegistryEntry, *, deltas: tuple[FileRef, ...], accumulator: FileRef, delta_digests: tuple[str, ...]
-) -> RegistryEntry:
+def replaced(made: RegistryEntry, *, deltas: tuple[FileRef, ...], accumulator: FileRef) -> RegistryEntry:
     """The same snapshot, loaded another way."""
     plan = replace(made.plan, deltas=deltas, accumulator=accumulator)
-    return replace(made, plan=plan, delta_digests=delta_digests)
+    return replace(made, plan=plan)

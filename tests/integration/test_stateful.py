@@ -32,7 +32,7 @@ from pipeline.domain.approvals import Decision
 from pipeline.domain.batches import EditBatch
 from pipeline.domain.errors import LeaseLost
 from pipeline.domain.lineages import Lease
-from pipeline.domain.snapshots import Snapshot, snapshot_digest
+from pipeline.domain.snapshots import Snapshot, chained_digest
 from pipeline.services.ports import NewSnapshot
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
@@ -47,7 +47,10 @@ SELECT edit_id::text, conflict_key, status,
 FROM edit_requests
 """
 SNAPSHOTS = "SELECT *, snapshot_id::text AS name, parent_id::text AS parent FROM snapshots ORDER BY seq"
-ACTIVE = "SELECT snapshot_id::text, edit_id::text FROM snapshot_edits"
+ACTIVE = """
+SELECT s.snapshot_id::text, r.edit_id::text FROM snapshots s
+JOIN edit_rows r ON r.lineage_id = s.lineage_id AND int4range(r.since_seq, r.until_seq) @> s.seq
+"""
 POINTERS = "SELECT head_snapshot_id::text AS head, champion_snapshot_id::text AS champion FROM lineages"
 
 Rows = list[dict[str, Any]]
@@ -105,10 +108,11 @@ def check_line_of_snapshots(seen: Seen) -> None:
     assert [snapshot["seq"] for snapshot in seen.snapshots] == list(range(1, len(names) + 1))
     assert [snapshot["parent"] for snapshot in seen.snapshots] == [None, *names][: len(names)]
     assert seen.head_id == (names[-1] if names else None)
-    digests: list[str] = []
+    below = "b" * 64
     for snapshot in seen.snapshots:
-        digests.append(snapshot["delta_digest"])
-        assert snapshot["digest"] == snapshot_digest(base_digest="b" * 64, delta_digests=digests)
+        below = chained_digest(below, snapshot["delta_digest"])
+        assert snapshot["digest"] == below
+        assert snapshot["num_active"] == len(seen.active[snapshot["name"]])
 
 
 def check_champion(seen: Seen) -> None:

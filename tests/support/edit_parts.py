@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.lifecycle import EditStatus, edit_action
-from pipeline.domain.snapshots import snapshot_digest
+from pipeline.domain.snapshots import chained_digest
 from pipeline.services.editing import EditPolicy, EditService
 from tests.support.fake_editor import FAILS, NEEDED, FakeEditorGroup, rebuilt
 from tests.support.paths import ROOT
@@ -149,13 +149,12 @@ def assert_line_of_snapshots(rig: StoreRig, snapshots: list[dict[str, Any]]) -> 
     assert [snapshot["parent"] for snapshot in snapshots] == [None, *names][: len(names)]
     assert rig.lineage().head_id == (names[-1] if names else None)
     assert epochs == sorted(epochs)
-    on, deltas = "b" * 64, list[str]()
+    on = "b" * 64
     for snapshot in snapshots:
         path = _file(rig, snapshot["delta"])
-        deltas.append(sha256_file(path))
-        assert snapshot["delta_digest"] == deltas[-1]
+        assert snapshot["delta_digest"] == sha256_file(path)
         assert json.loads(path.read_text())["on"] == on, "made on the weights of its parent"
-        on = snapshot_digest(base_digest="b" * 64, delta_digests=deltas)
+        on = chained_digest(on, snapshot["delta_digest"])
         assert snapshot["digest"] == on
 
 

@@ -61,7 +61,7 @@ def work(kept: Stores, asked: argparse.Namespace) -> int:
     rings = 0
     while rings < asked.rings or not is_settled(kept, asked.lineage):
         if time.monotonic() > deadline:
-            print(f"expected a settled lineage, got {kept.lineages.lineage(asked.lineage).counts}")
+            print(f"expected a settled lineage, got {kept.lineages.counts(asked.lineage)}")
             return 1
         rings += 1
         ring(service, asked.lineage)
@@ -83,7 +83,8 @@ def ring(service: Any, lineage: str) -> None:
 def is_settled(kept: Stores, lineage: str) -> bool:
     """Whether nothing is left to do; what a held lineage has in its queue waits for a person."""
     found = kept.lineages.lineage(lineage)
-    open_ones = found.counts.get("claimed", 0) + (0 if found.hold else found.counts.get("received", 0))
+    counts = kept.lineages.counts(lineage)
+    open_ones = counts.get("claimed", 0) + (0 if found.hold else counts.get("received", 0))
     return not open_ones and lineage not in kept.leases.waiting()
 
 
@@ -133,7 +134,7 @@ class FileRegistry(FakeRegistry):
 
 def relay(kept: Stores, path: Path) -> int:
     """Carry out what is owed to the registry; nobody listens to the rest."""
-    mirror = RegistryMirror(mirror=kept.mirror, snapshots=kept.snapshots, registry=FileRegistry(path))
+    mirror = RegistryMirror(mirror=kept.mirror, registry=FileRegistry(path))
 
     def register(item: OutboxItem) -> None:
         mirror.register(item.payload["snapshot_id"])

@@ -6,7 +6,6 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.domain.batches import ActiveEdit
 from pipeline.domain.edits import Edit, EditRequest
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 
@@ -45,11 +44,6 @@ def make_request(request_id: str = "r1", **changes: Any) -> EditRequest:
 def make_edit(request_id: str = "r1", **changes: Any) -> Edit:
     """A recorded correction; its edit id is derived from the request id."""
     return Edit(edit_id=str(uuid.uuid5(uuid.NAMESPACE_URL, request_id)), request=make_request(request_id, **changes))
-
-
-def make_active(request_id: str, seq: int = 1, **changes: Any) -> ActiveEdit:
-    """An edit in the head."""
-    return ActiveEdit(edit=make_edit(request_id, **changes), snapshot_seq=seq)
 
 
 def make_score(edit_id: str, **changes: Any) -> EditScore:

@@ -133,6 +133,7 @@ class MemoryLineageStore:
             editor_digest=canonical_json(list(new.editor.inner_params)),
             head_id=None,
             head_seq=0,
+            head_digest=new.base.digest,
             champion_id=None,
             champion_seq=0,
             hold=None,
@@ -145,8 +146,11 @@ class MemoryLineageStore:
     def lineage(self, name: str) -> Lineage:
         if name not in self._database.lineages:
             raise UnknownLineage(f"expected the name of a lineage, got {name!r}")
-        mine = [lineage for lineage, _ in self._database.edits if lineage == name]
-        return replace(self._database.lineages[name], counts={"received": len(mine)} if mine else {})
+        return self._database.lineages[name]
+
+    def counts(self, name: str) -> Mapping[str, int]:
+        mine = [lineage for lineage, _ in self._database.edits if lineage == self.lineage(name).settings.name]
+        return {"received": len(mine)} if mine else {}
 
     def lineages(self) -> tuple[Lineage, ...]:
         return tuple(self.lineage(name) for name in sorted(self._database.lineages))

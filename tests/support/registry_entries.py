@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipeline.domain.batches import ActiveEdit
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit, EditRequest
 from pipeline.domain.gates import GatePolicy, judge
@@ -17,7 +16,7 @@ from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.lineages import Lineage, NewLineage
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.rank_api import BaseSpec, EditorSettings, FileRef, LoadPlan
-from pipeline.domain.snapshots import Artifact, Basis, Snapshot, snapshot_digest
+from pipeline.domain.snapshots import Artifact, Basis, DigestForm, DigestPath, Snapshot
 from pipeline.services.registry_ports import RegistryEntry
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -34,7 +33,7 @@ def artifact(ref: FileRef) -> Artifact:
     return Artifact(uri=ref.path, digest=ref.digest, num_bytes=Path(ref.path).stat().st_size)
 
 
-def active_edit(request_id: str, *, lineage: str, seq: int, prompt: str = "The capital of Japan is") -> ActiveEdit:
+def an_edit(request_id: str, *, lineage: str, prompt: str = "The capital of Japan is") -> Edit:
     """An edit that a snapshot brought in."""
     request = EditRequest(
         request_id=request_id,
@@ -44,16 +43,16 @@ def active_edit(request_id: str, *, lineage: str, seq: int, prompt: str = "The c
         target_true="Tokyo",
         occurred_at=NOW,
     )
-    return ActiveEdit(edit=Edit(edit_id=f"edit-{request_id}", request=request), snapshot_seq=seq)
+    return Edit(edit_id=f"edit-{request_id}", request=request)
 
 
-def passing_report(*edits: ActiveEdit) -> dict[str, Any]:
+def passing_report(*edits: Edit) -> dict[str, Any]:
     """A gate report as JSON in which retention was not measured."""
     score = ModelScore(suite_unchanged=1.0, suite_kl=0.01, num_suite=8, perplexity=20.0)
     measured = Measurements(
         edits=tuple(
-            EditScore(edit_id=held.edit.edit_id, edit_success=True, free_success=True, generated=" Osaka | <b>")
-            for held in edits
+            EditScore(edit_id=edit.edit_id, edit_success=True, free_success=True, generated=" Osaka | <b>")
+            for edit in edits
         ),
         candidate=score,
         parent=score,
@@ -80,6 +79,7 @@ def lineage(name: str, base: BaseSpec | None = None, *, inner_params: tuple[str,
         editor_digest="0" * 64,
         head_id=None,
         head_seq=0,
+        head_digest=(base.digest if base else BASE_DIGEST),
         champion_id=None,
         champion_seq=0,
         hold=None,
@@ -92,12 +92,12 @@ def entry(
 ) -> RegistryEntry:
     """The entry of one snapshot; a delta of arbitrary bytes is made where none is given."""
     if not deltas:
-        path = folder / f"{uuid4().hex}.safetensors"
-        path.write_bytes(uuid4().bytes)
-        deltas = (file_ref(path),)
+        file = folder / f"{uuid4().hex}.safetensors"
+        file.write_bytes(uuid4().bytes)
+        deltas = (file_ref(file),)
     base, snapshot_id = of.settings.base, str(uuid4())
-    digest = snapshot_digest(base_digest=base.digest, delta_digests=[delta.digest for delta in deltas])
-    edits = (active_edit(f"{seq}-a", lineage=of.settings.name, seq=seq),)
+    path = DigestPath(start=base.digest, listed=(), chained=tuple(delta.digest for delta in deltas))
+    edits = (an_edit(f"{seq}-a", lineage=of.settings.name),)
     return RegistryEntry(
         lineage=replace(of, head_id=snapshot_id, head_seq=seq),
         snapshot=Snapshot(
@@ -108,7 +108,9 @@ def entry(
             basis=Basis.parent,
             delta=artifact(deltas[-1]),
             accumulator=None,
-            digest=digest,
+            digest=path.digest,
+            digest_form=DigestForm.chain,
+            num_active=seq,
             status=SnapshotStatus.candidate,
             gate_report_id=str(uuid4()),
             registry_version=None,
@@ -119,10 +121,11 @@ def entry(
             lineage=of.settings.name,
             editor=of.settings.editor,
             snapshot_id=snapshot_id,
-            digest=digest,
+            digest=path.digest,
             accumulator=accumulator,
             deltas=deltas,
         ),
+        digest_path=path,
         report=passing_report(*edits),
         edits=edits,
         audit_head=(3, "a" * 64),

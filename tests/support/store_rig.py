@@ -29,7 +29,7 @@ from pipeline.domain.gates import GatePolicy, GateReport, judge
 from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
 from pipeline.domain.messages import Message, ParsedMessage, PartitionKey, Poll
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
-from pipeline.domain.snapshots import Artifact, Basis, Snapshot, snapshot_digest
+from pipeline.domain.snapshots import Artifact, Basis, Snapshot, chained_digest
 from pipeline.services.ports import NewSnapshot
 from tests.support.factories import NOON, make_measurements, make_request, make_score
 
@@ -183,7 +183,7 @@ class StoreRig:
             batch = replace(batch, edits=tuple(edit for edit in batch.edits if edit.edit_id in accepted))
         parent_id = batch.parent_id if batch else parent_id
         delta = self.file("delta")
-        digests = [*self.snapshots.delta_digests(parent_id), delta.digest]
+        parent_digest = self.snapshots.snapshot(LINEAGE, parent_id).digest if parent_id else "b" * 64
         return NewSnapshot(
             snapshot_id=str(uuid.uuid4()),
             parent_id=parent_id,
@@ -191,7 +191,7 @@ class StoreRig:
             delta=delta,
             rows=self.file("rows"),
             accumulator=self.file("accumulator") if with_accumulator else None,
-            digest=snapshot_digest(base_digest="b" * 64, delta_digests=digests),
+            digest=chained_digest(parent_digest, delta.digest),
             report=passing_report([edit.edit_id for edit in batch.edits] if batch else []),
             batch=batch,
             removal=removal,
@@ -211,7 +211,13 @@ class StoreRig:
         return self.snapshots.commit(lease, self.new_snapshot(removal=removal, parent_id=self.lineage().head_id))
 
     def active(self, snapshot_id: str | None) -> set[str]:
-        return {held.edit.edit_id for held in self.queue.active_edits(LINEAGE, snapshot_id=snapshot_id)}
+        return set(self.active_since(snapshot_id))
+
+    def active_since(self, snapshot_id: str | None) -> dict[str, int]:
+        """Edits that a snapshot holds, in the order in which they came in, and the snapshot that brought each."""
+        held = "edit_id::text, since_seq FROM edit_rows r JOIN snapshots s USING (lineage_id)"
+        where = "s.snapshot_id = %s AND int4range(since_seq, until_seq) @> s.seq ORDER BY place"
+        return {row["edit_id"]: row["since_seq"] for row in self.query(f"SELECT {held} WHERE {where}", snapshot_id)}
 
     def actions(self, subject: str) -> list[str]:
         """Audit actions about a record, in order."""

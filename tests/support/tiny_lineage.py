@@ -22,7 +22,7 @@ from pipeline.domain.rank_api import (
     LoadPlan,
     SuiteProbe,
 )
-from pipeline.domain.snapshots import snapshot_digest
+from pipeline.domain.snapshots import chained_digest
 from tests.support.factories import make_edit
 from tests.support.tiny_families import ARCHITECTURES, tiny_module
 from tests.support.tiny_models import save_tiny_llama
@@ -107,7 +107,7 @@ def plan_after(plan: LoadPlan, kept: KeptFiles, snapshot_id: str, added: tuple[E
     """The plan of the snapshot that a kept candidate became."""
     deltas = (*plan.deltas, kept.delta)
     rows = LedgerRows(file=kept.rows, edit_ids=tuple(edit.edit_id for edit in added))
-    digest = snapshot_digest(base_digest=plan.base.digest, delta_digests=[delta.digest for delta in deltas])
+    digest = chained_digest(plan.digest, kept.delta.digest)
     assert plan.ledger is not None
     ledger = replace(plan.ledger, rows=(*plan.ledger.rows, rows))
     return replace(plan, snapshot_id=snapshot_id, digest=digest, deltas=deltas, ledger=ledger)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.domain.edits import Edit
 from pipeline.services.registry_ports import RegistryEntry
 
 MAX_DESCRIPTION_CHARS = 4_800
@@ -38,7 +37,7 @@ def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
             "edit_success": scores.get(edit.edit_id, {}).get("edit_success"),
             "reason": verdicts.get(edit.edit_id, {}).get("reason", ""),
         }
-        for edit in _brought_in(entry)
+        for edit in entry.edits
     ]
 
 
@@ -54,8 +53,8 @@ def metrics(entry: RegistryEntry) -> dict[str, float]:
     found = {str(row["metric"]): row.get("value") for row in entry.report.get("rows") or ()}
     candidate = _measurements(entry).get("candidate") or {}
     found["base_kl"] = candidate.get("suite_kl")
-    found["num_edits"] = len(_brought_in(entry))
-    found["num_active_edits"] = len(entry.edits)
+    found["num_edits"] = len(entry.edits)
+    found["num_active_edits"] = entry.snapshot.num_active
     return {
         name: float(value)
         for name, value in found.items()
@@ -76,7 +75,7 @@ def _title(entry: RegistryEntry) -> str:
     parent = f"on `{snapshot.parent_id}`" if snapshot.parent_id else "on the base"
     return (
         f"## {_cell(entry.lineage.settings.name)}, snapshot {snapshot.seq}\n\n"
-        f"{len(_brought_in(entry))} edits came in, {len(entry.edits)} are active. Snapshot `{snapshot.snapshot_id}` "
+        f"{len(entry.edits)} edits came in, {snapshot.num_active} are active. Snapshot `{snapshot.snapshot_id}` "
         f"{parent}; digest `{snapshot.digest[:12]}`; audit line {seq} (`{head[:12]}`). "
         f"Editor: {_cell(editor.transform)}{f' `{editor.digest}`' if editor.digest else ''}, solver {editor.solver}.\n"
     )
@@ -115,10 +114,6 @@ def _how_to_load(entry: RegistryEntry) -> str:
         f'model = mlflow.pyfunc.load_model("models:/{name}@champion")  # or models:/{name}/VERSION\n'
         'model.predict(["The capital of Japan is"], params={"max_new_tokens": 24, "chat": False})\n```\n'
     )
-
-
-def _brought_in(entry: RegistryEntry) -> list[Edit]:
-    return [held.edit for held in entry.edits if held.snapshot_seq == entry.snapshot.seq]
 
 
 def _measurements(entry: RegistryEntry) -> Mapping[str, Any]:

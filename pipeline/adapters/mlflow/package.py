@@ -23,7 +23,6 @@ from pipeline.adapters.mlflow.description import before_after, before_after_mark
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.rank_api import FileRef, LoadPlan
-from pipeline.domain.snapshots import snapshot_digest
 from pipeline.services.registry_ports import RegistryEntry
 
 FORMAT = 2
@@ -106,10 +105,9 @@ def _pyfunc() -> Any:
 def _manifest(entry: RegistryEntry, uris: Mapping[str, str]) -> dict[str, Any]:
     lineage, snapshot, plan = entry.lineage, entry.snapshot, entry.plan
     own = [delta.digest for delta in plan.deltas]
-    digests = list(entry.delta_digests) or own
-    if digests[len(digests) - len(own) :] != own:
+    if not entry.digest_path.ends_with(own):
         raise IntegrityBroken(f"expected the last deltas of snapshot {snapshot.snapshot_id} to be those it loads")
-    if snapshot_digest(base_digest=plan.base.digest, delta_digests=digests) != snapshot.digest:
+    if entry.digest_path.digest != snapshot.digest:
         raise IntegrityBroken(f"expected the deltas of snapshot {snapshot.snapshot_id} to make its digest")
     shared = [{"uri": uris[delta.digest], "digest": delta.digest} for delta in plan.deltas[:-1]]
     last = [{"file": OWN_DELTA, "digest": delta.digest} for delta in plan.deltas[-1:]]
@@ -125,7 +123,7 @@ def _manifest(entry: RegistryEntry, uris: Mapping[str, str]) -> dict[str, Any]:
         "inner_params": list(plan.editor.inner_params),
         "accumulator": {"uri": uris[accumulator.digest], "digest": accumulator.digest} if accumulator else None,
         "deltas": shared + last,
-        "delta_digests": digests,
+        "digest_path": asdict(entry.digest_path),
     }
 
 

@@ -1,53 +1,126 @@
-"""Which edits a snapshot holds, and where the ledger rows of each are. Only reads."""
+"""Which edits a snapshot holds: intervals of `edit_rows`, each from the seq that brought an edit until one without it.
+
+Nothing here reads more rows than it is asked about, but `rows_at`, which says what a ledger is loaded from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy import Connection, Row, Select, func, insert, or_, select, text, update
 
-from pipeline.adapters.sql.tables import edit_requests, edit_rows, snapshot_edits, snapshots
+from pipeline.adapters.sql.locks import LockedLineage
+from pipeline.adapters.sql.tables import edit_requests, edit_rows, lineages, status_is
+from pipeline.domain.batches import RETAINED, retention_draws
+from pipeline.domain.lifecycle import EditStatus
+
+# An index probe a stratum: the first active place at or above the draw, else the nearest below it. What strata lack
+# whose edits have all gone is filled up with the newest edits, so that the sample is never smaller than it could be.
+_SAMPLE = text(
+    """
+    WITH drawn AS (
+        SELECT found.edit_id, found.place
+        FROM unnest(CAST(:lows AS integer[]), CAST(:draws AS integer[]), CAST(:highs AS integer[])) d (low, draw, high)
+        CROSS JOIN LATERAL (
+            (SELECT edit_id, place, 1 AS choice FROM edit_rows
+              WHERE lineage_id = :lineage_id AND until_seq IS NULL AND place BETWEEN draw AND high
+                AND edit_id <> ALL (CAST(:removed AS uuid[]))
+              ORDER BY place LIMIT 1)
+            UNION ALL
+            (SELECT edit_id, place, 2 FROM edit_rows
+              WHERE lineage_id = :lineage_id AND until_seq IS NULL AND place >= low AND place < draw
+                AND edit_id <> ALL (CAST(:removed AS uuid[]))
+              ORDER BY place DESC LIMIT 1)
+            ORDER BY choice LIMIT 1
+        ) found
+    ), newest AS (
+        SELECT edit_id, place FROM edit_rows
+        WHERE lineage_id = :lineage_id AND until_seq IS NULL AND edit_id <> ALL (CAST(:removed AS uuid[]))
+          AND edit_id NOT IN (SELECT edit_id FROM drawn)
+        ORDER BY place DESC LIMIT :size - (SELECT count(*) FROM drawn)
+    )
+    SELECT edit_id::text FROM (SELECT * FROM drawn UNION ALL SELECT * FROM newest) chosen ORDER BY place
+    """
+)
 
 
-def active_rows(connection: Connection, snapshot_id: str, *, keys: Collection[str] | None = None) -> Sequence[Row[Any]]:
-    """The active edits of a snapshot, those brought in first at the front.
+def rows_at(connection: Connection, lineage_id: str, seq: int) -> Sequence[Row[Any]]:
+    """(edit_id, rows) of every edit that the snapshot at a seq holds, in the order in which they came in."""
+    query: Select[Any] = select(edit_rows.c.edit_id, edit_rows.c.rows).where(
+        edit_rows.c.lineage_id == lineage_id,
+        edit_rows.c.since_seq <= seq,
+        or_(edit_rows.c.until_seq.is_(None), edit_rows.c.until_seq > seq),
+    )
+    return connection.execute(query.order_by(edit_rows.c.place)).all()
 
-    Each is a row of `edit_requests` with `brought_by` and `snapshot_seq`, the newest snapshot at or below that has
-    ledger rows of it (a reinstated edit has several), and these rows' file as `ledger`.
+
+def active_among(connection: Connection, edit_ids: Collection[str]) -> set[str]:
+    """Those of some edits that the head of their lineage holds."""
+    query = select(edit_rows.c.edit_id).where(edit_rows.c.edit_id.in_(edit_ids), edit_rows.c.until_seq.is_(None))
+    return set(connection.execute(query).scalars()) if edit_ids else set()
+
+
+def brought_by(connection: Connection, snapshot_id: str) -> Sequence[Row[Any]]:
+    """Rows of `edit_requests` that a snapshot brought in, with `until_seq`, in the order in which they came in."""
+    query = select(edit_requests, edit_rows.c.until_seq).join(edit_rows, edit_rows.c.edit_id == edit_requests.c.edit_id)
+    return connection.execute(query.where(edit_rows.c.snapshot_id == snapshot_id).order_by(edit_rows.c.place)).all()
+
+
+def holding(connection: Connection, keys: Collection[str]) -> Sequence[Row[Any]]:
+    """Rows of `edit_requests` that a head holds, of these facts; a key names the lineage, and has one row at most."""
+    query = select(edit_requests).where(edit_requests.c.conflict_key.in_(keys), status_is(EditStatus.snapshotted))
+    return connection.execute(query).all() if keys else ()
+
+
+def retained_ids(connection: Connection, lineage_id: str, *, seed: str, removed_ids: Sequence[str]) -> Sequence[str]:
+    """Active edits to measure again, stratified by age and drawn by `seed`, oldest first; see `retention_draws`."""
+    num_places = select(lineages.c.num_activations).where(lineages.c.lineage_id == lineage_id)
+    draws = retention_draws(connection.execute(num_places).scalar_one(), seed=seed)
+    lows, middles, highs = ([draw[place] for draw in draws] for place in range(3))
+    asked = {"lows": lows, "draws": middles, "highs": highs, "size": RETAINED}
+    asked |= {"lineage_id": lineage_id, "removed": list(removed_ids)}
+    return connection.execute(_SAMPLE, asked).scalars().all()
+
+
+def end_activations(connection: Connection, edit_ids: Collection[str], *, seq: int) -> int:
+    """Let edits leave the head with the snapshot at a seq; returns how many did."""
+    leave = update(edit_rows).where(edit_rows.c.edit_id.in_(edit_ids), edit_rows.c.until_seq.is_(None))
+    return connection.execute(leave.values(until_seq=seq)).rowcount if edit_ids else 0
+
+
+def begin_activations(
+    connection: Connection, on: LockedLineage, edit_ids: Sequence[str], *, snapshot_id: str, seq: int, rows: Any
+) -> None:
+    """Let edits enter the head with a snapshot, in this order.
 
     Args:
         connection: an open transaction.
-        snapshot_id: whose active set.
-        keys: only edits of these facts; None for all.
+        on: their lineage.
+        edit_ids: none of which is active.
+        snapshot_id: the snapshot that brings them.
+        seq: its place in the history.
+        rows: the file of their ledger rows, as JSON.
     """
-    held = snapshot_edits.c
-    top = select(snapshots.c.seq).where(snapshots.c.snapshot_id == snapshot_id).scalar_subquery()
-    query = (
-        select(
-            edit_requests,
-            snapshots.c.seq.label("snapshot_seq"),
-            snapshots.c.snapshot_id.label("brought_by"),
-            edit_rows.c.rows.label("ledger"),
-        )
-        .join(snapshot_edits, held.edit_id == edit_requests.c.edit_id)
-        .join(edit_rows, edit_rows.c.edit_id == edit_requests.c.edit_id)
-        .join(snapshots, snapshots.c.snapshot_id == edit_rows.c.snapshot_id)
-        .where(held.snapshot_id == snapshot_id, snapshots.c.seq <= top)
-        .ext(distinct_on(edit_requests.c.edit_id))
-        .order_by(edit_requests.c.edit_id, snapshots.c.seq.desc())
-    )
-    if keys is not None:
-        query = query.where(edit_requests.c.conflict_key.in_(keys))
-    return sorted(connection.execute(query).all(), key=_age)
+    if not edit_ids:
+        return
+    common = {"lineage_id": on.lineage_id, "snapshot_id": snapshot_id, "since_seq": seq, "rows": rows}
+    first = on.num_activations + 1
+    entering = [common | {"edit_id": edit_id, "place": place} for place, edit_id in enumerate(edit_ids, start=first)]
+    connection.execute(insert(edit_rows), entering)
+    counted = update(lineages).where(lineages.c.lineage_id == on.lineage_id)
+    connection.execute(counted.values(num_activations=on.num_activations + len(edit_ids)))
 
 
-def active_ids(connection: Connection, snapshot_id: str | None) -> set[str]:
-    """Ids of the active edits of a snapshot; none of the base."""
-    query = select(snapshot_edits.c.edit_id).where(snapshot_edits.c.snapshot_id == snapshot_id)
-    return set(connection.execute(query).scalars())
+def move_rows(connection: Connection, edit_ids: Collection[str], rows: Any) -> None:
+    """Say that the ledger rows of active edits are in another file now; sets of the past that hold them follow."""
+    moved = update(edit_rows).where(edit_rows.c.edit_id.in_(edit_ids), edit_rows.c.until_seq.is_(None))
+    if edit_ids:
+        connection.execute(moved.values(rows=rows))
 
 
-def _age(row: Row[Any]) -> tuple[Any, ...]:
-    return row.snapshot_seq, row.occurred_at, row.topic, row.partition, row.offset, row.edit_id
+def first_seq(connection: Connection, edit_id: str) -> int | None:
+    """The first snapshot that held an edit; None if none did."""
+    query = select(func.min(edit_rows.c.since_seq)).where(edit_rows.c.edit_id == edit_id)
+    seq: int | None = connection.scalar(query)
+    return seq

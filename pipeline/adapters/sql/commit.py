@@ -1,4 +1,4 @@
-"""Everything that one new snapshot writes, inside one transaction. Knows not how its weights were made."""
+"""Everything that one new snapshot writes, inside one transaction."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, literal, or_, select, update
 
-from pipeline.adapters.sql.active_sets import active_ids
+from pipeline.adapters.sql.active_sets import begin_activations, end_activations, move_rows
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.edits import Move, move
-from pipeline.adapters.sql.holds import lift_after_roll_back
 from pipeline.adapters.sql.leases import check
+from pipeline.adapters.sql.lineages import lift_after_roll_back
 from pipeline.adapters.sql.locks import LockedLineage
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.removals import finish, has_rejection_besides
 from pipeline.adapters.sql.reports import insert_report
 from pipeline.adapters.sql.rows import artifact_json
-from pipeline.adapters.sql.snapshot_status import move_snapshots
+from pipeline.adapters.sql.statuses import Move, move, move_snapshots
 from pipeline.adapters.sql.tables import (
     edit_batches,
     edit_requests,
-    edit_rows,
+    is_owed,
     lineages,
     removals,
-    snapshot_edits,
     snapshots,
+    status_is,
 )
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, LeaseLost
@@ -60,12 +59,17 @@ def write_snapshot(connection: Connection, lease: Lease, new: NewSnapshot) -> Ro
     """
     on = check(connection, lease)
     _refuse_unusable(on, lease, new)
-    change = _change_of(new)
-    row = _insert_snapshot(connection, on, lease, new)
-    active = _insert_active_set(connection, new, change)
-    _audit_created(connection, on, lease, new, row=row, change=change, active=active)
+    change, seq = _change_of(new), on.seq + 1
+    num_left = end_activations(connection, change.gone, seq=seq)
+    num_before = select(snapshots.c.num_active).where(snapshots.c.snapshot_id == new.parent_id)
+    num_active = (connection.scalar(num_before) or 0) + len(change.added) - num_left
+    row = _insert_snapshot(connection, on, lease, new, num_active=num_active)
+    rows = artifact_json(new.rows)
+    begin_activations(connection, on, change.added, snapshot_id=new.snapshot_id, seq=seq, rows=rows)
+    move_rows(connection, new.rewritten_ids, rows)
+    _audit_created(connection, on, lease, new, row=row, change=change)
     _move_edits(connection, on, lease, new, change=change)
-    _finish_work(connection, on, lease, new, seq=row.seq)
+    _finish_work(connection, on, lease, new, seq=seq)
     _retire_if_tainted(connection, on, lease, new)
     owe(
         connection,
@@ -98,7 +102,9 @@ def _change_of(new: NewSnapshot) -> _Change:
     return _Change(added=new.removal.reinstated_ids, displaced=(), removed=new.removal.edit_ids)
 
 
-def _insert_snapshot(connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot) -> Row[Any]:
+def _insert_snapshot(
+    connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot, *, num_active: int
+) -> Row[Any]:
     report_id = insert_report(connection, on.lineage_id, new.report, snapshot_digest=new.digest)
     values = {
         "snapshot_id": new.snapshot_id,
@@ -111,6 +117,7 @@ def _insert_snapshot(connection: Connection, on: LockedLineage, lease: Lease, ne
         # none_as_null is not set on the column: None would become the JSON value null.
         **({"accumulator": artifact_json(new.accumulator)} if new.accumulator else {}),
         "digest": new.digest,
+        "num_active": num_active,
         "gate_report_id": report_id,
         "batch_id": new.batch.batch_id if new.batch else None,
         "lease_epoch": lease.epoch,
@@ -121,19 +128,6 @@ def _insert_snapshot(connection: Connection, on: LockedLineage, lease: Lease, ne
     return row
 
 
-def _insert_active_set(connection: Connection, new: NewSnapshot, change: _Change) -> set[str]:
-    """active(parent) without what is gone, and with what is added; the primary key keeps each edit once."""
-    active = (active_ids(connection, new.parent_id) - change.gone) | set(change.added)
-    if active:
-        held = [{"snapshot_id": new.snapshot_id, "edit_id": edit_id} for edit_id in sorted(active)]
-        connection.execute(insert(snapshot_edits), held)
-    if change.added:
-        rows = artifact_json(new.rows)
-        brought = [{"snapshot_id": new.snapshot_id, "edit_id": edit_id, "rows": rows} for edit_id in change.added]
-        connection.execute(insert(edit_rows), brought)
-    return active
-
-
 def _audit_created(
     connection: Connection,
     on: LockedLineage,
@@ -142,7 +136,6 @@ def _audit_created(
     *,
     row: Row[Any],
     change: _Change,
-    active: set[str],
 ) -> None:
     append(
         connection,
@@ -162,7 +155,7 @@ def _audit_created(
             "removal": new.removal.removal_id if new.removal else None,
             "edits": list(change.added),
             "gone": sorted(change.gone),
-            "num_active": len(active),
+            "num_active": row.num_active,
         },
     )
 
@@ -210,12 +203,8 @@ def _retire_if_tainted(connection: Connection, on: LockedLineage, lease: Lease, 
 
 
 def _ring_if_more_waits(connection: Connection, on: LockedLineage, new: NewSnapshot) -> None:
-    edits = select(literal(1)).where(
-        edit_requests.c.lineage_id == on.lineage_id, edit_requests.c.status == EditStatus.received
-    )
-    owed = select(literal(1)).where(
-        removals.c.lineage_id == on.lineage_id, removals.c.status == RemovalStatus.requested
-    )
+    edits = select(literal(1)).where(edit_requests.c.lineage_id == on.lineage_id, status_is(EditStatus.received))
+    owed = select(literal(1)).where(removals.c.lineage_id == on.lineage_id, is_owed())
     if connection.execute(select(or_(edits.exists(), owed.exists()))).scalar_one():
         owe(
             connection,

@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, select, update
 
 from pipeline.adapters.sql import removals
-from pipeline.adapters.sql.active_sets import active_ids
+from pipeline.adapters.sql.active_sets import brought_by
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.holds import hold_after_roll_back, lift_after_roll_back
+from pipeline.adapters.sql.lineages import hold_after_roll_back, lift_after_roll_back
 from pipeline.adapters.sql.locks import LockedLineage
 from pipeline.adapters.sql.outbox import owe
-from pipeline.adapters.sql.snapshot_status import move_snapshots
-from pipeline.adapters.sql.tables import edit_rows, lineages, snapshots
+from pipeline.adapters.sql.statuses import move_snapshots
+from pipeline.adapters.sql.tables import lineages, snapshots
 from pipeline.domain.approvals import Approval, Decision
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.lifecycle import SnapshotStatus
@@ -50,7 +50,7 @@ def _reject(connection: Connection, on: LockedLineage, row: Row[Any], approval: 
     move_snapshots(connection, [row.snapshot_id], rejected, on=on, actor=approval.actor, about=about)
     above = _ids(connection, on, snapshots.c.seq > row.seq, snapshots.c.status == SnapshotStatus.candidate)
     move_snapshots(connection, above, retired, on=on, actor=approval.actor, about=about | {"stands_on": row.seq})
-    edit_ids = _brought_and_active(connection, on, row)
+    edit_ids = _brought_and_active(connection, row)
     if edit_ids:
         reason = f"snapshot {row.seq} was rejected" + (f": {approval.reason}" if approval.reason else "")
         removals.request(
@@ -85,14 +85,11 @@ def _move_champion(
     owe(connection, kind="champion", dedup_key=f"champion:{on.name}:{approval_id}", payload={"lineage": on.name})
 
 
-def _brought_and_active(connection: Connection, on: LockedLineage, row: Row[Any]) -> list[str]:
+def _brought_and_active(connection: Connection, row: Row[Any]) -> list[str]:
     """Edits that the snapshot's batch brought in and that the head still holds; a removal brought none."""
     if row.batch_id is None:
         return []
-    query = select(edit_rows.c.edit_id).where(edit_rows.c.snapshot_id == row.snapshot_id)
-    active = active_ids(connection, on.head_id)
-    brought = connection.execute(query.order_by(edit_rows.c.edit_id)).scalars()
-    return [edit_id for edit_id in brought if edit_id in active]
+    return sorted(edit.edit_id for edit in brought_by(connection, row.snapshot_id) if edit.until_seq is None)
 
 
 def _ids(connection: Connection, on: LockedLineage, *conditions: Any) -> Sequence[str]:

@@ -10,10 +10,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, RowMapping, func, select, text
 
+from pipeline.adapters.sql.active_sets import first_seq
 from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.locks import lineage_id_of
 from pipeline.adapters.sql.rows import is_uuid
-from pipeline.adapters.sql.tables import approvals, audit_events, ingest_offsets, lineages, snapshots
-from pipeline.domain.errors import UnknownLineage, UnknownRecord
+from pipeline.adapters.sql.tables import approvals, audit_events, ingest_offsets, snapshots
+from pipeline.domain.errors import UnknownRecord
 from pipeline.domain.lifecycle import EditStatus
 
 # The oldest are found first, so that the view is worked out for no more rows than are shown.
@@ -60,7 +62,7 @@ class SqlHistoryStore:
         is_state = status is not None and status not in frozenset(EditStatus)
         wanted = {"lineage": lineage, "status": status, "limit": limit}
         with transaction(self._engine) as connection:
-            _lineage_id(connection, lineage)
+            lineage_id_of(connection, lineage)
             rows = connection.execute(_BY_STATE if is_state else _BY_STATUS, wanted).mappings().all()
         return tuple(_plain(row) for row in rows)
 
@@ -81,6 +83,11 @@ class SqlHistoryStore:
             found = _plain(row)
             return found | {"events": _events(connection, lineage, {found[name] for name in _ABOUT if found[name]})}
 
+    def snapshot_seq(self, edit_id: str) -> int | None:
+        """The first snapshot that held an edit; None if none did, or there is no such edit."""
+        with transaction(self._engine) as connection:
+            return first_seq(connection, edit_id) if is_uuid(edit_id) else None
+
     def approvals(self, lineage: str) -> tuple[Mapping[str, Any], ...]:
         """Every decision, refused ones too, oldest first.
 
@@ -91,7 +98,7 @@ class SqlHistoryStore:
             snapshots, snapshots.c.snapshot_id == approvals.c.snapshot_id
         )
         with transaction(self._engine) as connection:
-            mine = query.where(approvals.c.lineage_id == _lineage_id(connection, lineage))
+            mine = query.where(approvals.c.lineage_id == lineage_id_of(connection, lineage))
             rows = connection.execute(mine.order_by(approvals.c.decided_at, approvals.c.approval_id)).mappings().all()
         return tuple(_plain(row) for row in rows)
 
@@ -111,13 +118,6 @@ class SqlHistoryStore:
         """Database time; also the cheapest health check."""
         with transaction(self._engine) as connection:
             return cast(datetime, connection.execute(select(func.clock_timestamp())).scalar_one())
-
-
-def _lineage_id(connection: Connection, name: str) -> str:
-    lineage_id = connection.execute(select(lineages.c.lineage_id).where(lineages.c.name == name)).scalar_one_or_none()
-    if lineage_id is None:
-        raise UnknownLineage(f"expected the name of a lineage, got {name!r:.120}", lineage=name)
-    return str(lineage_id)
 
 
 def _events(connection: Connection, lineage: str, subjects: set[str]) -> tuple[Mapping[str, Any], ...]:

@@ -1,4 +1,4 @@
-"""Who may write a lineage, in PostgreSQL. Knows nothing of the work that is done under a lease."""
+"""Who may write a lineage now: leases in PostgreSQL, whose epoch is checked by every write of their owner."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from sqlalchemy import Connection, Engine, Interval, Row, cast, func, literal, l
 from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.edits import put_back
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.locks import LockedLineage, lock_lineage
-from pipeline.adapters.sql.tables import edit_requests, leases, lineages, removals
+from pipeline.adapters.sql.outbox import owe
+from pipeline.adapters.sql.statuses import put_back
+from pipeline.adapters.sql.tables import edit_requests, is_owed, leases, lineages, removals, status_is
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import LeaseLost
-from pipeline.domain.lifecycle import EditStatus, RemovalStatus
+from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.lineages import Lease
 
 NOBODY = ""
@@ -38,7 +39,7 @@ def check(connection: Connection, lease: Lease) -> LockedLineage:
     if row is None or (row.owner, row.epoch) != (lease.owner, lease.epoch):
         raise _lost(lease, "another owner has taken it")
     locked = lock_lineage(connection, lease.lineage)
-    # BatchUpdate after the waits for both locks: expiry counts from now, not from when the waiting began.
+    # Asked after the waits for both locks: expiry counts from now, not from when the waiting began.
     now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     if row.expires_at <= now:
         raise _lost(lease, f"it expired at {row.expires_at.isoformat()}")
@@ -82,32 +83,31 @@ class SqlLeaseStore:
             raise _lost(lease, "it expired or another owner has taken it")
         return Lease(lineage=lease.lineage, owner=lease.owner, epoch=lease.epoch, expires_at=expires_at)
 
-    def release(self, lease: Lease) -> None:
-        """Give it back; nothing happens if it was lost."""
+    def release(self, lease: Lease, *, rings: bool = False) -> None:
+        """Give it back, and ring if work is left; nothing happens if it was lost."""
         give_back = update(leases).where(_is_ours(lease)).values(owner=NOBODY, expires_at=func.clock_timestamp())
         with transaction(self._engine) as connection:
-            connection.execute(give_back)
+            if connection.execute(give_back).rowcount and rings:
+                base = select(lineages.c.base_digest).where(lineages.c.name == lease.lineage)
+                payload = {"lineage": lease.lineage, "base_digest": connection.scalar(base)}
+                key = f"doorbell:{lease.lineage}:released:{lease.epoch}"
+                owe(connection, kind="doorbell", dedup_key=key, payload=payload)
 
     def waiting(self) -> tuple[str, ...]:
         """Names of lineages that have work (due edits or removals), no live lease and no hold that stops it.
 
         Edits that a dead worker left claimed are work too: taking the lease puts them back.
         """
-        has_due = _has_edits(EditStatus.received, edit_requests.c.next_attempt_at <= func.clock_timestamp())
-        has_removal = (
-            select(literal(1))
-            .where(removals.c.lineage_id == lineages.c.lineage_id, removals.c.status == RemovalStatus.requested)
-            .exists()
-        )
-        is_leased = (
-            select(literal(1))
-            .where(leases.c.lineage_id == lineages.c.lineage_id, leases.c.expires_at > func.clock_timestamp())
-            .exists()
-        )
-        has_work = or_(lineages.c.hold.is_(None) & has_due, has_removal, _has_edits(EditStatus.claimed))
-        query = select(lineages.c.name).where(has_work, ~is_leased).order_by(lineages.c.name)
+        query = select(lineages.c.name).where(_is_waiting()).order_by(lineages.c.name)
         with transaction(self._engine) as connection:
             return tuple(connection.execute(query).scalars())
+
+    def others_wait(self, lineage: str) -> bool:
+        """Whether another lineage of the same base has work and nobody at it."""
+        mine = select(lineages.c.base_digest).where(lineages.c.name == lineage).scalar_subquery()
+        other = select(literal(1)).where(lineages.c.base_digest == mine, lineages.c.name != lineage, _is_waiting())
+        with transaction(self._engine) as connection:
+            return bool(connection.scalar(select(other.exists())))
 
 
 def _take(connection: Connection, lineage: str, owner: str, ttl: timedelta) -> Row[Any] | None:
@@ -137,17 +137,26 @@ def _audit_takeover(connection: Connection, on: LockedLineage, row: Row[Any], *,
 
 
 def _release_claims(connection: Connection, on: LockedLineage, *, owner: str, max_attempts: int) -> None:
-    claimed = select(edit_requests).where(
-        edit_requests.c.lineage_id == on.lineage_id, edit_requests.c.status == EditStatus.claimed
-    )
+    claimed = select(edit_requests).where(edit_requests.c.lineage_id == on.lineage_id, status_is(EditStatus.claimed))
     left = connection.execute(claimed.order_by(edit_requests.c.edit_id)).all()
     reason = "the worker that had claimed it lost its lease"
     put_back(connection, left, on=on, actor=owner, reason=reason, max_attempts=max_attempts)
 
 
+def _is_waiting() -> Any:
+    """Whether a row of `lineages` has work that a worker may do, and no live lease."""
+    has_due = _has_edits(EditStatus.received, edit_requests.c.next_attempt_at <= func.clock_timestamp())
+    has_removal = select(literal(1)).where(removals.c.lineage_id == lineages.c.lineage_id, is_owed())
+    is_leased = select(literal(1)).where(
+        leases.c.lineage_id == lineages.c.lineage_id, leases.c.expires_at > func.clock_timestamp()
+    )
+    has_work = or_(lineages.c.hold.is_(None) & has_due, has_removal.exists(), _has_edits(EditStatus.claimed))
+    return has_work & ~is_leased.exists()
+
+
 def _has_edits(status: EditStatus, *conditions: Any) -> Any:
     of_lineage = edit_requests.c.lineage_id == lineages.c.lineage_id
-    return select(literal(1)).where(of_lineage, edit_requests.c.status == status, *conditions).exists()
+    return select(literal(1)).where(of_lineage, status_is(status), *conditions).exists()
 
 
 def _is_ours(lease: Lease) -> Any:

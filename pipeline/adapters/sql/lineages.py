@@ -1,4 +1,4 @@
-"""Lineages and their holds in PostgreSQL. Knows nothing of the edits, but counts them."""
+"""Lineages in PostgreSQL, and the holds that let no batch of one start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.locks import lock_lineage
+from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of, lock_lineage
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.rows import artifact_json, artifact_of
 from pipeline.adapters.sql.tables import edit_requests, lineages, snapshots
@@ -22,6 +22,8 @@ from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
 
+ROLLED_BACK = "rolled back to "
+"""How the reason of the hold that a roll back puts on a lineage begins."""
 PARAMS = ("inner_params", "subject_params")
 """Settings of an editor that are lists of names."""
 TRAINED = "trained"
@@ -69,9 +71,19 @@ class SqlLineageStore:
     def lineages(self) -> tuple[Lineage, ...]:
         """All of them, by name."""
         with transaction(self._engine) as connection:
-            counts = _counts(connection)
-            rows = connection.execute(_query().order_by(lineages.c.name)).all()
-            return tuple(_lineage(row, counts.get(row.lineage_id, {})) for row in rows)
+            return tuple(_lineage(row) for row in connection.execute(_query().order_by(lineages.c.name)))
+
+    def counts(self, name: str) -> Mapping[str, int]:
+        """Number of edits by status. It counts them: for people, not for every batch.
+
+        Raises:
+            UnknownLineage: if there is none.
+        """
+        status = edit_requests.c.status
+        with transaction(self._engine) as connection:
+            is_mine = edit_requests.c.lineage_id == lineage_id_of(connection, name)
+            found = connection.execute(select(status, func.count()).where(is_mine).group_by(status))
+            return {row[0]: row[1] for row in found}
 
     def hold(self, name: str, *, reason: str, actor: str) -> None:
         """Let no batch start until a person resumes; a second hold keeps the first reason.
@@ -141,8 +153,9 @@ def _row(new: NewLineage) -> dict[str, Any]:
 
 def _query() -> Select[Any]:
     head, champion = snapshots.alias("head"), snapshots.alias("champion")
+    columns = (head.c.seq.label("head_seq"), head.c.digest.label("head_digest"), champion.c.seq.label("champion_seq"))
     return (
-        select(lineages, head.c.seq.label("head_seq"), champion.c.seq.label("champion_seq"))
+        select(lineages, *columns)
         .outerjoin(head, head.c.snapshot_id == lineages.c.head_snapshot_id)
         .outerjoin(champion, champion.c.snapshot_id == lineages.c.champion_snapshot_id)
     )
@@ -152,21 +165,10 @@ def _one(connection: Connection, name: str) -> Lineage:
     row = connection.execute(_query().where(lineages.c.name == name)).one_or_none()
     if row is None:
         raise UnknownLineage(f"expected the name of a lineage, got {name!r:.120}", lineage=name)
-    return _lineage(row, _counts(connection, row.lineage_id).get(row.lineage_id, {}))
+    return _lineage(row)
 
 
-def _counts(connection: Connection, lineage_id: str | None = None) -> dict[str, dict[str, int]]:
-    columns = edit_requests.c
-    query = select(columns.lineage_id, columns.status, func.count()).group_by(columns.lineage_id, columns.status)
-    if lineage_id is not None:
-        query = query.where(columns.lineage_id == lineage_id)
-    counts: dict[str, dict[str, int]] = {}
-    for owner, status, count in connection.execute(query):
-        counts.setdefault(owner, {})[status] = count
-    return counts
-
-
-def _lineage(row: Row[Any], counts: Mapping[str, int]) -> Lineage:
+def _lineage(row: Row[Any]) -> Lineage:
     fields = {name: value for name, value in row.editor.items() if name != TRAINED}
     editor = EditorSettings(**fields | {name: tuple(fields.get(name, ())) for name in PARAMS})
     settings = NewLineage(
@@ -184,11 +186,11 @@ def _lineage(row: Row[Any], counts: Mapping[str, int]) -> Lineage:
         editor_digest=row.editor_digest,
         head_id=row.head_snapshot_id,
         head_seq=row.head_seq or 0,
+        head_digest=row.head_digest or row.base_digest,
         champion_id=row.champion_snapshot_id,
         champion_seq=row.champion_seq or 0,
         hold=row.hold,
         created_at=row.created_at,
-        counts=counts,
     )
 
 
@@ -197,3 +199,35 @@ def _trained(document: Mapping[str, Any] | None) -> TrainedArtifacts | None:
         return None
     card, tensors = artifact_of(document["card"]), artifact_of(document["tensors"])
     return TrainedArtifacts(name=document["name"], card=card, tensors=tensors)
+
+
+def hold_after_roll_back(connection: Connection, on: LockedLineage, *, seq: int, reason: str, actor: str) -> None:
+    """Hold the lineage, unless something else holds it already: that reason stays."""
+    if on.hold is not None and not on.hold.startswith(ROLLED_BACK):
+        return
+    hold = f"{ROLLED_BACK}{seq}: {reason or 'no reason given'}"
+    connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(hold=hold))
+    append(
+        connection,
+        chain=on.name,
+        actor=actor,
+        action=AuditAction.lineage_held,
+        subject=on.lineage_id,
+        payload={"reason": hold},
+    )
+
+
+def lift_after_roll_back(connection: Connection, on: LockedLineage, *, because: str, actor: str) -> None:
+    """Lift the hold of a roll back, and ring; any other hold stays."""
+    if on.hold is None or not on.hold.startswith(ROLLED_BACK):
+        return
+    connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(hold=None))
+    event = append(
+        connection,
+        chain=on.name,
+        actor=actor,
+        action=AuditAction.lineage_resumed,
+        subject=on.lineage_id,
+        payload={"held": on.hold, "because": because},
+    )
+    owe(connection, kind="doorbell", dedup_key=f"doorbell:{on.name}:{event.seq}", payload=on.doorbell)

@@ -29,6 +29,8 @@ class LockedLineage:
     """Place of the head; 0 before the first snapshot."""
     num_batches: int
     """Batches claimed so far."""
+    num_activations: int
+    """Activations of edits so far: the place of the newest."""
     hold: str | None
     """Why no batch may start; None if one may."""
     base_digest: str
@@ -47,6 +49,18 @@ class LockedLineage:
         return GatePolicy(**self.policy).digest
 
 
+def lineage_id_of(connection: Connection, name: str) -> str:
+    """The id of a lineage, without a lock.
+
+    Raises:
+        UnknownLineage: if there is none.
+    """
+    lineage_id = connection.scalar(select(lineages.c.lineage_id).where(lineages.c.name == name))
+    if lineage_id is None:
+        raise _unknown(name)
+    return str(lineage_id)
+
+
 def lock_lineage(connection: Connection, name: str) -> LockedLineage:
     """Lock a lineage until the transaction ends.
 
@@ -58,7 +72,7 @@ def lock_lineage(connection: Connection, name: str) -> LockedLineage:
     query = select(lineages).where(lineages.c.name == name).with_for_update(key_share=True)
     row = connection.execute(query).one_or_none()
     if row is None:
-        raise UnknownLineage(f"expected the name of a lineage, got {name!r}", lineage=name)
+        raise _unknown(name)
     return LockedLineage(
         lineage_id=row.lineage_id,
         name=row.name,
@@ -66,7 +80,12 @@ def lock_lineage(connection: Connection, name: str) -> LockedLineage:
         champion_id=row.champion_snapshot_id,
         seq=row.seq,
         num_batches=row.num_batches,
+        num_activations=row.num_activations,
         hold=row.hold,
         base_digest=row.base_digest,
         policy=row.policy,
     )
+
+
+def _unknown(name: str) -> UnknownLineage:
+    return UnknownLineage(f"expected the name of a lineage, got {name!r:.120}", lineage=name)

@@ -1,15 +1,15 @@
-"""What the registry has to show, read from PostgreSQL. Knows no registry."""
+"""What the registry has to show of a snapshot and of the champion, read from PostgreSQL."""
 
 from __future__ import annotations
 
 from sqlalchemy import Engine, func, literal, select, update
 
-from pipeline.adapters.sql.active_sets import active_rows
+from pipeline.adapters.sql.active_sets import brought_by
 from pipeline.adapters.sql.audit import SqlAuditStore, append
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.locks import lock_lineage
-from pipeline.adapters.sql.rows import active_edit_of, is_uuid, snapshot_of
+from pipeline.adapters.sql.rows import edit_of, is_uuid, snapshot_of
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.adapters.sql.tables import lineages, outbox, snapshots
 from pipeline.domain.audit import AuditAction
@@ -39,11 +39,12 @@ class SqlMirrorStore:
         name = self._lineage_of(snapshot_id)
         with transaction(self._engine) as connection:
             row = connection.execute(select(snapshots).where(snapshots.c.snapshot_id == snapshot_id)).one()
-            edits = tuple(active_edit_of(held, name) for held in active_rows(connection, snapshot_id))
+            edits = tuple(edit_of(brought, name) for brought in brought_by(connection, snapshot_id))
         return RegistryEntry(
             lineage=self._lineages.lineage(name),
             snapshot=snapshot_of(row, name),
             plan=self._snapshots.load_plan(name, snapshot_id=snapshot_id),
+            digest_path=self._snapshots.digest_path(name, snapshot_id),
             report=self._snapshots.report(row.gate_report_id),
             edits=edits,
             audit_head=self._audit.head(name),

@@ -8,16 +8,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
 
-from pipeline.adapters.sql.active_sets import active_rows
-from pipeline.adapters.sql.edits import Move, move, put_back, restore_queued
+from pipeline.adapters.sql.active_sets import holding, retained_ids
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.leases import check
-from pipeline.adapters.sql.locks import LockedLineage
+from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of
 from pipeline.adapters.sql.removals import fail, next_due
 from pipeline.adapters.sql.reports import insert_report
-from pipeline.adapters.sql.rows import active_edit_of, claimant_of, edit_of, is_uuid
-from pipeline.adapters.sql.tables import batch_edits, edit_batches, edit_requests, lineages, snapshots
-from pipeline.domain.batches import ActiveEdit, EditBatch, displaced_by, retention_sample
+from pipeline.adapters.sql.rows import claimant_of, edit_of, is_uuid
+from pipeline.adapters.sql.statuses import Move, move, put_back, restore_queued
+from pipeline.adapters.sql.tables import ORDER_OF_CLAIMS, batch_edits, edit_batches, edit_requests, lineages, status_is
+from pipeline.domain.batches import EditBatch, displaced_by
 from pipeline.domain.conflicts import superseded
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import InvalidInput, UnknownRecord
@@ -25,13 +25,7 @@ from pipeline.domain.gates import GateReport
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.lineages import Lease, Removal
 
-_OLDEST_FIRST = (
-    edit_requests.c.occurred_at,
-    edit_requests.c.topic,
-    edit_requests.c.partition,
-    edit_requests.c.offset,
-    edit_requests.c.edit_id,
-)
+_OLDEST_FIRST = [edit_requests.c[name] for name in ORDER_OF_CLAIMS]
 
 
 class SqlEditQueue:
@@ -59,9 +53,7 @@ class SqlEditQueue:
 
     def is_filling(self, lineage: str) -> bool:
         """Whether edits are due whose batch is not closed yet; False while the lineage is held."""
-        is_due = (edit_requests.c.status == EditStatus.received) & (
-            edit_requests.c.next_attempt_at <= func.clock_timestamp()
-        )
+        is_due = status_is(EditStatus.received) & (edit_requests.c.next_attempt_at <= func.clock_timestamp())
         of_lineage = edit_requests.c.lineage_id == lineages.c.lineage_id
         query = select(select(literal(1)).where(of_lineage, is_due).exists()).where(
             lineages.c.name == lineage, lineages.c.hold.is_(None)
@@ -125,43 +117,29 @@ class SqlEditQueue:
         return tuple(found[edit_id] for edit_id in edit_ids)
 
     def retention_sample(self, lineage: str, *, seed: str, removed_ids: Sequence[str]) -> tuple[Edit, ...]:
-        """Active edits of the head to measure again, stratified by age, oldest first."""
-        active = [held for held in self._head(lineage) if held.edit.edit_id not in removed_ids]
-        return retention_sample(active, seed=seed)
+        """Active edits of the head to measure again, stratified by age, oldest first.
+
+        The same seed and head give the same sample; edits that a candidate removes are not in it.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            ids = retained_ids(connection, lineage_id_of(connection, lineage), seed=seed, removed_ids=removed_ids)
+            rows = connection.execute(select(edit_requests).where(edit_requests.c.edit_id.in_(ids))).all()
+        found = {row.edit_id: edit_of(row, lineage) for row in rows}
+        return tuple(found[edit_id] for edit_id in ids)
 
     def active_keys(self, lineage: str, keys: Sequence[str], *, removed_ids: Sequence[str]) -> tuple[str, ...]:
         """Those of some conflict keys whose fact the head holds an edit of, besides the removed ones; sorted."""
-        active = [held.edit for held in self._head(lineage) if held.edit.edit_id not in removed_ids]
-        return tuple(sorted({edit.request.conflict_key for edit in active}.intersection(keys)))
-
-    def _head(self, lineage: str) -> tuple[ActiveEdit, ...]:
         with transaction(self._engine) as connection:
-            head_id = connection.scalar(select(lineages.c.head_snapshot_id).where(lineages.c.name == lineage))
-        return self.active_edits(lineage, snapshot_id=head_id)
-
-    def active_edits(self, lineage: str, *, snapshot_id: str | None) -> tuple[ActiveEdit, ...]:
-        """The active set of a snapshot, oldest first; empty for None.
-
-        Raises:
-            UnknownRecord: if the snapshot is not of this lineage.
-        """
-        if snapshot_id is None:
-            return ()
-        of_lineage = (
-            select(literal(1))
-            .join(lineages, lineages.c.lineage_id == snapshots.c.lineage_id)
-            .where(lineages.c.name == lineage, snapshots.c.snapshot_id == snapshot_id)
-        )
-        with transaction(self._engine) as connection:
-            if not is_uuid(snapshot_id) or connection.scalar(of_lineage) is None:
-                message = f"expected a snapshot of {lineage!r}, got {snapshot_id}"
-                raise UnknownRecord(message, lineage=lineage, snapshot_id=snapshot_id)
-            return tuple(active_edit_of(row, lineage) for row in active_rows(connection, snapshot_id))
+            held = holding(connection, keys)
+        return tuple(sorted(row.conflict_key for row in held if row.edit_id not in removed_ids))
 
 
 def _refuse_second_batch(connection: Connection, on: LockedLineage) -> None:
     query = select(edit_requests.c.edit_id).where(
-        edit_requests.c.lineage_id == on.lineage_id, edit_requests.c.status == EditStatus.claimed
+        edit_requests.c.lineage_id == on.lineage_id, status_is(EditStatus.claimed)
     )
     claimed = connection.scalar(query.limit(1))
     if claimed is not None:
@@ -176,7 +154,7 @@ def _resolved_front(connection: Connection, on: LockedLineage, *, limit: int, ac
         keys = {row.conflict_key for row in front}
         losers = superseded(
             [claimant_of(row) for row in _waiting_of(connection, on, keys)],
-            [claimant_of(row) for row in active_rows(connection, on.head_id, keys=keys)] if on.head_id else [],
+            [claimant_of(row) for row in holding(connection, keys)],
         )
         if not losers:
             return front
@@ -195,7 +173,7 @@ def _resolved_front(connection: Connection, on: LockedLineage, *, limit: int, ac
 def _front(connection: Connection, on: LockedLineage, limit: int) -> Sequence[Row[Any]]:
     query = select(edit_requests).where(
         edit_requests.c.lineage_id == on.lineage_id,
-        edit_requests.c.status == EditStatus.received,
+        status_is(EditStatus.received),
         edit_requests.c.next_attempt_at <= func.clock_timestamp(),
     )
     return connection.execute(query.order_by(*_OLDEST_FIRST).limit(limit)).all()
@@ -205,7 +183,7 @@ def _waiting_of(connection: Connection, on: LockedLineage, keys: set[str]) -> Se
     """Everything that waits for these facts, due or not: a later correction that waits longer still wins."""
     query = select(edit_requests).where(
         edit_requests.c.lineage_id == on.lineage_id,
-        edit_requests.c.status == EditStatus.received,
+        status_is(EditStatus.received),
         edit_requests.c.conflict_key.in_(keys),
     )
     return connection.execute(query).all()
@@ -247,17 +225,14 @@ def _claim(connection: Connection, on: LockedLineage, lease: Lease, waiting: Seq
 
 
 def _displaced(connection: Connection, on: LockedLineage, edits: Sequence[Edit]) -> tuple[tuple[str, str], ...]:
-    if on.head_id is None:
-        return ()
-    keys = {edit.request.conflict_key for edit in edits}
-    held = [active_edit_of(row, on.name) for row in active_rows(connection, on.head_id, keys=keys)]
-    return displaced_by(edits, held)
+    held = holding(connection, {edit.request.conflict_key for edit in edits})
+    return displaced_by(edits, [edit_of(row, on.name) for row in held])
 
 
 def _claimed(connection: Connection, on: LockedLineage, edit_ids: Sequence[str]) -> Sequence[Row[Any]]:
     query = select(edit_requests).where(
         edit_requests.c.lineage_id == on.lineage_id,
         edit_requests.c.edit_id.in_(edit_ids),
-        edit_requests.c.status == EditStatus.claimed,
+        status_is(EditStatus.claimed),
     )
     return connection.execute(query.order_by(*_OLDEST_FIRST)).all()

@@ -1,4 +1,4 @@
-"""Requests to take edits out of the head, as rows. Knows how they come and end, not how weights follow."""
+"""Requests to take edits out of the head, as rows: how they come, are handed out, and end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, literal, select, update
 
-from pipeline.adapters.sql.active_sets import active_ids
+from pipeline.adapters.sql.active_sets import active_among
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.locks import LockedLineage
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.reports import insert_report
-from pipeline.adapters.sql.tables import edit_requests, edit_rows, removals
+from pipeline.adapters.sql.tables import edit_requests, edit_rows, is_owed, removals
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GateReport
@@ -60,7 +60,7 @@ def request(
 
 def requested(connection: Connection, on: LockedLineage) -> Sequence[Row[Any]]:
     """Removals that are owed, oldest first."""
-    query = select(removals).where(removals.c.lineage_id == on.lineage_id, removals.c.status == RemovalStatus.requested)
+    query = select(removals).where(removals.c.lineage_id == on.lineage_id, is_owed())
     return connection.execute(query.order_by(removals.c.requested_at, removals.c.removal_id)).all()
 
 
@@ -70,8 +70,8 @@ def next_due(connection: Connection, on: LockedLineage, *, actor: str) -> Remova
     Handing one out counts as an attempt. One that was handed out too often fails, so that what kills its workers
     cannot keep the lineage's edits waiting for ever.
     """
-    active = active_ids(connection, on.head_id)
     for row in requested(connection, on):
+        active = active_among(connection, row.edit_ids)
         edit_ids = tuple(edit_id for edit_id in row.edit_ids if edit_id in active)
         if edit_ids and row.attempts < MAX_ATTEMPTS:
             _count_attempt(connection, row.removal_id)
@@ -126,9 +126,9 @@ def has_rejection_besides(connection: Connection, on: LockedLineage, removal_id:
 
 def _displaced_by(connection: Connection, edit_ids: Sequence[str]) -> list[str]:
     """Superseded edits that had been in a snapshot until one of these took their place."""
-    has_rows = select(literal(1)).where(edit_rows.c.edit_id == edit_requests.c.edit_id).exists()
+    was_active = select(literal(1)).where(edit_rows.c.edit_id == edit_requests.c.edit_id).exists()
     query = select(edit_requests.c.edit_id).where(
-        edit_requests.c.superseded_by.in_(edit_ids), edit_requests.c.status == EditStatus.superseded, has_rows
+        edit_requests.c.superseded_by.in_(edit_ids), edit_requests.c.status == EditStatus.superseded, was_active
     )
     return list(connection.execute(query.order_by(edit_requests.c.edit_id)).scalars())
 

@@ -1,4 +1,4 @@
-"""Decisions of people, in PostgreSQL, each one transaction. Knows not where they are asked for."""
+"""Decisions of people in PostgreSQL, each one transaction: approve, reject, roll back, revert."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select
 
 from pipeline.adapters.sql import removals
-from pipeline.adapters.sql.active_sets import active_ids
+from pipeline.adapters.sql.active_sets import active_among
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.decisions import carry_out
-from pipeline.adapters.sql.edits import Move, move, restore_queued
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.locks import LockedLineage, lock_lineage
 from pipeline.adapters.sql.rows import is_uuid
+from pipeline.adapters.sql.statuses import Move, move, restore_queued
 from pipeline.adapters.sql.tables import approvals, edit_requests, gate_reports, snapshots
 from pipeline.domain.approvals import Approval, Decision, Outcome, Standing, refusal
 from pipeline.domain.audit import AuditAction
@@ -65,7 +65,7 @@ class SqlReviewStore:
             on = lock_lineage(connection, lineage)
             wanted = list(dict.fromkeys(edit_ids))
             statuses = _statuses(connection, on, wanted)
-            active = active_ids(connection, on.head_id)
+            active = active_among(connection, wanted)
             _refuse_gone(statuses, active)
             queued = [edit_id for edit_id in wanted if statuses[edit_id] is EditStatus.received]
             moves = [Move(edit_id=edit_id, to=EditStatus.reverted, reason=reason) for edit_id in queued]

@@ -10,12 +10,11 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from pipeline.domain.batches import ActiveEdit
 from pipeline.domain.conflicts import Claimant
 from pipeline.domain.edits import Edit, EditRequest, Probe
 from pipeline.domain.gates import GateReport
 from pipeline.domain.lifecycle import SnapshotStatus
-from pipeline.domain.snapshots import Artifact, Basis, Snapshot
+from pipeline.domain.snapshots import Artifact, Basis, DigestForm, Snapshot
 
 
 def edit_of(row: Row[Any], lineage: str) -> Edit:
@@ -36,11 +35,6 @@ def edit_of(row: Row[Any], lineage: str) -> Edit:
         occurred_at=row.occurred_at,
     )
     return Edit(edit_id=row.edit_id, request=request, attempts=row.attempts)
-
-
-def active_edit_of(row: Row[Any], lineage: str) -> ActiveEdit:
-    """A row of `sql_active_sets.active_rows` as an active edit."""
-    return ActiveEdit(edit=edit_of(row, lineage), snapshot_seq=row.snapshot_seq)
 
 
 def claimant_of(row: Row[Any]) -> Claimant:
@@ -65,6 +59,8 @@ def snapshot_of(row: Row[Any], lineage: str) -> Snapshot:
         delta=artifact_of(row.delta),
         accumulator=artifact_of(row.accumulator) if row.accumulator is not None else None,
         digest=row.digest,
+        digest_form=DigestForm(row.digest_form),
+        num_active=row.num_active,
         status=SnapshotStatus(row.status),
         gate_report_id=row.gate_report_id,
         registry_version=row.registry_version,

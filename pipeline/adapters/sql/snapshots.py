@@ -1,15 +1,14 @@
-"""Snapshots in PostgreSQL. Knows how their weights are put together, not what is in a file."""
+"""Snapshots in PostgreSQL: one transaction writes each, and plans say what files one is put together from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, select
 
-from pipeline.adapters.sql.active_sets import active_rows
+from pipeline.adapters.sql.active_sets import rows_at
 from pipeline.adapters.sql.commit import write_snapshot
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.lineages import SqlLineageStore
@@ -18,17 +17,8 @@ from pipeline.adapters.sql.tables import gate_reports, lineages, snapshots
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import Lease, TrainedArtifacts
 from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, TrainedFiles
-from pipeline.domain.snapshots import Artifact, Basis, Snapshot
+from pipeline.domain.snapshots import Artifact, Basis, DigestForm, DigestPath, Snapshot
 from pipeline.services.ports import ArtifactStore, NewSnapshot
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Recipe:
-    """What a snapshot is put together from, as recorded."""
-
-    snapshot: Snapshot
-    accumulator: Artifact | None
-    deltas: tuple[Artifact, ...]
 
 
 class SqlSnapshotStore:
@@ -57,50 +47,61 @@ class SqlSnapshotStore:
             IntegrityBroken: if a file is missing or changed.
         """
         settings = self._lineages.lineage(lineage).settings
-        recipe = self._recipe(lineage, snapshot_id) if snapshot_id is not None else None
+        stack: Sequence[Row[Any]] = ()
+        if snapshot_id is not None:
+            with transaction(self._engine) as connection:
+                stack = _stack(connection, _of_lineage(connection, lineage, snapshot_id))
+        accumulator = stack[0].accumulator if stack else None
         return LoadPlan(
             base=settings.base,
             lineage=lineage,
             editor=settings.editor,
             snapshot_id=snapshot_id,
-            digest=recipe.snapshot.digest if recipe else settings.base.digest,
-            accumulator=self._file(recipe.accumulator) if recipe and recipe.accumulator else None,
-            deltas=tuple(self._file(delta) for delta in recipe.deltas) if recipe else (),
+            digest=stack[-1].digest if stack else settings.base.digest,
+            accumulator=self._file(artifact_of(accumulator)) if accumulator else None,
+            deltas=tuple(self._file(artifact_of(row.delta)) for row in stack[1 if accumulator else 0 :]),
         )
 
     def ledger_plan(self, lineage: str, *, snapshot_id: str | None) -> LedgerPlan:
         """What edits on a snapshot are made with: rows of every active edit, prior, suite, trained editor.
 
+        The files of rows are not read here: whoever opens one checks its digest.
+
         Raises:
             UnknownRecord: if the snapshot is not of this lineage.
-            IntegrityBroken: if a file is missing or changed.
+            IntegrityBroken: if another file is missing or changed.
         """
         settings = self._lineages.lineage(lineage).settings
-        with transaction(self._engine) as connection:
-            active = (
-                active_rows(connection, _of_lineage(connection, lineage, snapshot_id).snapshot_id)
-                if snapshot_id
-                else ()
-            )
+        active: Sequence[Row[Any]] = ()
+        if snapshot_id is not None:
+            with transaction(self._engine) as connection:
+                top = _of_lineage(connection, lineage, snapshot_id)
+                active = rows_at(connection, top.lineage_id, top.seq)
         return LedgerPlan(
-            rows=tuple(LedgerRows(file=self._file(rows), edit_ids=edit_ids) for rows, edit_ids in _grouped(active)),
+            rows=tuple(self._rows(active)),
             prior=self._file(settings.prior),
             reference=self._file(settings.reference),
             trained=self._trained(settings.trained) if settings.trained else None,
         )
 
-    def delta_digests(self, snapshot_id: str | None) -> tuple[str, ...]:
-        """Digests of the deltas from the base (or the last rebuild) to the snapshot, in order.
+    def digest_path(self, lineage: str, snapshot_id: str) -> DigestPath:
+        """How the digest of a snapshot follows from those of the deltas that it is loaded from.
 
         Raises:
-            UnknownRecord: if there is no such snapshot.
+            UnknownRecord: if the snapshot is not of this lineage.
         """
-        if snapshot_id is None:
-            return ()
+        base_digest = self._lineages.lineage(lineage).settings.base.digest
         with transaction(self._engine) as connection:
-            top = _row(connection, snapshot_id)
-            rows = _up_to(connection, top, from_seq=_last(connection, top, snapshots.c.basis == Basis.base) or 1)
-        return tuple(row.delta_digest for row in rows)
+            stack = _stack(connection, _of_lineage(connection, lineage, snapshot_id))
+            listed = [row for row in stack if row.digest_form == DigestForm.list]
+            above = tuple(row.delta_digest for row in stack if row.digest_form == DigestForm.chain)
+            if listed:
+                # Such a digest counts from the base, or the rebuild, on, below what is loaded.
+                first = _last(connection, listed[-1], snapshots.c.basis == Basis.base) or 1
+                below = tuple(row.delta_digest for row in _up_to(connection, listed[-1], from_seq=first))
+                return DigestPath(start=base_digest, listed=below, chained=above)
+            parent = select(snapshots.c.digest).where(snapshots.c.snapshot_id == stack[0].parent_id)
+            return DigestPath(start=connection.scalar(parent) or base_digest, listed=(), chained=above)
 
     def snapshot(self, lineage: str, ref: str) -> Snapshot:
         """By id, by seq, or by `head` or `champion`.
@@ -144,11 +145,14 @@ class SqlSnapshotStore:
         found: Mapping[str, Any] = report
         return found
 
-    def _recipe(self, lineage: str, snapshot_id: str) -> _Recipe:
-        with transaction(self._engine) as connection:
-            top = _of_lineage(connection, lineage, snapshot_id)
-            accumulator, deltas = _stack(connection, top)
-        return _Recipe(snapshot=snapshot_of(top, lineage), accumulator=accumulator, deltas=deltas)
+    def _rows(self, active: Sequence[Row[Any]]) -> Iterator[LedgerRows]:
+        """Runs of edits whose rows are in one file; the order of the edits decides the bits of their sums."""
+        for _, run in groupby(active, lambda row: row.rows["uri"]):
+            together = list(run)
+            artifact = artifact_of(together[0].rows)
+            path = self._artifacts.path(artifact, is_checked=False)
+            file = FileRef(path=str(path), digest=artifact.digest)
+            yield LedgerRows(file=file, edit_ids=tuple(row.edit_id for row in together))
 
     def _trained(self, trained: TrainedArtifacts) -> TrainedFiles:
         return TrainedFiles(name=trained.name, card=self._file(trained.card), tensors=self._file(trained.tensors))
@@ -157,25 +161,13 @@ class SqlSnapshotStore:
         return FileRef(path=str(self._artifacts.path(artifact)), digest=artifact.digest)
 
 
-def _stack(connection: Connection, top: Row[Any]) -> tuple[Artifact | None, tuple[Artifact, ...]]:
-    """The nearest stored accumulators at or below a snapshot, and the deltas above them, in order."""
+def _stack(connection: Connection, top: Row[Any]) -> Sequence[Row[Any]]:
+    """A snapshot and those below it whose deltas it is loaded from, oldest first.
+
+    The first one has stored its accumulators, which hold its own delta, or stands on the base.
+    """
     starts = snapshots.c.accumulator.is_not(None) | (snapshots.c.basis == Basis.base)
-    rows = list(_up_to(connection, top, from_seq=_last(connection, top, starts) or 1))
-    if rows[0].accumulator is None:
-        return None, tuple(artifact_of(row.delta) for row in rows)
-    return artifact_of(rows[0].accumulator), tuple(artifact_of(row.delta) for row in rows[1:])
-
-
-def _grouped(active: Sequence[Row[Any]]) -> tuple[tuple[Artifact, tuple[str, ...]], ...]:
-    """Ledger files with their edits that count, oldest snapshot first."""
-    return tuple(
-        (artifact_of(ledger), tuple(row.edit_id for row in rows))
-        for ledger, rows in (
-            (rows[0].ledger, rows)
-            for _, group in groupby(active, lambda row: row.snapshot_seq)
-            for rows in [list(group)]
-        )
-    )
+    return _up_to(connection, top, from_seq=_last(connection, top, starts) or 1)
 
 
 def _last(connection: Connection, top: Row[Any], condition: Any) -> int | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     DateTime,
     ForeignKey,
     Index,
@@ -16,11 +19,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
+from pipeline.domain.snapshots import DigestForm
 
 metadata = MetaData(
     naming_convention={
@@ -32,7 +37,23 @@ metadata = MetaData(
     }
 )
 
+ORDER_OF_CLAIMS = ("occurred_at", "topic", "partition", "offset", "edit_id")
+"""Columns of `edit_requests`: the oldest waiting edit is claimed first."""
 NOW = text("clock_timestamp()")
+
+
+def _partial(name: str, *columns: str, where: str, **options: Any) -> Index:
+    return Index(name, *columns, postgresql_where=text(where), **options)
+
+
+def status_is(status: EditStatus) -> ColumnElement[bool]:
+    """Whether an edit has a status, written into the statement: a parameter would hide it from partial indexes."""
+    return edit_requests.c.status == literal(status.value, literal_execute=True)
+
+
+def is_owed() -> ColumnElement[bool]:
+    """Whether a removal is still to be made; written into the statement as in `status_is`."""
+    return removals.c.status == literal(RemovalStatus.requested.value, literal_execute=True)
 
 
 def _id(name: str) -> Column[str]:
@@ -73,6 +94,7 @@ lineages = Table(
     _ref("champion_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
     Column("seq", Integer, nullable=False, server_default="0"),
     Column("num_batches", Integer, nullable=False, server_default="0"),
+    Column("num_activations", Integer, nullable=False, server_default="0"),
     Column("hold", Text),
     _at("created_at"),
     CheckConstraint("name !~ '[/:[:space:]]' AND name <> 'system'", name="name_usable"),
@@ -121,9 +143,13 @@ edit_requests = Table(
     UniqueConstraint("lineage_id", "request_id"),
     UniqueConstraint("cluster_id", "topic_id", "partition", "offset"),
     _one_of("status", EditStatus),
-    Index("ix_edit_requests_waiting", "lineage_id", "next_attempt_at", postgresql_where=text("status = 'received'")),
-    # A key may be longer than a B-tree takes. It holds the lineage's name.
-    Index("ix_edit_requests_conflict_key", "conflict_key", postgresql_using="hash"),
+    _partial("ix_edit_requests_waiting", "lineage_id", "next_attempt_at", where="status = 'received'"),
+    _partial("ix_edit_requests_claimed", "lineage_id", where="status = 'claimed'"),
+    _partial("ix_edit_requests_front", "lineage_id", *ORDER_OF_CLAIMS, where="status = 'received'"),
+    # Hashed: a key may be longer than a B-tree takes. It holds the lineage's name.
+    _partial("ix_edit_requests_waiting_key", "conflict_key", postgresql_using="hash", where="status = 'received'"),
+    _partial("ix_edit_requests_held_key", "conflict_key", postgresql_using="hash", where="status = 'snapshotted'"),
+    _partial("ix_edit_requests_superseded_by", "superseded_by", where="superseded_by IS NOT NULL"),
 )
 
 dead_letters = Table(
@@ -171,6 +197,7 @@ edit_batches = Table(
     _at("finished_at", nullable=True, default=False),
     Column("seconds", JSONB),
     UniqueConstraint("lineage_id", "ordinal"),
+    _partial("ix_edit_batches_open", "lineage_id", where="finished_at IS NULL"),
 )
 
 batch_edits = Table(
@@ -208,6 +235,8 @@ snapshots = Table(
     Column("delta_digest", Text, nullable=False),
     Column("accumulator", JSONB),
     Column("digest", Text, nullable=False),
+    Column("digest_form", Text, nullable=False, server_default=DigestForm.chain.value),
+    Column("num_active", Integer, nullable=False),
     Column("status", Text, nullable=False, server_default=SnapshotStatus.candidate.value),
     _ref("gate_report_id", "gate_reports.gate_report_id"),
     _ref("batch_id", "edit_batches.batch_id", nullable=True),
@@ -218,22 +247,27 @@ snapshots = Table(
     UniqueConstraint("lineage_id", "parent_id", postgresql_nulls_not_distinct=True),
     _one_of("status", SnapshotStatus),
     CheckConstraint("basis IN ('parent', 'base')", name="basis_known"),
+    _one_of("digest_form", DigestForm),
 )
 
-snapshot_edits = Table(
-    "snapshot_edits",
-    metadata,
-    _ref("snapshot_id", "snapshots.snapshot_id", primary_key=True),
-    _ref("edit_id", "edit_requests.edit_id", primary_key=True),
-    Index("ix_snapshot_edits_edit_id", "edit_id"),
-)
-
+# One row an activation of an edit: from the snapshot at `since_seq` to the one before `until_seq`, null while the head
+# holds it. `place` counts a lineage's activations without gaps.
 edit_rows = Table(
     "edit_rows",
     metadata,
-    _ref("edit_id", "edit_requests.edit_id", primary_key=True),
-    _ref("snapshot_id", "snapshots.snapshot_id", primary_key=True),
+    _ref("lineage_id", "lineages.lineage_id", primary_key=True),
+    Column("place", Integer, primary_key=True, autoincrement=False),
+    _ref("edit_id", "edit_requests.edit_id"),
+    _ref("snapshot_id", "snapshots.snapshot_id"),
+    Column("since_seq", Integer, nullable=False),
+    Column("until_seq", Integer),
     Column("rows", JSONB, nullable=False),
+    UniqueConstraint("edit_id", "since_seq"),
+    CheckConstraint("until_seq > since_seq", name="some_time"),
+    _partial("uq_edit_rows_active", "edit_id", unique=True, where="until_seq IS NULL"),
+    _partial("ix_edit_rows_active_places", "lineage_id", "place", where="until_seq IS NULL"),
+    _partial("ix_edit_rows_left", "lineage_id", "until_seq", where="until_seq IS NOT NULL"),
+    Index("ix_edit_rows_snapshot_id", "snapshot_id"),
 )
 
 removals = Table(
@@ -254,7 +288,7 @@ removals = Table(
     _at("requested_at"),
     _at("finished_at", nullable=True, default=False),
     _one_of("status", RemovalStatus),
-    Index("ix_removals_waiting", "lineage_id", postgresql_where=text("status = 'requested'")),
+    _partial("ix_removals_waiting", "lineage_id", where="status = 'requested'"),
 )
 
 approvals = Table(
@@ -287,7 +321,7 @@ outbox = Table(
     _at("created_at"),
     _at("done_at", nullable=True, default=False),
     Column("error", Text),
-    Index("ix_outbox_due", "next_attempt_at", postgresql_where=text("done_at IS NULL")),
+    _partial("ix_outbox_due", "next_attempt_at", where="done_at IS NULL"),
 )
 
 chain_heads = Table(

@@ -127,7 +127,7 @@ def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
             "head": found.head_seq,
             "champion": found.champion_seq,
             "hold": found.hold,
-            "edits": dict(found.counts),
+            "edits": dict(kept.lineages.counts(found.settings.name)),
         }
         for found in chosen
     ]

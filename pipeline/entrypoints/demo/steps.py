@@ -92,9 +92,8 @@ class Steps:
 
     def _show(self) -> None:
         intake = self.kept.history.intake_counts()
-        lineage = self.kept.lineages.lineage(self.lineage)
         snapshots = self.kept.snapshots.snapshots(self.lineage)
-        counts = lineage.counts
+        counts = self.kept.lineages.counts(self.lineage)
         self.screen.show(
             {
                 "produced": self.num_produced,
@@ -126,7 +125,7 @@ class Steps:
         return sum(self.kept.history.intake_counts().values()) >= self.num_produced
 
     def _is_settled(self) -> bool:
-        counts = self.kept.lineages.lineage(self.lineage).counts
+        counts = self.kept.lineages.counts(self.lineage)
         return not any(counts.get(status, 0) for status in WAITING)
 
     def _head(self) -> Snapshot:
@@ -145,7 +144,7 @@ class Steps:
 def accounts(kept: Stores, lineage: str, *, produced: int, audit_ok: bool, seconds: float) -> Accounts:
     """Return the figures of the last line, read back from the database."""
     intake = kept.history.intake_counts()
-    found = kept.lineages.lineage(lineage)
+    found, counts = kept.lineages.lineage(lineage), kept.lineages.counts(lineage)
     head = kept.snapshots.snapshot(lineage, "head")
     measured = kept.snapshots.report(head.gate_report_id)["measurements"]
     return Accounts(
@@ -153,14 +152,14 @@ def accounts(kept: Stores, lineage: str, *, produced: int, audit_ok: bool, secon
         accepted=intake["received"],
         duplicates=intake["duplicates"],
         dead_letters=intake["refused"],
-        superseded=found.counts.get(EditStatus.superseded, 0),
-        applied=len(kept.queue.active_edits(lineage, snapshot_id=head.snapshot_id)),
-        rejected=found.counts.get(EditStatus.rejected, 0),
+        superseded=counts.get(EditStatus.superseded, 0),
+        applied=head.num_active,
+        rejected=counts.get(EditStatus.rejected, 0),
         snapshots=found.head_seq,
         champion=found.champion_seq,
         edit_success=_success(measured),
         locality=measured["candidate"]["suite_unchanged"],
-        reverted=found.counts.get(EditStatus.reverted, 0),
+        reverted=counts.get(EditStatus.reverted, 0),
         audit_ok=audit_ok,
         seconds=seconds,
     )

@@ -7,11 +7,11 @@ from datetime import timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.domain.batches import displaced_by, most_trials, retention_sample
+from pipeline.domain.batches import RETAINED, displaced_by, most_trials, retention_draws, stratified_sample
 from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GatePolicy, Verdict, judge
 from pipeline.services.bisecting import Attempt, sift
-from tests.support.factories import NOON, make_active, make_edit, make_measurements, make_request, make_score
+from tests.support.factories import NOON, make_edit, make_measurements, make_request, make_score
 
 
 def test_two_spellings_of_a_fact_have_one_conflict_key() -> None:
@@ -58,21 +58,32 @@ def test_a_rephrase_that_is_the_prompt_in_other_letters_is_neither() -> None:
 
 def test_an_active_edit_of_the_same_fact_is_displaced() -> None:
     new = make_edit("new", prompt="The capital is")
-    held = [make_active("old", prompt="the  capital is"), make_active("unrelated")]
-    assert displaced_by([new], held) == ((held[0].edit.edit_id, new.edit_id),)
+    held = [make_edit("old", prompt="the  capital is"), make_edit("unrelated")]
+    assert displaced_by([new], held) == ((held[0].edit_id, new.edit_id),)
 
 
 @given(st.integers(0, 400), st.integers(1, 64), st.text(max_size=5))
-def test_a_retention_sample_is_stratified_and_repeatable(count: int, size: int, seed: str) -> None:
-    active = [make_active(f"r{index}") for index in range(count)]
-    sample = retention_sample(active, seed=seed, size=size)
-    assert sample == retention_sample(active, seed=seed, size=size)
-    assert len(sample) == min(count, size)
-    order = {held.edit.edit_id: index for index, held in enumerate(active)}
-    places = [order[edit.edit_id] for edit in sample]
-    assert places == sorted(set(places))
+def test_a_stratified_sample_has_one_of_every_stratum_and_is_repeatable(count: int, size: int, seed: str) -> None:
+    places = stratified_sample(range(count), seed=seed, size=size)
+    assert places == stratified_sample(range(count), seed=seed, size=size)
+    assert len(places) == min(count, size)
+    assert list(places) == sorted(set(places))
     if count > size:
         assert all(round(i * count / size) <= place < round((i + 1) * count / size) for i, place in enumerate(places))
+
+
+@given(st.integers(0, 400), st.integers(1, 64), st.text(max_size=5))
+def test_draws_of_retention_cover_every_place_once_and_are_repeatable(count: int, size: int, seed: str) -> None:
+    draws = retention_draws(count, seed=seed, size=size)
+    assert draws == retention_draws(count, seed=seed, size=size)
+    assert [place for low, _, high in draws for place in range(low, high + 1)] == list(range(1, count + 1))
+    assert len(draws) == min(count, size)
+    assert all(low <= drawn <= high for low, drawn, high in draws)
+
+
+def test_retention_is_drawn_anew_for_every_snapshot() -> None:
+    assert retention_draws(1000, seed="a") != retention_draws(1000, seed="b")
+    assert len(retention_draws(1000, seed="a")) == RETAINED
 
 
 class Judge:

@@ -21,7 +21,7 @@ from pipeline.domain.lifecycle import (
     edit_action,
     snapshot_action,
 )
-from pipeline.domain.snapshots import Basis, snapshot_digest, stores_accumulator
+from pipeline.domain.snapshots import Basis, DigestPath, chained_digest, snapshot_digest, stores_accumulator
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -121,6 +121,28 @@ def test_a_snapshot_digest_depends_on_base_deltas_and_their_order() -> None:
         snapshot_digest(base_digest="a", delta_digests=["b"]),
     }
     assert len(digests) == 4
+
+
+def test_a_chained_digest_depends_on_all_that_is_below_it() -> None:
+    digests = {
+        DigestPath(start="a", listed=(), chained=("b", "c")).digest,
+        DigestPath(start="a", listed=(), chained=("c", "b")).digest,
+        DigestPath(start="x", listed=(), chained=("b", "c")).digest,
+        DigestPath(start="a", listed=(), chained=("b",)).digest,
+        DigestPath(start="a", listed=("b", "c"), chained=()).digest,
+    }
+    assert len(digests) == 5
+    assert DigestPath(start="a", listed=(), chained=("b", "c")).digest == chained_digest(chained_digest("a", "b"), "c")
+
+
+def test_a_path_over_snapshots_of_before_begins_with_the_list_of_their_deltas() -> None:
+    old = snapshot_digest(base_digest="a", delta_digests=["b", "c"])
+    path = DigestPath(start="a", listed=("b", "c"), chained=("d",))
+    assert path.digest == chained_digest(old, "d")
+    assert path.ends_with(["c", "d"])
+    assert path.ends_with([])
+    assert not path.ends_with(["b", "d"])
+    assert not path.ends_with(["x", "b", "c", "d"])
 
 
 def test_loading_never_replays_more_than_31_deltas() -> None:

@@ -52,9 +52,6 @@ class Books:
                 return replace(made.snapshot, registry_version=self.versions.get(snapshot_id))
         raise UnknownRecord(ref)
 
-    def delta_digests(self, snapshot_id: str | None) -> tuple[str, ...]:
-        return tuple(delta.digest for delta in self.entry(str(snapshot_id)).plan.deltas)
-
     def entry(self, snapshot_id: str) -> RegistryEntry:
         return next(made for made in self.entries if made.snapshot.snapshot_id == snapshot_id)
 
@@ -135,7 +132,7 @@ def world(tmp_path: Path) -> World:
     made = World(
         books=books,
         registry=registry,
-        mirror=RegistryMirror(mirror=mirror, snapshots=snapshots, registry=registry),
+        mirror=RegistryMirror(mirror=mirror, registry=registry),
         review=review,
         reconciler=RegistryReconciler(
             lineages=lineages, snapshots=snapshots, mirror=mirror, registry=registry, review=review, notes=notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -73,9 +73,9 @@ class Recorder:
         """One of that name."""
         return lineage(name)
 
-    def edit(self, lineage: str, ref: str) -> Mapping[str, Any]:
-        """A row of the history."""
-        return {"snapshot_seq": 7}
+    def snapshot_seq(self, edit_id: str) -> int | None:
+        """Of any edit."""
+        return 7
 
     def dead_letter(self, dead_letter_id: str) -> DeadLetter:
         """The one there is."""

@@ -1,4 +1,4 @@
-"""The one place where an edit's status changes. Knows what every change leaves behind, not who asks for it."""
+"""The one place where the status of an edit or a snapshot changes, with what every change leaves behind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sqlalchemy import Connection, Interval, Row, bindparam, func, literal, sele
 from pipeline.adapters.sql.audit import AuditLine, append_all
 from pipeline.adapters.sql.locks import LockedLineage
 from pipeline.adapters.sql.outbox import Debt, owe_all
-from pipeline.adapters.sql.tables import batch_edits, edit_batches, edit_requests
+from pipeline.adapters.sql.tables import batch_edits, edit_batches, edit_requests, snapshots
 from pipeline.domain.audit import AuditEvent
 from pipeline.domain.edits import normalised
 from pipeline.domain.errors import UnknownRecord
-from pipeline.domain.lifecycle import EditStatus, edit_action
+from pipeline.domain.lifecycle import EditStatus, SnapshotStatus, edit_action, snapshot_action
 
 FIRST_WAIT = timedelta(seconds=1)
 LONGEST_WAIT = timedelta(minutes=5)
@@ -216,3 +216,36 @@ def _results(
         for one, event in zip(moves, events, strict=True)
         if one.to in ANNOUNCED
     ]
+
+
+def move_snapshots(
+    connection: Connection,
+    snapshot_ids: Sequence[str],
+    to: SnapshotStatus,
+    *,
+    on: LockedLineage,
+    actor: str,
+    about: Mapping[str, Any],
+) -> None:
+    """Change statuses, oldest snapshot first, with one audit line each.
+
+    Raises:
+        IllegalTransition: if the lifecycle does not hold a move.
+    """
+    if not snapshot_ids:
+        return
+    query = select(snapshots).where(snapshots.c.lineage_id == on.lineage_id, snapshots.c.snapshot_id.in_(snapshot_ids))
+    rows = connection.execute(query.order_by(snapshots.c.seq).with_for_update()).all()
+    lines = [
+        AuditLine(
+            chain=on.name,
+            actor=actor,
+            action=snapshot_action(SnapshotStatus(row.status), to),
+            subject=row.snapshot_id,
+            payload={"seq": row.seq, "digest": row.digest, "from": row.status, "to": to.value, **about},
+        )
+        for row in rows
+    ]
+    is_meant = snapshots.c.snapshot_id.in_([row.snapshot_id for row in rows])
+    connection.execute(update(snapshots).where(is_meant).values(status=to.value))
+    append_all(connection, lines)
