@@ -14,6 +14,7 @@ import torch
 from editors.mend.checkpoint import CARD, TENSORS
 from editors.methods.select import lineage_settings
 from editors.models.digest import base_digest
+from editors.solve.rows import load_batches
 from editors.weights.deltas import WeightDelta, load_accumulators
 from editors.weights.loading import load_base, load_snapshot
 from pipeline.domain.errors import (
@@ -26,7 +27,7 @@ from pipeline.domain.errors import (
     UnknownRecord,
     WrongBase,
 )
-from pipeline.domain.rank_api import FileRef, LedgerPlan, LoadPlan, TrainedFiles
+from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, TrainedFiles
 from tests.support.tiny_editors import tiny_editor
 from tests.support.tiny_families import ARCHITECTURES, LABELS
 from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage, plan_after
@@ -116,6 +117,45 @@ def test_kept_files_reload_to_the_same_weights_bit_for_bit(ranks: RankGroup, pla
     assert ranks.weights_digest() == base
     ranks.load(replace(two, accumulator=second.accumulator, deltas=()), epoch=1)
     assert ranks.weights_digest() == after_two
+
+
+def test_rows_since_the_last_accumulators_are_written_together_and_give_the_same_bits(
+    ranks: RankGroup, plan: LoadPlan, tmp_path: Path
+) -> None:
+    """The second batch is made after a reload, and replaces an edit of the first; the third stores accumulators."""
+    batches, plans = (edits(2), edits(2, start=2), edits(1, start=4)), [plan]
+    gone = batches[0][0].edit_id
+    for number, added in enumerate(batches):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if number < 2:
+            ranks.load(plans[-1], epoch=number + 1)
+        ranks.try_edits(candidate(f"c{number}", added, removed_ids=(gone,) if number == 1 else ()))
+        kept = ranks.keep(f"c{number}", folder=folder, with_accumulator=number == 2)
+        after = plan_after(plans[-1], kept, f"s{number}", added)
+        ranks.held(f"s{number}", digest=after.digest)
+        plans.append(after)
+    staying = (batches[0][1].edit_id, *(edit.edit_id for edit in batches[1]))
+    assert kept.rewritten_ids == staying
+    assert [rows.edit_ids for rows in load_batches(Path(kept.rows.path))] == [
+        staying[:1],
+        staying[1:],
+        (batches[2][0].edit_id,),
+    ]
+    lived_on = ranks.weights_digest()
+    together = LedgerRows(file=kept.rows, edit_ids=(*staying, batches[2][0].edit_id))
+    assert plans[-1].ledger is not None
+    reloaded = replace(plans[-1], ledger=replace(plans[-1].ledger, rows=(together,)))
+    next_rows = []
+    for number, load in enumerate((None, reloaded)):
+        if load is not None:
+            ranks.load(replace(load, snapshot_id="other id"), epoch=9)
+        assert ranks.weights_digest() == lived_on
+        ranks.try_edits(candidate("next", edits(1, start=5), removed_ids=(staying[1],)))
+        (tmp_path / f"next {number}").mkdir()
+        next_rows.append(ranks.keep("next", folder=tmp_path / f"next {number}", with_accumulator=False))
+    assert next_rows[0].delta.digest == next_rows[1].delta.digest
+    assert next_rows[0].rows.digest == next_rows[1].rows.digest
 
 
 def test_a_kept_candidate_that_was_not_committed_is_left_by_the_next_load(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from torch import Tensor
@@ -19,9 +20,10 @@ from editors.models.digest import base_digest
 from editors.models.families import editable
 from editors.models.inner_params import inner_params
 from editors.solve.ledger import Ledger
+from editors.solve.rows import EditRows, load_batches
 from editors.weights.deltas import WeightDelta, load_accumulators
 from pipeline.domain.errors import EngineFailed, WrongBase
-from pipeline.domain.rank_api import BaseSpec, ExportedModel, KeptFiles, LedgerPlan, Loaded, LoadPlan
+from pipeline.domain.rank_api import BaseSpec, ExportedModel, KeptFiles, LedgerPlan, LedgerRows, Loaded, LoadPlan
 from workers.memory.memory_check import require_memory
 from workers.rank.exporting import described, export_model, require_free
 from workers.rank.held_snapshot import Editing, HeldSnapshot
@@ -201,4 +203,22 @@ class HeldModel:
             scorer = known.scorer_for(plan.ledger) if known else None
             scorer = scorer or Scorer(model, weights, files.reference)
             editing = Editing(ledger=files.ledger, scorer=scorer, editor=files.editor)
-        return HeldSnapshot(plan=plan, model=model, weights=weights, editing=editing)
+        recent = _recent_batches(plan.ledger.rows, len(plan.deltas)) if plan.ledger and self._comm.rank == 0 else []
+        return HeldSnapshot(plan=plan, model=model, weights=weights, editing=editing, recent=recent)
+
+
+def _recent_batches(rows: Sequence[LedgerRows], num_snapshots: int) -> list[EditRows]:
+    """Return the active rows of the batches since the last stored accumulators, as far as they have their own files.
+
+    Args:
+        rows: files of rows, oldest first.
+        num_snapshots: how many snapshots there are since; each has brought at most one file.
+    """
+    newest = [(file, list(items)) for file, items in groupby(rows, lambda item: item.file)][-num_snapshots:]
+    recent: list[EditRows] = []
+    for file, items in reversed(newest if num_snapshots else []):
+        batches = load_batches(Path(file.path))
+        if len(batches) > 1:
+            break
+        recent.append(batches[0].only({edit_id for item in items for edit_id in item.edit_ids}))
+    return recent[::-1]

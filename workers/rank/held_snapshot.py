@@ -18,6 +18,7 @@ from editors.measure.scorer import Scorer
 from editors.methods.base import Editor, EditResult
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
+from editors.solve.rows import EditRows, load_batches, save_batches
 from editors.weights.deltas import save_accumulators
 from pipeline.domain.canonical import canonical_json, sha256_blocks
 from pipeline.domain.errors import EngineFailed, UnknownRecord
@@ -54,6 +55,8 @@ class HeldSnapshot:
     """This rank's part of the edited weights."""
     editing: Editing | None
     """What candidates are made with; None where the plan had no ledger."""
+    recent: list[EditRows] = field(default_factory=list)
+    """On the rank that writes: rows of the batches that have a file of their own, oldest first."""
     tried: dict[str, EditResult] = field(default_factory=dict)
     """Candidates since the snapshot was loaded or kept, by candidate id."""
     last_candidate: str = ""
@@ -110,6 +113,9 @@ class HeldSnapshot:
     def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool, is_writer: bool) -> KeptFiles | None:
         """Hold a tried candidate from now on, and write its files on the rank that writes (None elsewhere).
 
+        With the accumulators, the rows of the batches since the last ones are written again, into one file with the
+        candidate's: so a ledger of many edits is read from few files.
+
         Raises:
             UnknownRecord: if no such candidate was made since the last load.
         """
@@ -126,13 +132,19 @@ class HeldSnapshot:
         if not is_writer:
             return None
         delta, rows, accumulator = (folder / f"{part}.safetensors" for part in ("delta", "rows", "accumulator"))
-        return KeptFiles(
+        self.recent = [batch.only(set(batch.edit_ids) - set(result.removed_ids)) for batch in self.recent]
+        rewritten = [batch for batch in self.recent if batch.edit_ids] if with_accumulator else []
+        files = KeptFiles(
             delta=FileRef(path=str(delta), digest=result.delta.save(delta)),
-            rows=FileRef(path=str(rows), digest=result.rows.save(rows)),
+            rows=FileRef(path=str(rows), digest=save_batches(rows, [*rewritten, result.rows])),
             accumulator=FileRef(path=str(accumulator), digest=save_accumulators(accumulator, shifts))
             if shifts is not None
             else None,
+            rewritten_ids=tuple(edit_id for batch in rewritten for edit_id in batch.edit_ids),
         )
+        # What was written is mapped: rows of up to 31 batches need not stay in memory.
+        self.recent = [] if with_accumulator else [*self.recent, *load_batches(rows)]
+        return files
 
     def committed(self, snapshot_id: str, *, digest: str) -> None:
         """Take note of the snapshot that the kept candidate became."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -72,13 +72,15 @@ class _AroundTensors(pickle.Pickler):
         self.dump(value)
         return self._file.getvalue()
 
-    def persistent_id(self, value: object) -> str | None:
+    def persistent_id(self, value: object) -> tuple[str, list[int]] | None:
         if not isinstance(value, Tensor):
             return None
         name = str(len(self.tensors))
+        # A transposed tensor arrives transposed: the last bits of a product depend on how its factors lie in memory.
+        order = sorted(range(value.dim()), key=lambda dim: value.stride()[dim], reverse=True)
         # A copy, because safetensors refuses tensors that share memory.
-        self.tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return name
+        self.tensors[name] = value.detach().cpu().permute(order).clone(memory_format=torch.contiguous_format)
+        return name, order
 
 
 class _IntoTensors(pickle.Unpickler):
@@ -88,5 +90,6 @@ class _IntoTensors(pickle.Unpickler):
         super().__init__(file)
         self._tensors = tensors
 
-    def persistent_load(self, name: Any) -> Tensor:
-        return self._tensors[name]
+    def persistent_load(self, place: tuple[str, list[int]]) -> Tensor:
+        name, order = place
+        return self._tensors[name].permute([order.index(dim) for dim in range(len(order))])

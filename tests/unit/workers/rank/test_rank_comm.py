@@ -67,3 +67,9 @@ def test_a_value_without_tensors_arrives_too() -> None:
 def test_what_needs_a_gradient_arrives_without_one() -> None:
     arrived, _ = sent(torch.ones(2, requires_grad=True) * 2)
     assert not arrived.requires_grad
+
+
+def test_a_transposed_tensor_arrives_transposed_so_that_products_have_the_same_bits() -> None:
+    arrived, _ = sent(WHOLE_AB.T)
+    assert arrived.stride() == WHOLE_AB.T.stride()
+    assert sent(WHOLE_AB)[0].stride() == WHOLE_AB.stride()
