@@ -1,7 +1,7 @@
-"""Measures a base model once for a lineage: `python -m editors.prepare --help`. Knows no service.
+"""Measure a base model once for a lineage: `python -m editors.prepare --help`. No service has to run.
 
-What was measured is kept by the content of what went in (model, suite, texts, inner parameters), so that the same
-question is answered from the cache, without torch, in about a second.
+Results are kept under a digest of everything that they depend on: model, suite, texts, inner parameters. Asked again
+for the same, the program answers from this cache in about a second, without torch.
 """
 
 from __future__ import annotations
@@ -29,40 +29,47 @@ from pipeline.domain.rank_api import EditorSettings
 
 __all__ = ["Inputs", "base_digest", "prepare"]
 
-FORMAT = 7
+FORMAT = 8
 """Raised when what is measured changes, so that older results are not taken for it."""
 FILES = ("prior.safetensors", "baseline.json", "lineage.json")
 RUN_FOLDERS = ("best", "last")
-"""Where a training run leaves its editors; as names they would say nothing."""
+"""Folders in which a training run leaves its editors; as names of editors they would say nothing."""
 NO_EDITOR = "none"
-"""What to give as editor to ask the gradient itself."""
+"""Value of `--editor` for no trained editor: the natural gradient alone."""
 EDITOR_FOLDER = "editor"
-"""Where the files of the editor go that the lineage is to use, as they were checked."""
+"""Folder beside the results for the files of the lineage's editor, as they were checked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inputs:
-    """What a lineage is made from."""
+    """What a lineage is prepared from."""
 
     model: Path
-    """Folder of the base."""
+    """Folder of the base model."""
     suite: Path
-    """Locality suite, JSON lines."""
+    """Locality suite as JSON lines; see `read_suite`."""
     text: Path
-    """Plain text for perplexity; not read where the task has none on text."""
+    """Plain text that perplexity is measured on, where the task has a perplexity."""
     prior_text: tuple[Path, ...]
-    """What the preservation prior is measured over, each alike: other text, a sentence a line, or files of edits."""
+    """Files that the prior is measured over, with equal weight: text with a sentence a line, or files of edits."""
     inner_params: tuple[str, ...] = ()
-    """Weights to edit; the architecture's default when empty."""
+    """Names of the weights to edit; the architecture's defaults when empty."""
     subject_params: tuple[str, ...] = ()
-    """Those of them whose edit rows are subject tokens."""
+    """Names of those weights whose edit rows are subject tokens."""
     task: str = ""
-    """Of the base: `causal`, `seq2seq` or `classifier`; what its config declares when empty."""
+    """Task of the base, `causal`, `seq2seq` or `classifier`; what its config declares when empty."""
     editor: str = ""
-    """Folder of a trained editor, or `none`; the one that ships for the base, if any, when empty."""
+    """Folder of a trained editor, or `none`; when empty the one that ships for the base, if there is one."""
 
     def key(self, digest: str) -> str:
-        """Names what is measured, by content."""
+        """Return a digest of everything that the results depend on.
+
+        Args:
+            digest: digest of the base model.
+
+        Raises:
+            Misconfigured: if a file is missing.
+        """
         files = (self.suite, self.text, *self.prior_text)
         for path in files:
             if not path.is_file():
@@ -72,9 +79,9 @@ class Inputs:
 
 
 def prepare(inputs: Inputs, out: Path) -> dict[str, Any]:
-    """Fill a folder with `prior.safetensors`, `baseline.json` and `lineage.json`; returns what the last one says.
+    """Fill a folder with `prior.safetensors`, `baseline.json` and `lineage.json`, and return the last one's content.
 
-    A trained editor is checked before anything is measured, and its files go into a folder beside the others.
+    A trained editor is checked before anything is measured; its files go into a folder beside the others.
 
     Raises:
         Misconfigured: if the model, a file or the editor cannot be used.
@@ -99,7 +106,7 @@ def prepare(inputs: Inputs, out: Path) -> dict[str, Any]:
 
 
 def _with_editor(inputs: Inputs, digest: str, out: Path) -> tuple[Inputs, EditorSettings, dict[str, str] | None]:
-    """The inputs with the weights that an editor was trained for, its settings, and where its checked files are."""
+    """Return the inputs with the weights that an editor was trained for, its settings, and its checked files."""
     folder = _chosen_editor(inputs, digest)
     if folder is None:
         return inputs, EditorSettings(), None
@@ -115,12 +122,12 @@ def _with_editor(inputs: Inputs, digest: str, out: Path) -> tuple[Inputs, Editor
 
 
 def _name_of(folder: Path) -> str:
-    """How people will call the editor: as its folder, with the run before it where a run has written it."""
+    """Return the name of an editor: its folder's, with the run's before it where a training run wrote it."""
     return f"{folder.parent.name}/{folder.name}" if folder.name in RUN_FOLDERS else folder.name
 
 
 def _chosen_editor(inputs: Inputs, digest: str) -> Path | None:
-    """The folder of the editor: the one given, or the one that ships where nobody chose editor or weights."""
+    """Return the folder of the editor: the one given, or where neither editor nor weights are, the one that ships."""
     if inputs.editor == NO_EDITOR:
         return None
     if not inputs.editor:
@@ -131,7 +138,7 @@ def _chosen_editor(inputs: Inputs, digest: str) -> Path | None:
 
 
 def _fill(kept: Path, inputs: Inputs, digest: str) -> None:
-    """Measure beside the cache's entry, which appears by a rename: nobody sees half of it."""
+    """Measure in a folder beside the cache's entry and rename it, so that nobody sees half of an entry."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     workspace = Path(tempfile.mkdtemp(prefix=".", dir=kept.parent))
     try:
@@ -139,7 +146,7 @@ def _fill(kept: Path, inputs: Inputs, digest: str) -> None:
         try:
             workspace.rename(kept)
         except OSError:
-            if not (kept / "lineage.json").is_file():  # somebody else was faster otherwise
+            if not (kept / "lineage.json").is_file():  # if it is, another process was faster
                 raise
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
@@ -192,7 +199,7 @@ def _say(line: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare a lineage's files and print `lineage.json`; one sentence and exit status 1 when it cannot."""
+    """Prepare a lineage's files and print `lineage.json`; return 1, after one sentence, when something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m editors.prepare", description=main.__doc__)
     add_base_options(parser, task="")
     parser.add_argument("--suite", type=Path, required=True, help="locality suite, JSON lines")

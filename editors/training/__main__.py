@@ -1,6 +1,6 @@
-"""Trains an editor: `python -m editors.training --help`. Needs no service.
+"""Train an editor: `python -m editors.training --help`. No service has to run.
 
-The run's folder holds everything that it needs to go on after a kill (see `training_folder`); the same command with
+The run's folder holds everything that the run needs to go on after a kill (see `run_folder`). The same command with
 `--resume` then gives the bytes of a run that nothing stopped.
 """
 
@@ -33,27 +33,28 @@ from editors.weights.loading import load_base
 from pipeline.domain.errors import CorrigendaError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where there is no room for a file."""
+"""Error numbers of the system for a file that there is no room for."""
 INTERRUPTED = 130
+"""Exit status after an interrupt, as shells have it."""
 EVALUATED = 64
-"""Most edits of the command that is proposed next."""
+"""Most edits in the evaluation that is proposed as the next command."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """A run that came to its end."""
+    """What a run came to at its end."""
 
     folder: Path
-    """Of the best editor."""
+    """Folder of the best editor."""
     editor: TrainedEditor
-    """It."""
+    """The best editor itself."""
     progress: Progress
-    """Of the run."""
+    """How far the run came, with the best figures."""
     following: str
-    """The next command to type."""
+    """A command to type next: an evaluation of the editor."""
 
     def lines(self) -> list[str]:
-        """What a person wants to know."""
+        """Return what is printed at the end, line by line."""
         done, figures = self.progress, self.progress.best_figures or {}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         return [
@@ -68,20 +69,20 @@ class Finished:
 def train(
     given: argparse.Namespace, command: str, *, load: LoadBase = load_base, comm: Comm | None = None
 ) -> Finished | None:
-    """Train from the beginning, or go on.
+    """Train from the beginning, or go on with a run.
 
     Args:
         given: the command line.
-        command: as it was typed.
-        load: gives the base.
-        comm: the ranks that hold it together, which all train while the first one keeps and shows; None for a process
-            that holds it whole.
+        command: the command as it was typed.
+        load: loads the base.
+        comm: the ranks that hold the base together. All of them train; the first one keeps and shows the run. None for
+            a process that holds the base whole.
 
     Returns:
-        What came of it; None on the other ranks.
+        What the run came to; None on ranks other than the first.
 
     Raises:
-        CorrigendaError: if an input cannot be used, or the run in the folder is another.
+        CorrigendaError: if an input cannot be used, or the folder holds another run.
         OSError: if a file cannot be written.
     """
     if given.threads:
@@ -111,7 +112,7 @@ def train(
 def _opened(
     folder: TrainingFolder, run: dict[str, Any], *, resume: bool
 ) -> tuple[TrainingState | None, dict[str, Any]]:
-    """The state to go on from, if there is one, and what the run in the folder is."""
+    """Return the state to go on from, if there is one, and what the run in the folder is."""
     if resume:
         state = folder.open_again(run)
         return state, folder.run
@@ -133,14 +134,14 @@ def _say(line: str) -> None:
 
 
 def _refused(error: Exception, out: Path | None) -> str:
-    """One sentence."""
+    """Return one sentence about what stopped the run."""
     if isinstance(error, OSError) and error.errno in FULL:
         return f"expected room for the run in {out}, got: {error.strerror}; with room, --resume goes on with it"
     return " ".join(str(error).split())
 
 
 def _say_nothing(line: str) -> None:
-    """What ranks other than the first show."""
+    """Show nothing, as ranks other than the first do."""
 
 
 def main(
@@ -151,14 +152,14 @@ def main(
     comm: Comm | None = None,
     say: Say | None = None,
 ) -> int:
-    """Train; one sentence on standard error and exit status 1 when something cannot be used.
+    """Run the program; when something cannot be used, it says so in one sentence and returns 1.
 
     Args:
-        arguments: the command line; that of the process if None.
-        options: what else was typed, for the card.
-        load: see `train`.
-        comm: see `train`.
-        say: tells what cannot be used; on standard error if None.
+        arguments: the command line; None for that of the process.
+        options: what else was typed before it, for the editor's card.
+        load: loads the base.
+        comm: the ranks that hold the base together; None for a process that holds it whole.
+        say: shows what cannot be used; None for standard error.
     """
     say = say or _say
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -1,4 +1,4 @@
-"""Knows the command line of a training run, and what it says about objective, loop and later use. Trains nothing."""
+"""The command line of a training run, and what it says about the objective, the loop and the later use."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ OBJECTIVES: dict[str, type[SolvedSettings] | type[MendObjectiveSettings]] = {
     "recursive": SolvedSettings,
     "sum": MendObjectiveSettings,
 }
-"""Solver -> constants of the objective that trains a transform for it."""
+"""Solver -> class with the constants of the objective that trains a transform for it."""
 LOOPS = {
     "recursive": LoopSettings(num_steps=1000, max_norm=1.0, warmup_steps=20, is_cosine=True),
     "sum": LoopSettings(),
 }
-"""Solver -> how steps are made unless told otherwise."""
+"""Solver -> settings of the loop, unless told otherwise."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""What the base may compute in."""
+"""Name -> dtype that the base may compute in."""
 USED = ("prior_strength", "ridge", "damping", "rest", "step", "num_passes", "trained_passes", "rephrase_rows")
 """Fields of `EditorSettings` that the card of an editor for `recursive` fixes; training uses the first four too."""
 NAMED_OTHERWISE = {"batch": "edits_per_step", "network_lr": "lr"}
-"""Constants of an objective whose flag has another name."""
+"""Constant of an objective -> name of its flag, where that is another."""
 SHAPE = ("rank", "held_out", "limit", "dtype", "inner_params", "subject_params")
+"""Options that a resume may not change, beside the settings of objective, loop and use."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="corrigenda train",
         description="Trains MEND's transform for a base, with the solver in the loop, into an editor directory.",
@@ -100,7 +101,7 @@ def _add_constants(made: argparse.ArgumentParser) -> None:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line with everything that it leaves to the base and to the solver.
+    """Parse the command line and fill in what it leaves to the base and to the solver.
 
     Raises:
         Misconfigured: if the base declares no task, or a constant is not one of the solver's.
@@ -116,14 +117,14 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def objective_settings(given: argparse.Namespace) -> ObjectiveSettings:
-    """Constants of the objective: the solver's own, and what was told otherwise."""
+    """Return the constants of the objective: the solver's own, unless the command line says otherwise."""
     kind = OBJECTIVES[given.solver]
     told = {field.name: value for field in fields(kind) if (value := getattr(given, field.name)) is not None}
     return kind(**told)
 
 
 def loop_settings(given: argparse.Namespace) -> LoopSettings:
-    """How steps are made."""
+    """Return the settings of the loop: the solver's own, unless the command line says otherwise."""
     told = {"num_steps": given.steps, "seed": given.seed}
     told |= {name: getattr(given, name) for name in ("patience", "validate_every", "save_every", "max_norm")}
     usual = asdict(LOOPS[given.solver])
@@ -131,12 +132,12 @@ def loop_settings(given: argparse.Namespace) -> LoopSettings:
 
 
 def use_settings(given: argparse.Namespace) -> dict[str, Any]:
-    """Fields of `EditorSettings` that the card fixes."""
+    """Return the fields of `EditorSettings` that the editor's card will fix."""
     return {name: getattr(given, name) for name in USED} if given.solver == "recursive" else {}
 
 
 def data_files(given: argparse.Namespace) -> dict[str, Path]:
-    """The files of a run by what they are for.
+    """Return the files of a run by what they are used for.
 
     Raises:
         Misconfigured: if one cannot be read.
@@ -153,13 +154,13 @@ def data_files(given: argparse.Namespace) -> dict[str, Path]:
 def run_of(
     given: argparse.Namespace, command: str, versions: dict[str, str], num_ranks: int | None = None
 ) -> dict[str, Any]:
-    """What a run is: a resume has to be the same but for the command's wording and the versions.
+    """Return what a run is; to be resumed it has to be the same in all but the command's wording and the versions.
 
     Args:
         given: the command line.
-        command: as it was typed.
-        versions: of the libraries.
-        num_ranks: that hold the base together; None for one process that holds it whole.
+        command: the command as it was typed.
+        versions: library -> version.
+        num_ranks: how many ranks hold the base together; None for one process that holds it whole.
 
     Raises:
         Misconfigured: if a file or the base cannot be read.

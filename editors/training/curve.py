@@ -1,4 +1,4 @@
-"""Knows how the log of a training run becomes a picture. Knows no model."""
+"""The picture of a training run: its losses and validation figures by step, from the lines of its log."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from editors.data.atomic_files import write_atomically
 from editors.training.objective import LOSS, SCORE
 
 SMOOTHED = 20
-"""Steps of the running mean."""
+"""Steps that a running mean is taken over."""
 
 
 def draw_curve(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draw losses and validation figures by step, from the lines of a log, as PNG."""
+    """Draw losses and validation figures by step as a PNG file.
+
+    Args:
+        path: the file, which is replaced.
+        lines: the lines of the run's log.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [line for line in lines if "validation" not in line and LOSS in line]

@@ -1,4 +1,4 @@
-"""Knows how edits become what training asks for: an edit, its rephrases, and what has to stay. Knows no loss."""
+"""Edits as training uses them: the edit, its rephrases, and what has to stay, all as token ids."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from pipeline.domain.errors import InvalidInput
 TEXT_TOKENS = 24
 """Most tokens of a line of plain text, unless told otherwise."""
 MAX_READINGS = 20_000
-"""Most sequences whose answers by the base are kept; the oldest go first."""
+"""Most sequences for which the base's answers are kept in memory; the oldest go first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One edit as token ids."""
+    """An edit to learn from or to be judged by, as token ids."""
 
     edit: Encoded
-    """Its prompt and new target."""
+    """The prompt with the new target."""
     rephrases: tuple[Encoded, ...]
-    """Other prompts with the same target; at least one."""
+    """Other prompts with the same new target; at least one."""
     locality: tuple[Encoded, ...]
-    """Neighbours with the answers they have; may be none."""
+    """Neighbouring prompts with the answers that have to stay; may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:
-    """What a run learns from and what it is judged by; no fact is in both."""
+    """What a run learns from, and what it is judged by; no fact is in both."""
 
     training: tuple[Example, ...]
-    """To learn from."""
+    """Edits to learn from."""
     held_out: tuple[Example, ...]
-    """To validate on."""
+    """Edits to validate on."""
     text: tuple[Encoded, ...]
-    """Lines of plain text, each token of which has to stay."""
+    """Lines of plain text, in which the probabilities of every token have to stay."""
     num_left_out: int
-    """Edits without rephrases, or that a held-out edit is about too."""
+    """How many edits were left out: without rephrases, or about the fact of a held-out edit."""
 
 
 def split(edits: Sequence[Edit], held_out: Sequence[Edit], *, num_held_out: int) -> tuple[list[Edit], list[Edit]]:
-    """Edits to learn from and edits to validate on; those are the last ones where none were given.
+    """Return the edits to learn from and those to validate on, which are the last edits where none are given.
 
-    Edits without rephrases are left out of both, and of the training whatever is about a held-out subject or prompt.
+    Edits without rephrases are in neither. No edit to learn from shares its subject or prompt with a held-out one.
     """
     usable = [edit for edit in edits if edit.request.rephrases]
     judged = [edit for edit in held_out if edit.request.rephrases][:num_held_out]
@@ -71,19 +71,19 @@ def make_examples(
     has_subjects: bool,
     text_tokens: int = TEXT_TOKENS,
 ) -> Examples:
-    """Encode what a run needs.
+    """Encode everything that a run learns from and is judged by.
 
     Args:
         model: the base.
-        edits: to learn from, and to validate on where none were given for that.
-        held_out: to validate on.
-        text: plain text, a line at a time.
+        edits: edits to learn from, and to validate on where `held_out` is empty.
+        held_out: edits to validate on.
+        text: plain text, of which each line is taken by itself.
         num_held_out: most edits to validate on.
-        has_subjects: whether the subjects' places are looked up; without them every token of an encoder is a key.
-        text_tokens: most tokens of a line.
+        has_subjects: whether to look up where subjects end; without that, every token of an encoder is a key.
+        text_tokens: most tokens of a line of text.
 
     Raises:
-        InvalidInput: if there is nothing to learn from or nothing to validate on, or a target that cannot be.
+        InvalidInput: if there is nothing to learn from or to validate on, or the model cannot give a target.
     """
     taught, judged = split(edits, held_out, num_held_out=num_held_out)
     if not taught or not judged:
@@ -101,10 +101,10 @@ def make_examples(
 
 
 class Reader:
-    """Knows what enters the first edited block for a sequence, and what the base answers to it; each is found once.
+    """A cache of what enters the first edited block for a sequence, and of what the base answers to it.
 
-    Every sequence is looked at by itself, so that its numbers do not depend on what it was asked with: a resumed run
-    finds the same bits.
+    Both are computed for each sequence by itself. So the numbers do not depend on the sequences around it, and a
+    resumed run, whose cache is empty, finds the same bits.
 
     Args:
         model: the base.
@@ -119,11 +119,11 @@ class Reader:
         self._readings: OrderedDict[Encoded, Reading] = OrderedDict()
 
     def prepare(self, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
-        """The sequences as batches that need only the blocks from the first edited one on."""
+        """Return the sequences as batches that need only the blocks from the first edited one on."""
         return self._prefixes.prepare_alone(sequences, max_tokens=max_tokens)
 
     def reading(self, sequence: Encoded) -> Reading:
-        """What the base answers; ask before any side branch is entered."""
+        """Return what the base answers to a sequence; no side branch may be entered."""
         if sequence not in self._readings:
             self._readings[sequence] = readings(self._model, self.prepare([sequence]))[0]
             if len(self._readings) > MAX_READINGS:
@@ -142,6 +142,6 @@ def _example(model: EditableModel, edit: Edit, has_subjects: bool) -> Example:
 
 
 def _about(edit: Edit) -> set[str]:
-    """What an edit must not share with a held-out one."""
+    """Return what an edit must not share with a held-out one: its prompt and its subject."""
     request = edit.request
     return {normalised(text) for text in (request.prompt, request.subject) if text}

@@ -1,4 +1,4 @@
-"""Knows how a training run looks while it runs: a progress bar, or plain lines where there is no terminal."""
+"""What a training run shows while it runs: a progress bar, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
-"""Where there is no terminal."""
+"""Least time between two lines about steps, where there is no terminal."""
 SMOOTHING = 0.1
-"""Weight of the newest step in the figures that are shown."""
+"""Weight of the newest step in the running means that are shown."""
 
 
 class TrainingScreen:
-    """Context manager: live figures of the steps, a line for each validation.
+    """A context manager that shows live figures of the steps and a line for each validation; a `loop.Watcher`.
 
     Args:
-        num_steps: most steps.
-        start: steps made before, in a resumed run.
-        console: where to; standard error by default.
+        num_steps: most steps of the run.
+        start: steps that a resumed run has made before.
+        console: where to show them; standard error by default.
     """
 
     def __init__(self, *, num_steps: int, start: int = 0, console: Console | None = None) -> None:
@@ -45,7 +45,7 @@ class TrainingScreen:
             self._bar.stop()
 
     def stepped(self, step: int, num_edits: int, figures: Mapping[str, float]) -> None:
-        """Show a step's figures, smoothed."""
+        """Show a step with running means of its figures."""
         self._edits += num_edits
         for name, value in figures.items():
             self._figures[name] = (1 - SMOOTHING) * self._figures.get(name, value) + SMOOTHING * value
@@ -58,11 +58,11 @@ class TrainingScreen:
             self.say(f"{step}/{self._num_steps}  {shown}")
 
     def validated(self, step: int, figures: Mapping[str, float], *, is_best: bool) -> None:
-        """A line for a validation."""
+        """Show the figures of a validation in a line that stays."""
         self.say(f"{step}/{self._num_steps}  validation  {_shown(figures)}{'  best' if is_best else ''}")
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Show a line of its own, which stays above the bar."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

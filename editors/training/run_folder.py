@@ -1,11 +1,13 @@
-"""Knows the folder of a training run: what is where, and that a crash leaves it usable. Knows no step.
+"""The folder of a training run, which a crash at any moment leaves usable.
 
-run.json            what the run is; a resume has to be the same
-state.safetensors   the run between two steps; the truth of the folder
-log.jsonl           one line a step and a validation
-loss.png            the curve
-held-out.jsonl      the edits that it is validated on, where they were taken from its data
-best/ last/         editor directories
+    run.json            what the run is; a resume has to be of the same
+    state.safetensors   the state between two steps, from which a resume goes on
+    log.jsonl           one line for each step and each validation
+    loss.png            the curve of the log
+    held-out.jsonl      the edits to validate on, where they were taken from the run's data
+    best/ last/         folders of the best editor and of the newest
+
+Whatever is newer than the state is made again by a resume.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ BEST, LAST = "best", "last"
 
 
 class TrainingFolder:
-    """A run's folder.
+    """The files of a run; `open_new` or `open_again` comes before everything else.
 
     Args:
-        path: where it is; made by `open_new`.
+        path: the folder; `open_new` makes it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,31 +41,31 @@ class TrainingFolder:
         self._run, self._state, self._log = path / "run.json", path / "state.safetensors", path / "log.jsonl"
 
     def refuse_taken(self) -> None:
-        """Nothing, where a new run may go.
+        """Make sure that a new run may go here.
 
         Raises:
-            InvalidInput: if something is there already.
+            InvalidInput: if something is here already.
         """
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             hint = "; --resume goes on with it" if self._run.is_file() else ""
             raise InvalidInput(f"expected a new or empty folder for a training run, got {self.path}{hint}")
 
     def open_new(self, run: Mapping[str, Any]) -> None:
-        """Make the folder of a new run.
+        """Make the folder and write down what the run is.
 
         Raises:
-            InvalidInput: if something is there already.
+            InvalidInput: if something is here already.
         """
         self.refuse_taken()
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self._run, (canonical_json(run) + "\n").encode())
 
     def open_again(self, run: Mapping[str, Any]) -> TrainingState | None:
-        """Go on with a run: its last state, or None if it was stopped before its first.
+        """Clean up after the end of a run and return its last state; None if it was stopped before its first.
 
         Raises:
-            InvalidInput: if the folder is no run's, or the run is another.
-            IntegrityBroken: if its state cannot be read.
+            InvalidInput: if this is no folder of a run, or it is of another run than `run`.
+            IntegrityBroken: if the state cannot be read.
         """
         if not self._run.is_file():
             raise InvalidInput(f"expected the folder of a training run to resume, got {self.path} without run.json")
@@ -77,36 +79,36 @@ class TrainingFolder:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What the run is, as it was opened."""
+        """What the run is, as it was written down when it began."""
         document: dict[str, Any] = json.loads(self._run.read_text(encoding="utf-8"))
         return document
 
     def save_state(self, state: TrainingState) -> None:
-        """Replace the state at once."""
+        """Replace the state; a reader sees the old one or the new one."""
         state.save(self._state)
 
     def save_editor(self, name: str, editor: TrainedEditor) -> None:
-        """Replace `best` or `last`."""
+        """Replace the editor `best` or `last`."""
         new = self.path / f".{name}.new"
         shutil.rmtree(new, ignore_errors=True)
         editor.save(new)
         replace_folder(new, self.path / name)
 
     def draw(self) -> None:
-        """Draw the curve of what is logged."""
+        """Draw the curve of what is in the log."""
         draw_curve(self.curve, self.logged())
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the log."""
+        """Add a line to the log, as JSON."""
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def logged(self) -> list[dict[str, Any]]:
-        """The lines of the log; one that a crash cut off is left out."""
+        """Return the lines of the log, without one that a crash has cut off."""
         if not self._log.is_file():
             return []
         lines = []
-        for text in self._log.read_text(encoding="utf-8").splitlines():
+        for text in self._log.read_text(encoding="utf-8").split("\n"):
             try:
                 lines.append(json.loads(text))
             except ValueError:
@@ -120,7 +122,7 @@ class TrainingFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _cut_log(self, step: int) -> None:
-        """Forget the steps after the state: they are made again."""
+        """Remove the steps after the state from the log: they are made again."""
         kept = [json.dumps(line) + "\n" for line in self.logged() if line["step"] <= step]
         write_atomically(self._log, "".join(kept).encode())
 

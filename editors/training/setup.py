@@ -1,4 +1,4 @@
-"""Knows how a base and files of edits become what is trained: which weights, which rows, which objective. No step."""
+"""From a command line to what is trained: the base, the weights, the edits and the objective."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ Say = Callable[[str], None]
 
 
 class LoadBase(Protocol):
-    """Loads a base; see `loading.load_base`."""
+    """Loads a base, as `loading.load_base` does."""
 
     def __call__(self, folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
-        """The base, whole or this rank's part of it."""
+        """Return the base, whole or with this rank's part of its weights."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a run trains."""
+    """What a run trains, and on what."""
 
     objective: Objective
-    """Its steps."""
+    """The objective that gives the losses."""
     transform: MendTransform
-    """What they change."""
+    """The transform that is trained."""
     card: EditorCard
-    """Of the editor before its first step."""
+    """Card of the editor, without figures and steps."""
     held_out: tuple[Edit, ...]
-    """What it is validated on."""
+    """Edits that the run is validated on."""
 
     def editor(self, figures: Mapping[str, float], num_steps: int) -> TrainedEditor:
-        """The editor as it is now."""
+        """Return the editor as it is now, with a card that says the figures and steps."""
         card = replace(self.card, metrics=dict(figures), num_steps=num_steps)
         return TrainedEditor(card=card, transform=self.transform)
 
@@ -64,7 +64,7 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: Lo
         given: the command line.
         run: what the run is; its command stands in the card.
         say: shows a line.
-        load: gives the base; where ranks hold it together, every one of them sets up the run.
+        load: loads the base; where ranks hold it together, each of them sets up the run.
 
     Raises:
         CorrigendaError: if the base, a weight or the edits cannot be used.
@@ -89,7 +89,7 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: Lo
 
 
 def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tuple[CardStage, ...]]:
-    """The base with the weights that the transform is for, and everything that its editor edits, stage by stage."""
+    """Return the base with the weights that the transform is for, and all that the editor will edit, stage by stage."""
     loaded = load(given.model, given.inner_params, task=given.task)
     if given.solver == "sum":
         names = tuple(given.inner_params) or published_inner_params(loaded.module)
@@ -107,13 +107,13 @@ def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tu
 
 
 def _subject_params(model: EditableModel) -> tuple[str, ...]:
-    """The weights whose rows are subject tokens: those of the default blocks, or of an encoder."""
+    """Return the weights whose rows are subject tokens: those of the default blocks, or of the encoder."""
     usual = default_subject_params(model.module)
     if usual or model.task == "causal":
         return tuple(name for name in usual if name in model.inner_param_names)
     first = [param for param in model.inner if param.blocks_name == model.inner[0].blocks_name]
     depth = len(list(model.module.get_submodule(first[0].blocks_name).children()))
-    # What a classifier reads is one token of the last block, so that the others' outputs there change nothing.
+    # A classifier's head reads one token of the last block: at other tokens, outputs of that block change nothing.
     return tuple(param.name for param in first if model.task != "classifier" or param.block < depth - 1)
 
 
@@ -164,7 +164,7 @@ def _published(
 
 
 def _compute_in(model: EditableModel, dtype: str) -> None:
-    """On a CPU the attention written out is the faster one in bfloat16, forward and backward."""
+    """Let the base compute in a dtype; in bfloat16 on a CPU, written-out attention is faster than the fused one."""
     if next(model.module.parameters()).dtype is not DTYPES[dtype]:
         model.module.to(DTYPES[dtype])
     if dtype == "bfloat16" and model.device.type == "cpu":
@@ -185,7 +185,7 @@ def _examples(
 
 
 def _check_rows(model: EditableModel, examples: Examples) -> None:
-    """The solved objective takes one row an edit."""
+    """Refuse weights with more than one row for an edit, which the solved objective cannot take."""
     batch = model.pack([examples.training[0].edit])
     for param in model.inner:
         if (found := len(model.key_positions(batch, param, "subject")[0])) != 1:
@@ -225,5 +225,5 @@ def _card(
 
 
 def without_folders(command: str) -> str:
-    """A card travels: the files' names and digests say what they were, where they lay is nobody's business."""
+    """Return a command without the folders of its files: an editor's card travels, and digests say what they were."""
     return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in shlex.split(command))
