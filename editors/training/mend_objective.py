@@ -154,8 +154,9 @@ class MendObjective(TransformObjective):
             of_rows = [questions[place].edit for place in places] or [0] * batch.num_rows
             return _of_rows(updates, pairs, torch.tensor(of_rows, device=self._model.device))
 
-        asked_of_base = {question.sequence for question in questions if not question.kind.is_target}
-        before = {sequence: self._reader.reading(sequence) for sequence in asked_of_base}
+        # A reading takes all ranks, so they have to ask in one order: that of the questions, not that of a set.
+        kept = [question.sequence for question in questions if not question.kind.is_target]
+        before = {sequence: self._reader.reading(sequence) for sequence in kept}
         return judge(self._model, self._reader, questions, before, branches_of, num_edits=num_edits)
 
 
