@@ -24,6 +24,7 @@ from pipeline.adapters.sql.leases import SqlLeaseStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.mirror import SqlMirrorStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
+from pipeline.adapters.sql.pruning import SqlPruneStore
 from pipeline.adapters.sql.queue import SqlEditQueue
 from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore
@@ -32,6 +33,7 @@ from pipeline.services.announcing import Announcer
 from pipeline.services.editing import EditPolicy, EditService
 from pipeline.services.mirroring import RegistryMirror
 from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
+from pipeline.services.pruning import Pruner
 from pipeline.services.reconciling import RegistryReconciler
 from pipeline.services.registry_ports import Registry
 from pipeline.services.relaying import OutboxRelay
@@ -56,6 +58,7 @@ class Stores:
     outbox: SqlOutboxStore
     audit: SqlAuditStore
     history: SqlHistoryStore
+    pruning: SqlPruneStore
     artifacts: FileArtifacts
 
 
@@ -80,6 +83,7 @@ def stores(settings: Settings) -> Stores:
         outbox=SqlOutboxStore(engine),
         audit=SqlAuditStore(engine),
         history=SqlHistoryStore(engine),
+        pruning=SqlPruneStore(engine),
         artifacts=artifacts,
     )
 
@@ -139,6 +143,12 @@ def reaper(settings: Settings) -> Reaper:
     """Rings again for lineages that have work and nobody at it."""
     kept = stores(settings)
     return Reaper(leases=kept.leases, lineages=kept.lineages, doorbell=_doorbell(settings))
+
+
+def pruner(settings: Settings) -> Pruner:
+    """Takes away what is old and needed by nothing."""
+    kept = stores(settings)
+    return Pruner(store=kept.pruning, files=kept.artifacts)
 
 
 @lru_cache(maxsize=4)

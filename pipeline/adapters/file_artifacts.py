@@ -1,15 +1,20 @@
-"""Files by their content in one folder (a shared volume when deployed). Knows nothing of what is in them."""
+"""Files by their content in one folder, which is a shared volume when deployed."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken, Unavailable
 from pipeline.domain.snapshots import Artifact
+from pipeline.services.pruning import StoredFile
 
 
 class FileArtifacts:
@@ -20,19 +25,23 @@ class FileArtifacts:
         self._verified: dict[str, tuple[int, int]] = {}
 
     def put(self, path: Path) -> Artifact:
-        """Keep a file's bytes under their digest; durable when it returns."""
+        """Keep a file's bytes under their digest; durable when it returns, and new to `older_than`."""
         try:
             digest = sha256_file(path)
             uri = f"sha256/{digest[:2]}/{digest}{path.suffix}"
             target = self._root / uri
-            if not target.exists() or target.stat().st_size != path.stat().st_size:
+            if not self._used_again(target, num_bytes=path.stat().st_size):
                 _copy_durably(path, target)
             return Artifact(uri=uri, digest=digest, num_bytes=target.stat().st_size)
         except OSError as error:
             raise Unavailable(f"expected to store {path.name} under {self._root}, got: {error.strerror}") from error
 
     def path(self, artifact: Artifact, *, is_checked: bool = True) -> Path:
-        """Where the file is; its bytes are checked once for each state of the file, or left to who opens it."""
+        """Return where the file is; its bytes are checked once for each state of the file, or left to who opens it.
+
+        Raises:
+            IntegrityBroken: if it is missing or its bytes have another digest.
+        """
         path = self._root / artifact.uri
         if not is_checked:
             return path
@@ -48,6 +57,40 @@ class FileArtifacts:
             raise IntegrityBroken(f"expected bytes with digest {artifact.digest[:12]} at {path}, got {found[:12]}")
         self._verified[artifact.digest] = state
         return path
+
+    def older_than(self, moment: datetime) -> tuple[StoredFile, ...]:
+        """Return the files that nobody has stored, for the first time or again, since a moment."""
+        return tuple(
+            StoredFile(uri=str(path.relative_to(self._root)), num_bytes=path.stat().st_size)
+            for path in sorted(self._root.glob("sha256/*/*"))
+            if path.stat().st_mtime < moment.timestamp()
+        )
+
+    def remove(self, file: StoredFile, *, older_than: datetime) -> bool:
+        """Remove a file unless somebody has stored it again meanwhile; return whether it is gone."""
+        path = self._root / file.uri
+        with self._locked(fcntl.LOCK_EX):
+            if not path.exists() or path.stat().st_mtime >= older_than.timestamp():
+                return False
+            path.unlink()
+            return True
+
+    def _used_again(self, target: Path, *, num_bytes: int) -> bool:
+        """Make a file that is there as new as one just stored, so that nobody prunes it before its row is committed."""
+        with self._locked(fcntl.LOCK_SH):
+            try:
+                os.utime(target)
+                return target.stat().st_size == num_bytes
+            except (FileNotFoundError, PermissionError):
+                return False  # stored anew, which is right in either case
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """Hold the store's lock: shared to use a file again, exclusive to remove one."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        with (self._root / ".lock").open("a") as lock:
+            fcntl.flock(lock, kind)
+            yield
 
 
 def _copy_durably(source: Path, target: Path) -> None:

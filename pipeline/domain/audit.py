@@ -38,6 +38,7 @@ class AuditAction(StrEnum):
     snapshot_rejected = "snapshot:rejected"
     snapshot_retired = "snapshot:retired"
     snapshot_rolled_back = "snapshot:rolled_back"
+    artifacts_pruned = "artifacts:pruned"
     approval_refused = "approval:refused"
     champion_moved = "champion:moved"
     champion_restored = "champion:restored"

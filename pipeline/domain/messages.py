@@ -99,10 +99,12 @@ class DeadLetter:
     key: bytes | None
     """Raw key."""
     value: bytes | None
-    """Raw value, whole."""
+    """Raw value, whole; None for a tombstone, and once it was pruned."""
     error: str
     """The reason, for its producer."""
     created_at: datetime
     """Database time."""
     replayed_at: datetime | None
     """When a person sent it again; None if never."""
+    pruned_at: datetime | None = None
+    """When its bytes were taken away; None while they are there."""

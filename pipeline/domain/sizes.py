@@ -1,8 +1,9 @@
-"""Knows how people write amounts of memory. Knows nothing of what is stored."""
+"""Amounts of memory and ages, as people write them."""
 
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from decimal import Decimal
 
 from pipeline.domain.errors import InvalidInput
@@ -11,10 +12,11 @@ UNITS = {"": 1, "B": 1}
 UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)}
 UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)}
 """Unit, in capitals -> bytes."""
+AGES = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `24GB` (powers of 1000), `512MiB` (powers of 1024) or a plain number of bytes.
+    """Return the bytes of `24GB` (powers of 1000), `512MiB` (powers of 1024) or a plain number of bytes.
 
     Raises:
         InvalidInput: for anything else, and for less than one byte.
@@ -27,8 +29,20 @@ def parse_size(text: str) -> int:
     return num_bytes
 
 
+def parse_age(text: str) -> timedelta:
+    """Return the time that `90m`, `12h`, `30d` or `8w` stands for.
+
+    Raises:
+        InvalidInput: for anything else.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})\s*([mhdw])", text.strip(), flags=re.ASCII)
+    if found is None:
+        raise InvalidInput(f"expected an age such as 12h, 30d or 8w, got {text!r:.80}")
+    return timedelta(**{AGES[found[2]]: int(found[1])})
+
+
 def shown_size(num_bytes: int) -> str:
-    """Bytes with three digits or more and a decimal unit, as people read them."""
+    """Return an amount with three digits or more and a decimal unit, as people read it."""
     for unit in ("TB", "GB", "MB", "kB"):
         if num_bytes >= UNITS[unit.upper()]:
             return f"{num_bytes / UNITS[unit.upper()]:.2f} {unit}"

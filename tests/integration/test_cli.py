@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
+from pipeline.domain.messages import Message, ParsedMessage, Poll
 from pipeline.entrypoints.cli import lineage as lineage_commands
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
@@ -106,7 +107,8 @@ def test_a_lineage_is_made_on_a_trained_editor(corrigenda: Command, tmp_path: Pa
         "lineage create a/b",
         "lineage create system",
         "lineage create other --task poetry",
-        "evaluate --data /nope --edits 2",
+        "prune --older-than soon",
+        "prune --older-than 10m",
         "submit",
         "submit -l nope --prompt a --target b",
         "submit /nope",
@@ -306,6 +308,28 @@ def test_the_program_itself_never_shows_a_traceback(
 
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_prune_takes_away_the_bytes_of_an_old_letter_which_is_then_only_replayed_with_others(
+    corrigenda: Command, rig: StoreRig, tmp_path: Path
+) -> None:
+    refused = Message(partition=rig.partition, offset=0, key=None, value=b"{bad")
+    one = ParsedMessage(message=refused, request=None, refusal="expected JSON, got none")
+    rig.intake.record([Poll(claim=rig.intake.take_partition(rig.partition), messages=(one,), next_offset=1)])
+    rig.query("UPDATE outbox SET done_at = clock_timestamp() - interval '1 year'")
+    rig.query("UPDATE dead_letters SET created_at = created_at - interval '1 year'")
+
+    counted = corrigenda("prune", "--older-than", "30d", "--dry-run", "--json")
+    assert json.loads(counted.stdout)["num_dead_letters"] == 1
+    done = corrigenda("prune", "--older-than", "30d")
+
+    assert done.exit_code == 0, done.output
+    assert "took away 1 done side effects, the bytes of 1 dead letters, and 0 files" in " ".join(done.stdout.split())
+    (letter,) = json.loads(corrigenda("dead-letters", "list", "--json").stdout)
+    assert (letter["num_bytes"], letter["error"]) == (0, "expected JSON, got none")
+    again = corrigenda("dead-letters", "replay", letter["dead_letter_id"])
+    assert again.exit_code == ExitCode.usage
+    assert "pruned" in again.stderr
 
 
 def test_a_reader_that_goes_away_or_a_disk_that_is_full_shows_no_traceback(postgres_url: str) -> None:

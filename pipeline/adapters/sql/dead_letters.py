@@ -110,6 +110,7 @@ def _letter(row: Row[Any]) -> DeadLetter:
         error=row.error,
         created_at=row.created_at,
         replayed_at=row.replayed_at,
+        pruned_at=row.pruned_at,
     )
 
 

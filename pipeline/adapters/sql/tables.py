@@ -167,6 +167,7 @@ dead_letters = Table(
     Column("error", Text, nullable=False),
     _at("created_at"),
     _at("replayed_at", nullable=True, default=False),
+    _at("pruned_at", nullable=True, default=False),
     UniqueConstraint("cluster_id", "topic_id", "partition", "offset"),
 )
 

@@ -146,6 +146,8 @@ def dead_letters_replay(
     settings = current_settings()
     kept = stores(settings)
     letter = kept.intake.dead_letter(dead_letter_id)
+    if letter.pruned_at is not None and file is None:
+        raise InvalidInput(f"expected a letter with its bytes, got {dead_letter_id}, pruned; send one --with FILE")
     key, value = _replacement(file) if file else ((letter.key or b"").decode("utf-8", "replace"), letter.value)
     with publisher(settings) as send:
         send.publish(settings.requests_topic, key=key, value=value)
@@ -177,6 +179,7 @@ def _letter_row(letter: DeadLetter) -> dict[str, Any]:
         "value": value[:1000].decode("utf-8", "replace"),
         "created_at": letter.created_at,
         "replayed_at": letter.replayed_at,
+        "pruned_at": letter.pruned_at,
     }
 
 

@@ -1,4 +1,4 @@
-"""Commands that start, stop and check what Corrigenda runs on."""
+"""Commands that start, stop, check and clean what Corrigenda runs on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import typer
 
 from infra.local import LocalStack
 from infra.local.base_model import default_model_folder, is_ready
-from pipeline.bootstrap import create_topics, stores
+from pipeline.bootstrap import create_topics, pruner, stores
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured, Unavailable
+from pipeline.domain.sizes import parse_age, shown_size
 from pipeline.entrypoints.console import (
     ExitCode,
     JsonOption,
@@ -25,7 +26,7 @@ from pipeline.entrypoints.console import (
     say,
     told,
 )
-from pipeline.entrypoints.local_settings import current_settings
+from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
 
 HomeOption = Annotated[
@@ -36,7 +37,7 @@ FREE_BYTES_WANTED = 2 << 30
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    for command in (up, down, doctor, demo):
+    for command in (up, down, doctor, prune, demo):
         app.command()(exits_clearly(command))
 
 
@@ -95,6 +96,27 @@ def doctor(as_json: JsonOption = False) -> None:
         (say if row["ok"] else complain)(f"{'ok  ' if row['ok'] else 'FAIL'} {row['check']}: {row['detail']}")
     if not all(row["ok"] for row in rows):
         raise typer.Exit(ExitCode.unavailable)
+
+
+def prune(
+    older_than: Annotated[str, typer.Option(help="Age of what may go: 12h, 30d, 8w; an hour at least.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take away old done side effects, bytes of dead letters, and files that nothing needs.
+
+    Snapshots, edits, the history and the reasons of dead letters stay. It may run beside the workers.
+
+    Example: corrigenda prune --older-than 30d --dry-run
+    """
+    found = pruner(current_settings()).prune(parse_age(older_than), actor=cli_actor(), is_dry_run=dry_run)
+    if as_json:
+        print_json(asdict(found))
+        return
+    say(
+        f"{'would take' if dry_run else 'took'} away {found.num_outbox} done side effects, the bytes of "
+        f"{found.num_dead_letters} dead letters, and {found.num_artifacts} files, {shown_size(found.num_bytes)}"
+    )
 
 
 def demo(
