@@ -34,11 +34,11 @@ class PrefixCache:
     Args:
         model: the model that is asked.
         max_bytes: most memory to keep, bytes.
-        disk: takes what memory has no room for; it is dropped if None. Only `prepare_alone` reads it.
+        disk: takes what memory has no room for; it is dropped if None.
 
     Attributes:
         num_bytes: size of what is kept in memory.
-        num_computed: how many sequences `prepare_alone` had to compute.
+        num_computed: how many sequences had to be computed.
     """
 
     def __init__(self, model: EditableModel, *, max_bytes: int = MAX_BYTES, disk: SpillFile | None = None) -> None:
@@ -50,73 +50,62 @@ class PrefixCache:
         self._known: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
 
     def prepare(self, sequences: Sequence[Encoded]) -> Prepared:
-        """Return batches of bounded size with their hidden states; those that are not known yet are computed."""
-        if self._model.comm.num_ranks > 1:
-            return list(self._model.chunked(sequences))
-        is_known = [_inputs(sequence) in self._known for sequence in sequences]
-        prepared: Prepared = []
-        for wanted in (True, False):  # a batch is known whole or not at all: what is known is not run again
-            chosen = [place for place, known in enumerate(is_known) if known is wanted]
-            for places, batch in self._model.chunked([sequences[place] for place in chosen]):
-                own = [chosen[place] for place in places]
-                parts = [sequences[place] for place in own]
-                prepared.append((own, self._assembled(batch, parts) if wanted else self._computed(batch, parts)))
-        self._forget()
-        return prepared
+        """Return batches of bounded size with their hidden states; those that are not known are computed together."""
+        return self._prepared(sequences, None, is_alone=False)
 
     def prepare_alone(self, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
         """Return batches of bounded size, with hidden states that were computed for each sequence by itself.
 
         Their bits depend neither on what the sequences were asked with before nor on what is still known of them.
         """
+        return self._prepared(sequences, max_tokens, is_alone=True)
+
+    def _prepared(self, sequences: Sequence[Encoded], max_tokens: int | None, *, is_alone: bool) -> Prepared:
+        batches = self._model.chunked(sequences, max_tokens=max_tokens)
         if self._model.comm.num_ranks > 1:
-            return list(self._model.chunked(sequences, max_tokens=max_tokens))
-        own = {_inputs(sequence): self._alone(sequence) for sequence in sequences}
-        prepared: Prepared = []
-        for places, batch in self._model.chunked(sequences, max_tokens=max_tokens):
-            known = [prefix for place in places if (prefix := own[_inputs(sequences[place])]) is not None]
-            prepared.append((places, _joined(batch, known) if known else batch))
+            return list(batches)
+        distinct = {_inputs(sequence): sequence for sequence in sequences}
+        own = {inputs: prefix for inputs in distinct if (prefix := self._known_prefix(inputs)) is not None}
+        unknown = [sequence for inputs, sequence in distinct.items() if inputs not in own]
+        for together in [[sequence] for sequence in unknown] if is_alone else [unknown]:
+            own |= self._computed(together)
+        for inputs, prefix in own.items():
+            self._keep(inputs, prefix)
+        prepared = [
+            (places, _joined(batch, [own[_inputs(sequences[place])] for place in places]) if own else batch)
+            for places, batch in batches
+        ]
         self._forget()
         return prepared
 
-    def _alone(self, sequence: Encoded) -> Prefix | None:
-        """Return what enters the first edited block; None where no block comes before it."""
-        inputs = _inputs(sequence)
-        if inputs in self._known:
-            self._known.move_to_end(inputs)
-        elif self._has_prefixes and (found := self._stored(inputs) or self._new(sequence)) is not None:
-            self._keep(inputs, found, 0)
-        return self._known.get(inputs)
+    def _known_prefix(self, inputs: tuple[int, ...]) -> Prefix | None:
+        """Return what memory or the disk has."""
+        if inputs in self._known or self._disk is None or self._kind is None:
+            return self._known.get(inputs)
+        hidden_1SH = self._disk.get(inputs)
+        return None if hidden_1SH is None else replace(self._kind, hidden_BLH=hidden_1SH.to(self._model.device))
 
-    def _stored(self, inputs: tuple[int, ...]) -> Prefix | None:
-        hidden_1SH = self._disk.get(inputs) if self._disk is not None else None
-        if hidden_1SH is None or self._kind is None:
-            return None
-        return replace(self._kind, hidden_BLH=hidden_1SH.to(self._model.device))
+    def _computed(self, sequences: Sequence[Encoded]) -> dict[tuple[int, ...], Prefix]:
+        """Run the blocks before the first edited one; nothing comes of it where the model has none."""
+        found: dict[tuple[int, ...], Prefix] = {}
+        for places, batch in self._model.chunked(sequences) if self._has_prefixes else ():
+            self.num_computed += len(places)
+            prefix = self._model.prefixed(batch).prefix
+            self._has_prefixes = prefix is not None
+            if prefix is None:
+                break
+            for row, place in enumerate(places):
+                inputs = _inputs(sequences[place])
+                # A copy without the padding: a view would hold the whole batch for as long as one of its rows.
+                self._kind = replace(prefix, hidden_BLH=prefix.hidden_BLH[row : row + 1, : len(inputs)].clone())
+                found[inputs] = self._kind
+        return found
 
-    def _new(self, sequence: Encoded) -> Prefix | None:
-        self.num_computed += 1
-        self._kind = self._model.prefixed(self._model.pack([sequence])).prefix
-        self._has_prefixes = self._kind is not None
-        return self._kind
-
-    def _assembled(self, batch: TargetBatch, parts: Sequence[Encoded]) -> TargetBatch:
-        for part in parts:
-            self._known.move_to_end(_inputs(part))
-        return _joined(batch, [self._known[_inputs(part)] for part in parts])
-
-    def _computed(self, batch: TargetBatch, parts: Sequence[Encoded]) -> TargetBatch:
-        batch = self._model.prefixed(batch)
-        if batch.prefix is not None:
-            for row, part in enumerate(parts):
-                self._keep(_inputs(part), batch.prefix, row)
-        return batch
-
-    def _keep(self, inputs: tuple[int, ...], prefix: Prefix, row: int) -> None:
-        hidden_1SH = prefix.hidden_BLH[row : row + 1, : len(inputs)].clone()
+    def _keep(self, inputs: tuple[int, ...], prefix: Prefix) -> None:
         if inputs not in self._known:
-            self.num_bytes += _size(hidden_1SH)
-        self._known[inputs] = replace(prefix, hidden_BLH=hidden_1SH)
+            self.num_bytes += _size(prefix.hidden_BLH)
+        self._known[inputs] = prefix
+        self._known.move_to_end(inputs)
 
     def _forget(self) -> None:
         while self.num_bytes > self._max_bytes:
