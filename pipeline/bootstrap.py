@@ -103,6 +103,7 @@ def edit_service(settings: Settings, group: EditorGroup) -> EditService:
             lease_ttl=settings.lease_ttl,
             batch_max_wait=settings.batch_max_wait,
             max_attempts=settings.max_attempts,
+            batches_per_turn=settings.batches_per_turn,
         ),
     )
 
