@@ -1,10 +1,11 @@
-"""Refuses a base for which a rank's memory cannot suffice, before any of it is loaded. The arithmetic is `plan`'s."""
+"""Check of a rank's memory before a base is loaded, by the figures of `plan`."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,17 +15,20 @@ from pipeline.domain.rank_api import BaseSpec
 from workers.memory.plan import Work, plan_memory
 
 AMPLE = 8
-"""A base is not planned for where a rank's part of it fits in so many times: reading shapes takes seconds."""
+"""A base is not planned where a rank's part of it fits in this many times: reading its shapes takes seconds."""
 LEAST_WORK = Work(batch_size=1, num_edits=0, num_tokens=64)
-"""What every rank has to have room for."""
+"""Work that every rank must have memory for, whatever its settings; with the edits that are active."""
 
 
-def require_memory(base: BaseSpec, inner_param_names: Sequence[str], *, config_path: Path | None, comm: Comm) -> None:
-    """Nothing, where a base fits.
+def require_memory(
+    base: BaseSpec, inner_param_names: Sequence[str], *, config_path: Path | None, comm: Comm, num_edits: int = 0
+) -> None:
+    """Refuse a base that cannot fit, before any of it is loaded.
 
     Args:
         base: what is to be loaded.
         inner_param_names: what is to be edited; the architecture's default when empty.
+        num_edits: active edits, whose ledger is to be held with it.
         config_path: a DeepSpeed JSON; the shipped one if None.
         comm: the ranks that will hold it together.
 
@@ -47,13 +51,13 @@ def require_memory(base: BaseSpec, inner_param_names: Sequence[str], *, config_p
         inner_param_names=inner_param_names,
         config_path=config_path,
         has_accelerator=has_accelerator,
-        work=LEAST_WORK,
+        work=replace(LEAST_WORK, num_edits=num_edits),
     )
     plan.require(memory_bytes, host_bytes=host_bytes)
 
 
 def _host_bytes() -> int | None:
-    """What this machine can still give without swapping; None where it does not say."""
+    """Return what this machine can still give without swapping; None where it does not say."""
     try:
         told = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:

@@ -16,6 +16,7 @@ from typing import Any
 
 from editors.methods.options import add_base_options
 from editors.models.inner_params import InnerParam
+from editors.solve.blocks import BATCHES_PER_FILE, ROWS_PER_BLOCK
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
 from pipeline.domain.sizes import parse_size
 from workers.memory.base_shapes import BaseShapes, read_shapes
@@ -43,6 +44,9 @@ TARGET_TOKENS = 4
 """Tokens of a target, each an edit row where rows are answer tokens: about what a name takes."""
 FIGURE_TOKENS = 512
 """Most positions of plain text whose logits are held at once (`editors.measure.quality`)."""
+EDIT, EDIT_IN_PARAM = 62, 160
+"""Bytes of an active edit in the ledger's lists, and of its place in each inner parameter; measured with 16,384 edits.
+Its rows lie on disk, mapped: the system can take their pages back."""
 WHOLE_SHIFTS = "whole shifts of the inner weights"
 
 
@@ -113,10 +117,10 @@ class _Planner:
         yield self._held("pristine inner weights and two accumulators", self._inner_bytes())
         yield self._line("solve: A and its factor", host=_solve_bytes(solved))
         yield self._line("solve: both again while edits leave", host=_solve_bytes(solved))
-        yield self._line("solve: one A while it is factored", host=max(p.in_features**2 for p in solved) * FP64)
+        yield self._line("solve: one A while it is summed, factored", host=max(map(self._making_bytes, solved)))
         yield self._line("solve: factors of the natural gradient", host=sum(p.out_features**2 for p in solved) * FP64)
         yield self._line("prior moments", host=sum(p.in_features**2 + p.out_features**2 for p in solved) * FP32)
-        yield self._line("ledger rows", host=self._rows_bytes(solved, self._work.num_edits, FP32))
+        yield self._line("ledger rows", host=self._ledger_bytes(solved))
         yield self._candidate()
         yield self._whole_shifts()
         yield self._line("activations", device=self._activation_bytes())
@@ -161,6 +165,19 @@ class _Planner:
     def _rows_bytes(self, params: Sequence[InnerParam], num_edits: int, item: int) -> int:
         """A key and a target of each row."""
         return sum(self._num_rows(p, num_edits) * (p.in_features + p.out_features) * item for p in params)
+
+    def _making_bytes(self, param: InnerParam) -> int:
+        """A once more while it is factored; or, before that, the keys of one block of the ledger and two squares."""
+        width = param.in_features
+        square, num_rows = width**2 * FP64, self._num_rows(param, self._work.num_edits)
+        block = min(num_rows, ROWS_PER_BLOCK * width) * width * FP32 + min(num_rows, width) * width * FP64
+        return max(square, 2 * square + block if num_rows else 0)
+
+    def _ledger_bytes(self, params: Sequence[InnerParam]) -> int:
+        """The rows of the newest batches, which are not on disk yet, and what is known of each edit."""
+        newest = min(self._work.num_edits, BATCHES_PER_FILE * self._work.batch_size)
+        known = EDIT + EDIT_IN_PARAM * len(self._shapes.inner)
+        return self._rows_bytes(params, newest, FP32) + self._work.num_edits * known
 
     def _candidate(self) -> MemoryLine:
         """F and D of every inner parameter: in the side branch fp32, while they are found with their keys fp64, and

@@ -105,7 +105,8 @@ class HeldModel:
             IntegrityBroken: if a file does not have its digest.
             Misconfigured: if the plan names an editor that there is not.
         """
-        sharded = agreed(self._comm, lambda: self._base(plan.base, plan.editor.inner_params))
+        num_edits = sum(len(rows.edit_ids) for rows in plan.ledger.rows) if plan.ledger else 0
+        sharded = agreed(self._comm, lambda: self._base(plan.base, plan.editor.inner_params, num_edits))
         of_weights, of_ledger = agreed(self._comm, lambda: self._read(plan, sharded))
         self._is_whole = False
         held = self._snapshot = self._opened(plan, sharded, of_ledger)
@@ -140,11 +141,11 @@ class HeldModel:
             self._snapshot.weights.set_accumulators({})
         self._snapshot, self._is_whole = None, False
 
-    def _base(self, base: BaseSpec, inner_param_names: Sequence[str] = ()) -> ShardedModel:
+    def _base(self, base: BaseSpec, names: Sequence[str] = (), num_edits: int = 0) -> ShardedModel:
         """Return the base, loaded at the first call and once only; its digest is computed meanwhile."""
         if self._sharded is None:
             config, comm = self._config_path, self._comm
-            agreed(comm, lambda: require_memory(base, inner_param_names, config_path=config, comm=comm))
+            agreed(comm, lambda: require_memory(base, names, config_path=config, comm=comm, num_edits=num_edits))
             with ThreadPoolExecutor(1) as side:
                 found = side.submit(base_digest, Path(base.ref))
                 sharded = load_sharded(base, config_path=self._config_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from pipeline.domain.rank_api import BaseSpec
 from tests.support.tiny_models import save_tiny_llama
 from workers.memory import memory_check as room
 from workers.memory.memory_check import require_memory
+from workers.memory.memory_plan import MemoryPlan, Work
 
 
 @pytest.fixture
@@ -35,6 +37,24 @@ def test_too_little_memory_is_refused_with_the_plan(base: BaseSpec, monkeypatch:
     assert "of host memory for the only rank, got 20.00 kB" in sentence
     assert "the process itself" in sentence
     assert "\n" not in sentence
+
+
+def test_a_base_is_planned_with_the_edits_that_are_active(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Work] = []
+    plan_memory = room.plan_memory
+
+    def planned(*args: Any, **given: Any) -> MemoryPlan:
+        asked.append(given["work"])
+        return plan_memory(*args, **given)
+
+    monkeypatch.setattr(room.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(room, "plan_memory", planned)
+    monkeypatch.setattr(room, "AMPLE", 10**9)
+    monkeypatch.setattr(room, "_host_bytes", lambda: 10**9)
+    check(base)
+    with pytest.raises(Misconfigured, match="ledger rows"):
+        require_memory(base, (), config_path=None, comm=ALONE, num_edits=10**7)
+    assert [work.num_edits for work in asked] == [0, 10**7]
 
 
 def test_what_easily_fits_is_not_planned(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:

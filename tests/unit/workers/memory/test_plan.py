@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from editors.methods.select import resolved
 from editors.models.families import editable, family_of
 from editors.models.hooks import capturing
 from editors.models.inner_params import inner_params
+from editors.solve.blocks import BATCHES_PER_FILE
 from editors.solve.natural_gradient import NaturalGradient
 from pipeline.domain.errors import IntegrityBroken, InvalidInput, Misconfigured
 from pipeline.domain.rank_api import EditorSettings
@@ -26,7 +28,7 @@ from tests.support.tiny_editors import tiny_editor
 from tests.support.tiny_families import ARCHITECTURES, pairs_of, tiny_module
 from tests.support.tiny_lineage import edits
 from tests.support.tiny_models import save_tiny_gpt2, save_tiny_llama
-from workers.memory.plan import MemoryPlan, Work, main, plan_memory
+from workers.memory.plan import EDIT, EDIT_IN_PARAM, MemoryPlan, Work, main, plan_memory
 from workers.rank.sharded_model import DEFAULT_CONFIG
 
 INFRA = Path(__file__).parents[4] / "infra"
@@ -124,7 +126,24 @@ def test_a_subject_parameter_keeps_one_row_an_edit(rig: tuple[Path, Rig]) -> Non
     kept = result.rows.keys[name].nbytes + result.rows.targets[name].nbytes
     more, fewer = (plan_memory(folder, num_ranks=9, work=Work(num_edits=count)) for count in (9, 6))
     assert more.inner_params[0] == name
-    assert bytes_of(more, "ledger rows")[1] - bytes_of(fewer, "ledger rows")[1] == kept
+    known = 3 * (EDIT + EDIT_IN_PARAM * len(more.inner_params))
+    assert bytes_of(more, "ledger rows")[1] - bytes_of(fewer, "ledger rows")[1] == kept + known
+
+
+def test_rows_that_are_on_disk_take_no_memory_but_what_is_known_of_their_edits(base: Path) -> None:
+    work = Work(num_edits=BATCHES_PER_FILE * Work().batch_size)
+    newest = plan_memory(base, num_ranks=1, work=work)
+    older = plan_memory(base, num_ranks=1, work=replace(work, num_edits=work.num_edits + 100_000))
+    known = 100_000 * (EDIT + EDIT_IN_PARAM * len(newest.inner_params))
+    assert bytes_of(older, "ledger rows")[1] - bytes_of(newest, "ledger rows")[1] == known
+
+
+def test_summing_a_block_takes_more_than_factoring_once_there_are_edits(base: Path) -> None:
+    none, some, many, more = (
+        bytes_of(plan_memory(base, num_ranks=1, work=Work(num_edits=count)), "solve: one A")[1]
+        for count in (0, 10, 10**5, 10**6)
+    )
+    assert none < some < many == more
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
@@ -209,7 +228,8 @@ def test_too_little_memory_is_refused_in_one_sentence_with_the_main_figures(base
     assert "\n" not in said
     for part in ("of accelerator memory for each of 2 ranks, got 536.87 MB", "float32", "the process itself 1.07 GB"):
         assert part in said
-    with pytest.raises(Misconfigured, match=f"of host memory for each of 2 ranks, got {plan.host_bytes // 10**6}"):
+    fewer = f"{(plan.host_bytes - 10**4) / 10**6:.2f} MB"
+    with pytest.raises(Misconfigured, match=f"of host memory for each of 2 ranks, got {fewer}"):
         plan.require(plan.accelerator_bytes, host_bytes=plan.host_bytes - 10**4)
 
 
