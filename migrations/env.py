@@ -1,6 +1,6 @@
 """What Alembic runs around the revisions: one transaction, one migrator at a time, bounded waits.
 
-The connection comes from `pipeline.adapters.sql.schema`, else from CORRIGENDA_DATABASE_URL.
+The connection comes from `pipeline.adapters.schema`, else from CORRIGENDA_DATABASE_URL.
 """
 
 from __future__ import annotations

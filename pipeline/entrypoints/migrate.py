@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.adapters.sql.schema import upgrade
+from pipeline.adapters.schema import upgrade
 from pipeline.bootstrap import create_topics
 from pipeline.config import load_settings
 from pipeline.domain.errors import CorrigendaError

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from infra.local import LocalStack, LocalStackError
-from pipeline.adapters.sql.schema import upgrade
+from pipeline.adapters.schema import upgrade
 from pipeline.bootstrap import create_topics
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import Misconfigured

@@ -1,4 +1,4 @@
-"""What the services need of the outside world; each protocol has an adapter and, for unit tests, a fake."""
+"""What the services need of the outside world, and no more: adapters and the fakes of tests do this at least."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.domain.approvals import Approval, Outcome
-from pipeline.domain.audit import AuditEvent, ChainBreak
 from pipeline.domain.batches import EditBatch
 from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GateReport
-from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
+from pipeline.domain.lineages import Lease, Lineage, Removal
 from pipeline.domain.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.rank_api import (
-    Answer,
     Candidate,
     CandidateOutcome,
     EditorSettings,
@@ -45,9 +43,6 @@ class IntakeStore(Protocol):
 class DeadLetterStore(Protocol):
     """What could never be an edit."""
 
-    def dead_letters(self, *, limit: int = 100) -> tuple[DeadLetter, ...]:
-        """Newest first."""
-
     def dead_letter(self, dead_letter_id: str) -> DeadLetter:
         """One of them.
 
@@ -55,19 +50,9 @@ class DeadLetterStore(Protocol):
             UnknownRecord: if there is none.
         """
 
-    def mark_replayed(self, dead_letter_id: str, *, actor: str) -> None:
-        """Record that a person sent it again."""
-
 
 class LineageStore(Protocol):
     """Lineages and their holds."""
-
-    def create(self, new: NewLineage, *, actor: str) -> Lineage:
-        """Make a lineage.
-
-        Raises:
-            InvalidInput: if the name is taken.
-        """
 
     def lineage(self, name: str) -> Lineage:
         """One lineage.
@@ -75,9 +60,6 @@ class LineageStore(Protocol):
         Raises:
             UnknownLineage: if there is none.
         """
-
-    def counts(self, name: str) -> Mapping[str, int]:
-        """Number of edits by status. It counts them: for people, not for every batch."""
 
     def lineages(self) -> tuple[Lineage, ...]:
         """All of them, by name."""
@@ -217,12 +199,6 @@ class SnapshotStore(Protocol):
             UnknownRecord: if there is none.
         """
 
-    def snapshots(self, lineage: str) -> tuple[Snapshot, ...]:
-        """Oldest first."""
-
-    def report(self, gate_report_id: str) -> Mapping[str, Any]:
-        """A gate report as JSON."""
-
 
 class ReviewStore(Protocol):
     """Decisions of people, each one transaction."""
@@ -274,22 +250,6 @@ class OutboxStore(Protocol):
         """Try again later, with growing waits."""
 
 
-class AuditStore(Protocol):
-    """The chains of history."""
-
-    def chains(self) -> tuple[str, ...]:
-        """Names of all chains."""
-
-    def events(self, chain: str, *, after_seq: int = 0, limit: int = 1000) -> tuple[AuditEvent, ...]:
-        """Lines of a chain in order."""
-
-    def verify(self, chain: str) -> ChainBreak | None:
-        """Check a whole chain, its recorded head included."""
-
-    def head(self, chain: str) -> tuple[int, str]:
-        """(seq, hash) of the newest line; (0, 64 zeros) of an empty chain."""
-
-
 class ArtifactStore(Protocol):
     """Files by their content."""
 
@@ -335,9 +295,6 @@ class EditorGroup(Protocol):
     def held(self, snapshot_id: str, *, digest: str) -> None:
         """Say under which snapshot the kept candidate was committed."""
 
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:
-        """Greedy continuations of the model that is held."""
-
 
 class Doorbell(Protocol):
     """Wakes an edit worker."""
@@ -372,12 +329,6 @@ class HistoryStore(Protocol):
 
     def snapshot_seq(self, edit_id: str) -> int | None:
         """The first snapshot that held an edit; None if none did."""
-
-    def approvals(self, lineage: str) -> tuple[Mapping[str, Any], ...]:
-        """Every decision, oldest first."""
-
-    def intake_counts(self) -> Mapping[str, int]:
-        """`received`, `duplicates`, `refused` over all partitions."""
 
     def now(self) -> datetime:
         """Database time; also the cheapest health check."""

@@ -16,7 +16,7 @@ from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, UnknownRecord
-from pipeline.services.ports import AuditStore, LineageStore, OutboxItem, OutboxStore
+from pipeline.services.ports import OutboxItem, OutboxStore
 from tests.support.factories import NOON, make_request
 from tests.support.fakes import (
     MemoryAuditStore,
@@ -35,9 +35,9 @@ ROLE = "corrigenda_app"
 class Stores:
     """The stores of one database."""
 
-    audit: AuditStore
+    audit: SqlAuditStore | MemoryAuditStore
     intake: SqlIntakeStore | MemoryIntakeStore
-    lineages: LineageStore
+    lineages: SqlLineageStore | MemoryLineageStore
     outbox: OutboxStore
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pipeline.adapters.schema import downgrade
 from pipeline.adapters.sql.pruning import NAMES_NO_ARTIFACT, SqlPruneStore
-from pipeline.adapters.sql.schema import downgrade
 from pipeline.adapters.sql.tables import metadata
 from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import CorrigendaError, Misconfigured

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.adapters.sql.removals import MAX_ATTEMPTS
+from pipeline.adapters.sql.decisions import MAX_ATTEMPTS
 from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.errors import InvalidInput, UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import Lease

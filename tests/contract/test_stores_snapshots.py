@@ -233,6 +233,25 @@ def test_the_ledger_holds_every_active_edit_once_grouped_by_the_snapshot_that_br
     assert gone not in {edit_id for rows in plan.rows for edit_id in rows.edit_ids}
 
 
+def test_rows_that_were_written_again_are_read_from_their_new_file_in_the_same_order(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    first = rig.correct("a", minute=1)
+    gone = rig.correct("b", fact="France", target="Nice", minute=2)
+    below = rig.commit_batch(lease)
+    second = rig.correct("c", minute=3)
+    rig.commit_batch(lease)
+    third = rig.correct("d", fact="France", target="Lyon", minute=4)
+    batch = rig.claim(lease)
+    assert batch is not None
+    new = replace(rig.new_snapshot(batch=batch, with_accumulator=True), rewritten_ids=(first, gone, second))
+    head = rig.snapshots.commit(lease, new)
+    [run] = rig.snapshots.ledger_plan(LINEAGE, snapshot_id=head.snapshot_id).rows
+    assert (run.edit_ids, run.file.digest) == ((first, second, third), new.rows.digest)
+    old = rig.snapshots.ledger_plan(LINEAGE, snapshot_id=below.snapshot_id).rows
+    assert [rows.edit_ids for rows in old] == [(first,), (gone,)], "what had left stays where it was"
+    assert [rows.file.digest == new.rows.digest for rows in old] == [True, False]
+
+
 def test_a_snapshot_is_found_by_id_by_seq_and_by_its_role(rig: StoreRig) -> None:
     lease = rig.acquire()
     rig.correct("a")

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from pipeline.adapters import schema
 from pipeline.adapters.file_artifacts import FileArtifacts
-from pipeline.adapters.sql import schema
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore

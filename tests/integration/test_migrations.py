@@ -17,7 +17,7 @@ from pytest_alembic.tests import (  # noqa: F401
 )
 from sqlalchemy import Engine
 
-from pipeline.adapters.sql import schema
+from pipeline.adapters import schema
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
@@ -104,7 +104,7 @@ def test_an_empty_database_goes_down_to_nothing(postgres_url: str) -> None:
 def test_a_migrator_waits_for_another_one(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with psycopg.connect(postgres_url) as holder:
         holder.execute("SELECT pg_advisory_xact_lock(x'636f7272'::bigint)")
-        code = "import sys; from pipeline.adapters.sql.schema import upgrade; upgrade(sys.argv[1])"
+        code = "import sys; from pipeline.adapters.schema import upgrade; upgrade(sys.argv[1])"
         migrator = subprocess.Popen([sys.executable, "-c", code, postgres_url], cwd=ROOT)
         eventually(lambda: is_waited_for(holder), "the migrator to wait for the lock")
         assert migrator.poll() is None
@@ -209,7 +209,7 @@ def test_every_view_is_described(postgres_url: str) -> None:
 
 
 def test_bringing_a_database_up_does_not_load_torch() -> None:
-    code = "import pipeline.adapters.sql.schema, sys; sys.exit('torch' in sys.modules)"
+    code = "import pipeline.adapters.schema, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -70,7 +70,7 @@ class MemoryDatabase:
 
 
 class MemoryAuditStore:
-    """An `AuditStore`."""
+    """Reads chains of history as `SqlAuditStore` does."""
 
     def __init__(self, database: MemoryDatabase) -> None:
         self._database = database

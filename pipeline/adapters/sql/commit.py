@@ -9,13 +9,12 @@ from sqlalchemy import Connection, Row, insert, literal, or_, select, update
 
 from pipeline.adapters.sql.active_sets import begin_activations, end_activations, move_rows
 from pipeline.adapters.sql.audit import append
+from pipeline.adapters.sql.decisions import finish_removal, has_rejection_besides
 from pipeline.adapters.sql.leases import check
 from pipeline.adapters.sql.lineages import lift_after_roll_back
 from pipeline.adapters.sql.locks import LockedLineage
 from pipeline.adapters.sql.outbox import owe
-from pipeline.adapters.sql.removals import finish, has_rejection_besides
-from pipeline.adapters.sql.reports import insert_report
-from pipeline.adapters.sql.rows import artifact_json
+from pipeline.adapters.sql.rows import artifact_json, insert_report
 from pipeline.adapters.sql.statuses import Move, move, move_snapshots
 from pipeline.adapters.sql.tables import (
     edit_batches,
@@ -181,7 +180,7 @@ def _finish_work(connection: Connection, on: LockedLineage, lease: Lease, new: N
         is_batch = edit_batches.c.batch_id == new.batch.batch_id
         connection.execute(update(edit_batches).where(is_batch).values(seconds=dict(new.seconds)))
     if new.removal is not None:
-        finish(
+        finish_removal(
             connection,
             new.removal.removal_id,
             status=RemovalStatus.done,

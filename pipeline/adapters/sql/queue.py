@@ -9,12 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
 
 from pipeline.adapters.sql.active_sets import holding, retained_ids
+from pipeline.adapters.sql.decisions import fail_removal, next_removal
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.leases import check
 from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of
-from pipeline.adapters.sql.removals import fail, next_due
-from pipeline.adapters.sql.reports import insert_report
-from pipeline.adapters.sql.rows import claimant_of, edit_of, is_uuid
+from pipeline.adapters.sql.rows import claimant_of, edit_of, insert_report, is_uuid
 from pipeline.adapters.sql.statuses import Move, move, put_back, restore_queued
 from pipeline.adapters.sql.tables import ORDER_OF_CLAIMS, batch_edits, edit_batches, edit_requests, lineages, status_is
 from pipeline.domain.batches import EditBatch, displaced_by
@@ -90,13 +89,13 @@ class SqlEditQueue:
     def next_removal(self, lease: Lease) -> Removal | None:
         """The oldest removal that is due, also while the lineage is held; without what is already gone."""
         with transaction(self._engine) as connection:
-            return next_due(connection, check(connection, lease), actor=lease.owner)
+            return next_removal(connection, check(connection, lease), actor=lease.owner)
 
     def fail_removal(self, lease: Lease, removal: Removal, *, reason: str, report: GateReport | None) -> None:
         """Record that a removal did not pass its gate; the head stays and a person decides."""
         with transaction(self._engine) as connection:
             on = check(connection, lease)
-            fail(connection, on, removal, reason=reason, report=report, actor=lease.owner)
+            fail_removal(connection, on, removal, reason=reason, report=report, actor=lease.owner)
 
     def edits(self, lineage: str, edit_ids: Sequence[str]) -> tuple[Edit, ...]:
         """Edits by id, in the order asked.

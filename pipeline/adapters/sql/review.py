@@ -7,10 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select
 
-from pipeline.adapters.sql import removals
 from pipeline.adapters.sql.active_sets import active_among
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.decisions import carry_out
+from pipeline.adapters.sql.decisions import carry_out, owed_removals, request_removal
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.locks import LockedLineage, lock_lineage
 from pipeline.adapters.sql.rows import is_uuid
@@ -215,10 +214,10 @@ def _owe_removal(
     connection: Connection, on: LockedLineage, edit_ids: Sequence[str], *, actor: str, reason: str
 ) -> tuple[str, ...]:
     owed: dict[str, str] = {}
-    for row in removals.requested(connection, on):
+    for row in owed_removals(connection, on):
         owed.update({edit_id: row.removal_id for edit_id in row.edit_ids})
     ids = list(dict.fromkeys(owed[edit_id] for edit_id in edit_ids if edit_id in owed))
     fresh = [edit_id for edit_id in edit_ids if edit_id not in owed]
     if fresh:
-        ids.append(removals.request(connection, on, fresh, rejected_snapshot_id=None, actor=actor, reason=reason))
+        ids.append(request_removal(connection, on, fresh, rejected_snapshot_id=None, actor=actor, reason=reason))
     return tuple(ids)

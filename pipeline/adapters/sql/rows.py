@@ -1,4 +1,4 @@
-"""Rows into records and back, where more than one store needs it. Runs no statement."""
+"""Rows into records and back, where more than one store needs it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row, insert
 
+from pipeline.adapters.sql.tables import gate_reports
 from pipeline.domain.conflicts import Claimant
 from pipeline.domain.edits import Edit, EditRequest, Probe
 from pipeline.domain.gates import GateReport
@@ -82,6 +83,29 @@ def report_json(report: GateReport) -> dict[str, Any]:
     """A gate report as JSON. Figures that are not finite, which JSON cannot hold, become null."""
     document: dict[str, Any] = _finite(asdict(report))
     return document
+
+
+def insert_report(connection: Connection, lineage_id: str, report: GateReport, *, snapshot_digest: str | None) -> str:
+    """Keep a report; returns its id.
+
+    Args:
+        connection: an open transaction.
+        lineage_id: UUID of the lineage.
+        report: what was measured, and the verdict.
+        snapshot_digest: the digest of the snapshot that the report is bound to; None for a refusal.
+    """
+    row = {
+        "lineage_id": lineage_id,
+        "snapshot_digest": snapshot_digest,
+        "verdict": report.verdict.value,
+        "policy_digest": report.policy_digest,
+        "probe_set_digest": report.measurements.probe_set_digest,
+        "report": report_json(report),
+    }
+    report_id: str = connection.execute(
+        insert(gate_reports).values(row).returning(gate_reports.c.gate_report_id)
+    ).scalar_one()
+    return report_id
 
 
 def is_uuid(text: str) -> bool:
