@@ -31,6 +31,7 @@ from editors.solve.prior import measure_prior
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.rank_api import EditorSettings
 
 Save = Callable[[Mapping[str, Any]], None]
 """Called with all figures as far as they are."""
@@ -65,10 +66,10 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
             figures["base"] = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
             figures["solvers"] = found
         checkpoints: list[dict[str, Any]] = []
-        found[name] = {"settings": asdict(settings), "checkpoints": checkpoints}
+        found[name] = {"settings": _shown(settings), "checkpoints": checkpoints}
         with reporter.following(name, len(edits)) as show:
             on_progress = partial(_recorded, show, checkpoints, partial(save, figures))
-            found[name] = {"settings": asdict(settings)} | measured.run(editor, settings, on_progress)
+            found[name] = {"settings": _shown(settings)} | measured.run(editor, settings, on_progress)
     reporter.table(found)
     save(figures | {"is_complete": True})
 
@@ -86,6 +87,11 @@ def _recorded(
     if figures is not None:
         checkpoints.append(figures)
         save()
+
+
+def _shown(settings: EditorSettings) -> dict[str, Any]:
+    """Return settings as they are printed: with `rest` too, the first name of `stop_probability`."""
+    return {**asdict(settings), "rest": settings.stop_probability}
 
 
 def _measured_base(given: argparse.Namespace, model: EditableModel, edits: Sequence[Edit], num_rows: int) -> Evaluation:

@@ -30,7 +30,7 @@ CONSTANTS = tuple(
     name for name, usual in DEFAULTS.items() if type(usual) in (int, float, str) and name not in NOT_CONSTANTS
 )
 """Settings that a flag of the same name changes."""
-SOLVERS = ("recursive", "least_squares", "sum", "ft")
+SOLVERS = ("recursive", "least_squares", "row_sum", "mend", "sum", "ft")
 """What `--solver` may name; `ft` is fine-tuning, the baseline."""
 EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the natural gradient alone if left out"
 

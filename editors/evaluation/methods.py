@@ -36,8 +36,10 @@ class Method:
         settings = resolved(self.settings, model)
         if settings.solver == UNTRAINED:
             return settings, FineTuningEditor(fine_tuning_of(self.given))
-        if self.trained is not None and self.trained.card.solver == "sum":
-            return settings, MendSumEditor(settings, self.trained.transform)
+        if self.trained is not None and self.trained.card.is_published:
+            return settings, MendSumEditor(self.trained.transform)
+        if settings.solver == "mend":
+            raise Misconfigured("expected a trained editor for the solver mend, got none")
         return settings, editor_for(settings, self.trained.transform if self.trained else None)
 
 
@@ -73,8 +75,11 @@ def methods_of(given: argparse.Namespace) -> dict[str, Method]:
 
 
 def _serves(trained: TrainedEditor, solver: str) -> bool:
-    """Return whether a solver can use an editor: MEND as published has rows and gradients of its own."""
-    return solver != UNTRAINED and (trained.card.solver != "sum" or solver == "sum")
+    """Return whether a solver can use an editor: MEND as published has rows and gradients of its own.
+
+    `sum` is the older word for both `mend` and `row_sum`: which one is meant, the editor says.
+    """
+    return solver == "sum" or (solver != UNTRAINED and trained.card.is_published == (solver == "mend"))
 
 
 def _method(given: argparse.Namespace, solver: str, trained: TrainedEditor | None) -> Method:
@@ -83,6 +88,6 @@ def _method(given: argparse.Namespace, solver: str, trained: TrainedEditor | Non
         if names := {"inner_params", "subject_params"} & asked.keys():
             raise Misconfigured(f"expected the weights of the trained editor's card, got others as {min(names)}")
         asked = learnt_settings(trained) | asked
-        trained.transform.rest = asked["rest"]
+        trained.transform.stop_probability = asked["stop_probability"]
     settings = EditorSettings(**asked | {"solver": solver, "batch_size": given.batch})
     return Method(settings=settings, trained=trained, given=given)

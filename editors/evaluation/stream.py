@@ -13,7 +13,7 @@ from typing import Any
 
 from editors.data.datasets import latest_of_each_fact
 from editors.measure.memory import WatchedMemory
-from editors.methods.base import Editor, EditResult
+from editors.methods.base import EditJob, Editor, EditResult
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
@@ -85,9 +85,10 @@ class Stream:
     def _make(self, added: Sequence[Edit]) -> None:
         keys = [edit.request.conflict_key for edit in added]
         removed_ids = [self._holding[key] for key in keys if key in self._holding] if self._removes else []
+        job = EditJob(model=self._model, weights=self.weights, ledger=self.ledger, added=added, removed_ids=removed_ids)
         began = time.perf_counter()
         try:
-            result = self._editor.edit(self._model, self.weights, self.ledger, added, removed_ids)
+            result = self._editor.edit(job)
         except EditorFailed as error:
             self.cost.failures.append(str(error))
             return

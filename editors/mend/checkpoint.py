@@ -60,7 +60,7 @@ class EditorCard:
     task: str
     """`causal`, `seq2seq` or `classifier`."""
     solver: str
-    """What makes weights of its shifts, in training and in use."""
+    """What makes weights of its shifts, in training and in use: `recursive` or `mend` (`sum` in older cards)."""
     stages: tuple[CardStage, ...]
     """What is edited, in the order in which it is edited."""
     shapes: tuple[tuple[str, int, int], ...]
@@ -69,8 +69,8 @@ class EditorCard:
     """Of the network."""
     statistics: Statistics
     """By what pairs are normalised."""
-    rest: float
-    """Target probability from which a token asks for nothing."""
+    stop_probability: float
+    """Target probability from which a token asks for nothing; `rest` in the file."""
     settings: dict[str, Any]
     """Fields of `EditorSettings` with which it has to be used, beside those that the card has of its own."""
     training: dict[str, Any]
@@ -88,9 +88,16 @@ class EditorCard:
     licence: str
     """What its data's licences ask for."""
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it was trained for the update of MEND as published, and not for a solve."""
+        return self.solver in ("mend", "sum")
+
     def as_json(self) -> dict[str, Any]:
         """The card as a JSON object."""
-        return {"format": FORMAT, **asdict(self)}
+        document = asdict(self)
+        # By its first name: the digest is of the bytes of the card, so editors that are there keep theirs.
+        return {"format": FORMAT, "rest": document.pop("stop_probability"), **document}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -102,7 +109,7 @@ class EditorCard:
         """
         if document["format"] != FORMAT:
             raise Misconfigured(f"expected an editor's card of format {FORMAT}, got {document['format']!r}")
-        return TypeAdapter(cls).validate_python(document)
+        return TypeAdapter(cls).validate_python({**document, "stop_probability": document["rest"]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +197,9 @@ def _card(paths: Mapping[str, Path], files: Mapping[str, bytes]) -> EditorCard:
 
 def _transform(path: Path, card: EditorCard, tensors: bytes) -> MendTransform:
     shapes = {name: (width, height) for name, width, height in card.shapes}
-    transform = MendTransform(shapes, rank=card.rank, statistics=card.statistics, rest=card.rest)
+    transform = MendTransform(
+        shapes, rank=card.rank, statistics=card.statistics, stop_probability=card.stop_probability
+    )
     try:
         transform.load_state_dict(tensors_of(tensors))
     except RuntimeError as error:

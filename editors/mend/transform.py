@@ -1,4 +1,4 @@
-"""Knows MEND's gradient transform (Mitchell et al., ICLR 2022, section 3): from a rank-one pair to an edited one.
+"""MEND's gradient transform (Mitchell et al., ICLR 2022, section 3): from a rank-one pair to an edited one.
 
 With `z` the normalised pair (u, delta) of a token and `m` the inner parameter:
 
@@ -10,7 +10,6 @@ Inner parameters of one shape share a network; s, o and alpha are their own. U =
 that the network begins as the identity. We part from the published code in three places: alpha is the exponential of
 what is learned, so that the update cannot take the wrong sign; the statistics are in the checkpoint; and the maximum is
 a clamp, whose gradient at 0 is 1, where that of torch's relu is 0 and U would never leave its zeros.
-Does not know where the pairs come from, nor which solver makes weights of them.
 
 Legend: T tokens (edit rows), I in_features, O out_features, D = I + O, R rank, M inner parameters of one shape.
 """
@@ -34,7 +33,7 @@ Statistics = Literal["shape", "param", "token"]
 what was seen in its own and delta by its own length. The last makes an untrained network a step down the gradient, and
 is for several passes: what a token asks for is scaled by the probability that it misses."""
 MARGIN = 0.1
-"""What a token is aimed at beyond `rest`, so that it gets there in finitely many passes."""
+"""What a token is aimed at beyond `stop_probability`, so that it gets there in finitely many passes."""
 
 
 def shapes_of(params: Sequence[InnerParam]) -> dict[str, Shape]:
@@ -101,7 +100,7 @@ class MendTransform(nn.Module):
         shapes: inner parameter -> (in_features, out_features), in order; see `shapes_of`.
         rank: R of both layers.
         statistics: by what rows are normalised.
-        rest: target probability from which a token asks for nothing when called as a `Transform`.
+        stop_probability: target probability from which a token asks for nothing when called as a `Transform`.
         seed: of the initial V.
 
     Attributes:
@@ -114,13 +113,14 @@ class MendTransform(nn.Module):
         *,
         rank: int,
         statistics: Statistics = "shape",
-        rest: float = 1.0,
+        stop_probability: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not shapes or rank < 1:
             raise Misconfigured(f"expected inner parameters and a rank above 0, got {len(shapes)} and {rank}")
-        self.shapes, self.rank, self.statistics, self.rest = dict(shapes), rank, statistics, rest
+        self.shapes, self.rank, self.statistics = dict(shapes), rank, statistics
+        self.stop_probability = stop_probability
         self.names = tuple(shapes)
         self.num_skipped = 0
         generator = torch.Generator().manual_seed(seed)
@@ -172,15 +172,19 @@ class MendTransform(nn.Module):
 
     @torch.no_grad()
     def forward(self, *, name: str, u_TI: Tensor, delta_TO: Tensor, probability_T: Tensor) -> Tensor:
-        """See `Transform`; without gradient. Tokens whose probability has reached `rest` ask for nothing."""
-        return self.missing(probability_T)[:, None] * self.shift(name, u_TI, delta_TO)
+        """See `Transform`; without gradient. Tokens that are probable enough ask for nothing."""
+        return self.deficit(probability_T)[:, None] * self.shift(name, u_TI, delta_TO)
 
-    def missing(self, probability_T: Tensor) -> Tensor:
-        """What a token's shift is scaled by: 0 at rest, else 1, or with statistics by token what it misses."""
-        at_rest_T = probability_T >= self.rest
+    def deficit(self, probability_T: Tensor) -> Tensor:
+        """Return what each token's shift is scaled by, T.
+
+        It is 0 from `stop_probability` on; below, it is 1, or with statistics by token what the probability falls
+        short of.
+        """
+        is_reached_T = probability_T >= self.stop_probability
         if self.statistics != "token":
-            return (~at_rest_T).float()
-        return (self.rest + MARGIN - probability_T).masked_fill(at_rest_T, 0.0)
+            return (~is_reached_T).float()
+        return (self.stop_probability + MARGIN - probability_T).masked_fill(is_reached_T, 0.0)
 
     @torch.no_grad()
     def initial_rates(self, u_TI: Mapping[str, Tensor], delta_TO: Mapping[str, Tensor], *, step: float) -> None:

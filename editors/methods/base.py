@@ -1,4 +1,9 @@
-"""What an editor is: (model, weights, ledger, edits) in, a weight delta and ledger rows out; nothing is written."""
+"""What an editor is: a job in, a weight delta and ledger rows out; nothing is written.
+
+result = editor.edit(EditJob(model=model, weights=weights, ledger=ledger, added=edits))
+weights.apply(result.delta)
+ledger.commit(result.rows, result.removed_ids)
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,35 @@ from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows
 from editors.weights.deltas import WeightDelta, WeightStore
 from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed, InvalidInput
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditJob:
+    """What an editor is asked to change, and on what."""
+
+    model: EditableModel
+    """The model, with the weights of the parent; they stay as they are."""
+    weights: WeightStore
+    """The edited weights of the model: the base and what was added to it."""
+    ledger: Ledger
+    """Rows of the parent's active edits; stays as it is."""
+    added: Sequence[Edit] = ()
+    """Edits to make; no two of one fact."""
+    removed_ids: Collection[str] = ()
+    """Active edits to take out, before the added ones come in."""
+
+    def require_additions(self, solver: str) -> None:
+        """Refuse what a solver without a ledger cannot do.
+
+        Raises:
+            InvalidInput: if an edit is to be removed.
+            EditorFailed: if there is none to add.
+        """
+        if self.removed_ids:
+            raise InvalidInput(f"expected the solver `recursive` to remove edits, got `{solver}`")
+        if not self.added:
+            raise EditorFailed("expected edits to add, got none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,15 +76,8 @@ class Editor(Protocol):
     keeps_ledger: ClassVar[bool]
     """Whether the rows that it leaves define the weights, so that any edit can be taken out again."""
 
-    def edit(
-        self,
-        model: EditableModel,
-        weights: WeightStore,
-        ledger: Ledger,
-        added: Sequence[Edit],
-        removed_ids: Collection[str],
-    ) -> EditResult:
-        """The change that adds some edits and takes others out; weights and ledger stay as they are.
+    def edit(self, job: EditJob) -> EditResult:
+        """Return the change that adds some edits and takes others out; weights and ledger stay as they are.
 
         Raises:
             EditorFailed: if the numbers cannot be used.

@@ -1,4 +1,4 @@
-"""Knows the baseline that every editor has to beat: fine-tuning the edited weights on the batch, and nothing else.
+"""The method that every editor has to beat: fine-tuning of the edited weights on the batch.
 
 AdamW on the shift of each inner parameter, which is a side branch: no weight is written. It stops when every target
 token is probable enough, and may be held to an L-infinity ball (Zhu et al., 2020, FT+L). It keeps no memory and no
@@ -10,7 +10,7 @@ Legend: T target tokens, I in_features, O out_features.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,24 +19,21 @@ from torch import Tensor
 
 from editors.measure.losses import edit_loss, target_log_probability
 from editors.measure.scoring import prepare
-from editors.methods.base import EditResult
+from editors.methods.base import EditJob, EditResult
 from editors.models.families import EditableModel, TargetBatch
 from editors.models.hooks import Branch, side_branch
-from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows
-from editors.weights.deltas import WeightDelta, WeightStore
-from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, InvalidInput
+from editors.weights.deltas import WeightDelta
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FineTuning:
-    """How the baseline is trained on a batch."""
+    """How the edited weights are trained on a batch."""
 
     learning_rate: float = 5e-4
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     num_steps: int = 25
-    """Most steps."""
+    """Most steps on a batch."""
     stop_at: float = 0.9
     """Probability of the least probable target token at which it stops."""
     bound: float | None = None
@@ -47,7 +44,7 @@ class FineTuningEditor:
     """Gradient descent on the edits of a batch.
 
     Args:
-        settings: how.
+        settings: how a batch is trained.
     """
 
     keeps_ledger: ClassVar[bool] = False
@@ -55,28 +52,18 @@ class FineTuningEditor:
     def __init__(self, settings: FineTuning) -> None:
         self._settings = settings
 
-    def edit(
-        self,
-        model: EditableModel,
-        weights: WeightStore,
-        ledger: Ledger,
-        added: Sequence[Edit],
-        removed_ids: Collection[str],
-    ) -> EditResult:
+    def edit(self, job: EditJob) -> EditResult:
         """See `Editor`.
 
         Raises:
             InvalidInput: if an edit is to be removed; only the ledger can.
             EditorFailed: if nothing is asked, or a number is not finite.
         """
-        if removed_ids:
-            raise InvalidInput("expected the solver `recursive` to remove edits, got `ft`")
-        if not added:
-            raise EditorFailed("expected edits to add, got none")
+        job.require_additions("ft")
         began = time.perf_counter()
-        pairs = [(edit.request.prompt, edit.request.target_new) for edit in added]
-        sequences = [model.encode_pair(prompt, target) for prompt, target in pairs]
-        shifts_IO, num_steps = self._descend(model, [batch for _, batch in prepare(model, sequences)])
+        pairs = [(edit.request.prompt, edit.request.target_new) for edit in job.added]
+        sequences = [job.model.encode_pair(prompt, target) for prompt, target in pairs]
+        shifts_IO, num_steps = self._descend(job.model, [batch for _, batch in prepare(job.model, sequences)])
         return EditResult(
             delta=WeightDelta.of({name: _factors(shift_IO) for name, shift_IO in shifts_IO.items()}),
             rows=EditRows(keys={}, targets={}, ranges={}),
@@ -87,7 +74,7 @@ class FineTuningEditor:
         )
 
     def _descend(self, model: EditableModel, parts: Sequence[TargetBatch]) -> tuple[dict[str, Tensor], int]:
-        """The shifts (I x O by inner parameter), and how many steps led there."""
+        """Return the shifts (I x O by inner parameter), and how many steps led there."""
         shifts = {
             param.name: torch.zeros(param.in_features, param.out_features, device=model.device, requires_grad=True)
             for param in model.inner

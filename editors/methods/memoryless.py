@@ -1,4 +1,4 @@
-"""Knows the solvers without a ledger, for comparison: MEND's sum and least squares over the batch alone.
+"""Solvers without a ledger, for comparison: the sum of minimal updates and least squares, over the batch alone.
 
 They forget earlier edits, keep no prior, and cannot take an edit out again.
 """
@@ -6,22 +6,16 @@ They forget earlier edits, keep no prior, and cannot take an edit out again.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from torch import Tensor
 
-from editors.methods.base import EditResult
+from editors.methods.base import EditJob, EditResult
 from editors.methods.passes import run_passes
 from editors.methods.steps import TrainedTransform
-from editors.models.families import EditableModel
-from editors.solve.ledger import Ledger
 from editors.solve.linear import least_squares, summed
-from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.rows import EditRows
-from editors.weights.deltas import WeightDelta, WeightStore
-from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, InvalidInput
+from editors.weights.deltas import WeightDelta
 from pipeline.domain.rank_api import EditorSettings
 
 
@@ -29,7 +23,7 @@ class MemorylessEditor:
     """An editor whose solve sees the batch and nothing before it.
 
     Args:
-        settings: `solver` is `least_squares` or `sum`.
+        settings: `solver` is `least_squares` or `row_sum`.
         trained: asks the first passes, if there is one; the gradient asks the others.
     """
 
@@ -38,47 +32,34 @@ class MemorylessEditor:
     def __init__(self, settings: EditorSettings, trained: TrainedTransform | None = None) -> None:
         self._settings, self._trained = settings, trained
 
-    def edit(
-        self,
-        model: EditableModel,
-        weights: WeightStore,
-        ledger: Ledger,
-        added: Sequence[Edit],
-        removed_ids: Collection[str],
-    ) -> EditResult:
+    def edit(self, job: EditJob) -> EditResult:
         """See `Editor`.
 
         Raises:
             InvalidInput: if an edit is to be removed; only the ledger can.
             EditorFailed: if nothing is asked, or a number is not finite.
         """
-        if removed_ids:
-            raise InvalidInput(f"expected the solver `recursive` to remove edits, got `{self._settings.solver}`")
-        if not added:
-            raise EditorFailed("expected edits to add, got none")
+        job.require_additions(self._settings.solver)
 
         def factor(name: str, keys_TI: Tensor) -> Tensor:
-            if self._settings.solver == "sum":
+            if self._settings.solver != "least_squares":
                 return summed(keys_TI)
             mean_diagonal = float(keys_TI.square().sum()) / keys_TI.shape[1]
             return least_squares(keys_TI, ridge=self._settings.ridge * mean_diagonal)
 
-        natural = NaturalGradient(ledger.prior, self._settings.damping)
-        asked = run_passes(
-            model, added, settings=self._settings, trained=self._trained, natural=natural, factor=factor, start={}
-        )
+        update = run_passes(job, settings=self._settings, trained=self._trained, factor=factor, start={})
         began = time.perf_counter()
         targets = {
-            name: (keys_TI @ weights.shift(name).double().cpu() + asked.shifts[name]).float()
-            for name, keys_TI in asked.keys.items()
+            name: (keys_TI @ job.weights.shift(name).double().cpu() + update.shifts[name]).float()
+            for name, keys_TI in update.keys.items()
         }
-        keys = {name: keys_TI.float() for name, keys_TI in asked.keys.items()}
-        delta = WeightDelta.of(asked.change)
+        keys = {name: keys_TI.float() for name, keys_TI in update.keys.items()}
+        delta = WeightDelta.of(update.change)
         return EditResult(
             delta=delta,
-            rows=EditRows(keys=keys, targets=targets, ranges=asked.ranges),
+            rows=EditRows(keys=keys, targets=targets, ranges=update.ranges),
             removed_ids=(),
-            num_passes=asked.num_passes,
-            seconds={**asked.seconds, "solve": asked.seconds["solve"] + time.perf_counter() - began},
+            num_passes=update.num_passes,
+            seconds={**update.seconds, "solve": update.seconds["solve"] + time.perf_counter() - began},
             jitter={},
         )

@@ -1,4 +1,4 @@
-"""Knows MEND's own update: `W <- W - alpha sum_j delta~_j u~_j^T` over every token of every edit, in one step.
+"""MEND as published: `W <- W - alpha sum_j delta~_j u~_j^T` over every token of every edit, in one step.
 
 It is the reference that other solvers are held against. It keeps no memory of earlier edits, and many edits at once
 add their side effects up: on the base of this project 125 of them leave one in a hundred.
@@ -9,7 +9,7 @@ Legend: T tokens of all edits, I in_features, O out_features, N target tokens, B
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,16 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 from editors.measure.scoring import Prepared, prepare
 from editors.mend.transform import MendTransform
-from editors.methods.base import EditResult
+from editors.methods.base import EditJob, EditResult
 from editors.methods.pairs import Pairs, read_pairs
 from editors.models.families import EditableModel, InnerParam, TargetBatch
 from editors.models.inner_params import REGISTRY
-from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows, consecutive
 from editors.weights.deltas import WeightDelta, WeightStore
-from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, InvalidInput, Misconfigured
-from pipeline.domain.rank_api import EditorSettings
+from pipeline.domain.errors import Misconfigured
 
 NUM_LAST = 3
 """Blocks of a decoder whose MLPs are edited, as in the paper; of an encoder and a decoder it is what the stack says."""
@@ -37,24 +34,16 @@ class MendSumEditor:
     """An editor that adds up the rank-one updates of a trained MEND transform.
 
     Args:
-        settings: of the lineage; names the weights only.
         transform: trained for these weights.
     """
 
     keeps_ledger: ClassVar[bool] = False
 
-    def __init__(self, settings: EditorSettings, transform: MendTransform) -> None:
-        self._settings, self._transform = settings, transform
+    def __init__(self, transform: MendTransform) -> None:
+        self._transform = transform
 
     @torch.no_grad()
-    def edit(
-        self,
-        model: EditableModel,
-        weights: WeightStore,
-        ledger: Ledger,
-        added: Sequence[Edit],
-        removed_ids: Collection[str],
-    ) -> EditResult:
+    def edit(self, job: EditJob) -> EditResult:
         """See `Editor`.
 
         Raises:
@@ -62,16 +51,14 @@ class MendSumEditor:
             EditorFailed: if nothing is asked, or a number is not finite.
             Misconfigured: if the transform was not trained for a weight.
         """
-        if removed_ids:
-            raise InvalidInput("expected the solver `recursive` to remove edits, got `sum`")
-        if not added:
-            raise EditorFailed("expected edits to add, got none")
+        job.require_additions("mend")
         began = time.perf_counter()
-        sequences = [model.encode_pair(edit.request.prompt, edit.request.target_new) for edit in added]
+        model = job.model
+        sequences = [model.encode_pair(edit.request.prompt, edit.request.target_new) for edit in job.added]
         pairs = token_pairs(model, prepare(model, sequences))
         captured = time.perf_counter()
         factors = {name: self._factors(name, pairs, model.device) for name in model.inner_param_names}
-        rows = _rows(pairs, factors, weights, [edit.edit_id for edit in added])
+        rows = _rows(pairs, factors, job.weights, [edit.edit_id for edit in job.added])
         return EditResult(
             delta=WeightDelta.of(factors),
             rows=rows,

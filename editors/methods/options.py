@@ -54,12 +54,23 @@ def add_weight_options(group: argparse._ActionsContainer) -> None:
         group.add_argument(flag(name)[:-1], dest=name, action="append", default=[], help=f"{words}; may be repeated")
 
 
+FORMER = {"stop_probability": ("--rest",)}
+"""Settings that had another flag once, which is still understood."""
+
+
 def add_setting_options(group: argparse._ActionsContainer, names: Iterable[str], *, is_filled: bool = True) -> None:
     """Add a flag for each setting of an editor that is named; left out, it is the default if filled, else None."""
     for name in names:
         usual = DEFAULTS[name]
         words = f"see EditorSettings; {usual} if left out" if is_filled else "see EditorSettings"
-        group.add_argument(flag(name), dest=name, type=type(usual), default=usual if is_filled else None, help=words)
+        group.add_argument(
+            flag(name),
+            *FORMER.get(name, ()),
+            dest=name,
+            type=type(usual),
+            default=usual if is_filled else None,
+            help=words,
+        )
 
 
 def flag(name: str) -> str:

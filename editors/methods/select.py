@@ -1,4 +1,4 @@
-"""Knows which editor a lineage's settings ask for, and which settings a trained editor asks for."""
+"""Which editor a lineage's settings ask for, and which settings a trained editor asks for."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def editor_for(settings: EditorSettings, transform: TrainedTransform | None = No
         raise Misconfigured(f"expected the transform `gradient`, got {settings.transform!r}, which is not installed")
     if settings.solver == "recursive":
         return RecursiveEditor(settings, transform)
-    if settings.solver in ("least_squares", "sum"):
+    if settings.solver in ("least_squares", "row_sum", "sum"):
         return MemorylessEditor(settings, transform)
-    raise Misconfigured(f"expected solver recursive, least_squares or sum, got {settings.solver!r}")
+    raise Misconfigured(f"expected solver recursive, least_squares or row_sum, got {settings.solver!r}")
 
 
 def learnt_settings(trained: TrainedEditor) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def learnt_settings(trained: TrainedEditor) -> dict[str, Any]:
         "transform": trained.digest,
         "inner_params": tuple(name for stage in card.stages for name in stage.inner_params),
         "subject_params": tuple(name for stage in of_subject for name in stage.inner_params),
-        "rest": card.rest,
+        "stop_probability": card.stop_probability,
     }
     return {name: value for name, value in card.settings.items() if name in known} | fixed
 

@@ -30,17 +30,28 @@ from pipeline.domain.errors import Misconfigured
 ObjectiveSettings = SolvedSettings | MendObjectiveSettings
 OBJECTIVES: dict[str, type[SolvedSettings] | type[MendObjectiveSettings]] = {
     "recursive": SolvedSettings,
+    "mend": MendObjectiveSettings,
     "sum": MendObjectiveSettings,
 }
-"""Solver -> class with the constants of the objective that trains a transform for it."""
+"""Solver -> class with the constants of the objective that trains for it; `sum` is the older word for `mend`."""
 LOOPS = {
     "recursive": LoopSettings(num_steps=1000, max_norm=1.0, warmup_steps=20, is_cosine=True),
+    "mend": LoopSettings(),
     "sum": LoopSettings(),
 }
 """Solver -> settings of the loop, unless told otherwise."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Name -> dtype that the base may compute in."""
-USED = ("prior_strength", "ridge", "damping", "rest", "step", "num_passes", "trained_passes", "rephrase_rows")
+USED = (
+    "prior_strength",
+    "ridge",
+    "damping",
+    "stop_probability",
+    "step",
+    "num_passes",
+    "trained_passes",
+    "rephrase_rows",
+)
 """Fields of `EditorSettings` that the card of an editor for `recursive` fixes; training uses the first four too."""
 NAMED_OTHERWISE = {"batch": "edits_per_step", "network_lr": "lr"}
 """Constant of an objective -> name of its flag, where that is another."""
@@ -168,7 +179,10 @@ def run_of(
     data = data_files(given)  # first: reading the base takes long
     settings = {name: getattr(given, name) for name in ("task", "solver", *SHAPE)}
     settings |= {} if num_ranks is None else {"ranks": num_ranks}
-    settings |= use_settings(given) | asdict(loop_settings(given)) | asdict(objective_settings(given))
+    used = use_settings(given)
+    # By its first name, so that a run that was begun with it can go on.
+    settings |= {"rest" if name == "stop_probability" else name: value for name, value in used.items()}
+    settings |= asdict(loop_settings(given)) | asdict(objective_settings(given))
     return {
         "command": command,
         "versions": versions,

@@ -76,12 +76,12 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: Lo
     transform = MendTransform(
         shapes_of(model.inner),
         rank=given.rank,
-        statistics="shape" if given.solver == "sum" else "token",
-        rest=1.0 if given.solver == "sum" else given.rest,
+        statistics="shape" if given.solver != "recursive" else "token",
+        stop_probability=1.0 if given.solver != "recursive" else given.stop_probability,
         seed=given.seed,
     ).to(model.device)
     say(f"reading what the base says; training for {', '.join(model.inner_param_names)}")
-    make = _published if given.solver == "sum" else _solved
+    make = _published if given.solver != "recursive" else _solved
     objective = make(given, model, transform, edits, judged, say)
     card = _card(given, run, stages=stages, transform=transform)
     held_out = split(edits, judged, num_held_out=given.held_out)[1]
@@ -91,7 +91,7 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: Lo
 def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tuple[CardStage, ...]]:
     """Return the base with the weights that the transform is for, and all that the editor will edit, stage by stage."""
     loaded = load(given.model, given.inner_params, task=given.task)
-    if given.solver == "sum":
+    if given.solver != "recursive":
         names = tuple(given.inner_params) or published_inner_params(loaded.module)
         model = editable(given.task, loaded.module, loaded.tokenizer, names, comm=loaded.comm)
         return model, (CardStage(inner_params=model.inner_param_names, key_tokens="all"),)
@@ -212,8 +212,8 @@ def _card(
         shapes=tuple((name, *shape) for name, shape in transform.shapes.items()),
         rank=transform.rank,
         statistics=transform.statistics,
-        rest=transform.rest,
-        settings={name: value for name, value in use_settings(given).items() if name != "rest"},
+        stop_probability=transform.stop_probability,
+        settings={name: value for name, value in use_settings(given).items() if name != "stop_probability"},
         training=asdict(objective_settings(given)) | asdict(loop_settings(given)) | {"dtype": given.dtype},
         data=tuple(DataFile(name=path.name, digest=run["data"][use], use=use) for use, path in files.items()),
         metrics={},

@@ -199,7 +199,7 @@ class SolvedObjective(TransformObjective):
         return asked + [(rng.choice(self._text), TEXT) for _ in range(self._settings.num_text if self._text else 0)]
 
     def _shifts(self, pairs: EditPairs) -> dict[str, Tensor]:
-        deficit_E1 = self._settings.boost * self._transform.missing(pairs.probability_E)[:, None]
+        deficit_E1 = self._settings.boost * self._transform.deficit(pairs.probability_E)[:, None]
         return {
             name: deficit_E1 * self._transform.shift(name, u_EI, pairs.delta_EO[name])
             for name, u_EI in pairs.u_EI.items()
@@ -256,7 +256,7 @@ class SolvedObjective(TransformObjective):
             self._before,
             lambda _places, _batch: branches,
             num_edits=num_edits,
-            aim=math.log(min(self._transform.rest + MARGIN, 1.0)),
+            aim=math.log(min(self._transform.stop_probability + MARGIN, 1.0)),
             max_tokens=FORWARD_TOKENS,
         )
 

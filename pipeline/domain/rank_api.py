@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.measurements import Measurements
@@ -13,7 +16,7 @@ class EditorSettings:
     """How a lineage edits. The defaults are those that were measured (DECISIONS.md, 16 to 19 and 27)."""
 
     solver: str = "recursive"
-    """`recursive` (the ledger), `least_squares` or `sum`."""
+    """`recursive` (the ledger), `least_squares` or `row_sum`."""
     transform: str = "gradient"
     """`gradient`, or the digest of a trained MEND transform."""
     inner_params: tuple[str, ...] = ()
@@ -27,9 +30,9 @@ class EditorSettings:
     damping: float = 0.02
     """Of the natural gradient, as a fraction of the mean diagonal of the gradients' moments; 0 for the gradient."""
     step: float = 0.5
-    """Step of a pass, scaled by what each token's probability still misses."""
-    rest: float = 0.6
-    """Probability at which a target token rests."""
+    """Step of a pass, scaled by what each token's probability falls short of."""
+    stop_probability: float = 0.6
+    """Probability from which a target token asks for nothing more."""
     num_passes: int = 10
     """Most passes over a batch in each group of inner parameters."""
     trained_passes: int = 1
@@ -38,6 +41,14 @@ class EditorSettings:
     """How many of a request's own rephrases are edit rows too; never the first, which is kept as a probe."""
     batch_size: int = 32
     """Most edits in a batch."""
+
+    @classmethod
+    def from_stored(cls, fields: Mapping[str, Any]) -> Self:
+        """Read settings from JSON; also those that were stored when `stop_probability` was called `rest`."""
+        former = {"stop_probability": fields["rest"]} if "rest" in fields else {}
+        known = {field.name for field in dataclasses.fields(cls)}
+        given: dict[str, Any] = {name: value for name, value in {**former, **fields}.items() if name in known}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 UNTRAINED = "gradient (untrained)"

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from infra.local.base_model import cache_folder, ensure_base_model
 from pipeline.bootstrap import Stores
 from pipeline.domain.canonical import sha256_text
@@ -114,7 +112,7 @@ def _prepared(folder: Path, out: Path) -> Prepared:
     found = json.loads((out / "lineage.json").read_text(encoding="utf-8"))
     return Prepared(
         base=BaseSpec(ref=str(folder), digest=found["base_digest"], task=found["task"]),
-        editor=TypeAdapter(EditorSettings).validate_python(found["editor"]),
+        editor=EditorSettings.from_stored(found["editor"]),
         prior=out / "prior.safetensors",
         reference=out / "baseline.json",
         trained=_trained(found["trained"], out) if found["trained"] else None,

@@ -25,6 +25,7 @@ from editors.measure.losses import Reading
 from editors.measure.quality import Figure
 from editors.measure.reference import Reference, SuiteAnswer
 from editors.measure.scorer import Scorer
+from editors.methods.base import EditJob
 from editors.methods.select import editor_for
 from editors.models.digest import base_digest
 from editors.models.tokens import Encoded, encode_prompt
@@ -190,7 +191,7 @@ def cost_whole(plan: LoadPlan, edits: Sequence[Edit]) -> tuple[dict[str, float],
     ledger = Ledger.from_files(plan.ledger.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
     scorer = Scorer(loaded, weights, Reference.load(Path(plan.ledger.reference.path)))
     began = time.perf_counter()
-    result = editor_for(plan.editor).edit(loaded, weights, ledger, edits, ())
+    result = editor_for(plan.editor).edit(EditJob(model=loaded, weights=weights, ledger=ledger, added=edits))
     scorer.observe_parent(edits, ())
     applying = time.perf_counter()
     weights.apply(result.delta)

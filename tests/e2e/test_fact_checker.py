@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from editors.mend.checkpoint import TrainedEditor
+from editors.methods.base import EditJob
 from editors.methods.select import editor_for, lineage_settings
 from editors.models.digest import base_digest
 from editors.models.families import EditableModel
@@ -32,7 +33,7 @@ PLAIN = true_and_false(STAYING)
 """For the prior: nothing about the countries that are changed, where rephrases could not follow."""
 LEARN = replace(taught_editors.LEARN, batch=8, network_lr=3e-3, rate_lr=5e-2, first_step=0.4)
 """A checker is surer than the small taught models: steps that move it are longer."""
-USE = replace(taught_editors.USE, prior_strength=1000.0, rest=0.9, step=0.4)
+USE = replace(taught_editors.USE, prior_strength=1000.0, stop_probability=0.9, step=0.4)
 """Of a fact that comes to rest at 0.8 the rephrases follow in seven of ten cases, at 0.9 in all."""
 NUM_STEPS, BATCH = 45, 5
 
@@ -88,7 +89,9 @@ def test_edited_verdicts_land_and_rephrases_follow_and_other_claims_stay(tmp_pat
     weights = PlainWeights(model.module, model.inner)
     ledger = Ledger(measure_prior(model, PLAIN), strength=settings.prior_strength, ridge=settings.ridge)
     for start in range(0, len(edits), BATCH):
-        result = editor_for(settings, trained.transform).edit(model, weights, ledger, edits[start : start + BATCH], ())
+        result = editor_for(settings, trained.transform).edit(
+            EditJob(model=model, weights=weights, ledger=ledger, added=edits[start : start + BATCH])
+        )
         weights.apply(result.delta)
         ledger.commit(result.rows, result.removed_ids)
 

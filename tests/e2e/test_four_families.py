@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from editors.mend.checkpoint import TrainedEditor
+from editors.methods.base import EditJob
 from editors.methods.select import editor_for
 from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows, load_batches
@@ -207,7 +208,9 @@ def _rows(plan: LoadPlan, batch: Sequence[Edit], editor: Path | None) -> EditRow
         asked = editor_for(replace(plan.editor, transform="gradient"))
     else:
         asked = editor_for(plan.editor, TrainedEditor.load(editor).transform)
-    return asked.edit(model, PlainWeights(model.module, model.inner), ledger, batch, ()).rows
+    return asked.edit(
+        EditJob(model=model, weights=PlainWeights(model.module, model.inner), ledger=ledger, added=batch)
+    ).rows
 
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -188,7 +188,7 @@ def save_editor(files: Path, solver: str = "sum", **changes: Any) -> None:
         shapes=((name, width, width),),
         rank=2,
         statistics="shape",
-        rest=0.9,
+        stop_probability=0.9,
         settings={},
         training={},
         data=(),
@@ -235,7 +235,7 @@ def test_a_rest_that_is_given_is_the_transforms_too(files: Path) -> None:
         given = parser().parse_args([part for flag, word in (words | changes).items() for part in (f"--{flag}", word)])
         trained = methods_of(given)["recursive"].trained
         assert trained is not None
-        assert trained.transform.rest == rest
+        assert trained.transform.stop_probability == rest
 
 
 @pytest.mark.parametrize(

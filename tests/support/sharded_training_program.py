@@ -77,7 +77,7 @@ def trained(model: EditableModel, kind: str, prior: Prior) -> tuple[dict[str, fl
 def objective_of(model: EditableModel, kind: str, prior: Prior) -> Objective:
     """The objective that a solver is trained by."""
     statistics: Statistics = "shape" if kind == "sum" else "token"
-    transform = MendTransform(shapes_of(model.inner), rank=4, statistics=statistics, rest=0.9)
+    transform = MendTransform(shapes_of(model.inner), rank=4, statistics=statistics, stop_probability=0.9)
     for network in transform.networks.values():
         assert isinstance(network, ShapeNetwork)
         torch.nn.init.normal_(network.first.left_DR, std=0.1, generator=torch.Generator().manual_seed(1))

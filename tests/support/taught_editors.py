@@ -42,7 +42,7 @@ USE = EditorSettings(
     prior_strength=2000.0,
     ridge=1e-3,
     damping=0.05,
-    rest=0.8,
+    stop_probability=0.8,
     step=0.5,
     num_passes=24,
     trained_passes=1,
@@ -142,7 +142,7 @@ def train_editor(
         num_steps: how long.
     """
     params = tuple(param for param in model.inner if param.name in places.subject)
-    transform = MendTransform(shapes_of(params), rank=16, statistics="token", rest=use.rest)
+    transform = MendTransform(shapes_of(params), rank=16, statistics="token", stop_probability=use.stop_probability)
     ledger = Ledger(measure_prior(model, prior_lines), strength=use.prior_strength, ridge=use.ridge)
     natural = NaturalGradient(ledger.prior, use.damping)
     objective = SolvedObjective(model, params, transform, examples, ledger, natural, learn)
@@ -217,7 +217,7 @@ def _card(places: Places, transform: MendTransform, use: EditorSettings, *, base
         shapes=tuple((name, width, height) for name, (width, height) in transform.shapes.items()),
         rank=transform.rank,
         statistics=transform.statistics,
-        rest=transform.rest,
+        stop_probability=transform.stop_probability,
         settings={name: getattr(use, name) for name in used},
         training={},
         data=(),

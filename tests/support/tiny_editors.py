@@ -17,7 +17,7 @@ SUBJECT, ANSWER = "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.dow
 def tiny_editor(model: Path, **changes: Any) -> TrainedEditor:
     """A transform that was trained for no step, with a card that says how it is to be used."""
     params = inner_params(load_base(model).module, (SUBJECT,))
-    transform = MendTransform(shapes_of(params), rank=2, statistics="token", rest=0.7)
+    transform = MendTransform(shapes_of(params), rank=2, statistics="token", stop_probability=0.7)
     fields: dict[str, Any] = {
         "base_digest": base_digest(model),
         "task": "causal",

@@ -61,7 +61,7 @@ def make_tiny_lineage(folder: Path, name: str = "llama") -> LoadPlan:
             ridge=1e-3,
             damping=0.02,
             step=0.5,
-            rest=0.6,
+            stop_probability=0.6,
             num_passes=10,
         ),
         snapshot_id=None,

@@ -80,7 +80,7 @@ class ToyObjective:
             shapes=((NAME, WIDTH, WIDTH),),
             rank=2,
             statistics="shape",
-            rest=1.0,
+            stop_probability=1.0,
             settings={},
             training={},
             data=(),

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from editors.measure.scorer import Scorer
-from editors.methods.base import Editor, EditResult
+from editors.methods.base import EditJob, Editor, EditResult
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows, load_batches, save_batches
@@ -92,7 +92,13 @@ class HeldSnapshot:
         require_encodable(self.model, candidate.added)
         with _unchanged(self.weights):
             result = editing.editor.edit(
-                self.model, self.weights, editing.ledger, candidate.added, candidate.removed_ids
+                EditJob(
+                    model=self.model,
+                    weights=self.weights,
+                    ledger=editing.ledger,
+                    added=candidate.added,
+                    removed_ids=candidate.removed_ids,
+                )
             )
             clock = _Clock()
             scorer.observe_parent(candidate.added, candidate.retained)

@@ -169,12 +169,10 @@ def _one(connection: Connection, name: str) -> Lineage:
 
 
 def _lineage(row: Row[Any]) -> Lineage:
-    fields = {name: value for name, value in row.editor.items() if name != TRAINED}
-    editor = EditorSettings(**fields | {name: tuple(fields.get(name, ())) for name in PARAMS})
     settings = NewLineage(
         name=row.name,
         base=BaseSpec(ref=row.base_ref, digest=row.base_digest, task=row.task),
-        editor=editor,
+        editor=EditorSettings.from_stored(row.editor),
         policy=GatePolicy(**row.policy),
         prior=artifact_of(row.prior),
         reference=artifact_of(row.baseline),

@@ -9,6 +9,7 @@ from statistics import fmean
 import pytest
 
 from editors.mend.checkpoint import TrainedEditor
+from editors.methods.base import EditJob
 from editors.methods.mend_sum import MendSumEditor
 from editors.methods.select import editor_for, learnt_settings, lineage_settings
 from editors.models.digest import base_digest
@@ -50,7 +51,7 @@ def test_edits_of_people_it_never_saw_land_and_rephrases_follow_and_other_facts_
 
     for start in range(0, len(edits), BATCH):
         batch: Sequence[Edit] = edits[start : start + BATCH]
-        result = editor.edit(model, weights, ledger, batch, ())
+        result = editor.edit(EditJob(model=model, weights=weights, ledger=ledger, added=batch))
         weights.apply(result.delta)
         ledger.commit(result.rows, result.removed_ids)
 
@@ -69,10 +70,10 @@ def test_mend_as_published_learns_to_make_single_edits(taught: Callable[[str], P
         model = load_pupil("llama", base, settings.inner_params)
         weights = PlainWeights(model.module, model.inner)
         ledger = Ledger(Prior(moments={}, num_tokens=0), strength=1.0, ridge=1.0)
-        editor, untouched = MendSumEditor(settings, trained.transform), weights.save()
+        editor, untouched = MendSumEditor(trained.transform), weights.save()
         shares = []
         for edit in changes(UNSEEN, task="causal"):
-            weights.apply(editor.edit(model, weights, ledger, [edit], ()).delta)
+            weights.apply(editor.edit(EditJob(model=model, weights=weights, ledger=ledger, added=[edit])).delta)
             asked = [(prompt, edit.request.target_new) for prompt in (edit.request.prompt, edit.request.rephrases[0])]
             stays = [pair for fact in STAYING for pair in questions(fact, fact.value, task="causal")]
             shares.append([share(model, [pair]) for pair in asked] + [share(model, stays)])

@@ -14,6 +14,7 @@ from editors.measure.quality import Figure, prepared_quality
 from editors.measure.reference import Reference, build_reference, own_answers
 from editors.measure.scorer import Scorer, negative_shift
 from editors.measure.scoring import compared, prepare, readings, scores
+from editors.methods.base import EditJob
 from editors.methods.recursive import RecursiveEditor
 from editors.models.families import CausalModel
 from editors.models.hooks import side_branch
@@ -62,7 +63,9 @@ def with_probes(place: int, **changes: object) -> Edit:
 def candidate(rig: Rig, scorer: Scorer, added: list[Edit], retained: list[Edit], *, keep: bool = True) -> Measurements:
     """Edit, apply, measure; then keep, or go back."""
     saved = rig.weights.save()
-    result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, added, ())
+    result = RecursiveEditor(SETTINGS).edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=added)
+    )
     scorer.observe_parent(added, retained)
     rig.weights.apply(result.delta)
     measured = scorer.measure(added=added, retained=retained, gone_keys=(), delta=result.delta)
@@ -224,7 +227,9 @@ def test_a_removal_is_measured_without_edits(rig: Rig, reference: Reference) -> 
     scorer = Scorer(rig.model, rig.weights, reference)
     edits = edits_of(0, 1)
     candidate(rig, scorer, edits, [])
-    result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [], [edits[0].edit_id])
+    result = RecursiveEditor(SETTINGS).edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, removed_ids=[edits[0].edit_id])
+    )
     scorer.observe_parent([], edits[1:])
     rig.weights.apply(result.delta)
     measured = scorer.measure(added=[], retained=edits[1:], gone_keys=(), delta=result.delta)
@@ -236,7 +241,9 @@ def test_with_the_shift_taken_off_the_model_answers_as_the_base(rig: Rig) -> Non
     batch = rig.model.encode(FACTS)
     base = rig.model.target_logits(batch)
     assert negative_shift(rig.model, rig.weights) == {}
-    result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, edits_of(0, 1), ())
+    result = RecursiveEditor(SETTINGS).edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(0, 1))
+    )
     rig.weights.apply(result.delta)
     assert not torch.allclose(rig.model.target_logits(batch), base, atol=1e-2)
     with side_branch(rig.model.module, negative_shift(rig.model, rig.weights)):

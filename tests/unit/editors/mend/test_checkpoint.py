@@ -21,7 +21,7 @@ BASE = "b" * 64
 
 
 def editor(seed: int = 0, *, statistics: Statistics = "param") -> TrainedEditor:
-    transform = MendTransform(SHAPES, rank=2, statistics=statistics, rest=0.9)
+    transform = MendTransform(SHAPES, rank=2, statistics=statistics, stop_probability=0.9)
     generator = torch.Generator().manual_seed(seed)
     for name, (width, height) in SHAPES.items():
         transform.observe(name, torch.randn(9, width, generator=generator), torch.randn(9, height, generator=generator))
@@ -36,7 +36,7 @@ def editor(seed: int = 0, *, statistics: Statistics = "param") -> TrainedEditor:
         shapes=tuple((name, *shape) for name, shape in SHAPES.items()),
         rank=2,
         statistics=statistics,
-        rest=0.9,
+        stop_probability=0.9,
         settings={"num_passes": 1},
         training={"c_edit": 0.1},
         data=(DataFile(name="train.jsonl", digest="d" * 64, use="train"),),
@@ -61,7 +61,7 @@ def test_a_saved_and_reloaded_editor_gives_the_same_bytes_and_shifts(statistics:
     u, delta = torch.randn(5, 6), torch.randn(5, 4)
     for name in NAMES:
         assert torch.equal(read.transform.shift(name, u, delta), made.transform.shift(name, u, delta))
-    assert read.transform.rest == 0.9
+    assert read.transform.stop_probability == 0.9
 
 
 def test_another_network_or_another_card_is_another_digest() -> None:

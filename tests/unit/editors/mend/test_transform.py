@@ -90,7 +90,7 @@ def test_by_token_the_start_is_the_plain_normalised_gradient_whatever_its_length
 
 
 def test_by_token_a_shift_is_scaled_by_the_probability_that_is_missing() -> None:
-    transform = seen(MendTransform(SHAPES, rank=3, statistics="token", rest=0.8))
+    transform = seen(MendTransform(SHAPES, rank=3, statistics="token", stop_probability=0.8))
     u, delta = pairs("a.weight", num_tokens=4)
     asked = transform(name="a.weight", u_TI=u, delta_TO=delta, probability_T=torch.tensor([0.0, 0.5, 0.79, 0.8]))
     whole = transform.shift("a.weight", u, delta)
@@ -230,7 +230,7 @@ def test_pairs_that_ask_for_nothing_cannot_set_a_rate() -> None:
 
 def test_as_a_transform_it_gives_no_gradient_and_lets_probable_tokens_rest() -> None:
     mend = trained()
-    mend.rest = 0.6
+    mend.stop_probability = 0.6
     transform: Transform = mend
     u, delta = pairs("a.weight")
     probability = torch.tensor([0.1, 0.6, 0.9, 0.2, 0.3, 0.5, 0.59])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from editors.methods.base import EditJob
 from editors.methods.fine_tuning import FineTuning, FineTuningEditor
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.errors import EditorFailed, InvalidInput
@@ -22,7 +23,11 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
 
 
 def delta_of(rig: Rig, settings: FineTuning, *places: int) -> WeightDelta:
-    return FineTuningEditor(settings).edit(rig.model, rig.weights, rig.ledger, edits_of(*places), ()).delta
+    return (
+        FineTuningEditor(settings)
+        .edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(*places)))
+        .delta
+    )
 
 
 def test_the_steps_are_those_of_adamw_on_the_weights_themselves(rig: Rig) -> None:
@@ -91,19 +96,21 @@ def test_no_weight_moves_further_than_the_bound(rig: Rig) -> None:
 
 def test_it_stops_as_soon_as_every_target_is_probable_enough(rig: Rig) -> None:
     editor = FineTuningEditor(EAGER)
-    result = editor.edit(rig.model, rig.weights, rig.ledger, edits_of(0), ())
+    result = editor.edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(0)))
     assert 0 < result.num_passes < EAGER.num_steps
     rig.weights.apply(result.delta)
-    again = editor.edit(rig.model, rig.weights, rig.ledger, edits_of(0), ())
+    again = editor.edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(0)))
     assert again.num_passes == 0
     assert all(norm == 0 for norm in again.delta.norms.values())
 
 
 def test_it_cannot_take_an_edit_out_and_needs_one_to_make(rig: Rig) -> None:
     with pytest.raises(InvalidInput, match="recursive"):
-        FineTuningEditor(EAGER).edit(rig.model, rig.weights, rig.ledger, edits_of(0), ("old",))
+        FineTuningEditor(EAGER).edit(
+            EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(0), removed_ids=("old",))
+        )
     with pytest.raises(EditorFailed, match="none"):
-        FineTuningEditor(EAGER).edit(rig.model, rig.weights, rig.ledger, [], ())
+        FineTuningEditor(EAGER).edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger))
 
 
 def test_a_model_that_gives_no_probability_is_no_success(rig: Rig) -> None:

@@ -8,14 +8,13 @@ from torch import nn
 
 from editors.measure.scoring import prepare
 from editors.mend.transform import MendTransform, shapes_of
-from editors.methods.base import EditResult
+from editors.methods.base import EditJob, EditResult
 from editors.methods.mend_sum import MendSumEditor, every_token, published_inner_params, token_pairs
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
 from editors.weights.deltas import PlainWeights
 from pipeline.domain.errors import EditorFailed, InvalidInput, Misconfigured
-from pipeline.domain.rank_api import EditorSettings
 from tests.support.factories import make_edit
 from tests.support.tiny_families import ARCHITECTURES, pairs_of, tiny_model, tiny_module
 
@@ -36,8 +35,8 @@ def edits_of(model: EditableModel) -> list:
 
 def edited(model: EditableModel, transform: MendTransform) -> EditResult:
     weights = PlainWeights(model.module, model.inner)
-    editor = MendSumEditor(EditorSettings(solver="sum"), transform)
-    return editor.edit(model, weights, NOTHING, edits_of(model), ())
+    editor = MendSumEditor(transform)
+    return editor.edit(EditJob(model=model, weights=weights, ledger=NOTHING, added=edits_of(model)))
 
 
 def observed(model: EditableModel, *, step: float = 0.05) -> MendTransform:
@@ -161,11 +160,11 @@ def test_the_papers_weights_are_the_mlps_of_the_last_two_blocks_of_encoder_and_d
 def test_what_a_sum_cannot_do_is_refused() -> None:
     model = model_of("llama")
     weights = PlainWeights(model.module, model.inner)
-    editor = MendSumEditor(EditorSettings(solver="sum"), observed(model))
+    editor = MendSumEditor(observed(model))
     with pytest.raises(InvalidInput, match="recursive"):
-        editor.edit(model, weights, NOTHING, [], ["an id"])
+        editor.edit(EditJob(model=model, weights=weights, ledger=NOTHING, removed_ids=["an id"]))
     with pytest.raises(EditorFailed, match="none"):
-        editor.edit(model, weights, NOTHING, [], ())
-    other = MendSumEditor(EditorSettings(solver="sum"), MendTransform({"other.weight": (16, 16)}, rank=1))
+        editor.edit(EditJob(model=model, weights=weights, ledger=NOTHING))
+    other = MendSumEditor(MendTransform({"other.weight": (16, 16)}, rank=1))
     with pytest.raises(Misconfigured, match="inner parameter"):
-        other.edit(model, weights, NOTHING, edits_of(model), ())
+        other.edit(EditJob(model=model, weights=weights, ledger=NOTHING, added=edits_of(model)))

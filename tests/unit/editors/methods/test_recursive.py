@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.methods.base import EditResult
+from editors.methods.base import EditJob, EditResult
 from editors.methods.memoryless import MemorylessEditor
 from editors.methods.recursive import RecursiveEditor
 from editors.methods.select import editor_for
@@ -24,7 +24,9 @@ from tests.support.scored import score_pairs
 def step(rig: Rig, added: list[Edit], removed: tuple[str, ...] = (), **changes: object) -> EditResult:
     """Edit and keep."""
     editor = RecursiveEditor(SETTINGS)
-    result = editor.edit(rig.model, rig.weights, rig.ledger, added, removed)
+    result = editor.edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=added, removed_ids=removed)
+    )
     rig.weights.apply(result.delta)
     rig.ledger.commit(result.rows, result.removed_ids)
     return result
@@ -81,7 +83,15 @@ def test_weights_and_ledger_on_exit_are_those_on_entry(rig: Rig) -> None:
     step(rig, edits_of(0, 1))
     held = {name: parameter.clone() for name, parameter in rig.model.module.named_parameters()}
     ids = rig.ledger.edit_ids
-    RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, edits_of(2, 3), [edits_of(0)[0].edit_id])
+    RecursiveEditor(SETTINGS).edit(
+        EditJob(
+            model=rig.model,
+            weights=rig.weights,
+            ledger=rig.ledger,
+            added=edits_of(2, 3),
+            removed_ids=[edits_of(0)[0].edit_id],
+        )
+    )
     assert all(torch.equal(parameter, held[name]) for name, parameter in rig.model.module.named_parameters())
     assert rig.ledger.edit_ids == ids
 
@@ -97,7 +107,9 @@ def of_subjects(rig: Rig) -> EditorSettings:
 
 def test_an_edit_with_a_subject_has_one_row_for_it_and_answer_rows_only_for_what_is_missing(rig: Rig) -> None:
     known, unknown = about(edits_of(0)[0], "king"), about(edits_of(1)[0], None)
-    result = RecursiveEditor(of_subjects(rig)).edit(rig.model, rig.weights, rig.ledger, [known, unknown], ())
+    result = RecursiveEditor(of_subjects(rig)).edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=[known, unknown])
+    )
     first, *others = rig.model.inner_param_names
     assert result.rows.ranges[first] == ((known.edit_id, 0, 1), (unknown.edit_id, 1, 1))
     assert all({row[0] for row in result.rows.ranges[name]} >= {unknown.edit_id} for name in others)
@@ -111,10 +123,12 @@ def test_edits_of_subjects_leave_the_ledger_like_any_other(rig: Rig) -> None:
     base = {name: rig.model.module.get_parameter(name).clone() for name in rig.model.inner_param_names}
     edits = [about(edits_of(0)[0], "king"), about(edits_of(1)[0], None), about(edits_of(2)[0], "president")]
     editor = RecursiveEditor(of_subjects(rig))
-    result = editor.edit(rig.model, rig.weights, rig.ledger, edits, ())
+    result = editor.edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits))
     rig.weights.apply(result.delta)
     rig.ledger.commit(result.rows)
-    gone = editor.edit(rig.model, rig.weights, rig.ledger, [], [edit.edit_id for edit in edits])
+    gone = editor.edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, removed_ids=[edit.edit_id for edit in edits])
+    )
     rig.weights.apply(gone.delta)
     for name, weight in base.items():
         rounding = 2**-24 * magnified(rig, name)
@@ -132,8 +146,12 @@ def test_rephrases_become_rows_of_their_edit_but_never_the_first(rig: Rig) -> No
     edit = edits_of(0)[0]
     edit = replace(edit, request=replace(edit.request, rephrases=("the king of Japan", "Japan king is")))
     settings = replace(SETTINGS, rephrase_rows=2)
-    alone = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [edit], ())
-    both = RecursiveEditor(settings).edit(rig.model, rig.weights, rig.ledger, [edit], ())
+    alone = RecursiveEditor(SETTINGS).edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=[edit])
+    )
+    both = RecursiveEditor(settings).edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=[edit])
+    )
     assert both.num_rows == 2 * alone.num_rows
     assert both.rows.edit_ids == (edit.edit_id,)
 
@@ -143,7 +161,15 @@ def test_an_edit_call_is_bitwise_repeatable(rig: Rig, tmp_path: Path) -> None:
     editor = RecursiveEditor(SETTINGS)
     digests = []
     for run in ("1", "2"):
-        result = editor.edit(rig.model, rig.weights, rig.ledger, edits_of(2, 3), [edits_of(0)[0].edit_id])
+        result = editor.edit(
+            EditJob(
+                model=rig.model,
+                weights=rig.weights,
+                ledger=rig.ledger,
+                added=edits_of(2, 3),
+                removed_ids=[edits_of(0)[0].edit_id],
+            )
+        )
         digests.append((result.delta.save(tmp_path / run), result.rows.save(tmp_path / run)))
     assert digests[0] == digests[1]
 
@@ -199,7 +225,9 @@ def test_a_fact_that_the_model_has_already_asks_for_nothing(tmp_path: Path) -> N
     edits = edits_of(0)
     step(rig, edits)
     again = make_edit("again", prompt=edits[0].request.prompt, target_new=edits[0].request.target_new)
-    result = RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [again], ())
+    result = RecursiveEditor(SETTINGS).edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=[again])
+    )
     assert result.num_passes == 1
     assert max(result.delta.norms.values()) == 0.0
     assert result.num_rows == 1
@@ -212,7 +240,9 @@ def test_an_edit_that_asks_nothing_after_the_subjects_group_is_held_by_its_keys(
     again = make_edit("again", prompt=known.prompt, target_new=known.target_new)  # names no subject
     subject, *answer = rig.model.inner_param_names
     settings = replace(SETTINGS, inner_params=rig.model.inner_param_names, subject_params=(subject,))
-    result = RecursiveEditor(settings).edit(rig.model, rig.weights, rig.ledger, [again], ())
+    result = RecursiveEditor(settings).edit(
+        EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=[again])
+    )
     assert max(result.delta.norms.values()) == 0.0
     for name in answer:
         assert bool(result.rows.keys[name].any())
@@ -223,26 +253,30 @@ def test_an_edit_that_asks_nothing_after_the_subjects_group_is_held_by_its_keys(
 def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
     rig, editor = make_rig(tmp_path), RecursiveEditor(SETTINGS)
     with pytest.raises(EditorFailed, match="neither"):
-        editor.edit(rig.model, rig.weights, rig.ledger, [], ())
+        editor.edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger))
     with pytest.raises(UnknownRecord, match="nobody"):
-        editor.edit(rig.model, rig.weights, rig.ledger, [], ["nobody"])
+        editor.edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, removed_ids=["nobody"]))
     rig.ledger.prior.moments.clear()
     with pytest.raises(Misconfigured, match="prior"):
-        editor.edit(rig.model, rig.weights, rig.ledger, edits_of(0), ())
+        editor.edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(0)))
 
 
 @pytest.mark.parametrize("solver", ["least_squares", "sum"])
 def test_solvers_without_memory_land_an_edit_and_refuse_to_remove_it(solver: str, tmp_path: Path) -> None:
     rig = make_rig(tmp_path)
-    settings = EditorSettings(solver=solver, ridge=1e-3, damping=0.02, step=1.0, rest=0.5, num_passes=40)
+    settings = EditorSettings(solver=solver, ridge=1e-3, damping=0.02, step=1.0, stop_probability=0.5, num_passes=40)
     editor, edits = editor_for(settings), edits_of(0)
     assert isinstance(editor, MemorylessEditor)
     before = probabilities(rig, edits)[0]
-    result = editor.edit(rig.model, rig.weights, rig.ledger, edits, ())
+    result = editor.edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits))
     rig.weights.apply(result.delta)
     assert probabilities(rig, edits)[0] > before + 0.2
     with pytest.raises(InvalidInput, match="recursive"):
-        editor.edit(rig.model, rig.weights, rig.ledger, edits, [edits[0].edit_id])
+        editor.edit(
+            EditJob(
+                model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits, removed_ids=[edits[0].edit_id]
+            )
+        )
 
 
 def test_only_editors_that_exist_are_chosen() -> None:
@@ -256,7 +290,7 @@ def test_only_editors_that_exist_are_chosen() -> None:
 def test_the_gradient_transform_is_the_row_that_was_measured() -> None:
     u_TI = torch.tensor([[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]])
     delta_TO = torch.tensor([[0.0, 2.0], [1.0, 0.0], [5.0, 5.0]])
-    wanted = GradientTransform(step=0.5, rest=0.5)(
+    wanted = GradientTransform(step=0.5, stop_probability=0.5)(
         name="w", u_TI=u_TI, delta_TO=delta_TO, probability_T=torch.tensor([0.1, 0.4, 0.55])
     )
     length = 0.5 * (5 + 1 + 10) / 3
@@ -265,7 +299,7 @@ def test_the_gradient_transform_is_the_row_that_was_measured() -> None:
 
 
 def test_a_row_without_a_gradient_asks_for_nothing() -> None:
-    wanted = GradientTransform(step=0.5, rest=0.5)(
+    wanted = GradientTransform(step=0.5, stop_probability=0.5)(
         name="w", u_TI=torch.ones(1, 2), delta_TO=torch.zeros(1, 3), probability_T=torch.zeros(1)
     )
     assert torch.equal(wanted, torch.zeros(1, 3))

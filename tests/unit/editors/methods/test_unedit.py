@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.methods.base import EditResult
+from editors.methods.base import EditJob, EditResult
 from editors.methods.recursive import RecursiveEditor
 from editors.methods.select import resolved
 from editors.models.families import EditableModel
@@ -27,7 +27,7 @@ from tests.support.ledger_parts import whole_shift
 from tests.support.scored import score_pairs
 from tests.support.taught import FACTS, correction, sentences
 
-SETTINGS = EditorSettings(prior_strength=300.0, ridge=1e-3, damping=0.02, step=0.5, rest=0.9, num_passes=20)
+SETTINGS = EditorSettings(prior_strength=300.0, ridge=1e-3, damping=0.02, step=0.5, stop_probability=0.9, num_passes=20)
 """Long steps: a natural gradient gains less a step, and with 0.3 the passes were used up before the edits rested."""
 TOLERANCE = 2e-5
 """Relative distance (Frobenius) of weights that came about in other ways from the same rows. Measured: 1.8e-6 at most
@@ -55,7 +55,7 @@ class Rig:
     def step(self, added: Sequence[Edit], removed_ids: Collection[str] = ()) -> EditResult:
         """Edit and keep."""
         result = RecursiveEditor(resolved(SETTINGS, self.model)).edit(
-            self.model, self.weights, self.ledger, added, removed_ids
+            EditJob(model=self.model, weights=self.weights, ledger=self.ledger, added=added, removed_ids=removed_ids)
         )
         self.weights.apply(result.delta)
         self.ledger.commit(result.rows, result.removed_ids)
@@ -278,7 +278,7 @@ def test_a_ledger_that_cannot_be_solved_says_where_and_changes_nothing(
 ) -> None:
     broken = Ledger(with_moments(rig.ledger.prior, lambda moment: moment * factor), strength=strength, ridge=0.0)
     with pytest.raises(EditorFailed, match=r"mlp\.down_proj"):
-        RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, broken, EDITS[:2], ())
+        RecursiveEditor(SETTINGS).edit(EditJob(model=rig.model, weights=rig.weights, ledger=broken, added=EDITS[:2]))
     assert not any(shift.any() for shift in rig.shifts().values())
     assert broken.edit_ids == ()
     assert all(rig.known())

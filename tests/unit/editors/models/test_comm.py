@@ -14,7 +14,7 @@ from torch import Tensor
 
 from editors.measure.scoring import Score
 from editors.methods import edit_reading
-from editors.methods.base import EditResult
+from editors.methods.base import EditJob, EditResult
 from editors.methods.memoryless import MemorylessEditor
 from editors.methods.recursive import RecursiveEditor
 from editors.models.comm import ALONE, Comm, agreed, merged, own_share, together
@@ -92,7 +92,12 @@ def life(rig: Rig) -> tuple[dict[str, Tensor], list[Score], tuple[str, ...]]:
     )
     editor = RecursiveEditor(SETTINGS)
     for added, removed in steps:
-        keep(rig, editor.edit(rig.model, rig.weights, rig.ledger, added, removed))
+        keep(
+            rig,
+            editor.edit(
+                EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=added, removed_ids=removed)
+            ),
+        )
     asked = [(edit.request.prompt, edit.request.target_new) for edit in (*first, *second)]
     shifts = {name: rig.weights.shift(name).clone() for name in rig.model.inner_param_names}
     return shifts, score_pairs(rig.model, asked), rig.ledger.edit_ids
@@ -115,7 +120,11 @@ def test_a_ledger_and_weights_live_on_ranks_as_they_do_alone(num_ranks: int, tmp
 def test_the_solvers_without_a_ledger_are_divided_too(tmp_path: Path) -> None:
     def made(comm: Comm) -> dict[str, tuple[Tensor, Tensor]]:
         rig = rig_of(tmp_path, comm)
-        return MemorylessEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, edits_of(0, 1), ()).delta.factors
+        return (
+            MemorylessEditor(SETTINGS)
+            .edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(0, 1)))
+            .delta.factors
+        )
 
     expected = made(ALONE)
     for found in on_ranks(2, made):
@@ -168,6 +177,8 @@ def test_what_ranks_found_comes_together_in_order() -> None:
 def test_an_edit_that_no_rank_knows_is_unknown_to_all(tmp_path: Path) -> None:
     def removed(comm: Comm) -> EditResult:
         rig = rig_of(tmp_path, comm)
-        return RecursiveEditor(SETTINGS).edit(rig.model, rig.weights, rig.ledger, [], ["nobody"])
+        return RecursiveEditor(SETTINGS).edit(
+            EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, removed_ids=["nobody"])
+        )
 
     assert all(isinstance(error, UnknownRecord) for error in on_ranks(2, removed))

@@ -55,7 +55,9 @@ def objective_of(
 ) -> tuple[Objective, MendTransform]:
     """An objective after its beginning, with a network that is away from its start."""
     statistics = "token" if kind == SOLVED else "shape"
-    transform = MendTransform(shapes_of(model.inner), rank=4, statistics=statistics, rest=0.8 if kind == SOLVED else 1)
+    transform = MendTransform(
+        shapes_of(model.inner), rank=4, statistics=statistics, stop_probability=0.8 if kind == SOLVED else 1
+    )
     examples = examples or lessons_of(model)
     objective: Objective
     if kind == SOLVED:

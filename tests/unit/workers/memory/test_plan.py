@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from editors.methods.base import EditJob
 from editors.methods.recursive import RecursiveEditor
 from editors.methods.select import resolved
 from editors.models.families import editable, family_of
@@ -100,7 +101,11 @@ def test_the_solve_takes_what_a_ledger_and_a_prior_allocate(num_ranks: int, rig:
     settings = resolved(EditorSettings(prior_strength=1.0, num_passes=2), parts.model)
     ledger = parts.ledger.copied()
     added = edits(4)
-    ledger.commit(RecursiveEditor(settings).edit(parts.model, parts.weights, ledger, added, ()).rows)
+    ledger.commit(
+        RecursiveEditor(settings)
+        .edit(EditJob(model=parts.model, weights=parts.weights, ledger=ledger, added=added))
+        .rows
+    )
     names = parts.model.inner_param_names[::num_ranks]
     natural = NaturalGradient(ledger.prior, settings.damping)
     assert all(ledger.factor(name) for name in names)
@@ -121,7 +126,9 @@ def test_the_solve_takes_what_a_ledger_and_a_prior_allocate(num_ranks: int, rig:
 def test_a_subject_parameter_keeps_one_row_an_edit(rig: tuple[Path, Rig]) -> None:
     folder, parts = rig
     settings = resolved(EditorSettings(prior_strength=1.0, num_passes=1), parts.model)
-    result = RecursiveEditor(settings).edit(parts.model, parts.weights, parts.ledger, edits(3), ())
+    result = RecursiveEditor(settings).edit(
+        EditJob(model=parts.model, weights=parts.weights, ledger=parts.ledger, added=edits(3))
+    )
     (name,) = settings.subject_params
     kept = result.rows.keys[name].nbytes + result.rows.targets[name].nbytes
     more, fewer = (plan_memory(folder, num_ranks=9, work=Work(num_edits=count)) for count in (9, 6))
