@@ -47,8 +47,12 @@ class EditorSettings:
         """Read settings from JSON; also those that were stored when `stop_probability` was called `rest`."""
         former = {"stop_probability": fields["rest"]} if "rest" in fields else {}
         known = {field.name for field in dataclasses.fields(cls)}
-        given: dict[str, Any] = {name: value for name, value in {**former, **fields}.items() if name in known}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in {**former, **fields}.items()
+            if name in known
+        }
+        return cls(**given)
 
 
 UNTRAINED = "gradient (untrained)"

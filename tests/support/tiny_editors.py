@@ -29,7 +29,7 @@ def tiny_editor(model: Path, **changes: Any) -> TrainedEditor:
         "shapes": tuple((name, *shape) for name, shape in transform.shapes.items()),
         "rank": 2,
         "statistics": "token",
-        "rest": 0.7,
+        "stop_probability": 0.7,
         "settings": {"step": 0.3, "trained_passes": 2, "of a later version": 1},
         "training": {},
         "data": (),

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from editors.mend.checkpoint import CARD, TENSORS, CardStage, DataFile, EditorCard, TrainedEditor
+from editors.mend.shipped import PRETRAINED
 from editors.mend.transform import MendTransform, Statistics
+from pipeline.domain.canonical import sha256_file, sha256_json
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
 
 NAMES = ("blocks.10.weight", "blocks.2.weight")
@@ -62,6 +64,21 @@ def test_a_saved_and_reloaded_editor_gives_the_same_bytes_and_shifts(statistics:
     for name in NAMES:
         assert torch.equal(read.transform.shift(name, u, delta), made.transform.shift(name, u, delta))
     assert read.transform.stop_probability == 0.9
+
+
+def test_a_card_keeps_the_names_and_the_digest_that_it_was_written_with() -> None:
+    document = editor().card.as_json()
+    assert document["rest"] == 0.9
+    assert "stop_probability" not in document
+    assert EditorCard.from_json(document).as_json() == document
+    shipped = PRETRAINED / "smollm2-135m-instruct"
+    read = TrainedEditor.load(shipped)
+    assert read.digest == sha256_json({name: sha256_file(shipped / name) for name in (TENSORS, CARD)})
+
+
+@pytest.mark.parametrize(("solver", "is_published"), [("mend", True), ("sum", True), ("recursive", False)])
+def test_an_editor_for_mend_as_published_says_so_in_either_word(solver: str, is_published: bool) -> None:
+    assert replace(editor().card, solver=solver).is_published == is_published
 
 
 def test_another_network_or_another_card_is_another_digest() -> None:

@@ -261,7 +261,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
         editor.edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(0)))
 
 
-@pytest.mark.parametrize("solver", ["least_squares", "sum"])
+@pytest.mark.parametrize("solver", ["least_squares", "row_sum", "sum"])
 def test_solvers_without_memory_land_an_edit_and_refuse_to_remove_it(solver: str, tmp_path: Path) -> None:
     rig = make_rig(tmp_path)
     settings = EditorSettings(solver=solver, ridge=1e-3, damping=0.02, step=1.0, stop_probability=0.5, num_passes=40)
