@@ -53,7 +53,11 @@ def test_a_lineage_takes_weights_and_settings_from_the_card(files: Path) -> None
     assert found["editor"]["inner_params"] == [SUBJECT, ANSWER]
     assert found["editor"]["subject_params"] == [SUBJECT]
     assert (found["editor"]["solver"], found["editor"]["transform"]) == ("recursive", digest)
-    assert (found["editor"]["stop_probability"], found["editor"]["step"], found["editor"]["trained_passes"]) == (0.7, 0.3, 2)
+    assert (found["editor"]["stop_probability"], found["editor"]["step"], found["editor"]["trained_passes"]) == (
+        0.7,
+        0.3,
+        2,
+    )
     assert found["trained"] == {"name": "editor", "card": f"editor/{CARD}", "tensors": f"editor/{TENSORS}"}
     copied = TrainedEditor.load(files / "out" / "editor", found["base_digest"], expected_digest=digest)
     assert copied.card == tiny_editor(files / "model").card
