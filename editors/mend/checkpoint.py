@@ -1,4 +1,4 @@
-"""Knows an editor directory: a trained transform, and the card that says what it is for. Trains nothing.
+"""An editor's folder: a trained transform, and the card that says what it is for.
 
     editor.safetensors   the network, its statistics and its rates, fp32 (sums of the statistics fp64)
     card.json            base, inner parameters, settings, data, figures; binds the other file by its SHA-256
@@ -56,7 +56,7 @@ class EditorCard:
     """What a trained editor is, what it was made from and how good it was."""
 
     base_digest: str
-    """Of the only base that it may edit."""
+    """Digest of the only base that it may edit."""
     task: str
     """`causal`, `seq2seq` or `classifier`."""
     solver: str
@@ -66,23 +66,23 @@ class EditorCard:
     shapes: tuple[tuple[str, int, int], ...]
     """(inner parameter, in_features, out_features), in the order of the transform's rows."""
     rank: int
-    """Of the network."""
+    """Rank of the network's layers."""
     statistics: Statistics
-    """By what pairs are normalised."""
+    """What pairs are normalised by."""
     stop_probability: float
     """Target probability from which a token asks for nothing; `rest` in the file."""
     settings: dict[str, Any]
     """Fields of `EditorSettings` with which it has to be used, beside those that the card has of its own."""
     training: dict[str, Any]
-    """How it was trained."""
+    """Constants that it was trained with."""
     data: tuple[DataFile, ...]
-    """Its files."""
+    """Files that it was trained and validated on."""
     metrics: dict[str, float]
     """Validation figures at the best step, by the constants under `training`."""
     command: str
-    """What trained it."""
+    """Command line that trained it."""
     num_steps: int
-    """Steps behind these weights."""
+    """Training steps behind these weights."""
     versions: dict[str, str]
     """Library -> version that trained it."""
     licence: str
@@ -94,7 +94,7 @@ class EditorCard:
         return self.solver in ("mend", "sum")
 
     def as_json(self) -> dict[str, Any]:
-        """The card as a JSON object."""
+        """Return the card as a JSON object."""
         document = asdict(self)
         # By its first name: the digest is of the bytes of the card, so editors that are there keep theirs.
         return {"format": FORMAT, "rest": document.pop("stop_probability"), **document}
@@ -117,13 +117,13 @@ class TrainedEditor:
     """A trained transform with its card."""
 
     card: EditorCard
-    """What it is."""
+    """What it is for and how it has to be used."""
     transform: MendTransform = field(repr=False)
     """The network, with the statistics and rates it was saved with."""
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over both files."""
+        """SHA-256 over both files, as `EditorSettings.transform` names it."""
         return _digest(self._files())
 
     def save(self, folder: Path) -> str:

@@ -1,6 +1,6 @@
-"""Knows the mean and the biased standard deviation of rows seen so far, and keeps them in a checkpoint.
+"""Mean and biased standard deviation of the rows seen so far, kept in a checkpoint.
 
-Does not know what the rows are. Batches are merged by the formula of Chan, Golub and LeVeque; sums are fp64.
+Batches are merged by the formula of Chan, Golub and LeVeque; sums are fp64.
 
 Legend: T rows of a batch, D width, S separate statistics.
 """
@@ -40,6 +40,7 @@ class RunningMoments(nn.Module):
         if not added:
             return
         mean_D = rows_TD.mean(dim=0)
+        # Chan et al.: the squares of both batches about their own means, and what the distance of the means adds.
         step_D = mean_D - self.mean_SD[kind]
         self.squares_SD[kind] += (rows_TD - mean_D).square().sum(dim=0)
         self.squares_SD[kind] += step_D.square() * (seen * added / (seen + added))
@@ -47,12 +48,12 @@ class RunningMoments(nn.Module):
         self.num_seen_S[kind] += added
 
     def std(self, kind: int = 0) -> Tensor:
-        """Biased standard deviation, D, fp64; ones while there are not two rows to tell it from."""
+        """Return the biased standard deviation, D, fp64; ones while there are not two rows to tell it from."""
         seen = int(self.num_seen_S[kind])
         return (self.squares_SD[kind] / seen).sqrt() if seen > 1 else torch.ones_like(self.mean_SD[kind])
 
     def normalised(self, rows_TD: Tensor, kind: int = 0) -> Tensor:
-        """`(x - mean) / (std + 1e-7)`, in the dtype of the rows; the rows themselves while nothing was seen."""
+        """Return `(x - mean) / (std + 1e-7)`, T x D, in the dtype of the rows; the rows themselves below two seen."""
         if int(self.num_seen_S[kind]) < 2:
             return rows_TD
         mean_D, std_D = self.mean_SD[kind].to(rows_TD.dtype), self.std(kind).to(rows_TD.dtype)

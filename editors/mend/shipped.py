@@ -1,4 +1,4 @@
-"""Knows which trained editor ships for a base: `pretrained/NAME/` with an editor's two files. Never loads torch."""
+"""Which trained editor ships for a base: `pretrained/NAME/` has an editor's two files. Torch is not loaded for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from pipeline.domain.errors import IntegrityBroken
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
-"""Where they are; a folder each, under the editor's name."""
+"""Folder of the editors that ship, one folder each under its name."""
 CARD = "card.json"
 
 
 def shipped_editor(base_digest: str, folder: Path | None = None) -> Path | None:
-    """The folder of the editor that ships for a base, the first by name; None if there is none.
+    """Return the folder of the editor that ships for a base, the first by name; None if there is none.
 
     Args:
         base_digest: of the base.

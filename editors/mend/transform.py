@@ -37,12 +37,12 @@ MARGIN = 0.1
 
 
 def shapes_of(params: Sequence[InnerParam]) -> dict[str, Shape]:
-    """Inner parameter -> (in_features, out_features), in order."""
+    """Return (in_features, out_features) by inner parameter, in order."""
     return {param.name: (param.in_features, param.out_features) for param in params}
 
 
 class MendLayer(nn.Module):
-    """`z + max(0, s_m * (U V z + b) + o_m)`."""
+    """One layer, `z + max(0, s_m * (U V z + b) + o_m)`, with U at zero so that it begins as the identity."""
 
     def __init__(self, width: int, *, rank: int, num_params: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class MendLayer(nn.Module):
         self.offset_MD = nn.Parameter(torch.zeros(num_params, width))
 
     def forward(self, rows_TD: Tensor, member: int) -> Tensor:
-        """The rows of one inner parameter, transformed."""
+        """Return the rows (T x D) of the inner parameter that is `member` of its shape, transformed."""
         low_TD = (rows_TD @ self.right_RD.T) @ self.left_DR.T + self.bias_D
         return rows_TD + (self.scale_MD[member] * low_TD + self.offset_MD[member]).clamp(min=0)
 
@@ -73,7 +73,7 @@ class ShapeNetwork(nn.Module):
         self.second = MendLayer(width, rank=rank, num_params=num_params, generator=generator)
 
     def forward(self, rows_TD: Tensor, member: int) -> Tensor:
-        """Raw pairs of one inner parameter, normalised and transformed."""
+        """Return raw pairs (T x D) of one inner parameter, normalised and transformed."""
         edited: Tensor = self.second(self.first(self._normalised(rows_TD, member), member), member)
         return edited
 
@@ -136,19 +136,19 @@ class MendTransform(nn.Module):
 
     @property
     def rates(self) -> dict[str, float]:
-        """alpha of each inner parameter."""
+        """The learned rate alpha of each inner parameter."""
         return dict(zip(self.names, self.log_rate_M.detach().double().exp().tolist(), strict=True))
 
     def network_parameters(self) -> list[nn.Parameter]:
-        """Everything that is learned but the rates."""
+        """Return everything that is learned but the rates."""
         return list(self.networks.parameters())
 
     def rate_parameters(self) -> list[nn.Parameter]:
-        """What the rates are the exponential of; a group of their own in the optimizer."""
+        """Return the logarithms of the rates: a group of their own in the optimizer, as in the paper."""
         return [self.log_rate_M]
 
     def rate(self, name: str) -> Tensor:
-        """alpha of an inner parameter, with gradient."""
+        """Return alpha of an inner parameter, with gradient."""
         return self.log_rate_M[self.names.index(name)].exp()
 
     def observe(self, name: str, u_TI: Tensor, delta_TO: Tensor) -> None:
@@ -157,13 +157,13 @@ class MendTransform(nn.Module):
         self._network(name).observe(rows_TD[_is_pair(u_TI, delta_TO)], self._member(name))
 
     def pseudo(self, name: str, u_TI: Tensor, delta_TO: Tensor) -> tuple[Tensor, Tensor]:
-        """The edited pairs u~ (T x I) and delta~ (T x O), fp32; zeros where the raw pair's update is zero."""
+        """Return the edited pairs u~ (T x I) and delta~ (T x O), fp32; zeros where the raw pair's update is zero."""
         edited_TD: Tensor = self._network(name)(_paired(u_TI, delta_TO), self._member(name))
         edited_TD = edited_TD * _is_pair(u_TI, delta_TO)[:, None]
         return edited_TD[:, : u_TI.shape[1]], edited_TD[:, u_TI.shape[1] :]
 
     def shift(self, name: str, u_TI: Tensor, delta_TO: Tensor) -> Tensor:
-        """What each token's own update does to the output at its own key: `-alpha (k . u~) delta~`, T x O.
+        """Return what each token's own update does at its own key: `-alpha (k . u~) delta~`, T x O.
 
         Rows with `k . u~ <= 0` are zero and counted in `num_skipped`.
         """

@@ -74,7 +74,7 @@ class MendSumEditor:
 
 
 def update(transform: MendTransform, name: str, u_TI: Tensor, delta_TO: Tensor) -> tuple[Tensor, Tensor]:
-    """The published update `S = F D` of one inner parameter: F (I x T) is u~ transposed, D is -alpha delta~."""
+    """Return the published update `S = F D` of one inner parameter: F (I x T) is u~ transposed, D is -alpha delta~."""
     edited_TI, edited_TO = transform.pseudo(name, u_TI, delta_TO)
     return edited_TI.T, -transform.rate(name) * edited_TO
 
@@ -92,7 +92,7 @@ def token_pairs(model: EditableModel, prepared: Prepared) -> Pairs:
 
 
 def every_token(model: EditableModel, batch: TargetBatch, param: InnerParam) -> tuple[Tensor, Tensor]:
-    """Rows and positions of every token that an inner layer sees, T each: up to the last of its sequence's keys."""
+    """Return rows and positions of every token that an inner layer sees, T each: to the last key of its sequence."""
     row_T, position_T = model.key_positions(batch, param, "answer")
     zero_B = torch.zeros(batch.num_rows, dtype=position_T.dtype, device=position_T.device)
     last_B = zero_B.scatter_reduce(0, row_T, position_T, "amax")
@@ -102,7 +102,7 @@ def every_token(model: EditableModel, batch: TargetBatch, param: InnerParam) -> 
 
 
 def published_inner_params(module: nn.Module) -> tuple[str, ...]:
-    """Names of the weights that the paper edits: of the MLPs of the last blocks.
+    """Return the names of the weights that the paper edits: those of the MLPs of the last blocks.
 
     Raises:
         Misconfigured: if the architecture is not in the registry.
@@ -129,7 +129,7 @@ def _weights_in(module: nn.Module, folder: str) -> list[str]:
 def _rows(
     pairs: Pairs, factors: dict[str, tuple[Tensor, Tensor]], weights: WeightStore, edit_ids: Sequence[str]
 ) -> EditRows:
-    """Ledger rows that say what the weights come to at each token: a sum asks for nothing else."""
+    """Return ledger rows that say what the weights come to at each token: a sum asks for nothing else."""
     keys = {name: u_TI.double().cpu() for name, u_TI in pairs.u_TI.items()}
     targets = {}
     for name, keys_TI in keys.items():

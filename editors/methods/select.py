@@ -17,7 +17,7 @@ from pipeline.domain.rank_api import EditorSettings
 
 
 def editor_for(settings: EditorSettings, transform: TrainedTransform | None = None) -> Editor:
-    """The editor that settings name.
+    """Return the editor that settings name.
 
     Args:
         settings: of the lineage.
@@ -36,7 +36,7 @@ def editor_for(settings: EditorSettings, transform: TrainedTransform | None = No
 
 
 def learnt_settings(trained: TrainedEditor) -> dict[str, Any]:
-    """Fields of `EditorSettings` with which a trained editor has to be used, as its card says."""
+    """Return the fields of `EditorSettings` with which a trained editor has to be used, as its card says."""
     card = trained.card
     known = {field.name for field in fields(EditorSettings)}
     of_subject = [stage for stage in card.stages if stage.key_tokens == "subject"]
@@ -51,7 +51,7 @@ def learnt_settings(trained: TrainedEditor) -> dict[str, Any]:
 
 
 def lineage_settings(trained: TrainedEditor, *, task: str) -> EditorSettings:
-    """The settings of a lineage that a trained editor edits.
+    """Return the settings of a lineage that a trained editor edits.
 
     Args:
         trained: the editor, already known to be of the lineage's base.
@@ -74,7 +74,7 @@ def lineage_settings(trained: TrainedEditor, *, task: str) -> EditorSettings:
 
 
 def resolved(settings: EditorSettings, model: EditableModel) -> EditorSettings:
-    """Settings with the names of the inner parameters that the model was loaded with."""
+    """Return settings with the names of the inner parameters that the model was loaded with."""
     if settings.inner_params:
         return settings
     return replace(settings, inner_params=model.inner_param_names, subject_params=default_subject_params(model.module))

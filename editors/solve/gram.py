@@ -1,4 +1,4 @@
-"""Knows the sum A of one inner parameter's keys and its Cholesky factor, which share a square of memory.
+"""The matrix A of one inner parameter and its Cholesky factor, which share a square of memory.
 
 A lies above the diagonal and its factor, once it was asked for, on and below it; A's own diagonal is kept beside.
 
@@ -30,14 +30,14 @@ class Gram:
         self._name = name
 
     def matrix(self) -> Tensor:
-        """A, in memory of its own."""
-        upper_II = self._square_II.triu(1)
+        """Return A, I x I, fp64, in memory of its own."""
+        upper_II = self._square_II.triu(1)  # below the diagonal there may be the factor
         matrix_II = upper_II + upper_II.T
         matrix_II.diagonal().copy_(self._diagonal_I)
         return matrix_II
 
     def factor(self) -> Factored:
-        """The Cholesky factor of A; good until rows are added.
+        """Return the Cholesky factor of A; good until rows are added.
 
         Raises:
             EditorFailed: if A is not positive definite.
@@ -58,13 +58,14 @@ class Gram:
         if not len(keys_TI):
             return
         self._factor = None
+        # The factor goes, and A's own diagonal comes back: the factor's has lain over it.
         self._square_II.triu_(1)
         self._square_II.diagonal().copy_(self._diagonal_I)
         self._square_II.add_((keys_TI.T @ keys_TI).triu_())
         self._diagonal_I.copy_(self._square_II.diagonal())
 
     def copied(self) -> Self:
-        """The same in memory of its own."""
+        """Return the same matrix and factor in memory of their own."""
         other = copy(self)
         other._square_II, other._diagonal_I = self._square_II.clone(), self._diagonal_I.clone()
         if self._factor is not None:

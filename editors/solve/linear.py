@@ -1,4 +1,4 @@
-"""Knows the linear algebra from wanted shifts at keys to one update of a weight. Knows no model and no ledger.
+"""Linear algebra: from the shifts that are wanted at keys to one update of a weight.
 
 Every solver gives a factor F (I x T) so that the update is `S = F D` for the shifts D (T x O) that are wanted at the
 keys K (T x I). All in fp64.
@@ -30,12 +30,12 @@ class Factored:
     """What had to be added to the diagonal; 0 for a matrix that was fine as it was."""
 
     def solve(self, right_IT: Tensor) -> Tensor:
-        """A^-1 times a matrix."""
+        """Return A^-1 times a matrix (I x T)."""
         return torch.cholesky_solve(right_IT, self.lower_II)
 
 
 def factored(matrix_II: Tensor, *, name: str) -> Factored:
-    """Cholesky factor of a symmetric matrix; tried once more with a jitter on the diagonal.
+    """Return the Cholesky factor of a symmetric matrix; if that fails, with a jitter on its diagonal.
 
     Raises:
         EditorFailed: if the matrix is not positive definite even so, or not finite.
@@ -58,17 +58,21 @@ def factored(matrix_II: Tensor, *, name: str) -> Factored:
 
 
 def added_rows(matrix: Factored, keys_TI: Tensor) -> Tensor:
-    """`(A + K^T K)^-1 K^T` from the factor of A, by Woodbury: only a T x T system is new. I x T."""
+    """Return `(A + K^T K)^-1 K^T`, I x T, from the factor of A: only a T x T system is new.
+
+    By Woodbury's identity it is `A^-1 K^T (I + K A^-1 K^T)^-1`.
+    """
     spread_IT = matrix.solve(keys_TI.T)
     inner_TT = keys_TI @ spread_IT
+    # Symmetric but for rounding; made so exactly, because Cholesky reads one half only.
     inner_TT = (inner_TT + inner_TT.T) / 2 + torch.eye(len(keys_TI), dtype=keys_TI.dtype, device=keys_TI.device)
     return factored(inner_TT, name="the rows of a batch").solve(spread_IT.T).T
 
 
 def least_squares(keys_TI: Tensor, *, ridge: float) -> Tensor:
-    """`(K^T K + ridge I)^-1 K^T` in the primal or the dual form, whichever is smaller (MALMEN). I x T."""
+    """Return `(K^T K + ridge I)^-1 K^T`, I x T, in the primal or the dual form, whichever is smaller (MALMEN)."""
     num_rows, width = keys_TI.shape
-    if num_rows <= width:
+    if num_rows <= width:  # the dual form: K^T (K K^T + ridge I)^-1
         gram_TT = keys_TI @ keys_TI.T + ridge * torch.eye(num_rows, dtype=keys_TI.dtype, device=keys_TI.device)
         return factored(gram_TT, name="least squares").solve(keys_TI).T
     gram_II = keys_TI.T @ keys_TI + ridge * torch.eye(width, dtype=keys_TI.dtype, device=keys_TI.device)
@@ -76,5 +80,8 @@ def least_squares(keys_TI: Tensor, *, ridge: float) -> Tensor:
 
 
 def summed(keys_TI: Tensor) -> Tensor:
-    """Each row's own minimal update, added up without regard for the others (what MEND does). I x T."""
+    """Return `K^T` with each column divided by its key's squared length, I x T.
+
+    Each row gets the smallest update that gives its shift, and they are added up without regard for each other.
+    """
     return (keys_TI / keys_TI.square().sum(dim=1, keepdim=True).clamp(min=1e-30)).T

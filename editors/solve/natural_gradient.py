@@ -1,4 +1,4 @@
-"""Knows the direction in which a layer's output serves an edit most for what it changes elsewhere. Knows no solve.
+"""The natural gradient: the direction that serves an edit most for what it changes elsewhere.
 
 With `G = mean(d d^T)` over plain text (see `prior`), the natural gradient of a row's gradient g is
 
@@ -38,7 +38,7 @@ class NaturalGradient:
         self._factors: dict[str, Factored] = {}
 
     def __call__(self, name: str, delta_TO: Tensor) -> Tensor:
-        """The natural gradients of an inner parameter's rows, T x O, fp32 on their device.
+        """Return the natural gradients of an inner parameter's rows, T x O, fp32 on their device.
 
         Raises:
             Misconfigured: if the prior has no moments of the inner parameter's gradients.

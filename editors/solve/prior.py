@@ -1,9 +1,8 @@
-"""Knows what edits should leave alone: second moments of an inner layer's keys and gradients over plain text.
+"""What edits should leave alone: second moments of the keys and gradients of each inner layer over plain text.
 
 The gradients are those of the model's own predictions: labels are drawn from it, so that `mean(d d^T)` is the output
 side of the Fisher matrix in the Kronecker-factored form of K-FAC (Martens and Grosse, ICML 2015), and `mean(k k^T)`
 its input side. Directions in which outputs may move without changing what the model says have small moments.
-Knows no edit.
 
 Legend: I in_features, O out_features, T keys in the batch, N predicted tokens, V vocabulary.
 """
@@ -31,11 +30,11 @@ LINE_TOKENS = 24
 NUM_SUBJECT_TOKENS = 49_152
 """Most tokens that are read for subjects: of several thousand, since each has one key."""
 SUBJECT_SHARE = 0.2
-"""Of the moments of keys, measured (DECISIONS.md, 25)."""
+"""Share of subjects in the moments of keys, measured (DECISIONS.md, 25)."""
 ANYTHING = "."
-"""Stands where a target would."""
+"""Stands where a target would: only the keys before it are read."""
 NUM_GRADIENT_TOKENS = 6_144
-"""Most of them over which gradients are measured too."""
+"""Most tokens of each text over which gradients are measured."""
 GRADIENT_TOKENS = 512
 """Most padded tokens of one forward with gradients."""
 KEYS, GRADIENTS = "keys/", "gradients/"
@@ -44,17 +43,17 @@ KEYS, GRADIENTS = "keys/", "gradients/"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prior:
-    """mean(k k^T) and mean(d d^T) of each inner parameter."""
+    """Second moments of each inner parameter: mean(k k^T) and mean(d d^T)."""
 
     moments: dict[str, Tensor]
-    """Of keys: inner parameter -> I x I, fp32 on the CPU."""
+    """Inner parameter -> mean(k k^T) of keys, I x I, fp32 on the CPU."""
     gradient_moments: dict[str, Tensor] = field(default_factory=dict)
-    """Of gradients at the layer's outputs: inner parameter -> O x O, fp32 on the CPU."""
+    """Inner parameter -> mean(d d^T) of gradients at the layer's outputs, O x O, fp32 on the CPU."""
     num_tokens: int
-    """Over how many tokens the mean of keys was taken; the most of any inner parameter."""
+    """Tokens over which the mean of keys was taken, in the inner parameter with the most."""
 
     def save(self, path: Path) -> str:
-        """Write the moments; returns the file's SHA-256."""
+        """Write the moments; return the file's SHA-256."""
         tensors = {KEYS + name: moment for name, moment in self.moments.items()}
         tensors |= {GRADIENTS + name: moment for name, moment in self.gradient_moments.items()}
         return write_tensors(path, tensors, {"kind": "prior", "num_tokens": self.num_tokens})
@@ -75,7 +74,7 @@ class Prior:
 
 
 def measure_prior(model: EditableModel, *texts: Iterable[str], subjects: Iterable[tuple[str, str]] = ()) -> Prior:
-    """Second moments at every token of the beginning of some texts, which count alike; summed in fp64.
+    """Measure second moments at every token of the beginning of some texts, which count alike; summed in fp64.
 
     Subjects have a share of their own in the moments of keys, where a model's edit rows are subject tokens: what an
     edit moves beside itself are most of all other subjects, and a text names few.
@@ -145,6 +144,7 @@ def _gradient_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dic
         places = {param.name: model.key_positions(batch, param, "answer") for param in model.inner}
         with capturing(model.module, places) as seen:
             logits_NV = model.target_logits(batch).float()
+            # The Fisher matrix wants labels that are drawn from the model itself, not those of the text.
             label_N = torch.multinomial(logits_NV.detach().softmax(dim=1).cpu(), 1, generator=draw)[:, 0]
             loss = torch.nn.functional.cross_entropy(logits_NV, label_N.to(logits_NV.device), reduction="sum")
             found = seen.deltas(loss)
