@@ -3,7 +3,7 @@
     parser = argparse.ArgumentParser()
     add_base_options(parser, task=None)
     add_weight_options(parser)
-    add_setting_options(parser, ("ridge", "rest"))
+    add_setting_options(parser, ("ridge", "step"))
 
 Importing this loads no torch.
 """
