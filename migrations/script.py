@@ -1,4 +1,4 @@
-"""Runs SQL as it stands in a revision. Knows no table."""
+"""Runs SQL as it stands in a revision."""
 
 from __future__ import annotations
 

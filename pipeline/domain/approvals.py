@@ -1,4 +1,4 @@
-"""Who decided what about a snapshot. Knows no registry and no screen."""
+"""Who decided what about a snapshot."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Standing:
 
 
 def refusal(approval: Approval, standing: Standing) -> str | None:
-    """Why a decision cannot be carried out, in one sentence; None if it can."""
+    """Return why a decision cannot be carried out, in one sentence; None if it can."""
     if approval.snapshot_digest != standing.digest:
         return f"the digest seen ({approval.snapshot_digest[:12]}) is not the snapshot's ({standing.digest[:12]})"
     if approval.champion_seen != standing.champion_id:

@@ -1,4 +1,4 @@
-"""One hash-chained line of history, and how a chain is checked. Knows no table."""
+"""One hash-chained line of history, and how a chain is checked."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class AuditEvent:
 def event_hash(
     *, chain: str, seq: int, at: datetime, actor: str, action: str, subject: str, payload: str, prev_hash: str
 ) -> str:
-    """SHA-256 over RFC 8785 text of the line, the line before included."""
+    """Return SHA-256 over RFC 8785 text of the line, the line before included."""
     body = {
         "chain": chain,
         "seq": seq,

@@ -1,4 +1,4 @@
-"""Which edits travel together, and which displace each other. Knows no queue."""
+"""Which edits travel together, and which displace each other."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def displaced_by(edits: Sequence[Edit], active: Sequence[Edit]) -> tuple[tuple[s
 
 
 def halves(edits: Sequence[Edit]) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
-    """The first and the second half of a failing batch, in order; the first is not the smaller one."""
+    """Return the first and the second half of a failing batch, in order; the first is not the smaller one."""
     middle = (len(edits) + 1) // 2
     return tuple(edits[:middle]), tuple(edits[middle:])
 
@@ -70,7 +70,7 @@ def retention_draws(num_places: int, *, seed: str, size: int = RETAINED) -> tupl
 
 
 def stratified_sample(items: Sequence[T], *, seed: str, size: int) -> tuple[T, ...]:
-    """One item from each of `size` equal stretches of a list, in its order; all of a list that is no longer."""
+    """Return one item from each of `size` equal stretches of a list, in its order; all of a list that is no longer."""
     if len(items) <= size:
         return tuple(items)
     if size < 1:

@@ -1,4 +1,4 @@
-"""Which of several corrections of one fact holds. Knows no queue and no model."""
+"""Which of several corrections of one fact holds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Claimant:
         return self.occurred_at, self.origin, self.edit_id
 
     def asks_the_same(self, other: Claimant) -> bool:
-        """Whether both ask for the same target, up to case, width and blanks."""
+        """Return whether both ask for the same target, up to case, width and blanks."""
         return normalised(self.target_new) == normalised(other.target_new)
 
 
@@ -48,7 +48,7 @@ class Superseded:
 
 
 def superseded(waiting: Sequence[Claimant], active: Sequence[Claimant]) -> tuple[Superseded, ...]:
-    """The waiting corrections that need not be made: at most one of each fact is left.
+    """Return the waiting corrections that need not be made: at most one of each fact is left.
 
     Args:
         waiting: every waiting correction of the facts concerned.
@@ -62,7 +62,7 @@ def superseded(waiting: Sequence[Claimant], active: Sequence[Claimant]) -> tuple
 
 
 def _losers(claimants: list[Claimant], held: Claimant | None) -> list[Superseded]:
-    """Losers among the corrections of one fact, oldest first."""
+    """Return losers among the corrections of one fact, oldest first."""
     *earlier, latest = claimants
     if held is not None and latest.place < held.place:
         return [_loses(claimant, held) for claimant in claimants]

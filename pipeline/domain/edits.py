@@ -1,4 +1,4 @@
-"""A fact to change and how to test it. Knows nothing of the wire (see `wire`) or of where edits are kept."""
+"""A fact to change and how to test it."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ class EditRequest:
         return sha256_json(self.as_json())
 
     def row_rephrases(self, limit: int) -> tuple[str, ...]:
-        """The rephrases that an editor may use as edit rows: at most `limit`, never the first, which is the probe."""
+        """Return the rephrases that may be edit rows: at most `limit`, never the first, which is the probe."""
         return self._distinct_rephrases()[1 : 1 + limit]
 
     def unseen_rephrases(self, limit: int) -> tuple[str, ...]:
-        """The rephrases that generalization is measured on when an editor uses up to `limit` of them as edit rows."""
+        """Return the rephrases that generalization is measured on when up to `limit` of them are edit rows."""
         distinct = self._distinct_rephrases()
         return distinct[:1] + distinct[1 + limit :]
 
     def _distinct_rephrases(self) -> tuple[str, ...]:
-        """The rephrases in order, each wording once and the prompt's own left out: those would be seen and asked."""
+        """Return the rephrases in order, each wording once and without the prompt's own, which an editor has seen."""
         worded: dict[str, str] = {}
         for text in self.rephrases:
             worded.setdefault(normalised(text), text)
@@ -82,7 +82,7 @@ class EditRequest:
         return tuple(worded.values())
 
     def as_json(self) -> dict[str, Any]:
-        """The request as a JSON object, in the field names of the wire."""
+        """Return the request as a JSON object, in the field names of the wire."""
         return {
             "request_id": self.request_id,
             "lineage": self.lineage,

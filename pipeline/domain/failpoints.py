@@ -1,4 +1,4 @@
-"""Named boundaries at which a test can make the process die. Knows no boundary; each caller names its own."""
+"""Named boundaries at which a test can make the process die. Each caller names its own."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
 
 
 def _has_accuracy(m: Measurements) -> bool:
-    """Whether it is a classifier's, which has an accuracy on its suite and no perplexity."""
+    """Return whether it is a classifier's, which has an accuracy on its suite and no perplexity."""
     return m.base.accuracy is not None
 
 
@@ -335,7 +335,7 @@ def _figure(value: float | None) -> str:
 def unmeasured(
     policy: GatePolicy, edit_ids: Iterable[str], *, reason: str, editor: EditorIdentity | None = None
 ) -> GateReport:
-    """A failing report for edits whose candidate could not be measured at all, with the reason on each."""
+    """Return a failing report for edits whose candidate could not be measured at all, with the reason on each."""
     nothing = ModelScore()
     return GateReport(
         verdict=Verdict.failed,

@@ -1,4 +1,4 @@
-"""Every status and every legal transition, in one table. Knows nothing of who moves them."""
+"""Every status and every legal transition, in one table."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ SNAPSHOT_TRANSITIONS: dict[tuple[SnapshotStatus | None, SnapshotStatus], AuditAc
 
 
 def edit_action(before: EditStatus | None, after: EditStatus) -> AuditAction:
-    """The audit action of moving an edit.
+    """Return the audit action of moving an edit.
 
     Raises:
         IllegalTransition: if the table does not hold the move.
@@ -86,7 +86,7 @@ def edit_action(before: EditStatus | None, after: EditStatus) -> AuditAction:
 
 
 def snapshot_action(before: SnapshotStatus | None, after: SnapshotStatus) -> AuditAction:
-    """The audit action of moving a snapshot.
+    """Return the audit action of moving a snapshot.
 
     Raises:
         IllegalTransition: if the table does not hold the move.

@@ -1,4 +1,4 @@
-"""What a broker hands over, before anybody knows whether it is an edit. Knows no client library."""
+"""What a broker hands over, before anybody knows whether it is an edit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wire contract `edits.results.v1`: what became of a correction, for whoever sent it. Knows no topic."""
+"""The wire contract `edits.results.v1`: what became of a correction, for whoever sent it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EditResultV1(BaseModel):
 
 
 def json_schema() -> dict[str, Any]:
-    """The versioned JSON Schema of the contract, as kept in `pipeline/schemas/edits.results.v1.json`."""
+    """Return the versioned JSON Schema of the contract, as kept in `pipeline/schemas/edits.results.v1.json`."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "edits.results.v1.json",

@@ -98,21 +98,21 @@ class DigestPath:
         return digest
 
     def ends_with(self, delta_digests: Sequence[str]) -> bool:
-        """Whether these are the last deltas of the path, in order."""
+        """Return whether these are the last deltas of the path, in order."""
         every, own = (*self.listed, *self.chained), tuple(delta_digests)
         return every[len(every) - len(own) :] == own
 
 
 def chained_digest(parent_digest: str, delta_digest: str) -> str:
-    """SHA-256 of the parent's digest (the base's for the first snapshot) and the delta's, one a line."""
+    """Return SHA-256 of the parent's digest (the base's for the first snapshot) and the delta's, one a line."""
     return sha256_text(f"{parent_digest}\n{delta_digest}")
 
 
 def snapshot_digest(*, base_digest: str, delta_digests: Sequence[str]) -> str:
-    """The digest of a snapshot of before: SHA-256 of the base's digest and those of all deltas in order, one a line."""
+    """Return a digest in the form `list`: SHA-256 of the base's digest and those of all deltas in order, one a line."""
     return sha256_text("\n".join([base_digest, *delta_digests]))
 
 
 def stores_accumulator(*, seq: int, basis: Basis) -> bool:
-    """Whether the snapshot with this place has to store its accumulators."""
+    """Return whether the snapshot with this place has to store its accumulators."""
     return basis is Basis.base or seq % ACCUMULATOR_EVERY == 0

@@ -1,4 +1,4 @@
-"""The wire contract `edits.requests.v1`: bytes in, an `EditRequest` or a reason out. Knows no topic and no database."""
+"""The wire contract `edits.requests.v1`: bytes in, an `EditRequest` or a reason out."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class EditRequestV1(_Wire):
         return probes
 
     def to_domain(self) -> EditRequest:
-        """The same request as a domain record; a target loses its outer blanks."""
+        """Return the same request as a domain record; a target loses its outer blanks."""
         return EditRequest(
             request_id=self.request_id,
             lineage=self.lineage,
@@ -138,7 +138,7 @@ def parse_object(document: object) -> EditRequest:
 
 
 def json_schema() -> dict[str, Any]:
-    """The versioned JSON Schema of the contract, as kept in `pipeline/schemas/edits.requests.v1.json`."""
+    """Return the versioned JSON Schema of the contract, as kept in `pipeline/schemas/edits.requests.v1.json`."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "edits.requests.v1.json",

@@ -1,1 +1,4 @@
-"""The verbs of Corrigenda: one use case a file, speaking only to the ports."""
+"""The verbs of Corrigenda: one use case a file, which speaks to the outside world through `ports` and `registry_ports`.
+
+Each module exports one service, which `pipeline.bootstrap` puts together with its adapters.
+"""

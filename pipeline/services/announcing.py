@@ -1,6 +1,6 @@
 """Tells others what happened: workers by a doorbell, producers by topics of results and of refused messages.
 
-The handlers of three kinds of outbox item. Knows what is said, not how it gets there.
+It is the handlers of three kinds of outbox item.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Announcer:
         results_topic: str,
         dead_letter_topic: str,
     ) -> None:
-        """Names the parts and the topics."""
+        """Keep the parts and the topics."""
         self._doorbell = doorbell
         self._publisher = publisher
         self._lineages = lineages
@@ -52,7 +52,7 @@ class Announcer:
         self._dead_letter_topic = dead_letter_topic
 
     def handlers(self) -> Mapping[str, Handler]:
-        """By kind, for the relay."""
+        """Return the handlers by kind of outbox item, for the relay."""
         return {"doorbell": self.ring, "result": self.announce_result, "dead_letter": self.announce_dead_letter}
 
     def ring(self, item: OutboxItem) -> None:
@@ -86,7 +86,7 @@ class Announcer:
 
 
 def _key(letter: DeadLetter) -> str:
-    """The message's own key as far as it is text, so that what belongs together stays together."""
+    """Return the message's own key as far as it is text, so that what belongs together stays together."""
     return (letter.key or b"").decode("utf-8", errors="replace")[:MAX_KEY_CHARS]
 
 

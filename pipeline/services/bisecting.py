@@ -1,4 +1,4 @@
-"""Finds the edits of a failing batch that are to blame. Knows no model: it is told how to try."""
+"""Finds the edits of a failing batch that are to blame. It is told how to try some of them."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class EditService:
         return num_snapshots
 
     def _is_filling(self, lineage: str) -> bool:
-        """Whether a batch waits for more edits or for its time; then this waits a moment with it."""
+        """Return whether a batch waits for more edits or for its time, after a moment's wait if so."""
         if not self._queue.is_filling(lineage):
             return False
         time.sleep(FILLING_POLL_SECONDS)

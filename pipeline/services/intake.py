@@ -1,4 +1,4 @@
-"""Turns what a topic brings into recorded requests and dead letters. Knows no broker and no database."""
+"""Turns what a topic brings into recorded requests and dead letters."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Intake:
                     raise
 
     def run_once(self, should_stop: Callable[[], bool] = lambda: False) -> PollCounts:
-        """One poll, from the topic to the database. Raises as `run` does."""
+        """Take one poll from the topic to the database. Raises as `run` does."""
         fetched = self._patiently(self._source.poll, should_stop)
         if not fetched:
             return PollCounts()
@@ -139,13 +139,13 @@ class Intake:
 
 
 def parsed_poll(fetched: Fetched) -> Poll:
-    """Every message with what it is: a request, or the reason why it can never be one."""
+    """Return every message with what it is: a request, or the reason why it can never be one."""
     messages = tuple(parsed_message(message) for message in fetched.messages)
     return Poll(claim=fetched.claim, messages=messages, next_offset=fetched.next_offset)
 
 
 def parsed_message(message: Message) -> ParsedMessage:
-    """The message and its request, or the reason why it is none."""
+    """Return the message and its request, or the reason why it is none."""
     try:
         return ParsedMessage(message=message, request=parse_message(message.value), refusal=None)
     except InvalidMessage as error:
@@ -153,7 +153,7 @@ def parsed_message(message: Message) -> ParsedMessage:
 
 
 def is_misrouted(parsed: ParsedMessage) -> bool:
-    """Whether a request came under a key that is not its lineage.
+    """Return whether a request came under a key that is not its lineage.
 
     That is no reason to refuse a correction: the key only chooses the partition, the lineage stands in the value, and
     of two corrections of a fact the later `occurred_at` wins wherever they lie. It is counted in the log instead.

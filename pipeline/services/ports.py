@@ -44,7 +44,7 @@ class DeadLetterStore(Protocol):
     """What could never be an edit."""
 
     def dead_letter(self, dead_letter_id: str) -> DeadLetter:
-        """One of them.
+        """Return one dead letter.
 
         Raises:
             UnknownRecord: if there is none.
@@ -55,14 +55,14 @@ class LineageStore(Protocol):
     """Lineages and their holds."""
 
     def lineage(self, name: str) -> Lineage:
-        """One lineage.
+        """Return one lineage.
 
         Raises:
             UnknownLineage: if there is none.
         """
 
     def lineages(self) -> tuple[Lineage, ...]:
-        """All of them, by name."""
+        """Return every lineage, sorted by name."""
 
     def hold(self, name: str, *, reason: str, actor: str) -> None:
         """Let no batch start until a person resumes; a second hold keeps the first reason."""
@@ -92,10 +92,10 @@ class LeaseStore(Protocol):
         """Give it back, and ring if work is left; nothing happens if it was lost."""
 
     def others_wait(self, lineage: str) -> bool:
-        """Whether another lineage of the same base has work and nobody at it."""
+        """Return whether another lineage of the same base has work and nobody at it."""
 
     def waiting(self) -> tuple[str, ...]:
-        """Names of lineages that have work (due edits or removals), no live lease and no hold that stops it."""
+        """Return the names of lineages that have work (due edits or removals), no live lease and no hold that stops it."""
 
 
 class EditQueue(Protocol):
@@ -111,7 +111,7 @@ class EditQueue(Protocol):
         """
 
     def is_filling(self, lineage: str) -> bool:
-        """Whether edits are due whose batch is not closed yet; False while the lineage is held."""
+        """Return whether edits are due whose batch is not closed yet; False while the lineage is held."""
 
     def release(self, lease: Lease, edit_ids: Sequence[str], *, reason: str, max_attempts: int) -> None:
         """Put claimed edits back with one attempt more and a later `next_attempt_at`; `dead` past `max_attempts`."""
@@ -120,13 +120,13 @@ class EditQueue(Protocol):
         """Reject claimed edits, each with what was measured; the report is kept."""
 
     def next_removal(self, lease: Lease) -> Removal | None:
-        """The oldest removal that is due; also while the lineage is held."""
+        """Return the oldest removal that is due; also while the lineage is held."""
 
     def fail_removal(self, lease: Lease, removal: Removal, *, reason: str, report: GateReport | None) -> None:
         """Record that a removal did not pass its gate; the head stays and a person decides."""
 
     def edits(self, lineage: str, edit_ids: Sequence[str]) -> tuple[Edit, ...]:
-        """Edits by id, in the order asked."""
+        """Return edits by id, in the order asked."""
 
     def retention_sample(self, lineage: str, *, seed: str, removed_ids: Sequence[str]) -> tuple[Edit, ...]:
         """Active edits of the head to measure again, stratified by age, oldest first.
@@ -135,7 +135,7 @@ class EditQueue(Protocol):
         """
 
     def active_keys(self, lineage: str, keys: Sequence[str], *, removed_ids: Sequence[str]) -> tuple[str, ...]:
-        """Those of some conflict keys whose fact the head holds an edit of, besides the removed ones; sorted."""
+        """Return those of some conflict keys whose fact the head holds an edit of, besides the removed ones; sorted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,21 +179,21 @@ class SnapshotStore(Protocol):
         """
 
     def load_plan(self, lineage: str, *, snapshot_id: str | None) -> LoadPlan:
-        """The weights of a snapshot (None: the base): nearest accumulators and deltas above; without a ledger.
+        """Return the weights of a snapshot (None: the base): nearest accumulators and deltas above; without a ledger.
 
         Raises:
             UnknownRecord: if the snapshot is not of this lineage.
         """
 
     def ledger_plan(self, lineage: str, *, snapshot_id: str | None) -> LedgerPlan:
-        """What edits on a snapshot are made with: rows of every active edit, prior, suite, trained editor.
+        """Return what edits on a snapshot are made with: rows of every active edit, prior, suite, trained editor.
 
         Raises:
             UnknownRecord: if the snapshot is not of this lineage.
         """
 
     def snapshot(self, lineage: str, ref: str) -> Snapshot:
-        """By id, by seq, or by `head` or `champion`.
+        """Return the snapshot with an id or a seq, or the one that is `head` or `champion`.
 
         Raises:
             UnknownRecord: if there is none.
@@ -244,7 +244,7 @@ class OutboxStore(Protocol):
         """Claim items that are due, oldest first, so that no other relay has them for a minute."""
 
     def done(self, outbox_id: str) -> None:
-        """The goal is reached."""
+        """Note that the goal is reached."""
 
     def failed(self, outbox_id: str, *, error: str) -> None:
         """Try again later, with growing waits."""
@@ -257,7 +257,7 @@ class ArtifactStore(Protocol):
         """Keep a file; the same bytes are kept once. Durable when it returns."""
 
     def path(self, artifact: Artifact, *, is_checked: bool = True) -> Path:
-        """A local path of the file; `is_checked` is False for what is checked where it is opened.
+        """Return a local path of the file; `is_checked` is False for what is checked where it is opened.
 
         Raises:
             IntegrityBroken: if it is missing or its bytes have another digest.
@@ -318,17 +318,17 @@ class HistoryStore(Protocol):
     """The auditors' views."""
 
     def edits(self, lineage: str, *, status: str | None = None, limit: int = 1000) -> tuple[Mapping[str, Any], ...]:
-        """Rows of `edit_history`, oldest first."""
+        """Return rows of `edit_history`, oldest first."""
 
     def edit(self, lineage: str, ref: str) -> Mapping[str, Any]:
-        """One row of `edit_history`, by edit id or request id, with its audit lines under `events`.
+        """Return one row of `edit_history`, by edit id or request id, with its audit lines under `events`.
 
         Raises:
             UnknownRecord: if there is none.
         """
 
     def snapshot_seq(self, edit_id: str) -> int | None:
-        """The first snapshot that held an edit; None if none did."""
+        """Return the first snapshot that held an edit; None if none did."""
 
     def now(self) -> datetime:
-        """Database time; also the cheapest health check."""
+        """Return database time; also the cheapest health check."""

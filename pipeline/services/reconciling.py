@@ -1,4 +1,4 @@
-"""Reads the registry back: what people ask for there, and whether `champion` is where it belongs. Knows no MLflow."""
+"""Reads the registry back: what people ask for there, and whether `champion` is where it belongs."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class RegistryReconciler:
 
 
 def _objection(lineage: str, request: RegistryRequest, snapshot: Snapshot | None) -> str:
-    """Why a request cannot even be put to the review; empty if it can."""
+    """Return why a request cannot even be put to the review; empty if it can."""
     if request.decision not in (Decision.approved, Decision.rejected):
         return f"expected approved or rejected in the tag approval, got {_plain(request.decision, 40)!r}"
     if snapshot is None:

@@ -17,7 +17,7 @@ class RegistryEntry:
     """Everything a model version shows of a snapshot."""
 
     lineage: Lineage
-    """Its lineage."""
+    """The lineage that it is a snapshot of."""
     snapshot: Snapshot
     """The snapshot."""
     plan: LoadPlan
@@ -25,7 +25,7 @@ class RegistryEntry:
     digest_path: DigestPath
     """How its digest follows from theirs."""
     report: Mapping[str, Any]
-    """Its gate report."""
+    """Its gate report as JSON."""
     edits: tuple[Edit, ...]
     """The edits that it brought in, oldest first."""
     audit_head: tuple[int, str]
@@ -65,7 +65,7 @@ class Registry(Protocol):
         """Take the request off and write what became of it on the version (tag `approval.outcome`)."""
 
     def champion(self, lineage: str) -> str | None:
-        """The version that the alias `champion` points to; None if there is no alias."""
+        """Return the version that the alias `champion` points to; None if there is no alias."""
 
     def point_champion(self, lineage: str, version: str | None) -> None:
         """Set or remove the alias `champion`."""
@@ -90,10 +90,10 @@ class MirrorStore(Protocol):
     """What the registry has to show."""
 
     def entry(self, snapshot_id: str) -> RegistryEntry:
-        """Everything for one model version."""
+        """Return everything for one model version."""
 
     def registered(self, snapshot_id: str, *, version: str) -> None:
         """Record the version (once; audit `snapshot:registered`)."""
 
     def champion_mirror(self, lineage: str) -> ChampionMirror:
-        """What the alias should be."""
+        """Return what the alias should be."""

@@ -1,4 +1,4 @@
-"""Carries out the side effects that are owed. Knows that they may be done twice, not what they are."""
+"""Carries out the side effects that are owed. Each may be done twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OutboxRelay:
     """Takes what is due and hands each item to the handler of its kind."""
 
     def __init__(self, *, outbox: OutboxStore, handlers: Mapping[str, Handler]) -> None:
-        """Names the parts.
+        """Keep the parts.
 
         Args:
             outbox: what is owed.
@@ -52,7 +52,7 @@ class OutboxRelay:
         return num_done
 
     def _handle(self, item: OutboxItem, away: dict[str, str]) -> str | None:
-        """What went wrong, if anything; notes in `away` a kind whose service keeps us waiting."""
+        """Return what went wrong, if anything, and note in `away` a kind whose service keeps us waiting."""
         began = time.monotonic()
         try:
             self._handler(item)(item)

@@ -1,4 +1,4 @@
-"""What people decide about snapshots and edits, whatever channel it comes in by. Knows no registry and no screen."""
+"""What people decide about snapshots and edits, whatever channel it comes in by."""
 
 from __future__ import annotations
 

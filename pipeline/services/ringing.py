@@ -1,4 +1,4 @@
-"""Rings again for lineages that have work and nobody at it: doorbells may be lost. Knows no broker."""
+"""Rings again for lineages that have work and nobody at it: doorbells may be lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sends a correction the way a production system would. Knows the wire and a publisher, not the broker."""
+"""Sends a correction the way a production system would."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def submit(publisher: Publisher, topic: str, document: Mapping[str, Any]) -> Edi
 
 
 def encoded(document: Mapping[str, Any]) -> bytes:
-    """The bytes that go on the topic.
+    """Return the bytes that go on the topic.
 
     Raises:
         InvalidMessage: if the document is not JSON.

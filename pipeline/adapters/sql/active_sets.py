@@ -56,19 +56,19 @@ def rows_at(connection: Connection, lineage_id: str, seq: int) -> Sequence[Row[A
 
 
 def active_among(connection: Connection, edit_ids: Collection[str]) -> set[str]:
-    """Those of some edits that the head of their lineage holds."""
+    """Return those of some edits that the head of their lineage holds."""
     query = select(edit_rows.c.edit_id).where(edit_rows.c.edit_id.in_(edit_ids), edit_rows.c.until_seq.is_(None))
     return set(connection.execute(query).scalars()) if edit_ids else set()
 
 
 def brought_by(connection: Connection, snapshot_id: str) -> Sequence[Row[Any]]:
-    """Rows of `edit_requests` that a snapshot brought in, with `until_seq`, in the order in which they came in."""
+    """Return rows of `edit_requests` that a snapshot brought in, with `until_seq`, in the order of their places."""
     query = select(edit_requests, edit_rows.c.until_seq).join(edit_rows, edit_rows.c.edit_id == edit_requests.c.edit_id)
     return connection.execute(query.where(edit_rows.c.snapshot_id == snapshot_id).order_by(edit_rows.c.place)).all()
 
 
 def holding(connection: Connection, keys: Collection[str]) -> Sequence[Row[Any]]:
-    """Rows of `edit_requests` that a head holds, of these facts; a key names the lineage, and has one row at most."""
+    """Return rows of `edit_requests` that heads hold of these facts: at most one a key, which names its lineage."""
     query = select(edit_requests).where(edit_requests.c.conflict_key.in_(keys), status_is(EditStatus.snapshotted))
     return connection.execute(query).all() if keys else ()
 
@@ -120,7 +120,7 @@ def move_rows(connection: Connection, edit_ids: Collection[str], rows: Any) -> N
 
 
 def first_seq(connection: Connection, edit_id: str) -> int | None:
-    """The first snapshot that held an edit; None if none did."""
+    """Return the first snapshot that held an edit; None if none did."""
     query = select(func.min(edit_rows.c.since_seq)).where(edit_rows.c.edit_id == edit_id)
     seq: int | None = connection.scalar(query)
     return seq

@@ -1,4 +1,4 @@
-"""The hash-chained history in PostgreSQL. Knows chains and their heads, not what the lines are about."""
+"""The hash-chained history in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -97,13 +97,13 @@ class SqlAuditStore:
         self._engine = engine
 
     def chains(self) -> tuple[str, ...]:
-        """Names of all chains, and of every lineage even if its whole chain was taken away."""
+        """Return the names of all chains, and of every lineage even if its whole chain was taken away."""
         names = union(select(chain_heads.c.chain), select(audit_events.c.chain), select(lineages.c.name))
         with transaction(self._engine) as connection:
             return tuple(sorted({SYSTEM_CHAIN, *connection.execute(names).scalars()}))
 
     def events(self, chain: str, *, after_seq: int = 0, limit: int = 1000) -> tuple[AuditEvent, ...]:
-        """Lines of a chain in order."""
+        """Return lines of a chain in order of their seq."""
         with transaction(self._engine) as connection:
             return tuple(_read(row) for row in _page(connection, chain, after_seq, limit))
 

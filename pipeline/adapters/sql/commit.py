@@ -193,7 +193,7 @@ def _finish_work(connection: Connection, on: LockedLineage, lease: Lease, new: N
 
 
 def _retire_if_tainted(connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot) -> None:
-    """A batch that was under way while its parent was rejected still holds the rejected edits."""
+    """Retire a snapshot that was under way while its parent was rejected: it still holds the rejected edits."""
     removal_id = new.removal.removal_id if new.removal else None
     if has_rejection_besides(connection, on, removal_id):
         about = {"reason": "holds edits of a rejected snapshot"}

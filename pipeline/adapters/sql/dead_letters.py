@@ -1,4 +1,4 @@
-"""Messages that can never be an edit, in PostgreSQL. Knows how they are kept, not why they were refused."""
+"""Messages that can never be an edit, in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SqlDeadLetterStore:
         self._engine = engine
 
     def dead_letters(self, *, limit: int = 100) -> tuple[DeadLetter, ...]:
-        """Newest first."""
+        """Return the newest dead letters, newest first."""
         newest = (dead_letters.c.created_at.desc(), dead_letters.c.dead_letter_id.desc())
         with transaction(self._engine) as connection:
             return tuple(
@@ -32,7 +32,7 @@ class SqlDeadLetterStore:
             )
 
     def dead_letter(self, dead_letter_id: str) -> DeadLetter:
-        """One of them.
+        """Return one dead letter.
 
         Raises:
             UnknownRecord: if there is none.
@@ -69,7 +69,7 @@ class SqlDeadLetterStore:
 
 
 def dead_letter_row(dead_letter_id: str, message: Message, error: str) -> dict[str, Any]:
-    """A refused message as a row of `dead_letters`."""
+    """Return a refused message as a row of `dead_letters`."""
     headers = [[storable(name), base64.b64encode(value or b"").decode("ascii")] for name, value in message.headers]
     return {
         "dead_letter_id": dead_letter_id,
@@ -82,7 +82,7 @@ def dead_letter_row(dead_letter_id: str, message: Message, error: str) -> dict[s
 
 
 def origin_of(message: Message) -> Mapping[str, Any]:
-    """Where a message was read, in the names of the columns."""
+    """Return where a message was read, in the names of the columns."""
     where = message.partition
     return {
         "cluster_id": where.cluster_id,
@@ -94,7 +94,7 @@ def origin_of(message: Message) -> Mapping[str, Any]:
 
 
 def storable(text: str) -> str:
-    """The text without what PostgreSQL cannot hold: NUL and lone surrogates, written out instead."""
+    """Return the text without what PostgreSQL cannot hold: NUL and lone surrogates, written out instead."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x00", "\\x00")
 
 

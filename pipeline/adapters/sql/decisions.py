@@ -95,7 +95,7 @@ def _move_champion(
 
 
 def _brought_and_active(connection: Connection, row: Row[Any]) -> list[str]:
-    """Edits that the snapshot's batch brought in and that the head still holds; a removal brought none."""
+    """Return edits that the snapshot's batch brought in and that the head still holds; a removal brought none."""
     if row.batch_id is None:
         return []
     return sorted(edit.edit_id for edit in brought_by(connection, row.snapshot_id) if edit.until_seq is None)
@@ -152,13 +152,13 @@ def request_removal(
 
 
 def owed_removals(connection: Connection, on: LockedLineage) -> Sequence[Row[Any]]:
-    """Removals that are owed, oldest first."""
+    """Return removals that are owed, oldest first."""
     query = select(removals).where(removals.c.lineage_id == on.lineage_id, is_owed())
     return connection.execute(query.order_by(removals.c.requested_at, removals.c.removal_id)).all()
 
 
 def next_removal(connection: Connection, on: LockedLineage, *, actor: str) -> Removal | None:
-    """The oldest removal that still has something to take out; those that have nothing left are done.
+    """Return the oldest removal that still has something to take out, and end those that have nothing left.
 
     Handing one out counts as an attempt. One that was handed out too often fails, so that what kills its workers
     cannot keep the lineage's edits waiting for ever.
@@ -221,7 +221,7 @@ def fail_removal(
 
 
 def has_rejection_besides(connection: Connection, on: LockedLineage, removal_id: str | None) -> bool:
-    """Whether the head still holds edits of a rejected snapshot that another removal will take out."""
+    """Return whether the head still holds edits of a rejected snapshot that another removal will take out."""
     return any(row.rejected_snapshot_id and row.removal_id != removal_id for row in owed_removals(connection, on))
 
 

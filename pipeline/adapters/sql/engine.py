@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, and what its errors mean to us. Knows no table."""
+"""Connections to PostgreSQL, and what its errors mean to us."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MISSING_OBJECT = re.compile(r'FATAL: +((?:role|database) "[^"]+" does not exist
 
 
 def connect(url: str, role: str) -> Engine:
-    """An engine whose connections act as `role`. Opens none yet.
+    """Return an engine whose connections act as `role`. Opens none yet.
 
     Args:
         url: `postgresql://…` or `postgresql+psycopg://…`.
@@ -57,7 +57,7 @@ def connect(url: str, role: str) -> Engine:
 
 
 def parsed_url(url: str) -> URL:
-    """The URL with its driver, psycopg 3.
+    """Return the URL with its driver, psycopg 3.
 
     Raises:
         Misconfigured: if it is none of PostgreSQL. The message does not repeat it: it may hold a password.
@@ -73,7 +73,7 @@ def parsed_url(url: str) -> URL:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction: committed at the end, rolled back by any exception.
+    """Run one transaction: committed at the end, rolled back by any exception.
 
     Raises:
         Unavailable: if the database does not answer, has no room, or lost a race; the same again may succeed.
@@ -89,7 +89,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 
 def translated(error: Exception, url: URL) -> CorrigendaError:
-    """What a foreign exception means to us, in one sentence."""
+    """Return what a foreign exception means to us, in one sentence."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     where = f"the database {url.database!r} at {url.host}:{url.port or 5432}"
     state = getattr(origin, "sqlstate", None)

@@ -64,7 +64,7 @@ class SqlHistoryStore:
         self._engine = engine
 
     def edits(self, lineage: str, *, status: str | None = None, limit: int = 1000) -> tuple[Mapping[str, Any], ...]:
-        """Rows of `edit_history`, oldest first; `status` may also be one of its states, such as `live`.
+        """Return rows of `edit_history`, oldest first; `status` may also be one of its states, such as `live`.
 
         Raises:
             UnknownLineage: if there is none.
@@ -77,7 +77,7 @@ class SqlHistoryStore:
         return tuple(_plain(row) for row in rows)
 
     def edit(self, lineage: str, ref: str) -> Mapping[str, Any]:
-        """One row of `edit_history`, by edit id or request id, with its audit lines under `events`.
+        """Return one row of `edit_history`, by edit id or request id, with its audit lines under `events`.
 
         The lines are the edit's own and those of the snapshot that brought it in, of its approval and its removal.
 
@@ -94,12 +94,12 @@ class SqlHistoryStore:
             return found | {"events": _events(connection, lineage, {found[name] for name in _ABOUT if found[name]})}
 
     def snapshot_seq(self, edit_id: str) -> int | None:
-        """The first snapshot that held an edit; None if none did, or there is no such edit."""
+        """Return the first snapshot that held an edit; None if none did, or there is no such edit."""
         with transaction(self._engine) as connection:
             return first_seq(connection, edit_id) if is_uuid(edit_id) else None
 
     def approvals(self, lineage: str) -> tuple[Mapping[str, Any], ...]:
-        """Every decision, refused ones too, oldest first.
+        """Return every decision, refused ones too, oldest first.
 
         Raises:
             UnknownLineage: if there is none.
@@ -125,7 +125,7 @@ class SqlHistoryStore:
         return {name: int(value) for name, value in row.items()}
 
     def now(self) -> datetime:
-        """Database time; also the cheapest health check."""
+        """Return database time; also the cheapest health check."""
         with transaction(self._engine) as connection:
             return cast(datetime, connection.execute(select(func.clock_timestamp())).scalar_one())
 
@@ -140,7 +140,7 @@ class SqlMirrorStore:
         self._audit = SqlAuditStore(engine)
 
     def entry(self, snapshot_id: str) -> RegistryEntry:
-        """Everything for one model version.
+        """Return everything for one model version.
 
         Raises:
             UnknownRecord: if there is no such snapshot.
@@ -182,7 +182,7 @@ class SqlMirrorStore:
             )
 
     def champion_mirror(self, lineage: str) -> ChampionMirror:
-        """What the alias should be, and whether it is still owed.
+        """Return what the alias should be, and whether it is still owed.
 
         Raises:
             UnknownLineage: if there is no such lineage.
@@ -226,7 +226,7 @@ def _events(connection: Connection, lineage: str, subjects: set[str]) -> tuple[M
 
 
 def _payload(stored: str) -> Any:
-    """The details; the text itself where somebody broke it, which `audit verify` will say."""
+    """Return the details; the text itself where somebody broke it, which `audit verify` will say."""
     try:
         return json.loads(stored)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Polls into PostgreSQL, each one transaction. Knows duplicates and dead letters, not brokers."""
+"""Polls recorded in PostgreSQL, each in one transaction: edits, duplicates, dead letters and next offsets."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class _Sorting:
         self.tallies[message.partition, outcome] += 1
 
     def count(self, outcome: str) -> int:
-        """How many messages came out so, over all partitions."""
+        """Return how many messages came out so, over all partitions."""
         return sum(count for (_, found), count in self.tallies.items() if found == outcome)
 
 
@@ -200,7 +200,7 @@ def _recorded_digests(
 
 
 def _write(connection: Connection, sorting: _Sorting) -> None:
-    """Rows, audit lines and debts of everything that is new: a few statements, however many messages."""
+    """Write rows, audit lines and debts of everything that is new: a few statements, however many messages."""
     ids = _new_ids(connection, len(sorting.new) + len(sorting.refused))
     edits = list(zip(ids, sorting.new, strict=False))
     letters = list(zip(ids[len(edits) :], sorting.refused, strict=True))
@@ -254,7 +254,7 @@ def _refused(letter_id: str, message: Message, reason: str) -> AuditLine:
 
 
 def _doorbells(new: Sequence[_New]) -> list[Debt]:
-    """One a lineage, named for the last message that brought it work."""
+    """Return one doorbell a lineage, named for the last message that brought it work."""
     last = {one.request.lineage: one for one in new}
     return [
         Debt(

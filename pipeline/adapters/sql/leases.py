@@ -94,7 +94,7 @@ class SqlLeaseStore:
                 owe(connection, kind="doorbell", dedup_key=key, payload=payload)
 
     def waiting(self) -> tuple[str, ...]:
-        """Names of lineages that have work (due edits or removals), no live lease and no hold that stops it.
+        """Return the names of lineages that have work (due edits or removals), no live lease and no hold that stops it.
 
         Edits that a dead worker left claimed are work too: taking the lease puts them back.
         """
@@ -103,7 +103,7 @@ class SqlLeaseStore:
             return tuple(connection.execute(query).scalars())
 
     def others_wait(self, lineage: str) -> bool:
-        """Whether another lineage of the same base has work and nobody at it."""
+        """Return whether another lineage of the same base has work and nobody at it."""
         mine = select(lineages.c.base_digest).where(lineages.c.name == lineage).scalar_subquery()
         other = select(literal(1)).where(lineages.c.base_digest == mine, lineages.c.name != lineage, _is_waiting())
         with transaction(self._engine) as connection:
@@ -111,7 +111,7 @@ class SqlLeaseStore:
 
 
 def _take(connection: Connection, lineage: str, owner: str, ttl: timedelta) -> Row[Any] | None:
-    """One conditional upsert; None while somebody else's lease lives, or if there is no such lineage."""
+    """Take a lease in one conditional upsert; None while somebody else's lives, or if there is no such lineage."""
     source = select(lineages.c.lineage_id, literal(owner), literal(1), _after(ttl)).where(lineages.c.name == lineage)
     fresh = insert(leases).from_select(["lineage_id", "owner", "epoch", "expires_at"], source)
     upsert = fresh.on_conflict_do_update(
@@ -144,7 +144,7 @@ def _release_claims(connection: Connection, on: LockedLineage, *, owner: str, ma
 
 
 def _is_waiting() -> Any:
-    """Whether a row of `lineages` has work that a worker may do, and no live lease."""
+    """Return whether a row of `lineages` has work that a worker may do, and no live lease."""
     has_due = _has_edits(EditStatus.received, edit_requests.c.next_attempt_at <= func.clock_timestamp())
     has_removal = select(literal(1)).where(removals.c.lineage_id == lineages.c.lineage_id, is_owed())
     is_leased = select(literal(1)).where(

@@ -60,7 +60,7 @@ class SqlLineageStore:
             return _one(connection, new.name)
 
     def lineage(self, name: str) -> Lineage:
-        """One lineage.
+        """Return one lineage.
 
         Raises:
             UnknownLineage: if there is none.
@@ -69,12 +69,12 @@ class SqlLineageStore:
             return _one(connection, name)
 
     def lineages(self) -> tuple[Lineage, ...]:
-        """All of them, by name."""
+        """Return every lineage, sorted by name."""
         with transaction(self._engine) as connection:
             return tuple(_lineage(row) for row in connection.execute(_query().order_by(lineages.c.name)))
 
     def counts(self, name: str) -> Mapping[str, int]:
-        """Number of edits by status. It counts them: for people, not for every batch.
+        """Return the number of edits by status. It counts them: for people, not for every batch.
 
         Raises:
             UnknownLineage: if there is none.

@@ -50,7 +50,7 @@ class LockedLineage:
 
 
 def lineage_id_of(connection: Connection, name: str) -> str:
-    """The id of a lineage, without a lock.
+    """Return the id of a lineage, without a lock.
 
     Raises:
         UnknownLineage: if there is none.

@@ -1,4 +1,4 @@
-"""Side effects that are owed, in PostgreSQL. Knows when they are due, not how they are done."""
+"""Side effects that are owed, in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SqlOutboxStore:
         return tuple(OutboxItem(**row) for row in sorted(rows, key=lambda row: str(row["outbox_id"])))
 
     def done(self, outbox_id: str) -> None:
-        """The goal is reached.
+        """Note that the goal is reached.
 
         Raises:
             UnknownRecord: if nothing is owed under that id.

@@ -1,4 +1,4 @@
-"""The work of a lineage, in PostgreSQL. Knows which edits wait and which conflict, not how they are made."""
+"""The work of a lineage in PostgreSQL: which edits wait, which conflict, and what becomes of a batch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SqlEditQueue:
             return _claim(connection, on, lease, waiting)
 
     def is_filling(self, lineage: str) -> bool:
-        """Whether edits are due whose batch is not closed yet; False while the lineage is held."""
+        """Return whether edits are due whose batch is not closed yet; False while the lineage is held."""
         is_due = status_is(EditStatus.received) & (edit_requests.c.next_attempt_at <= func.clock_timestamp())
         of_lineage = edit_requests.c.lineage_id == lineages.c.lineage_id
         query = select(select(literal(1)).where(of_lineage, is_due).exists()).where(
@@ -87,7 +87,7 @@ class SqlEditQueue:
             restore_queued(connection, sorted(reasons), on=on, actor=lease.owner)
 
     def next_removal(self, lease: Lease) -> Removal | None:
-        """The oldest removal that is due, also while the lineage is held; without what is already gone."""
+        """Return the oldest removal that is due, also while the lineage is held; without what is already gone."""
         with transaction(self._engine) as connection:
             return next_removal(connection, check(connection, lease), actor=lease.owner)
 
@@ -98,7 +98,7 @@ class SqlEditQueue:
             fail_removal(connection, on, removal, reason=reason, report=report, actor=lease.owner)
 
     def edits(self, lineage: str, edit_ids: Sequence[str]) -> tuple[Edit, ...]:
-        """Edits by id, in the order asked.
+        """Return edits by id, in the order asked.
 
         Raises:
             UnknownRecord: if an id names no edit of the lineage.
@@ -130,7 +130,7 @@ class SqlEditQueue:
         return tuple(found[edit_id] for edit_id in ids)
 
     def active_keys(self, lineage: str, keys: Sequence[str], *, removed_ids: Sequence[str]) -> tuple[str, ...]:
-        """Those of some conflict keys whose fact the head holds an edit of, besides the removed ones; sorted."""
+        """Return those of some conflict keys whose fact the head holds an edit of, besides the removed ones; sorted."""
         with transaction(self._engine) as connection:
             held = holding(connection, keys)
         return tuple(sorted(row.conflict_key for row in held if row.edit_id not in removed_ids))
@@ -147,7 +147,7 @@ def _refuse_second_batch(connection: Connection, on: LockedLineage) -> None:
 
 
 def _resolved_front(connection: Connection, on: LockedLineage, *, limit: int, actor: str) -> Sequence[Row[Any]]:
-    """The first due edits, after every one that another correction makes needless has left the queue."""
+    """Return the first due edits, after every one that another correction makes needless has left the queue."""
     while True:
         front = _front(connection, on, limit)
         keys = {row.conflict_key for row in front}
@@ -179,7 +179,7 @@ def _front(connection: Connection, on: LockedLineage, limit: int) -> Sequence[Ro
 
 
 def _waiting_of(connection: Connection, on: LockedLineage, keys: set[str]) -> Sequence[Row[Any]]:
-    """Everything that waits for these facts, due or not: a later correction that waits longer still wins."""
+    """Return everything that waits for these facts, due or not: a later correction that waits longer still wins."""
     query = select(edit_requests).where(
         edit_requests.c.lineage_id == on.lineage_id,
         status_is(EditStatus.received),

@@ -104,7 +104,7 @@ def _locked_snapshot(connection: Connection, on: LockedLineage, snapshot_id: str
 
 
 def _same_decision(connection: Connection, on: LockedLineage, row: Row[Any], approval: Approval) -> str | None:
-    """The approval row of the same decision, if the snapshot still stands as that decision left it."""
+    """Return the approval row of the same decision, if the snapshot still stands as that decision left it."""
     stands = {
         Decision.approved: row.status == SnapshotStatus.approved,
         Decision.rejected: row.status == SnapshotStatus.rejected,

@@ -19,7 +19,7 @@ from pipeline.domain.snapshots import Artifact, Basis, DigestForm, Snapshot
 
 
 def edit_of(row: Row[Any], lineage: str) -> Edit:
-    """A row of `edit_requests` as an edit."""
+    """Return a row of `edit_requests` as an edit."""
     request = EditRequest(
         request_id=row.request_id,
         lineage=lineage,
@@ -39,7 +39,7 @@ def edit_of(row: Row[Any], lineage: str) -> Edit:
 
 
 def claimant_of(row: Row[Any]) -> Claimant:
-    """A row of `edit_requests` as a side of a conflict."""
+    """Return a row of `edit_requests` as a side of a conflict."""
     return Claimant(
         edit_id=row.edit_id,
         conflict_key=row.conflict_key,
@@ -50,7 +50,7 @@ def claimant_of(row: Row[Any]) -> Claimant:
 
 
 def snapshot_of(row: Row[Any], lineage: str) -> Snapshot:
-    """A row of `snapshots` as a snapshot."""
+    """Return a row of `snapshots` as a snapshot."""
     return Snapshot(
         snapshot_id=row.snapshot_id,
         lineage=lineage,
@@ -70,17 +70,17 @@ def snapshot_of(row: Row[Any], lineage: str) -> Snapshot:
 
 
 def artifact_of(value: Mapping[str, Any]) -> Artifact:
-    """An artifact as it is kept in JSON."""
+    """Return an artifact as it is kept in JSON."""
     return Artifact(uri=value["uri"], digest=value["digest"], num_bytes=value["num_bytes"])
 
 
 def artifact_json(artifact: Artifact) -> dict[str, Any]:
-    """The JSON that `artifact_of` reads."""
+    """Return the JSON that `artifact_of` reads."""
     return {"uri": artifact.uri, "digest": artifact.digest, "num_bytes": artifact.num_bytes}
 
 
 def report_json(report: GateReport) -> dict[str, Any]:
-    """A gate report as JSON. Figures that are not finite, which JSON cannot hold, become null."""
+    """Return a gate report as JSON. Figures that are not finite, which JSON cannot hold, become null."""
     document: dict[str, Any] = _finite(asdict(report))
     return document
 
@@ -109,7 +109,7 @@ def insert_report(connection: Connection, lineage_id: str, report: GateReport, *
 
 
 def is_uuid(text: str) -> bool:
-    """Whether a text can be an id of ours; PostgreSQL refuses to compare anything else with one."""
+    """Return whether a text can be an id of ours; PostgreSQL refuses to compare anything else with one."""
     try:
         uuid.UUID(text)
     except ValueError:

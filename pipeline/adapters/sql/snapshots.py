@@ -40,7 +40,7 @@ class SqlSnapshotStore:
             return snapshot_of(write_snapshot(connection, lease, new), lease.lineage)
 
     def load_plan(self, lineage: str, *, snapshot_id: str | None) -> LoadPlan:
-        """The weights of a snapshot (None: the base): nearest accumulators and deltas above; without a ledger.
+        """Return the weights of a snapshot (None: the base): nearest accumulators and deltas above; without a ledger.
 
         Raises:
             UnknownRecord: if the snapshot is not of this lineage.
@@ -63,7 +63,7 @@ class SqlSnapshotStore:
         )
 
     def ledger_plan(self, lineage: str, *, snapshot_id: str | None) -> LedgerPlan:
-        """What edits on a snapshot are made with: rows of every active edit, prior, suite, trained editor.
+        """Return what edits on a snapshot are made with: rows of every active edit, prior, suite, trained editor.
 
         The files of rows are not read here: whoever opens one checks its digest.
 
@@ -85,7 +85,7 @@ class SqlSnapshotStore:
         )
 
     def digest_path(self, lineage: str, snapshot_id: str) -> DigestPath:
-        """How the digest of a snapshot follows from those of the deltas that it is loaded from.
+        """Return how the digest of a snapshot follows from those of the deltas that it is loaded from.
 
         Raises:
             UnknownRecord: if the snapshot is not of this lineage.
@@ -104,7 +104,7 @@ class SqlSnapshotStore:
             return DigestPath(start=connection.scalar(parent) or base_digest, listed=(), chained=above)
 
     def snapshot(self, lineage: str, ref: str) -> Snapshot:
-        """By id, by seq, or by `head` or `champion`.
+        """Return the snapshot with an id or a seq, or the one that is `head` or `champion`.
 
         Raises:
             UnknownLineage: if there is no such lineage.
@@ -120,7 +120,7 @@ class SqlSnapshotStore:
         return snapshot_of(row, lineage)
 
     def snapshots(self, lineage: str) -> tuple[Snapshot, ...]:
-        """Oldest first.
+        """Return every snapshot of a lineage, oldest first.
 
         Raises:
             UnknownLineage: if there is no such lineage.
@@ -131,7 +131,7 @@ class SqlSnapshotStore:
             return tuple(snapshot_of(row, lineage) for row in connection.execute(query))
 
     def report(self, gate_report_id: str) -> Mapping[str, Any]:
-        """A gate report as JSON.
+        """Return a gate report as JSON.
 
         Raises:
             UnknownRecord: if there is none.
@@ -162,7 +162,7 @@ class SqlSnapshotStore:
 
 
 def _stack(connection: Connection, top: Row[Any]) -> Sequence[Row[Any]]:
-    """A snapshot and those below it whose deltas it is loaded from, oldest first.
+    """Return a snapshot and those below it whose deltas it is loaded from, oldest first.
 
     The first one has stored its accumulators, which hold its own delta, or stands on the base.
     """
@@ -171,7 +171,7 @@ def _stack(connection: Connection, top: Row[Any]) -> Sequence[Row[Any]]:
 
 
 def _last(connection: Connection, top: Row[Any], condition: Any) -> int | None:
-    """The highest seq at or below a snapshot that meets a condition."""
+    """Return the highest seq at or below a snapshot that meets a condition."""
     query = select(func.max(snapshots.c.seq)).where(
         snapshots.c.lineage_id == top.lineage_id, snapshots.c.seq <= top.seq, condition
     )
@@ -180,7 +180,7 @@ def _last(connection: Connection, top: Row[Any], condition: Any) -> int | None:
 
 
 def _up_to(connection: Connection, top: Row[Any], *, from_seq: int) -> Sequence[Row[Any]]:
-    """Snapshots in order: without forks, ancestry is the order of seq."""
+    """Return snapshots in order: without forks, ancestry is the order of seq."""
     query = select(snapshots).where(
         snapshots.c.lineage_id == top.lineage_id, snapshots.c.seq.between(from_seq, top.seq)
     )

@@ -47,12 +47,12 @@ def _partial(name: str, *columns: str, where: str, **options: Any) -> Index:
 
 
 def status_is(status: EditStatus) -> ColumnElement[bool]:
-    """Whether an edit has a status, written into the statement: a parameter would hide it from partial indexes."""
+    """Return the condition on a status, written into the statement: partial indexes do not see a parameter."""
     return edit_requests.c.status == literal(status.value, literal_execute=True)
 
 
 def is_owed() -> ColumnElement[bool]:
-    """Whether a removal is still to be made; written into the statement as in `status_is`."""
+    """Return the condition that a removal is still to be made, written into the statement as in `status_is`."""
     return removals.c.status == literal(RemovalStatus.requested.value, literal_execute=True)
 
 
