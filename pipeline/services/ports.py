@@ -95,7 +95,7 @@ class LeaseStore(Protocol):
         """Return whether another lineage of the same base has work and nobody at it."""
 
     def waiting(self) -> tuple[str, ...]:
-        """Return the names of lineages that have work (due edits or removals), no live lease and no hold that stops it."""
+        """Return the names of lineages that have due edits or removals, no live lease and no hold that stops it."""
 
 
 class EditQueue(Protocol):
