@@ -9,36 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from kafka import ConsumerRebalanceListener, TopicPartition
 
 
-class Assignment(Protocol):
-    """How a consumer gets its partitions."""
-
-    def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
-        """Return the partitions to claim before they are read; `partitions` are all that the topic has."""
-
-    def start(self, place: TopicPartition, offset: int) -> None:
-        """Read a claimed partition from this offset on.
-
-        Raises:
-            ValueError: if it is not ours any more.
-        """
-
-    def lost(self) -> tuple[TopicPartition, ...]:
-        """Return the partitions whose claim ended since they were started."""
-
-    def forget(self) -> None:
-        """Stop reading; everything that is assigned is due again."""
-
-    def renew(self) -> bool:
-        """Ask for partitions again after somebody else took one; return False where nobody can be asked."""
-
-
 class AssignedByHand:
-    """Every partition of the topic."""
+    """Every partition of the topic; nobody takes one away but by raising its epoch."""
 
     def __init__(self, consumer: Any, topic: str) -> None:
         self._consumer = consumer
@@ -46,36 +23,39 @@ class AssignedByHand:
         self._started: set[TopicPartition] = set()
 
     def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
-        """Return all of them, the first time."""
+        """Return the partitions to claim before they are read; `partitions` are all that the topic has."""
         places = [TopicPartition(self._topic, partition) for partition in partitions]
         if not self._started:
             self._consumer.assign(places)
         return tuple(place for place in places if place not in self._started)
 
     def start(self, place: TopicPartition, offset: int) -> None:
-        """As `Assignment.start`."""
+        """Read a claimed partition from an offset on.
+
+        Raises:
+            ValueError: if it is not ours any more.
+        """
         self._consumer.seek(place, offset)
         self._started.add(place)
 
     def lost(self) -> tuple[TopicPartition, ...]:
-        """Return none: only a higher epoch takes a partition away, and the store tells of that."""
+        """Return the partitions whose claim ended since the last call."""
         return ()
 
     def forget(self) -> None:
-        """As `Assignment.forget`."""
+        """Stop reading; everything that is assigned is due again."""
         self._started.clear()
 
     def renew(self) -> bool:
-        """Return False: whoever took the partition is newer, and stays."""
+        """Ask for partitions again after somebody else took one; return False where nobody can be asked."""
         return False
 
 
-class AssignedByGroup(ConsumerRebalanceListener):  # type: ignore[misc]
-    """What the coordinator of a consumer group gives us."""
+class AssignedByGroup(AssignedByHand, ConsumerRebalanceListener):  # type: ignore[misc]
+    """The partitions that the coordinator of a consumer group gives us."""
 
     def __init__(self, consumer: Any, topic: str) -> None:
-        self._consumer = consumer
-        self._topic = topic
+        super().__init__(consumer, topic)
         self._lock = threading.Lock()
         self._due: set[TopicPartition] = set()
         self._lost: set[TopicPartition] = set()
@@ -87,7 +67,7 @@ class AssignedByGroup(ConsumerRebalanceListener):  # type: ignore[misc]
             return tuple(sorted(self._due))
 
     def start(self, place: TopicPartition, offset: int) -> None:
-        """As `Assignment.start`."""
+        """Read on from an offset, no longer paused; see `AssignedByHand.start`."""
         with self._lock:
             self._due.discard(place)
             self._lost.discard(place)
@@ -102,7 +82,7 @@ class AssignedByGroup(ConsumerRebalanceListener):  # type: ignore[misc]
             return tuple(lost | self._due)
 
     def forget(self) -> None:
-        """As `Assignment.forget`."""
+        """Pause everything that is assigned, so that it is due again."""
         self._hold(self._consumer.assignment() or ())
 
     def renew(self) -> bool:

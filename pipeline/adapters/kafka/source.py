@@ -19,7 +19,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
-from pipeline.adapters.kafka.assignment import AssignedByGroup, AssignedByHand, Assignment
+from pipeline.adapters.kafka.assignment import AssignedByGroup, AssignedByHand
 from pipeline.adapters.kafka.connection import REQUEST_TIMEOUT_MS, broker_errors, opened
 from pipeline.adapters.kafka.topic import TopicSeen, TopicWatch
 from pipeline.config import Settings
@@ -59,7 +59,7 @@ class KafkaSource:
         self._log = structlog.get_logger(__name__)
         self._consumer = _consumer(settings)
         by = AssignedByGroup if settings.intake_mode == "group" else AssignedByHand
-        self._assignment: Assignment = by(self._consumer, self._topic)
+        self._assignment = by(self._consumer, self._topic)
 
     def poll(self) -> tuple[Fetched, ...]:
         """See `MessageSource.poll`; take the epochs that are due first, all of them again if the topic was remade."""
