@@ -18,7 +18,7 @@ from pipeline.services.pruning import StoredFile
 
 
 class FileArtifacts:
-    """Implements `ArtifactStore`: `sha256/ab/abcd….ext` under a root; the URI is that relative path."""
+    """Keeps files at `sha256/ab/abcd….ext` under a root; the URI is that relative path."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -26,15 +27,13 @@ from pipeline.domain.rank_api import Candidate, Loaded
 from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator
 from pipeline.services.bisecting import Attempt, Sifted, sift
 from pipeline.services.lease_keeping import LeaseKeeper
-from pipeline.services.ports import (
-    ArtifactStore,
-    EditorGroup,
-    EditQueue,
-    LeaseStore,
-    LineageStore,
-    NewSnapshot,
-    SnapshotStore,
-)
+from pipeline.services.ports import EditorGroup, LineageStore, NewSnapshot
+
+if TYPE_CHECKING:
+    from pipeline.adapters.file_artifacts import FileArtifacts
+    from pipeline.adapters.sql.leases import SqlLeaseStore
+    from pipeline.adapters.sql.queue import SqlEditQueue
+    from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 
 log = structlog.get_logger()
 
@@ -74,11 +73,11 @@ class EditService:
     def __init__(
         self,
         *,
-        leases: LeaseStore,
+        leases: SqlLeaseStore,
         lineages: LineageStore,
-        queue: EditQueue,
-        snapshots: SnapshotStore,
-        artifacts: ArtifactStore,
+        queue: SqlEditQueue,
+        snapshots: SqlSnapshotStore,
+        artifacts: FileArtifacts,
         group: EditorGroup,
         policy: EditPolicy,
     ) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from datetime import timedelta
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pipeline.domain.errors import CorrigendaError, LeaseLost
 from pipeline.domain.lineages import Lease
-from pipeline.services.ports import LeaseStore
+
+if TYPE_CHECKING:
+    from pipeline.adapters.sql.leases import SqlLeaseStore
 
 
 class LeaseKeeper:
@@ -18,7 +21,7 @@ class LeaseKeeper:
     owner stop early when a renewal has failed.
     """
 
-    def __init__(self, leases: LeaseStore, lease: Lease, *, ttl: timedelta) -> None:
+    def __init__(self, leases: SqlLeaseStore, lease: Lease, *, ttl: timedelta) -> None:
         self._leases = leases
         self._lease = lease
         self._ttl = ttl

@@ -1,25 +1,23 @@
-"""What the services need of the outside world, and no more: adapters and the fakes of tests do this at least."""
+"""What services take of which tests put a fake in the place; the rest they take from the adapters as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.domain.approvals import Approval, Outcome
 from pipeline.domain.batches import EditBatch
-from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GateReport
-from pipeline.domain.lineages import Lease, Lineage, Removal
+from pipeline.domain.lineages import Lineage, Removal
 from pipeline.domain.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.rank_api import (
     Candidate,
     CandidateOutcome,
     EditorSettings,
     KeptFiles,
-    LedgerPlan,
     Loaded,
     LoadPlan,
 )
@@ -71,73 +69,6 @@ class LineageStore(Protocol):
         """Lift a hold and ring the doorbell."""
 
 
-class LeaseStore(Protocol):
-    """Who may write a lineage now. Time is the database's."""
-
-    def acquire(self, lineage: str, *, owner: str, ttl: timedelta, max_attempts: int) -> Lease | None:
-        """Take a free or expired lease, with a higher epoch; None while somebody else holds it.
-
-        Taking over releases what the owner before had claimed (`edit:released`, attempts counted); an edit that has
-        had `max_attempts` is `dead` (`edit:died`), so that one that kills its workers does not do so for ever.
-        """
-
-    def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
-        """Prolong it.
-
-        Raises:
-            LeaseLost: if it expired or was taken.
-        """
-
-    def release(self, lease: Lease, *, rings: bool = False) -> None:
-        """Give it back, and ring if work is left; nothing happens if it was lost."""
-
-    def others_wait(self, lineage: str) -> bool:
-        """Return whether another lineage of the same base has work and nobody at it."""
-
-    def waiting(self) -> tuple[str, ...]:
-        """Return the names of lineages that have due edits or removals, no live lease and no hold that stops it."""
-
-
-class EditQueue(Protocol):
-    """The work of a lineage, claimed under its lease."""
-
-    def claim_batch(self, lease: Lease, *, limit: int, max_wait: timedelta) -> EditBatch | None:
-        """Claim due edits, oldest `occurred_at` first; None if there are none, the batch is not full and its oldest
-        edit is younger than `max_wait`, or the lineage is held.
-
-        Resolves conflicts first: of several waiting corrections of one fact only the latest is claimed and the
-        others are `superseded`; one that is older than the active edit of its fact, or asks for the same target,
-        is `superseded` too. `displaced` names the active edits that the batch supersedes.
-        """
-
-    def is_filling(self, lineage: str) -> bool:
-        """Return whether edits are due whose batch is not closed yet; False while the lineage is held."""
-
-    def release(self, lease: Lease, edit_ids: Sequence[str], *, reason: str, max_attempts: int) -> None:
-        """Put claimed edits back with one attempt more and a later `next_attempt_at`; `dead` past `max_attempts`."""
-
-    def reject(self, lease: Lease, reasons: Mapping[str, str], *, report: GateReport) -> None:
-        """Reject claimed edits, each with what was measured; the report is kept."""
-
-    def next_removal(self, lease: Lease) -> Removal | None:
-        """Return the oldest removal that is due; also while the lineage is held."""
-
-    def fail_removal(self, lease: Lease, removal: Removal, *, reason: str, report: GateReport | None) -> None:
-        """Record that a removal did not pass its gate; the head stays and a person decides."""
-
-    def edits(self, lineage: str, edit_ids: Sequence[str]) -> tuple[Edit, ...]:
-        """Return edits by id, in the order asked."""
-
-    def retention_sample(self, lineage: str, *, seed: str, removed_ids: Sequence[str]) -> tuple[Edit, ...]:
-        """Active edits of the head to measure again, stratified by age, oldest first.
-
-        The same seed and head give the same sample; edits that a candidate removes are not in it.
-        """
-
-    def active_keys(self, lineage: str, keys: Sequence[str], *, removed_ids: Sequence[str]) -> tuple[str, ...]:
-        """Return those of some conflict keys whose fact the head holds an edit of, besides the removed ones; sorted."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewSnapshot:
     """Everything that one commit writes."""
@@ -169,28 +100,7 @@ class NewSnapshot:
 
 
 class SnapshotStore(Protocol):
-    """Snapshots, and how their weights are put together."""
-
-    def commit(self, lease: Lease, new: NewSnapshot) -> Snapshot:
-        """Write the snapshot, its active set, its report, edit statuses, audit and outbox rows in one transaction.
-
-        Raises:
-            LeaseLost: if the lease is no longer ours, or the head is no longer the parent.
-        """
-
-    def load_plan(self, lineage: str, *, snapshot_id: str | None) -> LoadPlan:
-        """Return the weights of a snapshot (None: the base): nearest accumulators and deltas above; without a ledger.
-
-        Raises:
-            UnknownRecord: if the snapshot is not of this lineage.
-        """
-
-    def ledger_plan(self, lineage: str, *, snapshot_id: str | None) -> LedgerPlan:
-        """Return what edits on a snapshot are made with: rows of every active edit, prior, suite, trained editor.
-
-        Raises:
-            UnknownRecord: if the snapshot is not of this lineage.
-        """
+    """Where snapshots are looked up."""
 
     def snapshot(self, lineage: str, ref: str) -> Snapshot:
         """Return the snapshot with an id or a seq, or the one that is `head` or `champion`.
@@ -248,20 +158,6 @@ class OutboxStore(Protocol):
 
     def failed(self, outbox_id: str, *, error: str) -> None:
         """Try again later, with growing waits."""
-
-
-class ArtifactStore(Protocol):
-    """Files by their content."""
-
-    def put(self, path: Path) -> Artifact:
-        """Keep a file; the same bytes are kept once. Durable when it returns."""
-
-    def path(self, artifact: Artifact, *, is_checked: bool = True) -> Path:
-        """Return a local path of the file; `is_checked` is False for what is checked where it is opened.
-
-        Raises:
-            IntegrityBroken: if it is missing or its bytes have another digest.
-        """
 
 
 class EditorGroup(Protocol):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from pipeline.services.ports import Doorbell, LeaseStore, LineageStore
+from typing import TYPE_CHECKING
+
+from pipeline.services.ports import Doorbell, LineageStore
+
+if TYPE_CHECKING:
+    from pipeline.adapters.sql.leases import SqlLeaseStore
 
 
 class Reaper:
     """Periodic work of the control plane; ringing twice does no harm."""
 
-    def __init__(self, *, leases: LeaseStore, lineages: LineageStore, doorbell: Doorbell) -> None:
+    def __init__(self, *, leases: SqlLeaseStore, lineages: LineageStore, doorbell: Doorbell) -> None:
         self._leases = leases
         self._lineages = lineages
         self._doorbell = doorbell

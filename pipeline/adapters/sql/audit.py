@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, Row, func, insert, select, text, unio
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.rows import record_of
 from pipeline.adapters.sql.tables import audit_events, chain_heads, lineages
 from pipeline.domain.audit import (
     GENESIS_HASH,
@@ -218,30 +219,10 @@ def _event(line: AuditLine, *, seq: int, at: datetime, prev_hash: str) -> AuditE
 
 
 def _row(event: AuditEvent) -> dict[str, object]:
-    return {
-        "chain": event.chain,
-        "seq": event.seq,
-        "at": event.at,
-        "actor": event.actor,
-        "action": event.action.value,
-        "subject": event.subject,
-        "payload": event.payload,
-        "prev_hash": event.prev_hash,
-        "hash": event.hash,
-    }
+    return asdict(event) | {"action": event.action.value}
 
 
 def _read(row: Row[Any]) -> AuditEvent:
     # An unknown action is kept as it stands: a reader of a damaged history must see it, not an exception.
     action = AuditAction(row.action) if row.action in _KNOWN else cast(AuditAction, row.action)
-    return AuditEvent(
-        chain=row.chain,
-        seq=row.seq,
-        at=row.at,
-        actor=row.actor,
-        action=action,
-        subject=row.subject,
-        payload=row.payload,
-        prev_hash=row.prev_hash,
-        hash=row.hash,
-    )
+    return record_of(AuditEvent, row, action=action)

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, Row, func, select, update
 
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.rows import is_uuid
+from pipeline.adapters.sql.rows import is_uuid, record_of
 from pipeline.adapters.sql.tables import dead_letters
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import UnknownRecord
@@ -99,19 +99,7 @@ def storable(text: str) -> str:
 
 
 def _letter(row: Row[Any]) -> DeadLetter:
-    return DeadLetter(
-        dead_letter_id=row.dead_letter_id,
-        partition=PartitionKey(
-            cluster_id=row.cluster_id, topic_id=row.topic_id, topic=row.topic, partition=row.partition
-        ),
-        offset=row.offset,
-        key=row.key,
-        value=row.value,
-        error=row.error,
-        created_at=row.created_at,
-        replayed_at=row.replayed_at,
-        pruned_at=row.pruned_at,
-    )
+    return record_of(DeadLetter, row, partition=record_of(PartitionKey, row))
 
 
 def _unknown(dead_letter_id: str) -> UnknownRecord:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, RowMapping, func, literal, select, text, update
 
+from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.active_sets import brought_by, first_seq
 from pipeline.adapters.sql.audit import SqlAuditStore, append
 from pipeline.adapters.sql.engine import transaction
@@ -21,7 +22,6 @@ from pipeline.adapters.sql.tables import approvals, audit_events, ingest_offsets
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
 from pipeline.domain.lifecycle import EditStatus
-from pipeline.services.ports import ArtifactStore
 from pipeline.services.registry_ports import ChampionMirror, RegistryEntry
 
 # The oldest are found first, so that the view is worked out for no more rows than are shown.
@@ -133,7 +133,7 @@ class SqlHistoryStore:
 class SqlMirrorStore:
     """Entries for model versions, and the alias `champion`."""
 
-    def __init__(self, engine: Engine, artifacts: ArtifactStore) -> None:
+    def __init__(self, engine: Engine, artifacts: FileArtifacts) -> None:
         self._engine = engine
         self._lineages = SqlLineageStore(engine)
         self._snapshots = SqlSnapshotStore(engine, artifacts)

@@ -13,7 +13,7 @@ from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of, lock_lineage
 from pipeline.adapters.sql.outbox import owe
-from pipeline.adapters.sql.rows import artifact_json, artifact_of
+from pipeline.adapters.sql.rows import artifact_json, artifact_of, record_of
 from pipeline.adapters.sql.tables import edit_requests, lineages, snapshots
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.canonical import sha256_json
@@ -178,17 +178,15 @@ def _lineage(row: Row[Any]) -> Lineage:
         reference=artifact_of(row.baseline),
         trained=_trained(row.editor.get(TRAINED)),
     )
-    return Lineage(
-        lineage_id=row.lineage_id,
+    return record_of(
+        Lineage,
+        row,
         settings=settings,
-        editor_digest=row.editor_digest,
         head_id=row.head_snapshot_id,
         head_seq=row.head_seq or 0,
         head_digest=row.head_digest or row.base_digest,
         champion_id=row.champion_snapshot_id,
         champion_seq=row.champion_seq or 0,
-        hold=row.hold,
-        created_at=row.created_at,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from pipeline.adapters.sql.rows import record_of
 from pipeline.adapters.sql.tables import lineages
 from pipeline.domain.errors import UnknownLineage
 from pipeline.domain.gates import GatePolicy
@@ -73,18 +74,7 @@ def lock_lineage(connection: Connection, name: str) -> LockedLineage:
     row = connection.execute(query).one_or_none()
     if row is None:
         raise _unknown(name)
-    return LockedLineage(
-        lineage_id=row.lineage_id,
-        name=row.name,
-        head_id=row.head_snapshot_id,
-        champion_id=row.champion_snapshot_id,
-        seq=row.seq,
-        num_batches=row.num_batches,
-        num_activations=row.num_activations,
-        hold=row.hold,
-        base_digest=row.base_digest,
-        policy=row.policy,
-    )
+    return record_of(LockedLineage, row, head_id=row.head_snapshot_id, champion_id=row.champion_snapshot_id)
 
 
 def _unknown(name: str) -> UnknownLineage:

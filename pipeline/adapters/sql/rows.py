@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, insert
 
@@ -17,66 +17,49 @@ from pipeline.domain.gates import GateReport
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.snapshots import Artifact, Basis, DigestForm, Snapshot
 
+Record = TypeVar("Record")
+
+
+def record_of(kind: type[Record], row: Row[Any], **given: Any) -> Record:
+    """Return a record whose fields are the row's columns of the same names, but for those that are given."""
+    names = [field.name for field in fields(kind) if field.name not in given]  # type: ignore[arg-type]
+    return kind(**{name: getattr(row, name) for name in names}, **given)
+
 
 def edit_of(row: Row[Any], lineage: str) -> Edit:
     """Return a row of `edit_requests` as an edit."""
-    request = EditRequest(
-        request_id=row.request_id,
-        lineage=lineage,
-        prompt=row.prompt,
-        target_new=row.target_new,
-        target_true=row.target_true,
-        subject=row.subject,
-        relation=row.relation,
-        rephrases=tuple(row.rephrases),
-        locality=_probes(row.locality),
-        portability=_probes(row.portability),
-        source=row.source,
-        submitted_by=row.submitted_by,
-        occurred_at=row.occurred_at,
-    )
-    return Edit(edit_id=row.edit_id, request=request, attempts=row.attempts)
+    probes = {"locality": _probes(row.locality), "portability": _probes(row.portability)}
+    request = record_of(EditRequest, row, lineage=lineage, rephrases=tuple(row.rephrases), **probes)
+    return record_of(Edit, row, request=request)
 
 
 def claimant_of(row: Row[Any]) -> Claimant:
     """Return a row of `edit_requests` as a side of a conflict."""
-    return Claimant(
-        edit_id=row.edit_id,
-        conflict_key=row.conflict_key,
-        target_new=row.target_new,
-        occurred_at=row.occurred_at,
-        origin=(row.topic, row.partition, row.offset),
-    )
+    return record_of(Claimant, row, origin=(row.topic, row.partition, row.offset))
 
 
 def snapshot_of(row: Row[Any], lineage: str) -> Snapshot:
     """Return a row of `snapshots` as a snapshot."""
-    return Snapshot(
-        snapshot_id=row.snapshot_id,
+    return record_of(
+        Snapshot,
+        row,
         lineage=lineage,
-        seq=row.seq,
-        parent_id=row.parent_id,
         basis=Basis(row.basis),
         delta=artifact_of(row.delta),
         accumulator=artifact_of(row.accumulator) if row.accumulator is not None else None,
-        digest=row.digest,
         digest_form=DigestForm(row.digest_form),
-        num_active=row.num_active,
         status=SnapshotStatus(row.status),
-        gate_report_id=row.gate_report_id,
-        registry_version=row.registry_version,
-        created_at=row.created_at,
     )
 
 
 def artifact_of(value: Mapping[str, Any]) -> Artifact:
     """Return an artifact as it is kept in JSON."""
-    return Artifact(uri=value["uri"], digest=value["digest"], num_bytes=value["num_bytes"])
+    return Artifact(**value)
 
 
 def artifact_json(artifact: Artifact) -> dict[str, Any]:
     """Return the JSON that `artifact_of` reads."""
-    return {"uri": artifact.uri, "digest": artifact.digest, "num_bytes": artifact.num_bytes}
+    return asdict(artifact)
 
 
 def report_json(report: GateReport) -> dict[str, Any]:

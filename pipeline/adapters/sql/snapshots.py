@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, select
 
+from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.active_sets import rows_at
 from pipeline.adapters.sql.commit import write_snapshot
 from pipeline.adapters.sql.engine import transaction
@@ -18,13 +19,13 @@ from pipeline.domain.errors import UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import Lease, TrainedArtifacts
 from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, TrainedFiles
 from pipeline.domain.snapshots import Artifact, Basis, DigestForm, DigestPath, Snapshot
-from pipeline.services.ports import ArtifactStore, NewSnapshot
+from pipeline.services.ports import NewSnapshot
 
 
 class SqlSnapshotStore:
     """Writes snapshots and says how each is loaded."""
 
-    def __init__(self, engine: Engine, artifacts: ArtifactStore) -> None:
+    def __init__(self, engine: Engine, artifacts: FileArtifacts) -> None:
         self._engine = engine
         self._artifacts = artifacts
         self._lineages = SqlLineageStore(engine)
