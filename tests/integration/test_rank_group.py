@@ -176,6 +176,29 @@ def test_an_unknown_trial_cannot_be_kept(ranks: RankGroup, plan: LoadPlan, tmp_p
         ranks.keep("never-tried", folder=tmp_path, with_accumulator=False)
 
 
+def test_a_group_goes_on_from_what_it_holds_without_a_plan(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
+    loaded = ranks.load(plan, epoch=1)
+    assert f'["{plan.lineage}","japan","language"]' in loaded.suite_keys
+    head = {"lineage": plan.lineage, "snapshot_id": None, "editor": plan.editor}
+    assert ranks.resume(**head, epoch=2) == loaded
+    other_editor = replace(plan.editor, num_passes=1)
+    for other in ({"lineage": "other"}, {"snapshot_id": "s1"}, {"editor": other_editor}):
+        assert ranks.resume(**head | other, epoch=2) is None
+
+    ranks.try_edits(candidate("kept", edits(1)))
+    ranks.keep("kept", folder=tmp_path, with_accumulator=False)
+    assert ranks.resume(**head, epoch=2) is None, "nobody knows yet whether it was committed"
+    ranks.held("s1", digest="d" * 64)
+    assert ranks.resume(**head | {"snapshot_id": "s1"}, epoch=2) == loaded
+    with pytest.raises(LeaseLost):
+        ranks.resume(**head | {"snapshot_id": "s1"}, epoch=1)
+
+    assert ranks.load(replace(plan, ledger=None), epoch=2).suite_keys == ()
+    assert ranks.generate(["the capital of Japan is"], max_new_tokens=1)
+    assert ranks.resume(**head, epoch=2) is None, "no edits can be made on what only answers"
+    assert ranks.load(plan, epoch=2) == loaded
+
+
 def test_an_older_lease_epoch_is_refused(ranks: RankGroup, plan: LoadPlan) -> None:
     ranks.load(plan, epoch=7)
     ranks.weights_digest()
