@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,9 +63,6 @@ class LineageStore(Protocol):
 
     def hold(self, name: str, *, reason: str, actor: str) -> None:
         """Let no batch start until a person resumes; a second hold keeps the first reason."""
-
-    def resume(self, name: str, *, actor: str) -> None:
-        """Lift a hold and ring the doorbell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,9 +209,6 @@ class Publisher(Protocol):
 class HistoryStore(Protocol):
     """The auditors' views."""
 
-    def edits(self, lineage: str, *, status: str | None = None, limit: int = 1000) -> tuple[Mapping[str, Any], ...]:
-        """Return rows of `edit_history`, oldest first."""
-
     def edit(self, lineage: str, ref: str) -> Mapping[str, Any]:
         """Return one row of `edit_history`, by edit id or request id, with its audit lines under `events`.
 
@@ -225,6 +218,3 @@ class HistoryStore(Protocol):
 
     def snapshot_seq(self, edit_id: str) -> int | None:
         """Return the first snapshot that held an edit; None if none did."""
-
-    def now(self) -> datetime:
-        """Return database time; also the cheapest health check."""
