@@ -20,7 +20,7 @@ from editors.evaluation.stream import Stream
 from editors.measure.reference import Reference
 from editors.mend.checkpoint import CardStage, EditorCard, TrainedEditor
 from editors.mend.transform import MendTransform
-from editors.methods.base import EditResult
+from editors.methods.base import EditJob, EditResult
 from editors.methods.recursive import RecursiveEditor
 from editors.methods.select import editor_for, resolved
 from editors.models.digest import base_digest
@@ -103,11 +103,11 @@ def test_figures_and_a_picture_are_left_in_a_folder(files: Path, capsys: pytest.
 def test_a_run_that_is_cut_off_leaves_what_it_measured(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit, batches = RecursiveEditor.edit, []
 
-    def is_killed_at_third(editor: RecursiveEditor, *arguments: Any) -> EditResult:
-        batches.append(arguments)
+    def is_killed_at_third(editor: RecursiveEditor, job: EditJob) -> EditResult:
+        batches.append(job)
         if len(batches) == 3:
             raise KeyboardInterrupt
-        return edit(editor, *arguments)
+        return edit(editor, job)
 
     monkeypatch.setattr(RecursiveEditor, "edit", is_killed_at_third)
     with pytest.raises(KeyboardInterrupt):
@@ -128,10 +128,10 @@ def test_a_correction_takes_out_what_holds_although_another_failed_between(
     settings = EditorSettings(prior_strength=0.1, num_passes=3, inner_params=model.inner_param_names)
     edit = RecursiveEditor.edit
 
-    def fails_for_second(editor: RecursiveEditor, *arguments: Any) -> EditResult:
-        if arguments[3][0].request.target_new == "Rome":
+    def fails_for_second(editor: RecursiveEditor, job: EditJob) -> EditResult:
+        if job.added[0].request.target_new == "Rome":
             raise EditorFailed("expected finite factors, got NaN")
-        return edit(editor, *arguments)
+        return edit(editor, job)
 
     monkeypatch.setattr(RecursiveEditor, "edit", fails_for_second)
     stream = Stream(model, RecursiveEditor(settings), measure_prior(model, prior_lines()), settings)
@@ -157,11 +157,11 @@ def test_a_batch_whose_numbers_cannot_be_used_is_counted_and_its_edits_do_not_ho
 ) -> None:
     edit, batches = RecursiveEditor.edit, []
 
-    def fails_second(editor: RecursiveEditor, *arguments: Any) -> EditResult:
-        batches.append(arguments)
+    def fails_second(editor: RecursiveEditor, job: EditJob) -> EditResult:
+        batches.append(job)
         if len(batches) == 2:
             raise EditorFailed("expected finite factors, got NaN")
-        return edit(editor, *arguments)
+        return edit(editor, job)
 
     monkeypatch.setattr(RecursiveEditor, "edit", fails_second)
     assert evaluate(evaluate_arguments(files)) == 0
