@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from pipeline.domain.wire import parse_object
 
 EDIT_FILES = (".json", ".jsonl")
 """How the names of files of edits end, among the files that a prior is measured over."""
+WRITTEN = (
+    "prompt", "subject", "relation", "target_new", "target_true", "rephrases", "locality", "portability",
+)  # fmt: skip
+"""Fields of a request that `edit_lines` writes, in this order."""
 LINEAGE = "evaluation"
 """Lineage of an edit that names none."""
 NO_TIME = "1970-01-01T00:00:00+00:00"
@@ -121,22 +126,10 @@ def edit_lines(edits: Sequence[Edit]) -> bytes:
 
 
 def _wire(edit: Edit) -> dict[str, Any]:
-    request = edit.request
-    known = {
-        "prompt": request.prompt,
-        "subject": request.subject,
-        "relation": request.relation,
-        "target_new": request.target_new,
-        "target_true": request.target_true,
-        "rephrases": list(request.rephrases),
-        "locality": [_probe(probe) for probe in request.locality],
-        "portability": [_probe(probe) for probe in request.portability],
-    }
-    return {name: value for name, value in known.items() if value}
-
-
-def _probe(probe: Probe) -> dict[str, str]:
-    return {"prompt": probe.prompt} | ({"target": probe.target} if probe.target else {})
+    known = asdict(edit.request)
+    for kind in ("locality", "portability"):
+        known[kind] = [{name: value for name, value in probe.items() if value} for probe in known[kind]]
+    return {name: known[name] for name in WRITTEN if known[name]}
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

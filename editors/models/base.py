@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from editors.models.comm import ALONE, Comm, own_share
-from editors.models.generation import IsDone
+from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam, inner_params
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks, encode_chat, encode_prompt, num_tokens
 
@@ -45,6 +45,8 @@ class EditableModel(ABC):
         Misconfigured: for an unknown architecture or a name that the model does not have.
     """
 
+    loader: ClassVar[Any]
+    """Class of transformers whose `from_pretrained` loads these models."""
     task: ClassVar[str]
     """Task as a lineage names it: `causal`, `seq2seq` or `classifier`."""
     drawdown_on: ClassVar[Literal["text", "suite"]]
@@ -186,13 +188,7 @@ class EditableModel(ABC):
         return [self.decode(answer) for answer in tokens]
 
     @abstractmethod
-    def greedy(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        is_done: IsDone = lambda _place, _tokens: False,
-    ) -> list[list[int]]:
+    def greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone = never_done) -> list[list[int]]:
         """Return greedy answers as token ids, without the token that ends them; every rank has to call it.
 
         The arguments are those of `generation.greedy`.

@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from editors.models.base import EditableModel
 from editors.models.comm import ALONE, Comm
 from editors.models.frozen_prefix import compute_prefix, ending_before, gathered_head, starting_at
-from editors.models.generation import CausalDecoding, IsDone, greedy, shared_length
+from editors.models.generation import CausalDecoding, IsDone, Prompts, greedy, never_done, shared_length
 from editors.models.inner_params import InnerParam
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, encode_pair, pack, pad_id
 from pipeline.domain.errors import Misconfigured
@@ -32,6 +33,7 @@ class CausalModel(EditableModel):
     """
 
     task = "causal"
+    loader = AutoModelForCausalLM
     drawdown_on = "text"
     has_subject_keys = True
 
@@ -94,13 +96,7 @@ class CausalModel(EditableModel):
         ):
             self.module(input_ids=batch.input_ids_BL, use_cache=False)
 
-    def greedy(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        is_done: IsDone = lambda _place, _tokens: False,
-    ) -> list[list[int]]:
+    def greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone = never_done) -> list[list[int]]:
         """Return greedy continuations as token ids; see `EditableModel.greedy`."""
         shared = shared_length(prompts)
         return greedy(

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
 from editors.models.base import EditableModel
 from editors.models.comm import merged
 from editors.models.encoder_tokens import encode_whole, encoder_keys, padded
-from editors.models.generation import IsDone
+from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end, subject_ends
 from pipeline.domain.errors import InvalidInput
@@ -27,6 +28,7 @@ class ClassifierModel(EditableModel):
     """An encoder that answers a claim with one of its labels."""
 
     task = "classifier"
+    loader = AutoModelForSequenceClassification
     drawdown_on = "suite"
     drawdown_by = "accuracy"
     stop_ids = frozenset()
@@ -101,13 +103,7 @@ class ClassifierModel(EditableModel):
         self.target_logits(batch)
 
     @torch.no_grad()
-    def greedy(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        is_done: IsDone = lambda _place, _tokens: False,
-    ) -> list[list[int]]:
+    def greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone = never_done) -> list[list[int]]:
         """Return the id of the most probable label of each prompt, as an answer of one token."""
         if not prompts or max_new_tokens < 1:
             return [[] for _ in prompts]

@@ -1,4 +1,4 @@
-"""The class that serves each task, and the loader of transformers that goes with it.
+"""The class that serves the models of each task.
 
 model = editable("seq2seq", module, tokenizer)
 """
@@ -6,11 +6,9 @@ model = editable("seq2seq", module, tokenizer)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from editors.models.base import EditableModel, Pair
 from editors.models.causal import CausalModel
@@ -34,26 +32,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
-    """The classes that serve a task."""
-
-    model: type[EditableModel]
-    """Class of ours that feeds and reads the models of the task."""
-    loader: Any
-    """Class of transformers whose `from_pretrained` loads these models."""
+FAMILIES: dict[str, type[EditableModel]] = {kind.task: kind for kind in (CausalModel, Seq2SeqModel, ClassifierModel)}
+"""Task of a lineage -> the class that serves it."""
 
 
-FAMILIES = {
-    "causal": Family(model=CausalModel, loader=AutoModelForCausalLM),
-    "seq2seq": Family(model=Seq2SeqModel, loader=AutoModelForSeq2SeqLM),
-    "classifier": Family(model=ClassifierModel, loader=AutoModelForSequenceClassification),
-}
-"""Task of a lineage -> the classes that serve it."""
-
-
-def family_of(task: str) -> Family:
-    """Return the classes that serve a task.
+def family_of(task: str) -> type[EditableModel]:
+    """Return the class that serves a task.
 
     Raises:
         Misconfigured: for a task that does not exist.
@@ -71,4 +55,4 @@ def editable(
     Raises:
         Misconfigured: for a task that does not exist, an unknown architecture or a name that the model does not have.
     """
-    return family_of(task).model(module, tokenizer, inner_param_names, comm=comm)
+    return family_of(task)(module, tokenizer, inner_param_names, comm=comm)

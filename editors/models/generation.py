@@ -24,6 +24,11 @@ IsDone = Callable[[int, Sequence[int]], bool]
 """(place of the prompt, token ids generated so far) -> whether the answer needs no more tokens."""
 
 
+def never_done(_place: int, _tokens: Sequence[int]) -> bool:
+    """Let no answer end before its stop token."""
+    return False
+
+
 class Decoding(Protocol):
     """A batch of answers in the making, with the cache that is kept between two tokens."""
 
@@ -49,7 +54,7 @@ def greedy(
     comm: Comm,
     max_new_tokens: int,
     stop_ids: frozenset[int],
-    is_done: IsDone = lambda _place, _tokens: False,
+    is_done: IsDone = never_done,
 ) -> list[list[int]]:
     """Return the greedy answer to each prompt as token ids, without the stop token; every rank has to call it.
 

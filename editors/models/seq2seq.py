@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import BaseModelOutput
 
 from editors.models.base import EditableModel
 from editors.models.comm import ALONE, Comm
 from editors.models.encoder_tokens import encode_whole, encoder_keys, padded
 from editors.models.frozen_prefix import gathered_head
-from editors.models.generation import IsDone, greedy
+from editors.models.generation import IsDone, Prompts, greedy, never_done
 from editors.models.inner_params import InnerParam
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end, subject_ends
 from pipeline.domain.errors import InvalidInput, Misconfigured
@@ -35,6 +36,7 @@ class Seq2SeqModel(EditableModel):
     """
 
     task = "seq2seq"
+    loader = AutoModelForSeq2SeqLM
     drawdown_on = "suite"
 
     def __init__(
@@ -128,13 +130,7 @@ class Seq2SeqModel(EditableModel):
         """Run both stacks; only the logits are left out, all but one."""
         self._logits(batch, batch.row_N[:1], batch.position_N[:1])
 
-    def greedy(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        is_done: IsDone = lambda _place, _tokens: False,
-    ) -> list[list[int]]:
+    def greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone = never_done) -> list[list[int]]:
         """Return greedy answers as token ids; see `EditableModel.greedy`."""
         return greedy(
             lambda own: _Decoding(self.module, self.tokenizer, own, start_ids=self._start_ids),
@@ -173,9 +169,7 @@ class Seq2SeqModel(EditableModel):
 class _Decoding:
     """Answers in the making: prompts are encoded once, the decoder keeps a cache; a `generation.Decoding`."""
 
-    def __init__(
-        self, module: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], *, start_ids: Sequence[int]
-    ) -> None:
+    def __init__(self, module: nn.Module, tokenizer: Any, prompts: Prompts, *, start_ids: Sequence[int]) -> None:
         self._module, self._tokenizer, self._prompts, self._start_ids = module, tokenizer, prompts, start_ids
         self._cache: Any = None
 

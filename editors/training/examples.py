@@ -43,8 +43,6 @@ class Examples:
     """Edits to validate on."""
     text: tuple[Encoded, ...]
     """Lines of plain text, in which the probabilities of every token have to stay."""
-    num_left_out: int
-    """How many edits were left out: without rephrases, or about the fact of a held-out edit."""
 
 
 def split(edits: Sequence[Edit], held_out: Sequence[Edit], *, num_held_out: int) -> tuple[list[Edit], list[Edit]]:
@@ -79,24 +77,24 @@ def make_examples(
         held_out: edits to validate on.
         text: plain text, of which each line is taken by itself.
         num_held_out: most edits to validate on.
-        has_subjects: whether to look up where subjects end; without that, every token of an encoder is a key.
+        has_subjects: whether to look up where subjects end, and to leave out edits whose prompt does not name theirs;
+            without that, every token of an encoder is a key.
         text_tokens: most tokens of a line of text.
 
     Raises:
         InvalidInput: if there is nothing to learn from or to validate on, or the model cannot give a target.
     """
-    taught, judged = split(edits, held_out, num_held_out=num_held_out)
-    if not taught or not judged:
-        raise InvalidInput(
-            f"expected edits with rephrases to train and to validate on, got {len(taught)} and {len(judged)} "
-            f"out of {len(edits)} and {len(held_out)}"
-        )
+    chosen = split(edits, held_out, num_held_out=num_held_out)
+    _require_both(chosen, "rephrases", edits, held_out)
+    taught, judged = (tuple(_example(model, edit, has_subjects) for edit in group) for group in chosen)
+    if has_subjects:
+        taught, judged = (tuple(one for one in group if one.edit.subject_end is not None) for group in (taught, judged))
+        _require_both((taught, judged), "a subject that stands in the prompt", edits, held_out)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return Examples(
-        training=tuple(_example(model, edit, has_subjects) for edit in taught),
-        held_out=tuple(_example(model, edit, has_subjects) for edit in judged),
+        training=taught,
+        held_out=judged,
         text=tuple(model.encode_text(line, max_tokens=text_tokens) for line in lines),
-        num_left_out=len(edits) - len(taught) - (0 if held_out else len(judged)),
     )
 
 
@@ -139,6 +137,17 @@ def _example(model: EditableModel, edit: Edit, has_subjects: bool) -> Example:
         rephrases=tuple(model.encode_pair(text, request.target_new, subject) for text in request.rephrases),
         locality=tuple(model.encode_pair(item.prompt, item.target) for item in request.locality if item.target),
     )
+
+
+def _require_both(
+    groups: Sequence[Sequence[object]], needed: str, edits: Sequence[Edit], held_out: Sequence[Edit]
+) -> None:
+    taught, judged = map(len, groups)
+    if not taught or not judged:
+        raise InvalidInput(
+            f"expected edits with {needed} to train and to validate on, got {taught} and {judged} "
+            f"out of {len(edits)} and {len(held_out)}"
+        )
 
 
 def _about(edit: Edit) -> set[str]:

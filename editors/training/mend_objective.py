@@ -27,7 +27,7 @@ from editors.models.families import EditableModel, TargetBatch
 from editors.models.hooks import Branch
 from editors.models.tokens import Encoded
 from editors.training.examples import Example, Examples, Reader
-from editors.training.objective import Deck, Losses, TransformObjective, summed_gradients
+from editors.training.objective import Deck, Losses, Objective, summed_gradients
 from editors.training.questions import Kind, Question, judge, validation_figures
 
 
@@ -63,8 +63,8 @@ NEIGHBOUR = Kind(right_name="locality_unchanged", loss_name="locality_kl", is_ta
 TEXT = Kind(right_name="text_unchanged", loss_name="locality_kl", is_target=False)
 
 
-class MendObjective(TransformObjective):
-    """The objective that this module describes; an `Objective`.
+class MendObjective(Objective):
+    """The objective that this module describes.
 
     Args:
         model: the base.

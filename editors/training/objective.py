@@ -1,11 +1,11 @@
-"""The interface of objectives, what objectives of MEND's transform share, and how data are dealt out to episodes."""
+"""What training asks of an objective, and how data are dealt out to its episodes."""
 
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -41,44 +41,11 @@ class ParameterGroup:
     """Adam's learning rate before any schedule."""
 
 
-class Objective(Protocol):
-    """What is trained, and on what data.
+class Objective(ABC):
+    """The losses that train a transform, on the data that an objective holds.
 
     Everything has to follow from the tensors of `state`, the number of the step and the `rng` that comes with it. Then
     a run that was killed and resumed gives the bits of one that was not.
-    """
-
-    def groups(self) -> Sequence[ParameterGroup]:
-        """Return what the optimizer changes, always in the same order."""
-        ...
-
-    def begin(self) -> None:
-        """Set statistics and initial rates; called before the first step of a new run, and never on a resume."""
-        ...
-
-    def episode(self, step: int, rng: random.Random) -> Losses:
-        """Return the losses of a step, counted from 0, with their graph; the model's weights stay as they are.
-
-        Raises:
-            EditorFailed: if the numbers cannot be used; the step is skipped and counted.
-        """
-        ...
-
-    def validate(self) -> dict[str, float]:
-        """Return figures on held-out edits, `score` and `loss` among them; nothing changes."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Return every tensor that later steps depend on: parameters, statistics, and what is carried along."""
-        ...
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the tensors that `state` returned, in this process or another."""
-        ...
-
-
-class TransformObjective:
-    """What the objectives of a `MendTransform` have in common: what is learned, and that nothing else is carried along.
 
     Args:
         model: the base.
@@ -91,19 +58,35 @@ class TransformObjective:
         self._model, self._transform = model, transform
         self._network_lr, self._rate_lr = network_lr, rate_lr
 
+    @abstractmethod
+    def begin(self) -> None:
+        """Set statistics and initial rates; called before the first step of a new run, and never on a resume."""
+
+    @abstractmethod
+    def episode(self, step: int, rng: random.Random) -> Losses:
+        """Return the losses of a step, counted from 0, with their graph; the model's weights stay as they are.
+
+        Raises:
+            EditorFailed: if the numbers cannot be used; the step is skipped and counted.
+        """
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Return figures on held-out edits, `score` and `loss` among them; nothing changes."""
+
     def groups(self) -> list[ParameterGroup]:
-        """Return the network's parameters, and the rates as a group with a learning rate of its own."""
+        """Return what the optimizer changes, always in the same order: the network, and the rates."""
         return [
             ParameterGroup(parameters=self._transform.network_parameters(), lr=self._network_lr),
             ParameterGroup(parameters=self._transform.rate_parameters(), lr=self._rate_lr),
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors of the transform; no other is carried from step to step."""
+        """Return every tensor that later steps depend on: those of the transform."""
         return dict(self._transform.state_dict())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Give the transform the tensors that `state` returned."""
+        """Go on from the tensors that `state` returned, in this process or another."""
         self._transform.load_state_dict(dict(state))
 
     def _observe(self, u_TI: Mapping[str, Tensor], delta_TO: Mapping[str, Tensor]) -> None:

@@ -81,8 +81,7 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: Lo
         seed=given.seed,
     ).to(model.device)
     say(f"reading what the base says; training for {', '.join(model.inner_param_names)}")
-    make = _published if given.solver != "recursive" else _solved
-    objective = make(given, model, transform, edits, judged, say)
+    objective = _objective(given, model, transform, edits, judged, say)
     card = _card(given, run, stages=stages, transform=transform)
     held_out = split(edits, judged, num_held_out=given.held_out)[1]
     return Setup(objective=objective, transform=transform, card=card, held_out=tuple(held_out))
@@ -117,7 +116,7 @@ def _subject_params(model: EditableModel) -> tuple[str, ...]:
     return tuple(param.name for param in first if model.task != "classifier" or param.block < depth - 1)
 
 
-def _solved(
+def _objective(
     given: argparse.Namespace,
     model: EditableModel,
     transform: MendTransform,
@@ -125,42 +124,22 @@ def _solved(
     judged: Sequence[Edit],
     say: Say,
 ) -> Objective:
-    settings = objective_settings(given)
-    assert isinstance(settings, SolvedSettings)
-    prior = measure_prior(model, *map(prior_lines, given.prior_text), subjects=prior_subjects(given.prior_text))
-    ledger = Ledger(prior, strength=given.prior_strength, ridge=given.ridge)
+    settings, lines = objective_settings(given), map(prior_lines, given.prior_text)
+    is_solved = isinstance(settings, SolvedSettings)
+    # The prior is measured in the dtype that the base is stored in, and so before `_compute_in`.
+    prior = measure_prior(model, *lines, subjects=prior_subjects(given.prior_text)) if is_solved else None
     _compute_in(model, given.dtype)
-    examples = _examples(given, model, edits, judged, has_subjects=True)
-    chosen = replace(
-        examples,
-        training=tuple(example for example in examples.training if example.edit.subject_end is not None),
-        held_out=tuple(example for example in examples.held_out if example.edit.subject_end is not None),
-    )
-    if not chosen.training or not chosen.held_out:
-        raise Misconfigured(
-            "expected edits with a subject that stands in the prompt, to train and to validate on, got "
-            f"{len(chosen.training)} and {len(chosen.held_out)}"
-        )
-    _check_rows(model, chosen)
-    say(_described(chosen, edits, judged))
-    natural = NaturalGradient(prior, given.damping)
-    return SolvedObjective(model, model.inner, transform, chosen, ledger, natural, settings)
-
-
-def _published(
-    given: argparse.Namespace,
-    model: EditableModel,
-    transform: MendTransform,
-    edits: Sequence[Edit],
-    judged: Sequence[Edit],
-    say: Say,
-) -> Objective:
-    settings = objective_settings(given)
-    assert isinstance(settings, MendObjectiveSettings)
-    _compute_in(model, given.dtype)
-    examples = _examples(given, model, edits, judged, has_subjects=False)
+    text = read_text(given.text)
+    examples = make_examples(model, edits, judged, text, num_held_out=given.held_out, has_subjects=is_solved)
+    if is_solved:
+        _check_rows(model, examples)
     say(_described(examples, edits, judged))
-    return MendObjective(model, transform, examples, settings)
+    if prior is None or not isinstance(settings, SolvedSettings):
+        assert isinstance(settings, MendObjectiveSettings)
+        return MendObjective(model, transform, examples, settings)
+    ledger = Ledger(prior, strength=given.prior_strength, ridge=given.ridge)
+    natural = NaturalGradient(prior, given.damping)
+    return SolvedObjective(model, model.inner, transform, examples, ledger, natural, settings)
 
 
 def _compute_in(model: EditableModel, dtype: str) -> None:
@@ -170,18 +149,6 @@ def _compute_in(model: EditableModel, dtype: str) -> None:
     if dtype == "bfloat16" and model.device.type == "cpu":
         module: Any = model.module
         module.set_attn_implementation("eager")
-
-
-def _examples(
-    given: argparse.Namespace,
-    model: EditableModel,
-    edits: Sequence[Edit],
-    judged: Sequence[Edit],
-    *,
-    has_subjects: bool,
-) -> Examples:
-    text = read_text(given.text)
-    return make_examples(model, edits, judged, text, num_held_out=given.held_out, has_subjects=has_subjects)
 
 
 def _check_rows(model: EditableModel, examples: Examples) -> None:

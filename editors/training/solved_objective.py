@@ -36,7 +36,7 @@ from editors.solve.ledger import Ledger
 from editors.solve.linear import added_rows
 from editors.solve.natural_gradient import NaturalGradient
 from editors.training.examples import Example, Examples, Reader
-from editors.training.objective import Deck, Losses, TransformObjective, summed_gradients
+from editors.training.objective import Deck, Losses, Objective, summed_gradients
 from editors.training.questions import Kind, Question, judge, validation_figures
 
 AT_ONCE = 256
@@ -112,14 +112,14 @@ class Earlier:
     """Inner parameter -> the change that the batch made."""
 
 
-class SolvedObjective(TransformObjective):
-    """The objective that this module describes; an `Objective`.
+class SolvedObjective(Objective):
+    """The objective that this module describes.
 
     Args:
         model: the base.
         params: the inner parameters that the transform is for.
         transform: what is trained.
-        examples: edits and text; edits without a subject are left out.
+        examples: edits, all with a subject in their prompts, and text.
         ledger: prior and ridge of the solve; holds no rows.
         natural: turns gradients into the natural gradients that the transform gets.
         settings: constants of the objective.
@@ -139,8 +139,7 @@ class SolvedObjective(TransformObjective):
         self._params, self._ledger, self._natural = tuple(params), ledger, natural
         self._settings, self._text = settings, examples.text
         self._reader = Reader(model, max_bytes=settings.cache_bytes, disk_bytes=settings.disk_bytes)
-        self._training = _with_subject(examples.training)
-        self._held_out = _with_subject(examples.held_out)
+        self._training, self._held_out = examples.training, examples.held_out
         self._deck = Deck(len(self._training), batch=settings.batch, seed=settings.seed)
         self._earlier = Deck(len(self._training), batch=settings.batch, seed=settings.seed + 1)
         kept = [*(one for example in (*self._training, *self._held_out) for one in example.locality), *self._text]
@@ -259,7 +258,3 @@ class SolvedObjective(TransformObjective):
             aim=math.log(min(self._transform.stop_probability + MARGIN, 1.0)),
             max_tokens=FORWARD_TOKENS,
         )
-
-
-def _with_subject(examples: Sequence[Example]) -> tuple[Example, ...]:
-    return tuple(example for example in examples if example.edit.subject_end is not None)

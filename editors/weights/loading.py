@@ -44,7 +44,7 @@ def load_base(folder: Path, inner_param_names: Sequence[str] = (), *, task: str 
         raise Misconfigured(f"expected a {task} model that transformers can load in {folder}, got: {reason}") from error
     if missing := sorted(report["missing_keys"]):
         raise Misconfigured(f"expected every weight of a {task} model in {folder}, got none for {missing[0]}")
-    return family.model(module, tokenizer, inner_param_names)
+    return family(module, tokenizer, inner_param_names)
 
 
 def load_snapshot(

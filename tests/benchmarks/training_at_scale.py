@@ -114,4 +114,4 @@ def _examples(num_words: int, *, num_edits: int = 64) -> Examples:
         for _ in range(num_edits)
     )
     text = tuple(sequence(1, TEXT_TOKENS) for _ in range(8))
-    return Examples(training=examples, held_out=examples[:8], text=text, num_left_out=0)
+    return Examples(training=examples, held_out=examples[:8], text=text)
