@@ -1,1 +1,4 @@
-"""Processes with accelerators: compose the editors with the pipeline."""
+"""Processes with accelerators, in which the editors meet the pipeline.
+
+Celery runs `app` and `tasks`; `training` trains an editor on several ranks. Nothing outside imports this package.
+"""

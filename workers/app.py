@@ -1,4 +1,4 @@
-"""The Celery application of both workers. Knows how they are set up; does not know what a task does.
+"""The Celery application of the edit worker and of the control worker: queues, schedule, delivery.
 
     celery -A workers.app worker -P prefork -c 1 -Q edits.<first 12 of the base's digest>,edits -n edit@%h
     celery -A workers.app worker -B -s <home>/celery-beat -P threads -c 4 -Q control -n control@%h
@@ -22,22 +22,23 @@ from pipeline.domain.errors import Misconfigured
 RELAY_OUTBOX = "corrigenda.relay_outbox"
 RING_WAITING = "corrigenda.ring_waiting"
 RECONCILE_REGISTRY = "corrigenda.reconcile_registry"
+"""Names of the periodic tasks."""
 
 EDITS, CONTROL = "edits", "control"
-"""Queues: of work for any base, and of periodic work. The workers of one base have `celery_doorbell.edit_queue`."""
+"""Queues of work for any base and of periodic work. The workers of one base also have `celery_doorbell.edit_queue`."""
 
 EVERY_SECONDS = {RELAY_OUTBOX: 0.5, RING_WAITING: 5.0, RECONCILE_REGISTRY: 2.0}
-"""How often beat asks for each periodic task; what was not begun by the next time is dropped."""
+"""Seconds between two runs of each periodic task. A run that has not begun by the next one is dropped."""
 
 VISIBILITY_TIMEOUT_SECONDS = 3600
-"""Redis delivers again what was not acknowledged for so long; a doorbell twice does no harm."""
+"""Redis delivers a message again that was not acknowledged for so long. A doorbell that rings twice does no harm."""
 
 CHILD_START_SECONDS = 120.0
-"""How long a spawned pool process has to import the application before it is taken for dead."""
+"""Most time that a spawned pool process takes to import the application; after it, Celery takes it for dead."""
 
 
 def configuration() -> dict[str, Any]:
-    """Celery's settings, read when the application is first used."""
+    """Return Celery's settings, when the application is first used; the program ends if one is missing."""
     try:
         settings = load_settings()
         settings.require("redis_url")
@@ -72,5 +73,5 @@ app.add_defaults(configuration)
 
 @signals.beat_embedded_init.connect
 def _die_with_the_worker(**_: object) -> None:
-    """Celery ties pool processes to their worker's life, but not the process of its embedded beat."""
+    """End embedded beat with its worker; of its own accord Celery does so for pool processes only."""
     platforms.set_pdeathsig("SIGKILL")

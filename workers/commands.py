@@ -1,4 +1,7 @@
-"""What a controller says to its ranks and what they answer. Plain data; knows no socket, no process and no model."""
+"""Commands that a controller gives to its ranks, and their answers, as plain records.
+
+Each command is a record whose `kind` tells it from the others in JSON; `protocol` sends them.
+"""
 
 from __future__ import annotations
 
@@ -17,48 +20,48 @@ PROTOCOL_VERSION = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """Hold a snapshot."""
+    """Hold a snapshot from now on."""
 
     plan: LoadPlan
-    """What it is put together from."""
+    """The files that the snapshot is put together from."""
     kind: Literal["load"] = "load"
-    """Tag."""
+    """Name of the command in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TryEdits:
-    """Edit, measure, and go back."""
+    """Make a candidate, measure it, and go back to the snapshot."""
 
     candidate: Candidate
-    """The candidate."""
+    """Edits to add to and to take from the snapshot."""
     kind: Literal["try_edits"] = "try_edits"
-    """Tag."""
+    """Name of the command in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keep:
-    """Write a tried candidate's files and hold it."""
+    """Hold a candidate that was tried, and write its files."""
 
     candidate_id: str
-    """Which candidate."""
+    """Id of the candidate, as it was tried."""
     folder: str
-    """Where the files go."""
+    """Existing folder for the files."""
     with_accumulator: bool
-    """Whether the accumulators are written too."""
+    """Whether the accumulators are written too, and the newest rows into one file."""
     kind: Literal["keep"] = "keep"
-    """Tag."""
+    """Name of the command in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
-    """The kept candidate was committed."""
+    """Take note that the kept candidate is a snapshot now."""
 
     snapshot_id: str
-    """Under this id."""
+    """Id of the snapshot."""
     digest: str
-    """With this digest."""
+    """Digest of the snapshot."""
     kind: Literal["held"] = "held"
-    """Tag."""
+    """Name of the command in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,11 +69,11 @@ class Generate:
     """Continue prompts greedily."""
 
     prompts: tuple[str, ...]
-    """The prompts."""
+    """Prompts as they are, in any number."""
     max_new_tokens: int
-    """Most tokens of an answer."""
+    """Most tokens of each answer."""
     kind: Literal["generate"] = "generate"
-    """Tag."""
+    """Name of the command in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,33 +81,33 @@ class Export:
     """Write what is held as a model of its own."""
 
     folder: str
-    """Where to; new or empty."""
+    """New or empty folder for the model."""
     kind: Literal["export"] = "export"
-    """Tag."""
+    """Name of the command in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Free:
-    """Let go of the lineage; the base stays."""
+    """Let go of the lineage; the base stays loaded."""
 
     kind: Literal["free"] = "free"
-    """Tag."""
+    """Name of the command in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ping:
-    """Answer, with the digest of the weights that are held."""
+    """Answer with nothing but the digest of the weights."""
 
     kind: Literal["ping"] = "ping"
-    """Tag."""
+    """Name of the command in JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shutdown:
-    """End."""
+    """End the ranks; there is no answer."""
 
     kind: Literal["shutdown"] = "shutdown"
-    """Tag."""
+    """Name of the command in JSON."""
 
 
 Command = Annotated[
@@ -115,33 +118,33 @@ Command = Annotated[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A command and on whose behalf it is given."""
+    """A command, with the lease under which it is given."""
 
     seq: int
-    """Number on this connection, rising."""
+    """Number of the request; each is higher than the one before."""
     lineage: str
     """Name of the lineage that the group works for; empty before the first load."""
     epoch: int
-    """Of the lease; a rank refuses one below the highest it has seen for the lineage."""
+    """Epoch of the lease; a rank refuses one below the highest that it has seen for the lineage."""
     command: Command
-    """What to do."""
+    """The command itself."""
     version: int = PROTOCOL_VERSION
-    """Of the protocol."""
+    """Version of the protocol of who sends it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """An error on its way to the controller."""
+    """An error as the ranks tell it to the controller."""
 
     error: str
     """Name of a class of `pipeline.domain.errors`."""
     message: str
-    """Its sentence."""
+    """The error's sentence."""
     ids: dict[str, str] = field(default_factory=dict)
-    """The records concerned."""
+    """Ids of the records concerned, by kind."""
 
     def as_error(self) -> CorrigendaError:
-        """The error as it was raised; `EngineFailed` for a class that is not known here."""
+        """Return the error as it was raised; `EngineFailed` for a class that is not known here."""
         found = getattr(errors, self.error, None)
         if isinstance(found, type) and issubclass(found, CorrigendaError):
             return found(self.message, **self.ids)
@@ -150,44 +153,44 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What the ranks answer to a command; at most one of the last six is there."""
+    """The answer of all ranks to a command; at most one of `failure` and the results is there."""
 
     seq: int
-    """Of the command."""
+    """Number of the request that is answered."""
     digest: str = ""
     """SHA-256 of the edited weights that the ranks hold now; empty before the first load."""
     peak_bytes: tuple[int | None, ...] = ()
     """The most memory that each rank ever held: of its accelerator, or of the host without one; None if unknown."""
     failure: Failure | None = None
-    """Why it was not done."""
+    """Why the command was not carried out."""
     loaded: Loaded | None = None
-    """Of `load`."""
+    """Result of `load`."""
     outcome: CandidateOutcome | None = None
-    """Of `try_edits`."""
+    """Result of `try_edits`."""
     files: KeptFiles | None = None
-    """Of `keep`."""
+    """Result of `keep`."""
     answers: tuple[Answer, ...] | None = None
-    """Of `generate`."""
+    """Result of `generate`."""
     exported: ExportedModel | None = None
-    """Of `export`."""
+    """Result of `export`."""
     version: int = PROTOCOL_VERSION
-    """Of the protocol."""
+    """Version of the protocol of who sends it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
-    """The first thing that rank 0 says, before it imports anything heavy."""
+    """The first message of rank 0, sent before it imports anything heavy."""
 
     pid: int
-    """Its process id."""
+    """Process id of rank 0."""
     world_size: int
-    """Ranks in its group."""
+    """Number of ranks that it belongs to."""
     version: int = PROTOCOL_VERSION
-    """Of the protocol."""
+    """Version of the protocol of who sends it."""
 
 
 def failure_of(error: BaseException) -> Failure:
-    """An error as it crosses the socket; what is not ours becomes `EngineFailed`."""
+    """Return what the controller is told of an error; one that is not ours becomes `EngineFailed`."""
     if isinstance(error, CorrigendaError):
         return Failure(error=type(error).__name__, message=str(error), ids=error.ids)
     return Failure(error=EngineFailed.__name__, message=f"{type(error).__name__}: {error}")

@@ -22,7 +22,7 @@ Message = TypeVar("Message", Request, Reply, Hello)
 
 
 class Codec(Generic[Message]):
-    """Turns one kind of message into bytes and back.
+    """JSON of one kind of message, written and read.
 
     Args:
         kind: the record.

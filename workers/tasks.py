@@ -1,7 +1,7 @@
-"""The tasks: a doorbell for edits, and the periodic work of the control worker. Each says what, `bootstrap` knows how.
+"""Celery's tasks: the doorbell for edits, and the periodic work of the control worker.
 
-A message carries no work, only "look again": it may be lost, repeated or late. What fails here is tried again because
-the database still says that it is due.
+A message carries no work, only "look again": it may be lost, repeated or late. A task that fails is tried again because
+the database still says that the work is due.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def reconcile_registry() -> None:
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this process."""
+    """Return the settings of this process, read once."""
     return load_settings()
 
 
 @lru_cache(maxsize=1)
 def rank_group() -> RankGroup:
-    """The one group of ranks of this process."""
+    """Return the one group of ranks of this process; nothing is started yet."""
     found = settings()
     logs = found.home.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _warm_base(found: Settings) -> BaseSpec | None:
 
 @signals.worker_process_init.connect
 def _begin_to_start_the_ranks(**_: object) -> None:
-    """Only pool processes get this signal, and only edit workers have any."""
+    """Start the ranks early. Only pool processes get this signal, and only edit workers have any."""
     rank_group().start()
 
 
@@ -96,7 +96,7 @@ def _end_the_ranks(**_: object) -> None:
 
 
 def _alone(name: str, run: Callable[[], Any]) -> None:
-    """Run unless the same is still running; an outside system that does not answer is asked again next time."""
+    """Run a task unless it is still running; an outside system that does not answer is asked again next time."""
     lock = _busy[name]
     if not lock.acquire(blocking=False):
         return

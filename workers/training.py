@@ -2,7 +2,7 @@
 
 Without ranks around it this is the launcher: torch's elastic library starts the ranks, each of which is this program
 again and makes the run of `editors.training` on its part of the base. Candidates are side branches, the base's weights
-are never written; every rank has the whole transform and takes the same steps. Knows no objective.
+are never written; every rank has the whole transform and takes the same steps.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from pipeline.domain.rank_api import BaseSpec
 from workers.lifetime import RENDEZVOUS, tie_to_parent
 
 LAUNCHER = "CORRIGENDA_TRAINING_LAUNCHER"
-"""Environment variable that makes this program a rank: process id of the launcher, with which the rank ends."""
+"""Environment variable with the launcher's process id. It makes this program a rank, which ends with the launcher."""
 INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of shells: 128 and SIGINT."""
 MONITOR_SECONDS = 0.2
 """How often the launcher looks whether a rank has ended."""
 SIGNAL_SECONDS = 1.0
@@ -35,7 +36,7 @@ HEARING_SECONDS = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; one sentence on standard error and exit status 1 when something cannot be used."""
+    """Launch the ranks, or train as one of them. Return the exit status: 1 after one sentence on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     known, rest = _parser().parse_known_args(words)
     if launcher := os.environ.get(LAUNCHER):
@@ -79,7 +80,7 @@ def _launch(num_ranks: int, words: Sequence[str]) -> int:
 
 
 def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
-    """The run on this rank."""
+    """Train on this rank and return its exit status."""
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there
     logging.disable(logging.WARNING)

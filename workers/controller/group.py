@@ -1,6 +1,10 @@
-"""The controller of a group of ranks: sends commands, waits for answers, rebuilds after a failure. Never imports torch.
+"""The controller of a group of ranks: it gives commands, waits for answers, and starts other ranks after a failure.
 
-Knows which lineage and lease it works for and what the ranks hold; does not know what they do with a command.
+    with RankGroup(RankSpec(num_ranks=2), command_timeout=timedelta(minutes=10)) as group:
+        group.load(plan, epoch=1)
+        group.try_edits(candidate)
+
+It remembers what the ranks hold, so that nothing is sent to them twice.
 """
 
 from __future__ import annotations
@@ -31,11 +35,11 @@ Value = TypeVar("Value")
 
 
 class RankGroup:
-    """Implements `EditorGroup` on processes. One command at a time; a second thread waits for its turn.
+    """`EditorGroup` on processes. It gives one command at a time; a second thread waits for its turn.
 
     Args:
         spec: the processes.
-        command_timeout: deadline of one command, the start of the ranks included.
+        command_timeout: limit of one command, the start of the ranks included; see `RankProcesses.ask`.
     """
 
     def __init__(self, spec: RankSpec, *, command_timeout: timedelta) -> None:
@@ -95,7 +99,7 @@ class RankGroup:
             return self._loaded
 
     def _answers(self) -> bool:
-        """Whether the ranks are alive."""
+        """Return whether the ranks are alive."""
         try:
             self._command(Ping())
         except EngineFailed:
@@ -145,14 +149,14 @@ class RankGroup:
         return _expected(exported, "an exported model")
 
     def free(self) -> None:
-        """Let the ranks go of the lineage, and keep the base: two lineages' states are never in memory together."""
+        """Have the ranks let go of the lineage but not of its base: two lineages are never in memory together."""
         with self._turn:
             if self._processes is not None:
                 self._held = None
                 self._command(Free())
 
     def peak_bytes(self) -> tuple[int | None, ...]:
-        """The most memory that each rank ever held, by rank; None where it cannot be known.
+        """Return the most bytes of memory that each rank ever held, by rank; None where it cannot be known.
 
         Raises:
             EngineFailed: if they do not answer.
@@ -161,7 +165,7 @@ class RankGroup:
             return self._command(Ping()).peak_bytes
 
     def weights_digest(self) -> str:
-        """SHA-256 of the edited weights that the ranks hold; also the health check. Empty before the first load.
+        """Return the SHA-256 of the edited weights that the ranks hold: empty before the first load. A health check too.
 
         Raises:
             EngineFailed: if they do not answer.
@@ -185,7 +189,7 @@ class RankGroup:
             raise EngineFailed(f"expected lineage {self._lineage!r} to be loaded first, got a group that holds nothing")
 
     def _drop_unless_usable(self, plan: LoadPlan) -> None:
-        """A process loads one base in its life; ranks that died while idle are not asked."""
+        """End ranks that cannot load a plan: dead ones, and those of another base, loaded once in their life."""
         is_dead = self._processes is not None and self._processes.failure() is not None
         if is_dead or (self._plan is not None and self._plan.base != plan.base):
             self._drop()
@@ -235,7 +239,7 @@ def _identity(plan: LoadPlan) -> tuple[str, str | None, str]:
 
 
 def _same_lineage(one: LoadPlan, other: LoadPlan) -> bool:
-    """Whether two plans differ in nothing but the snapshot."""
+    """Return whether two plans differ in nothing but the snapshot."""
     if (one.lineage, one.editor) != (other.lineage, other.editor):
         return False
     if one.ledger is None or other.ledger is None:
@@ -244,7 +248,7 @@ def _same_lineage(one: LoadPlan, other: LoadPlan) -> bool:
 
 
 def _has_ledger(held: LoadPlan | None, wanted: LoadPlan) -> bool:
-    """Whether what is held has a ledger, if one is wanted."""
+    """Return whether what is held has a ledger, if one is wanted."""
     return wanted.ledger is None or (held is not None and held.ledger is not None)
 
 

@@ -1,4 +1,4 @@
-"""Holds one snapshot on a group of its own for one purpose: `python -m workers.controller.one_shot FILE`.
+"""A snapshot held once, to ask it or to export it: `python -m workers.controller.one_shot FILE`.
 
 FILE is JSON: {"plan": a LoadPlan, "num_ranks": n, "deepspeed_config": a path or null, "log": a path, and either
 "generate": {"prompts": [...], "max_new_tokens": n} or "export": a folder}. Prints the answers, or what was written.
@@ -23,11 +23,11 @@ from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
 
 TIMEOUT = timedelta(hours=1)
-"""Of a command: an export writes the whole model."""
+"""Limit of a command; an export writes the whole model."""
 
 
-def visited(asked: dict[str, Any]) -> Any:
-    """What the snapshot has to say, as JSON.
+def answered(asked: dict[str, Any]) -> Any:
+    """Load the snapshot on a group of its own, and return its answers or the export, for JSON.
 
     Raises:
         CorrigendaError: if it cannot be held, or what is asked cannot be done.
@@ -53,9 +53,9 @@ def visited(asked: dict[str, Any]) -> Any:
 
 
 def main(file: str) -> int:
-    """Do what a file asks for."""
+    """Print what a file asks for; return 1 after one sentence on standard error if it cannot be had."""
     try:
-        found = visited(json.loads(Path(file).read_text(encoding="utf-8")))
+        found = answered(json.loads(Path(file).read_text(encoding="utf-8")))
     except CorrigendaError as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

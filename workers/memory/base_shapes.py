@@ -1,6 +1,6 @@
-"""Knows the shapes of a base and of what is edited in it, from its config on torch's meta device. Reads no weight.
+"""Shapes of a base and of the weights that are edited in it, from its config on torch's meta device.
 
-Knows nothing of ranks, and not what anything of a shape is for.
+No weight is read: a plan for a base of hundreds of gigabytes takes seconds.
 
 Legend: I in_features, O out_features, V vocabulary or labels.
 """
@@ -33,23 +33,23 @@ class BaseShapes:
     task: str
     """`causal`, `seq2seq` or `classifier`."""
     dtype: torch.dtype
-    """In which it is stored, and computes."""
+    """Type in which the weights are stored, and in which the base computes."""
     numels: tuple[int, ...]
-    """Elements of each parameter; those that share their weights are one."""
+    """Elements of each parameter; tied weights count once."""
     largest_block: int
     """Elements of the largest transformer block."""
     hidden: int
-    """Width of what goes from block to block."""
+    """Width of the states between blocks."""
     widest: int
-    """The widest that a layer of a block makes it."""
+    """Width of the widest layer inside a block."""
     vocabulary: int
-    """V."""
+    """V: tokens, or labels of a classifier."""
     num_graph_blocks: int
-    """Blocks from the first edited one on, in its stack and in those after it: the backward pass goes through them."""
+    """Blocks that the backward pass goes through: from the first edited one on, in its stack and in those after it."""
     inner: tuple[InnerParam, ...]
-    """What is edited."""
+    """The weights that are edited."""
     subject_params: tuple[str, ...]
-    """Those of them whose edit rows are subject tokens."""
+    """Names of those inner parameters whose edit rows are subject tokens."""
     num_editor_params: int
     """Elements of the trained editor's network; 0 without one."""
 
@@ -62,7 +62,7 @@ class BaseShapes:
 def read_shapes(
     folder: Path, *, task: str | None = None, editor: Path | None = None, inner_param_names: Sequence[str] = ()
 ) -> BaseShapes:
-    """The shapes of the base in a folder.
+    """Return the shapes of the base in a folder.
 
     Args:
         folder: of the base; only its config is read.
@@ -110,7 +110,7 @@ def read_shapes(
 
 
 def _on_meta(folder: Path, task: str) -> tuple[nn.Module, torch.dtype]:
-    """A module without storage, and the dtype in which its weights lie."""
+    """Return the module without storage, and the dtype in which its weights are stored."""
     loader = family_of(task).loader
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -123,7 +123,7 @@ def _on_meta(folder: Path, task: str) -> tuple[nn.Module, torch.dtype]:
 
 
 def _require_fit(inner: Sequence[InnerParam], trained: TrainedEditor, editor: Path) -> None:
-    """Refuse an editor whose network has other shapes; to compare its base's digest would take reading every weight."""
+    """Refuse an editor whose network has other shapes. Its base's digest is not compared: that reads every weight."""
     known = {name: (width, height) for name, width, height in trained.card.shapes}
     for param in inner:
         found = param.in_features, param.out_features

@@ -1,4 +1,4 @@
-"""A plan of the memory that one rank needs, and whether what it has is enough. Knows not how a figure was found."""
+"""Record of the memory that one rank needs, line by line, and the refusal where it has less."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.domain.sizes import shown_size
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What the ranks are to do with a base."""
+    """Amount of work that the ranks are to have memory for."""
 
     batch_size: int = 32
     """Most edits in a batch."""
@@ -22,24 +22,24 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryLine:
-    """What one purpose takes of a rank's memory."""
+    """Memory that one purpose takes of a rank."""
 
     part: str
-    """The purpose."""
+    """What the memory is for, as people read it."""
     accelerator_bytes: int
-    """Of the accelerator; 0 for ranks without one."""
+    """Bytes of the accelerator; 0 for ranks without one."""
     host_bytes: int
-    """Of the host."""
+    """Bytes of the host."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
-    """What the rank with the most to do needs."""
+    """Memory that the rank with the most to do needs."""
 
     task: str
-    """Of the base."""
+    """Task of the base: `causal`, `seq2seq` or `classifier`."""
     dtype: str
-    """Of its weights."""
+    """Type of the base's weights, such as `bfloat16`."""
     num_params: int
     """Elements of the base."""
     num_ranks: int
@@ -49,23 +49,23 @@ class MemoryPlan:
     has_accelerator: bool
     """Whether ranks compute on one."""
     inner_params: tuple[str, ...]
-    """What is edited."""
+    """Names of the weights that are edited."""
     lines: tuple[MemoryLine, ...]
-    """By purpose."""
+    """A line for each purpose, the base first."""
 
     @property
     def accelerator_bytes(self) -> int:
-        """Of the accelerator."""
+        """Bytes of the accelerator, all lines together."""
         return sum(line.accelerator_bytes for line in self.lines)
 
     @property
     def host_bytes(self) -> int:
-        """Of the host, for this rank alone."""
+        """Bytes of the host for this rank alone, all lines together."""
         return sum(line.host_bytes for line in self.lines)
 
     @property
     def needed_bytes(self) -> int:
-        """Of the memory that the rank computes in."""
+        """Bytes of the memory that the rank computes in: its accelerator's, or the host's without one."""
         return self.accelerator_bytes if self.has_accelerator else self.host_bytes
 
     def require(self, memory_bytes: int, *, host_bytes: int | None = None) -> None:

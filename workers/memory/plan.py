@@ -1,7 +1,7 @@
-"""Plans the memory that one rank needs for a base: `python -m workers.memory.plan --help`.
+"""Count of the memory that one rank needs for a base: `python -m workers.memory.plan --help`.
 
-What edits and measures is not asked; where a figure stands for what was measured of it, the constant says so. Lines
-are added up although not all of them are needed at the same moment: a plan that fits leaves room.
+Nothing is loaded: figures come from shapes, and from constants that say what was measured. Lines are added up although
+not all of them are needed at the same moment, so a plan that fits leaves room.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["MemoryLine", "MemoryPlan", "Work", "plan_memory"]
 DEFAULT_CONFIG = Path(__file__).parents[2] / "infra" / "deepspeed" / "zero3.json"
 OFFLOAD_CONFIG = DEFAULT_CONFIG.with_name("zero3-offload.json")
 FP32, FP64 = 4, 8
-"""Bytes of a number."""
+"""Bytes of a number of this type."""
 PREFETCHED, LIVE = 50_000_000, 1_000_000_000
-"""What DeepSpeed has for stage3_prefetch_bucket_size and stage3_max_live_parameters where a configuration is silent."""
+"""DeepSpeed's defaults of stage3_prefetch_bucket_size and stage3_max_live_parameters."""
 PROCESS = 640 * 2**20
 """Python, torch, transformers, DeepSpeed, a tokenizer and their leftovers: a CPU rank of SmolLM2-135M had 398 MiB
 resident after its imports, and 640 MiB beside its weights once it was loaded. A CUDA build of torch takes more."""
@@ -61,7 +61,7 @@ def plan_memory(
     has_accelerator: bool = True,
     work: Work | None = None,
 ) -> MemoryPlan:
-    """What one rank needs to hold and edit a base.
+    """Return what one rank needs to hold and edit a base.
 
     Args:
         folder: of the base; only its config is read.
@@ -95,7 +95,7 @@ def plan_memory(
 
 
 class _Planner:
-    """Counts line by line what the rank with the most to do needs."""
+    """The lines of a plan, for the rank with the most to do."""
 
     def __init__(
         self, shapes: BaseShapes, num_ranks: int, zero: Mapping[str, Any], work: Work, has_accelerator: bool
@@ -110,7 +110,7 @@ class _Planner:
         self._solved = max(shares, key=_solve_bytes)
 
     def lines(self) -> Iterator[MemoryLine]:
-        """Every purpose, the base first."""
+        """Return a line for each purpose, the base first."""
         solved = self._solved
         yield self._held("weights (partition)", sum(map(self._part_bytes, self._shapes.numels)))
         yield self._line("weights gathered while they run", device=self._gathered_bytes())
@@ -128,13 +128,13 @@ class _Planner:
         yield self._line("the process itself", device=CONTEXT if self._has_accelerator else 0, host=PROCESS)
 
     def _line(self, part: str, *, device: int = 0, host: int = 0) -> MemoryLine:
-        """A line; `device` is what the rank computes in."""
+        """Return a line; `device` is what the rank computes in."""
         if not self._has_accelerator:
             device, host = 0, device + host
         return MemoryLine(part=part, accelerator_bytes=device, host_bytes=host)
 
     def _held(self, part: str, num_bytes: int) -> MemoryLine:
-        """A line of what lies where the partitions are."""
+        """Return a line of what lies where the partitions are."""
         return self._line(part, **{"host" if self.is_offloaded else "device": num_bytes})
 
     def _part_bytes(self, numel: int) -> int:

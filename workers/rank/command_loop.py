@@ -1,4 +1,4 @@
-"""Takes commands from the controller, has every rank run them, and answers for all. Knows no command's meaning.
+"""The loop of a rank: take a command, run it on every rank, compare what they found, answer for all.
 
 Rank 0 reads the socket and hands each request to the others as the JSON it came in. All ranks run it; what they found
 is compared before rank 0 answers. After an error that is not one of ours, hooks or gathered weights may be left behind:
@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 
 
 class Fence:
-    """Refuses what an older lease, or an older command, asks for."""
+    """Guard against commands of an older lease, and against commands that come again."""
 
     def __init__(self) -> None:
         self._epochs: dict[str, int] = {}
         self._seq = 0
 
     def check(self, request: Request) -> None:
-        """Let a request pass, or not.
+        """Let a request pass, and remember it.
 
         Raises:
             LeaseLost: if a higher epoch of the lineage has been seen.
@@ -102,7 +102,7 @@ def _warm(model: HeldModel, base: BaseSpec) -> None:
 
 
 def answer(request: Request, model: HeldModel, fence: Fence) -> Reply:
-    """What this rank has to say to a request.
+    """Return what this rank has to say to a request.
 
     Raises:
         Exception: what is not one of our errors, where other ranks wait for this one.
@@ -121,7 +121,7 @@ def answer(request: Request, model: HeldModel, fence: Fence) -> Reply:
 
 
 def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
-    """Carry out a command."""
+    """Carry out a command and return the reply with its result."""
     match request.command:
         case Load(plan=plan):
             return replace(reply, loaded=model.load(plan))
@@ -144,7 +144,7 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
 
 
 def compared(comm: RankComm, reply: Reply, model: HeldModel, request: Request) -> Reply:
-    """The reply of all ranks, with the digest of all their weights; an error if they do not agree."""
+    """Return the reply of all ranks, with the digest of all their weights; a failure if they do not agree."""
     every = comm.gathered((_said(reply, model, request), sha256_text(model.digest), peak_bytes()))
     found, weights, peaks = zip(*every, strict=True)
     if len(set(found)) > 1:
@@ -154,7 +154,7 @@ def compared(comm: RankComm, reply: Reply, model: HeldModel, request: Request) -
 
 
 def _said(reply: Reply, model: HeldModel, request: Request) -> str:
-    """SHA-256 of everything in a reply that must not depend on the rank: no times, no paths."""
+    """Return the SHA-256 of everything in a reply that must not depend on the rank: no times, no paths."""
     alike = replace(reply, files=None, exported=None, outcome=reply.outcome and replace(reply.outcome, seconds={}))
     evidence = ""
     if isinstance(request.command, TryEdits) and reply.outcome is not None:

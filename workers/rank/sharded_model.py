@@ -1,4 +1,4 @@
-"""Loads a base model into DeepSpeed ZeRO-3, this process's part of it only. Knows nothing of edits or deltas.
+"""A base model in DeepSpeed ZeRO-3, of which this process loads its part only.
 
 A rank of several gathers the weights of a transformer block at once, while the block runs: hooks inside it would be
 nodes of autograd's graph, which change the order in which gradients of its branches add up, and so last bits of edits.
@@ -38,9 +38,9 @@ from workers.lifetime import RENDEZVOUS
 DEFAULT_CONFIG = Path(__file__).parents[2] / "infra" / "deepspeed" / "zero3.json"
 
 M_MMAP_THRESHOLD = -3
-"""Of `mallopt` in the GNU C library (malloc.h)."""
+"""Parameter of `mallopt` in the GNU C library (malloc.h)."""
 MAPPED_BYTES = 1 << 20
-"""From this size on memory is mapped."""
+"""Size from which on a block of memory is mapped."""
 
 IDLE_LIMIT = timedelta(days=365)
 """Ranks wait for the next command inside a collective; no silence is too long for them."""
@@ -51,11 +51,11 @@ class ShardedModel:
     """A base model of which this rank holds its part."""
 
     base: BaseSpec
-    """Which base."""
+    """The base that it is, with its digest."""
     module: nn.Module
     """Runs like the unsharded model, as long as every rank runs it."""
     tokenizer: Any
-    """Its tokenizer."""
+    """The base's tokenizer of transformers."""
     engine: Any
     """DeepSpeed's engine; the module's hooks belong to it."""
     config: HfDeepSpeedConfig
@@ -106,7 +106,7 @@ def join_group() -> None:
 
 @cache
 def host_group() -> Any:
-    """All ranks over gloo, in host memory, whatever moves the weights; every rank has to ask at the same time."""
+    """Return all ranks as a gloo group, which works in host memory; every rank has to call at the same time."""
     return dist.new_group(backend="gloo", timeout=IDLE_LIMIT)
 
 
@@ -162,7 +162,7 @@ def _map_large_blocks_of_memory() -> None:
 
 
 def deepspeed_settings(path: Path, *, dtype: torch.dtype) -> dict[str, Any]:
-    """The DeepSpeed configuration for a model of this dtype.
+    """Return the DeepSpeed configuration for a model of this dtype.
 
     Raises:
         Misconfigured: if the file cannot be read, is not stage 3, or lets small parameters stay gathered: what is
@@ -197,7 +197,7 @@ def reside(engine: Any) -> bool:
 
 
 def is_safe_to_write(param: Any) -> bool:
-    """Whether a write to the parameter's partition is what the next forward sees."""
+    """Return whether a write to the parameter's partition is what the next forward sees."""
     if param.ds_status is ZeroParamStatus.NOT_AVAILABLE:
         return True
     return bool(param.data.data_ptr() == param.ds_tensor.data_ptr())

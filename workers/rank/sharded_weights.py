@@ -1,6 +1,6 @@
 """The edited weights on ZeRO-3 partitions: pristine base and fp32 accumulator of this rank's slice only.
 
-Knows where a slice of a flattened weight lies. Does not know what an edit is, and gathers nothing to apply one.
+A low-rank delta is applied without gathering the weight: each rank computes the rows that its slice touches.
 
 Legend: I in_features, O out_features, R rank; A x B the weight as it lies (O x I of a Linear, I x O of a Conv1D);
 N elements of this rank's slice.
@@ -27,17 +27,17 @@ class Slice:
     """The part of a flattened A x B weight that one rank owns."""
 
     num_rows: int
-    """A."""
+    """A: rows of the weight as it lies."""
     num_columns: int
-    """B."""
+    """B: columns of the weight as it lies."""
     start: int
-    """First element."""
+    """First element of the slice in the flattened weight."""
     stop: int
     """One past the last element; what DeepSpeed pads the last ranks with is not ours."""
 
     @classmethod
     def of(cls, shape: Sequence[int], *, rank: int, world_size: int) -> Slice:
-        """The slice of a rank: equal parts, rounded up, the last ones shorter or empty."""
+        """Return the slice of a rank: equal parts, rounded up, the last ones shorter or empty."""
         num_rows, num_columns = shape
         total = num_rows * num_columns
         part = -(-total // world_size)
@@ -54,7 +54,7 @@ class Slice:
         return slice(self.start // self.num_columns, -(-self.stop // self.num_columns))
 
     def cut(self, rows_xB: Tensor) -> Tensor:
-        """The slice's N elements out of the rows it touches."""
+        """Return the slice's N elements out of the rows that it touches."""
         offset = self.start - self.rows.start * self.num_columns
         return rows_xB.reshape(-1)[offset : offset + self.stop - self.start]
 
@@ -100,12 +100,12 @@ class ShardedWeight:
             self._part_N.copy_((self._base_N.float() + shift_N).to(self._part_N.dtype))
 
     def whole_shift(self) -> Tensor:
-        """The accumulators of all ranks as one I x O tensor; every rank has to ask."""
+        """Return the accumulators of all ranks as one I x O tensor; every rank has to call."""
         lying_AB = self._gathered().view(self._slice.num_rows, self._slice.num_columns)
         return lying_AB if self._inner.fan_in_fan_out else lying_AB.T
 
     def base_norm(self) -> float:
-        """Frobenius norm of the base weight; every rank has to ask."""
+        """Return the Frobenius norm of the base weight; every rank has to call."""
         squared = self._base_N.double().square().sum()
         if self._world_size > 1:
             squared = squared.cpu()
@@ -113,7 +113,7 @@ class ShardedWeight:
         return float(squared.sqrt())
 
     def part_bytes(self) -> bytes:
-        """The bytes of this rank's slice of the weight as it is now."""
+        """Return the bytes of this rank's slice of the weight as it is now."""
         return bytes(self._part_N.contiguous().view(torch.uint8).cpu().numpy())
 
     def _gathered(self) -> Tensor:
@@ -129,7 +129,7 @@ class ShardedWeight:
 
 
 class ShardedWeights:
-    """Implements `WeightStore` on the partitions of a model, for any number of ranks.
+    """`WeightStore` on the partitions of a model, for any number of ranks.
 
     Args:
         model: holds the base's weights now.
@@ -176,7 +176,7 @@ class ShardedWeights:
         return self._weights[name].base_norm()
 
     def digest(self) -> str:
-        """SHA-256 of this rank's slices of the edited weights as they are now."""
+        """Return the SHA-256 of this rank's slices of the edited weights as they are now."""
         return sha256_blocks(
             block for name, weight in self._weights.items() for block in (name.encode(), weight.part_bytes())
         )

@@ -1,4 +1,4 @@
-"""What a rank refuses to hold, to try or to answer, each in one sentence. Changes nothing."""
+"""Checks of what a rank is to hold, to try or to answer; each refuses in one sentence."""
 
 from __future__ import annotations
 
