@@ -165,7 +165,7 @@ class RankGroup:
             return self._command(Ping()).peak_bytes
 
     def weights_digest(self) -> str:
-        """Return the SHA-256 of the edited weights that the ranks hold: empty before the first load. A health check too.
+        """Return the SHA-256 of the edited weights the ranks hold; empty before the first load. A health check too.
 
         Raises:
             EngineFailed: if they do not answer.
