@@ -48,17 +48,29 @@ class Stores:
     """Everything that is kept in the database, and the files beside it."""
 
     intake: SqlIntakeStore
+    """Messages that are taken in, and the offsets of the topic."""
     lineages: SqlLineageStore
+    """Lineages, and the files that they stand on."""
     leases: SqlLeaseStore
+    """Who may write a lineage now."""
     queue: SqlEditQueue
+    """Edits that wait for a worker."""
     snapshots: SqlSnapshotStore
+    """Snapshots and what a group loads for them."""
     review: SqlReviewStore
+    """Decisions about snapshots, and reverts."""
     mirror: SqlMirrorStore
+    """What the registry has to show."""
     outbox: SqlOutboxStore
+    """Side effects that are owed."""
     audit: SqlAuditStore
+    """The chained lines of history."""
     history: SqlHistoryStore
+    """Views for people, which change nothing."""
     pruning: SqlPruneStore
+    """Rows and files that nothing needs any more."""
     artifacts: FileArtifacts
+    """Files of deltas, accumulators and ledger rows."""
 
 
 @lru_cache(maxsize=4)

@@ -37,7 +37,7 @@ class EditQuestions:
     """What is asked of one edit; its locality and portability probes always are."""
 
     edit: Edit
-    """The edit."""
+    """The edit that the model is asked about."""
     rephrases: tuple[str, ...]
     """The rephrases after which its target should follow too."""
     compared: Extent = "nothing"
@@ -126,7 +126,7 @@ class EditMeasurement:
     portability: tuple[PromptMeasurement, ...] = ()
     """After each portability probe that has a target."""
     neighbours: tuple[NeighbourMeasurement, ...] = ()
-    """Of each locality probe."""
+    """What was measured at each locality probe."""
 
 
 class EditMeasurer:

@@ -172,7 +172,7 @@ class MendTransform(nn.Module):
 
     @torch.no_grad()
     def forward(self, *, name: str, u_TI: Tensor, delta_TO: Tensor, probability_T: Tensor) -> Tensor:
-        """See `Transform`; without gradient. Tokens that are probable enough ask for nothing."""
+        """Return the shift of each row, T x O, without gradient; none where its token is probable enough."""
         return self.deficit(probability_T)[:, None] * self.shift(name, u_TI, delta_TO)
 
     def deficit(self, probability_T: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class EditResult:
     removed_ids: tuple[str, ...]
     """Edits whose ledger rows leave."""
     num_passes: int
-    """Passes made."""
+    """Passes made over the batch, of all groups together."""
     seconds: dict[str, float]
     """Wall time of `capture` and `solve`."""
     jitter: dict[str, float]

@@ -53,7 +53,7 @@ class FineTuningEditor:
         self._settings = settings
 
     def edit(self, job: EditJob) -> EditResult:
-        """See `Editor`.
+        """Train a shift of the weights on the edits until they are probable enough; an `Editor`.
 
         Raises:
             InvalidInput: if an edit is to be removed; only the ledger can.

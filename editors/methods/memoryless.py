@@ -33,7 +33,7 @@ class MemorylessEditor:
         self._settings, self._trained = settings, trained
 
     def edit(self, job: EditJob) -> EditResult:
-        """See `Editor`.
+        """Solve for the batch alone, whatever was edited before; an `Editor`.
 
         Raises:
             InvalidInput: if an edit is to be removed; only the ledger can.

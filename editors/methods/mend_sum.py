@@ -44,7 +44,7 @@ class MendSumEditor:
 
     @torch.no_grad()
     def edit(self, job: EditJob) -> EditResult:
-        """See `Editor`.
+        """Add up the rank-one updates of every token of the edits; an `Editor`.
 
         Raises:
             InvalidInput: if an edit is to be removed; only the ledger can.

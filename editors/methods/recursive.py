@@ -45,7 +45,9 @@ class RecursiveEditor:
         self._settings, self._trained = settings, trained
 
     def edit(self, job: EditJob) -> EditResult:
-        """See `Editor`. Parameters and ledger on exit equal those on entry; `ledger.commit` takes the result in.
+        """Solve for the batch and for every edit that the ledger holds; an `Editor`.
+
+        Parameters and ledger on exit equal those on entry; `ledger.commit` takes the result in.
 
         Raises:
             EditorFailed: if nothing is asked, a matrix is not positive definite, or a number is not finite.

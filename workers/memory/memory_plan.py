@@ -29,7 +29,7 @@ class MemoryLine:
     accelerator_bytes: int
     """Bytes of the accelerator; 0 for ranks without one."""
     host_bytes: int
-    """Bytes of the host."""
+    """Memory that is taken on the host, bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
