@@ -27,8 +27,8 @@ from tests.support.paths import ROOT
 os.environ["OMP_NUM_THREADS"] = "1"
 
 TEMPLATE = "corrigenda_template"
-# Where a test's file lies says about how long it takes: the longest come first, so that no worker is left with one.
-LONGEST_FIRST = ("e2e", "faults", "integration", "contract", "unit", "gpu")
+# The longest files come first, so that no worker is left with one while the other has nothing to do.
+LONGEST_FIRST = ("e2e", "unit/support", "faults", "integration", "unit/editors", "contract")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,8 +46,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order tests by folder; within one they stay as they are."""
-    tests = Path(__file__).parent
-    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(tests).parts[0]))
+    items.sort(key=lambda item: _place(item.path.relative_to(ROOT / "tests").as_posix()))
+
+
+def _place(file: str) -> int:
+    return next((place for place, name in enumerate(LONGEST_FIRST) if file.startswith(name)), len(LONGEST_FIRST))
 
 
 def _is_worker(config: pytest.Config) -> bool:

@@ -91,6 +91,8 @@ def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
     from editors.training.arguments import DTYPES, parsed
     from workers.memory.memory_check import require_memory
     from workers.rank.rank_comm import RankComm
+
+    sys.modules["mlflow"] = None  # type: ignore[assignment]  # as in workers.rank: DeepSpeed would import it
     from workers.rank.sharded_model import ShardedModel, join_group, load_sharded
 
     is_first = os.environ["RANK"] == "0"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +36,39 @@ OPTIONS = {
 COMMAND = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
 
 
+# Number of ranks -> architectures and solvers; the ranks of one number are started once.
+RUNS = {2: [("llama", "recursive"), ("gpt2", "sum"), ("bert", "sum")], 3: [("t5", "recursive")]}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Sequence[dict[str, Any]]]]:
+    """Return what each of some ranks found, by architecture."""
+
+    @cache
+    def on_ranks(num_ranks: int) -> dict[str, Sequence[dict[str, Any]]]:
+        runs = []
+        for name, kind in RUNS[num_ranks]:
+            folder = tmp_path_factory.mktemp(name)
+            module, tokenizer = tiny_module(name)
+            module.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            runs.append((str(folder), ARCHITECTURES[name].task, kind))
+        by_rank = run_ranks(PROGRAM, json.dumps(runs), num_ranks=num_ranks)
+        return dict(zip((name for name, _ in RUNS[num_ranks]), zip(*by_rank, strict=True), strict=True))
+
+    return on_ranks
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "kind", "num_ranks"),
-    [("llama", "recursive", 2), ("gpt2", "sum", 2), ("t5", "recursive", 3), ("bert", "sum", 2)],
+    ("name", "num_ranks"), [(name, num_ranks) for num_ranks, runs in RUNS.items() for name, _ in runs]
 )
 def test_figures_and_gradients_are_those_of_the_unsharded_run(
-    name: str, kind: str, num_ranks: int, tmp_path: Path
+    found: Callable[[int], dict[str, Sequence[dict[str, Any]]]], name: str, num_ranks: int
 ) -> None:
-    module, tokenizer = tiny_module(name)
-    module.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    for rank in run_ranks(PROGRAM, str(tmp_path), ARCHITECTURES[name].task, kind, num_ranks=num_ranks):
+    ranks = found(num_ranks)[name]
+    assert len(ranks) == num_ranks
+    for rank in ranks:
         assert rank["has_gradients"]
         assert rank["figures"] <= 1e-5
         assert rank["validation"] <= 1e-5

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +18,46 @@ LLAMA = ("model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.we
 CONV1D = ("transformer.h.0.mlp.c_proj.weight", "transformer.h.1.mlp.c_proj.weight")
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama with square edited matrices."""
-    folder = tmp_path_factory.mktemp("llama")
-    save_tiny_llama(folder)
-    return folder
+OnRanks = Callable[[int], dict[str, Sequence[dict[str, Any]]]]
+# What each number of ranks is asked about: starting them takes far longer than one more tiny model.
+MODELS: dict[int, dict[str, tuple[str, ...]]] = {
+    1: {"llama, square": LLAMA, "gpt2, uneven": CONV1D},
+    2: {"llama, square": LLAMA},
+    3: {"llama, uneven": LLAMA, "gpt2, uneven": CONV1D},
+}
+"""By number of ranks: name of a model -> its inner parameters; each also gets every architecture with its own."""
 
 
 @pytest.fixture(scope="module")
-def uneven_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose edited matrices (6 x 9) make three ranks share rows and two leave none over."""
-    folder = tmp_path_factory.mktemp("uneven")
-    save_tiny_llama(folder, hidden=8, mlp=7)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny GPT-2 with Conv1D layers of 5 x 10."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    save_tiny_gpt2(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def every_architecture(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Name -> folder of a tiny model."""
-    folders = {}
+    made = {name: tmp_path_factory.mktemp("model") for name in ("llama, square", "llama, uneven", "gpt2, uneven")}
+    save_tiny_llama(made["llama, square"])
+    # Edited matrices of 6 x 9: three ranks share rows and two leave none over.
+    save_tiny_llama(made["llama, uneven"], hidden=8, mlp=7)
+    # Conv1D layers of 5 x 10.
+    save_tiny_gpt2(made["gpt2, uneven"])
     for name in ARCHITECTURES:
         module, tokenizer = tiny_module(name)
-        folders[name] = tmp_path_factory.mktemp(name)
-        module.save_pretrained(folders[name])
-        tokenizer.save_pretrained(folders[name])
-    return folders
+        made[name] = tmp_path_factory.mktemp(name)
+        module.save_pretrained(made[name])
+        tokenizer.save_pretrained(made[name])
+    return made
 
 
-def run_sharded(folder: Path, names: tuple[str, ...], *, num_ranks: int) -> list[dict[str, Any]]:
-    """Start the ranks and collect what each found."""
-    models = json.dumps([(str(folder), "causal", names)])
-    found = run_ranks("tests.support.sharded_program", models, num_ranks=num_ranks)
-    return [of_model for (of_model,) in found]
+@pytest.fixture(scope="module")
+def sharded(folders: dict[str, Path]) -> OnRanks:
+    """Return what each of some ranks found, by name of the model; every number of ranks is started once."""
+
+    @cache
+    def on_ranks(num_ranks: int) -> dict[str, Sequence[dict[str, Any]]]:
+        asked = MODELS[num_ranks] | dict.fromkeys(ARCHITECTURES, ())
+        tasks = {name: ARCHITECTURES[name].task if name in ARCHITECTURES else "causal" for name in asked}
+        models = json.dumps([(str(folders[name]), tasks[name], names) for name, names in asked.items()])
+        found = run_ranks("tests.support.sharded_program", models, num_ranks=num_ranks)
+        return dict(zip(asked, zip(*found, strict=True), strict=True))
+
+    return on_ranks
 
 
 SHARED_STATES = ("t5", "t5_gated", "mt5", "bart")
@@ -74,37 +74,29 @@ def assert_like_unsharded(found: Sequence[dict[str, Any]], *, tolerance: float, 
         assert all(rank[what] for what in ("generated", "restored_once", "restored_base", "reloaded")), (name, rank)
 
 
-def test_one_rank_equals_the_unsharded_model_bit_for_bit(llama: Path) -> None:
-    assert_like_unsharded(run_sharded(llama, LLAMA, num_ranks=1), tolerance=0.0)
+@pytest.mark.parametrize("name", MODELS[1])
+def test_one_rank_equals_the_unsharded_model_bit_for_bit(sharded: OnRanks, name: str) -> None:
+    assert_like_unsharded(sharded(1)[name], tolerance=0.0)
 
 
-def test_one_rank_of_conv1d_layers_equals_the_unsharded_model_bit_for_bit(gpt2: Path) -> None:
-    assert_like_unsharded(run_sharded(gpt2, CONV1D, num_ranks=1), tolerance=0.0)
-
-
-def test_two_ranks_equal_the_unsharded_model_and_own_different_slices(llama: Path) -> None:
-    found = run_sharded(llama, LLAMA, num_ranks=2)
+def test_two_ranks_equal_the_unsharded_model_and_own_different_slices(sharded: OnRanks) -> None:
+    found = sharded(2)["llama, square"]
     assert_like_unsharded(found, tolerance=1e-5)
     assert found[0]["digest"] != found[1]["digest"]
 
 
 @pytest.mark.slow
-def test_three_ranks_share_rows_and_pad_the_last_slice(uneven_llama: Path) -> None:
-    assert_like_unsharded(run_sharded(uneven_llama, LLAMA, num_ranks=3), tolerance=1e-5)
-
-
-@pytest.mark.slow
-def test_three_ranks_of_conv1d_layers_equal_the_unsharded_model(gpt2: Path) -> None:
-    assert_like_unsharded(run_sharded(gpt2, CONV1D, num_ranks=3), tolerance=1e-5)
+@pytest.mark.parametrize("name", MODELS[3])
+def test_three_ranks_share_rows_and_pad_the_last_slice(sharded: OnRanks, name: str) -> None:
+    assert_like_unsharded(sharded(3)[name], tolerance=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_ranks", "tolerance"), [(1, 0.0), (2, 1e-5), (3, 1e-5)])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_equals_the_unsharded_model(
-    every_architecture: dict[str, Path], num_ranks: int, tolerance: float
+    sharded: OnRanks, name: str, num_ranks: int, tolerance: float
 ) -> None:
-    models = json.dumps([(str(folder), ARCHITECTURES[name].task, ()) for name, folder in every_architecture.items()])
-    found = run_ranks("tests.support.sharded_program", models, num_ranks=num_ranks)
-    for name, of_ranks in zip(every_architecture, zip(*found, strict=True), strict=True):
-        assert_like_unsharded(of_ranks, name=name, tolerance=tolerance)
-        assert len({rank["digest"] for rank in of_ranks}) == num_ranks, f"{name}: two ranks have the same slice"
+    found = sharded(num_ranks)[name]
+    assert_like_unsharded(found, name=name, tolerance=tolerance)
+    assert len({rank["digest"] for rank in found}) == num_ranks, "two ranks have the same slice"

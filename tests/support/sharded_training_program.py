@@ -1,20 +1,23 @@
-"""One rank of a test: an episode and a validation of training on a sharded tiny model, against the unsharded one.
+"""One rank of a test: an episode and a validation of training on sharded tiny models, against the unsharded ones.
 
-Prints one line of JSON. Run by test_sharded_training.py with RANK, WORLD_SIZE and the rendezvous set.
+Takes the runs as one JSON list of [folder, task, solver]; prints one line of JSON, a list with what was found of each.
+Run by test_sharded_training.py with RANK, WORLD_SIZE and the rendezvous set.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from editors.mend.transform import MendTransform, ShapeNetwork, Statistics, shapes_of
 from editors.models.families import EditableModel, editable, family_of
@@ -34,10 +37,14 @@ from workers.rank.rank_comm import RankComm
 from workers.rank.sharded_model import join_group, load_sharded
 
 
-def main(folder: str, task: str, kind: str) -> dict[str, Any]:
-    module = family_of(task).loader.from_pretrained(folder, dtype=torch.float32)
+def main(runs: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    modules = [family_of(task).loader.from_pretrained(folder, dtype=torch.float32) for folder, task, _ in runs]
     join_group()  # from here on transformers shards whatever it loads
     comm = RankComm()
+    return [found_of(module, *run, comm=comm) for module, run in zip(modules, runs, strict=True)]
+
+
+def found_of(module: nn.Module, folder: str, task: str, kind: str, *, comm: RankComm) -> dict[str, Any]:
     sharded = load_sharded(BaseSpec(ref=folder, digest="", task=task), dtype=torch.float32)
     # The first of them: it has one row a subject, and what a subject's token gets in the last block reaches no answer.
     names = [next(param.name for param in inner_params(module) if param.block == 1)]
@@ -123,4 +130,4 @@ def checksum(model: EditableModel) -> float:
 
 
 if __name__ == "__main__":
-    report(main, *sys.argv[1:])
+    report(main, json.loads(sys.argv[1]))
