@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 
 import pytest
 
@@ -27,6 +25,7 @@ from tests.support.fakes import (
     new_id,
 )
 from tests.support.stream_records import PARTITION, carrying, new_lineage, parsed, poll_of
+from tests.support.waiting import eventually
 
 ROLE = "corrigenda_app"
 
@@ -224,7 +223,7 @@ class TestOutbox:
         item = self.owed(stores)
         stores.outbox.failed(item.outbox_id, error="no broker\x00")
         assert stores.outbox.due() == ()
-        again = self.wait_for_due(stores, timedelta(seconds=10))
+        again = self.wait_for_due(stores)
         assert (again.outbox_id, again.attempts) == (item.outbox_id, 1)
 
     def test_no_more_are_handed_out_than_asked_for(self, stores: Stores) -> None:
@@ -243,14 +242,10 @@ class TestOutbox:
         assert item.attempts == 0
         return item
 
-    def wait_for_due(self, stores: Stores, most: timedelta) -> OutboxItem:
-        deadline = time.monotonic() + most.total_seconds()
-        while time.monotonic() < deadline:
-            items = stores.outbox.due()
-            if items:
-                return items[0]
-            time.sleep(0.05)
-        raise AssertionError(f"expected an item to be due within {most}")
+    def wait_for_due(self, stores: Stores) -> OutboxItem:
+        found: list[OutboxItem] = []
+        eventually(lambda: found.extend(stores.outbox.due()) or found, "an item to be due")
+        return found[0]
 
 
 class TestAudit:

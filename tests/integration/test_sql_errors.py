@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, select, text
 from pipeline.adapters.sql.engine import connect, parsed_url, transaction
 from pipeline.adapters.sql.tables import chain_heads, lineages
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
+from tests.support.waiting import patience
 
 ROLE = "corrigenda_app"
 
@@ -171,7 +172,7 @@ def test_two_transactions_that_wait_for_each_other_end_as_one_retryable_error(en
     with transaction(engine) as connection:
         for chain in ("a", "b"):
             connection.execute(chain_heads.insert().values(chain=chain, seq=0, hash="0"))
-    barrier, outcomes = threading.Barrier(2, timeout=30), []
+    barrier, outcomes = threading.Barrier(2, timeout=patience()), []
 
     def cross(first: str, second: str) -> None:
         try:
@@ -187,5 +188,5 @@ def test_two_transactions_that_wait_for_each_other_end_as_one_retryable_error(en
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(patience())
     assert sorted(outcomes) == ["done", "retry"]

@@ -25,8 +25,8 @@ from pipeline.domain.errors import EditorFailed, UnknownRecord
 from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig
 from tests.support.scored import score_pairs
 from tests.support.tiny_families import tiny_model
+from tests.support.waiting import patience
 
-SECONDS = 60
 SEEDED = threading.Lock()
 """Models of random weights are drawn with the seed of the process: one at a time."""
 
@@ -40,9 +40,9 @@ class ThreadPeers:
 
     def gathered(self, own: Any) -> list[Any]:
         self._shared[self.rank] = own
-        self._barrier.wait(SECONDS)
+        self._barrier.wait(patience())
         found = list(self._shared)
-        self._barrier.wait(SECONDS)
+        self._barrier.wait(patience())
         return found
 
 
