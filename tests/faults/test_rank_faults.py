@@ -132,7 +132,8 @@ def test_what_fails_on_one_rank_is_an_answer_of_both(plan: LoadPlan, tmp_path: P
         RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())
     ) as group:
         second = plan.editor.inner_params[1]
-        prior = Prior.load(Path(plan.prior.path))
+        assert plan.ledger is not None
+        prior = Prior.load(Path(plan.ledger.prior.path))
         del prior.moments[second]
         prior.save(tmp_path / "prior.safetensors")
         assert plan.ledger is not None
