@@ -13,15 +13,19 @@ import os
 import signal
 import sys
 import tempfile
-import time
+import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from editors.methods.options import positive
-from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.domain.rank_api import BaseSpec
-from workers.lifetime import RENDEZVOUS, tie_to_parent
+from workers.lifetime import RENDEZVOUS, first_to_fail, leave_last_words, tie_to_parent
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 LAUNCHER = "CORRIGENDA_TRAINING_LAUNCHER"
 """Environment variable with the launcher's process id. It makes this program a rank, which ends with the launcher."""
@@ -29,10 +33,6 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as of shells: 128 and SIGINT."""
 MONITOR_SECONDS = 0.2
 """How often the launcher looks whether a rank has ended."""
-SIGNAL_SECONDS = 1.0
-"""What the first rank waits after an error: one that another rank left behind by ending on the same signal."""
-HEARING_SECONDS = 3.0
-"""What a rank other than the first waits before it says what is wrong: mostly the first has said it, and all end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed(rest)  # what is wrong with the words is said once, and before anything starts
     except CorrigendaError as error:
-        _say(error)
+        _say(str(error))
         return 1
     return _launch(known.ranks, words)
 
@@ -71,12 +71,30 @@ def _launch(num_ranks: int, words: Sequence[str]) -> int:
         try:
             found = ranks.wait(period=MONITOR_SECONDS)
         except SignalException as error:  # the library turns signals into it
+            # Said before the ranks have ended: `corrigenda train` soon kills a program that was interrupted.
+            status = _interrupted() if error.sigval == signal.SIGINT else 128 + error.sigval
             ranks.close(error.sigval)
-            return INTERRUPTED if error.sigval == signal.SIGINT else 128 + error.sigval
-    if found is None or not found.failures:
-        return 0
-    status: int = min(found.failures.values(), key=lambda failure: failure.timestamp).exitcode
-    return status if status > 0 else 128 - status
+            return status
+        return _outcome(found.failures if found else {}, Path(folder))
+
+
+def _outcome(failures: Mapping[int, ProcessFailure], folder: Path) -> int:
+    """Say why a run failed, in the words of the rank that failed first, and return the exit status."""
+    # The library ends the others with SIGTERM.
+    statuses = {rank: one.exitcode for rank, one in failures.items() if one.exitcode != -signal.SIGTERM}
+    if not statuses:
+        return 128 + signal.SIGTERM if failures else 0
+    rank, said = first_to_fail(folder, statuses)
+    if statuses[rank] == INTERRUPTED:
+        return _interrupted()
+    if said is not None:
+        _say(said.message)
+    return statuses[rank] if statuses[rank] > 0 else 128 - statuses[rank]
+
+
+def _interrupted() -> int:
+    _say("stopped; --resume goes on from the last state")
+    return INTERRUPTED
 
 
 def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
@@ -95,16 +113,11 @@ def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
     sys.modules["mlflow"] = None  # type: ignore[assignment]  # as in workers.rank: DeepSpeed would import it
     from workers.rank.sharded_model import ShardedModel, join_group, load_sharded
 
-    is_first = os.environ["RANK"] == "0"
-    if not is_first:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # the first one says it
     dtype, config = DTYPES[parsed(words).dtype], known.deepspeed_config
     kept: list[ShardedModel] = []  # the module's hooks live as long as this
 
-    def say(line: str | CorrigendaError) -> None:
-        if not is_first:
-            time.sleep(HEARING_SECONDS)
-        _say(line)
+    def say(line: str) -> None:
+        leave_last_words(Path(os.environ[RENDEZVOUS]).parent, int(os.environ["RANK"]), EngineFailed(line))
 
     def load(folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
         base = BaseSpec(ref=str(folder), digest="", task=task)
@@ -114,30 +127,19 @@ def _run_rank(known: argparse.Namespace, words: Sequence[str]) -> int:
 
     try:
         join_group()
+        comm = RankComm()
+        sys.stdout = told
+        options = ["--ranks", str(comm.num_ranks), *(["--deepspeed-config", str(config)] if config else [])]
+        return train(words, options=options, load=load, comm=comm, say=say)
     except CorrigendaError as error:
-        say(error)
-        return 1
-    comm = RankComm()
-    sys.stdout = told
-    options = ["--ranks", str(comm.num_ranks), *(["--deepspeed-config", str(config)] if config else [])]
-    try:
-        return _outcome(lambda: train(words, options=options, load=load, comm=comm, say=say), is_first=is_first)
-    except KeyboardInterrupt:
-        _say("stopped; --resume goes on from the last state")
-        return INTERRUPTED
-
-
-def _outcome(run: Callable[[], int], *, is_first: bool) -> int:
-    """What a run comes to; an error waits for what may be behind it: a signal, or the end of the first rank."""
-    try:
-        return run()
+        say(str(error))
     except Exception:
-        time.sleep(SIGNAL_SECONDS if is_first else HEARING_SECONDS)
-        raise
+        say(traceback.format_exc())
+    return 1
 
 
-def _say(line: str | CorrigendaError) -> None:
-    print(" ".join(str(line).split()), file=sys.stderr, flush=True)
+def _say(text: str) -> None:
+    print(text.strip(), file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
