@@ -7,6 +7,7 @@ Legend: N target tokens in a batch, B sequences, T target tokens of one sequence
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,7 +43,7 @@ class Reading:
             argmax_T=log_TV.argmax(dim=1).cpu(),
             top_TK=top_TK.cpu(),
             log_top_TK=log_top_TK.cpu(),
-            log_rest_T=_log_rest(log_top_TK).cpu(),
+            log_rest_T=_log_rest(log_TV, top_TK).cpu(),
         )
 
 
@@ -75,15 +76,17 @@ def divergence(before: Reading, log_TV: Tensor) -> Tensor:
         before: what was answered.
         log_TV: log-probabilities now, fp32.
     """
-    log_now_TK = log_TV.gather(1, before.top_TK.to(log_TV.device))
+    top_TK = before.top_TK.to(log_TV.device)
     log_was_TK, log_was_rest_T = before.log_top_TK.to(log_TV.device), before.log_rest_T.to(log_TV.device)
-    top_T = (log_was_TK.exp() * (log_was_TK - log_now_TK)).sum(dim=1)
-    return (top_T + log_was_rest_T.exp() * (log_was_rest_T - _log_rest(log_now_TK))).mean()
+    top_T = (log_was_TK.exp() * (log_was_TK - log_TV.gather(1, top_TK))).sum(dim=1)
+    return (top_T + log_was_rest_T.exp() * (log_was_rest_T - _log_rest(log_TV, top_TK))).mean()
 
 
-def _log_rest(log_top_TK: Tensor) -> Tensor:
-    # The sum is taken in fp64, so that it adds no error of its own. A log-probability is a difference of fp32 logits,
-    # which lie about 2e-6 apart near 20: a rest below 1e-6 is rounding. Its logarithm would be noise, and the gradient
-    # through it, 1 / rest, would drown the others.
-    rest_T = 1.0 - log_top_TK.double().exp().sum(dim=1)
-    return rest_T.clamp(min=LEAST_REST).log().float()
+def _log_rest(log_TV: Tensor, top_TK: Tensor) -> Tensor:
+    """Return the log-probability of all tokens but the top ones together, T."""
+    least = math.log(LEAST_REST)
+    if top_TK.shape[1] == log_TV.shape[1]:
+        return log_TV.new_full(log_TV.shape[:1], least)
+    # Summed over the others, not taken as one minus the top: that difference would be rounding where the top has nearly
+    # everything, and the gradient through its logarithm, 1 / rest, would drown all others.
+    return log_TV.scatter(1, top_TK, -math.inf).logsumexp(dim=1).clamp(min=least)

@@ -61,7 +61,8 @@ def found_of(module: nn.Module, folder: str, task: str, kind: str, *, comm: Rank
     return {
         "figures": largest(figures, own_figures),
         "validation": largest(checks, own_checks),
-        "gradients": max(distance(one, own) for one, own in zip(gradients, own_gradients, strict=True)),
+        # Of all parameters together: a learned rate is one number, whose terms nearly cancel.
+        "gradients": distance(flat(gradients), flat(own_gradients)),
         "has_gradients": bool(gradients[0].any()) and bool(gradients[-1].any()),
         "ranks": comm.gathered([gradient.double().sum().item() for gradient in own_gradients]),
     }
@@ -123,6 +124,10 @@ def largest(one: dict[str, float], other: dict[str, float]) -> float:
 def distance(one: Tensor, other: Tensor) -> float:
     """Relative (Frobenius)."""
     return float((one - other).norm() / one.norm().clamp(min=1e-12))
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def checksum(model: EditableModel) -> float:
