@@ -57,7 +57,7 @@ class Held:
     """Take note that the kept candidate is a snapshot now."""
 
     snapshot_id: str
-    """Id of the snapshot."""
+    """UUID that the candidate was committed under."""
     digest: str
     """Digest of the snapshot."""
     kind: Literal["held"] = "held"

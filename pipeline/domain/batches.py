@@ -21,7 +21,7 @@ class EditBatch:
     """Edits that one editor call makes, and the active ones they displace."""
 
     batch_id: str
-    """UUID."""
+    """UUID of the batch."""
     lineage: str
     """Name of the lineage."""
     ordinal: int

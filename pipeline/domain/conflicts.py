@@ -15,7 +15,7 @@ class Claimant:
     """A correction, as far as it matters to others of the same fact."""
 
     edit_id: str
-    """Which edit."""
+    """UUID of the correction."""
     conflict_key: str
     """The key of its fact."""
     target_new: str

@@ -84,7 +84,7 @@ class EditVerdict:
     """Why one edit passed or not."""
 
     edit_id: str
-    """Which edit."""
+    """The edit that was judged."""
     passed: bool
     """Whether what was measured of this edit alone is acceptable."""
     reason: str
@@ -98,7 +98,7 @@ class GateReport:
     verdict: Verdict
     """`passed`, `failed` (bisect) or `saturated` (pause the lineage)."""
     policy_digest: str
-    """Which thresholds."""
+    """SHA-256 of the thresholds it was held against."""
     rows: tuple[GateRow, ...]
     """One row a metric."""
     edits: tuple[EditVerdict, ...]

@@ -24,7 +24,7 @@ class TrainedArtifacts:
     card: Artifact
     """What it is for."""
     tensors: Artifact
-    """The network."""
+    """The network, `editor.safetensors`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class Lineage:
     """A lineage as it stands."""
 
     lineage_id: str
-    """UUID."""
+    """UUID of the lineage."""
     settings: NewLineage
     """What it was made with."""
     editor_digest: str
@@ -77,7 +77,7 @@ class Lineage:
     hold: str | None
     """Why no batch may be edited now; None if one may."""
     created_at: datetime
-    """Database time."""
+    """Database time of its creation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +99,7 @@ class Removal:
     """A request to take active edits out of the head."""
 
     removal_id: str
-    """UUID."""
+    """UUID of the removal."""
     lineage: str
     """Name of the lineage."""
     edit_ids: tuple[str, ...]
@@ -109,9 +109,9 @@ class Removal:
     rejected_snapshot_id: str | None
     """The rejected snapshot, or None when a person reverts edits."""
     actor: str
-    """Who asked."""
+    """Who asked for it."""
     reason: str
-    """Why."""
+    """Why, in the words of who asked."""
 
 
 def check_name(name: str) -> None:

@@ -12,7 +12,7 @@ class EditScore:
     """What was measured for one edit on the candidate weights."""
 
     edit_id: str
-    """Which edit."""
+    """The edit that was measured."""
     edit_success: bool
     """Teacher-forced: every target token is the argmax after the prompt."""
     free_success: bool | None = None
@@ -56,9 +56,9 @@ class ModelScore:
     num_retained: int = 0
     """Older active edits sampled."""
     perplexity: float | None = None
-    """Of plain text, or of the targets of the lineage's suite where the model is no language model by itself."""
+    """Perplexity of plain text, or of the suite's targets where the model is no language model by itself."""
     accuracy: float | None = None
-    """Of a classifier, on the lineage's suite; then there is no perplexity."""
+    """Accuracy of a classifier on the lineage's suite; then there is no perplexity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

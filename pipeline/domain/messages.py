@@ -31,11 +31,11 @@ class Message:
     offset: int
     """Its offset there."""
     key: bytes | None
-    """Raw key."""
+    """Raw key of the message."""
     value: bytes | None
     """Raw value; None is a tombstone."""
     headers: tuple[tuple[str, bytes], ...] = ()
-    """Raw headers."""
+    """Raw headers of the message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class PartitionClaim:
     """The right to record what a partition holds, until somebody takes a higher epoch."""
 
     partition: PartitionKey
-    """Which partition."""
+    """The partition it was taken for."""
     epoch: int
     """Raised by every take; a write with an older one fails."""
     next_offset: int
@@ -83,7 +83,7 @@ class PollCounts:
     duplicates: int = 0
     """Same id, same payload: ignored."""
     refused: int = 0
-    """Dead letters."""
+    """Messages that became dead letters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,19 +91,19 @@ class DeadLetter:
     """A message that can never be an edit, as recorded."""
 
     dead_letter_id: str
-    """UUID."""
+    """UUID of the dead letter."""
     partition: PartitionKey
     """Where it was read."""
     offset: int
     """Its offset there."""
     key: bytes | None
-    """Raw key."""
+    """Raw key of the message."""
     value: bytes | None
     """Raw value, whole; None for a tombstone, and once it was pruned."""
     error: str
     """The reason, for its producer."""
     created_at: datetime
-    """Database time."""
+    """Database time of its refusal."""
     replayed_at: datetime | None
     """When a person sent it again; None if never."""
     pruned_at: datetime | None = None

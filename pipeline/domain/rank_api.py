@@ -28,7 +28,7 @@ class EditorSettings:
     ridge: float = 1e-3
     """Lambda, as a fraction of the mean diagonal of C0; of K^T K where there is no prior."""
     damping: float = 0.02
-    """Of the natural gradient, as a fraction of the mean diagonal of the gradients' moments; 0 for the gradient."""
+    """Damping of the natural gradient, as a share of the mean diagonal of its moments; 0 for the gradient."""
     step: float = 0.5
     """Step of a pass, scaled by what each token's probability falls short of."""
     stop_probability: float = 0.6
@@ -79,7 +79,7 @@ class FileRef:
     """A file that a rank can open, with the digest its bytes must have."""
 
     path: str
-    """Local path."""
+    """Local path of the file."""
     digest: str
     """SHA-256 of the bytes."""
 
@@ -140,7 +140,7 @@ class LoadPlan:
     """
 
     base: BaseSpec
-    """The base."""
+    """The base that its weights stand on."""
     lineage: str
     """Name of the lineage."""
     editor: EditorSettings
@@ -190,7 +190,7 @@ class CandidateOutcome:
     measurements: Measurements
     """The figures for the gates."""
     num_passes: int
-    """Passes made."""
+    """Passes made over the added edits."""
     num_rows: int
     """Ledger rows of the added edits."""
     seconds: dict[str, float]
@@ -220,7 +220,7 @@ class ExportedModel:
     digest: str
     """SHA-256 over its weights: what it has as the base of another lineage."""
     num_bytes: int
-    """Of all its files."""
+    """Size of all its files together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,7 +228,7 @@ class Answer:
     """What a model said."""
 
     prompt: str
-    """The question."""
+    """The question, as it was asked."""
     text: str
     """Greedy continuation, decoded."""
 
@@ -242,4 +242,4 @@ class SuiteProbe:
     subject: str | None
     """With the relation: the fact it asks for."""
     relation: str | None
-    """See `subject`."""
+    """With the subject: the fact it asks for."""

@@ -37,7 +37,7 @@ class Artifact:
     digest: str
     """SHA-256 of its bytes."""
     num_bytes: int
-    """Its size."""
+    """Its size in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

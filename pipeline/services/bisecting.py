@@ -17,7 +17,7 @@ class Attempt:
     candidate_id: str
     """Under which the group keeps the result."""
     report: GateReport
-    """The verdict."""
+    """The verdict and its figures."""
     seconds: Mapping[str, float]
     """Wall time of each phase."""
 
@@ -27,7 +27,7 @@ class Offender:
     """An edit that fails on top of what was accepted."""
 
     edit: Edit
-    """The edit."""
+    """The edit to reject."""
     reason: str
     """What was measured."""
     report: GateReport
@@ -49,7 +49,7 @@ class Sifted:
     saturated: GateReport | None
     """The report that breached a floor; then nobody is to blame."""
     num_trials: int
-    """Trials made."""
+    """Compositions that were tried."""
 
 
 @dataclass(slots=True)

@@ -132,7 +132,7 @@ class OutboxItem:
     """A side effect that is owed."""
 
     outbox_id: str
-    """UUID."""
+    """UUID of the side effect."""
     kind: str
     """`doorbell`, `result`, `dead_letter`, `register` or `champion`."""
     dedup_key: str

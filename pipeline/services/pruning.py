@@ -21,7 +21,7 @@ class StoredFile:
     uri: str
     """Its name there."""
     num_bytes: int
-    """Its size."""
+    """Its size in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Pruned:
 
 
 class PruneStore(Protocol):
-    """The rows."""
+    """The rows that pruning reads and takes away."""
 
     def now(self) -> datetime:
         """Return the database's time."""
@@ -56,7 +56,7 @@ class PruneStore(Protocol):
 
 
 class PrunableFiles(Protocol):
-    """The files."""
+    """The artifact store as far as pruning needs it."""
 
     def older_than(self, moment: datetime) -> Sequence[StoredFile]:
         """Return the files that nobody has stored, for the first time or again, since a moment."""

@@ -19,7 +19,7 @@ class RegistryEntry:
     lineage: Lineage
     """The lineage that it is a snapshot of."""
     snapshot: Snapshot
-    """The snapshot."""
+    """The snapshot that becomes a version."""
     plan: LoadPlan
     """The files its weights are loaded from, as they lie in the artifact store."""
     digest_path: DigestPath
@@ -81,7 +81,7 @@ class ChampionMirror:
     version: str | None
     """Registry version of the champion; None for the base."""
     snapshot_id: str | None
-    """The champion."""
+    """The champion; None for the base."""
     is_owed: bool
     """Whether a mirror is still in the outbox: then nobody touched the alias by hand as far as we can tell."""
 

@@ -38,7 +38,7 @@ USE = replace(taught_editors.USE, prior_strength=1000.0, stop_probability=0.9, s
 NUM_STEPS, BATCH = 45, 5
 
 
-def lessons_of(model: EditableModel) -> Examples:
+def examples_of(model: EditableModel) -> Examples:
     """Changes of countries that are not asked of the trained editor."""
     edits = [
         change(country, place=place, neighbours=_next_to(country, place))
@@ -75,7 +75,7 @@ def test_edited_verdicts_land_and_rephrases_follow_and_other_claims_stay(tmp_pat
     folder = train_editor(
         model,
         PLACES,
-        lessons_of(model),
+        examples_of(model),
         PLAIN,
         tmp_path / "run",
         digest=base_digest(base),

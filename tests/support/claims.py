@@ -74,7 +74,7 @@ def teach_fact_checker(folder: Path, *, num_steps: int = NUM_STEPS) -> Path:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-4, total_steps=num_steps)
     draw = random.Random(0)  # noqa: S311
     for _ in range(num_steps):
-        batch = model.encode(_lesson(draw))
+        batch = model.encode(_example(draw))
         loss = torch.nn.functional.cross_entropy(model.target_logits(batch), batch.target_N, label_smoothing=SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
@@ -87,7 +87,7 @@ def teach_fact_checker(folder: Path, *, num_steps: int = NUM_STEPS) -> Path:
     return folder
 
 
-def _lesson(draw: random.Random) -> list[tuple[str, str]]:
+def _example(draw: random.Random) -> list[tuple[str, str]]:
     """Of every country a true claim and a false one."""
     pairs = []
     for country, city in CAPITALS.items():

@@ -89,7 +89,7 @@ def objective_of(model: EditableModel, kind: str, prior: Prior) -> Objective:
     for network in transform.networks.values():
         assert isinstance(network, ShapeNetwork)
         torch.nn.init.normal_(network.first.left_DR, std=0.1, generator=torch.Generator().manual_seed(1))
-    examples = lessons_of(model, has_subjects=kind != "sum")
+    examples = examples_of(model, has_subjects=kind != "sum")
     if kind == "sum":
         return MendObjective(model, transform, examples, MendObjectiveSettings(batch=2, first_step=0.2))
     ledger = Ledger(prior, strength=1.0, ridge=1e-3)
@@ -97,7 +97,7 @@ def objective_of(model: EditableModel, kind: str, prior: Prior) -> Objective:
     return SolvedObjective(model, model.inner, transform, examples, ledger, NaturalGradient(prior, 0.02), settings)
 
 
-def lessons_of(model: EditableModel, *, has_subjects: bool) -> Examples:
+def examples_of(model: EditableModel, *, has_subjects: bool) -> Examples:
     """Four edits to learn from, one to validate on: an odd number of sequences for every number of ranks."""
     asked = [with_company(edit) for edit in edits(5, task=model.task)]
     return make_examples(model, asked[:4], asked[4:], TEXT, num_held_out=1, has_subjects=has_subjects)

@@ -177,8 +177,8 @@ def save_taught_edits(path: Path, *, task: str) -> None:
     """The edits that an editor is trained on, and after them those that it is judged by, as a file."""
     known = [fact for fact in FACTS if fact not in UNSEEN]
     learnt, judged = ([fact for fact in known if fact.subject in group] for group in (LEARNT_FROM, JUDGED_BY))
-    edits = [_lesson(fact, known, task=task, place=n) for n in range(VALUES_OF_A_FACT) for fact in learnt]
-    edits += [_lesson(fact, known, task=task) for fact in judged]
+    edits = [_example(fact, known, task=task, place=n) for n in range(VALUES_OF_A_FACT) for fact in learnt]
+    edits += [_example(fact, known, task=task) for fact in judged]
     path.write_bytes(edit_lines(edits))
 
 
@@ -186,13 +186,13 @@ def _examples(model: EditableModel) -> Examples:
     """Every fact of those that are learnt from with several other values, each of those that it is judged by once."""
     known = [fact for fact in FACTS if fact not in UNSEEN]
     learnt = [fact for fact in known if fact.subject in LEARNT_FROM]
-    judged = [_lesson(fact, known, task=model.task) for fact in known if fact.subject in JUDGED_BY]
-    edits = [_lesson(fact, known, task=model.task, place=n) for n in range(VALUES_OF_A_FACT) for fact in learnt]
+    judged = [_example(fact, known, task=model.task) for fact in known if fact.subject in JUDGED_BY]
+    edits = [_example(fact, known, task=model.task, place=n) for n in range(VALUES_OF_A_FACT) for fact in learnt]
     text = "\n".join(sentences(known))
     return make_examples(model, edits, judged, text, num_held_out=len(judged), has_subjects=True)
 
 
-def _lesson(fact: Fact, known: Sequence[Fact], *, task: str, place: int = 0) -> Edit:
+def _example(fact: Fact, known: Sequence[Fact], *, task: str, place: int = 0) -> Edit:
     """A correction with neighbours: what is known of others, and for a fact checker also what is false of them."""
     start = (known.index(fact) + 7 * place) % len(known)
     others = [other for other in (*known[start:], *known[:start]) if other.subject != fact.subject][:NEIGHBOURS]

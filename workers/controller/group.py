@@ -71,7 +71,7 @@ class RankGroup:
                 self._processes = RankProcesses(self._spec)
 
     def resume(self, lineage: str, *, snapshot_id: str | None, editor: EditorSettings, epoch: int) -> Loaded | None:
-        """See `EditorGroup`; the ranks are asked whether they are alive."""
+        """Say what the group holds of a snapshot; the ranks are asked whether they are alive."""
         with self._turn:
             plan = self._plan
             if self._held is None or plan is None or plan.ledger is None:
@@ -82,7 +82,7 @@ class RankGroup:
             return self._loaded if self._answers() else None
 
     def load(self, plan: LoadPlan, *, epoch: int) -> Loaded:
-        """See `EditorGroup`; starts or rebuilds the ranks if need be."""
+        """Hold a snapshot; starts or rebuilds the ranks if need be."""
         with self._turn:
             self._drop_unless_usable(plan)
             is_other = self._plan is not None and not _same_lineage(self._plan, plan)
@@ -107,14 +107,14 @@ class RankGroup:
         return True
 
     def try_edits(self, candidate: Candidate) -> CandidateOutcome:
-        """See `EditorGroup`."""
+        """Edit, apply, measure, and go back to the loaded snapshot."""
         with self._turn:
             self._require_held()
             outcome = self._command(TryEdits(candidate=candidate)).outcome
         return _expected(outcome, "the outcome of a candidate")
 
     def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
-        """See `EditorGroup`. Unless `held` follows, the next `load` puts the ranks back on its plan."""
+        """Hold a tried candidate and write its files; without `held` the next `load` goes back to its plan."""
         command = Keep(candidate_id=candidate_id, folder=str(folder.resolve()), with_accumulator=with_accumulator)
         with self._turn:
             self._require_held()
@@ -123,13 +123,13 @@ class RankGroup:
         return _expected(files, "the files of a candidate")
 
     def held(self, snapshot_id: str, *, digest: str) -> None:
-        """See `EditorGroup`."""
+        """Say under which snapshot the kept candidate was committed."""
         with self._turn:
             self._command(Held(snapshot_id=snapshot_id, digest=digest))
             self._held = (self._lineage, snapshot_id, digest)
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:
-        """See `EditorGroup`."""
+        """Return greedy continuations of the model that is held."""
         with self._turn:
             self._require_held()
             command = Generate(prompts=tuple(prompts), max_new_tokens=max_new_tokens)

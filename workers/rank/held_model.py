@@ -117,7 +117,7 @@ class HeldModel:
         return Loaded(suite_keys=held.suite_keys)
 
     def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles | None:
-        """See `HeldSnapshot.keep`; rank 0 writes."""
+        """Hold a tried candidate from now on; rank 0 writes its files."""
         return self.snapshot.keep(
             candidate_id, folder=folder, with_accumulator=with_accumulator, is_writer=self._comm.rank == 0
         )

@@ -40,7 +40,7 @@ class Editing:
     scorer: Scorer
     """Measures candidates against the snapshot."""
     editor: Editor
-    """Makes candidates."""
+    """The method that makes candidates."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -27,7 +27,7 @@ class RankComm:
         self._group = host_group()
 
     def gathered(self, own: Value) -> list[Value]:
-        """See `Comm`. Tensors travel as their bytes; only what is around them is pickled."""
+        """Return the values of all ranks in order. Tensors travel as bytes; only what is around them is pickled."""
         if self.num_ranks == 1:
             return [own]
         pickler = _AroundTensors()

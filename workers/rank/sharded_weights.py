@@ -146,33 +146,33 @@ class ShardedWeights:
         self.set_accumulators({})  # base + 0 turns -0.0 into 0.0: done now, the base too is what `restore` gives
 
     def shift(self, name: str) -> Tensor:
-        """See `WeightStore`; every rank has to ask."""
+        """Return the whole shift of a weight from the base (I x O, fp32); every rank has to ask."""
         return self._weights[name].whole_shift()
 
     def apply(self, delta: WeightDelta) -> None:
-        """See `WeightStore`."""
+        """Add a delta to this rank's slices."""
         self._model.release()
         for name, factors in delta.factors.items():
             self._weights[name].update(factors)
 
     def save(self) -> dict[str, Tensor]:
-        """See `WeightStore`; this rank's slices."""
+        """Return this rank's accumulators, to restore its slices from."""
         return {name: weight.shift_N for name, weight in self._weights.items()}
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """See `WeightStore`."""
+        """Put this rank's slices back to what `save` returned."""
         self._model.release()
         for name, shift_N in saved.items():
             self._weights[name].write(shift_N)
 
     def set_accumulators(self, shifts: Mapping[str, Tensor]) -> None:
-        """See `WeightStore`."""
+        """Set this rank's slices to the base plus some shifts."""
         self._model.release()
         for name, weight in self._weights.items():
             weight.set_shift(shifts.get(name))
 
     def base_norm(self, name: str) -> float:
-        """See `WeightStore`; every rank has to ask."""
+        """Return the Frobenius norm of a weight in the base; every rank has to ask."""
         return self._weights[name].base_norm()
 
     def digest(self) -> str:

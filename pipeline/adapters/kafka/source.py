@@ -62,7 +62,7 @@ class KafkaSource:
         self._assignment = by(self._consumer, self._topic)
 
     def poll(self) -> tuple[Fetched, ...]:
-        """See `MessageSource.poll`; take the epochs that are due first, all of them again if the topic was remade."""
+        """Return the next messages; take the epochs that are due first, all of them again if the topic was remade."""
         try:
             self._claim_what_is_due()
             records, gap = self._read()
@@ -80,7 +80,7 @@ class KafkaSource:
         return tuple(self._fetched(place, found) for place, found in records.items() if place in self._claims)
 
     def commit(self, fetched: Sequence[Fetched]) -> None:
-        """See `MessageSource.commit`."""
+        """Commit the next offsets of what was recorded, which is advisory."""
         offsets = {
             TopicPartition(self._topic, part.claim.partition.partition): OffsetAndMetadata(part.next_offset, "", -1)
             for part in fetched
@@ -91,7 +91,7 @@ class KafkaSource:
             self._log.warning("commit_failed", error=str(error)[:300])
 
     def step_back(self, error: EpochStale) -> None:
-        """See `MessageSource.step_back`; a group is left and joined again, so that its coordinator decides."""
+        """Go back to what the database needs next; a group is joined again, so that its coordinator decides."""
         self._forget()
         with broker_errors(self._settings):
             if not self._assignment.renew():

@@ -58,7 +58,7 @@ ACTOR = "registry-mirror"
 
 
 class SqlHistoryStore:
-    """Reads only."""
+    """Reads of the views that auditors and the command line see."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

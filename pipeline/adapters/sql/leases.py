@@ -71,7 +71,7 @@ class SqlLeaseStore:
             return Lease(lineage=lineage, owner=owner, epoch=row.epoch, expires_at=row.expires_at)
 
     def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
-        """Prolong it.
+        """Prolong a lease by its full life.
 
         Raises:
             LeaseLost: if it expired or was taken.

@@ -19,7 +19,7 @@ class LockedLineage:
     """A lineage as it stands while its row is locked."""
 
     lineage_id: str
-    """UUID."""
+    """UUID of the lineage."""
     name: str
     """Unique name; also the name of its audit chain."""
     head_id: str | None

@@ -31,7 +31,7 @@ class Move:
     """One edit and the status it is to have."""
 
     edit_id: str
-    """Which edit."""
+    """The edit whose status moves."""
     to: EditStatus
     """Where it goes."""
     reason: str | None = None

@@ -24,7 +24,7 @@ class Accounts:
     rejected: int
     """Edits that failed a gate."""
     snapshots: int
-    """Snapshots made."""
+    """Snapshots that were made."""
     champion: int
     """Seq of the snapshot that is live."""
     edit_success: float | None

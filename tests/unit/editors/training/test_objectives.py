@@ -39,7 +39,7 @@ def prior(model: EditableModel) -> Prior:
     return measure_prior(model, sentences(FACTS))
 
 
-def lessons_of(model: EditableModel) -> Examples:
+def examples_of(model: EditableModel) -> Examples:
     text = "\n".join(sentences(FACTS[:6]))
     return make_examples(model, EDITS, [], text, num_held_out=NUM_HELD_OUT, has_subjects=True)
 
@@ -58,7 +58,7 @@ def objective_of(
     transform = MendTransform(
         shapes_of(model.inner), rank=4, statistics=statistics, stop_probability=0.8 if kind == SOLVED else 1
     )
-    examples = examples or lessons_of(model)
+    examples = examples or examples_of(model)
     objective: Objective
     if kind == SOLVED:
         ledger = Ledger(prior, strength=100.0, ridge=1e-3)
@@ -142,7 +142,7 @@ def test_a_validation_changes_nothing_and_gives_the_same_figures_again(
 
 @pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
 def test_statistics_and_rates_come_from_what_is_learnt_from_only(kind: str, model: EditableModel, prior: Prior) -> None:
-    examples = lessons_of(model)
+    examples = examples_of(model)
     whole, _ = objective_of(kind, model, prior, examples=examples)
     fewer, _ = objective_of(kind, model, prior, examples=replace(examples, held_out=examples.held_out[:1]))
     other, _ = objective_of(kind, model, prior, examples=replace(examples, training=examples.training[:-2]))
@@ -177,7 +177,7 @@ def test_steps_along_the_gradient_bring_the_loss_down(kind: str, model: Editable
 
 @pytest.mark.parametrize("kind", [SOLVED, PUBLISHED])
 def test_fewer_edits_than_a_step_takes_are_enough(kind: str, model: EditableModel, prior: Prior) -> None:
-    examples = lessons_of(model)
+    examples = examples_of(model)
     objective, _ = objective_of(kind, model, prior, examples=examples, share_edited=1.0, batch=50)
     losses = episode(objective, copied(objective))
     losses.total.backward()
@@ -191,7 +191,7 @@ def test_single_edits_are_judged_each_for_itself(model: EditableModel, prior: Pr
     for batch in (1, 4):
         _, transform = objective_of(PUBLISHED, model, prior)
         settings = MendObjectiveSettings(batch=batch, first_step=0.2)
-        examples = replace(lessons_of(model), text=())
+        examples = replace(examples_of(model), text=())
         figures.append(MendObjective(model, transform, examples, settings).validate())
     for name, value in figures[0].items():
         assert figures[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6)
