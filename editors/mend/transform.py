@@ -134,19 +134,6 @@ class MendTransform(nn.Module):
         )
         self.log_rate_M = nn.Parameter(torch.zeros(len(shapes)))
 
-    @property
-    def rates(self) -> dict[str, float]:
-        """The learned rate alpha of each inner parameter."""
-        return dict(zip(self.names, self.log_rate_M.detach().double().exp().tolist(), strict=True))
-
-    def network_parameters(self) -> list[nn.Parameter]:
-        """Return everything that is learned but the rates."""
-        return list(self.networks.parameters())
-
-    def rate_parameters(self) -> list[nn.Parameter]:
-        """Return the logarithms of the rates: a group of their own in the optimizer, as in the paper."""
-        return [self.log_rate_M]
-
     def rate(self, name: str) -> Tensor:
         """Return alpha of an inner parameter, with gradient."""
         return self.log_rate_M[self.names.index(name)].exp()

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob, EditResult
 from editors.methods.passes import run_passes
-from editors.methods.steps import TrainedTransform
 from editors.solve.linear import least_squares, summed
 from editors.solve.rows import EditRows
 from editors.weights.deltas import WeightDelta
@@ -29,7 +29,7 @@ class MemorylessEditor:
 
     keeps_ledger: ClassVar[bool] = False
 
-    def __init__(self, settings: EditorSettings, trained: TrainedTransform | None = None) -> None:
+    def __init__(self, settings: EditorSettings, trained: MendTransform | None = None) -> None:
         self._settings, self._trained = settings, trained
 
     def edit(self, job: EditJob) -> EditResult:

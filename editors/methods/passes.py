@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob
 from editors.methods.edit_reading import (
     EditSequences,
@@ -33,7 +34,7 @@ from editors.methods.edit_reading import (
     read_least,
     rows_of_edits,
 )
-from editors.methods.steps import GradientTransform, TrainedTransform, Transform
+from editors.methods.steps import GradientTransform, Transform
 from editors.models.comm import own_share, together
 from editors.models.families import EditableModel
 from editors.models.hooks import Branch, side_branch
@@ -72,7 +73,7 @@ class BatchUpdate:
 
 
 def run_passes(
-    job: EditJob, *, settings: EditorSettings, trained: TrainedTransform | None, factor: Factor, start: Factors
+    job: EditJob, *, settings: EditorSettings, trained: MendTransform | None, factor: Factor, start: Factors
 ) -> BatchUpdate:
     """Ask until every target token is probable enough, or the passes are used up.
 
@@ -113,7 +114,7 @@ class _Passes:
         self,
         model: EditableModel,
         settings: EditorSettings,
-        trained: TrainedTransform | None,
+        trained: MendTransform | None,
         natural: NaturalGradient,
         factor: Factor,
         start: Factors,

@@ -19,9 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob, EditResult
 from editors.methods.passes import BatchUpdate, Factors, joined, run_passes
-from editors.methods.steps import TrainedTransform
 from editors.models.comm import agreed, own_share, together
 from editors.solve.ledger import Matrices
 from editors.solve.linear import added_rows
@@ -41,7 +41,7 @@ class RecursiveEditor:
 
     keeps_ledger: ClassVar[bool] = True
 
-    def __init__(self, settings: EditorSettings, trained: TrainedTransform | None = None) -> None:
+    def __init__(self, settings: EditorSettings, trained: MendTransform | None = None) -> None:
         self._settings, self._trained = settings, trained
 
     def edit(self, job: EditJob) -> EditResult:

@@ -6,17 +6,17 @@ from dataclasses import fields, replace
 from typing import Any
 
 from editors.mend.checkpoint import TrainedEditor
+from editors.mend.transform import MendTransform
 from editors.methods.base import Editor
 from editors.methods.memoryless import MemorylessEditor
 from editors.methods.recursive import RecursiveEditor
-from editors.methods.steps import TrainedTransform
 from editors.models.families import EditableModel
 from editors.models.inner_params import default_subject_params
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import EditorSettings
 
 
-def editor_for(settings: EditorSettings, transform: TrainedTransform | None = None) -> Editor:
+def editor_for(settings: EditorSettings, transform: MendTransform | None = None) -> Editor:
     """Return the editor that settings name.
 
     Args:

@@ -28,15 +28,6 @@ class Transform(Protocol):
         ...
 
 
-class TrainedTransform(Transform, Protocol):
-    """A transform that was trained for certain inner parameters."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The inner parameters; it must not be called for others."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradientTransform:
     """A step against the normalised gradient, as long as the mean key and scaled by the row's deficit.

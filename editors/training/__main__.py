@@ -11,7 +11,6 @@ import errno
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,35 +39,9 @@ EVALUATED = 64
 """Most edits in the evaluation that is proposed as the next command."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """What a run came to at its end."""
-
-    folder: Path
-    """Folder of the best editor."""
-    editor: TrainedEditor
-    """The best editor itself."""
-    progress: Progress
-    """How far the run came, with the best figures."""
-    following: str
-    """A command to type next: an evaluation of the editor."""
-
-    def lines(self) -> list[str]:
-        """Return what is printed at the end, line by line."""
-        done, figures = self.progress, self.progress.best_figures or {}
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        return [
-            f"editor      {self.folder}",
-            f"digest      {self.editor.digest}",
-            f"steps       {done.step} on {done.num_edits} edits, {done.num_skipped} skipped; best: {done.best_step}",
-            f"validation  {shown}",
-            f"next        {self.following}",
-        ]
-
-
 def train(
     given: argparse.Namespace, command: str, *, load: LoadBase = load_base, comm: Comm | None = None
-) -> Finished | None:
+) -> list[str]:
     """Train from the beginning, or go on with a run.
 
     Args:
@@ -79,7 +52,7 @@ def train(
             a process that holds the base whole.
 
     Returns:
-        What the run came to; None on ranks other than the first.
+        What the run came to, in lines to print; none on ranks other than the first.
 
     Raises:
         CorrigendaError: if an input cannot be used, or the folder holds another run.
@@ -102,7 +75,7 @@ def train(
     run_with = partial(TrainingRun, setup.objective, settings, make_editor=setup.editor, comm=comm)
     if not is_first:
         run_with(folder=None, watcher=None).run(state)
-        return None
+        return []
     start = state.progress.step if state else 0
     with TrainingScreen(num_steps=settings.num_steps, start=start) as screen:
         progress = run_with(folder=folder, watcher=screen).run(state)
@@ -120,13 +93,20 @@ def _opened(
     return None, run
 
 
-def _finished(given: argparse.Namespace, folder: TrainingFolder, setup: Setup, progress: Progress) -> Finished:
+def _finished(given: argparse.Namespace, folder: TrainingFolder, setup: Setup, done: Progress) -> list[str]:
+    """Return what is printed at the end; its last line is the command to type next, an evaluation of the editor."""
     best = folder.path / BEST
     data = given.validation or folder.held_out
     words = ["corrigenda", "evaluate", "--data", data, "--edits", min(len(setup.held_out), EVALUATED)]
     words += ["--model", given.model, "--task", given.task, "--editor", best]
-    following = shlex.join(str(word) for word in words)
-    return Finished(folder=best, editor=TrainedEditor.load(best), progress=progress, following=following)
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in (done.best_figures or {}).items())
+    return [
+        f"editor      {best}",
+        f"digest      {TrainedEditor.load(best).digest}",
+        f"steps       {done.step} on {done.num_edits} edits, {done.num_skipped} skipped; best: {done.best_step}",
+        f"validation  {shown}",
+        f"next        {shlex.join(str(word) for word in words)}",
+    ]
 
 
 def _say(line: str) -> None:
@@ -167,15 +147,15 @@ def main(
     given = None
     try:
         given = parsed(words)
-        finished = train(given, command, load=load, comm=comm)
+        lines = train(given, command, load=load, comm=comm)
     except KeyboardInterrupt:
         say("stopped; --resume goes on from the last state")
         return INTERRUPTED
     except (CorrigendaError, OSError) as error:
         say(_refused(error, given.out if given else None))
         return 1
-    if finished is not None:
-        print("\n".join(finished.lines()), flush=True)
+    if lines:
+        print("\n".join(lines), flush=True)
     return 0
 
 

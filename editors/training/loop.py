@@ -103,9 +103,9 @@ class TrainingRun:
         self._objective, self._settings, self._folder, self._comm = objective, settings, folder, comm
         self._make_editor, self._watcher = make_editor, watcher
         groups = objective.groups()
-        self._rates = [group.lr for group in groups]
-        self._parameters = [parameter for group in groups for parameter in group.parameters]
-        self._optimizer = torch.optim.Adam([{"params": list(group.parameters), "lr": group.lr} for group in groups])
+        self._rates = [group["lr"] for group in groups]
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self._optimizer = torch.optim.Adam(groups)
 
     def run(self, state: TrainingState | None) -> Progress:
         """Train from a state, or from the beginning, until the steps or the patience are used up.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from editors.mend.transform import MendTransform
 from editors.models.comm import Comm
@@ -29,16 +30,6 @@ class Losses:
     """Figures to show, `loss` among them."""
     num_edits: int
     """How many edits the episode has."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParameterGroup:
-    """Parameters with a learning rate of their own."""
-
-    parameters: Sequence[nn.Parameter]
-    """The parameters, always in the same order."""
-    lr: float
-    """Adam's learning rate before any schedule."""
 
 
 class Objective(ABC):
@@ -74,12 +65,13 @@ class Objective(ABC):
     def validate(self) -> dict[str, float]:
         """Return figures on held-out edits, `score` and `loss` among them; nothing changes."""
 
-    def groups(self) -> list[ParameterGroup]:
-        """Return what the optimizer changes, always in the same order: the network, and the rates."""
-        return [
-            ParameterGroup(parameters=self._transform.network_parameters(), lr=self._network_lr),
-            ParameterGroup(parameters=self._transform.rate_parameters(), lr=self._rate_lr),
-        ]
+    def groups(self) -> list[dict[str, Any]]:
+        """Return what the optimizer changes, always in the same order, as torch's parameter groups.
+
+        The rates are a group of their own, as in the paper. The learning rates are those before any schedule.
+        """
+        network = {"params": list(self._transform.networks.parameters()), "lr": self._network_lr}
+        return [network, {"params": [self._transform.log_rate_M], "lr": self._rate_lr}]
 
     def state(self) -> dict[str, Tensor]:
         """Return every tensor that later steps depend on: those of the transform."""

@@ -63,7 +63,7 @@ def cost_of_training(
     transform = MendTransform(shapes_of(model.inner), rank=rank).to(device)
     objective = MendObjective(model, transform, _examples(config.vocab_size), MendObjectiveSettings())
     objective.begin()
-    groups = [{"params": list(group.parameters), "lr": group.lr} for group in objective.groups()]
+    groups = objective.groups()
     optimizer = torch.optim.Adam(groups)
     start = parameters_to_vector(transform.parameters()).detach().clone()
     seconds, loss = [], float("nan")

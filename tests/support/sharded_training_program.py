@@ -77,7 +77,7 @@ def trained(model: EditableModel, kind: str, prior: Prior) -> tuple[dict[str, fl
         losses = objective.episode(step, random.Random(step))  # noqa: S311
         losses.total.backward()  # type: ignore[no-untyped-call]
         figures |= {f"{step} {name}": value for name, value in losses.parts.items()}
-    gradients = [parameter.grad for group in objective.groups() for parameter in group.parameters]
+    gradients = [parameter.grad for group in objective.groups() for parameter in group["params"]]
     assert all(gradient is not None for gradient in gradients)
     return figures, [gradient for gradient in gradients if gradient is not None], objective.validate()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from editors.mend.checkpoint import CardStage, EditorCard, TrainedEditor
 from editors.mend.transform import MendTransform
 from editors.training.loop import LoopSettings, TrainingRun
-from editors.training.objective import Deck, Losses, ParameterGroup
+from editors.training.objective import Deck, Losses
 from editors.training.run_folder import TrainingFolder
 from editors.training.state import Progress
 from pipeline.domain.errors import EditorFailed
@@ -35,10 +35,10 @@ class ToyObjective:
         self.broken_steps, self.failing_steps = broken_steps, failing_steps
         self.scores: list[float] = []
 
-    def groups(self) -> list[ParameterGroup]:
+    def groups(self) -> list[dict[str, Any]]:
         return [
-            ParameterGroup(parameters=self.transform.network_parameters(), lr=0.02),
-            ParameterGroup(parameters=self.transform.rate_parameters(), lr=0.05),
+            {"params": list(self.transform.networks.parameters()), "lr": 0.02},
+            {"params": [self.transform.log_rate_M], "lr": 0.05},
         ]
 
     def begin(self) -> None:

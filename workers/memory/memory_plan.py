@@ -63,11 +63,6 @@ class MemoryPlan:
         """Bytes of the host for this rank alone, all lines together."""
         return sum(line.host_bytes for line in self.lines)
 
-    @property
-    def needed_bytes(self) -> int:
-        """Bytes of the memory that the rank computes in: its accelerator's, or the host's without one."""
-        return self.accelerator_bytes if self.has_accelerator else self.host_bytes
-
     def require(self, memory_bytes: int, *, host_bytes: int | None = None) -> None:
         """Refuse memory that is too small.
 
@@ -84,7 +79,7 @@ class MemoryPlan:
             self._require("host", host_bytes)
 
     def _require(self, where: str, memory_bytes: int) -> None:
-        by_size = sorted(((_bytes_of(line, where), line.part) for line in self.lines), reverse=True)
+        by_size = sorted(((getattr(line, f"{where}_bytes"), line.part) for line in self.lines), reverse=True)
         needed = sum(num_bytes for num_bytes, _ in by_size)
         if needed <= memory_bytes:
             return
@@ -98,7 +93,3 @@ class MemoryPlan:
 
     def _advice(self, where: str) -> str:
         return " or offload_param" if where == "accelerator" and not self.is_offloaded else ""
-
-
-def _bytes_of(line: MemoryLine, where: str) -> int:
-    return line.accelerator_bytes if where == "accelerator" else line.host_bytes

@@ -33,16 +33,6 @@ from workers.rank.validation import require_digest, require_fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WeightsFiles:
-    """What the files of a plan say of the weights."""
-
-    shifts: dict[str, Tensor]
-    """Accumulators (I x O) by inner parameter; none for the base."""
-    deltas: list[WeightDelta]
-    """What comes on top of them, in order."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerFiles:
     """What the files of a plan say of edits that are to come."""
 
@@ -107,11 +97,11 @@ class HeldModel:
         """
         num_edits = sum(len(rows.edit_ids) for rows in plan.ledger.rows) if plan.ledger else 0
         sharded = agreed(self._comm, lambda: self._base(plan.base, plan.editor.inner_params, num_edits))
-        of_weights, of_ledger = agreed(self._comm, lambda: self._read(plan, sharded))
+        shifts, deltas, of_ledger = agreed(self._comm, lambda: self._read(plan, sharded))
         self._is_whole = False
         held = self._snapshot = self._opened(plan, sharded, of_ledger)
-        held.weights.set_accumulators(of_weights.shifts)
-        for delta in of_weights.deltas:
+        held.weights.set_accumulators(shifts)
+        for delta in deltas:
             held.weights.apply(delta)
         self._is_whole = True
         return Loaded(suite_keys=held.suite_keys)
@@ -155,15 +145,16 @@ class HeldModel:
             raise WrongBase(f"expected a group that holds base {base.digest}, got one of {self._sharded.base.digest}")
         return self._sharded
 
-    def _read(self, plan: LoadPlan, sharded: ShardedModel) -> tuple[WeightsFiles, LedgerFiles | None]:
-        """Read everything that the plan names, and check it."""
+    def _read(
+        self, plan: LoadPlan, sharded: ShardedModel
+    ) -> tuple[dict[str, Tensor], list[WeightDelta], LedgerFiles | None]:
+        """Read everything that the plan names, and check it: accumulators (I x O), the deltas on top, the ledger."""
         params = inner_params(sharded.module, plan.editor.inner_params)
         deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]
         for file, delta in zip(plan.deltas, deltas, strict=True):
             require_fit(params, delta, file.path)
         shifts = load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {}
-        of_ledger = self._read_ledger(plan, plan.ledger, sharded) if plan.ledger else None
-        return WeightsFiles(shifts=shifts, deltas=deltas), of_ledger
+        return shifts, deltas, self._read_ledger(plan, plan.ledger, sharded) if plan.ledger else None
 
     def _read_ledger(self, plan: LoadPlan, wanted: LedgerPlan, sharded: ShardedModel) -> LedgerFiles:
         """Read what edits are made with; of the ledger only what this rank solves for."""

@@ -71,7 +71,7 @@ def objective_of(
     objective.begin()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in transform.network_parameters():
+        for parameter in transform.networks.parameters():
             parameter += torch.randn(parameter.shape, generator=draw) * 0.05
     return objective, transform
 
@@ -94,7 +94,7 @@ def test_the_gradient_of_an_episode_is_the_slope_of_its_loss(
     objective, transform = objective_of(kind, model, prior)
     state = copied(objective)
     episode(objective, state).total.backward()
-    parameters = transform.rate_parameters() if what == "rates" else transform.network_parameters()
+    parameters = [transform.log_rate_M] if what == "rates" else list(transform.networks.parameters())
     gradients = [torch.zeros_like(one) if one.grad is None else one.grad.clone() for one in parameters]
     length = float(torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt())
     assert length > 0
