@@ -136,8 +136,8 @@ class Evaluation:
         cost, found, drawdowns, texts = CostMeter(model_bytes(self.model)), [], [], []
         untouched = Ledger(self.prior, strength=settings.prior_strength, ridge=settings.ridge)
         for place, edit in enumerate(self.edits, start=1):
-            # A copy without edits shares what has been factored already.
-            stream = Stream(self.model, editor, self.prior, settings, cost, untouched.copied())
+            # All of them stand on one ledger without edits, which stays as it is: A is factored once.
+            stream = Stream(self.model, editor, self.prior, settings, cost, untouched)
             with stream.restoring():
                 stream.take([edit])
                 found += self.probes.ask([edit], preferring={edit.edit_id}, free=free)

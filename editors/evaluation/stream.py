@@ -32,7 +32,7 @@ class Stream:
         prior: the prior of the base.
         settings: the editor's settings.
         cost: where the cost is added up; a new meter if left out.
-        ledger: a ledger of the base without rows; a new one if left out.
+        ledger: a ledger of the base without rows, which gets none, for a stream of one batch; a new one if left out.
 
     Attributes:
         weights: the edited weights.
@@ -53,6 +53,7 @@ class Stream:
     ) -> None:
         self._model, self._editor = model, editor
         self._removes = settings.solver == "recursive"
+        self._keeps_ledger = editor.keeps_ledger and ledger is None
         self._memory = WatchedMemory(model.device)
         with self._memory.watching():
             self.ledger = ledger or Ledger(prior, strength=settings.prior_strength, ridge=settings.ridge)
@@ -94,7 +95,7 @@ class Stream:
             return
         edited = time.perf_counter()
         self.weights.apply(result.delta)
-        if self._editor.keeps_ledger:
+        if self._keeps_ledger:
             self.ledger.commit(result.rows, result.removed_ids)
         self._holding |= {edit.request.conflict_key: edit.edit_id for edit in added}
         ended = time.perf_counter()

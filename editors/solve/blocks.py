@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -69,14 +68,6 @@ class ActiveRows:
     def batches(self) -> tuple[EditRows, ...]:
         """The rows of the active edits, batch by batch."""
         return tuple(rows.only(self._active(number)) for number, rows in self._batches.items())
-
-    def copied(self) -> Self:
-        """The same rows and sums, in lists of its own."""
-        other = type(self)(self._prior, strength=self._strength, ridge=self._ridge)
-        other._batches, other._batch_of, other._sums = dict(self._batches), dict(self._batch_of), dict(self._sums)
-        other._num_batches, other._num_on_disk = self._num_batches, self._num_on_disk
-        other._starts = {name: list(starts) for name, starts in self._starts.items()}
-        return other
 
     def require(self, edit_ids: Collection[str]) -> None:
         """Make sure that edits are active.

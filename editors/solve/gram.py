@@ -7,9 +7,6 @@ Legend: T edit rows, I in_features.
 
 from __future__ import annotations
 
-from copy import copy
-from typing import Self
-
 from torch import Tensor
 
 from editors.solve.linear import Factored, factored
@@ -63,11 +60,3 @@ class Gram:
         self._square_II.diagonal().copy_(self._diagonal_I)
         self._square_II.add_((keys_TI.T @ keys_TI).triu_())
         self._diagonal_I.copy_(self._square_II.diagonal())
-
-    def copied(self) -> Self:
-        """Return the same matrix and factor in memory of their own."""
-        other = copy(self)
-        other._square_II, other._diagonal_I = self._square_II.clone(), self._diagonal_I.clone()
-        if self._factor is not None:
-            other._factor = Factored(lower_II=other._square_II, jitter=self._factor.jitter)
-        return other

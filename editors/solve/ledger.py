@@ -15,7 +15,6 @@ Legend: T rows, I in_features, O out_features.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from copy import copy
 from itertools import groupby
 from pathlib import Path
 from typing import Self
@@ -38,18 +37,12 @@ class Matrices:
         rows: of the active edits.
         gone: the edits that are left out.
         made: matrices that there are already.
-        is_shared: whether two ledgers stand on them.
     """
 
     def __init__(
-        self,
-        rows: ActiveRows,
-        gone: frozenset[str] = frozenset(),
-        *,
-        made: dict[str, Gram] | None = None,
-        is_shared: bool = False,
+        self, rows: ActiveRows, gone: frozenset[str] = frozenset(), *, made: dict[str, Gram] | None = None
     ) -> None:
-        self.gone, self.is_shared = gone, is_shared
+        self.gone = gone
         self._rows, self._made = rows, made or {}
 
     def matrix(self, name: str) -> Tensor:
@@ -69,19 +62,15 @@ class Matrices:
         """Inner parameters whose matrix was not positive definite as it was -> what was added to its diagonal."""
         return {name: made.jitter for name, made in self._made.items() if made.jitter > 0}
 
-    def shared(self) -> Self:
-        """The same for two ledgers: with rows that neither of them changes."""
-        return self if self.is_shared else type(self)(self._rows.copied(), self.gone, made=self._made, is_shared=True)
-
     def extended(self, rows: EditRows) -> dict[str, Gram]:
-        """The matrices that there are, with the rows of one more batch: in the same memory unless it is shared.
+        """The matrices that there are, with the rows of one more batch, in the same memory.
 
         Those that get another block are left out; so are those taken from here when there is no memory: they are made
         again from the rows when somebody asks.
         """
         longer = {}
         for name in [name for name in self._made if not self._rows.begins_block(name, rows)]:
-            longer[name] = self._made[name].copied() if self.is_shared else self._made.pop(name)
+            longer[name] = self._made.pop(name)
             longer[name].add(rows.keys[name].double())
         return longer
 
@@ -159,19 +148,7 @@ class Ledger:
         """The rows of every active edit, batch by batch."""
         return self._rows.batches
 
-    @property
-    def jitter(self) -> dict[str, float]:
-        """Inner parameters whose matrix was not positive definite as it was -> what was added to its diagonal."""
-        return self._matrices.jitter
-
-    def copied(self) -> Self:
-        """A ledger of its own with the same rows; what has been factored is shared until one of them changes."""
-        other = copy(self)
-        other._rows = self._rows.copied()
-        self._matrices = self._tried = other._matrices = other._tried = self._matrices.shared()
-        return other
-
-    def without(self, edit_ids: Collection[str]) -> Matrices:
+    def without(self, edit_ids: Collection[str] = ()) -> Matrices:
         """The matrices without some edits; those of the last removal that was asked for are still there.
 
         Raises:
@@ -188,18 +165,6 @@ class Ledger:
     def rows_of(self, name: str, edit_ids: Collection[str]) -> tuple[Tensor, Tensor]:
         """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64, oldest first."""
         return self._rows.rows_of(name, edit_ids)
-
-    def matrix(self, name: str) -> Tensor:
-        """A (I x I), fp64, in memory of its own."""
-        return self._matrices.matrix(name)
-
-    def factor(self, name: str) -> Factored:
-        """The Cholesky factor of A; good until rows are committed.
-
-        Raises:
-            EditorFailed: if A is not positive definite.
-        """
-        return self._matrices.factor(name)
 
     def commit(self, rows: EditRows, removed_ids: Collection[str] = ()) -> None:
         """Take a kept candidate's rows in and the removed edits' rows out.

@@ -216,7 +216,7 @@ class SolvedObjective(Objective):
         branches = {}
         for name, u_EI in pairs.u_EI.items():
             keys_TI = (u_EI if earlier is None else torch.cat([earlier.keys[name], u_EI])).double().cpu()
-            factor_IE = added_rows(self._ledger.factor(name), keys_TI)[:, len(keys_TI) - len(u_EI) :]
+            factor_IE = added_rows(self._ledger.without().factor(name), keys_TI)[:, len(keys_TI) - len(u_EI) :]
             held = None if earlier is None else earlier.branches[name]
             branches[name] = joined(held, (factor_IE.float().to(u_EI.device), shifts[name]))
         return branches

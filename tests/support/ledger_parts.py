@@ -85,7 +85,7 @@ def random_prior(width: int, *names: str) -> Prior:
 def whole_shift(ledger: Ledger, name: str) -> torch.Tensor:
     """S = A^-1 B (I x O), fp64: the weights that the active rows define, from all of them."""
     keys_TI, targets_TO = ledger.rows_of(name, ledger.edit_ids)
-    return ledger.factor(name).solve(keys_TI.T @ targets_TO)
+    return ledger.without().factor(name).solve(keys_TI.T @ targets_TO)
 
 
 def random_rows(seed: int, lengths: dict[str, int], *, width: int = 12, out: int = 5) -> EditRows:

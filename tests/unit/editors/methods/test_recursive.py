@@ -138,7 +138,7 @@ def test_edits_of_subjects_leave_the_ledger_like_any_other(rig: Rig) -> None:
 
 def magnified(rig: Rig, name: str) -> float:
     """How much longer a solve without any row can make what fp32 accumulators round, with the rows of the ledger."""
-    with_rows_II, without_II = rig.ledger.matrix(name), rig.ledger.without(rig.ledger.edit_ids).matrix(name)
+    with_rows_II, without_II = rig.ledger.without().matrix(name), rig.ledger.without(rig.ledger.edit_ids).matrix(name)
     return float(torch.linalg.matrix_norm(with_rows_II, 2) * torch.linalg.matrix_norm(without_II.inverse(), 2))
 
 

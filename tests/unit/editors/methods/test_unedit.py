@@ -177,7 +177,7 @@ def replayed(rig: Rig, seed: int) -> dict[str, torch.Tensor]:
         [rows] = [batch.only({edit_id}) for batch in rig.ledger.batches if edit_id in batch.edit_ids]
         for name, shift_IO in shifts.items():
             keys_TI, targets_TO = rows.keys[name].double(), rows.targets[name].double()
-            factor_IT = added_rows(ledger.factor(name), keys_TI)
+            factor_IT = added_rows(ledger.without().factor(name), keys_TI)
             shifts[name] = shift_IO + (factor_IT @ (targets_TO - keys_TI @ shift_IO.double())).float()
         ledger.commit(rows)
     return {name: shift.double() for name, shift in shifts.items()}
@@ -237,7 +237,7 @@ def test_a_lineage_that_was_restored_has_the_bits_of_the_one_that_lived_and_goes
     restored.weights.apply(WeightDelta.load(last, steps[-1].delta.save(last)))
     for name, shift in rig.shifts().items():
         assert torch.equal(restored.shifts()[name], shift)
-        assert torch.equal(restored.ledger.matrix(name), rig.ledger.matrix(name))
+        assert torch.equal(restored.ledger.without().matrix(name), rig.ledger.without().matrix(name))
         assert torch.equal(whole_shift(restored.ledger, name), whole_shift(rig.ledger, name))
         assert torch.equal(restored.model.module.get_parameter(name), rig.model.module.get_parameter(name))
     again = correction(FACTS[2]), correction(FACTS[6])

@@ -77,16 +77,16 @@ def test_whatever_came_and_went_the_bits_are_those_of_the_files_and_the_sums_tho
         removed = draw.sample(active, min(len(active), draw.choice([0, 0, 1, 1, 2, 9])))
         is_removal = bool(removed) and draw.random() < 0.3
         if draw.random() < 0.7:
-            written.ledger.factor(NAME)
+            written.ledger.without().factor(NAME)
         written.commit(NOTHING if is_removal else batch(step, draw.randint(4, 16)), removed)
         assert not set(removed) & set(written.ledger.edit_ids)
         if step % 4 == 0:
             read = written.read()
             assert read.edit_ids == written.ledger.edit_ids
-            assert torch.equal(read.matrix(NAME), written.ledger.matrix(NAME))
+            assert torch.equal(read.without().matrix(NAME), written.ledger.without().matrix(NAME))
             assert torch.equal(whole_shift(read, NAME), whole_shift(written.ledger, NAME))
     assert len(written.ledger._rows._starts[NAME]) > 3, "several blocks"
-    torch.testing.assert_close(written.ledger.matrix(NAME), dense(written.ledger), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(written.ledger.without().matrix(NAME), dense(written.ledger), rtol=1e-12, atol=1e-12)
 
 
 def dense(ledger: Ledger) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_reverting_one_of_ten_thousand_edits_sums_at_most_two_blocks_again(sums:
         ledger.commit(batch(number, 32))
     ledger.commit(batch(312, 16))
     assert len(ledger.edit_ids) == 10_000
-    ledger.factor(NAME)
+    ledger.without().factor(NAME)
     num_blocks = len(sums)
     assert num_blocks > 300
     for edit_id in random.Random(1).sample(ledger.edit_ids, 20):  # noqa: S311
@@ -111,7 +111,7 @@ def test_reverting_one_of_ten_thousand_edits_sums_at_most_two_blocks_again(sums:
         assert len(sums) <= 1, "beside the last block, which is added batch by batch"
         assert sum(sums) < 40 * blocks.ROWS_PER_BLOCK * WIDTH
         ledger.commit(NOTHING, [edit_id])
-        ledger.factor(NAME)
+        ledger.without().factor(NAME)
         assert len(sums) <= 1, "what the trial has made is kept"
 
 
@@ -119,12 +119,12 @@ def test_a_block_that_loses_its_first_edit_joins_the_one_before(sums: list[int])
     ledger = empty()
     for number in range(20):
         ledger.commit(batch(number))
-    ledger.factor(NAME)
+    ledger.without().factor(NAME)
     num_blocks = len(ledger._rows._starts[NAME])
     first = next(edit_id for edit_id in ledger.edit_ids[8:-40] if starts_block(edit_id, 1, WIDTH))
     sums.clear()
     ledger.commit(NOTHING, [first])
-    ledger.factor(NAME)
+    ledger.without().factor(NAME)
     assert len(sums) == 1
     assert len(ledger._rows._starts[NAME]) == num_blocks - 1
 
@@ -133,7 +133,7 @@ def test_trials_of_one_batch_share_the_sums_that_are_equal(sums: list[int]) -> N
     ledger = empty()
     for number in range(40):
         ledger.commit(batch(number))
-    ledger.factor(NAME)
+    ledger.without().factor(NAME)
     early, late = "1-3", "20-5"
     sums.clear()
     ledger.without([early, late]).factor(NAME)
@@ -149,7 +149,7 @@ def test_rows_that_come_in_are_added_and_no_sum_is_made_again(sums: list[int]) -
     ledger = empty()
     for number in range(200):
         ledger.commit(batch(number))
-        ledger.factor(NAME)
+        ledger.without().factor(NAME)
     assert len(sums) == len(ledger._rows._starts[NAME]), "each block once, when it is closed"
 
 
@@ -184,7 +184,7 @@ def test_a_disk_without_room_leaves_everything_in_memory(monkeypatch: pytest.Mon
     monkeypatch.setattr(blocks, "on_disk", is_full)
     for number in range(40):
         full.commit(batch(number))
-    assert torch.equal(full.matrix(NAME), ledger.matrix(NAME))
+    assert torch.equal(full.without().matrix(NAME), ledger.without().matrix(NAME))
 
 
 def test_one_edit_in_so_many_begins_a_block_by_its_rows_and_by_its_id_alone() -> None:
@@ -201,20 +201,3 @@ def test_a_block_sums_the_same_however_its_rows_came() -> None:
     assert torch.equal(block_sum(list(keys_TI.split(7)), WIDTH), whole)
     torch.testing.assert_close(whole, keys_TI.double().T @ keys_TI.double(), rtol=1e-13, atol=1e-13)
     assert torch.equal(block_sum([], WIDTH), torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
-
-
-def test_copies_go_their_own_ways_and_share_what_was_factored_before() -> None:
-    one = empty()
-    one.commit(batch(1))
-    other = one.copied()
-    assert one.factor(NAME) is other.factor(NAME)
-    before = one.matrix(NAME)
-    other.commit(batch(2))
-    third = one.copied()
-    one.commit(batch(3), ["1-0"])
-    assert torch.equal(third.matrix(NAME), before)
-    assert other.edit_ids == (*batch(1).edit_ids, *batch(2).edit_ids)
-    fresh = empty()
-    for rows in (batch(1), batch(2)):
-        fresh.commit(rows)
-    assert torch.equal(other.matrix(NAME), fresh.matrix(NAME))

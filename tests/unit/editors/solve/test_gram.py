@@ -55,16 +55,6 @@ def test_no_rows_change_nothing() -> None:
     assert sums.factor() is factor
 
 
-def test_a_copy_goes_its_own_way() -> None:
-    sums = Gram(positive(), name="w")
-    solved = sums.factor().solve(rows(5).T)
-    other = sums.copied()
-    assert torch.equal(other.factor().solve(rows(5).T), solved)
-    other.add(rows(1))
-    assert torch.equal(sums.factor().solve(rows(5).T), solved)
-    assert not torch.equal(other.matrix(), sums.matrix())
-
-
 def test_sums_and_factor_are_one_square() -> None:
     sums = Gram(positive(), name="w")
     held = sums._square_II.untyped_storage()

@@ -159,10 +159,7 @@ def test_statistics_and_rates_come_from_what_is_learnt_from_only(kind: str, mode
 def test_steps_along_the_gradient_bring_the_loss_down(kind: str, model: EditableModel, prior: Prior) -> None:
     objective, transform = objective_of(kind, model, prior)
     optimizer = torch.optim.Adam(
-        [
-            {"params": list(group.parameters), "lr": lr}
-            for group, lr in zip(objective.groups(), (3e-3, 3e-2), strict=True)
-        ]
+        [group | {"lr": lr} for group, lr in zip(objective.groups(), (3e-3, 3e-2), strict=True)]
     )
     found = []
     for _ in range(12):
