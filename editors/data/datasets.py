@@ -90,9 +90,6 @@ def prior_lines(path: Path) -> list[str]:
 
     Of a text these are its lines. Of a file of edits (.json, .jsonl) they are each edit's prompt and its neighbours
     with their answers: nothing of what the edit changes.
-
-    Raises:
-        Misconfigured: if the file cannot be read, or a line is no edit.
     """
     if path.suffix not in EDIT_FILES:
         return read_text(path).splitlines()
@@ -105,11 +102,7 @@ def prior_lines(path: Path) -> list[str]:
 
 
 def prior_subjects(paths: Iterable[Path]) -> list[tuple[str, str]]:
-    """Return the edits' prompts with the subjects that they name, from those files that are files of edits.
-
-    Raises:
-        Misconfigured: if a file cannot be read, or a line is no edit.
-    """
+    """Return the edits' prompts with the subjects that they name, from those files that are files of edits."""
     edits = [edit for path in paths if path.suffix in EDIT_FILES for edit in read_edits(path)]
     return [(edit.request.prompt, edit.request.subject) for edit in edits if edit.request.subject]
 

@@ -106,11 +106,7 @@ def fine_tuning_of(given: argparse.Namespace) -> FineTuning:
 
 
 def _solvers(text: str) -> tuple[str, ...]:
-    """Read names with commas between, each once.
-
-    Raises:
-        Misconfigured: for a name that is no solver.
-    """
+    """Read names with commas between, each once."""
     names = tuple(dict.fromkeys(text.split(",")))
     if unknown := set(names) - set(SOLVERS):
         raise Misconfigured(f"expected solvers out of {', '.join(SOLVERS)}, got {min(unknown)!r}")

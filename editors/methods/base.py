@@ -80,6 +80,7 @@ class Editor(Protocol):
         """Return the change that adds some edits and takes others out; weights and ledger stay as they are.
 
         Raises:
-            EditorFailed: if the numbers cannot be used.
+            EditorFailed: if nothing is asked, or the numbers cannot be used.
+            InvalidInput: if an edit is to be removed and the editor keeps no ledger.
         """
         ...

@@ -53,12 +53,7 @@ class FineTuningEditor:
         self._settings = settings
 
     def edit(self, job: EditJob) -> EditResult:
-        """Train a shift of the weights on the edits until they are probable enough; an `Editor`.
-
-        Raises:
-            InvalidInput: if an edit is to be removed; only the ledger can.
-            EditorFailed: if nothing is asked, or a number is not finite.
-        """
+        """Train a shift of the weights on the edits until they are probable enough; an `Editor`."""
         job.require_additions("ft")
         began = time.perf_counter()
         pairs = [(edit.request.prompt, edit.request.target_new) for edit in job.added]

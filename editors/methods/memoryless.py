@@ -33,12 +33,7 @@ class MemorylessEditor:
         self._settings, self._trained = settings, trained
 
     def edit(self, job: EditJob) -> EditResult:
-        """Solve for the batch alone, whatever was edited before; an `Editor`.
-
-        Raises:
-            InvalidInput: if an edit is to be removed; only the ledger can.
-            EditorFailed: if nothing is asked, or a number is not finite.
-        """
+        """Solve for the batch alone, whatever was edited before; an `Editor`."""
         job.require_additions(self._settings.solver)
 
         def factor(name: str, keys_TI: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,9 @@ from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob, EditResult
 from editors.methods.pairs import Pairs, read_pairs
 from editors.models.families import EditableModel, InnerParam, TargetBatch
-from editors.models.inner_params import REGISTRY
+from editors.models.inner_params import stacks_of
 from editors.solve.rows import EditRows, consecutive
 from editors.weights.deltas import WeightDelta, WeightStore
-from pipeline.domain.errors import Misconfigured
 
 NUM_LAST = 3
 """Blocks of a decoder whose MLPs are edited, as in the paper; of an encoder and a decoder it is what the stack says."""
@@ -47,8 +46,6 @@ class MendSumEditor:
         """Add up the rank-one updates of every token of the edits; an `Editor`.
 
         Raises:
-            InvalidInput: if an edit is to be removed; only the ledger can.
-            EditorFailed: if nothing is asked, or a number is not finite.
             Misconfigured: if the transform was not trained for a weight.
         """
         job.require_additions("mend")
@@ -102,17 +99,9 @@ def every_token(model: EditableModel, batch: TargetBatch, param: InnerParam) -> 
 
 
 def published_inner_params(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the weights that the paper edits: those of the MLPs of the last blocks.
-
-    Raises:
-        Misconfigured: if the architecture is not in the registry.
-    """
-    config: Any = module.config
-    stacks = REGISTRY.get(config.model_type)
-    if stacks is None:
-        raise Misconfigured(f"expected a model type with known MLPs or explicit names, got {config.model_type!r}")
+    """Return the names of the weights that the paper edits: those of the MLPs of the last blocks."""
     names: list[str] = []
-    for stack in stacks:
+    for stack in stacks_of(module):
         depth = len(list(module.get_submodule(stack.blocks_name).children()))
         for block in range(max(depth - (stack.num_last or NUM_LAST), 0), depth):
             mlp = stack.pattern.format(i=block).rpartition(".")[0].rpartition(".")[0]

@@ -46,11 +46,7 @@ class CausalModel(EditableModel):
             raise Misconfigured(f"expected inner parameters of one list of blocks, got {names}")
 
     def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
-        """Encode a prompt and a target that continues it.
-
-        Raises:
-            InvalidInput: if the target has no token.
-        """
+        """Encode a prompt and a target that continues it."""
         return encode_pair(self.tokenizer, prompt, target, subject)
 
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:

@@ -117,20 +117,21 @@ def default_inner_params(model: nn.Module) -> tuple[str, ...]:
     Raises:
         Misconfigured: if the architecture is not in the registry.
     """
-    names = [name for stack in _stacks(model) for name in stack.names(_depth(model, stack))]
+    names = [name for stack in stacks_of(model) for name in stack.names(_depth(model, stack))]
     return tuple(dict.fromkeys((*default_subject_params(model), *names)))
 
 
 def default_subject_params(model: nn.Module) -> tuple[str, ...]:
-    """Return those of the default inner parameters whose edit rows are subject tokens.
+    """Return those of the default inner parameters whose edit rows are subject tokens."""
+    return tuple(name for stack in stacks_of(model) for name in stack.subject_names(_depth(model, stack)))
+
+
+def stacks_of(model: nn.Module) -> tuple[Stack, ...]:
+    """Return the stacks of the model's type.
 
     Raises:
         Misconfigured: if the architecture is not in the registry.
     """
-    return tuple(name for stack in _stacks(model) for name in stack.subject_names(_depth(model, stack)))
-
-
-def _stacks(model: nn.Module) -> tuple[Stack, ...]:
     config: Any = model.config
     stacks = REGISTRY.get(config.model_type)
     if stacks is None:

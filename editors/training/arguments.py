@@ -172,9 +172,6 @@ def run_of(
         command: the command as it was typed.
         versions: library -> version.
         num_ranks: how many ranks hold the base together; None for one process that holds it whole.
-
-    Raises:
-        Misconfigured: if a file or the base cannot be read.
     """
     data = data_files(given)  # first: reading the base takes long
     settings = {name: getattr(given, name) for name in ("task", "solver", *SHAPE)}

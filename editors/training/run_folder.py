@@ -51,11 +51,7 @@ class TrainingFolder:
             raise InvalidInput(f"expected a new or empty folder for a training run, got {self.path}{hint}")
 
     def open_new(self, run: Mapping[str, Any]) -> None:
-        """Make the folder and write down what the run is.
-
-        Raises:
-            InvalidInput: if something is here already.
-        """
+        """Make the folder and write down what the run is."""
         self.refuse_taken()
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self._run, (canonical_json(run) + "\n").encode())

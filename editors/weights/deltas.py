@@ -170,11 +170,7 @@ def save_accumulators(path: Path, shifts: Mapping[str, Tensor]) -> str:
 
 
 def load_accumulators(path: Path, expected_digest: str | None = None) -> dict[str, Tensor]:
-    """Read the whole shifts of a file, by inner parameter.
-
-    Raises:
-        IntegrityBroken: if the file is not what was recorded.
-    """
+    """Read the whole shifts of a file, by inner parameter."""
     return read_tensors(path, "accumulator", expected_digest)[0]
 
 

@@ -27,11 +27,7 @@ TIMEOUT = timedelta(hours=1)
 
 
 def answered(asked: dict[str, Any]) -> Any:
-    """Load the snapshot on a group of its own, and return its answers or the export, for JSON.
-
-    Raises:
-        CorrigendaError: if it cannot be held, or what is asked cannot be done.
-    """
+    """Load the snapshot on a group of its own, and return its answers or the export, for JSON."""
     plan = TypeAdapter(LoadPlan).validate_python(asked["plan"])
     config = asked["deepspeed_config"]
     spec = RankSpec(

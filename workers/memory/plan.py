@@ -225,11 +225,7 @@ def _solve_bytes(params: Sequence[InnerParam]) -> int:
 
 
 def _zero_settings(path: Path) -> Mapping[str, Any]:
-    """`zero_optimization` of a DeepSpeed configuration; the ranks check the rest of it when they load a base.
-
-    Raises:
-        Misconfigured: if there is none, or it offloads to something else than the host.
-    """
+    """`zero_optimization` of a DeepSpeed configuration; the ranks check the rest of it when they load a base."""
     try:
         zero = json.loads(path.read_text(encoding="utf-8"))["zero_optimization"]
         device = (zero.get("offload_param") or {}).get("device", "none")
@@ -265,11 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line, checked.
-
-    Raises:
-        InvalidInput: if a count or an amount of memory makes no sense, or weights are named twice.
-    """
+    """Return the command line, checked."""
     given = _parser().parse_args(arguments)
     for name in ("ranks", "batch_size", "num_edits", "tokens"):
         if (count := getattr(given, name)) < 1:
