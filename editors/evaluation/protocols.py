@@ -32,25 +32,6 @@ FEWER_ON_THE_WAY = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleSizes:
-    """How many active edits are asked at a checkpoint; each sample is part of the one before it."""
-
-    forced: int | None
-    """Edits that are asked teacher-forced; all if None."""
-    preferring: int
-    """Edits whose targets are compared with the true ones."""
-    free: int
-    """Edits that are asked by free generation."""
-
-    def chosen(self, active: Sequence[Edit], *, seed: str) -> tuple[tuple[Edit, ...], set[str], set[str]]:
-        """Return the edits to ask, oldest first; of these, the ids of those to compare and of those to ask freely."""
-        asked = tuple(active) if self.forced is None else stratified_sample(active, seed=seed, size=self.forced)
-        compared = stratified_sample(asked, seed=f"{seed} preferring", size=self.preferring)
-        free = stratified_sample(compared, seed=f"{seed} free", size=self.free)
-        return asked, {edit.edit_id for edit in compared}, {edit.edit_id for edit in free}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Protocol:
     """How edits are applied and when they are measured."""
 
@@ -75,12 +56,18 @@ class Protocol:
             return after.bit_length() > before.bit_length()
         return self.checkpoint_every > 0 and after // self.checkpoint_every > before // self.checkpoint_every
 
-    def sizes(self, *, is_end: bool) -> SampleSizes:
-        """Return how many edits a checkpoint asks, on the way or at the end."""
-        if is_end:
-            return SampleSizes(forced=None, preferring=self.sample, free=self.free_sample)
-        preferring, free = (-(-size // FEWER_ON_THE_WAY) for size in (self.sample, self.free_sample))
-        return SampleSizes(forced=self.sample, preferring=preferring, free=free)
+    def chosen(self, active: Sequence[Edit], *, seed: str, is_end: bool) -> tuple[tuple[Edit, ...], set[str], set[str]]:
+        """Return the active edits that a checkpoint asks, oldest first; each further sample is part of the one before.
+
+        Returns:
+            The edits to ask teacher-forced; of these, the ids of those whose targets are compared with the true ones,
+            and of those the ids of the ones to ask by free generation.
+        """
+        fewer = 1 if is_end else FEWER_ON_THE_WAY
+        asked = tuple(active) if is_end else stratified_sample(active, seed=seed, size=self.sample)
+        compared = stratified_sample(asked, seed=f"{seed} preferring", size=-(-self.sample // fewer))
+        free = stratified_sample(compared, seed=f"{seed} free", size=-(-self.free_sample // fewer))
+        return asked, {edit.edit_id for edit in compared}, {edit.edit_id for edit in free}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +107,8 @@ class Evaluation:
 
     def _checkpoint(self, stream: Stream, applied: int) -> dict[str, Any]:
         active = list(stream.active.values())
-        sizes, seed = self.protocol.sizes(is_end=applied == len(self.edits)), f"{self.protocol.seed} {applied}"
-        asked, preferring, free = sizes.chosen(active, seed=seed)
+        seed, is_end = f"{self.protocol.seed} {applied}", applied == len(self.edits)
+        asked, preferring, free = self.protocol.chosen(active, seed=seed, is_end=is_end)
         found = self.probes.ask(asked, preferring=preferring, free=free)
         # The first batch is asked whole: what is forgotten first is what editing on top of it destroys.
         left_out = {edit.edit_id for edit in stream.history[0]} - {edit.edit_id for edit in asked}

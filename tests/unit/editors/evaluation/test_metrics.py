@@ -7,7 +7,7 @@ import math
 import pytest
 
 from editors.evaluation.metrics import averaged, fluency, harmonic, retention, weighted_entropy
-from editors.evaluation.protocols import Protocol, SampleSizes
+from editors.evaluation.protocols import Protocol
 from editors.measure.edit_measurer import EditMeasurement, NeighbourMeasurement, PromptMeasurement
 from editors.measure.free_answers import FreeAnswer
 from editors.measure.scoring import Change, Score
@@ -129,15 +129,15 @@ def test_the_first_batch_is_measured_whole_beside_the_sample() -> None:
 
 def test_samples_are_nested_spread_over_age_and_the_same_for_a_seed() -> None:
     edits = edits_in(100)
-    sizes = SampleSizes(forced=20, preferring=10, free=5)
-    asked, preferring, free = sizes.chosen(edits, seed="7")
-    assert (len(asked), len(preferring), len(free)) == (20, 10, 5)
+    sizes = Protocol(sample=20, free_sample=8)
+    asked, preferring, free = sizes.chosen(edits, seed="7", is_end=False)
+    assert (len(asked), len(preferring), len(free)) == (20, 5, 2)
     assert free < preferring < {edit.edit_id for edit in asked}
     places = [edits.index(edit) for edit in asked]
     assert all(5 * i <= place < 5 * (i + 1) for i, place in enumerate(places))
-    assert sizes.chosen(edits, seed="7")[0] == asked
-    assert sizes.chosen(edits, seed="8")[0] != asked
-    assert len(SampleSizes(forced=None, preferring=0, free=0).chosen(edits, seed="7")[0]) == 100
+    assert sizes.chosen(edits, seed="7", is_end=False)[0] == asked
+    assert sizes.chosen(edits, seed="8", is_end=False)[0] != asked
+    assert [len(some) for some in sizes.chosen(edits, seed="7", is_end=True)] == [100, 20, 8]
 
 
 @pytest.mark.parametrize(
