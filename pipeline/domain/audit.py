@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -119,15 +119,8 @@ def _hash_of(event: AuditEvent) -> str | None:
         # Another text of the same value, such as one key twice, reads differently elsewhere.
         if canonical_json(json.loads(event.payload)) != event.payload:
             return None
-        return event_hash(
-            chain=event.chain,
-            seq=event.seq,
-            at=event.at,
-            actor=event.actor,
-            action=event.action,
-            subject=event.subject,
-            payload=event.payload,
-            prev_hash=event.prev_hash,
-        )
+        line = asdict(event)
+        del line["hash"]
+        return event_hash(**line)
     except (ValueError, RecursionError, InvalidInput):
         return None

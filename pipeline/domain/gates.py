@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from pipeline.domain.canonical import sha256_json
@@ -151,33 +151,33 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
     candidate, parent = m.candidate, m.parent
     has_edits = bool(m.edits)
     return (
-        _at_least(
+        _row(
             "edit_success",
             share(s.edit_success for s in m.edits),
             policy.edit_success_min,
             required=has_edits,
         ),
-        _at_least(
+        _row(
             "free_success",
             share(s.free_success for s in m.edits if s.free_success is not None),
             policy.free_success_min,
             required=has_edits,
         ),
-        _at_least(
+        _row(
             "generalization",
             share(flag for s in m.edits for flag in s.rephrases),
             policy.generalization_min,
             required=False,
         ),
-        _at_least(
+        _row(
             "locality",
             candidate.suite_unchanged,
             _minus(parent.suite_unchanged, policy.locality_drop_max),
             reference=parent.suite_unchanged,
             against="parent",
         ),
-        _at_most("locality_kl", m.kl_from_parent, policy.locality_kl_max, against="parent"),
-        _at_least(
+        _row("locality_kl", m.kl_from_parent, policy.locality_kl_max, is_most=True, against="parent"),
+        _row(
             "retention",
             candidate.retention,
             _minus(parent.retention, policy.retention_drop_max),
@@ -185,16 +185,17 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
             against="parent",
             required=candidate.num_retained > 0,
         ),
-        _at_most(
+        _row(
             "perplexity",
             candidate.perplexity,
             (parent.perplexity or 0.0) * (1 + policy.perplexity_rise_max),
+            is_most=True,
             reference=parent.perplexity,
             against="parent",
             required=not _has_accuracy(m),
         ),
         *_accuracy_rows(policy, m),
-        _at_most("change_norm", m.change_norm, policy.change_norm_max),
+        _row("change_norm", m.change_norm, policy.change_norm_max, is_most=True),
     )
 
 
@@ -206,59 +207,68 @@ def _has_accuracy(m: Measurements) -> bool:
 def _accuracy_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
     if not _has_accuracy(m):
         return ()
-    row = _at_least(
-        "accuracy",
-        m.candidate.accuracy,
-        _minus(m.parent.accuracy, policy.accuracy_drop_max),
-        reference=m.parent.accuracy,
-        against="parent",
+    return (
+        _row(
+            "accuracy",
+            m.candidate.accuracy,
+            _minus(m.parent.accuracy, policy.accuracy_drop_max),
+            reference=m.parent.accuracy,
+            against="parent",
+        ),
+        _row(
+            "accuracy_floor",
+            m.candidate.accuracy,
+            (m.base.accuracy or 0.0) * policy.accuracy_floor,
+            is_floor=True,
+            reference=m.base.accuracy,
+            against="base",
+        ),
     )
-    floor = _at_least(
-        "accuracy_floor",
-        m.candidate.accuracy,
-        (m.base.accuracy or 0.0) * policy.accuracy_floor,
-        reference=m.base.accuracy,
-        against="base",
-    )
-    return row, _floor(floor)
 
 
 def _floor_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
     base_perplexity = m.base.perplexity
     return (
-        _floor(_at_least("locality_floor", m.candidate.suite_unchanged, policy.locality_floor, against="base")),
-        _floor(
-            _at_least(
-                "retention_floor",
-                m.candidate.retention,
-                policy.retention_floor,
-                against="base",
-                required=False,
-            )
+        _row("locality_floor", m.candidate.suite_unchanged, policy.locality_floor, is_floor=True, against="base"),
+        _row(
+            "retention_floor",
+            m.candidate.retention,
+            policy.retention_floor,
+            is_floor=True,
+            against="base",
+            required=False,
         ),
-        _floor(
-            _at_most(
-                "perplexity_ceiling",
-                m.candidate.perplexity,
-                (base_perplexity or 0.0) * policy.perplexity_ceiling,
-                reference=base_perplexity,
-                against="base",
-                required=not _has_accuracy(m),
-            )
+        _row(
+            "perplexity_ceiling",
+            m.candidate.perplexity,
+            (base_perplexity or 0.0) * policy.perplexity_ceiling,
+            is_most=True,
+            is_floor=True,
+            reference=base_perplexity,
+            against="base",
+            required=not _has_accuracy(m),
         ),
     )
 
 
-def _at_least(
+def _row(
     metric: str,
     value: float | None,
     bound: float,
     *,
+    is_most: bool = False,
+    is_floor: bool = False,
     reference: float | None = None,
     against: str = "policy",
     required: bool = True,
 ) -> GateRow:
-    verdict = Verdict.not_measured if value is None else Verdict.passed if value >= bound else Verdict.failed
+    """Hold a value against the least it may be, or the most (`is_most`); missing a floor saturates the lineage."""
+    if value is None:
+        verdict = Verdict.not_measured
+    elif value <= bound if is_most else value >= bound:
+        verdict = Verdict.passed
+    else:
+        verdict = Verdict.saturated if is_floor else Verdict.failed
     return GateRow(
         metric=metric,
         value=value,
@@ -268,31 +278,6 @@ def _at_least(
         verdict=verdict,
         required=required,
     )
-
-
-def _at_most(
-    metric: str,
-    value: float | None,
-    bound: float,
-    *,
-    reference: float | None = None,
-    against: str = "policy",
-    required: bool = True,
-) -> GateRow:
-    verdict = Verdict.not_measured if value is None else Verdict.passed if value <= bound else Verdict.failed
-    return GateRow(
-        metric=metric,
-        value=value,
-        reference=reference,
-        threshold=bound,
-        against=against,
-        verdict=verdict,
-        required=required,
-    )
-
-
-def _floor(row: GateRow) -> GateRow:
-    return replace(row, verdict=Verdict.saturated) if row.verdict is Verdict.failed else row
 
 
 def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:

@@ -194,28 +194,17 @@ def _clock(connection: Connection) -> datetime:
 
 
 def _event(line: AuditLine, *, seq: int, at: datetime, prev_hash: str) -> AuditEvent:
-    payload = canonical_json(dict(line.payload))
-    digest = event_hash(
-        chain=line.chain,
-        seq=seq,
-        at=at,
-        actor=line.actor,
-        action=line.action,
-        subject=line.subject,
-        payload=payload,
-        prev_hash=prev_hash,
-    )
-    return AuditEvent(
-        chain=line.chain,
-        seq=seq,
-        at=at,
-        actor=line.actor,
-        action=line.action,
-        subject=line.subject,
-        payload=payload,
-        prev_hash=prev_hash,
-        hash=digest,
-    )
+    body: dict[str, Any] = {
+        "chain": line.chain,
+        "seq": seq,
+        "at": at,
+        "actor": line.actor,
+        "action": line.action,
+        "subject": line.subject,
+        "payload": canonical_json(dict(line.payload)),
+        "prev_hash": prev_hash,
+    }
+    return AuditEvent(**body, hash=event_hash(**body))
 
 
 def _row(event: AuditEvent) -> dict[str, object]:
