@@ -42,7 +42,6 @@ class Announcer:
         results_topic: str,
         dead_letter_topic: str,
     ) -> None:
-        """Keep the parts and the topics."""
         self._doorbell = doorbell
         self._publisher = publisher
         self._lineages = lineages

@@ -64,13 +64,6 @@ class Intake:
     """Poll, parse, record in one transaction, tell the broker; over and over."""
 
     def __init__(self, *, source: MessageSource, store: IntakeStore, give_up_after: timedelta = GIVE_UP_AFTER) -> None:
-        """Builds the use case; nothing is read yet.
-
-        Args:
-            source: where messages come from.
-            store: where they are recorded.
-            give_up_after: how long to retry what is unavailable.
-        """
         self._source = source
         self._store = store
         self._give_up_after = give_up_after

@@ -22,12 +22,6 @@ class OutboxRelay:
     """Takes what is due and hands each item to the handler of its kind."""
 
     def __init__(self, *, outbox: OutboxStore, handlers: Mapping[str, Handler]) -> None:
-        """Keep the parts.
-
-        Args:
-            outbox: what is owed.
-            handlers: one for each kind of item.
-        """
         self._outbox = outbox
         self._handlers = handlers
         self._log = structlog.get_logger(__name__)

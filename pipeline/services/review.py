@@ -75,13 +75,7 @@ class ReviewService:
         )
 
     def revert(self, lineage: str, refs: Sequence[str], *, actor: str, reason: str = "") -> tuple[str, ...]:
-        """Owe a candidate without some edits; returns the removal ids.
-
-        Args:
-            lineage: name of the lineage.
-            refs: edit ids or request ids.
-            actor: who asks.
-            reason: why.
+        """Owe a candidate without some edits, named by edit id or request id; return the removal ids.
 
         Raises:
             UnknownRecord: if one names no edit of this lineage.

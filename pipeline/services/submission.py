@@ -13,15 +13,7 @@ from pipeline.services.ports import Publisher
 
 
 def submit(publisher: Publisher, topic: str, document: Mapping[str, Any]) -> EditRequest:
-    """Check a correction as intake will, and publish it under its lineage.
-
-    Args:
-        publisher: writes to the topic.
-        topic: the topic of requests.
-        document: an object of `edits.requests.v1`.
-
-    Returns:
-        The request, as intake will read it.
+    """Check an object of `edits.requests.v1` as intake will, publish it under its lineage, and return the request.
 
     Raises:
         InvalidMessage: if it can never be an edit; nothing was sent.

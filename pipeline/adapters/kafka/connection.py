@@ -80,11 +80,6 @@ def opened(make: Callable[..., Any], settings: Settings, **options: Any) -> Any:
     The library leaves a thread and sockets behind when a client cannot connect, and hides a broker's refusal behind a
     timeout; here they are closed, and the refusal is what is raised. No client makes topics by asking for them.
 
-    Args:
-        make: the client's class.
-        settings: where the broker is.
-        options: more for the client.
-
     Raises:
         Misconfigured, Unavailable: as `broker_errors` says.
     """

@@ -69,14 +69,7 @@ def report_json(report: GateReport) -> dict[str, Any]:
 
 
 def insert_report(connection: Connection, lineage_id: str, report: GateReport, *, snapshot_digest: str | None) -> str:
-    """Keep a report; returns its id.
-
-    Args:
-        connection: an open transaction.
-        lineage_id: UUID of the lineage.
-        report: what was measured, and the verdict.
-        snapshot_digest: the digest of the snapshot that the report is bound to; None for a refusal.
-    """
+    """Keep a report, bound to the digest of its snapshot or, for a refusal, to None; return its id."""
     row = {
         "lineage_id": lineage_id,
         "snapshot_digest": snapshot_digest,

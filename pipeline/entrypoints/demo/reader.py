@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import TracebackType
 
 from pipeline.domain.errors import EngineFailed
 
@@ -26,9 +25,7 @@ class ModelReader:
     def __enter__(self) -> ModelReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(timeout=30)
