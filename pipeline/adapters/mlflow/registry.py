@@ -41,11 +41,7 @@ _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
 
 class MlflowRegistry:
-    """The registry of one MLflow server.
-
-    Args:
-        uri: the tracking server, which is the registry too.
-    """
+    """The registry of one MLflow server, whose address is that of its tracking server."""
 
     def __init__(self, uri: str) -> None:
         if not uri:

@@ -92,15 +92,9 @@ def end_activations(connection: Connection, edit_ids: Collection[str], *, seq: i
 def begin_activations(
     connection: Connection, on: LockedLineage, edit_ids: Sequence[str], *, snapshot_id: str, seq: int, rows: Any
 ) -> None:
-    """Let edits enter the head with a snapshot, in this order.
+    """Let edits, none of which is active, enter the head with a snapshot, in this order.
 
-    Args:
-        connection: an open transaction.
-        on: their lineage.
-        edit_ids: none of which is active.
-        snapshot_id: the snapshot that brings them.
-        seq: its place in the history.
-        rows: the file of their ledger rows, as JSON.
+    `seq` is the snapshot's place in the history, `rows` the file of their ledger rows, as JSON.
     """
     if not edit_ids:
         return

@@ -61,14 +61,8 @@ class SqlPruneStore:
     def prune(self, before: datetime, *, actor: str, artifacts: Mapping[str, Any], is_dry_run: bool) -> tuple[int, int]:
         """Take away done outbox rows and the bytes of dead letters from before a moment, and audit it.
 
-        Args:
-            before: the moment, of the database's clock; an hour ago at the latest.
-            actor: who asks.
-            artifacts: what else goes, for the audit line.
-            is_dry_run: whether to count only.
-
-        Returns:
-            Number of outbox rows, and of dead letters.
+        The moment is of the database's clock, an hour ago at the latest; the audit line says too what `artifacts` go. A
+        dry run only counts. Return the number of outbox rows, and of dead letters.
         """
         with transaction(self._engine) as connection:
             savepoint = connection.begin_nested()
