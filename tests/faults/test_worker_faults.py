@@ -16,17 +16,27 @@ from tests.support.paths import ROOT
 from tests.support.processes import stat
 from tests.support.waiting import eventually, patience
 
+CELERY = (sys.executable, "-m", "celery", "-A", "workers.app")
 EDIT = ("-P", "prefork", "-c", "1", "-Q", "edits.0123456789ab,edits", "-n", "edit@test")
 CONTROL = ("-P", "threads", "-c", "4", "-Q", "control", "-n", "control@test", "-B")
+
+
+def environment(redis_url: str, home: Path) -> dict[str, str]:
+    return os.environ | {"CORRIGENDA_REDIS_URL": redis_url, "CORRIGENDA_HOME": str(home)}
+
+
+def answers(redis_url: str, home: Path) -> bool:
+    """Whether a worker is in its loop: one whose pool process dies before gives up, as Celery has it."""
+    ping = [*CELERY, "inspect", "ping", "--timeout", "5"]
+    return subprocess.run(ping, cwd=ROOT, env=environment(redis_url, home), capture_output=True).returncode == 0
 
 
 @contextmanager
 def worker(redis_url: str, home: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker, killed at the end if it still runs."""
-    argv = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-l", "INFO", *options]
-    environment = os.environ | {"CORRIGENDA_REDIS_URL": redis_url, "CORRIGENDA_HOME": str(home)}
+    argv = [*CELERY, "worker", "-l", "INFO", *options]
     with (home / "worker.log").open("wb") as log:
-        process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(argv, cwd=ROOT, env=environment(redis_url, home), stdout=log, stderr=log)
     try:
         yield process
     finally:
@@ -73,6 +83,7 @@ def test_an_edit_worker_starts_its_rank_early_and_ends_it_on_sigterm(redis_url: 
 def test_no_rank_outlives_a_worker_or_its_pool_process(victim: str, redis_url: str, tmp_path: Path) -> None:
     with worker(redis_url, tmp_path, *EDIT) as process:
         eventually(lambda: has_rank(process.pid), lambda: f"a rank; {(tmp_path / 'worker.log').read_text()}")
+        eventually(lambda: answers(redis_url, tmp_path), "an answer of the worker")
         started = descendants(process.pid)
         ranks = {pid for pid in started if "workers.rank" in cmdline(pid)}
         owner = next(int(stat(pid)[1]) for pid in ranks)
