@@ -28,6 +28,7 @@ RECIPES: Mapping[Service, Recipe] = {
 START_TIMEOUT = timedelta(seconds=120)
 SERVICE_GRACE = timedelta(seconds=10)
 CHILD_GRACE = timedelta(seconds=20)
+PORT_GRACE = timedelta(seconds=2)
 
 
 class LocalStack:
@@ -143,7 +144,7 @@ class LocalStack:
         if service is Service.KAFKA:
             state = replace(state, kafka_incarnation=f"corrigenda-{uuid4()}")
         plan = self._plan(service, state)
-        if not port_is_free(plan.port):
+        if not _comes_free(plan.port):
             raise plan.failed(f"port {plan.port} of {HOST}, which it was given, is in use by another program")
         try:
             plan.folder.mkdir(mode=0o700, exist_ok=True)
@@ -219,6 +220,16 @@ class LocalStack:
 
 def _end_one(record: ProcessRecord) -> None:
     end(record.process, first=signal.Signals(record.stop_signal), grace_seconds=record.grace_seconds)
+
+
+def _comes_free(port: int) -> bool:
+    """Return whether a port is free or soon is: threads of a process that was just killed may hold it for a moment."""
+    deadline = time.monotonic() + PORT_GRACE.total_seconds()
+    while not port_is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
 
 
 def _status(record: ProcessRecord, ports: Mapping[str, int]) -> ProcessStatus:
