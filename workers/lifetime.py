@@ -5,6 +5,7 @@ Imports nothing heavy: a rank ties itself to its parent before it imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -37,8 +38,12 @@ def tie_to_parent(parent: int) -> None:
 
 
 def leave_last_words(folder: Path, rank: int, error: BaseException) -> None:
-    """Write down why a rank is about to end."""
-    _words(folder, rank).write_bytes(_FAILURE.dump_json(failure_of(error)))
+    """Write down why a rank is about to end, all of it or nothing; a disk that is full must not keep it from ending."""
+    path = _words(folder, rank)
+    with contextlib.suppress(OSError):
+        begun = path.with_suffix(".part")
+        begun.write_bytes(_FAILURE.dump_json(failure_of(error)))
+        begun.replace(path)
 
 
 def first_to_fail(folder: Path, statuses: dict[int, int]) -> tuple[int, Failure | None]:

@@ -15,7 +15,9 @@ Legend: T rows, I in_features, O out_features.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,8 +82,10 @@ class ActiveRows:
 
     def rows_of(self, name: str, edit_ids: Collection[str]) -> tuple[Tensor, Tensor]:
         """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64, oldest first."""
-        numbers = sorted({self._batch_of[edit_id] for edit_id in edit_ids})
-        found = [(rows := self._batches[number], rows.places_of(name, edit_ids)) for number in numbers]
+        chosen = defaultdict(set)
+        for edit_id in edit_ids:  # an edit that came back has rows in an older batch too, which count no more
+            chosen[self._batch_of[edit_id]].add(edit_id)
+        found = [(rows := self._batches[number], rows.places_of(name, chosen[number])) for number in sorted(chosen)]
         keys = torch.cat([rows.keys[name][places] for rows, places in found])
         targets = torch.cat([rows.targets[name][places] for rows, places in found])
         return keys.double(), targets.double()
@@ -183,7 +187,9 @@ class ActiveRows:
         numbers = [number for number in range(self._num_on_disk, self._num_batches) if number in self._batches]
         batches = [self._batches[number] for number in numbers]
         moved = on_disk(lambda path: save_batches(path, batches), load_batches) if batches else ()
-        self._batches |= dict(zip(numbers, moved or batches, strict=True))
+        for number, rows in zip(numbers, moved or (), strict=bool(moved)):
+            # A file has the ranges of the inner parameters whose rows are here; an edit without any stays active.
+            self._batches[number] = replace(rows, ranges=self._batches[number].ranges)
         self._num_on_disk = self._num_batches
 
 

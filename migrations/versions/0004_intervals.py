@@ -24,6 +24,9 @@ depends_on = None
 
 before = import_module("migrations.versions.0003_views")
 
+# A batch that is being committed comes first or fails; in the order of a commit's own locks.
+LOCK = "LOCK TABLE leases, lineages, snapshots, edit_requests, edit_rows{more} IN ACCESS EXCLUSIVE MODE"
+
 # A run of snapshots that hold an edit begins where its ledger rows were written, and is one interval.
 COLLECT = """
 SET LOCAL statement_timeout = 0;
@@ -205,6 +208,7 @@ GRANT SELECT, INSERT ON edit_rows, snapshot_edits TO corrigenda_app;
 
 def upgrade() -> None:
     """Turn the sets into intervals, and read the views from them."""
+    run_script(LOCK.format(more=", snapshot_edits"))
     run_script(COLLECT)
     if broken := op.get_bind().scalar(text(BROKEN)):
         raise Misconfigured(f"expected ledger rows at the start of every activation, got {broken} edits without")
@@ -219,6 +223,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Give every snapshot a copy of its set again."""
+    run_script(LOCK.format(more=""))
     if op.get_bind().scalar(text(CHAINED)):
         raise Misconfigured("expected no snapshot whose digest version 0003 cannot check, got history that holds one")
     before.downgrade()

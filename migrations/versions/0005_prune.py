@@ -17,21 +17,22 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+# The caller's temporary tables come last, and are not asked for: the function has its owner's rights.
 # A letter whose announcement is still owed keeps its bytes: the relay reads them when it announces.
 PRUNE = """
 ALTER TABLE dead_letters ADD COLUMN pruned_at timestamptz;
 
 CREATE FUNCTION prune_before(cut timestamptz, OUT num_outbox bigint, OUT num_letters bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     IF cut IS NULL OR cut > clock_timestamp() - interval '1 hour' THEN
         RAISE EXCEPTION 'expected to prune what is older than an hour, got %', cut USING ERRCODE = 'check_violation';
     END IF;
-    DELETE FROM outbox WHERE done_at < cut;
+    DELETE FROM public.outbox WHERE done_at < cut;
     GET DIAGNOSTICS num_outbox = ROW_COUNT;
-    UPDATE dead_letters l SET value = NULL, headers = '[]', pruned_at = clock_timestamp()
+    UPDATE public.dead_letters l SET value = NULL, headers = '[]', pruned_at = clock_timestamp()
     WHERE created_at < cut AND pruned_at IS NULL AND (value IS NOT NULL OR headers <> '[]') AND NOT EXISTS (
-        SELECT FROM outbox o WHERE o.dedup_key = 'dead_letter:' || l.dead_letter_id AND o.done_at IS NULL
+        SELECT FROM public.outbox o WHERE o.dedup_key = 'dead_letter:' || l.dead_letter_id AND o.done_at IS NULL
     );
     GET DIAGNOSTICS num_letters = ROW_COUNT;
 END $$;

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -60,11 +60,13 @@ class FileArtifacts:
 
     def older_than(self, moment: datetime) -> tuple[StoredFile, ...]:
         """Return the files that nobody has stored, for the first time or again, since a moment."""
-        return tuple(
-            StoredFile(uri=str(path.relative_to(self._root)), num_bytes=path.stat().st_size)
-            for path in sorted(self._root.glob("sha256/*/*"))
-            if path.stat().st_mtime < moment.timestamp()
-        )
+        found = []
+        for path in sorted(self._root.glob("sha256/*/*")):
+            with suppress(FileNotFoundError):  # a file that was being stored has its own name by now
+                stat = path.stat()
+                if stat.st_mtime < moment.timestamp():
+                    found.append(StoredFile(uri=str(path.relative_to(self._root)), num_bytes=stat.st_size))
+        return tuple(found)
 
     def remove(self, file: StoredFile, *, older_than: datetime) -> bool:
         """Remove a file unless somebody has stored it again meanwhile; return whether it is gone."""
@@ -88,9 +90,13 @@ class FileArtifacts:
     def _locked(self, kind: int) -> Iterator[None]:
         """Hold the store's lock: shared to use a file again, exclusive to remove one."""
         self._root.mkdir(parents=True, exist_ok=True)
-        with (self._root / ".lock").open("a") as lock:
-            fcntl.flock(lock, kind)
+        # Whoever came first owns the file; for a lock the others only have to open it.
+        handle = os.open(self._root / ".lock", os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, kind)
             yield
+        finally:
+            os.close(handle)
 
 
 def _copy_durably(source: Path, target: Path) -> None:

@@ -148,6 +148,16 @@ def test_an_auditor_may_not_prune(rig: StoreRig) -> None:
             connection.execute("SELECT prune_before(clock_timestamp() - interval '1 year')")
 
 
+def test_a_temporary_table_of_the_caller_takes_no_part_in_a_prune(rig: StoreRig) -> None:
+    with psycopg.connect(rig.url) as connection:
+        connection.execute("SET ROLE corrigenda_app")
+        connection.execute("CREATE TEMP TABLE outbox (dedup_key text, done_at timestamptz)")
+        connection.execute("INSERT INTO outbox VALUES ('x', '2001-01-01Z')")
+        connection.execute("GRANT ALL ON outbox TO PUBLIC")
+        connection.execute("SELECT prune_before(clock_timestamp() - interval '1 year')")
+        assert connection.execute("SELECT count(*) FROM pg_temp.outbox").fetchone() == (1,)
+
+
 def test_only_columns_that_exist_are_left_out_of_the_search(rig: StoreRig) -> None:
     known = {f"{table.name}.{column.name}" for table in metadata.sorted_tables for column in table.columns}
     assert known >= NAMES_NO_ARTIFACT

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -18,6 +20,7 @@ from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.snapshots import snapshot_digest
 from tests.support.store_rig import LINEAGE, StoreRig
+from tests.support.waiting import eventually
 
 BASE = "b" * 64
 HISTORY = (
@@ -152,6 +155,25 @@ def test_every_old_snapshot_holds_what_it_held_and_the_views_say_the_same(filled
     assert filled.views() == before
     sizes = [row["num_active"] for row in filled.query("SELECT num_active FROM snapshots ORDER BY seq")]
     assert sizes == [len(held) for held, _, _ in HISTORY]
+
+
+def test_a_batch_that_commits_while_the_upgrade_begins_is_part_of_it(filled: Filled) -> None:
+    [lineage] = filled.query("SELECT lineage_id::text FROM lineages")
+    deltas = [f"{place:064}" for place in range(len(HISTORY) + 1)]
+    filled.snapshots.append(str(uuid.uuid4()))
+    watching, filled.owner = filled.owner, psycopg.connect(filled.url, row_factory=dict_row)
+    filled.insert_snapshot(lineage["lineage_id"], len(HISTORY), deltas, held={"a", "g"}, brought=set(), is_batch=False)
+    filled.query("UPDATE lineages SET head_snapshot_id = %s, seq = %s", filled.snapshots[-1], len(filled.snapshots))
+    with ThreadPoolExecutor(1) as aside, closing(filled.owner) as committing:
+        upgrade = aside.submit(schema.upgrade, filled.url)
+        own = "(SELECT oid FROM pg_database WHERE datname = current_database())"
+        waits = f"SELECT FROM pg_locks WHERE NOT granted AND database = {own}"
+        eventually(lambda: watching.execute(waits).fetchall(), "the upgrade to wait")
+        committing.commit()
+        filled.owner = watching
+        upgrade.result()
+    assert filled.sets(ACTIVE)[len(HISTORY) + 1] == {"a", "g"}
+    assert [row["num_active"] for row in filled.query("SELECT num_active FROM snapshots ORDER BY seq")][-1] == 2
 
 
 def test_an_edit_that_came_back_has_two_intervals_and_places_count_activations(filled: Filled) -> None:

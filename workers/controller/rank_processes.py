@@ -209,6 +209,7 @@ class RankProcesses:
             "WORLD_SIZE": str(self._spec.num_ranks),
             "LOCAL_WORLD_SIZE": str(self._spec.num_ranks),
             RENDEZVOUS: str(Path(self._folder.name) / "rendezvous"),
+            "TMPDIR": self._folder.name,  # what a rank that is killed leaves goes with the group
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         return subprocess.Popen(

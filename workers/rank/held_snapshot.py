@@ -106,6 +106,7 @@ class HeldSnapshot:
             failpoint("rank:before_apply")
             self.weights.apply(result.delta)
             applying = clock.lap()
+            self.last_candidate = ""  # what the scorer has from here on is of this one, also if its figures are refused
             measurements = scorer.measure(
                 added=candidate.added, retained=candidate.retained, gone_keys=candidate.gone_keys, delta=result.delta
             )

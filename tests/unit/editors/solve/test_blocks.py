@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,31 @@ def test_a_block_sums_the_same_however_its_rows_came() -> None:
     assert torch.equal(block_sum(list(keys_TI.split(7)), WIDTH), whole)
     torch.testing.assert_close(whole, keys_TI.double().T @ keys_TI.double(), rtol=1e-13, atol=1e-13)
     assert torch.equal(block_sum([], WIDTH), torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_an_edit_that_came_back_leaves_by_its_new_rows_alone(tmp_path: Path, is_read: bool) -> None:
+    written, back = Written(tmp_path), random_rows(7, {"0-0": 1}, width=WIDTH)
+    written.commit(batch(0))
+    written.commit(batch(1), ["0-0"])
+    written.commit(back)
+    ledger = written.read() if is_read else written.ledger
+    keys_TI, targets_TO = ledger.rows_of(NAME, ["0-0", "0-1"])
+    expected = batch(0).only(["0-1"])
+    torch.testing.assert_close(keys_TI.float(), torch.cat([expected.keys[NAME], back.keys[NAME]]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        targets_TO.float(), torch.cat([expected.targets[NAME], back.targets[NAME]]), rtol=0, atol=0
+    )
+
+
+def test_edits_without_a_row_here_stay_active_when_their_batches_move_to_disk() -> None:
+    ledger = empty()
+    for number in range(blocks.BATCHES_PER_FILE):
+        names = [f"{number}-{place}" for place in range(3)]
+        rows = random_rows(number, {names[0]: 1}, width=WIDTH)
+        elsewhere = {"other.weight": tuple((name, place, place + 1) for place, name in enumerate(names))}
+        ledger.commit(replace(rows, ranges={**rows.ranges, **elsewhere}))
+    assert len(ledger.edit_ids) == 3 * blocks.BATCHES_PER_FILE
+    ledger.commit(NOTHING, ["0-1"])
+    keys_TI, _ = ledger.rows_of(NAME, ["0-0", "0-2"])
+    assert len(keys_TI) == 1

@@ -1,0 +1,28 @@
+"""The last words of a rank: all of them or none, and never in the way of its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.domain.errors import EngineFailed
+from workers.lifetime import first_to_fail, leave_last_words
+
+
+def test_a_disk_that_takes_no_words_keeps_no_rank_from_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    leave_last_words(tmp_path, 0, EngineFailed("expected room, got none"))
+    assert first_to_fail(tmp_path, {0: 1}) == (0, None)
+
+
+def test_what_a_rank_said_is_read_whole(tmp_path: Path) -> None:
+    leave_last_words(tmp_path, 1, EngineFailed("expected room, got none"))
+    rank, said = first_to_fail(tmp_path, {0: 1, 1: 1})
+    assert rank == 1
+    assert said is not None
+    assert said.message == "expected room, got none"
