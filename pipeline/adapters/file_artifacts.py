@@ -71,11 +71,11 @@ class FileArtifacts:
     def remove(self, file: StoredFile, *, older_than: datetime) -> bool:
         """Remove a file unless somebody has stored it again meanwhile; return whether it is gone."""
         path = self._root / file.uri
-        with self._locked(fcntl.LOCK_EX):
-            if not path.exists() or path.stat().st_mtime >= older_than.timestamp():
-                return False
-            path.unlink()
-            return True
+        with self._locked(fcntl.LOCK_EX), suppress(FileNotFoundError):
+            if path.stat().st_mtime < older_than.timestamp():
+                path.unlink()
+                return True
+        return False
 
     def _used_again(self, target: Path, *, num_bytes: int) -> bool:
         """Make a file that is there as new as one just stored, so that nobody prunes it before its row is committed."""

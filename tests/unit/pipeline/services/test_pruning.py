@@ -129,6 +129,19 @@ def test_no_file_goes_while_somebody_makes_sure_that_it_is_there(files: FileArti
     assert files.path(held).read_text() == "held"
 
 
+def test_a_file_that_goes_between_the_listing_and_the_look_at_it_is_passed_over(
+    files: FileArtifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = stored(files, tmp_path, "held", age=2 * MONTH)
+    (listed,) = files.older_than(NOW - MONTH)
+    vanished = tmp_path / "store" / "sha256" / "ab" / ".incoming-x"
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [vanished, *glob(self, pattern)])
+    assert [file.uri for file in files.older_than(NOW - MONTH)] == [held.uri]
+    assert files.remove(listed, older_than=NOW - MONTH)
+    assert not files.remove(listed, older_than=NOW - MONTH)
+
+
 def test_what_a_killed_upload_left_goes_too(rows: Rows, files: FileArtifacts, tmp_path: Path) -> None:
     folder = tmp_path / "store" / "sha256" / "ab"
     folder.mkdir(parents=True)
