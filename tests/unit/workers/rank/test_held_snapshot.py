@@ -1,0 +1,87 @@
+"""What a held snapshot takes for its parent's answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.domain.errors import EditorFailed
+from pipeline.domain.rank_api import Candidate
+from tests.support.factories import make_measurements
+from workers.rank.held_snapshot import HeldSnapshot
+
+
+class Weights:
+    """Weights that nothing changes."""
+
+    def save(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        pass
+
+    def digest(self) -> str:
+        return "same"
+
+    def apply(self, delta: object) -> None:
+        pass
+
+
+class Scorer:
+    """Answers to every candidate with the next figures, and keeps note of what becomes the parent's answers."""
+
+    def __init__(self, *figures: float) -> None:
+        self._figures = iter(figures)
+        self.became: list[str] = []
+
+    def observe_parent(self, added: object, retained: object) -> None:
+        pass
+
+    def measure(self, **asked: object) -> Any:
+        return make_measurements(kl_from_parent=next(self._figures))
+
+    def keep(self) -> None:
+        self.became.append("the last candidate's")
+
+    def reset(self) -> None:
+        self.became.append("unknown")
+
+
+def held(scorer: Scorer) -> HeldSnapshot:
+    result = SimpleNamespace(seconds={}, num_passes=1, num_rows=0, delta=None, rows=None, removed_ids=())
+    editing = SimpleNamespace(
+        scorer=scorer,
+        editor=SimpleNamespace(edit=lambda job: result),
+        ledger=SimpleNamespace(commit=lambda rows, removed_ids: None),
+    )
+    parts: dict[str, Any] = {"plan": None, "model": None, "weights": Weights(), "editing": editing}
+    return HeldSnapshot(**parts)
+
+
+def candidate(name: str) -> Candidate:
+    return Candidate(candidate_id=name, snapshot_id=name, added=(), removed_ids=(), retained=())
+
+
+def kept(snapshot: HeldSnapshot, name: str) -> None:
+    snapshot.keep(name, folder=Path(), with_accumulator=False, is_writer=False)
+
+
+def test_the_answers_of_a_candidate_that_is_kept_at_once_are_the_parents() -> None:
+    scorer = Scorer(0.1)
+    snapshot = held(scorer)
+    snapshot.try_edits(candidate("first"))
+    kept(snapshot, "first")
+    assert scorer.became == ["the last candidate's"]
+
+
+def test_figures_that_were_refused_never_become_the_parents() -> None:
+    scorer = Scorer(0.1, float("nan"))
+    snapshot = held(scorer)
+    snapshot.try_edits(candidate("first"))
+    with pytest.raises(EditorFailed):
+        snapshot.try_edits(candidate("second"))
+    kept(snapshot, "first")
+    assert scorer.became == ["unknown"]
