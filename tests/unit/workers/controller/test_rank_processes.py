@@ -214,6 +214,17 @@ def test_a_rank_that_does_not_read_a_long_command_is_killed_in_time(tmp_path: Pa
         assert ranks.pids == ()
 
 
+def test_what_a_killed_rank_leaves_among_temporary_files_goes_with_the_group(tmp_path: Path) -> None:
+    named = tmp_path / "named"
+    leave = f"import tempfile; Path({str(named)!r}).write_text(tempfile.mkdtemp())"
+    with group(spec(tmp_path, start=leave)) as ranks:
+        ranks.weights_digest()
+        left = Path(named.read_text())
+        assert left.is_dir()
+        os.kill(ranks.pids[0], signal.SIGKILL)
+    assert not left.exists()
+
+
 def test_killing_twice_does_no_harm(tmp_path: Path) -> None:
     processes = RankProcesses(spec(tmp_path))
     processes.kill()
