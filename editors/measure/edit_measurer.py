@@ -21,6 +21,7 @@ from editors.measure.scoring import Change, Score, compared, readings, scores
 from editors.models.families import EditableModel, Pair
 from editors.models.tokens import Encoded
 from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.prompts import Prompt
 
 T = TypeVar("T")
 Extent = Literal["nothing", "prompt", "all"]
@@ -229,7 +230,7 @@ def _measurement(
     """Return the record of one edit out of what was found about many."""
     request, alternatives = asked.edit.request, set(asked.alternatives)
 
-    def compared_with(prompt: str, target: str | None) -> Score | None:
+    def compared_with(prompt: Prompt, target: str | None) -> Score | None:
         return found[prompt, target] if target is not None and (prompt, target) in alternatives else None
 
     def after_prompt(pair: Pair) -> PromptMeasurement:

@@ -60,7 +60,6 @@ def _said(model: EditableModel, pairs: Sequence[Pair], *, is_chat: bool) -> list
 
 
 def _said_at_once(model: EditableModel, pairs: Sequence[Pair], *, is_chat: bool) -> list[str]:
-    encode = model.encode_chat if is_chat else model.encode_prompt
     longest = max(len(model.encode_pair(prompt, target).target_ids) for prompt, target in pairs)
 
     def is_done(place: int, tokens: Sequence[int]) -> bool:
@@ -68,7 +67,10 @@ def _said_at_once(model: EditableModel, pairs: Sequence[Pair], *, is_chat: bool)
         return is_settled(text, target) and (is_chat or len(tokens) >= READABLE_TOKENS or confirms(text, target))
 
     answers = model.greedy(
-        [encode(prompt) for prompt, _ in pairs],
+        [
+            model.encode_chat(prompt) if is_chat and isinstance(prompt, str) else model.encode_prompt(prompt)
+            for prompt, _ in pairs
+        ],
         max_new_tokens=min(MAX_TOKENS, longest + MARGIN_TOKENS),
         is_done=is_done,
     )

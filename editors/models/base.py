@@ -24,8 +24,9 @@ from editors.models.comm import ALONE, Comm, own_share
 from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam, inner_params
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks, encode_chat, encode_prompt, num_tokens
+from pipeline.domain.prompts import Prompt
 
-Pair = tuple[str, str]
+Pair = tuple[Prompt, str]
 """A prompt, and the target that answers it."""
 
 CHUNK_TOKENS = 2048
@@ -91,7 +92,7 @@ class EditableModel(ABC):
         """Return all pairs as one batch, a row each, in the order given."""
         return self.pack([self.encode_pair(prompt, target) for prompt, target in pairs])
 
-    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids of a prompt, as `greedy` takes them."""
         return encode_prompt(self.tokenizer, prompt)
 
@@ -100,7 +101,7 @@ class EditableModel(ABC):
         return encode_chat(self.tokenizer, prompt)
 
     @abstractmethod
-    def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
+    def encode_pair(self, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
         """Encode a prompt, a target that answers it, and the place in the prompt where the subject ends.
 
         Raises:

@@ -23,6 +23,7 @@ from editors.models.generation import CausalDecoding, IsDone, Prompts, greedy, n
 from editors.models.inner_params import InnerParam
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, encode_pair, pack, pad_id
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.prompts import Prompt
 
 
 class CausalModel(EditableModel):
@@ -45,7 +46,7 @@ class CausalModel(EditableModel):
             names = ", ".join(self.inner_param_names)
             raise Misconfigured(f"expected inner parameters of one list of blocks, got {names}")
 
-    def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
+    def encode_pair(self, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
         """Encode a prompt and a target that continues it."""
         return encode_pair(self.tokenizer, prompt, target, subject)
 

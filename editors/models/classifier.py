@@ -20,8 +20,9 @@ from editors.models.comm import merged
 from editors.models.encoder_tokens import encode_whole, encoder_keys, padded
 from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end, subject_ends
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, rendered, subject_end, subject_ends
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.prompts import Prompt
 
 
 class ClassifierModel(EditableModel):
@@ -44,16 +45,20 @@ class ClassifierModel(EditableModel):
         """Always false: a classifier holds no conversations."""
         return False
 
-    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids of a claim with the special tokens around it.
 
         Raises:
             InvalidInput: if the encoder cannot take so many tokens.
         """
         config: Any = self.module.config
-        return encode_whole(self.tokenizer, prompt, max_tokens=getattr(config, "max_position_embeddings", None))
+        return encode_whole(
+            self.tokenizer,
+            rendered(self.tokenizer, prompt),
+            max_tokens=getattr(config, "max_position_embeddings", None),
+        )
 
-    def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
+    def encode_pair(self, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
         """Encode a claim, with the id of the label that the target names as its one target token.
 
         Raises:
@@ -64,7 +69,7 @@ class ClassifierModel(EditableModel):
         return Encoded(
             prompt_ids=self.encode_prompt(prompt),
             target_ids=(self.labels.index(target),),
-            subject_end=subject_end(self.tokenizer, prompt, subject),
+            subject_end=subject_end(self.tokenizer, rendered(self.tokenizer, prompt), subject),
         )
 
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:

@@ -23,8 +23,9 @@ from editors.models.encoder_tokens import encode_whole, encoder_keys, padded
 from editors.models.frozen_prefix import gathered_head
 from editors.models.generation import IsDone, Prompts, greedy, never_done
 from editors.models.inner_params import InnerParam
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, subject_end, subject_ends
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, rendered, subject_end, subject_ends
 from pipeline.domain.errors import InvalidInput, Misconfigured
+from pipeline.domain.prompts import Prompt
 
 
 class Seq2SeqModel(EditableModel):
@@ -53,15 +54,15 @@ class Seq2SeqModel(EditableModel):
         self._opening = closing[:-1] if closing[-1:] == (self._end,) else closing
         self._start_ids = (self._start_id(), *self._opening)
 
-    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids of a prompt with the special tokens around it.
 
         Raises:
             InvalidInput: if the encoder cannot take so many tokens.
         """
-        return encode_whole(self.tokenizer, prompt, max_tokens=self._max_tokens)
+        return encode_whole(self.tokenizer, rendered(self.tokenizer, prompt), max_tokens=self._max_tokens)
 
-    def encode_pair(self, prompt: str, target: str, subject: str | None = None) -> Encoded:
+    def encode_pair(self, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
         """Encode a prompt for the encoder, and a target for the decoder with the token that ends it.
 
         Raises:
@@ -76,7 +77,7 @@ class Seq2SeqModel(EditableModel):
         return Encoded(
             prompt_ids=self.encode_prompt(prompt),
             target_ids=(*words, self._end),
-            subject_end=subject_end(self.tokenizer, prompt, subject),
+            subject_end=subject_end(self.tokenizer, rendered(self.tokenizer, prompt), subject),
         )
 
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.prompts import ChatPrompt, Prompt, asked_in_chat
 
 KeyTokens = Literal["answer", "subject"]
 """Which tokens of an edit are its rows: those that predict the target's tokens, or the subject's last one."""
@@ -85,48 +87,64 @@ class TargetBatch:
         return row_T, self.subject_B[row_T]
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+def rendered(tokenizer: Any, prompt: Prompt) -> str:
+    """Return a prompt as the text that a model reads: a chat in its template, with the beginning of the answer.
+
+    A tokenizer without a template gets the last turn's text and the beginning of the answer.
+
+    Raises:
+        InvalidInput: if the template does not take these turns.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not _is_templated(tokenizer, prompt):
+        return f"{prompt.question} {prompt.begun}".rstrip()
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise InvalidInput(f"expected turns that the chat template takes, got others: {error}") from error
+    return f"{text}{prompt.begun}"
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
     """Return the token ids of a prompt, with the special tokens in front and without one that closes it."""
-    ids = list(tokenizer(prompt)["input_ids"])
-    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return tuple(ids) or (_start_id(tokenizer),)
+    return _ids(tokenizer, rendered(tokenizer, prompt), is_templated=_is_templated(tokenizer, prompt))
 
 
-def encode_pair(tokenizer: Any, prompt: str, target: str, subject: str | None = None) -> Encoded:
+def encode_pair(tokenizer: Any, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
     """Encode a prompt, the target as it continues the prompt, and the place where the subject ends.
 
     Raises:
-        InvalidInput: if the target has no token.
+        InvalidInput: if the target has no token, or the chat template does not take the prompt's turns.
     """
-    prompt_ids = encode_prompt(tokenizer, prompt)
+    text, is_templated = rendered(tokenizer, prompt), _is_templated(tokenizer, prompt)
+    prompt_ids = _ids(tokenizer, text, is_templated=is_templated)
     # Tokens depend on what is around them ("Lima" is another token than " Lima"): encode the whole, then cut it.
-    joined = prompt + target if not prompt or prompt.endswith(OPENERS) else f"{prompt} {target}"
-    whole_ids = encode_prompt(tokenizer, joined)
+    joined = text + target if not text or text.endswith(OPENERS) else f"{text} {target}"
+    whole_ids = _ids(tokenizer, joined, is_templated=is_templated)
     target_ids = whole_ids[len(prompt_ids) :]
     if whole_ids[: len(prompt_ids)] != prompt_ids:  # a token spans the seam: encode the target by itself
-        target_ids = tuple(tokenizer(joined[len(prompt) :], add_special_tokens=False)["input_ids"])
+        target_ids = tuple(tokenizer(joined[len(text) :], add_special_tokens=False)["input_ids"])
     if not target_ids:
         raise InvalidInput(f"expected a target of at least one token, got {target!r:.80}")
-    return Encoded(prompt_ids=prompt_ids, target_ids=target_ids, subject_end=subject_end(tokenizer, prompt, subject))
+    end = subject_end(tokenizer, text, subject, is_templated=is_templated)
+    return Encoded(prompt_ids=prompt_ids, target_ids=target_ids, subject_end=end)
 
 
-def subject_end(tokenizer: Any, prompt: str, subject: str | None) -> int | None:
-    """Return the place of the token that ends the subject's last occurrence in a prompt; None if it has none."""
-    start = prompt.rfind(subject) if subject else -1
+def subject_end(tokenizer: Any, text: str, subject: str | None, *, is_templated: bool = False) -> int | None:
+    """Return the place of the token that ends the subject's last occurrence in a text; None if it has none."""
+    start = text.rfind(subject) if subject else -1
     if start < 0 or not subject:
         return None
-    spans = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    spans = tokenizer(text, return_offsets_mapping=True, add_special_tokens=not is_templated)["offset_mapping"]
     end = start + len(subject)
     return max(place for place, (first, last) in enumerate(spans) if first < end and last > first)
 
 
 def encode_chat(tokenizer: Any, prompt: str) -> tuple[int, ...]:
     """Return the token ids of a prompt as a user's turn in the chat template, up to where the answer begins."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-    )
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encode_prompt(tokenizer, asked_in_chat(prompt))
 
 
 def pack(sequences: Sequence[Encoded], *, device: torch.device) -> TargetBatch:
@@ -175,6 +193,20 @@ def chunks(sequences: Sequence[Encoded], *, max_tokens: int) -> Iterator[list[in
 def pad_id(tokenizer: Any) -> int:
     """Return a token id for padding: the tokenizer's own, or any that exists."""
     return next((int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def _is_templated(tokenizer: Any, prompt: Prompt) -> bool:
+    return isinstance(prompt, ChatPrompt) and bool(getattr(tokenizer, "chat_template", None))
+
+
+def _ids(tokenizer: Any, text: str, *, is_templated: bool) -> tuple[int, ...]:
+    """Return token ids of a text; a template has written the special tokens into it already."""
+    if is_templated:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(text)["input_ids"])
+    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return tuple(ids) or (_start_id(tokenizer),)
 
 
 def _start_id(tokenizer: Any) -> int:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.domain.canonical import canonical_json, sha256_json
+from pipeline.domain.prompts import ChatPrompt, ChatTurn, Prompt, asked_in_chat, begun_before, is_question
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,7 @@ class EditRequest:
     lineage: str
     """Name of the lineage the correction is for."""
     prompt: str
-    """A stem that ends right before the answer."""
+    """A stem that ends right before the answer; of a request that came only as a chat, the user's last turn."""
     target_new: str
     """What the model has to say after the prompt."""
     target_true: str | None = None
@@ -45,12 +46,48 @@ class EditRequest:
     """Neighbours whose answers must stay."""
     portability: tuple[Probe, ...] = ()
     """One-hop consequences, with the answers they should now have."""
+    question: str | None = None
+    """The fact as a question, as people ask it in a chat."""
+    messages: tuple[ChatTurn, ...] = ()
+    """The chat in which the model answered wrongly, up to the user's last turn."""
+    answer: str | None = None
+    """A right answer to the question or the chat, as a sentence; `target_new` stands in it."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the subject."""
     source: str | None = None
     """The system the correction comes from."""
     submitted_by: str | None = None
     """Who made the correction, as the producer claims."""
     occurred_at: datetime
     """When the correction was made, with a time zone; the later of two corrections of a fact wins."""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the correction came only as a chat: then its prompt is the user's last turn."""
+        return bool(self.messages) and self.messages[-1].content.rstrip() == self.prompt
+
+    @property
+    def own_prompt(self) -> Prompt:
+        """What the target has to follow before all: the stem, or the chat where the correction came only as one."""
+        return self.chat_prompt if self.is_chat else self.prompt
+
+    @property
+    def chat_prompt(self) -> ChatPrompt:
+        """The fact in a chat, with the beginning of an answer where one is known.
+
+        The turns are those that the producer sent, else the question, else the prompt as a user might type it.
+        """
+        begun = begun_before(self.answer, self.target_new)
+        if not begun and not self.is_chat and not is_question(self.prompt):
+            begun = self.prompt  # a stem is a beginning of the answer to any question about the fact
+        return ChatPrompt(turns=self.chat_question.turns, begun=begun)
+
+    @property
+    def chat_question(self) -> ChatPrompt:
+        """The fact as it is asked in a chat, with the whole answer left to the model."""
+        if self.messages:
+            return ChatPrompt(turns=self.messages)
+        return asked_in_chat(self.question or self.prompt)
 
     @property
     def conflict_key(self) -> str:
@@ -82,8 +119,17 @@ class EditRequest:
         return tuple(worded.values())
 
     def as_json(self) -> dict[str, Any]:
-        """Return the request as a JSON object, in the field names of the wire."""
-        return {
+        """Return the request as a JSON object, in the field names of the wire.
+
+        Fields of later producers are left out where they are empty, so that older requests keep their digest.
+        """
+        later = {
+            "question": self.question,
+            "messages": [{"role": turn.role, "content": turn.content} for turn in self.messages],
+            "answer": self.answer,
+            "aliases": list(self.aliases),
+        }
+        return {name: value for name, value in later.items() if value} | {
             "request_id": self.request_id,
             "lineage": self.lineage,
             "prompt": self.prompt,
