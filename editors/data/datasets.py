@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ def read_edits(path: Path, *, limit: int | None = None) -> list[Edit]:
     edits = []
     for number, (where, document) in enumerate(islice(_objects(path), limit), start=1):
         try:
-            request = parse_object(_complete(as_wire(document), number))
+            wire = _complete(as_wire(document), number)
+            asked = {name: wire.pop(name) for name in ("question", "answer") if name in wire}
+            request = replace(parse_object(wire), **asked)
         except InvalidMessage as error:
             raise Misconfigured(f"expected an edit in {where}, got one with {error}") from error
         edits.append(Edit(edit_id=f"{number:06d}", request=request))

@@ -5,15 +5,20 @@
 | CounterFact | `requested_rewrite` | `target_new` | `target_true` |
 | the same, flat, joined with ParaRel | `paraphrases` or `locality_prompt` | `target_new` | `target_true` |
 | zsRE as in MEND and ROME | `src` or `input` | an alternative, else the first answer | that answer, else `pred` |
+| real corrections (`real_dev`) | `chat_stem`, `far` or `neighbors` | `target_new` | `target_true` |
 | EasyEdit, KnowEdit | `ground_truth`, `rephrase_prompt`, probes by name | `target_new` or `labels` | `ground_truth` |
 | our own | none of these | `target_new` | `target_true` |
 
-Each becomes an object in our own wire format. `pipeline.domain.wire` says whether that object is an edit.
+Each becomes an object in our own wire format. `pipeline.domain.wire` says whether that object is an edit. CounterFact's
+edits get the question of their relation, and the beginning of an answer to it, from `questions_by_relation.json`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pipeline.domain.errors import InvalidMessage
@@ -22,6 +27,10 @@ from pipeline.domain.wire import MAX_PROBES
 Document = dict[str, Any]
 """One JSON object of a file."""
 
+QUESTIONS = Path(__file__).with_name("questions_by_relation.json")
+"""Relation of Wikidata -> a question, and how an answer to it begins; `[X]` stands for the subject."""
+CORRECTION_FIELDS = frozenset(("chat_stem", "far", "neighbors"))
+"""Fields that only files of real corrections have."""
 EASYEDIT_FIELDS = frozenset(
     ("ground_truth", "rephrase_prompt", "locality_ground_truth", "portability_prompt", "labels")
 )
@@ -47,8 +56,10 @@ def as_wire(document: Document) -> Document:
 def _counterfact(document: Document) -> Document:
     rewrite: Document = document["requested_rewrite"]
     subject = _text(rewrite.get("subject"))
-    return {
-        "prompt": (_text(rewrite.get("prompt")) or "").replace("{}", subject or ""),
+    prompt = (_text(rewrite.get("prompt")) or "").replace("{}", subject or "")
+    asked = _question(prompt, subject, _text(rewrite.get("relation_id")), _text(rewrite.get("target_new")))
+    return asked | {
+        "prompt": prompt,
         "subject": subject,
         "relation": _text(rewrite.get("relation_id")),
         "target_new": _text(rewrite.get("target_new")),
@@ -69,7 +80,43 @@ def _flat(document: Document) -> Document:
     names = ("prompt", "target_new", "target_true", "subject", "relation")
     locality = _probe(document.get("locality_prompt"), document.get("locality_answer"))
     wire = {name: _text(document.get(name)) for name in names}
-    return wire | {"rephrases": _texts(document.get("paraphrases")), "locality": list(locality)}
+    return (
+        wire
+        | {"rephrases": _texts(document.get("paraphrases")), "locality": list(locality)}
+        | _question(wire["prompt"], wire["subject"], wire["relation"], wire["target_new"])
+    )
+
+
+def _question(prompt: str | None, subject: str | None, relation: str | None, target: str | None) -> Document:
+    """Return the question and a right answer of a relation that is known; nothing where the prompt has no subject."""
+    known = _questions().get(relation or "")
+    if not known or not subject or not target or subject not in (prompt or ""):
+        return {}
+    question, stem = (known[name].replace("[X]", subject) for name in ("question", "answer_stem"))
+    return {"question": question, "answer": f"{stem} {target}."}
+
+
+@cache
+def _questions() -> dict[str, dict[str, str]]:
+    """Return the questions of relations, read once."""
+    found: dict[str, dict[str, str]] = json.loads(QUESTIONS.read_text(encoding="utf-8"))
+    return found
+
+
+def _correction(document: Document) -> Document:
+    """Return a real correction; wordings without the subject follow those that name it."""
+    stem, target = _text(document.get("chat_stem")), _text(document.get("target_new"))
+    names = ("prompt", "target_new", "target_true", "subject", "relation", "question")
+    return {name: _text(document.get(name)) for name in names} | {
+        "answer": f"{stem} {target}." if stem and target else None,
+        "rephrases": [*_texts(document.get("paraphrases")), *_texts(document.get("far"))],
+        "locality": [probe for item in document.get("neighbors") or [] for probe in _given(item)],
+        "portability": [probe for item in document.get("portability") or [] for probe in _given(item)],
+    }
+
+
+def _given(item: Document) -> Iterator[Document]:
+    yield from _probe(item.get("prompt"), item.get("target"))
 
 
 def _zsre(document: Document) -> Document:
@@ -144,6 +191,7 @@ def _has_named_probes(document: Document) -> bool:
 
 FORMATS: tuple[tuple[str, Callable[[Document], bool], Callable[[Document], Document]], ...] = (
     ("CounterFact", lambda document: "requested_rewrite" in document, _counterfact),
+    ("real corrections", lambda document: bool(CORRECTION_FIELDS & set(document)), _correction),
     ("zsRE", lambda document: "src" in document or ("input" in document and "prompt" not in document), _zsre),
     ("EasyEdit", lambda document: bool(EASYEDIT_FIELDS & set(document)) or _has_named_probes(document), _easyedit),
     ("CounterFact with ParaRel", lambda document: bool({"paraphrases", "locality_prompt"} & set(document)), _flat),

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from editors.data.atomic_files import write_atomically
 from editors.data.datasets import prior_lines, prior_subjects, read_edits, read_suite, read_text
 from editors.evaluation.arguments import fine_tuning_of, parser, prior_texts, protocol_of
 from editors.evaluation.methods import methods_of
-from editors.evaluation.probes import EditProbes
+from editors.evaluation.probes import MOST_REPHRASES, EditProbes
 from editors.evaluation.protocols import Evaluation, OnProgress
 from editors.evaluation.report import Reporter
 from editors.models.families import EditableModel, editable
@@ -32,6 +32,7 @@ from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, Misconfigured
 from pipeline.domain.rank_api import EditorSettings
+from pipeline.domain.wordings import Wording
 
 Save = Callable[[Mapping[str, Any]], None]
 """Called with all figures as far as they are."""
@@ -49,7 +50,8 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
         CorrigendaError: if an input cannot be used or the editor fails.
     """
     methods = methods_of(given)
-    edits = read_edits(given.data, limit=given.edits)
+    asked = read_edits(given.data, limit=given.edits)
+    edits = [without_question(edit) for edit in asked] if given.unseen_questions else asked
     reporter.say(f"{len(edits)} edits; loading {given.model}")
     loaded = load_base(given.model, next(iter(methods.values())).settings.inner_params, task=given.task)
     num_rows = max(method.settings.rephrase_rows for method in methods.values())
@@ -62,7 +64,7 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
         settings, editor = method.on(model)
         if measured is None or measured.model.inner_param_names != model.inner_param_names:
             reporter.say("measuring the base")
-            measured = _measured_base(given, model, edits, num_rows)
+            measured = _measured_base(given, model, edits, asked, num_rows)
             figures["base"] = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
             figures["solvers"] = found
         checkpoints: list[dict[str, Any]] = []
@@ -94,15 +96,37 @@ def _shown(settings: EditorSettings) -> dict[str, Any]:
     return {**asdict(settings), "rest": settings.stop_probability}
 
 
-def _measured_base(given: argparse.Namespace, model: EditableModel, edits: Sequence[Edit], num_rows: int) -> Evaluation:
-    """Ask the base, whose weights the model holds, and measure its prior."""
+def without_question(edit: Edit) -> Edit:
+    """Return an edit without what says how its fact is asked in a chat; one that came only as a chat stays as it is."""
+    if edit.request.is_chat:
+        return edit
+    return replace(edit, request=replace(edit.request, question=None, messages=(), answer=None))
+
+
+def most_rephrases(given: argparse.Namespace) -> Mapping[Wording, int]:
+    """Return how many unseen rephrases of an edit are asked at most, by class."""
+    return MOST_REPHRASES if given.rephrases is None else dict.fromkeys(Wording, given.rephrases)
+
+
+def _measured_base(
+    given: argparse.Namespace, model: EditableModel, edits: Sequence[Edit], asked: Sequence[Edit], num_rows: int
+) -> Evaluation:
+    """Ask the base, whose weights the model holds, and measure its prior.
+
+    Args:
+        given: the command line.
+        model: holds the base's weights.
+        edits: the edits as the editor gets them.
+        asked: the same edits with all that is asked of them.
+        num_rows: most rephrases of an edit that are edit rows.
+    """
     suite = [item.probe for item in read_suite(given.suite)] if given.suite else None
     probes = EditProbes(
         model,
-        edits,
+        asked,
         read_text(given.text),
         suite=suite,
-        num_rephrases=given.rephrases,
+        most_rephrases=most_rephrases(given),
         num_rows=num_rows,
         seed=given.seed,
     )
@@ -115,7 +139,8 @@ def _inputs(given: argparse.Namespace) -> dict[str, Any]:
     names = ("data", "model", "text", "suite")
     files: dict[str, Any] = {name: str(path) if (path := getattr(given, name)) else None for name in names}
     files["prior_text"] = [str(path) for path in prior_texts(given)]
-    return files | {"task": given.task, "rephrases": given.rephrases, "ft": asdict(fine_tuning_of(given))}
+    shown = {"rephrases": most_rephrases(given), "unseen_questions": given.unseen_questions}
+    return files | shown | {"task": given.task, "ft": asdict(fine_tuning_of(given))}
 
 
 def _write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:

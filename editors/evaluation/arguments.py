@@ -32,6 +32,8 @@ CONSTANTS = tuple(
 """Settings that a flag of the same name changes."""
 SOLVERS = ("recursive", "least_squares", "row_sum", "mend", "sum", "ft")
 """What `--solver` may name; `ft` is fine-tuning, the baseline."""
+REPHRASES_HELP = "unseen rephrases of each edit that are measured, of each class; 2 or 3 if left out"
+UNSEEN_HELP = "keep questions, chats and their answers from the editor, so that they are only asked"
 EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the natural gradient alone if left out"
 
 
@@ -62,7 +64,8 @@ def _add_protocol(made: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint-every", type=natural, help="edits between checkpoints; 0 for only the end")
     group.add_argument("--sample", type=positive, default=512, help="active edits asked at a checkpoint on the way")
     group.add_argument("--free-sample", type=natural, default=256, help="edits that are also asked freely")
-    group.add_argument("--rephrases", type=natural, default=1, help="unseen rephrases of each edit that are measured")
+    group.add_argument("--rephrases", type=natural, help=REPHRASES_HELP)
+    group.add_argument("--unseen-questions", action="store_true", help=UNSEEN_HELP)
     group.add_argument("--seed", type=int, default=0, help="of every sample")
 
 

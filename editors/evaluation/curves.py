@@ -42,13 +42,16 @@ PANELS = (
     Panel(title="edit success, teacher-forced", path=("edit_success",)),
     Panel(title="edit success, free generation", path=("greedy", "edit_success")),
     Panel(title="retention of the first 10 %", path=("retention_first_tenth",)),
-    Panel(title="generalization, teacher-forced", path=("generalization",)),
-    Panel(title="generalization, free generation", path=("greedy", "generalization")),
+    Panel(title="generalization, same text left of the subject", path=("generalization_same_context",)),
+    Panel(title="generalization, other text left of the subject", path=("generalization_other_context",)),
+    Panel(title="portability, and rephrases without the subject", path=("portability",)),
+    Panel(title="questions in a chat", path=("chat_success",)),
     Panel(
         title="drawdown: perplexity of plain text", path=("drawdown",), is_share=False, is_percent=True, linear_to=0.1
     ),
     Panel(title="locality: neighbours unchanged", path=("locality_unchanged",)),
     Panel(title="locality: KL from the base, nats", path=("locality_kl",), is_share=False, linear_to=0.5),
+    Panel(title="neighbours: P(true) > P(new)", path=("neighbourhood",)),
     Panel(title="fluency: n-gram entropy, bits", path=("fluency",), is_share=False),
 )
 """The panels in rows of three."""
@@ -67,11 +70,11 @@ def draw(path: Path, title: str, solvers: Mapping[str, Points], *, base: Mapping
         solvers: checkpoints by solver.
         base: figures of the unedited base, drawn as a dotted line where a panel has one.
     """
-    figure = Figure(figsize=(12, 9.5), layout="constrained")
+    figure = Figure(figsize=(12, 12.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     are_curves = any(len(points) > 1 for points in solvers.values())
-    axes = figure.subplots(3, 3).flat
+    axes = figure.subplots(len(PANELS) // 3, 3).flat
     for panel, axis in zip(PANELS, axes, strict=True):
         (_curves if are_curves else _bars)(axis, panel, solvers)
         _dress(axis, panel, base.get(panel.path[0]))

@@ -3,8 +3,16 @@
 Of edits that hold:
 
 - `edit_success`: teacher-forced, every target token is the argmax after the edit's prompt.
-- `generalization`, `portability`: the same on rephrases that are no edit rows, and on one-hop consequences.
-- `greedy`, `chat`: the same three by free generation, raw and in the chat template (see `answers.confirms`).
+- `generalization`: the same on rephrases that are no edit rows and name the subject; by class (see `wordings`):
+  `generalization_same_context` where the text left of the subject is that of the prompt, `generalization_other_context`
+  where it is another.
+- `generalization_unnamed`: the same on rephrases that do not name the subject. `portability`: on these and on one-hop
+  consequences, which both ask what follows from the fact rather than the fact.
+- `row_rephrases`: the same on rephrases that were edit rows, which show no generalization.
+- `chat_success`: the request's question in the model's chat template gets a reply, of at most 32 tokens, that says the
+  new answer as whole words and not the old one (see `wordings.is_right`). Only of requests that have a question.
+- `greedy`, `chat`: the teacher-forced figures by free generation instead, which has to begin with the target and stop
+  there (see `answers.confirms`): raw, and with the stem as a user's turn in the chat template.
 - `token_fraction`: share of target tokens that are the argmax (EasyEdit's rewrite accuracy).
 - `prefers_new`: share with P(new) > P(true), geometric means over the tokens (ROME's efficacy and paraphrase scores).
 - `neighbourhood`: share of neighbours with P(true) > P(new). `score`: harmonic mean of ROME's three.
@@ -47,13 +55,9 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 
 def averaged(found: Sequence[EditMeasurement]) -> dict[str, Any]:
     """Return the figures of many edits; None where nothing was asked, and how many of each were."""
-    own = [item.own for item in found]
-    parts: dict[str, Sequence[PromptMeasurement]] = {
-        "edit_success": own,
-        "generalization": [asked for item in found for asked in item.rephrases],
-        "portability": [asked for item in found for asked in item.portability],
-    }
-    rephrased, ported = parts["generalization"], parts["portability"]
+    parts = _parts(found)
+    own, rephrased, ported = (parts[name] for name in ("edit_success", "generalization", "portability"))
+    replies = [item.reply.is_right for item in found if item.reply]
     neighbours = [neighbour for item in found for neighbour in item.neighbours]
     scores = {
         "prefers_new": mean(asked.prefers_new for asked in own),
@@ -62,6 +66,10 @@ def averaged(found: Sequence[EditMeasurement]) -> dict[str, Any]:
     }
     return {
         **{name: mean(asked.score.is_hit for asked in part) for name, part in parts.items()},
+        **{f"num_{name}": len(part) for name, part in parts.items() if name.startswith("generalization_")},
+        "row_rephrases": mean(asked.score.is_hit for item in found for asked in item.row_rephrases),
+        "chat_success": mean(replies),
+        "num_chat_success": len(replies),
         "locality_unchanged": mean(neighbour.from_base.is_unchanged for neighbour in neighbours),
         "locality_kl": mean(neighbour.from_base.kl for neighbour in neighbours),
         "token_fraction": mean(asked.score.token_fraction for asked in own),
@@ -79,6 +87,19 @@ def averaged(found: Sequence[EditMeasurement]) -> dict[str, Any]:
             "greedy": _count(map(_raw, own)),
             "chat": _count(map(_in_chat, own)),
         },
+    }
+
+
+def _parts(found: Sequence[EditMeasurement]) -> dict[str, list[PromptMeasurement]]:
+    """Return what was asked for each figure that says how targets follow."""
+    unnamed = [asked for item in found for asked in item.unnamed]
+    return {
+        "edit_success": [item.own for item in found],
+        "generalization": [asked for item in found for asked in item.rephrases],
+        "generalization_same_context": [asked for item in found for asked in item.same_context],
+        "generalization_other_context": [asked for item in found for asked in item.other_context],
+        "generalization_unnamed": unnamed,
+        "portability": [*(asked for item in found for asked in item.portability), *unnamed],
     }
 
 

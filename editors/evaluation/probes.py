@@ -5,7 +5,8 @@ What the base says is asked once, while its weights are loaded; every editor of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 from editors.evaluation.metrics import fluency
 from editors.measure.edit_measurer import EditMeasurement, EditMeasurer, EditQuestions
@@ -13,8 +14,11 @@ from editors.measure.quality import Figure, prepared_quality, quality_probes
 from editors.measure.scoring import scores
 from editors.models.families import EditableModel
 from pipeline.domain.batches import stratified_sample
-from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.edits import Edit, EditRequest, Probe
+from pipeline.domain.wordings import Wording, wording_of
 
+MOST_REPHRASES: Mapping[Wording, int] = {Wording.same_context: 2, Wording.other_context: 3, Wording.unnamed: 3}
+"""Most unseen rephrases of an edit that are asked, by class: of the same context there are many that hardly differ."""
 NUM_WINDOWS = 24
 """Windows of plain text (128 tokens each) that drawdown is measured on, where it is measured on text."""
 NUM_NEIGHBOURS = 256
@@ -33,7 +37,7 @@ class EditProbes:
         edits: every edit that may be asked about.
         text: plain text for drawdown.
         suite: probes with targets for the drawdown of a family that has no use for text; the edits' own if None.
-        num_rephrases: most unseen rephrases of an edit that are asked.
+        most_rephrases: most unseen rephrases of an edit that are asked, by class.
         num_rows: most rephrases of an edit that an editor uses as edit rows; these are not asked.
         seed: of the sample whose prompts are continued for fluency.
 
@@ -50,11 +54,12 @@ class EditProbes:
         text: str,
         *,
         suite: Sequence[Probe] | None = None,
-        num_rephrases: int = 1,
+        most_rephrases: Mapping[Wording, int] = MOST_REPHRASES,
         num_rows: int = 0,
         seed: int = 0,
     ) -> None:
-        self._model, self._num_rephrases, self._num_rows = model, num_rephrases, num_rows
+        self._model, self._most_rephrases, self._num_rows = model, most_rephrases, num_rows
+        self._edits = {edit.edit_id: edit for edit in edits}
         if suite is None:
             suite = list(dict.fromkeys(probe for edit in edits for probe in edit.request.locality))[:NUM_NEIGHBOURS]
         self._quality = prepared_quality(model, quality_probes(model, suite, text, num_windows=NUM_WINDOWS))
@@ -70,7 +75,7 @@ class EditProbes:
         """Return what the model makes of edits now.
 
         Args:
-            edits: the edits, out of those that were given at first.
+            edits: the edits, out of those that were given at first; what is asked is as it stood there.
             preferring: ids of the edits whose targets are also compared with the true ones.
             free: ids of the edits that are also asked freely.
         """
@@ -78,19 +83,31 @@ class EditProbes:
             [
                 EditQuestions(
                     edit=edit,
-                    rephrases=edit.request.unseen_rephrases(self._num_rows)[: self._num_rephrases],
+                    rephrases=self._rephrases(edit.request),
+                    row_rephrases=edit.request.row_rephrases(self._num_rows),
                     compared="all" if edit.edit_id in preferring else "nothing",
                     free="all" if edit.edit_id in free else "nothing",
+                    replies=edit.edit_id in free,
                 )
-                for edit in edits
+                for edit in (self._edits[edit.edit_id] for edit in edits)
             ]
         )
+
+    def _rephrases(self, request: EditRequest) -> tuple[str, ...]:
+        """Return the first unseen rephrases of each class, in the order of the request."""
+        seen: Counter[Wording] = Counter()
+        chosen = []
+        for text in request.unseen_rephrases(self._num_rows):
+            wording = wording_of(text, request)
+            seen[wording] += 1
+            chosen += [text] if seen[wording] <= self._most_rephrases[wording] else []
+        return tuple(chosen)
 
     def fluency_of(self, edits: Sequence[Edit]) -> float | None:
         """Return the fluency of greedy continuations of the edits' prompts; None for a classifier."""
         if self._model.task == "classifier":
             return None
-        prompts = [self._model.encode_prompt(edit.request.prompt) for edit in edits]
+        prompts = [self._model.encode_prompt(edit.request.own_prompt) for edit in edits]
         answers = self._model.greedy(prompts, max_new_tokens=CONTINUED_TOKENS)
         return fluency([self._model.decode(tokens) for tokens in answers])
 

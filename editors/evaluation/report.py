@@ -26,6 +26,11 @@ ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("generalization", ("generalization",), ".3f"),
     ("  free, raw", ("greedy", "generalization"), ".3f"),
     ("  P(new) > P(true)", ("generalization_prefers_new",), ".3f"),
+    ("  same text left of the subject", ("generalization_same_context",), ".3f"),
+    ("  other text left of it", ("generalization_other_context",), ".3f"),
+    ("  subject not named", ("generalization_unnamed",), ".3f"),
+    ("  of rephrases that were edit rows", ("row_rephrases",), ".3f"),
+    ("questions in a chat", ("chat_success",), ".3f"),
     ("locality, unchanged", ("locality_unchanged",), ".3f"),
     ("  KL from the base, nats", ("locality_kl",), ".3f"),
     ("  P(true) > P(new)", ("neighbourhood",), ".3f"),
@@ -44,7 +49,8 @@ ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 SHOWN = {
     "edit": ("edit_success",),
     "free": ("greedy", "edit_success"),
-    "generalization": ("generalization",),
+    "other contexts": ("generalization_other_context",),
+    "chat": ("chat_success",),
     "locality": ("locality_unchanged",),
     "first 10 %": ("retention_first_tenth",),
 }

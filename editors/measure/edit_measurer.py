@@ -2,18 +2,18 @@
 
     measurer = EditMeasurer(model)
     measurer.observe_base(edits)            # then edit the model
-    found = measurer.measure([EditQuestions(edit=edit, rephrases=edit.request.rephrases) for edit in edits])
+    found = measurer.measure([EditQuestions(edit=edit, rephrases=edit.request.unseen_rephrases(0)) for edit in edits])
 
 Figures are definitions of MEND, ROME and EasyEdit; `editors.evaluation.metrics` has the glossary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from editors.measure.free_answers import AT_ONCE, FreeAnswer, free_answers
+from editors.measure.free_answers import AT_ONCE, FreeAnswer, chat_replies, free_answers
 from editors.measure.losses import Reading
 from editors.measure.prefix_cache import MAX_BYTES, PrefixCache
 from editors.measure.reference import own_answers
@@ -21,7 +21,8 @@ from editors.measure.scoring import Change, Score, compared, readings, scores
 from editors.models.families import EditableModel, Pair
 from editors.models.tokens import Encoded
 from pipeline.domain.edits import Edit, Probe
-from pipeline.domain.prompts import Prompt
+from pipeline.domain.prompts import ChatPrompt, Prompt
+from pipeline.domain.wordings import Wording, is_right, wording_of
 
 T = TypeVar("T")
 Extent = Literal["nothing", "prompt", "all"]
@@ -40,7 +41,9 @@ class EditQuestions:
     edit: Edit
     """The edit that the model is asked about."""
     rephrases: tuple[str, ...]
-    """The rephrases after which its target should follow too."""
+    """The rephrases that no editor has seen, after which its target should follow too."""
+    row_rephrases: tuple[str, ...] = ()
+    """The rephrases that were edit rows; what follows after them is told apart."""
     compared: Extent = "nothing"
     """After which prompts the probabilities of `target_new` and of what was true before are compared; after neighbours
     with a given answer too if all."""
@@ -48,16 +51,27 @@ class EditQuestions:
     """Which prompts are answered freely."""
     in_chat: bool = True
     """Whether the free answers are also asked for in the chat template."""
+    replies: bool = False
+    """Whether the request's question is asked in a chat, if it has one."""
 
     @property
     def own(self) -> Pair:
         """The edit's prompt and target."""
-        return self.edit.request.prompt, self.edit.request.target_new
+        return self.edit.request.own_prompt, self.edit.request.target_new
+
+    def worded(self, *wordings: Wording) -> list[Pair]:
+        """Return the rephrases of some classes, each with the edit's target, in the order of the request."""
+        return self._with_target(text for text in self.rephrases if wording_of(text, self.edit.request) in wordings)
 
     @property
-    def rephrased(self) -> list[Pair]:
-        """The rephrases, each with the edit's target."""
-        return [(text, self.edit.request.target_new) for text in self.rephrases]
+    def rows(self) -> list[Pair]:
+        """The rephrases that were edit rows, each with the edit's target."""
+        return self._with_target(self.row_rephrases)
+
+    @property
+    def question(self) -> ChatPrompt | None:
+        """What is asked in a chat; None where it is not asked, or nobody said how."""
+        return self.edit.request.chat_question if self.replies and self.edit.request.has_question else None
 
     @property
     def portability(self) -> list[Pair]:
@@ -67,7 +81,7 @@ class EditQuestions:
     @property
     def targets(self) -> list[Pair]:
         """Everything whose target should follow from the edit."""
-        return [self.own, *self.rephrased, *self.portability]
+        return [self.own, *self._with_target(self.rephrases), *self.portability]
 
     @property
     def answered_freely(self) -> list[Pair]:
@@ -78,11 +92,15 @@ class EditQuestions:
     def alternatives(self) -> list[Pair]:
         """The targets that others are compared with, and those that neighbours' given answers are."""
         request = self.edit.request
-        prompts = {"nothing": [], "prompt": [self.own], "all": [self.own, *self.rephrased]}[self.compared]
+        named = self.worded(Wording.same_context, Wording.other_context)
+        prompts = {"nothing": [], "prompt": [self.own], "all": [self.own, *named]}[self.compared]
         true = [(prompt, request.target_true) for prompt, _ in prompts if request.target_true is not None]
         probes = request.locality if self.compared == "all" else ()
         answered = [(probe.prompt, probe.target) for probe in probes if probe.target is not None]
         return [*true, *answered, *((prompt, request.target_new) for prompt, _ in answered)]
+
+    def _with_target(self, texts: Iterable[str]) -> list[Pair]:
+        return [(text, self.edit.request.target_new) for text in texts]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +118,16 @@ class PromptMeasurement:
     def prefers_new(self) -> bool | None:
         """Whether P(new) > P(true), geometric means over the tokens; None where they were not compared."""
         return None if self.true is None else _is_likelier(self.score, self.true)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatReply:
+    """What a model replies to a request's question."""
+
+    text: str
+    """The reply, up to 32 tokens."""
+    is_right: bool
+    """Whether it says the new answer and not the old one; see `wordings.is_right`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,12 +150,38 @@ class EditMeasurement:
     """The edit's id."""
     own: PromptMeasurement
     """After its own prompt."""
-    rephrases: tuple[PromptMeasurement, ...] = ()
-    """After each rephrase that was asked."""
+    same_context: tuple[PromptMeasurement, ...] = ()
+    """After each unseen rephrase that names the subject behind the same text as the prompt."""
+    other_context: tuple[PromptMeasurement, ...] = ()
+    """After each unseen rephrase that names the subject behind other text."""
+    unnamed: tuple[PromptMeasurement, ...] = ()
+    """After each unseen rephrase that does not name the subject."""
+    row_rephrases: tuple[PromptMeasurement, ...] = ()
+    """After each rephrase that was an edit row."""
+    reply: ChatReply | None = None
+    """The reply to the request's question in a chat; None where it has none, it was not asked, or the model has no chat
+    template."""
     portability: tuple[PromptMeasurement, ...] = ()
     """After each portability probe that has a target."""
     neighbours: tuple[NeighbourMeasurement, ...] = ()
     """What was measured at each locality probe."""
+
+    @property
+    def rephrases(self) -> tuple[PromptMeasurement, ...]:
+        """After each unseen rephrase that names the subject."""
+        return *self.same_context, *self.other_context
+
+
+@dataclass(kw_only=True, slots=True)
+class Answers:
+    """What a model said of many edits together, so that nothing is asked twice."""
+
+    scores: dict[Pair, Score]
+    """The teacher-forced scores of targets."""
+    replies: dict[ChatPrompt, str]
+    """Replies to questions in a chat."""
+    free: dict[Pair, FreeAnswer] = field(default_factory=dict)
+    """Free answers to prompts."""
 
 
 class EditMeasurer:
@@ -192,22 +246,26 @@ class EditMeasurer:
         return [found for part in _parts(questions, PREPARED_AT_ONCE) for found in self._measured(part, parent)]
 
     def _measured(self, questions: Sequence[EditQuestions], parent: Readings | None) -> list[EditMeasurement]:
-        targets = [pair for one in questions for pair in one.targets]
-        found = self.scores([*targets, *(pair for one in questions for pair in one.alternatives)])
+        asked = (pair for one in questions for pair in (*one.targets, *one.rows, *one.alternatives))
+        answers = Answers(scores=self.scores(list(asked)), replies=self._replies(questions))
+        answers.free |= self._free_answers(questions, answers.replies)
         changes = self._changes([one.edit for one in questions], parent)
-        return [
-            _measurement(one, found, said, of_edit)
-            for one, said, of_edit in zip(questions, self._free_answers(questions), changes, strict=True)
-        ]
+        return [_measurement(one, answers, of_edit) for one, of_edit in zip(questions, changes, strict=True)]
 
-    def _free_answers(self, questions: Sequence[EditQuestions]) -> list[dict[Pair, FreeAnswer]]:
-        asked = [(place, pair) for place, one in enumerate(questions) for pair in one.answered_freely]
-        in_chat = [questions[place].in_chat for place, _ in asked]
-        said: list[dict[Pair, FreeAnswer]] = [{} for _ in questions]
-        answers = free_answers(self._model, [pair for _, pair in asked], in_chat=in_chat)
-        for (place, pair), answer in zip(asked, answers, strict=True):
-            said[place][pair] = answer
-        return said
+    def _replies(self, questions: Sequence[EditQuestions]) -> dict[ChatPrompt, str]:
+        if not self._model.has_chat_template:
+            return {}
+        asked = list(dict.fromkeys(one.question for one in questions if one.question is not None))
+        return dict(zip(asked, chat_replies(self._model, asked), strict=True))
+
+    def _free_answers(
+        self, questions: Sequence[EditQuestions], replies: Mapping[ChatPrompt, str]
+    ) -> dict[Pair, FreeAnswer]:
+        in_chat: dict[Pair, bool] = {}
+        for one in questions:
+            in_chat |= {pair: one.in_chat or in_chat.get(pair, False) for pair in one.answered_freely}
+        found = free_answers(self._model, list(in_chat), in_chat=list(in_chat.values()), replies=replies)
+        return dict(zip(in_chat, found, strict=True))
 
     def _changes(self, edits: Sequence[Edit], parent: Readings | None) -> list[list[tuple[Change, Change | None]]]:
         """Return, for each edit and neighbour, the change from the base and from the parent."""
@@ -222,31 +280,35 @@ class EditMeasurer:
 
 
 def _measurement(
-    asked: EditQuestions,
-    found: Mapping[Pair, Score],
-    said: Mapping[Pair, FreeAnswer],
-    changes: Sequence[tuple[Change, Change | None]],
+    asked: EditQuestions, answers: Answers, changes: Sequence[tuple[Change, Change | None]]
 ) -> EditMeasurement:
     """Return the record of one edit out of what was found about many."""
-    request, alternatives = asked.edit.request, set(asked.alternatives)
+    request, alternatives, freely = asked.edit.request, set(asked.alternatives), set(asked.answered_freely)
 
     def compared_with(prompt: Prompt, target: str | None) -> Score | None:
-        return found[prompt, target] if target is not None and (prompt, target) in alternatives else None
+        return answers.scores[prompt, target] if target is not None and (prompt, target) in alternatives else None
 
-    def after_prompt(pair: Pair) -> PromptMeasurement:
-        true = compared_with(pair[0], request.target_true)
-        return PromptMeasurement(score=found[pair], true=true, free=said.get(pair))
+    def after(pair: Pair, *, is_target: bool = True) -> PromptMeasurement:
+        true = compared_with(pair[0], request.target_true) if is_target else None
+        return PromptMeasurement(
+            score=answers.scores[pair], true=true, free=answers.free[pair] if pair in freely else None
+        )
 
     def after_neighbour(probe: Probe, from_base: Change, from_parent: Change | None) -> NeighbourMeasurement:
         true = compared_with(probe.prompt, probe.target)
-        prefers_true = None if true is None else _is_likelier(true, found[probe.prompt, request.target_new])
+        prefers_true = None if true is None else _is_likelier(true, answers.scores[probe.prompt, request.target_new])
         return NeighbourMeasurement(from_base=from_base, from_parent=from_parent, prefers_true=prefers_true)
 
+    said = answers.replies.get(asked.question) if asked.question is not None else None
     return EditMeasurement(
         edit_id=asked.edit.edit_id,
-        own=after_prompt(asked.own),
-        rephrases=tuple(map(after_prompt, asked.rephrased)),
-        portability=tuple(PromptMeasurement(score=found[pair], free=said.get(pair)) for pair in asked.portability),
+        own=after(asked.own),
+        same_context=tuple(map(after, asked.worded(Wording.same_context))),
+        other_context=tuple(map(after, asked.worded(Wording.other_context))),
+        unnamed=tuple(map(after, asked.worded(Wording.unnamed))),
+        row_rephrases=tuple(map(after, asked.rows)),
+        reply=None if said is None else ChatReply(text=said, is_right=is_right(said, request)),
+        portability=tuple(after(pair, is_target=False) for pair in asked.portability),
         neighbours=tuple(
             after_neighbour(probe, *change) for probe, change in zip(request.locality, changes, strict=True)
         ),

@@ -1,20 +1,24 @@
-"""Free greedy answers to prompts, raw and in the chat template, and whether they confirm a target.
+"""Free greedy answers to prompts, raw and in the chat template, and replies to questions in a chat.
 
 Generation stops as soon as the answer is settled. A raw answer may have up to 24 tokens, but no more than its target
 plus 8: by then `answers.confirms` cannot change its mind. An answer that already went another way is followed for a
-few tokens more, for the reader of the report.
+few tokens more, for the reader of the report. A reply to a question may say its answer anywhere, so it is never cut
+short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from editors.measure.answers import confirms, is_settled
 from editors.models.families import EditableModel, Pair
+from pipeline.domain.prompts import ChatPrompt, asked_in_chat
 
 MAX_TOKENS = 24
 """Most tokens of a free answer."""
+REPLY_TOKENS = 32
+"""Most tokens of a reply to a question."""
 MARGIN_TOKENS = 8
 """Tokens after the target's length in which it must show whether the answer runs on."""
 READABLE_TOKENS = 6
@@ -36,22 +40,47 @@ class FreeAnswer:
 
 
 def free_answers(
-    model: EditableModel, pairs: Sequence[Pair], *, in_chat: Sequence[bool] | None = None
+    model: EditableModel,
+    pairs: Sequence[Pair],
+    *,
+    in_chat: Sequence[bool] | None = None,
+    replies: Mapping[ChatPrompt, str] | None = None,
 ) -> list[FreeAnswer]:
     """Return the answer to each prompt, in order; every rank has to call it.
 
     Args:
         model: the model as it is now.
-        pairs: prompts, and the targets that would be right.
+        pairs: prompts, and the targets that would be right; a prompt that is a chat is only asked as it is.
         in_chat: for each pair, whether it is asked in the chat template too; all are if None.
+        replies: what the model is known to reply in a chat; none of it is asked again.
     """
-    asked = [place for place in range(len(pairs)) if model.has_chat_template and (in_chat is None or in_chat[place])]
-    said = _said(model, [pairs[place] for place in asked], is_chat=True)
-    chat = {place: confirms(text, pairs[place][1]) for place, text in zip(asked, said, strict=True)}
+    raw = _said(model, pairs, is_chat=False)
+    wanted = {place for place in range(len(pairs)) if model.has_chat_template and (in_chat is None or in_chat[place])}
+    said = {place: text for place in wanted if (text := _known(pairs[place], raw[place], replies or {})) is not None}
+    asked = sorted(wanted - said.keys())
+    said |= zip(asked, _said(model, [pairs[place] for place in asked], is_chat=True), strict=True)
     return [
-        FreeAnswer(text=text, is_success=confirms(text, target), is_success_in_chat=chat.get(place))
-        for place, (text, (_, target)) in enumerate(zip(_said(model, pairs, is_chat=False), pairs, strict=True))
+        FreeAnswer(
+            text=text,
+            is_success=confirms(text, target),
+            is_success_in_chat=confirms(said[place], target) if place in said else None,
+        )
+        for place, (text, (_, target)) in enumerate(zip(raw, pairs, strict=True))
     ]
+
+
+def chat_replies(model: EditableModel, questions: Sequence[ChatPrompt]) -> list[str]:
+    """Return what a model replies to each question in its chat template; every rank has to call it."""
+    parts = (questions[start : start + AT_ONCE] for start in range(0, len(questions), AT_ONCE))
+    prompts = ([model.encode_prompt(question) for question in part] for part in parts)
+    answers = (tokens for part in prompts for tokens in model.greedy(part, max_new_tokens=REPLY_TOKENS))
+    return [model.decode(tokens).strip() for tokens in answers]
+
+
+def _known(pair: Pair, raw: str, replies: Mapping[ChatPrompt, str]) -> str | None:
+    """Return what a prompt gets in the chat template, where that has been asked already."""
+    prompt, _ = pair
+    return replies.get(asked_in_chat(prompt)) if isinstance(prompt, str) else raw
 
 
 def _said(model: EditableModel, pairs: Sequence[Pair], *, is_chat: bool) -> list[str]:
@@ -68,7 +97,7 @@ def _said_at_once(model: EditableModel, pairs: Sequence[Pair], *, is_chat: bool)
 
     answers = model.greedy(
         [
-            model.encode_chat(prompt) if is_chat and isinstance(prompt, str) else model.encode_prompt(prompt)
+            model.encode_prompt(asked_in_chat(prompt) if is_chat and isinstance(prompt, str) else prompt)
             for prompt, _ in pairs
         ],
         max_new_tokens=min(MAX_TOKENS, longest + MARGIN_TOKENS),

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from editors.measure.edit_measurer import EditMeasurement, EditMeasurer, EditQuestions
+from editors.measure.edit_measurer import EditMeasurement, EditMeasurer, EditQuestions, PromptMeasurement
 from editors.measure.losses import Reading
 from editors.measure.quality import Figure, chosen, prepared_quality
 from editors.measure.reference import Reference
 from editors.measure.scoring import Change, Score, compared, prepare, scores
-from editors.models.families import EditableModel
+from editors.models.families import EditableModel, Pair
 from editors.models.hooks import side_branch
 from editors.weights.deltas import WeightDelta, WeightStore
 from pipeline.domain.canonical import canonical_json, sha256_json
@@ -29,7 +29,7 @@ from pipeline.domain.measurements import EditScore, Measurements, ModelScore, me
 from pipeline.domain.rank_api import SuiteProbe
 
 NUM_CHAT = 8
-"""Edits of a batch that are also asked in the chat template."""
+"""Edits of a batch whose question is also asked in a chat: a reply takes 32 tokens, as many as 3 other measurements."""
 MAX_KNOWN = 4096
 """Edits whose neighbours' base answers are remembered before all are forgotten."""
 
@@ -57,13 +57,21 @@ class Scorer:
         model: holds the parent when asked to observe it, the candidate when asked to measure.
         weights: the model's edited weights.
         reference: what the base answers, and its quality at large.
-        num_chat: of how many edits of a batch the answer in the chat template is measured; all if None.
+        rephrase_rows: how many of an edit's own rephrases are edit rows at most; see `EditRequest.row_rephrases`.
+        num_chat: how many edits of a batch, of those that have a question, are asked in a chat; all if None.
     """
 
     def __init__(
-        self, model: EditableModel, weights: WeightStore, reference: Reference, *, num_chat: int | None = NUM_CHAT
+        self,
+        model: EditableModel,
+        weights: WeightStore,
+        reference: Reference,
+        *,
+        rephrase_rows: int = 0,
+        num_chat: int | None = NUM_CHAT,
     ) -> None:
-        self._model, self._weights, self._reference, self._num_chat = model, weights, reference, num_chat
+        self._model, self._weights, self._reference = model, weights, reference
+        self._rephrase_rows, self._num_chat = rephrase_rows, num_chat
         self._suite = prepare(model, [answer.sequence for answer in reference.suite])
         self._quality = prepared_quality(model, reference.quality_probes)
         self._parent: Observed | None = None
@@ -145,13 +153,15 @@ class Scorer:
         parent.neighbours |= self._measurer.readings(edits) if negative else self._measurer.base_readings(edits)
 
     def _successes(self, edits: Sequence[Edit]) -> dict[str, bool]:
-        pairs = {edit.edit_id: (edit.request.prompt, edit.request.target_new) for edit in edits}
+        pairs: dict[str, Pair] = {edit.edit_id: (edit.request.own_prompt, edit.request.target_new) for edit in edits}
         found = self._measurer.scores(list(pairs.values()))
         return {edit_id: found[pair].is_hit for edit_id, pair in pairs.items()}
 
     def _edit_scores(self, added: Sequence[Edit], parent: Observed) -> tuple[EditScore, ...]:
-        num_chat = len(added) if self._num_chat is None else self._num_chat
-        questions = [questions_of(edit, in_chat=place < num_chat) for place, edit in enumerate(added)]
+        asking = [edit.edit_id for edit in added if edit.request.has_question][: self._num_chat]
+        questions = [
+            questions_of(edit, rephrase_rows=self._rephrase_rows, replies=edit.edit_id in asking) for edit in added
+        ]
         return tuple(map(edit_score, self._measurer.measure(questions, parent=parent.neighbours)))
 
     def _asked(self, keys: Collection[str]) -> list[int]:
@@ -184,9 +194,23 @@ class Scorer:
         )
 
 
-def questions_of(edit: Edit, *, in_chat: bool = True) -> EditQuestions:
-    """Return what gates ask of an edit: every rephrase, and its own prompt freely and against what was true."""
-    return EditQuestions(edit=edit, rephrases=edit.request.rephrases, compared="prompt", free="prompt", in_chat=in_chat)
+def questions_of(edit: Edit, *, rephrase_rows: int = 0, replies: bool = True) -> EditQuestions:
+    """Return what gates ask of an edit: every rephrase, its own prompt freely and against what was true, its question.
+
+    Args:
+        edit: the edit.
+        rephrase_rows: how many of its rephrases are edit rows at most: these are no probes of generalization.
+        replies: whether its question is asked in a chat.
+    """
+    return EditQuestions(
+        edit=edit,
+        rephrases=edit.request.unseen_rephrases(rephrase_rows),
+        row_rephrases=edit.request.row_rephrases(rephrase_rows),
+        compared="prompt",
+        free="prompt",
+        in_chat=False,
+        replies=replies,
+    )
 
 
 def edit_score(found: EditMeasurement) -> EditScore:
@@ -197,17 +221,25 @@ def edit_score(found: EditMeasurement) -> EditScore:
         edit_id=found.edit_id,
         edit_success=own.score.is_hit,
         free_success=free.is_success if free else None,
-        chat_success=free.is_success_in_chat if free else None,
+        chat_success=found.reply.is_right if found.reply else None,
         generated=free.text if free else "",
+        reply=found.reply.text if found.reply else "",
         token_fraction=own.score.token_fraction,
         prob_new=own.score.probability,
         prob_true=own.true.probability if own.true else None,
-        rephrases=tuple(asked.score.is_hit for asked in found.rephrases),
+        same_context=_hits(found.same_context),
+        other_context=_hits(found.other_context),
+        unnamed=_hits(found.unnamed),
+        row_rephrases=_hits(found.row_rephrases),
         locality=tuple(change.is_unchanged for change in from_parent),
         locality_base=tuple(neighbour.from_base.is_unchanged for neighbour in found.neighbours),
         locality_kl=mean(change.kl for change in from_parent),
-        portability=tuple(asked.score.is_hit for asked in found.portability),
+        portability=_hits(found.portability),
     )
+
+
+def _hits(asked: Sequence[PromptMeasurement]) -> tuple[bool, ...]:
+    return tuple(one.score.is_hit for one in asked)
 
 
 def negative_shift(model: EditableModel, weights: WeightStore) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -90,6 +90,11 @@ class EditRequest:
         return asked_in_chat(self.question or self.prompt)
 
     @property
+    def has_question(self) -> bool:
+        """Whether the producer said how the fact is asked: by a question, by a chat, or by a prompt that is one."""
+        return bool(self.question or self.messages) or is_question(self.prompt)
+
+    @property
     def conflict_key(self) -> str:
         """The key of the fact: two corrections with the same key cannot both hold."""
         if self.subject and self.relation:

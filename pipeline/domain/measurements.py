@@ -18,17 +18,26 @@ class EditScore:
     free_success: bool | None = None
     """Free greedy generation of the raw prompt begins with the target and stops there."""
     chat_success: bool | None = None
-    """The same in the model's chat template, if it has one."""
+    """The reply to the request's question in the model's chat template says the target and not the old answer; None
+    where there is no question or no template, or it was not asked."""
     generated: str = ""
     """What free generation said, for the reader of the report."""
+    reply: str = ""
+    """The reply to the question, for the same reader."""
     token_fraction: float = 0.0
     """Share of target tokens that are the argmax (EasyEdit's rewrite accuracy)."""
     prob_new: float = 0.0
     """Geometric mean probability of the target's tokens."""
     prob_true: float | None = None
     """The same of `target_true`, if the request gave one."""
-    rephrases: tuple[bool, ...] = ()
-    """Teacher-forced success on each rephrase."""
+    same_context: tuple[bool, ...] = ()
+    """Teacher-forced success on each rephrase that names the subject behind the same text as the prompt."""
+    other_context: tuple[bool, ...] = ()
+    """The same on each rephrase that names the subject behind other text."""
+    unnamed: tuple[bool, ...] = ()
+    """The same on each rephrase that does not name the subject."""
+    row_rephrases: tuple[bool, ...] = ()
+    """The same on each rephrase that was an edit row; it is in none of the classes above."""
     locality: tuple[bool, ...] = ()
     """For each own locality probe: answers as the parent did."""
     locality_base: tuple[bool, ...] = ()
@@ -37,6 +46,11 @@ class EditScore:
     """Mean KL divergence from the parent on the own locality probes, nats."""
     portability: tuple[bool, ...] = ()
     """Teacher-forced success on each portability probe."""
+
+    @property
+    def rephrases(self) -> tuple[bool, ...]:
+        """Teacher-forced success on each rephrase that names the subject and was no edit row."""
+        return self.same_context + self.other_context
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

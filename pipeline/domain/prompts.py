@@ -17,7 +17,7 @@ class ChatTurn:
     """One message of a chat, as OpenAI's chat API has it."""
 
     role: Role
-    """Who speaks."""
+    """Who says it: the system, the user or the model itself."""
     content: str
     """What is said."""
 

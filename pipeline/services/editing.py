@@ -21,7 +21,7 @@ from pipeline.domain.batches import EditBatch
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, LeaseLost
 from pipeline.domain.failpoints import failpoint
-from pipeline.domain.gates import judge, unmeasured
+from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
 from pipeline.domain.rank_api import Candidate, Loaded
 from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator

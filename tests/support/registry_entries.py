@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit, EditRequest
-from pipeline.domain.gates import GatePolicy, judge
+from pipeline.domain.gates import GatePolicy
+from pipeline.domain.judging import judge
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.lineages import Lineage, NewLineage
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore

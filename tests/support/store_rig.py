@@ -25,7 +25,8 @@ from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.batches import EditBatch
 from pipeline.domain.edits import EditRequest
-from pipeline.domain.gates import GatePolicy, GateReport, judge
+from pipeline.domain.gates import GatePolicy, GateReport
+from pipeline.domain.judging import judge
 from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
 from pipeline.domain.messages import Message, ParsedMessage, PartitionKey, Poll
 from pipeline.domain.rank_api import BaseSpec, EditorSettings

@@ -193,7 +193,7 @@ class HeldModel:
         editing = None
         if plan.ledger is not None and files is not None:
             scorer = known.scorer_for(plan.ledger) if known else None
-            scorer = scorer or Scorer(model, weights, files.reference)
+            scorer = scorer or Scorer(model, weights, files.reference, rephrase_rows=plan.editor.rephrase_rows)
             editing = Editing(ledger=files.ledger, scorer=scorer, editor=files.editor)
         recent = _recent_batches(plan.ledger.rows, len(plan.deltas)) if plan.ledger and self._comm.rank == 0 else []
         return HeldSnapshot(plan=plan, model=model, weights=weights, editing=editing, recent=recent)

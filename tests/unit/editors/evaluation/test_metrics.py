@@ -8,7 +8,7 @@ import pytest
 
 from editors.evaluation.metrics import averaged, fluency, harmonic, retention, weighted_entropy
 from editors.evaluation.protocols import Protocol
-from editors.measure.edit_measurer import EditMeasurement, NeighbourMeasurement, PromptMeasurement
+from editors.measure.edit_measurer import ChatReply, EditMeasurement, NeighbourMeasurement, PromptMeasurement
 from editors.measure.free_answers import FreeAnswer
 from editors.measure.scoring import Change, Score
 from pipeline.domain.edits import Edit
@@ -53,7 +53,11 @@ def test_every_figure_is_the_mean_of_what_was_asked() -> None:
             EditMeasurement(
                 edit_id="one",
                 own=asked(True, prefers_new=True, is_free=True, is_free_in_chat=False),
-                rephrases=(asked(False, token_fraction=0.5, prefers_new=True, is_free=False), asked(True)),
+                same_context=(asked(False, token_fraction=0.5, prefers_new=True, is_free=False),),
+                other_context=(asked(True),),
+                unnamed=(asked(False), asked(True)),
+                row_rephrases=(asked(True), asked(True), asked(True), asked(False)),
+                reply=ChatReply(text="", is_right=True),
                 portability=(asked(True, is_free=True), asked(False)),
                 neighbours=(neighbour(is_unchanged=True, kl=0.25, prefers_true=True),),
             ),
@@ -70,17 +74,27 @@ def test_every_figure_is_the_mean_of_what_was_asked() -> None:
     assert found["edit_success"] == 0.5
     assert found["token_fraction"] == 0.625
     assert (found["generalization"], found["generalization_token_fraction"]) == (0.5, 0.75)
-    assert found["portability"] == 0.5
+    assert (found["generalization_same_context"], found["num_generalization_same_context"]) == (0.0, 1)
+    assert (found["generalization_other_context"], found["num_generalization_other_context"]) == (1.0, 1)
+    assert (found["generalization_unnamed"], found["num_generalization_unnamed"]) == (0.5, 2)
+    assert (found["row_rephrases"], found["chat_success"], found["num_chat_success"]) == (0.75, 1.0, 1)
+    assert found["portability"] == 0.5  # the rephrases that do not name the subject are among it
     assert found["locality_unchanged"] == pytest.approx(1 / 3)
     assert found["locality_kl"] == 0.5
     assert (found["prefers_new"], found["generalization_prefers_new"], found["neighbourhood"]) == (0.5, 1.0, 0.5)
     assert found["score"] == pytest.approx(3 / (1 / 0.5 + 1 / 1.0 + 1 / 0.5))
-    assert found["greedy"] == {"edit_success": 1.0, "generalization": 0.0, "portability": 1.0}
-    assert found["chat"] == {"edit_success": 0.0, "generalization": None, "portability": None}
+    asked_freely = {name: value for name, value in found["greedy"].items() if value is not None}
+    assert asked_freely == {
+        "edit_success": 1.0,
+        "generalization": 0.0,
+        "generalization_same_context": 0.0,
+        "portability": 1.0,
+    }
+    assert {name: value for name, value in found["chat"].items() if value is not None} == {"edit_success": 0.0}
     assert found["measured"] == {
         "edits": 2,
         "rephrases": 2,
-        "portability": 2,
+        "portability": 4,
         "neighbours": 3,
         "preferences": 2,
         "greedy": 1,
@@ -92,6 +106,8 @@ def test_what_was_not_asked_is_none_and_never_a_number() -> None:
     found = averaged([EditMeasurement(edit_id="one", own=asked(True))])
     assert found["generalization"] is found["locality_kl"] is found["prefers_new"] is found["score"] is None
     assert found["greedy"]["edit_success"] is None
+    assert found["chat_success"] is found["generalization_other_context"] is found["row_rephrases"] is None
+    assert found["num_chat_success"] == found["num_generalization_other_context"] == 0
     assert averaged([])["edit_success"] is None
     assert mean([None, 2.0, None]) == 2.0
 

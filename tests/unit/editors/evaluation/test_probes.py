@@ -81,7 +81,7 @@ def test_the_base_is_unchanged_and_its_perplexity_is_its_own(rig: Rig) -> None:
 
 def test_success_and_preference_are_those_of_a_plain_forward(rig: Rig) -> None:
     edits = asked_edits()
-    probes = EditProbes(rig.model, edits, TEXT, num_rephrases=3)
+    probes = EditProbes(rig.model, edits, TEXT)
     change(rig.model, rig.weights)
     ids = {edit.edit_id for edit in edits}
     for edit, figures in zip(edits, probes.ask(edits, preferring=ids), strict=True):
@@ -171,9 +171,10 @@ def test_more_damage_shows_in_every_figure_of_damage(rig: Rig) -> None:
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3])
 def test_what_may_be_an_edit_row_is_not_asked(num_rows: int, rig: Rig) -> None:
     edits = asked_edits()
-    probes = EditProbes(rig.model, edits, TEXT, num_rephrases=9, num_rows=num_rows)
+    probes = EditProbes(rig.model, edits, TEXT, num_rows=num_rows)
     asked = probes.ask(edits)
     assert {len(figures.rephrases) for figures in asked} == {max(1, 3 - num_rows)}
+    assert {len(figures.row_rephrases) for figures in asked} == {min(2, num_rows)}
 
 
 def test_a_probe_that_says_the_prompt_again_is_not_asked(rig: Rig) -> None:

@@ -22,7 +22,8 @@ from editors.solve.prior import Prior, measure_prior
 from editors.weights.deltas import PlainWeights, WeightDelta
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import InvalidInput, Misconfigured
-from pipeline.domain.gates import GatePolicy, Verdict, judge
+from pipeline.domain.gates import GatePolicy, Verdict
+from pipeline.domain.judging import judge
 from pipeline.domain.measurements import Measurements
 from pipeline.domain.rank_api import SuiteProbe
 from tests.support.factories import make_edit

@@ -287,7 +287,7 @@ def test_a_shared_beginning_changes_no_answer(rig: Rig) -> None:
 
 def test_gates_and_evaluation_say_the_same_of_an_edit(rig: Rig, reference: Reference) -> None:
     edits = [with_probes(0), with_probes(1, target_true=None), with_probes(2)]
-    probes = EditProbes(rig.model, edits, TEXT, num_rephrases=2)
+    probes = EditProbes(rig.model, edits, TEXT)
     measured = candidate(rig, Scorer(rig.model, rig.weights, reference), edits, [])
     ids = {edit.edit_id for edit in edits}
     for score, found in zip(measured.edits, probes.ask(edits, preferring=ids, free=ids), strict=True):

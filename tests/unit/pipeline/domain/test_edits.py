@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.domain.batches import RETAINED, displaced_by, most_trials, retention_draws, stratified_sample
 from pipeline.domain.edits import Edit
-from pipeline.domain.gates import GatePolicy, Verdict, judge
+from pipeline.domain.gates import GatePolicy, Verdict
+from pipeline.domain.judging import judge
 from pipeline.services.bisecting import Attempt, sift
 from tests.support.factories import NOON, make_edit, make_measurements, make_request, make_score
 

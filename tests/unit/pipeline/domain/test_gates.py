@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.domain.gates import GatePolicy, Verdict, judge, unmeasured
+from pipeline.domain.gates import GatePolicy, Verdict
+from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.measurements import Measurements, ModelScore
 from tests.support.factories import make_measurements, make_score
 

@@ -1,0 +1,226 @@
+"""Thresholds in, verdict out. `editors/measure/scorer.py` measures; nothing here knows a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.domain.gates import EditVerdict, GatePolicy, GateReport, GateRow, Verdict
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore, share
+from pipeline.domain.rank_api import EditorIdentity
+
+
+def judge(policy: GatePolicy, measurements: Measurements, *, editor: EditorIdentity | None = None) -> GateReport:
+    """Hold what was measured of an editor's change against a policy.
+
+    Bounds for the batch are against the parent, floors against the base. A breached floor is nobody's
+    fault in this batch: the verdict is `saturated`.
+    """
+    rows = (*_batch_rows(policy, measurements), *_floor_rows(policy, measurements))
+    edits = tuple(_edit_verdict(policy, score) for score in measurements.edits)
+    return GateReport(
+        verdict=_overall(rows, edits),
+        policy_digest=policy.digest,
+        rows=rows,
+        edits=edits,
+        measurements=measurements,
+        editor=editor,
+    )
+
+
+def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
+    candidate, parent = m.candidate, m.parent
+    has_edits = bool(m.edits)
+    return (
+        _row(
+            "edit_success",
+            share(s.edit_success for s in m.edits),
+            policy.edit_success_min,
+            required=has_edits,
+        ),
+        _row(
+            "free_success",
+            share(s.free_success for s in m.edits if s.free_success is not None),
+            policy.free_success_min,
+            required=has_edits,
+        ),
+        _row(
+            "generalization",
+            share(flag for s in m.edits for flag in s.rephrases),
+            policy.generalization_min,
+            required=False,
+        ),
+        *_wording_rows(policy, m),
+        _row(
+            "locality",
+            candidate.suite_unchanged,
+            _minus(parent.suite_unchanged, policy.locality_drop_max),
+            reference=parent.suite_unchanged,
+            against="parent",
+        ),
+        _row("locality_kl", m.kl_from_parent, policy.locality_kl_max, is_most=True, against="parent"),
+        _row(
+            "retention",
+            candidate.retention,
+            _minus(parent.retention, policy.retention_drop_max),
+            reference=parent.retention,
+            against="parent",
+            required=candidate.num_retained > 0,
+        ),
+        _row(
+            "perplexity",
+            candidate.perplexity,
+            (parent.perplexity or 0.0) * (1 + policy.perplexity_rise_max),
+            is_most=True,
+            reference=parent.perplexity,
+            against="parent",
+            required=not _has_accuracy(m),
+        ),
+        *_accuracy_rows(policy, m),
+        _row("change_norm", m.change_norm, policy.change_norm_max, is_most=True),
+    )
+
+
+def _wording_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
+    """Return how the edits hold in other words: each class of rephrases, those that were edit rows, and in chats."""
+    found = {
+        "generalization_same_context": (share(flag for s in m.edits for flag in s.same_context), 0.0),
+        "generalization_other_context": (
+            share(flag for s in m.edits for flag in s.other_context),
+            policy.other_context_min,
+        ),
+        "generalization_unnamed": (share(flag for s in m.edits for flag in s.unnamed), 0.0),
+        "row_rephrases": (share(flag for s in m.edits for flag in s.row_rephrases), 0.0),
+        "chat_success": (share(s.chat_success for s in m.edits), policy.chat_success_min),
+    }
+    return tuple(_row(name, value, bound, required=False) for name, (value, bound) in found.items())
+
+
+def _has_accuracy(m: Measurements) -> bool:
+    """Return whether it is a classifier's, which has an accuracy on its suite and no perplexity."""
+    return m.base.accuracy is not None
+
+
+def _accuracy_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
+    if not _has_accuracy(m):
+        return ()
+    return (
+        _row(
+            "accuracy",
+            m.candidate.accuracy,
+            _minus(m.parent.accuracy, policy.accuracy_drop_max),
+            reference=m.parent.accuracy,
+            against="parent",
+        ),
+        _row(
+            "accuracy_floor",
+            m.candidate.accuracy,
+            (m.base.accuracy or 0.0) * policy.accuracy_floor,
+            is_floor=True,
+            reference=m.base.accuracy,
+            against="base",
+        ),
+    )
+
+
+def _floor_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
+    base_perplexity = m.base.perplexity
+    return (
+        _row("locality_floor", m.candidate.suite_unchanged, policy.locality_floor, is_floor=True, against="base"),
+        _row(
+            "retention_floor",
+            m.candidate.retention,
+            policy.retention_floor,
+            is_floor=True,
+            against="base",
+            required=False,
+        ),
+        _row(
+            "perplexity_ceiling",
+            m.candidate.perplexity,
+            (base_perplexity or 0.0) * policy.perplexity_ceiling,
+            is_most=True,
+            is_floor=True,
+            reference=base_perplexity,
+            against="base",
+            required=not _has_accuracy(m),
+        ),
+    )
+
+
+def _row(
+    metric: str,
+    value: float | None,
+    bound: float,
+    *,
+    is_most: bool = False,
+    is_floor: bool = False,
+    reference: float | None = None,
+    against: str = "policy",
+    required: bool = True,
+) -> GateRow:
+    """Hold a value against the least it may be, or the most (`is_most`); missing a floor saturates the lineage."""
+    if value is None:
+        verdict = Verdict.not_measured
+    elif value <= bound if is_most else value >= bound:
+        verdict = Verdict.passed
+    else:
+        verdict = Verdict.saturated if is_floor else Verdict.failed
+    return GateRow(
+        metric=metric,
+        value=value,
+        reference=reference,
+        threshold=bound,
+        against=against,
+        verdict=verdict,
+        required=required,
+    )
+
+
+def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:
+    if not score.edit_success:
+        reason = f"the target is not the argmax after the prompt ({score.token_fraction:.2f} of its tokens are)"
+        return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
+    unchanged = share(score.locality)
+    if score.locality_kl is not None and score.locality_kl > policy.edit_locality_kl_max:
+        reason = f"its neighbours moved by {score.locality_kl:.2f} nats (bound {policy.edit_locality_kl_max:.2f})"
+        return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
+    return EditVerdict(edit_id=score.edit_id, passed=True, reason=_praise(score, unchanged))
+
+
+def _praise(score: EditScore, unchanged: float | None) -> str:
+    follows = share(score.rephrases)
+    rephrases = "rephrases not measured" if follows is None else f"{follows:.2f} of its rephrases follow"
+    if score.chat_success is not None:
+        rephrases += f", a chat answers {'rightly' if score.chat_success else 'otherwise'}"
+    neighbours = "neighbours not measured" if unchanged is None else f"{unchanged:.2f} of its neighbours unchanged"
+    return f"the target is the argmax; {rephrases}; {neighbours}"
+
+
+def _overall(rows: tuple[GateRow, ...], edits: tuple[EditVerdict, ...]) -> Verdict:
+    verdicts = {row.verdict for row in rows}
+    if Verdict.failed in verdicts or any(not edit.passed for edit in edits):
+        return Verdict.failed
+    if Verdict.saturated in verdicts:
+        return Verdict.saturated
+    if any(row.verdict is Verdict.not_measured and row.required for row in rows):
+        return Verdict.failed
+    return Verdict.passed
+
+
+def _minus(value: float | None, margin: float) -> float:
+    return 0.0 if value is None else value - margin
+
+
+def unmeasured(
+    policy: GatePolicy, edit_ids: Iterable[str], *, reason: str, editor: EditorIdentity | None = None
+) -> GateReport:
+    """Return a failing report for edits whose candidate could not be measured at all, with the reason on each."""
+    nothing = ModelScore()
+    return GateReport(
+        verdict=Verdict.failed,
+        policy_digest=policy.digest,
+        rows=(),
+        edits=tuple(EditVerdict(edit_id=edit_id, passed=False, reason=reason) for edit_id in edit_ids),
+        measurements=Measurements(edits=(), candidate=nothing, parent=nothing, base=nothing),
+        editor=editor,
+    )
