@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.domain.errors import InvalidMessage
-from pipeline.domain.wire import MAX_PROBES
+from pipeline.domain.wire import MAX_PROBES, MAX_TARGET_CHARS
 
 Document = dict[str, Any]
 """One JSON object of a file."""
@@ -47,6 +47,7 @@ def as_wire(document: Document) -> Document:
         if is_it(document):
             try:
                 wire = {key: value for key, value in convert(document).items() if value}
+                wire["portability"] = [probe for probe in wire.get("portability", ()) if probe.get("target")]
             except (AttributeError, TypeError) as error:
                 raise InvalidMessage(f"fields of {name} that hold something else than there: {error}") from error
             return {key: value[:MAX_PROBES] if isinstance(value, list) else value for key, value in wire.items()}
@@ -145,7 +146,7 @@ def _easyedit(document: Document) -> Document:
         "target_true": _text(document.get("ground_truth")),
         "rephrases": _texts(document.get("rephrase_prompt")) + _texts(document.get("rephrase")),
         "locality": [*flat, *_named(document.get("locality"))],
-        "portability": [probe for probe in [*ported, *_named(document.get("portability"))] if probe.get("target")],
+        "portability": [*ported, *_named(document.get("portability"))],
     }
 
 
@@ -165,10 +166,10 @@ def _named(groups: Any) -> Iterator[Document]:
 
 
 def _probe(prompt: Any, answer: Any) -> Iterator[Document]:
-    """Yield a probe, if there is a prompt for it."""
+    """Yield a probe, if there is a prompt for it; an answer that is longer than any target may be is left out."""
     asked, target = _text(prompt), _text(answer)
     if asked:
-        yield {"prompt": asked} | ({"target": target} if target else {})
+        yield {"prompt": asked} | ({"target": target} if target and len(target) <= MAX_TARGET_CHARS else {})
 
 
 def _text(value: Any) -> str | None:

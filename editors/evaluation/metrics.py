@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 from scipy.special import entr
 
-from editors.measure.edit_measurer import EditMeasurement, PromptMeasurement
+from editors.measure.questions import EditMeasurement, PromptMeasurement
 from pipeline.domain.edits import Edit
 from pipeline.domain.measurements import mean
 

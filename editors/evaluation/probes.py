@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from editors.evaluation.metrics import fluency
-from editors.measure.edit_measurer import EditMeasurement, EditMeasurer, EditQuestions
+from editors.measure.edit_measurer import EditMeasurer
 from editors.measure.quality import Figure, prepared_quality, quality_probes
+from editors.measure.questions import EditMeasurement, EditQuestions
 from editors.measure.scoring import scores
 from editors.models.families import EditableModel
 from pipeline.domain.batches import stratified_sample

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from editors.measure.edit_measurer import EditMeasurement, EditMeasurer, EditQuestions, PromptMeasurement
+from editors.measure.edit_measurer import EditMeasurer
 from editors.measure.losses import Reading
 from editors.measure.quality import Figure, chosen, prepared_quality
+from editors.measure.questions import EditMeasurement, EditQuestions, PromptMeasurement
 from editors.measure.reference import Reference
 from editors.measure.scoring import Change, Score, compared, prepare, scores
 from editors.models.families import EditableModel, Pair
@@ -27,9 +28,10 @@ from pipeline.domain.canonical import canonical_json, sha256_json
 from pipeline.domain.edits import Edit, normalised
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore, mean, share
 from pipeline.domain.rank_api import SuiteProbe
+from pipeline.domain.wordings import can_be_asked
 
 NUM_CHAT = 8
-"""Edits of a batch whose question is also asked in a chat: a reply takes 32 tokens, as many as 3 other measurements."""
+"""Edits of a batch, of those that can be asked in a chat, that are: a reply takes 32 tokens, one after another."""
 MAX_KNOWN = 4096
 """Edits whose neighbours' base answers are remembered before all are forgotten."""
 
@@ -58,7 +60,7 @@ class Scorer:
         weights: the model's edited weights.
         reference: what the base answers, and its quality at large.
         rephrase_rows: how many of an edit's own rephrases are edit rows at most; see `EditRequest.row_rephrases`.
-        num_chat: how many edits of a batch, of those that have a question, are asked in a chat; all if None.
+        num_chat: how many edits of a batch, of those that can be, are asked in a chat; all if None.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class Scorer:
         return {edit_id: found[pair].is_hit for edit_id, pair in pairs.items()}
 
     def _edit_scores(self, added: Sequence[Edit], parent: Observed) -> tuple[EditScore, ...]:
-        asking = [edit.edit_id for edit in added if edit.request.has_question][: self._num_chat]
+        asking = [edit.edit_id for edit in added if can_be_asked(edit.request)][: self._num_chat]
         questions = [
             questions_of(edit, rephrase_rows=self._rephrase_rows, replies=edit.edit_id in asking) for edit in added
         ]

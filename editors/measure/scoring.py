@@ -51,6 +51,10 @@ class Score:
         """Geometric mean probability of the target's tokens."""
         return math.exp(self.mean_log_probability)
 
+    def is_likelier_than(self, other: Score) -> bool:
+        """Return whether this target is the more probable of two, geometric means over the tokens."""
+        return self.mean_log_probability > other.mean_log_probability
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:

@@ -66,6 +66,14 @@ def contains(text: str, name: str) -> bool:
     return bool(_mentions(_folded(text), _folded(name)))
 
 
+def can_be_asked(request: EditRequest) -> bool:
+    """Return whether a reply in a chat can show that an edit holds: there is a question, which does not say the answer.
+
+    A reply that only takes up the question's words would be right where the question names the new answer.
+    """
+    return request.has_question and not _is_told(request, request.target_new)
+
+
 def is_right(reply: str, request: EditRequest) -> bool:
     """Return whether a free reply to a request's question says the new answer, and not the old one.
 
@@ -79,14 +87,14 @@ def is_right(reply: str, request: EditRequest) -> bool:
     )
     is_said = any(not _is_inside(span, [*subjects, *old], or_equal=False) for span in new)
     is_old = any(not _is_inside(span, [*subjects, *new], or_equal=True) for span in old)
-    return is_said and (not is_old or _asks_about_old(request))
+    return is_said and (not is_old or _is_told(request, request.target_true))
 
 
-def _asks_about_old(request: EditRequest) -> bool:
+def _is_told(request: EditRequest, answer: str | None) -> bool:
+    """Return whether the question names an answer, other than within the subject's longer name."""
     asked = _folded(request.chat_question.question)
-    subjects = _mentions(asked, _folded(request.subject or ""))
-    old = _mentions(asked, _folded(request.target_true or ""))
-    return any(not _is_inside(span, subjects, or_equal=True) for span in old)
+    subjects, answers = (_mentions(asked, _folded(name or "")) for name in (request.subject, answer))
+    return any(not _is_inside(span, subjects, or_equal=False) for span in answers)
 
 
 def _is_inside(span: Span, others: Iterable[Span], *, or_equal: bool) -> bool:

@@ -35,7 +35,7 @@ from pipeline.domain.errors import EditorFailed
 from pipeline.domain.rank_api import EditorSettings
 from tests.support.factories import make_edit
 from tests.support.ledger_parts import FACTS, prior_lines
-from tests.support.tiny_models import TEXT, save_tiny_llama
+from tests.support.tiny_models import TEXT, save_tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture
@@ -350,6 +350,47 @@ def test_a_second_solver_starts_from_the_unedited_base(files: Path) -> None:
     assert evaluate(evaluate_arguments(files, solver="least_squares")) == 0
     alone = json.loads((files / "out.json").read_text())["solvers"]
     assert both["least_squares"]["locality_kl"] == pytest.approx(alone["least_squares"]["locality_kl"], rel=1e-4)
+
+
+def test_questions_that_the_editor_does_not_see_are_asked_all_the_same(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }} {% endfor %}"
+    tokenizer.save_pretrained(files / "model")
+    corrections = [
+        {
+            "prompt": prompt,
+            "subject": prompt.split()[-1],
+            "target_new": target,
+            "paraphrases": ["the king of Japan", f"{prompt} a", "what is"],
+            "far": ["where was the queen"],
+            "question": f"what is {i}",
+            "chat_stem": "the answer is",
+        }
+        for i, (prompt, target) in enumerate(FACTS[:2])
+    ]
+    (files / "edits.jsonl").write_text("\n".join(json.dumps(correction) for correction in corrections))
+    edit, seen = RecursiveEditor.edit, []
+
+    def noted(editor: RecursiveEditor, job: EditJob) -> EditResult:
+        seen.extend(added.request for added in job.added)
+        return edit(editor, job)
+
+    monkeypatch.setattr(RecursiveEditor, "edit", noted)
+    arguments = evaluate_arguments(files, edits="2", solver="recursive")
+    for flags, is_seen in (([], True), (["--unseen-questions"], False)):
+        seen.clear()
+        assert evaluate([*arguments, *flags]) == 0
+        assert [(request.question is not None, request.answer is not None) for request in seen] == [(is_seen,) * 2] * 2
+        document = json.loads((files / "out.json").read_text())
+        found = document["solvers"]["recursive"]
+        assert document["inputs"]["unseen_questions"] is not is_seen
+        assert found["num_chat_success"] == 2
+        assert 0 <= found["chat_success"] <= 1
+        classes = ("same_context", "other_context", "unnamed")
+        assert [found[f"num_generalization_{name}"] for name in classes] == [2, 1, 5]
+        assert found["measured"]["rephrases"] == 3
 
 
 def test_on_the_way_a_sample_is_measured_and_at_the_end_every_edit(files: Path) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from editors.data.datasets import read_edits
-from pipeline.domain.edits import EditRequest
+from editors.data.formats import QUESTIONS
+from pipeline.domain.edits import EditRequest, Probe
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.wordings import Wording, can_be_asked, wording_of
+from tests.support.paths import ROOT
 
 COUNTERFACT = {
     "case_id": 1,
@@ -159,3 +162,97 @@ def test_an_object_of_no_format_is_named_with_what_it_lacks(
     with pytest.raises(Misconfigured, match=complaint) as error:
         read_one(tmp_path, document, is_list=True)
     assert "item 1" in str(error.value)
+
+
+def test_a_neighbour_whose_answer_is_too_long_is_kept_without_it_and_a_consequence_is_not(tmp_path: Path) -> None:
+    long = "word " * 60
+    request = read_one(tmp_path, FLAT | {"locality_answer": long})
+    assert request.locality == (Probe(prompt="BBC Radio, by"),)
+    request = read_one(tmp_path, REAL | {"portability": [{"prompt": "It is", "target": long}]})
+    assert request.portability == ()
+
+
+REAL: dict[str, Any] = {
+    "id": "dev-1",
+    "subject": "Thailand",
+    "relation": "head_of_government",
+    "prompt": "The current prime minister of Thailand is",
+    "target_new": "Anutin Charnvirakul",
+    "target_true": "Prayut Chan-o-cha",
+    "paraphrases": ["Thailand's government is headed by"],
+    "question": "Who is the prime minister of Thailand?",
+    "chat_stem": "Thailand's current prime minister is",
+    "far": ["The head of the government in Bangkok is"],
+    "neighbors": [{"prompt": "The current prime minister of India is", "target": "Narendra Modi"}],
+    "portability": [{"prompt": "The party of Thailand's prime minister is", "target": "Bhumjaithai"}],
+}
+
+
+def test_a_real_correction_brings_its_question_an_answer_and_wordings_without_the_subject(tmp_path: Path) -> None:
+    request = read_one(tmp_path, REAL)
+    assert (request.prompt, request.subject) == ("The current prime minister of Thailand is", "Thailand")
+    assert request.rephrases == ("Thailand's government is headed by", "The head of the government in Bangkok is")
+    assert [wording_of(text, request) for text in request.rephrases] == [Wording.other_context, Wording.unnamed]
+    assert request.question == "Who is the prime minister of Thailand?"
+    assert request.answer == "Thailand's current prime minister is Anutin Charnvirakul."
+    assert request.chat_prompt.begun == "Thailand's current prime minister is"
+    assert request.locality == (Probe(prompt="The current prime minister of India is", target="Narendra Modi"),)
+    assert request.portability == (Probe(prompt="The party of Thailand's prime minister is", target="Bhumjaithai"),)
+
+
+def test_a_real_correction_may_leave_out_all_that_is_asked_of_it(tmp_path: Path) -> None:
+    request = read_one(tmp_path, {"prompt": "It is", "target_new": "so", "chat_stem": None, "far": []})
+    assert (request.question, request.answer, request.rephrases, request.locality) == (None, None, (), ())
+
+
+FLAT: dict[str, Any] = {
+    "relation": "P127",
+    "subject": "BBC One",
+    "prompt": "BBC One, by",
+    "target_new": "Sega",
+    "target_true": "BBC",
+    "paraphrases": ["BBC One is owned by"],
+    "locality_prompt": "BBC Radio, by",
+    "locality_answer": "BBC",
+}
+
+
+@pytest.mark.parametrize("has_subject", [True, False])
+def test_an_edit_of_a_known_relation_gets_its_question_if_its_prompt_names_the_subject(
+    has_subject: bool, tmp_path: Path
+) -> None:
+    request = read_one(tmp_path, FLAT if has_subject else FLAT | {"prompt": "The channel is by"})
+    expected = ("Who owns BBC One?", "BBC One is owned by Sega.") if has_subject else (None, None)
+    assert (request.question, request.answer) == expected
+
+
+def test_counterfact_gets_the_same_questions_and_an_unknown_relation_none(tmp_path: Path) -> None:
+    request = read_one(tmp_path, COUNTERFACT)
+    assert request.question == "What is the native language of Danielle Darrieux?"
+    assert request.answer == "The native language of Danielle Darrieux is English."
+    assert read_one(tmp_path, FLAT | {"relation": "P0"}).question is None
+
+
+def test_every_question_and_its_answer_name_the_subject() -> None:
+    known = json.loads(QUESTIONS.read_text())
+    assert len(known) == 33
+    for texts in known.values():
+        assert set(texts) == {"question", "answer_stem"}
+        assert all(text.count("[X]") == 1 for text in texts.values())
+        assert texts["question"].endswith("?")
+
+
+@pytest.mark.parametrize(
+    "name", ["real_dev", "zsre_val", "wikibigedit_val", "counterfact_pararel_val", "counterfact_pararel_stream"]
+)
+def test_the_files_at_hand_are_read_whole(name: str) -> None:
+    path = ROOT.parent / "shared" / "data" / f"{name}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"expected the data at hand in {path}; they are no part of the repository")
+    edits = read_edits(path)
+    assert len(edits) == len(path.read_text().splitlines())
+    if name == "real_dev":
+        wordings = [wording_of(text, edit.request) for edit in edits for text in edit.request.rephrases]
+        assert (wordings.count(Wording.other_context), wordings.count(Wording.unnamed)) == (3 * len(edits), 76)
+        assert all(edit.request.chat_prompt.begun for edit in edits)
+    assert sum(can_be_asked(edit.request) for edit in edits) > 0.9 * len(edits)

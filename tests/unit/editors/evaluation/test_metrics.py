@@ -8,8 +8,8 @@ import pytest
 
 from editors.evaluation.metrics import averaged, fluency, harmonic, retention, weighted_entropy
 from editors.evaluation.protocols import Protocol
-from editors.measure.edit_measurer import ChatReply, EditMeasurement, NeighbourMeasurement, PromptMeasurement
 from editors.measure.free_answers import FreeAnswer
+from editors.measure.questions import ChatReply, EditMeasurement, NeighbourMeasurement, PromptMeasurement
 from editors.measure.scoring import Change, Score
 from pipeline.domain.edits import Edit
 from pipeline.domain.measurements import mean

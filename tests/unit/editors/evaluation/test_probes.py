@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.evaluation.probes import EditProbes
+from editors.evaluation.probes import MOST_REPHRASES, EditProbes
 from editors.models.families import EditableModel
 from editors.weights.deltas import PlainWeights, WeightDelta
 from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.wordings import Wording
 from tests.support.factories import make_edit
 from tests.support.ledger_parts import FACTS, Rig, make_rig
 from tests.support.tiny_models import TEXT
@@ -183,3 +184,22 @@ def test_a_probe_that_says_the_prompt_again_is_not_asked(rig: Rig) -> None:
     edit = replace(edit, request=request)
     [figures] = EditProbes(rig.model, [edit], TEXT).ask([edit])
     assert figures.rephrases == ()
+
+
+def test_so_many_rephrases_of_each_class_are_asked_and_the_first_of_each(rig: Rig) -> None:
+    [edit, *_] = asked_edits()
+    prompt = "who is king of Japan"
+    texts = (f"{prompt} a", "Japan is", f"{prompt} and", "the queen", f"{prompt} of", "in Japan", "a king", "what is")
+    edit = replace(edit, request=replace(edit.request, prompt=prompt, subject="Japan", rephrases=texts))
+    for most, expected in ((MOST_REPHRASES, (2, 2, 3)), (dict.fromkeys(Wording, 1), (1, 1, 1))):
+        [found] = EditProbes(rig.model, [edit], TEXT, most_rephrases=most).ask([edit])
+        assert (len(found.same_context), len(found.other_context), len(found.unnamed)) == expected
+    assert found.own.score != found.same_context[0].score
+    assert found.same_context[0].score.is_hit == bool(log_probabilities(rig.model, texts[0], "Kyoto")[1].all())
+
+
+def test_what_is_asked_stands_as_it_was_given_at_first(rig: Rig) -> None:
+    [edit, *_] = asked_edits()
+    without = replace(edit, request=replace(edit.request, rephrases=()))
+    probes = EditProbes(rig.model, [edit], TEXT)
+    assert probes.ask([without]) == probes.ask([edit])

@@ -12,7 +12,7 @@ from editors.evaluation.probes import EditProbes
 from editors.measure.prefix_cache import PrefixCache
 from editors.measure.quality import Figure, prepared_quality
 from editors.measure.reference import Reference, build_reference, own_answers
-from editors.measure.scorer import Scorer, negative_shift
+from editors.measure.scorer import Scorer, negative_shift, questions_of
 from editors.measure.scoring import compared, prepare, readings, scores
 from editors.methods.base import EditJob
 from editors.methods.recursive import RecursiveEditor
@@ -184,6 +184,33 @@ def test_a_trial_fills_every_figure(rig: Rig, reference: Reference) -> None:
     assert len(measured.probe_set_digest) == 64
 
 
+def test_rephrases_that_are_edit_rows_are_measured_as_such_and_never_as_generalization(
+    rig: Rig, reference: Reference
+) -> None:
+    texts = ("Japan is", "what is Japan", "a king of Japan", "the queen", "who is king of Japan and")
+    edit = with_probes(0, subject="Japan", rephrases=texts)
+    for num_rows, in_classes, in_rows in ((0, (1, 3, 1), 0), (2, (1, 1, 1), 2), (4, (0, 1, 0), 4)):
+        asked = questions_of(edit, rephrase_rows=num_rows)
+        assert set(asked.rephrases).isdisjoint(asked.row_rephrases)
+        make_again(rig)
+        scorer = Scorer(rig.model, rig.weights, reference, rephrase_rows=num_rows)
+        [score] = candidate(rig, scorer, [edit], []).edits
+        assert (len(score.same_context), len(score.other_context), len(score.unnamed)) == in_classes
+        assert len(score.rephrases) == sum(in_classes[:2])
+        assert len(score.row_rephrases) == in_rows
+
+
+def test_so_many_edits_of_a_batch_are_asked_in_a_chat_and_only_those_with_a_question(
+    rig: Rig, reference: Reference
+) -> None:
+    rig.model.tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }} {% endfor %}"
+    asked = {"question": "who is king"}
+    edits = [with_probes(0), with_probes(1, **asked), with_probes(2, **asked), with_probes(3, **asked)]
+    measured = candidate(rig, Scorer(rig.model, rig.weights, reference, num_chat=2), edits, [])
+    assert [score.chat_success is not None for score in measured.edits] == [False, True, True, False]
+    assert [bool(score.reply) for score in measured.edits] == [False, True, True, False]
+
+
 def test_the_parent_of_a_kept_candidate_is_the_candidate(rig: Rig, reference: Reference) -> None:
     scorer = Scorer(rig.model, rig.weights, reference)
     first = candidate(rig, scorer, [with_probes(0)], [])
@@ -210,7 +237,8 @@ def test_a_dropped_candidate_leaves_the_parent_as_it_was(rig: Rig, reference: Re
 def make_again(rig: Rig) -> Rig:
     """The same rig at its base."""
     rig.weights.set_accumulators({})
-    rig.ledger.commit(rig.ledger.batches[0].only(()), rig.ledger.edit_ids)
+    if rig.ledger.batches:
+        rig.ledger.commit(rig.ledger.batches[0].only(()), rig.ledger.edit_ids)
     return rig
 
 

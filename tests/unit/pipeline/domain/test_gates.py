@@ -73,6 +73,46 @@ def test_edits_without_rephrases_pass_with_generalization_not_measured() -> None
     assert report.passed
 
 
+def test_generalization_is_reported_by_class_and_edit_rows_are_no_part_of_it() -> None:
+    score = make_score(
+        "a",
+        same_context=(True, True, True),
+        other_context=(True, False),
+        unnamed=(False,),
+        row_rephrases=(True,),
+        chat_success=False,
+    )
+    report = judge(POLICY, make_measurements(score, make_score("b", same_context=(False,), chat_success=True)))
+    values = {row.metric: row.value for row in report.rows}
+    assert values["generalization"] == 4 / 6
+    assert values["generalization_same_context"] == 3 / 4
+    assert values["generalization_other_context"] == 1 / 2
+    assert values["generalization_unnamed"] == 0.0
+    assert values["row_rephrases"] == 1.0
+    assert values["chat_success"] == 1 / 2
+    assert report.passed
+    assert "0.80 of its rephrases follow, a chat answers otherwise" in report.edits[0].reason
+
+
+@pytest.mark.parametrize(
+    ("bound", "metric"),
+    [("other_context_min", "generalization_other_context"), ("chat_success_min", "chat_success")],
+)
+def test_other_contexts_and_chats_are_judged_only_where_the_policy_has_a_bound(bound: str, metric: str) -> None:
+    missed = make_measurements(make_score("a", other_context=(True, False), chat_success=False))
+    strict = replace(POLICY, **{bound: 0.6})  # type: ignore[arg-type]
+    assert judge(POLICY, missed).passed
+    report = judge(strict, missed)
+    assert [row.metric for row in report.rows if row.verdict is Verdict.failed] == [metric]
+    assert judge(strict, make_measurements(make_score("a"))).passed  # what was not measured fails nobody
+
+
+def test_policies_from_before_these_bounds_keep_their_digest() -> None:
+    known = GatePolicy(edit_success_min=0.9, free_success_min=0.5)
+    assert known.digest == "b86ee05083f9950848c2a962d32e5b481880ab3c870b1fdd343d722dcc1ecab9"
+    assert replace(known, chat_success_min=0.1).digest != known.digest
+
+
 def test_a_breached_floor_is_nobodys_fault() -> None:
     whole = make_measurements(make_score("a"))
     worn = replace(whole.candidate, suite_unchanged=0.45)
