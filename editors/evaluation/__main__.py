@@ -53,7 +53,8 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
     asked = read_edits(given.data, limit=given.edits)
     edits = [without_question(edit) for edit in asked] if given.unseen_questions else asked
     reporter.say(f"{len(edits)} edits; loading {given.model}")
-    loaded = load_base(given.model, next(iter(methods.values())).settings.inner_params, task=given.task)
+    names = next(iter(methods.values())).settings.inner_params
+    loaded = load_base(given.model, names, task=given.task, device=given.device)
     num_rows = max(method.settings.rephrase_rows for method in methods.values())
     inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
     figures: dict[str, Any] = {"inputs": inputs, "protocol": asdict(protocol_of(given)), "is_complete": False}
@@ -140,7 +141,7 @@ def _inputs(given: argparse.Namespace) -> dict[str, Any]:
     files: dict[str, Any] = {name: str(path) if (path := getattr(given, name)) else None for name in names}
     files["prior_text"] = [str(path) for path in prior_texts(given)]
     shown = {"rephrases": most_rephrases(given), "unseen_questions": given.unseen_questions}
-    return files | shown | {"task": given.task, "ft": asdict(fine_tuning_of(given))}
+    return files | shown | {"task": given.task, "device": given.device, "ft": asdict(fine_tuning_of(given))}
 
 
 def _write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, required=True, help="edits: our JSONL, CounterFact, zsRE, EasyEdit")
     made.add_argument("--edits", type=positive, required=True, help="how many from the top")
     add_base_options(made, task="causal")
+    made.add_argument("--device", default="cpu", help="where the model is edited: cpu, cuda or cuda:0; cpu if left out")
     made.add_argument("--json", help="file for the figures; - prints them, as without --out")
     made.add_argument("--out", type=Path, help="folder for figures.json and curves.png")
     _add_protocol(made)

@@ -34,13 +34,14 @@ class Method:
     def on(self, model: EditableModel) -> tuple[EditorSettings, Editor]:
         """Return its settings with the weights of a model named, and the editor that edits by them."""
         settings = resolved(self.settings, model)
+        transform = self.trained.transform.to(model.device) if self.trained else None
         if settings.solver == UNTRAINED:
             return settings, FineTuningEditor(fine_tuning_of(self.given))
         if self.trained is not None and self.trained.card.is_published:
             return settings, MendSumEditor(self.trained.transform)
         if settings.solver == "mend":
             raise Misconfigured("expected a trained editor for the solver mend, got none")
-        return settings, editor_for(settings, self.trained.transform if self.trained else None)
+        return settings, editor_for(settings, transform)
 
 
 def methods_of(given: argparse.Namespace) -> dict[str, Method]:

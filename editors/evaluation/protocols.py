@@ -121,7 +121,8 @@ class Evaluation:
         """Apply each edit by itself to the base, which is restored after it: figures averaged over the edits."""
         free, read = self._sampled("free", self.protocol.free_sample), self._sampled("text", NUM_TEXT_SAMPLE)
         cost, found, drawdowns, texts = CostMeter(model_bytes(self.model)), [], [], []
-        untouched = Ledger(self.prior, strength=settings.prior_strength, ridge=settings.ridge)
+        strength, ridge = settings.prior_strength, settings.ridge
+        untouched = Ledger(self.prior, strength=strength, ridge=ridge, device=self.model.device)
         for place, edit in enumerate(self.edits, start=1):
             # All of them stand on one ledger without edits, which stays as it is: A is factored once.
             stream = Stream(self.model, editor, self.prior, settings, cost, untouched)

@@ -56,7 +56,8 @@ class Stream:
         self._keeps_ledger = editor.keeps_ledger and ledger is None
         self._memory = WatchedMemory(model.device)
         with self._memory.watching():
-            self.ledger = ledger or Ledger(prior, strength=settings.prior_strength, ridge=settings.ridge)
+            strength, ridge = settings.prior_strength, settings.ridge
+            self.ledger = ledger or Ledger(prior, strength=strength, ridge=ridge, device=model.device)
             self.weights = PlainWeights(model.module, model.inner)
         self.active: dict[str, Edit] = {}
         self._holding: dict[str, str] = {}  # conflict key -> the edit that holds, also when a later one failed

@@ -76,7 +76,8 @@ class EditMeasurer:
         new = [edit for edit in edits if edit.edit_id not in self._base]
         for part in _parts(new, PREPARED_AT_ONCE):
             probes = [probe for edit in part for probe in edit.request.locality]
-            sequences = [answer for some in _parts(probes, AT_ONCE) for answer in own_answers(self._model, some)]
+            most = AT_ONCE * self._model.times_more
+            sequences = [answer for some in _parts(probes, most) for answer in own_answers(self._model, some)]
             pairs = iter(zip(sequences, readings(self._model, self._prefixes.prepare(sequences)), strict=True))
             self._base |= {edit.edit_id: tuple(next(pairs) for _ in edit.request.locality) for edit in part}
 

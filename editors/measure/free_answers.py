@@ -24,7 +24,7 @@ MARGIN_TOKENS = 8
 READABLE_TOKENS = 6
 """Tokens of a raw answer that are always shown."""
 AT_ONCE = 64
-"""Most prompts that are continued together, which bounds the memory of their keys and values."""
+"""Most prompts that a CPU continues together, which bounds the memory of their keys and values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +84,9 @@ def _known(pair: Pair, raw: str, replies: Mapping[ChatPrompt, str]) -> str | Non
 
 
 def _said(model: EditableModel, pairs: Sequence[Pair], *, is_chat: bool) -> list[str]:
-    starts = range(0, len(pairs), AT_ONCE)
-    return [text for start in starts for text in _said_at_once(model, pairs[start : start + AT_ONCE], is_chat=is_chat)]
+    most = AT_ONCE * model.times_more
+    starts = range(0, len(pairs), most)
+    return [text for start in starts for text in _said_at_once(model, pairs[start : start + most], is_chat=is_chat)]
 
 
 def _said_at_once(model: EditableModel, pairs: Sequence[Pair], *, is_chat: bool) -> list[str]:

@@ -8,6 +8,7 @@ Legend: N target tokens in a batch, B sequences, T target tokens of one sequence
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -24,7 +25,7 @@ LEAST_REST = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What a model would say at each target position of one sequence; on the CPU."""
+    """What a model would say at each target position of one sequence, or of several after each other; on the CPU."""
 
     argmax_T: Tensor
     """The most probable token of each position."""
@@ -44,6 +45,25 @@ class Reading:
             top_TK=top_TK.cpu(),
             log_top_TK=log_top_TK.cpu(),
             log_rest_T=_log_rest(log_TV, top_TK).cpu(),
+        )
+
+    @classmethod
+    def joined(cls, readings: Sequence[Self]) -> Self:
+        """Return the readings of several sequences as one, their positions after each other."""
+        return cls(
+            argmax_T=torch.cat([one.argmax_T for one in readings]),
+            top_TK=torch.cat([one.top_TK for one in readings]),
+            log_top_TK=torch.cat([one.log_top_TK for one in readings]),
+            log_rest_T=torch.cat([one.log_rest_T for one in readings]),
+        )
+
+    def part(self, of_row: slice) -> Self:
+        """Return some positions as a reading with memory of its own, which does not hold the others."""
+        return type(self)(
+            argmax_T=self.argmax_T[of_row].clone(),
+            top_TK=self.top_TK[of_row].clone(),
+            log_top_TK=self.log_top_TK[of_row].clone(),
+            log_rest_T=self.log_rest_T[of_row].clone(),
         )
 
 
@@ -76,10 +96,15 @@ def divergence(before: Reading, log_TV: Tensor) -> Tensor:
         before: what was answered.
         log_TV: log-probabilities now, fp32.
     """
+    return divergences(before, log_TV).mean()
+
+
+def divergences(before: Reading, log_TV: Tensor) -> Tensor:
+    """Return what `divergence` is the mean of: the KL at each token, T, nats."""
     top_TK = before.top_TK.to(log_TV.device)
     log_was_TK, log_was_rest_T = before.log_top_TK.to(log_TV.device), before.log_rest_T.to(log_TV.device)
     top_T = (log_was_TK.exp() * (log_was_TK - log_TV.gather(1, top_TK))).sum(dim=1)
-    return (top_T + log_was_rest_T.exp() * (log_was_rest_T - _log_rest(log_TV, top_TK))).mean()
+    return top_T + log_was_rest_T.exp() * (log_was_rest_T - _log_rest(log_TV, top_TK))
 
 
 def _log_rest(log_TV: Tensor, top_TK: Tensor) -> Tensor:

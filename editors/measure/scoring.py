@@ -10,14 +10,13 @@ Legend: N target tokens in a batch, T target tokens of one sequence, V vocabular
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from editors.measure.losses import Reading, divergence, rows_of, target_log_probability
+from editors.measure.losses import Reading, divergences, rows_of, target_log_probability
 from editors.models.comm import merged
 from editors.models.families import EditableModel, TargetBatch
 from editors.models.tokens import Encoded
@@ -25,6 +24,8 @@ from editors.models.tokens import Encoded
 Prepared = list[tuple[list[int], TargetBatch]]
 """Batches of sequences, each with the places of its rows in the list that they were made from. A batch may hold what
 enters the first edited block, so that only the blocks from there on run again. See `EditableModel.chunked`."""
+READ_POSITIONS = 64
+"""Most target tokens whose distributions are read at once on a CPU, each of V numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,14 +66,6 @@ class Change:
     kl: float
     """Mean over the positions of KL(earlier || now), nats; see `losses.divergence`."""
 
-    @classmethod
-    def of(cls, before: Reading, log_TV: Tensor) -> Self:
-        """Return the change since a reading, given log-probabilities now."""
-        return cls(
-            is_unchanged=bool((log_TV.argmax(dim=1) == before.argmax_T.to(log_TV.device)).all()),
-            kl=max(float(divergence(before, log_TV)), 0.0),  # rounding may lead below 0
-        )
-
 
 def prepare(model: EditableModel, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
     """Return batches of bounded size with what enters the first edited block, which no edit of the base changes."""
@@ -87,12 +80,10 @@ def scores(model: EditableModel, prepared: Prepared) -> list[Score]:
         logits_NV = model.target_logits(batch).float()
         if not places:
             continue
-        hit_N = logits_NV.argmax(dim=1) == batch.target_N
-        log_N = target_log_probability(logits_NV, batch)
+        hits = (logits_NV.argmax(dim=1) == batch.target_N).tolist()
+        log_N = target_log_probability(logits_NV, batch).double().cpu()
         for place, of_row in zip(places, rows_of(batch), strict=True):
-            found[place] = Score(
-                hits=tuple(hit_N[of_row].tolist()), mean_log_probability=float(log_N[of_row].double().mean())
-            )
+            found[place] = Score(hits=tuple(hits[of_row]), mean_log_probability=float(log_N[of_row].mean()))
     return merged(model.comm, found)
 
 
@@ -115,8 +106,37 @@ def compared(
     own: dict[int, tuple[Reading, list[Change]]] = {}
     for places, batch in prepared:
         log_NV = model.target_logits(batch).float().log_softmax(dim=1)
-        for place, of_row in zip(places, rows_of(batch), strict=False):  # a filler has a row and no place
-            log_TV = log_NV[of_row]
-            own[place] = Reading.of(log_TV), [Change.of(before[place], log_TV) for before in earlier]
+        rows = rows_of(batch)[: len(places)]  # a filler has a row and no place
+        for start, end in _spans(rows, READ_POSITIONS * model.times_more):
+            here = slice(rows[start].start, rows[end - 1].stop)
+            own |= _differences(places[start:end], rows[start:end], log_NV[here], earlier)
     found = merged(model.comm, own)
     return [reading for reading, _ in found], [[changes[i] for _, changes in found] for i in range(len(earlier))]
+
+
+def _spans(rows: Sequence[slice], max_positions: int) -> Iterator[tuple[int, int]]:
+    """Yield groups of neighbouring sequences with at most so many target tokens, or of one with more."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end].stop - rows[start].start > max_positions:
+            yield start, end
+            start = end
+
+
+def _differences(
+    places: Sequence[int], rows: Sequence[slice], log_TV: Tensor, earlier: Sequence[Sequence[Reading]]
+) -> dict[int, tuple[Reading, list[Change]]]:
+    """Return, by place, the readings of neighbouring sequences and their changes since earlier readings.
+
+    All are read at once: on an accelerator, fetching numbers one by one would take longer than making them.
+    """
+    now = Reading.of(log_TV)
+    parts = [slice(row.start - rows[0].start, row.stop - rows[0].start) for row in rows]
+    changes: list[list[Change]] = [[] for _ in places]
+    for of_each in earlier:
+        before = Reading.joined([of_each[place] for place in places])
+        kl_T, is_same_T = divergences(before, log_TV).cpu(), now.argmax_T == before.argmax_T
+        for found, part in zip(changes, parts, strict=True):
+            kl = max(float(kl_T[part].mean()), 0.0)  # rounding may lead below 0
+            found.append(Change(is_unchanged=bool(is_same_T[part].all()), kl=kl))
+    return {place: (now.part(part), found) for place, part, found in zip(places, parts, changes, strict=True)}

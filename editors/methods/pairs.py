@@ -89,20 +89,23 @@ def read_pairs(
     Returns:
         The pairs, on the model's device.
     """
+    # Ranks exchange what is on the CPU. A rank by itself leaves everything where it is: to fetch each batch of an
+    # accelerator would be to wait for each.
+    device = model.device if model.comm.num_ranks == 1 else torch.device("cpu")
     own: list[Pairs] = []
     for chosen, batch in prepared:
         places = places_of(batch)
         u_TI, delta_TO, log_probability_N = key_gradients(model, batch, places)
         if not chosen:
             continue
-        sequence_B = torch.tensor(chosen)
+        sequence_B = torch.tensor(chosen, device=device)
         own.append(
             Pairs(
-                u_TI={name: rows.cpu() for name, rows in u_TI.items()},
-                delta_TO={name: rows.cpu() for name, rows in delta_TO.items()},
-                sequence_T={name: sequence_B[row_T.cpu()] for name, (row_T, _) in places.items()},
-                probability_N=log_probability_N.exp().cpu(),
-                sequence_N=sequence_B[batch.row_N.cpu()],
+                u_TI={name: rows.to(device) for name, rows in u_TI.items()},
+                delta_TO={name: rows.to(device) for name, rows in delta_TO.items()},
+                sequence_T={name: sequence_B[row_T.to(device)] for name, (row_T, _) in places.items()},
+                probability_N=log_probability_N.exp().to(device),
+                sequence_N=sequence_B[batch.row_N.to(device)],
             )
         )
     return _joined([pairs for of_rank in model.comm.gathered(own) for pairs in of_rank], model.device)

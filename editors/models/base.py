@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from editors.models.capacity import times_more
 from editors.models.comm import ALONE, Comm, own_share
 from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam, inner_params
@@ -30,7 +31,7 @@ Pair = tuple[Prompt, str]
 """A prompt, and the target that answers it."""
 
 CHUNK_TOKENS = 2048
-"""Most padded tokens of one forward, unless told otherwise."""
+"""Most padded tokens of one forward on a CPU, unless told otherwise."""
 
 
 class EditableModel(ABC):
@@ -69,6 +70,14 @@ class EditableModel(ABC):
     def device(self) -> torch.device:
         """The device that the parameters are on."""
         return next(self.module.parameters()).device
+
+    @property
+    def times_more(self) -> int:
+        """How many times the tokens or prompts that a CPU runs at once run here; see `capacity`.
+
+        It is 1 where several ranks hold the model: they have to cut batches alike, whatever device each one has.
+        """
+        return times_more(self.module) if self.comm.num_ranks == 1 else 1
 
     @property
     def inner_param_names(self) -> tuple[str, ...]:
@@ -121,15 +130,14 @@ class EditableModel(ABC):
     ) -> Iterator[tuple[list[int], TargetBatch]]:
         """Yield this rank's share as batches of bounded size, each with the places of its rows in `sequences`.
 
+        Here and in the next two methods `max_tokens` is what a CPU runs at once; the device may run more.
         Every rank gets the same number of batches, because a forward on partitioned weights waits for all ranks. A
         rank that has fewer gets fillers: batches without places, whose results are dropped.
         """
         by_length = sorted(range(len(sequences)), key=lambda place: num_tokens(sequences[place]))
         shares = [own_share(self.comm, by_length, rank) for rank in range(self.comm.num_ranks)]
-        plans = [
-            list(chunks([sequences[place] for place in share], max_tokens=max_tokens or CHUNK_TOKENS))
-            for share in shares
-        ]
+        most = (max_tokens or CHUNK_TOKENS) * self.times_more
+        plans = [list(chunks([sequences[place] for place in share], max_tokens=most)) for share in shares]
         own, share = plans[self.comm.rank], shares[self.comm.rank]
         for chunk in own:
             places = [share[index] for index in chunk]
@@ -141,7 +149,7 @@ class EditableModel(ABC):
         self, sequences: Sequence[Encoded], *, max_tokens: int
     ) -> Iterator[tuple[list[int], TargetBatch]]:
         """Yield as `chunked` does, but batches cut as for one rank and then shared out, so that they give its bits."""
-        plan = list(chunks(sequences, max_tokens=max_tokens))
+        plan = list(chunks(sequences, max_tokens=max_tokens * self.times_more))
         own = own_share(self.comm, plan)
         for places in own:
             yield places, self.pack([sequences[place] for place in places])
@@ -150,7 +158,7 @@ class EditableModel(ABC):
 
     def chunked_whole(self, sequences: Sequence[Encoded], *, max_tokens: int = CHUNK_TOKENS) -> Iterator[TargetBatch]:
         """Yield all sequences as batches of bounded size, the same on every rank."""
-        for places in chunks(sequences, max_tokens=max_tokens):
+        for places in chunks(sequences, max_tokens=max_tokens * self.times_more):
             yield self.pack([sequences[place] for place in places])
 
     def prefixed(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> TargetBatch:

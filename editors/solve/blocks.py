@@ -51,10 +51,11 @@ class ActiveRows:
         prior: second moments of keys over plain text.
         strength: c, the weight of the prior.
         ridge: lambda, as a fraction of the mean diagonal of C0.
+        device: where sums are added up; rows stay where they are.
     """
 
-    def __init__(self, prior: Prior, *, strength: float, ridge: float) -> None:
-        self._prior, self._strength, self._ridge = prior, strength, ridge
+    def __init__(self, prior: Prior, *, strength: float, ridge: float, device: torch.device | str = "cpu") -> None:
+        self._prior, self._strength, self._ridge, self._device = prior, strength, ridge, device
         self._batches: dict[int, EditRows] = {}
         self._batch_of: dict[str, int] = {}
         self._num_batches = self._num_on_disk = 0
@@ -81,7 +82,7 @@ class ActiveRows:
             raise UnknownRecord(f"expected an active edit to remove, got {min(missing)}", edit_id=min(missing))
 
     def rows_of(self, name: str, edit_ids: Collection[str]) -> tuple[Tensor, Tensor]:
-        """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64, oldest first."""
+        """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64 on the CPU, oldest first."""
         chosen = defaultdict(set)
         for edit_id in edit_ids:  # an edit that came back has rows in an older batch too, which count no more
             chosen[self._batch_of[edit_id]].add(edit_id)
@@ -92,15 +93,15 @@ class ActiveRows:
 
     def gram(self, name: str, gone: frozenset[str] = frozenset()) -> Gram:
         """A of an inner parameter, without some of the edits."""
-        matrix_II = self._prior.moments[name].double() * self._strength
+        matrix_II = self._prior.moments[name].to(self._device).double() * self._strength
         matrix_II.diagonal().add_(self._ridge * float(matrix_II.diagonal().mean()))
         left = self._positions(name, gone)
         starts = self._starts_without(name, left)
         for first, end in pairwise(starts):
-            matrix_II += self._sum(name, first, end, left)
+            matrix_II += self._sum(name, first, end, left).to(self._device)
         made = Gram(matrix_II, name=name)
         for keys_TI in self._keys(name, starts[-1], END, left):
-            made.add(keys_TI.double())
+            made.add(keys_TI)
         return made
 
     def begins_block(self, name: str, rows: EditRows) -> bool:
@@ -166,7 +167,8 @@ class ActiveRows:
         """The sum of a closed block without some edits, made only once."""
         key = name, first, _between(first, end, left)
         if key not in self._sums:
-            sum_II = block_sum(list(self._keys(name, first, end, left)), len(self._prior.moments[name]))
+            keys = list(self._keys(name, first, end, left))
+            sum_II = block_sum(keys, len(self._prior.moments[name]), device=self._device)
             self._sums[key] = _mapped(sum_II)
         return self._sums[key]
 
@@ -206,13 +208,13 @@ def _starts(name: str, rows: EditRows) -> list[tuple[int, str]]:
     return [(place, edit_id) for place, (edit_id, start, end) in ranges if starts_block(edit_id, end - start, width)]
 
 
-def block_sum(keys: Sequence[Tensor], width: int) -> Tensor:
+def block_sum(keys: Sequence[Tensor], width: int, *, device: torch.device | str = "cpu") -> Tensor:
     """`K^T K` of a closed block, I x I, fp64; how its rows were cut into batches makes no difference to its bits."""
-    sum_II = torch.zeros(width, width, dtype=torch.float64)
+    sum_II = torch.zeros(width, width, dtype=torch.float64, device=device)
     # As many rows at a time as make one fp64 matrix of the size of the sum.
     rows_TI = torch.cat([torch.zeros(0, width), *keys])
     for start in range(0, len(rows_TI), width):
-        part_II = rows_TI[start : start + width].double()
+        part_II = rows_TI[start : start + width].to(sum_II)
         sum_II += part_II.T @ part_II
     return sum_II
 

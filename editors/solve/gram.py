@@ -51,9 +51,10 @@ class Gram:
         return 0.0 if self._factor is None else self._factor.jitter
 
     def add(self, keys_TI: Tensor) -> None:
-        """Add `K^T K`, fp64. A factor that was handed out is good no more."""
+        """Add `K^T K` of keys on any device, in fp64 where A is; a factor that was handed out is good no more."""
         if not len(keys_TI):
             return
+        keys_TI = keys_TI.to(self._square_II)
         self._factor = None
         # The factor goes, and A's own diagonal comes back: the factor's has lain over it.
         self._square_II.triu_(1)

@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from editors.solve.blocks import ActiveRows
@@ -71,7 +72,7 @@ class Matrices:
         longer = {}
         for name in [name for name in self._made if not self._rows.begins_block(name, rows)]:
             longer[name] = self._made.pop(name)
-            longer[name].add(rows.keys[name].double())
+            longer[name].add(rows.keys[name])
         return longer
 
     def _gram(self, name: str) -> Gram:
@@ -88,6 +89,10 @@ class Ledger:
         strength: c, the weight of the prior.
         ridge: lambda of each inner parameter, as a fraction of the mean diagonal of C0.
         batches: rows of the active edits.
+        device: where matrices are added up and factored; rows are on the CPU.
+
+    Attributes:
+        device: the device of the matrices. A solve takes its right side from any device and gives it back there.
     """
 
     def __init__(
@@ -97,9 +102,10 @@ class Ledger:
         strength: float,
         ridge: float,
         batches: Sequence[EditRows] = (),
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.prior = prior
-        self._rows = ActiveRows(prior, strength=strength, ridge=ridge)
+        self.prior, self.device = prior, torch.device(device)
+        self._rows = ActiveRows(prior, strength=strength, ridge=ridge, device=device)
         for batch in batches:
             self._rows.take(batch)
         self._matrices = Matrices(self._rows)
@@ -163,7 +169,7 @@ class Ledger:
         return self._tried
 
     def rows_of(self, name: str, edit_ids: Collection[str]) -> tuple[Tensor, Tensor]:
-        """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64, oldest first."""
+        """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64 on the CPU, oldest first."""
         return self._rows.rows_of(name, edit_ids)
 
     def commit(self, rows: EditRows, removed_ids: Collection[str] = ()) -> None:

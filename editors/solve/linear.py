@@ -30,8 +30,8 @@ class Factored:
     """What had to be added to the diagonal; 0 for a matrix that was fine as it was."""
 
     def solve(self, right_IT: Tensor) -> Tensor:
-        """Return A^-1 times a matrix (I x T)."""
-        return torch.cholesky_solve(right_IT, self.lower_II)
+        """Return A^-1 times a matrix (I x T), solved where A is and returned on the matrix's own device."""
+        return torch.cholesky_solve(right_IT.to(self.lower_II.device), self.lower_II).to(right_IT.device)
 
 
 def factored(matrix_II: Tensor, *, name: str) -> Factored:
@@ -60,13 +60,15 @@ def factored(matrix_II: Tensor, *, name: str) -> Factored:
 def added_rows(matrix: Factored, keys_TI: Tensor) -> Tensor:
     """Return `(A + K^T K)^-1 K^T`, I x T, from the factor of A: only a T x T system is new.
 
-    By Woodbury's identity it is `A^-1 K^T (I + K A^-1 K^T)^-1`.
+    By Woodbury's identity it is `A^-1 K^T (I + K A^-1 K^T)^-1`. All of it is computed where A is, and the result comes
+    back on the device of the keys.
     """
+    device, keys_TI = keys_TI.device, keys_TI.to(matrix.lower_II.device)
     spread_IT = matrix.solve(keys_TI.T)
     inner_TT = keys_TI @ spread_IT
     # Symmetric but for rounding; made so exactly, because Cholesky reads one half only.
     inner_TT = (inner_TT + inner_TT.T) / 2 + torch.eye(len(keys_TI), dtype=keys_TI.dtype, device=keys_TI.device)
-    return factored(inner_TT, name="the rows of a batch").solve(spread_IT.T).T
+    return factored(inner_TT, name="the rows of a batch").solve(spread_IT.T).T.to(device)
 
 
 def least_squares(keys_TI: Tensor, *, ridge: float) -> Tensor:

@@ -46,15 +46,14 @@ class NaturalGradient:
         """
         if self._damping == 0 or not len(delta_TO):
             return delta_TO
-        natural_TO = self._factor(name).solve(delta_TO.double().cpu().T).T
-        return natural_TO.float().to(delta_TO.device)
+        return self._factor(name, delta_TO.device).solve(delta_TO.double().T).T.float()
 
-    def _factor(self, name: str) -> Factored:
+    def _factor(self, name: str, device: torch.device) -> Factored:
         if name not in self._moments:
             raise Misconfigured(f"expected a prior with moments of the gradients of {name}, got one without them")
         if name not in self._factors:
-            moment_OO = self._moments[name].double()
+            moment_OO = self._moments[name].to(device).double()  # solved where the gradients are
             damped = self._damping * float(moment_OO.diagonal().mean())
-            eye_OO = torch.eye(len(moment_OO), dtype=torch.float64)
+            eye_OO = torch.eye(len(moment_OO), dtype=torch.float64, device=device)
             self._factors[name] = factored(moment_OO + damped * eye_OO, name=f"the gradients of {name}")
         return self._factors[name]

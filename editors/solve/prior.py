@@ -125,33 +125,40 @@ def _mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _key_moments(model: EditableModel, sequences: Sequence[Encoded], kind: KeyTokens = "answer") -> dict[str, Tensor]:
-    """mean(k k^T) of each inner parameter, fp64."""
-    sums = {p.name: torch.zeros(p.in_features, p.in_features, dtype=torch.float64) for p in model.inner}
+    """mean(k k^T) of each inner parameter, fp64 on the CPU; added up where the model is."""
+    sums = {p.name: _zeros(model, p.in_features) for p in model.inner}
     num_tokens = dict.fromkeys(sums, 0)
     for batch in model.chunked_whole(sequences):
         for name, u_TI in _keys(model, batch, kind).items():
             num_tokens[name] += len(u_TI)
-            sums[name] += (u_TI.T @ u_TI).double().cpu()
-    return {name: total / num_tokens[name] for name, total in sums.items()}
+            sums[name] += (u_TI.T @ u_TI).double()
+    return {name: (total / num_tokens[name]).cpu() for name, total in sums.items()}
 
 
 def _gradient_moments(model: EditableModel, sequences: Sequence[Encoded]) -> dict[str, Tensor]:
-    """mean(d d^T) of each inner parameter, fp64; d are gradients of the loss of labels that the model itself gives."""
-    sums = {p.name: torch.zeros(p.out_features, p.out_features, dtype=torch.float64) for p in model.inner}
+    """mean(d d^T) of each inner parameter, fp64 on the CPU.
+
+    The d are gradients of the loss of labels that the model itself gives. Each kind of device draws its own labels.
+    """
+    sums = {p.name: _zeros(model, p.out_features) for p in model.inner}
     num_tokens = dict.fromkeys(sums, 0)
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(model.device).manual_seed(0)
     for batch in model.chunked_whole(sequences, max_tokens=GRADIENT_TOKENS):
         places = {param.name: model.key_positions(batch, param, "answer") for param in model.inner}
         with capturing(model.module, places) as seen:
             logits_NV = model.target_logits(batch).float()
             # The Fisher matrix wants labels that are drawn from the model itself, not those of the text.
-            label_N = torch.multinomial(logits_NV.detach().softmax(dim=1).cpu(), 1, generator=draw)[:, 0]
-            loss = torch.nn.functional.cross_entropy(logits_NV, label_N.to(logits_NV.device), reduction="sum")
+            label_N = torch.multinomial(logits_NV.detach().softmax(dim=1), 1, generator=draw)[:, 0]
+            loss = torch.nn.functional.cross_entropy(logits_NV, label_N, reduction="sum")
             found = seen.deltas(loss)
         for name, delta_TO in found.items():
             num_tokens[name] += len(delta_TO)
-            sums[name] += (delta_TO.T @ delta_TO).double().cpu()
-    return {name: total / num_tokens[name] for name, total in sums.items()}
+            sums[name] += (delta_TO.T @ delta_TO).double()
+    return {name: (total / num_tokens[name]).cpu() for name, total in sums.items()}
+
+
+def _zeros(model: EditableModel, width: int) -> Tensor:
+    return torch.zeros(width, width, dtype=torch.float64, device=model.device)
 
 
 def _keys(model: EditableModel, batch: TargetBatch, kind: KeyTokens) -> dict[str, Tensor]:

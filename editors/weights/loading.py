@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from editors.models.capacity import found_device
 from editors.models.digest import base_digest
 from editors.models.families import EditableModel, family_of
 from editors.weights.deltas import PlainWeights, WeightDelta, load_accumulators
@@ -26,13 +26,16 @@ UNREADABLE = (
 """What transformers raises over a folder that holds no model it can load."""
 
 
-def load_base(folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal") -> EditableModel:
-    """Load a model of a task with its tokenizer, in the dtype that it is stored in.
+def load_base(
+    folder: Path, inner_param_names: Sequence[str] = (), *, task: str = "causal", device: str = "cpu"
+) -> EditableModel:
+    """Load a model of a task with its tokenizer, in the dtype that it is stored in, onto a device.
 
     Raises:
-        Misconfigured: if there is no such task, transformers can load no model for it, or the model has no such weight.
+        Misconfigured: if there is no such task or device, transformers can load no model for it, or the model has no
+            such weight.
     """
-    family = family_of(task)
+    family, place = family_of(task), found_device(device)
     if not folder.is_dir():
         raise Misconfigured(f"expected a folder with a model, got {folder}")
     logging.disable_progress_bar()
@@ -44,7 +47,7 @@ def load_base(folder: Path, inner_param_names: Sequence[str] = (), *, task: str 
         raise Misconfigured(f"expected a {task} model that transformers can load in {folder}, got: {reason}") from error
     if missing := sorted(report["missing_keys"]):
         raise Misconfigured(f"expected every weight of a {task} model in {folder}, got none for {missing[0]}")
-    return family(module, tokenizer, inner_param_names)
+    return family(module.to(place), tokenizer, inner_param_names)
 
 
 def load_snapshot(
@@ -78,8 +81,7 @@ def load_snapshot(
     found = base_digest(folder)
     if found != expected_digest:
         raise WrongBase(f"expected a base model with the digest {expected_digest}, got {found} in {folder}")
-    model = load_base(folder, inner_param_names, task=task)
-    model.module.to(torch.device(device))
+    model = load_base(folder, inner_param_names, task=task, device=device)
     weights = PlainWeights(model.module, model.inner)
     if shifts:
         weights.set_accumulators(shifts)

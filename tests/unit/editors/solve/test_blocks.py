@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,9 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each sum of a block read, in the order in which they were made."""
     made: list[int] = []
 
-    def counted(keys: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    def counted(keys: Sequence[torch.Tensor], width: int, **chosen: Any) -> torch.Tensor:
         made.append(sum(map(len, keys)))
-        return block_sum(keys, width)
+        return block_sum(keys, width, **chosen)
 
     monkeypatch.setattr(blocks, "block_sum", counted)
     return made
