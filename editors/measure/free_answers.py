@@ -71,7 +71,8 @@ def free_answers(
 
 def chat_replies(model: EditableModel, questions: Sequence[ChatPrompt]) -> list[str]:
     """Return what a model replies to each question in its chat template; every rank has to call it."""
-    parts = (questions[start : start + AT_ONCE] for start in range(0, len(questions), AT_ONCE))
+    most = AT_ONCE * model.times_more
+    parts = (questions[start : start + most] for start in range(0, len(questions), most))
     prompts = ([model.encode_prompt(question) for question in part] for part in parts)
     answers = (tokens for part in prompts for tokens in model.greedy(part, max_new_tokens=REPLY_TOKENS))
     return [model.decode(tokens).strip() for tokens in answers]
