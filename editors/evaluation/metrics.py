@@ -34,6 +34,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice, pairwise
 from statistics import fmean, harmonic_mean
 from typing import Any
@@ -123,6 +124,11 @@ def retention(
         "retention_first_tenth": deciles[0],
         "retention_deciles": deciles,
     }
+
+
+def replies(found: Sequence[EditMeasurement]) -> list[dict[str, Any]]:
+    """Return every question that was asked in a chat with its reply and the verdict, for a reader who checks them."""
+    return [{"edit_id": item.edit_id} | asdict(item.reply) for item in found if item.reply]
 
 
 def harmonic(shares: Iterable[float | None]) -> float | None:

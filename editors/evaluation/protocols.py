@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from editors.evaluation.metrics import averaged, retention
+from editors.evaluation.metrics import averaged, replies, retention
 from editors.evaluation.probes import EditProbes
 from editors.evaluation.stream import CostMeter, Stream, model_bytes
+from editors.measure.questions import EditMeasurement
 from editors.methods.base import Editor
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
@@ -94,6 +95,7 @@ class Evaluation:
         """Apply batches on top of each other: the figures at the end, and at checkpoints on the way."""
         stream = Stream(self.model, editor, self.prior, settings)
         total, checkpoints = len(self.edits), []
+        found: list[EditMeasurement] = []
         with stream.restoring():
             for start in range(0, total, self.protocol.batch):
                 batch = self.edits[start : start + self.protocol.batch]
@@ -101,11 +103,14 @@ class Evaluation:
                 applied = start + len(batch)
                 on_progress("edited", applied, None)
                 if self.protocol.is_checkpoint(start, applied, total):
-                    checkpoints.append(self._checkpoint(stream, applied))
+                    figures, found = self._checkpoint(stream, applied)
+                    checkpoints.append(figures)
                     on_progress("measured", applied, checkpoints[-1])
-        return checkpoints[-1] | {"editing": stream.cost.editing(), "checkpoints": checkpoints}
+        editing = {"editing": stream.cost.editing(), "checkpoints": checkpoints}
+        return checkpoints[-1] | editing | {"replies": replies(found)}
 
-    def _checkpoint(self, stream: Stream, applied: int) -> dict[str, Any]:
+    def _checkpoint(self, stream: Stream, applied: int) -> tuple[dict[str, Any], list[EditMeasurement]]:
+        """Return the figures now, and what was measured of each edit that was asked."""
         active = list(stream.active.values())
         seed, is_end = f"{self.protocol.seed} {applied}", applied == len(self.edits)
         asked, preferring, free = self.protocol.chosen(active, seed=seed, is_end=is_end)
@@ -115,7 +120,8 @@ class Evaluation:
         first = self.probes.ask([edit for edit in active if edit.edit_id in left_out])
         figures = averaged(found) | retention(found, first, stream.history)
         text = {"drawdown": self.probes.drawdown(), "fluency": self.probes.fluency_of(self.probes.continued)}
-        return {"edits": applied, "active": len(active)} | figures | text | {"cost": stream.cost.resources()}
+        counts, cost = {"edits": applied, "active": len(active)}, {"cost": stream.cost.resources()}
+        return counts | figures | text | cost, found
 
     def _single(self, editor: Editor, settings: EditorSettings, on_progress: OnProgress) -> dict[str, Any]:
         """Apply each edit by itself to the base, which is restored after it: figures averaged over the edits."""
@@ -134,7 +140,8 @@ class Evaluation:
             on_progress("edited and measured", place, None)
         figures = averaged(found) | {"drawdown": mean(drawdowns), "fluency": mean(texts)}
         figures["measured"] |= {"drawdown": len(drawdowns), "fluency": len(texts)}
-        return {"edits": len(self.edits)} | figures | {"cost": cost.resources(), "editing": cost.editing()}
+        figures |= {"cost": cost.resources(), "editing": cost.editing(), "replies": replies(found)}
+        return {"edits": len(self.edits)} | figures
 
     def _sampled(self, use: str, size: int) -> set[str]:
         chosen = stratified_sample(self.edits, seed=f"{self.protocol.seed} {use}", size=size)

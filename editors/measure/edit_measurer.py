@@ -165,7 +165,6 @@ def _measurement(
         prefers_true = None if true is None else true.is_likelier_than(answers.scores[probe.prompt, request.target_new])
         return NeighbourMeasurement(from_base=from_base, from_parent=from_parent, prefers_true=prefers_true)
 
-    said = answers.replies.get(asked.question) if asked.question is not None else None
     return EditMeasurement(
         edit_id=asked.edit.edit_id,
         own=after(asked.own),
@@ -173,12 +172,19 @@ def _measurement(
         other_context=tuple(map(after, asked.worded(Wording.other_context))),
         unnamed=tuple(map(after, asked.worded(Wording.unnamed))),
         row_rephrases=tuple(map(after, asked.rows)),
-        reply=None if said is None else ChatReply(text=said, is_right=is_right(said, request)),
+        reply=_reply(asked, answers),
         portability=tuple(after(pair, is_target=False) for pair in asked.portability),
         neighbours=tuple(
             after_neighbour(probe, *change) for probe, change in zip(request.locality, changes, strict=True)
         ),
     )
+
+
+def _reply(asked: EditQuestions, answers: Answers) -> ChatReply | None:
+    if asked.question is None or asked.question not in answers.replies:
+        return None
+    said = answers.replies[asked.question]
+    return ChatReply(question=asked.question.question, text=said, is_right=is_right(said, asked.edit.request))
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

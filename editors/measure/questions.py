@@ -110,6 +110,8 @@ class PromptMeasurement:
 class ChatReply:
     """What a model replies to a request's question."""
 
+    question: str
+    """What was asked: the last turn of the chat."""
     text: str
     """The reply, up to 32 tokens."""
     is_right: bool

@@ -387,7 +387,11 @@ def test_questions_that_the_editor_does_not_see_are_asked_all_the_same(
         found = document["solvers"]["recursive"]
         assert document["inputs"]["unseen_questions"] is not is_seen
         assert found["num_chat_success"] == 2
-        assert 0 <= found["chat_success"] <= 1
+        assert [(said["edit_id"], said["question"]) for said in found["replies"]] == [
+            ("000001", "what is 0"),
+            ("000002", "what is 1"),
+        ]
+        assert found["chat_success"] == fmean(said["is_right"] for said in found["replies"])
         classes = ("same_context", "other_context", "unnamed")
         assert [found[f"num_generalization_{name}"] for name in classes] == [2, 1, 5]
         assert found["measured"]["rephrases"] == 3

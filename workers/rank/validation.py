@@ -43,7 +43,8 @@ def require_digest(base: BaseSpec, found: str) -> None:
 
 
 def require_encodable(model: EditableModel, edits: Sequence[Edit]) -> None:
-    """Refuse edits that cannot be asked of this model: a target that is no label, a prompt that is too long.
+    """Refuse edits that cannot be asked of this model: a target that is no label, a prompt that is too long, a chat
+    that the template does not take.
 
     Raises:
         EditorFailed: naming the first edit, so that halving the batch finds it and the others go on.
@@ -53,6 +54,8 @@ def require_encodable(model: EditableModel, edits: Sequence[Edit]) -> None:
             asked = questions_of(edit)
             for prompt, target in (*asked.targets, *asked.alternatives):
                 model.encode_pair(prompt, target, edit.request.subject)
+            if asked.question is not None:
+                model.encode_prompt(asked.question)
             for probe in edit.request.locality:
                 model.encode_prompt(probe.prompt)
                 if probe.target:

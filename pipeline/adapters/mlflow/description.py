@@ -35,6 +35,8 @@ def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
             "wanted": edit.request.target_new,
             "after": scores.get(edit.edit_id, {}).get("generated"),
             "edit_success": scores.get(edit.edit_id, {}).get("edit_success"),
+            "reply": scores.get(edit.edit_id, {}).get("reply"),
+            "chat_success": scores.get(edit.edit_id, {}).get("chat_success"),
             "reason": verdicts.get(edit.edit_id, {}).get("reason", ""),
         }
         for edit in entry.edits
@@ -42,9 +44,13 @@ def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
 
 
 def before_after_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the same rows as a Markdown table; `before` is what the producer said the model answered."""
-    head = "| request | prompt | before | wanted | after | verdict |\n|---|---|---|---|---|---|\n"
-    keys = ("request_id", "prompt", "before", "wanted", "after", "reason")
+    """Return the same rows as a Markdown table.
+
+    `before` is what the producer said the model answered; `in a chat` the reply to the request's question, of those
+    edits that were asked it.
+    """
+    head = "| request | prompt | before | wanted | after | in a chat | verdict |\n|---|---|---|---|---|---|---|\n"
+    keys = ("request_id", "prompt", "before", "wanted", "after", "reply", "reason")
     return head + "".join("| " + " | ".join(_cell(row.get(key)) for key in keys) + " |\n" for row in rows)
 
 

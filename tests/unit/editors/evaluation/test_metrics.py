@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from editors.evaluation.metrics import averaged, fluency, harmonic, retention, weighted_entropy
+from editors.evaluation.metrics import averaged, fluency, harmonic, replies, retention, weighted_entropy
 from editors.evaluation.protocols import Protocol
 from editors.measure.free_answers import FreeAnswer
 from editors.measure.questions import ChatReply, EditMeasurement, NeighbourMeasurement, PromptMeasurement
@@ -57,7 +57,7 @@ def test_every_figure_is_the_mean_of_what_was_asked() -> None:
                 other_context=(asked(True),),
                 unnamed=(asked(False), asked(True)),
                 row_rephrases=(asked(True), asked(True), asked(True), asked(False)),
-                reply=ChatReply(text="", is_right=True),
+                reply=ChatReply(question="who?", text="him", is_right=True),
                 portability=(asked(True, is_free=True), asked(False)),
                 neighbours=(neighbour(is_unchanged=True, kl=0.25, prefers_true=True),),
             ),
@@ -179,3 +179,9 @@ def test_a_text_that_repeats_itself_is_not_fluent() -> None:
     assert fluency(["a b c", "a b c"]) == pytest.approx(weighted_entropy("a b c"))
     assert fluency([]) is None
     assert weighted_entropy("") == 0.0
+
+
+def test_every_reply_is_listed_with_its_question_and_its_verdict() -> None:
+    replied = EditMeasurement(edit_id="one", own=asked(), reply=ChatReply(question="who?", text="him", is_right=False))
+    listed = {"edit_id": "one", "question": "who?", "text": "him", "is_right": False}
+    assert replies([replied, EditMeasurement(edit_id="two", own=asked())]) == [listed]
