@@ -87,6 +87,8 @@ class GateRow:
     """How it came out."""
     required: bool = True
     """Whether `not_measured` keeps the whole report from passing."""
+    num_measured: int | None = None
+    """How many probes of the batch's edits the value is a share of; None where it is no such share."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,12 +43,6 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
             policy.free_success_min,
             required=has_edits,
         ),
-        _row(
-            "generalization",
-            share(flag for s in m.edits for flag in s.rephrases),
-            policy.generalization_min,
-            required=False,
-        ),
         *_wording_rows(policy, m),
         _row(
             "locality",
@@ -81,18 +75,19 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
 
 
 def _wording_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
-    """Return how the edits hold in other words: each class of rephrases, those that were edit rows, and in chats."""
-    found = {
-        "generalization_same_context": (share(flag for s in m.edits for flag in s.same_context), 0.0),
-        "generalization_other_context": (
-            share(flag for s in m.edits for flag in s.other_context),
-            policy.other_context_min,
-        ),
-        "generalization_unnamed": (share(flag for s in m.edits for flag in s.unnamed), 0.0),
-        "row_rephrases": (share(flag for s in m.edits for flag in s.row_rephrases), 0.0),
-        "chat_success": (share(s.chat_success for s in m.edits), policy.chat_success_min),
+    """Return how the edits hold in other words: rephrases and their classes, those that were edit rows, and chats."""
+    found: dict[str, tuple[list[bool], float]] = {
+        "generalization": ([flag for s in m.edits for flag in s.rephrases], policy.generalization_min),
+        "generalization_same_context": ([flag for s in m.edits for flag in s.same_context], 0.0),
+        "generalization_other_context": ([f for s in m.edits for f in s.other_context], policy.other_context_min),
+        "generalization_unnamed": ([flag for s in m.edits for flag in s.unnamed], 0.0),
+        "row_rephrases": ([flag for s in m.edits for flag in s.row_rephrases], 0.0),
+        "chat_success": ([s.chat_success for s in m.edits if s.chat_success is not None], policy.chat_success_min),
     }
-    return tuple(_row(name, value, bound, required=False) for name, (value, bound) in found.items())
+    return tuple(
+        _row(name, share(flags), bound, required=False, num_measured=len(flags))
+        for name, (flags, bound) in found.items()
+    )
 
 
 def _has_accuracy(m: Measurements) -> bool:
@@ -157,6 +152,7 @@ def _row(
     reference: float | None = None,
     against: str = "policy",
     required: bool = True,
+    num_measured: int | None = None,
 ) -> GateRow:
     """Hold a value against the least it may be, or the most (`is_most`); missing a floor saturates the lineage."""
     if value is None:
@@ -173,6 +169,7 @@ def _row(
         against=against,
         verdict=verdict,
         required=required,
+        num_measured=num_measured,
     )
 
 

@@ -55,8 +55,10 @@ def before_after_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def metrics(entry: RegistryEntry) -> dict[str, float]:
-    """Return the run's metrics: every gate that was measured, and a few counts; never a NaN."""
-    found = {str(row["metric"]): row.get("value") for row in entry.report.get("rows") or ()}
+    """Return the run's metrics: every gate that was measured, and counts; never a NaN."""
+    rows = entry.report.get("rows") or ()
+    found = {str(row["metric"]): row.get("value") for row in rows}
+    found |= {f"num_{row['metric']}": row.get("num_measured") for row in rows}
     candidate = _measurements(entry).get("candidate") or {}
     found["base_kl"] = candidate.get("suite_kl")
     found["num_edits"] = len(entry.edits)
@@ -108,6 +110,7 @@ def _gates(entry: RegistryEntry) -> str:
     lines.append("|---|---|---|---|---|")
     for row in entry.report.get("rows") or ():
         value, bound = _figure(row.get("value")), _figure(row.get("threshold"))
+        value += f" of {count}" if (count := row.get("num_measured")) else ""
         verdict = _cell(row.get("verdict")).replace("_", " ")
         lines.append(f"| {_cell(row.get('metric'))} | {value} | {bound} | {_cell(row.get('against'))} | {verdict} |")
     return "\n".join(lines) + "\n"

@@ -34,8 +34,9 @@ def test_the_reply_in_a_chat_stands_beside_the_answer_to_the_prompt(made: Regist
 def test_classes_of_generalization_are_metrics_of_the_run_if_they_were_measured(made: RegistryEntry) -> None:
     found = metrics(made)
     assert (found["generalization_other_context"], found["chat_success"]) == (0.5, 1.0)
+    assert (found["num_generalization_other_context"], found["num_chat_success"]) == (2, 1)
     assert "generalization_unnamed" not in found
-    assert "| generalization_other_context | 0.5 | 0 | policy | passed |" in description(made)
+    assert "| generalization_other_context | 0.5 of 2 | 0 | policy | passed |" in description(made)
 
 
 def test_a_report_from_before_replies_is_read_as_it_was(made: RegistryEntry) -> None:

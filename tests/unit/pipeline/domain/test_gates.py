@@ -84,6 +84,15 @@ def test_generalization_is_reported_by_class_and_edit_rows_are_no_part_of_it() -
     )
     report = judge(POLICY, make_measurements(score, make_score("b", same_context=(False,), chat_success=True)))
     values = {row.metric: row.value for row in report.rows}
+    counts = {row.metric: row.num_measured for row in report.rows if row.num_measured is not None}
+    assert counts == {
+        "generalization": 6,
+        "generalization_same_context": 4,
+        "generalization_other_context": 2,
+        "generalization_unnamed": 1,
+        "row_rephrases": 1,
+        "chat_success": 2,
+    }
     assert values["generalization"] == 4 / 6
     assert values["generalization_same_context"] == 3 / 4
     assert values["generalization_other_context"] == 1 / 2
