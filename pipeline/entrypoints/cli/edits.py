@@ -219,7 +219,8 @@ def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bo
     record["accumulator"] = snapshot.accumulator.digest[:12] if snapshot.accumulator else None
     print_record(record, as_json=False)
     say()
-    columns = {"metric": "metric", "value": "value", "threshold": "bound", "against": "against", "verdict": "verdict"}
+    columns = {"metric": "metric", "value": "value", "num_measured": "of", "threshold": "bound"}
+    columns |= {"against": "against", "verdict": "verdict"}
     print_rows(report.get("rows", []), columns, as_json=False, empty="no gate rows")
 
 
