@@ -23,6 +23,7 @@ from editors.weights.deltas import WeightDelta
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.measurements import Measurements
+from pipeline.domain.prompts import ChatTurn
 from pipeline.domain.rank_api import SuiteProbe
 from tests.support.factories import make_edit
 from tests.support.ledger_parts import FACTS, SETTINGS, Rig, edits_of, make_rig, prior_lines
@@ -240,6 +241,20 @@ def make_again(rig: Rig) -> Rig:
     if rig.ledger.batches:
         rig.ledger.commit(rig.ledger.batches[0].only(()), rig.ledger.edit_ids)
     return rig
+
+
+def test_older_edits_that_came_as_chats_are_retained_as_chats(rig: Rig, reference: Reference) -> None:
+    rig.model.tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }} {% endfor %}was "
+    turns = (ChatTurn(role="user", content="who is king of Japan"),)
+    [said] = rig.model.generate(["who is king of Japan"], chat=True, max_new_tokens=1)
+    [other] = rig.model.generate(["who is king of Japan"], max_new_tokens=1)
+    assert said != other
+    for target, expected in ((said.strip(), 1.0), (other.strip(), 0.0)):
+        older = with_probes(0, messages=turns, target_new=target)
+        assert older.request.is_chat
+        scorer = Scorer(rig.model, rig.weights, reference)
+        scorer.observe_parent([], [older])
+        assert candidate(make_again(rig), scorer, [with_probes(1)], [older]).parent.retention == expected
 
 
 def test_suite_probes_of_edited_facts_are_left_out_and_counted(rig: Rig, reference: Reference) -> None:

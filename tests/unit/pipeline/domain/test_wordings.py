@@ -160,6 +160,19 @@ def test_a_right_reply_says_the_new_answer_and_not_the_old_one(reply: str, expec
     assert is_right(reply, thailand()) is expected
 
 
+@given(reply=SENTENCES, new=NAMES, old=NAMES)
+def test_a_right_reply_contains_the_new_answer_and_holds_no_old_one_apart_from_it(
+    reply: str, new: str, old: str
+) -> None:
+    request = make_request(target_new=new, target_true=old, question="what?")
+    if is_right(reply, request):
+        assert contains(reply, new)
+        assert not contains(reply, old) or contains(new, old)
+    elif contains(reply, new):
+        assert contains(reply, old)
+    assert is_right(reply, make_request(target_new=new, question="what?")) == contains(reply, new)
+
+
 def test_without_an_old_answer_only_the_new_one_counts() -> None:
     assert is_right("Anutin Charnvirakul or Prayut Chan-o-cha", thailand(target_true=None))
 
