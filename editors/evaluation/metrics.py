@@ -12,7 +12,7 @@ Of edits that hold:
 - `chat_success`: the request's question in the model's chat template gets a reply, of at most 32 tokens, that says the
   new answer as whole words and not the old one (see `wordings.is_right`). Only of requests that have a question.
 - `greedy`, `chat`: the teacher-forced figures by free generation instead, which has to begin with the target and stop
-  there (see `answers.confirms`): raw, and with the stem as a user's turn in the chat template.
+  there (see `answers.confirms`): raw, and of the edit's own prompt as a user's turn in the chat template.
 - `token_fraction`: share of target tokens that are the argmax (EasyEdit's rewrite accuracy).
 - `prefers_new`: share with P(new) > P(true), geometric means over the tokens (ROME's efficacy and paraphrase scores).
 - `neighbourhood`: share of neighbours with P(true) > P(new). `score`: harmonic mean of ROME's three.

@@ -129,7 +129,8 @@ class EditMeasurer:
     ) -> dict[Pair, FreeAnswer]:
         in_chat: dict[Pair, bool] = {}
         for one in questions:
-            in_chat |= {pair: one.in_chat or in_chat.get(pair, False) for pair in one.answered_freely}
+            wanted = {one.own} if one.in_chat else set()
+            in_chat |= {pair: pair in wanted or in_chat.get(pair, False) for pair in one.answered_freely}
         found = free_answers(self._model, list(in_chat), in_chat=list(in_chat.values()), replies=replies)
         return dict(zip(in_chat, found, strict=True))
 

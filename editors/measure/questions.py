@@ -36,7 +36,7 @@ class EditQuestions:
     free: Extent = "nothing"
     """Which prompts are answered freely."""
     in_chat: bool = True
-    """Whether the free answers are also asked for in the chat template."""
+    """Whether the edit's own prompt, if it is answered freely, is also put into the chat template as it stands."""
     replies: bool = False
     """Whether the request's question is asked in a chat, where it can be; see `wordings.can_be_asked`."""
 
