@@ -7,8 +7,8 @@ ledger.commit(result.rows, result.removed_ids)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from editors.models.families import EditableModel
@@ -33,6 +33,8 @@ class EditJob:
     """Edits to make; no two of one fact."""
     removed_ids: Collection[str] = ()
     """Active edits to take out, before the added ones come in."""
+    guards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Edit id -> other subjects whose keys in the edit's own prompt are held where they are."""
 
     def require_additions(self, solver: str) -> None:
         """Refuse what a solver without a ledger cannot do.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from editors.measure.losses import edit_loss, target_log_probability
-from editors.models.families import EditableModel, TargetBatch
+from editors.models.families import EditableModel, InnerParam, TargetBatch
 from editors.models.hooks import Places, capturing
 
 
@@ -51,6 +51,12 @@ class Pairs:
         group_N = torch.tensor(list(group_S), device=self.sequence_N.device)[self.sequence_N]
         ones = self.probability_N.new_ones(max(group_S) + 1)
         return ones.scatter_reduce(0, group_N, self.probability_N, "amin")
+
+    def probability_of_rows(self, name: str, *, predicts_target: bool) -> Tensor:
+        """Return the probability of each row's target token, T; of its sequence's least probable where it has none."""
+        if predicts_target:
+            return self.probability_N
+        return self.least(range(int(self.sequence_N[-1]) + 1))[self.sequence_T[name]]
 
 
 def key_gradients(
@@ -109,6 +115,45 @@ def read_pairs(
             )
         )
     return _joined([pairs for of_rank in model.comm.gathered(own) for pairs in of_rank], model.device)
+
+
+def read_keys(
+    model: EditableModel,
+    prepared: Iterable[tuple[Sequence[int], TargetBatch]],
+    params: Sequence[InnerParam],
+    places_of: Callable[[TargetBatch], Mapping[str, Places]],
+) -> dict[str, Tensor]:
+    """Read the keys of sequences in batches, as `read_pairs` does, without targets and gradients.
+
+    Args:
+        model: as it is now; side branches that are entered count.
+        prepared: this rank's batches, as `read_pairs` takes them.
+        params: the inner parameters; layers after the last of them may be left out.
+        places_of: the tokens of a batch to read in the layer of each.
+
+    Returns:
+        Inner parameter -> keys (T x I, fp32), in the order of the sequences.
+    """
+    device = model.device if model.comm.num_ranks == 1 else torch.device("cpu")
+    own: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    for chosen, batch in prepared:
+        places = places_of(batch)
+        with torch.no_grad(), capturing(model.module, places) as seen:
+            model.run_to_last_inner(batch, params)
+        if chosen:
+            sequence_B = torch.tensor(chosen, device=device)
+            own.append(
+                (
+                    {name: rows.to(device) for name, rows in seen.u_TI.items()},
+                    {name: sequence_B[row_T.to(device)] for name, (row_T, _) in places.items()},
+                )
+            )
+    parts = [part for of_rank in model.comm.gathered(own) for part in of_rank]
+    keys = {}
+    for name in [param.name for param in params]:
+        order = torch.cat([of[name] for _, of in parts]).argsort(stable=True)
+        keys[name] = torch.cat([of[name] for of, _ in parts])[order].to(model.device)
+    return keys
 
 
 def _joined(parts: Sequence[Pairs], device: torch.device) -> Pairs:

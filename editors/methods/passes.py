@@ -7,11 +7,14 @@ asked so far and solves again:
 
 The rows of a pass replace those of the pass before: rows of all passes would make the memory as many times too stiff.
 The candidate is a side branch: no weight is written. Inner parameters whose rows are subject tokens are asked first:
-there one row serves every way of asking for the fact. The others, whose rows are answer tokens, get what is still
-wanted then, and edits without a subject. Ranks that hold the model together read a share of the edits and solve for a
-share of the inner parameters each.
+there one shift serves every way of asking for the fact. The others, whose rows are answer tokens, get what is still
+wanted then, and edits without a subject.
 
-Legend: T edit rows, E edits, I in_features, O out_features, R rank.
+An edit has rows in several frames, and its shift is asked of all of them (see `frames`). A pass reads its own prompt
+and the frames that lag most. Ranks that hold the model together read a share of the sequences and solve for a share of
+the inner parameters each.
+
+Legend: T edit rows, H shifts, E edits, S sequences, I in_features, O out_features, R rank.
 """
 
 from __future__ import annotations
@@ -25,22 +28,15 @@ from torch import Tensor
 
 from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob
-from editors.methods.edit_reading import (
-    EditSequences,
-    Group,
-    Reading,
-    edit_sequences,
-    read,
-    read_least,
-    rows_of_edits,
-)
+from editors.methods.edit_reading import Group, Rows, Sequences, read, read_keys_of
+from editors.methods.frames import frames_of
+from editors.methods.pairs import Pairs
 from editors.methods.steps import GradientTransform, Transform
-from editors.models.comm import own_share, together
-from editors.models.families import EditableModel
-from editors.models.hooks import Branch, side_branch
+from editors.models.comm import agreed, own_share, together
+from editors.models.families import EditableModel, InnerParam
+from editors.models.hooks import Branch
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.rows import Ranges, consecutive
-from pipeline.domain.edits import Edit
 from pipeline.domain.rank_api import EditorSettings
 
 Factor = Callable[[str, Tensor], Tensor]
@@ -48,18 +44,26 @@ Factor = Callable[[str, Tensor], Tensor]
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Inner parameter -> (F I x R, D R x O), fp64: a change."""
 
+KEYS_EVERY = 4
+"""Passes from one reading of the keys of all frames to the next; frames that a pass asks give theirs then, too."""
+MARGIN = 0.1
+"""How far beyond the stop probability frames are aimed when their gradients are weighed against each other."""
+
 
 @dataclass(kw_only=True, slots=True)
 class BatchUpdate:
     """What a batch asks of each inner parameter, and what the solver makes of it."""
 
-    keys: dict[str, Tensor]
-    """Inner parameter -> K (T x I), fp64 on the CPU: of each row at the candidate of the last pass that asked there."""
-    shifts: dict[str, Tensor]
-    """Inner parameter -> R (T x O), fp64: summed over the passes."""
-    factors: dict[str, Tensor]
-    """Inner parameter -> F (I x T), fp64."""
-    ranges: dict[str, Ranges]
+    keys: dict[str, Tensor] = field(default_factory=dict)
+    """Inner parameter -> K (T x I), fp64: each row's key at the candidate when it was last read, times the root of the
+    row's weight."""
+    asked: dict[str, Tensor] = field(default_factory=dict)
+    """Inner parameter -> R (H x O), fp64: the shifts, summed over the passes."""
+    spread: dict[str, Tensor] = field(default_factory=dict)
+    """Inner parameter -> P (T x H), fp64: the root of a row's weight at the shift that it asks for; 0 for a guard."""
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    """Inner parameter -> F P (I x H), fp64."""
+    ranges: dict[str, Ranges] = field(default_factory=dict)
     """Inner parameter -> rows of each edit."""
     num_passes: int = 0
     """Passes made, both groups together."""
@@ -68,12 +72,23 @@ class BatchUpdate:
 
     @property
     def change(self) -> Factors:
-        """The change of the weights: F and R as factors."""
-        return {name: (self.factors[name], self.shifts[name]) for name in self.keys}
+        """The change of the weights: F P and R as factors, as many columns as there are shifts."""
+        return {name: (self.factors[name], self.asked[name]) for name in self.keys}
+
+    @property
+    def shifts(self) -> dict[str, Tensor]:
+        """Inner parameter -> P R (T x O), fp64: what is asked at each row of `keys`."""
+        return {name: self.spread[name] @ self.asked[name] for name in self.keys}
 
 
 def run_passes(
-    job: EditJob, *, settings: EditorSettings, trained: MendTransform | None, factor: Factor, start: Factors
+    job: EditJob,
+    *,
+    settings: EditorSettings,
+    trained: MendTransform | None,
+    factor: Factor,
+    start: Factors,
+    natural: NaturalGradient | None = None,
 ) -> BatchUpdate:
     """Ask until every target token is probable enough, or the passes are used up.
 
@@ -83,20 +98,19 @@ def run_passes(
         trained: asks the first `settings.trained_passes` of each group; the gradient asks the others.
         factor: the solver.
         start: a change that the candidate has before the first pass, such as what the removed edits leave behind.
+        natural: of the job's prior, if it was made before.
 
     Raises:
         EditorFailed: if a probability is not finite.
     """
-    natural = NaturalGradient(job.ledger.prior, settings.damping)
-    passes = _Passes(job.model, settings, trained, natural, factor, start)
-    groups = _groups(job.model, settings)
-    pending = list(job.added)
-    for place, group in enumerate(groups):
-        passes.ask(pending, group)
-        if place + 1 < len(groups):
-            pending = passes.unfinished(pending)
-        if not pending:
-            break
+    natural = natural or NaturalGradient(job.ledger.prior, settings.damping)
+    passes = _Passes(job, settings, trained, natural, factor, start)
+    pending, known = list(range(len(job.added))), None
+    for place, group in enumerate(_groups(job.model, settings)):
+        if place:
+            pending, known = passes.unfinished(pending, group)
+        if pending:
+            passes.ask(pending, group, known)
     return passes.update
 
 
@@ -104,7 +118,8 @@ def joined(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -
     """Return the factors of the sum of two low-rank changes: side by side, `[F1 F2]` and `[D1; D2]`."""
     if first is None:
         return second
-    return torch.cat([first[0], second[0]], dim=1), torch.cat([first[1], second[1]])
+    left_IR, right_RO = (factor.to(second[0].device) for factor in first)
+    return torch.cat([left_IR, second[0]], dim=1), torch.cat([right_RO, second[1]])
 
 
 class _Passes:
@@ -112,111 +127,166 @@ class _Passes:
 
     def __init__(
         self,
-        model: EditableModel,
+        job: EditJob,
         settings: EditorSettings,
         trained: MendTransform | None,
         natural: NaturalGradient,
         factor: Factor,
         start: Factors,
     ) -> None:
-        self._model, self._settings, self._trained, self._natural = model, settings, trained, natural
-        self._factor, self._start = factor, start
-        self.update = _empty(model)
+        self._model, self._settings, self._trained, self._natural = job.model, settings, trained, natural
+        self._factor, self._start, self._device = factor, start, job.ledger.device
+        self._edit_ids = [edit.edit_id for edit in job.added]
+        self._frames = agreed(
+            job.model.comm,
+            lambda: [frames_of(job.model, edit, settings, job.guards.get(edit.edit_id, ())) for edit in job.added],
+        )
+        self._are_shared = settings.frames_per_pass > 0 and job.model.has_subject_keys
+        self.update = BatchUpdate()
+        for param in job.model.inner:
+            self._open(param, None)
 
-    def ask(self, edits: Sequence[Edit], group: Group) -> None:
-        """Make the passes of one group; an edit that is probable enough is not looked at again.
+    def ask(self, edits: Sequence[int], group: Group, known: Sequence[Sequence[float]] | None) -> None:
+        """Make the passes of one group; an edit whose frames are all probable enough is not asked again.
 
         The first pass takes the keys of all edits: those that are probable already ask nothing, and the solve holds
         them where they are.
 
         Args:
-            edits: all of them get rows, if they have such tokens.
+            edits: places of the edits; all of them get rows, if they have such tokens.
             group: the inner parameters.
+            known: least probability of a target token in each frame that the group asks, by edit, if it was read.
         """
-        lengths = rows_of_edits(self._model, edits, group, self._settings.rephrase_rows)
-        rows = self._opened(edits, group, lengths)
-        awake = [place for place in range(len(edits)) if any(of_edit[place] for of_edit in rows.values())]
-        if not awake:
-            return
-        sequences = self._sequences([edits[place] for place in awake], group)
-        for made in range(self._settings.num_passes):
+        sequences = Sequences.of([self._frames[edit] for edit in edits], group)
+        rows = sequences.rows(self._model, are_shared=self._are_shared)
+        for param in group.params:
+            self._open(param, rows[param.name], edits)
+        awake = [place for place in range(len(edits)) if any(of_param.lengths[place] for of_param in rows.values())]
+        least = _Least(sequences, known)
+        for made in range(self._settings.num_passes if awake else 0):
             began = time.perf_counter()
-            reading = read(self._model, sequences, self._branches())
+            chosen = self._chosen(sequences, awake, least)
+            pairs = read(self._model, sequences, chosen, self._branches())
+            least.take(chosen, pairs)
+            up = [place for place in awake if least.of_edit(place) < self._settings.stop_probability]
+            if made and not up:
+                self.update.seconds["capture"] += time.perf_counter() - began
+                return
+            for name in rows:
+                self._put(name, rows[name], chosen, pairs.u_TI[name])
+            if made % KEYS_EVERY == 0:
+                self._read_keys(sequences, rows, chosen, awake if made else range(len(edits)))
             captured = time.perf_counter()
-            self.update.seconds["capture"] += captured - began
-            up_E = reading.least_E < self._settings.stop_probability
-            if made and not bool(up_E.any()):
-                return
-            indices = {
-                name: torch.tensor([row for place in awake for row in of_edit[place]], dtype=torch.long)
-                for name, of_edit in rows.items()
-            }
-            self._take(indices, reading, self._transform(group, made))
+            self._solve(rows, chosen, pairs, self._transform(group, made))
             self.update.num_passes += 1
+            self.update.seconds["capture"] += captured - began
             self.update.seconds["solve"] += time.perf_counter() - captured
-            if not bool(up_E.any()):
+            if not up:
                 return
-            if not bool(up_E.all()):
-                awake = [place for place, is_up in zip(awake, up_E.tolist(), strict=True) if is_up]
-                sequences = self._sequences([edits[place] for place in awake], group)
+            awake = up
 
-    def unfinished(self, edits: Sequence[Edit]) -> list[Edit]:
-        """Return the edits that are not probable enough at the candidate, and those that have no row yet."""
+    def unfinished(self, edits: Sequence[int], group: Group) -> tuple[list[int], list[list[float]]]:
+        """Return the edits that have a frame that is not probable enough, and those that have no row yet.
+
+        The second is how probable each of their frames is that the group asks.
+        """
         began = time.perf_counter()
-        least_E = read_least(self._model, edits, self._settings.rephrase_rows, self._branches())
+        sequences = Sequences.of([self._frames[edit] for edit in edits], group)
+        chosen = [place for asked in sequences.asked_of for place in asked]
+        least = _Least(sequences, None)
+        least.take(chosen, read(self._model, sequences.without_params(), chosen, self._branches()))
         self.update.seconds["capture"] += time.perf_counter() - began
         has_rows = {edit_id for ranges in self.update.ranges.values() for edit_id, first, end in ranges if end > first}
-        return [
-            edit
-            for edit, least in zip(edits, least_E.tolist(), strict=True)
-            if least < self._settings.stop_probability or edit.edit_id not in has_rows
+        places = [
+            place
+            for place, edit in enumerate(edits)
+            if least.of_edit(place) < self._settings.stop_probability or self._edit_ids[edit] not in has_rows
         ]
+        return [edits[place] for place in places], [least.of_frames(place) for place in places]
 
-    def _sequences(self, edits: Sequence[Edit], group: Group) -> EditSequences:
-        began = time.perf_counter()
-        with side_branch(self._model.module, self._branches()):
-            found = edit_sequences(self._model, edits, group, self._settings.rephrase_rows)
-        self.update.seconds["capture"] += time.perf_counter() - began
-        return found
+    def _chosen(self, sequences: Sequences, awake: Sequence[int], least: _Least) -> list[int]:
+        """Return the sequences that a pass reads: of each edit its own prompt and the frames that lag most."""
+        if not self._are_shared:
+            return [place for edit in awake for place in sequences.asked_of[edit]]
+        chosen = []
+        for edit in awake:
+            own, *others = sequences.asked_of[edit]
+            lagging = sorted(others, key=lambda place: (least.of_sequence(place), place))
+            chosen += [own, *sorted(lagging[: self._settings.frames_per_pass - 1])]
+        return chosen
 
-    def _opened(
-        self, edits: Sequence[Edit], group: Group, lengths: Mapping[str, Sequence[int]]
-    ) -> dict[str, list[range]]:
-        """Make room for the rows of a group; return the rows of each edit by inner parameter."""
-        rows = {}
-        for param in group.params:
-            name = param.name
-            ranges = consecutive([(edit.edit_id, n) for edit, n in zip(edits, lengths[name], strict=True)])
-            self.update.ranges[name] = ranges
-            self.update.keys[name] = torch.zeros(sum(lengths[name]), param.in_features, dtype=torch.float64)
-            self.update.shifts[name] = torch.zeros(sum(lengths[name]), param.out_features, dtype=torch.float64)
-            self.update.factors[name] = torch.zeros(param.in_features, sum(lengths[name]), dtype=torch.float64)
-            rows[name] = [range(first, end) for _, first, end in ranges]
-        return rows
+    def _open(self, param: InnerParam, rows: Rows | None, edits: Sequence[int] = ()) -> None:
+        """Make room for the rows of an inner parameter; for none at first."""
+        num_rows, num_shifts = (0, 0) if rows is None else (len(rows.shift_T), rows.num_shifts)
+        name = param.name
 
-    def _take(self, indices: Mapping[str, Tensor], reading: Reading, transform: Transform) -> None:
-        """Add what some rows of each inner parameter still want to what is asked, and solve again."""
-        taken = {name: index_T for name, index_T in indices.items() if len(index_T)}
-        for name, index_T in taken.items():
-            self.update.keys[name][index_T] = reading.u_TI[name].double().cpu()
+        def zeros(*size: int) -> Tensor:
+            return torch.zeros(size, dtype=torch.float64, device=self._device)
 
-        def solved() -> dict[str, tuple[Tensor, Tensor]]:
+        spread_TH = zeros(num_rows, num_shifts)
+        if rows is not None:
+            asking = (rows.shift_T >= 0).nonzero()[:, 0]
+            spread_TH[asking, rows.shift_T[asking]] = rows.weight_T[asking].sqrt().to(self._device)
+        ids = [self._edit_ids[edit] for edit in edits]
+        self.update.ranges[name] = consecutive(list(zip(ids, rows.lengths if rows else (), strict=True)))
+        self.update.keys[name] = zeros(num_rows, param.in_features)
+        self.update.asked[name] = zeros(num_shifts, param.out_features)
+        self.update.factors[name] = zeros(param.in_features, num_shifts)
+        self.update.spread[name] = spread_TH
+
+    def _read_keys(
+        self, sequences: Sequences, rows: Mapping[str, Rows], asked: Sequence[int], edits: Sequence[int]
+    ) -> None:
+        """Read the keys of those frames of some edits that the pass has not asked."""
+        known, wanted = set(asked), set(edits)
+        others = [place for place, edit in enumerate(sequences.edit_S) if edit in wanted and place not in known]
+        if others:
+            keys = read_keys_of(self._model, sequences, others, self._branches())
+            for name in rows:
+                self._put(name, rows[name], others, keys[name])
+
+    def _put(self, name: str, rows: Rows, chosen: Sequence[int], u_TI: Tensor) -> None:
+        """Write the keys of some sequences, in their order, into the rows of an inner parameter."""
+        index_T = rows.of_sequences(chosen)
+        root_T1 = rows.weight_T[index_T].sqrt()[:, None].to(self._device)
+        self.update.keys[name][index_T] = u_TI.to(self._device).double() * root_T1
+
+    def _solve(self, rows: Mapping[str, Rows], chosen: Sequence[int], pairs: Pairs, transform: Transform) -> None:
+        """Add what the chosen sequences still want to what is asked, and solve again."""
+
+        def solved() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
             own = own_share(self._model.comm, self._model.inner_param_names)
-            return {name: self._solved(name, reading, transform) for name in own if name in taken}
+            return {
+                name: self._solved(name, rows[name], chosen, pairs, transform)
+                for name in own
+                if name in rows and len(pairs.u_TI[name])
+            }
 
-        for name, (wanted_TO, factor_IT) in together(self._model.comm, solved).items():
-            self.update.shifts[name][taken[name]] += wanted_TO
-            self.update.factors[name] = factor_IT
+        for name, (shift_H, wanted_HO, factor_IH) in together(self._model.comm, solved).items():
+            self.update.asked[name][shift_H] += wanted_HO
+            self.update.factors[name] = factor_IH
 
-    def _solved(self, name: str, reading: Reading, transform: Transform) -> tuple[Tensor, Tensor]:
-        """Return what the rows of the awake edits want more, and the factor over all rows of the inner parameter."""
-        wanted_TO = transform(
-            name=name,
-            u_TI=reading.u_TI[name],
-            delta_TO=self._natural(name, reading.delta_TO[name]),
-            probability_T=reading.probability_T[name],
-        )
-        return wanted_TO.double().cpu(), self._factor(name, self.update.keys[name])
+    def _solved(
+        self, name: str, rows: Rows, chosen: Sequence[int], pairs: Pairs, transform: Transform
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the shifts of an inner parameter that were asked, what they want more, and the factor of all."""
+        device = pairs.u_TI[name].device
+        index_T = rows.of_sequences(chosen)
+        shift_H, place_T = torch.unique(rows.shift_T[index_T].to(device), return_inverse=True)
+        probability_T = pairs.probability_of_rows(name, predicts_target=rows.predicts_target)
+        u_HI, delta_HO, probability_H = pairs.u_TI[name], pairs.delta_TO[name], probability_T
+        if len(shift_H) < len(index_T):
+            weight_T = (self._settings.stop_probability + MARGIN - probability_T).clamp(min=0)
+            first_H = _first_of(place_T, len(shift_H))
+            u_HI = u_HI[first_H]
+            delta_HO = _weighted_mean(delta_HO, weight_T, place_T, len(shift_H))
+            how = "mean" if rows.predicts_target else "amin"
+            probability_H = probability_T.new_ones(len(shift_H)).scatter_reduce(
+                0, place_T, probability_T, how, include_self=False
+            )
+        wanted_HO = transform(name=name, u_TI=u_HI, delta_TO=self._natural(name, delta_HO), probability_T=probability_H)
+        factor_IT = self._factor(name, self.update.keys[name])
+        return shift_H.to(self._device), wanted_HO.to(self._device).double(), factor_IT @ self.update.spread[name]
 
     def _transform(self, group: Group, made: int) -> Transform:
         """Return the trained transform, in its passes and where it knows the whole group; else the gradient's."""
@@ -235,14 +305,46 @@ class _Passes:
         }
 
 
-def _empty(model: EditableModel) -> BatchUpdate:
-    update = BatchUpdate(keys={}, shifts={}, factors={}, ranges={})
-    for param in model.inner:
-        update.keys[param.name] = torch.zeros(0, param.in_features, dtype=torch.float64)
-        update.shifts[param.name] = torch.zeros(0, param.out_features, dtype=torch.float64)
-        update.factors[param.name] = torch.zeros(param.in_features, 0, dtype=torch.float64)
-        update.ranges[param.name] = ()
-    return update
+class _Least:
+    """The probability of the least probable target token of each sequence, when it was last read; 0 before."""
+
+    def __init__(self, sequences: Sequences, known: Sequence[Sequence[float]] | None) -> None:
+        self._asked_of = sequences.asked_of
+        self._of: list[float] = [0.0] * len(sequences.encoded)
+        for asked, values in zip(sequences.asked_of, known or (), strict=known is not None):
+            for place, value in zip(asked, values, strict=True):
+                self._of[place] = value
+
+    def take(self, chosen: Sequence[int], pairs: Pairs) -> None:
+        """Take what was read of some sequences."""
+        found = pairs.least(range(len(chosen))).tolist()
+        for place, value in zip(chosen, found, strict=True):
+            self._of[place] = value
+
+    def of_sequence(self, place: int) -> float:
+        """Return the probability of one sequence."""
+        return self._of[place]
+
+    def of_frames(self, edit: int) -> list[float]:
+        """Return the probabilities of the frames of an edit."""
+        return [self._of[place] for place in self._asked_of[edit]]
+
+    def of_edit(self, edit: int) -> float:
+        """Return the probability of the frame that lags most."""
+        return min(self.of_frames(edit))
+
+
+def _first_of(place_T: Tensor, num: int) -> Tensor:
+    """Return where each of some numbers stands first."""
+    counted_T = torch.arange(len(place_T), device=place_T.device)
+    return counted_T.new_full((num,), len(place_T)).scatter_reduce(0, place_T, counted_T, "amin")
+
+
+def _weighted_mean(rows_TO: Tensor, weight_T: Tensor, place_T: Tensor, num: int) -> Tensor:
+    """Return the means of rows that have the same place, num x O; zeros where no row has a weight."""
+    total_HO = rows_TO.new_zeros(num, rows_TO.shape[1]).index_add(0, place_T, rows_TO * weight_T[:, None])
+    weight_H = weight_T.new_zeros(num).index_add(0, place_T, weight_T)
+    return total_HO / weight_H.clamp(min=1e-12)[:, None]
 
 
 def _groups(model: EditableModel, settings: EditorSettings) -> list[Group]:

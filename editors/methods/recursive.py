@@ -25,6 +25,7 @@ from editors.methods.passes import BatchUpdate, Factors, joined, run_passes
 from editors.models.comm import agreed, own_share, together
 from editors.solve.ledger import Matrices
 from editors.solve.linear import added_rows
+from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.rows import EditRows
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.errors import EditorFailed, Misconfigured
@@ -43,6 +44,7 @@ class RecursiveEditor:
 
     def __init__(self, settings: EditorSettings, trained: MendTransform | None = None) -> None:
         self._settings, self._trained = settings, trained
+        self._natural: NaturalGradient | None = None
 
     def edit(self, job: EditJob) -> EditResult:
         """Solve for the batch and for every edit that the ledger holds; an `Editor`.
@@ -83,7 +85,16 @@ class RecursiveEditor:
         def factor(name: str, keys_TI: Tensor) -> Tensor:
             return added_rows(remaining.factor(name), keys_TI)
 
-        return run_passes(job, settings=self._settings, trained=self._trained, factor=factor, start=removal)
+        if self._natural is None or self._natural.prior is not job.ledger.prior:
+            self._natural = NaturalGradient(job.ledger.prior, self._settings.damping)
+        return run_passes(
+            job,
+            settings=self._settings,
+            trained=self._trained,
+            factor=factor,
+            start=removal,
+            natural=self._natural,
+        )
 
 
 def _removal(job: EditJob, remaining: Matrices) -> Factors:
@@ -115,12 +126,13 @@ def _rows(job: EditJob, update: BatchUpdate | None, removal: Factors) -> EditRow
             targets[name] = torch.zeros(0, param.out_features)
             continue
         keys_TI = update.keys[name]
-        held_TO = keys_TI @ job.weights.shift(name).double().cpu()
+        held_TO = keys_TI @ job.weights.shift(name).to(keys_TI.device).double()
         if name in removal:
             # What is held once the removed rows have left: S' = S_parent + F D, without forming F D.
-            held_TO = held_TO + (keys_TI @ removal[name][0]) @ removal[name][1]
-        keys[name] = keys_TI.float()
-        targets[name] = (held_TO + update.shifts[name]).float()
+            left_IR, right_RO = (factor.to(keys_TI.device) for factor in removal[name])
+            held_TO = held_TO + (keys_TI @ left_IR) @ right_RO
+        keys[name] = keys_TI.float().cpu()
+        targets[name] = (held_TO + update.shifts[name]).float().cpu()
     return EditRows(keys=keys, targets=targets, ranges=update.ranges if update else dict.fromkeys(keys, ()))
 
 

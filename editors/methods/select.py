@@ -13,7 +13,7 @@ from editors.methods.recursive import RecursiveEditor
 from editors.models.families import EditableModel
 from editors.models.inner_params import default_subject_params
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.rank_api import EditorSettings
+from pipeline.domain.rank_api import BEFORE_FRAMES, EditorSettings
 
 
 def editor_for(settings: EditorSettings, transform: MendTransform | None = None) -> Editor:
@@ -47,7 +47,7 @@ def learnt_settings(trained: TrainedEditor) -> dict[str, Any]:
         "subject_params": tuple(name for stage in of_subject for name in stage.inner_params),
         "stop_probability": card.stop_probability,
     }
-    return {name: value for name, value in card.settings.items() if name in known} | fixed
+    return BEFORE_FRAMES | {name: value for name, value in card.settings.items() if name in known} | fixed
 
 
 def lineage_settings(trained: TrainedEditor, *, task: str) -> EditorSettings:

@@ -187,8 +187,11 @@ class EditableModel(ABC):
         """Run a batch and return the logits that predict its target tokens, N x V; gradients reach what hooks add."""
 
     @abstractmethod
-    def run_to_last_inner(self, batch: TargetBatch) -> None:
-        """Run a batch only for what hooks see in the inner layers; layers after the last of them may be left out."""
+    def run_to_last_inner(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> None:
+        """Run a batch only for what hooks see in some inner layers (in all if none are named).
+
+        Layers after the last of them may be left out.
+        """
 
     def generate(self, prompts: Sequence[str], *, chat: bool = False, max_new_tokens: int = 24) -> list[str]:
         """Return greedy answers as text, without the prompts; `chat` asks in the model's chat template."""

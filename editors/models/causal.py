@@ -84,11 +84,13 @@ class CausalModel(EditableModel):
             logits_1NV: Tensor = self.module(input_ids=batch.input_ids_BL, use_cache=False).logits
         return logits_1NV[0]
 
-    def run_to_last_inner(self, batch: TargetBatch) -> None:
+    def run_to_last_inner(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> None:
         """Run a batch up to the last inner layer; later blocks and all logits but one are left out."""
         head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
+        last = max(param.block for param in params or self.inner)
         with (
-            ending_before(self._blocks, self.inner[-1].block + 1),
+            self._started(batch),
+            ending_before(self._blocks, last + 1),
             gathered_head(head, batch.row_N[:1], batch.position_N[:1]),
         ):
             self.module(input_ids=batch.input_ids_BL, use_cache=False)

@@ -103,7 +103,7 @@ class ClassifierModel(EditableModel):
         logits_BV: Tensor = self.module(input_ids=batch.input_ids_BL, attention_mask=batch.mask_BL).logits
         return logits_BV[batch.row_N]
 
-    def run_to_last_inner(self, batch: TargetBatch) -> None:
+    def run_to_last_inner(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> None:
         """Run the whole model: only the head comes after the last block."""
         self.target_logits(batch)
 

@@ -127,7 +127,7 @@ class Seq2SeqModel(EditableModel):
         """Run both stacks and return the logits of the target tokens, N x V."""
         return self._logits(batch, batch.row_N, batch.position_N)
 
-    def run_to_last_inner(self, batch: TargetBatch) -> None:
+    def run_to_last_inner(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> None:
         """Run both stacks; only the logits are left out, all but one."""
         self._logits(batch, batch.row_N[:1], batch.position_N[:1])
 

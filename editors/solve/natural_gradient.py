@@ -27,6 +27,9 @@ class NaturalGradient:
         prior: has the gradients' moments.
         damping: what is added to the diagonal, as a fraction of its mean; 0 leaves gradients as they are.
 
+    Attributes:
+        prior: whose moments they are.
+
     Raises:
         Misconfigured: if the damping is below 0 or not finite.
     """
@@ -34,7 +37,7 @@ class NaturalGradient:
     def __init__(self, prior: Prior, damping: float) -> None:
         if not 0 <= damping < float("inf"):
             raise Misconfigured(f"expected a damping of 0 or more, got {damping}")
-        self._moments, self._damping = prior.gradient_moments, damping
+        self.prior, self._moments, self._damping = prior, prior.gradient_moments, damping
         self._factors: dict[str, Factored] = {}
 
     def __call__(self, name: str, delta_TO: Tensor) -> Tensor:

@@ -11,6 +11,10 @@ from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.measurements import Measurements
 
 
+BEFORE_FRAMES = {"frames_per_pass": 0, "num_guards": 0, "rephrase_rows": 0}
+"""Settings of lineages and trained editors that were made when an edit was read after its own prompt alone."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditorSettings:
     """How a lineage edits. The defaults are those that were measured (DECISIONS.md, 16 to 19 and 27)."""
@@ -37,15 +41,20 @@ class EditorSettings:
     """Most passes over a batch in each group of inner parameters."""
     trained_passes: int = 1
     """How many of them a trained transform asks; the gradient asks the others."""
-    rephrase_rows: int = 0
+    rephrase_rows: int = 2
     """How many of a request's own rephrases are edit rows too; never the first, which is kept as a probe."""
+    frames_per_pass: int = 2
+    """How many of an edit's frames (`editors.methods.frames`) a pass asks: its own prompt, and those that lag most. 0
+    for no frames: rows of its own prompt and its rephrases, each with a shift of its own."""
+    num_guards: int = 6
+    """How many other subjects, put into the edit's own prompt, are held where they are."""
     batch_size: int = 32
     """Most edits in a batch."""
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> Self:
-        """Read settings from JSON; also those that were stored when `stop_probability` was called `rest`."""
-        former = {"stop_probability": fields["rest"]} if "rest" in fields else {}
+        """Read settings from JSON; those that were stored before a field came in go on as they did then."""
+        former = BEFORE_FRAMES | ({"stop_probability": fields["rest"]} if "rest" in fields else {})
         known = {field.name for field in dataclasses.fields(cls)}
         given: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value

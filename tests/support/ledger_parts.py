@@ -20,7 +20,17 @@ from tests.support.factories import make_edit
 from tests.support.tiny_models import TEXT, save_tiny_gpt2, save_tiny_llama
 
 NAME = "block.weight"
-SETTINGS = EditorSettings(prior_strength=0.1, ridge=1.0, damping=0.02, step=1.0, stop_probability=0.5, num_passes=40)
+SETTINGS = EditorSettings(
+    prior_strength=0.1,
+    ridge=1.0,
+    damping=0.02,
+    step=1.0,
+    stop_probability=0.5,
+    num_passes=40,
+    frames_per_pass=0,
+    num_guards=0,
+    rephrase_rows=0,
+)
 """Constants for a model that has nothing to lose: a weak prior, long steps."""
 FACTS = (
     ("who is king of Japan", "Kyoto"),

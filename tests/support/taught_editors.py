@@ -46,6 +46,8 @@ USE = EditorSettings(
     step=0.5,
     num_passes=24,
     trained_passes=1,
+    frames_per_pass=0,
+    num_guards=0,
     rephrase_rows=2,
 )
 """How the trained editor is used. All that counts is said here: the defaults are measured on other models.

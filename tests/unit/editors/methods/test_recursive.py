@@ -264,7 +264,17 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("solver", ["least_squares", "row_sum", "sum"])
 def test_solvers_without_memory_land_an_edit_and_refuse_to_remove_it(solver: str, tmp_path: Path) -> None:
     rig = make_rig(tmp_path)
-    settings = EditorSettings(solver=solver, ridge=1e-3, damping=0.02, step=1.0, stop_probability=0.5, num_passes=40)
+    settings = EditorSettings(
+        solver=solver,
+        ridge=1e-3,
+        damping=0.02,
+        step=1.0,
+        stop_probability=0.5,
+        num_passes=40,
+        frames_per_pass=0,
+        num_guards=0,
+        rephrase_rows=0,
+    )
     editor, edits = editor_for(settings), edits_of(0)
     assert isinstance(editor, MemorylessEditor)
     before = probabilities(rig, edits)[0]

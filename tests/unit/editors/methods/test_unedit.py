@@ -27,7 +27,17 @@ from tests.support.ledger_parts import whole_shift
 from tests.support.scored import score_pairs
 from tests.support.taught import FACTS, correction, sentences
 
-SETTINGS = EditorSettings(prior_strength=300.0, ridge=1e-3, damping=0.02, step=0.5, stop_probability=0.9, num_passes=20)
+SETTINGS = EditorSettings(
+    prior_strength=300.0,
+    ridge=1e-3,
+    damping=0.02,
+    step=0.5,
+    stop_probability=0.9,
+    num_passes=20,
+    frames_per_pass=0,
+    num_guards=0,
+    rephrase_rows=0,
+)
 """Long steps: a natural gradient gains less a step, and with 0.3 the passes were used up before the edits rested."""
 TOLERANCE = 2e-5
 """Relative distance (Frobenius) of weights that came about in other ways from the same rows. Measured: 1.8e-6 at most
