@@ -10,7 +10,6 @@ from typing import Any, Self
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.measurements import Measurements
 
-
 BEFORE_FRAMES = {"frames_per_pass": 0, "num_guards": 0, "rephrase_rows": 0}
 """Settings of lineages and trained editors that were made when an edit was read after its own prompt alone."""
 

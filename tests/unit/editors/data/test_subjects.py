@@ -1,4 +1,4 @@
-"""The list of subjects that ships: what it must not hold, so that what probes measure is never held by a guard of it."""
+"""The list of subjects that ships: what it must not hold, so that no guard holds what a probe measures."""
 
 import json
 import re
