@@ -66,14 +66,15 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
         if measured is None or measured.model.inner_param_names != model.inner_param_names:
             reporter.say("measuring the base")
             measured = _measured_base(given, model, edits, asked, num_rows)
-            figures["base"] = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
+            at_large = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
+            figures["base"] = at_large | measured.known()
             figures["solvers"] = found
         checkpoints: list[dict[str, Any]] = []
         found[name] = {"settings": _shown(settings), "checkpoints": checkpoints}
         with reporter.following(name, len(edits)) as show:
             on_progress = partial(_recorded, show, checkpoints, partial(save, figures))
             found[name] = {"settings": _shown(settings)} | measured.run(editor, settings, on_progress)
-    reporter.table(found)
+    reporter.table({"base": figures["base"]} | found)
     save(figures | {"is_complete": True})
 
 

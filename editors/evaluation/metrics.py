@@ -24,6 +24,7 @@ Of a stream:
 - `retention`: `edit_success` of the active edits that are older than the last batch; `retention_first_batch` that of
   the first batch, `retention_first_tenth` that of the first tenth of the edits so far, `retention_deciles` that of each
   tenth of them, oldest first.
+- `base`: the figures of the unedited base, on the edits that are asked freely at the end: what it knew already.
 - `drawdown`: perplexity of plain text over the base's, minus 1 (see `editors.measure.quality`).
 - `fluency`: entropy of word 2- and 3-grams of continuations, bits, as ROME measures it; ROME shows a hundred times as
   much. A text that repeats itself has little.
@@ -102,6 +103,13 @@ def _parts(found: Sequence[EditMeasurement]) -> dict[str, list[PromptMeasurement
         "generalization_unnamed": unnamed,
         "portability": [*(asked for item in found for asked in item.portability), *unnamed],
     }
+
+
+def known(found: Sequence[EditMeasurement]) -> dict[str, Any]:
+    """Return what a model does right of edits that it has not got: those of `averaged` that say how targets follow."""
+    figures = averaged(found)
+    names = {*_parts(found), "chat_success"}
+    return {name: value for name, value in figures.items() if name.removeprefix("num_") in names}
 
 
 def retention(

@@ -71,7 +71,12 @@ class EditProbes:
         self.fluency = self.fluency_of(self.continued)
 
     def ask(
-        self, edits: Sequence[Edit], *, preferring: Collection[str] = (), free: Collection[str] = ()
+        self,
+        edits: Sequence[Edit],
+        *,
+        preferring: Collection[str] = (),
+        free: Collection[str] = (),
+        in_chat: Collection[str] | None = None,
     ) -> list[EditMeasurement]:
         """Return what the model makes of edits now.
 
@@ -79,7 +84,9 @@ class EditProbes:
             edits: the edits, out of those that were given at first; what is asked is as it stood there.
             preferring: ids of the edits whose targets are also compared with the true ones.
             free: ids of the edits that are also asked freely.
+            in_chat: ids of the edits whose question is asked in a chat; those of `free` if None.
         """
+        in_chat = free if in_chat is None else in_chat
         return self._measurer.measure(
             [
                 EditQuestions(
@@ -88,7 +95,7 @@ class EditProbes:
                     row_rephrases=edit.request.row_rephrases(self._num_rows),
                     compared="all" if edit.edit_id in preferring else "nothing",
                     free="all" if edit.edit_id in free else "nothing",
-                    replies=edit.edit_id in free,
+                    replies=edit.edit_id in in_chat,
                 )
                 for edit in (self._edits[edit.edit_id] for edit in edits)
             ]

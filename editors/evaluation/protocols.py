@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from editors.evaluation.metrics import averaged, replies, retention
+from editors.evaluation.metrics import averaged, known, replies, retention
 from editors.evaluation.probes import EditProbes
 from editors.evaluation.stream import CostMeter, Stream, model_bytes
 from editors.measure.questions import EditMeasurement
@@ -90,6 +90,15 @@ class Evaluation:
         """Return the figures of an editor; errors of the model leave it with the base's weights."""
         run = self._single if self.protocol.kind == "single" else self._stream
         return run(editor, settings, on_progress)
+
+    def known(self) -> dict[str, Any]:
+        """Return what the base, whose weights the model holds, makes of the edits that are asked freely at the end."""
+        if self.protocol.kind == "single":
+            ids = self._sampled("free", self.protocol.free_sample)
+        else:
+            _, _, ids = self.protocol.chosen(self.edits, seed=f"{self.protocol.seed} {len(self.edits)}", is_end=True)
+        found = self.probes.ask([edit for edit in self.edits if edit.edit_id in ids], in_chat=ids)
+        return known(found) | {"asked": len(found), "replies": replies(found)}
 
     def _stream(self, editor: Editor, settings: EditorSettings, on_progress: OnProgress) -> dict[str, Any]:
         """Apply batches on top of each other: the figures at the end, and at checkpoints on the way."""

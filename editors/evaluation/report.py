@@ -92,7 +92,7 @@ class Reporter:
                 self._bar = None
 
     def table(self, solvers: Mapping[str, Mapping[str, Any]]) -> None:
-        """Show the figures at the end in a column a solver, without the rows of which nothing was measured."""
+        """Show figures at the end in a column each, without the rows of which nothing was measured."""
         table = Table("", *solvers, box=None, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"

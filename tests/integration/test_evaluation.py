@@ -378,7 +378,7 @@ def test_questions_that_the_editor_does_not_see_are_asked_all_the_same(
         return edit(editor, job)
 
     monkeypatch.setattr(RecursiveEditor, "edit", noted)
-    arguments = evaluate_arguments(files, edits="2", solver="recursive")
+    arguments = evaluate_arguments(files, edits="2", solver="recursive", rephrase_rows="0")
     for flags, is_seen in (([], True), (["--unseen-questions"], False)):
         seen.clear()
         assert evaluate([*arguments, *flags]) == 0
@@ -392,6 +392,10 @@ def test_questions_that_the_editor_does_not_see_are_asked_all_the_same(
             ("000002", "what is 1"),
         ]
         assert found["chat_success"] == fmean(said["is_right"] for said in found["replies"])
+        base = document["base"]
+        assert [said["question"] for said in base["replies"]] == [said["question"] for said in found["replies"]]
+        assert base["chat_success"] == fmean(said["is_right"] for said in base["replies"])
+        assert (base["edit_success"], base["asked"], base["num_generalization_other_context"]) == (0.0, 2, 1)
         classes = ("same_context", "other_context", "unnamed")
         assert [found[f"num_generalization_{name}"] for name in classes] == [2, 1, 5]
         assert found["measured"]["rephrases"] == 3
@@ -430,7 +434,12 @@ def test_the_measured_rephrase_is_never_an_edit_row(rows: int, files: Path, monk
     monkeypatch.setattr(Stream, "_make", watched)
     arguments = evaluate_arguments(files, edits="1", rephrase_rows=str(rows), rephrases="9", solver="recursive,sum,ft")
     assert evaluate(arguments) == 0
-    assert set(seen) == {FACTS[0][0], *["Paris is", "Lyon is"][:rows]}
+    assert {text for text in seen if text in (edit["prompt"], *edit["rephrases"])} == {
+        FACTS[0][0],
+        *["Paris is", "Lyon is"][:rows],
+    }
+    unseen = ["Rome is", *["Paris is", "Lyon is"][rows:]]
+    assert not any(text in frame for frame in seen for text in unseen)
     found = json.loads((files / "out.json").read_text())
     assert found["inputs"]["rephrase_rows"] == rows
     assert {figures["measured"]["rephrases"] for figures in found["solvers"].values()} == {3 - rows}
