@@ -116,11 +116,16 @@ class EditRequest:
         return distinct[:1] + distinct[1 + limit :]
 
     def _distinct_rephrases(self) -> tuple[str, ...]:
-        """Return the rephrases in order, each wording once and without the prompt's own, which an editor has seen."""
+        """Return the rephrases in order, each wording once and without those that an editor sees in any case.
+
+        These are the prompt, the same with another name of the subject, and the question.
+        """
         worded: dict[str, str] = {}
         for text in self.rephrases:
             worded.setdefault(normalised(text), text)
-        worded.pop(normalised(self.prompt), None)
+        renamed = (self.prompt.replace(self.subject, alias) for alias in self.aliases) if self.subject else ()
+        for seen in (self.prompt, *renamed, self.question or ""):
+            worded.pop(normalised(seen), None)
         return tuple(worded.values())
 
     def as_json(self) -> dict[str, Any]:

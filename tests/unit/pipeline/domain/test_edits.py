@@ -57,6 +57,20 @@ def test_a_rephrase_that_is_the_prompt_in_other_letters_is_neither() -> None:
     assert request.row_rephrases(1) == request.unseen_rephrases(1) == ()
 
 
+def test_a_rephrase_that_an_editor_sees_as_a_question_or_by_an_alias_is_neither() -> None:
+    seen = ("The ruler of Siam is", "who rules Thailand?")
+    request = make_request(
+        "a",
+        prompt="The ruler of Thailand is",
+        subject="Thailand",
+        aliases=("Siam",),
+        question="Who rules Thailand?",
+        rephrases=(*seen, "Siam is ruled by"),
+    )
+    assert request.unseen_rephrases(0) == ("Siam is ruled by",)
+    assert request.row_rephrases(9) == ()
+
+
 def test_an_active_edit_of_the_same_fact_is_displaced() -> None:
     new = make_edit("new", prompt="The capital is")
     held = [make_edit("old", prompt="the  capital is"), make_edit("unrelated")]
