@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -19,13 +20,22 @@ def run_module(module: str, *arguments: str) -> str:
         CorrigendaError: of the class that the module names on its last line of standard error
             (`WrongBase: expected …`); InvalidInput if argparse refused the words; else EngineFailed with that line.
     """
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    argv = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=computing_environment())
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         if done.returncode == USAGE and USAGE_MARK in last:
             raise InvalidInput(last.partition(USAGE_MARK)[2])
         raise _named(last) or EngineFailed(f"{module} ended with status {done.returncode}: {last}")
     return done.stdout
+
+
+def computing_environment() -> dict[str, str]:
+    """Return this process's environment for one that computes: its threads sleep while they wait for each other.
+
+    Those that spin, as is usual, get in the way of everything else on a small machine and so of themselves.
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
 
 
 def _named(line: str) -> CorrigendaError | None:

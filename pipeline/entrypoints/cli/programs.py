@@ -17,7 +17,7 @@ import typer
 from pipeline.config import load_settings
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.sizes import shown_size
-from pipeline.entrypoints.children import run_module
+from pipeline.entrypoints.children import computing_environment, run_module
 from pipeline.entrypoints.console import (
     INTERRUPTED,
     ExitCode,
@@ -111,7 +111,8 @@ def _run(context: typer.Context, program: str, words: Sequence[str], *, ended: s
     """
     if _names(words, "--help"):
         typer.echo(context.get_help())
-    status = subprocess.run([sys.executable, "-m", program, *words], check=False).returncode
+    argv = [sys.executable, "-m", program, *words]
+    status = subprocess.run(argv, check=False, env=computing_environment()).returncode
     if status == INTERRUPTED:
         raise typer.Exit(INTERRUPTED)
     if status < 0 or status > SIGNALLED:

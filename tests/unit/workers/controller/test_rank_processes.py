@@ -239,3 +239,31 @@ def test_the_controller_never_imports_torch() -> None:
     text = f"import {modules}; print([m for m in ('torch', 'deepspeed') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=patience(), check=True)
     assert done.stdout.strip() == "[]"
+
+
+NOTE_THREADS = "Path(FOLDER, str(rank)).write_text(' '.join(f'{os.environ.get(name)}' for name in NAMES))"
+
+
+def threads_of_rank(tmp_path: Path, num_ranks: int) -> str:
+    """Return the number of threads and how they wait, as the environment of the first rank has them."""
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+    start = NOTE_THREADS.replace("FOLDER", repr(str(tmp_path))).replace("NAMES", repr(names))
+    with group(spec(tmp_path, num_ranks=num_ranks, start=start)) as ranks:
+        ranks.weights_digest()
+        return (tmp_path / "0").read_text()
+
+
+def test_a_rank_by_itself_uses_every_core_several_share_them_and_threads_that_wait_sleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)))
+    assert threads_of_rank(tmp_path, 1) == "None PASSIVE"
+    assert threads_of_rank(tmp_path, 2) == "3 PASSIVE"
+
+
+def test_what_the_environment_says_of_threads_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert threads_of_rank(tmp_path, 2) == "5 ACTIVE"
