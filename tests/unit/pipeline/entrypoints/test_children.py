@@ -41,3 +41,13 @@ def test_any_other_end_is_engine_failed_with_the_last_line(
     name = module(tmp_path, monkeypatch, f"import sys; sys.stderr.write({last!r}); sys.exit(3)")
     with pytest.raises(EngineFailed, match="status 3"):
         run_module(name)
+
+
+def test_threads_of_a_module_sleep_while_they_wait_unless_the_environment_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module(tmp_path, monkeypatch, "import os; print(os.environ['OMP_WAIT_POLICY'])")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert run_module(name) == "PASSIVE\n"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert run_module(name) == "ACTIVE\n"
