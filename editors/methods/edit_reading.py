@@ -8,8 +8,8 @@ Legend: T edit rows, N target tokens, S sequences, E edits, I in_features, O out
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from editors.methods.frames import EditFrames
 from editors.methods.pairs import Pairs, read_keys, read_pairs
 from editors.models.families import EditableModel, InnerParam
 from editors.models.hooks import Branch, side_branch
-from editors.models.tokens import Encoded, KeyTokens
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks
 from pipeline.domain.errors import EditorFailed
 
 READ_TOKENS = 256
@@ -53,7 +53,7 @@ class Rows:
     predicts_target: bool
     """Whether the rows are the tokens that predict the target's."""
     lengths: tuple[int, ...]
-    """How many rows each edit has, E."""
+    """How many rows each of the edits has that have any."""
 
     def of_sequences(self, chosen: Sequence[int]) -> Tensor:
         """Return which rows are of some sequences, which are given in their order."""
@@ -100,26 +100,26 @@ class Sequences:
             is_guard_S=tuple(is_guard_S),
         )
 
-    def without_params(self) -> Sequences:
-        """Return the same sequences for a reading without keys and gradients."""
-        return replace(self, group=Group(params=(), kind=self.group.kind))
-
-    def rows(self, model: EditableModel, *, are_shared: bool) -> dict[str, Rows]:
-        """Return the rows that the edits have in each inner parameter of the group.
+    def rows(self, model: EditableModel, edits: Sequence[int], *, are_shared: bool) -> dict[str, Rows]:
+        """Return the rows that some edits have in each inner parameter of the group.
 
         Args:
             model: says which tokens are keys.
+            edits: places of the edits, in order; only they have rows.
             are_shared: whether the frames of an edit share their shifts; else each row has one of its own.
         """
-        batch = model.pack(self.encoded)
+        wanted = set(edits)
+        own = [place for place, edit in enumerate(self.edit_S) if edit in wanted]
+        batch = model.pack([self.encoded[place] for place in own])
         found = {}
         for param in self.group.params:
-            sequence_T = model.key_positions(batch, param, self.group.kind)[0].tolist()
+            row_T = model.key_positions(batch, param, self.group.kind)[0].tolist()
             predicts = model.keys_predict_target(param, self.group.kind)
-            found[param.name] = self._rows(sequence_T, predicts_target=predicts, are_shared=are_shared)
+            sequence_T = [own[row] for row in row_T]
+            found[param.name] = self._rows(sequence_T, edits, predicts_target=predicts, are_shared=are_shared)
         return found
 
-    def _rows(self, sequence_T: list[int], *, predicts_target: bool, are_shared: bool) -> Rows:
+    def _rows(self, sequence_T: list[int], edits: Sequence[int], *, predicts_target: bool, are_shared: bool) -> Rows:
         """Number the shifts: of subject tokens one an edit, of answer tokens one for each token of its target."""
         shifts: dict[tuple[int, int], int] = {}
         shift_T: list[int] = []
@@ -148,36 +148,71 @@ class Sequences:
             weight_T=torch.tensor(weights, dtype=torch.float64),
             num_shifts=len(shifts),
             predicts_target=predicts_target,
-            lengths=tuple(lengths),
+            lengths=tuple(lengths[edit] for edit in edits),
         )
 
 
-def read(model: EditableModel, asked: Sequences, chosen: Sequence[int], branches: Mapping[str, Branch]) -> Pairs:
-    """Return keys, gradients and target probabilities of some sequences at the candidate; every rank has to ask.
+class Reader:
+    """Reads the asked sequences of a group again and again, in batches that are cut once.
+
+    What enters the group's first layer is computed once for each batch: nothing before it may change meanwhile. Ranks
+    run their batches in rounds, one each; a round of which no sequence is asked is left out by all of them.
 
     Args:
-        model: as it is now.
-        asked: the sequences; `Pairs` numbers the chosen ones from 0.
-        chosen: which of them, in order.
-        branches: the candidate.
-
-    Raises:
-        EditorFailed: if a probability is not finite.
+        model: what reads.
+        sequences: the edits' sequences.
     """
-    group = asked.group
-    sequences = [asked.encoded[place] for place in chosen]
-    with side_branch(model.module, branches):
-        pairs = read_pairs(
-            model,
-            (
-                (places, model.prefixed(batch, group.params) if group.params else batch)
-                for places, batch in model.chunked_alike(sequences, max_tokens=READ_TOKENS)
-            ),
-            lambda batch: {param.name: model.key_positions(batch, param, group.kind) for param in group.params},
-        )
-    if not bool(torch.isfinite(pairs.probability_N).all()):
-        raise EditorFailed("expected finite probabilities of the target tokens, got NaN or infinity")
-    return pairs
+
+    def __init__(self, model: EditableModel, sequences: Sequences) -> None:
+        self._model, self._sequences = model, sequences
+        asked = [place for of_edit in sequences.asked_of for place in of_edit]
+        encoded = [sequences.encoded[place] for place in asked]
+        plan = chunks(encoded, max_tokens=READ_TOKENS * model.times_more)
+        self._plan = [[asked[index] for index in group] for group in plan]
+        self._batches: dict[int, TargetBatch] = {}
+
+    def read(self, chosen: Sequence[int], branches: Mapping[str, Branch], *, has_keys: bool = True) -> Pairs:
+        """Return keys, gradients and target probabilities of some sequences at the candidate; every rank has to ask.
+
+        Args:
+            chosen: asked sequences, in order; `Pairs` numbers them from 0.
+            branches: the candidate.
+            has_keys: whether keys and gradients are read, which costs a backward.
+
+        Raises:
+            EditorFailed: if a probability is not finite.
+        """
+        model, group = self._model, self._sequences.group
+        params = group.params if has_keys else ()
+        with side_branch(model.module, branches):
+            pairs = read_pairs(
+                model,
+                self._batches_of(chosen),
+                lambda batch: {param.name: model.key_positions(batch, param, group.kind) for param in params},
+            )
+        if not bool(torch.isfinite(pairs.probability_N).all()):
+            raise EditorFailed("expected finite probabilities of the target tokens, got NaN or infinity")
+        return pairs
+
+    def _batches_of(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], TargetBatch]]:
+        """Yield this rank's batches of some sequences, each with their places among the chosen."""
+        place_of = {sequence: place for place, sequence in enumerate(chosen)}
+        num_ranks, rank = self._model.comm.num_ranks, self._model.comm.rank
+        for first in range(0, len(self._plan), num_ranks):
+            if not any(sequence in place_of for group in self._plan[first : first + num_ranks] for sequence in group):
+                continue
+            number = first + rank
+            own = self._plan[number] if number < len(self._plan) else []
+            rows = [row for row, sequence in enumerate(own) if sequence in place_of]
+            batch = self._batch(first, own or self._plan[-1])
+            # A rank without a sequence of the round runs one that is dropped: a forward waits for all ranks.
+            yield [place_of[own[row]] for row in rows], batch.of_rows(rows or [0])
+
+    def _batch(self, number: int, places: Sequence[int]) -> TargetBatch:
+        if number not in self._batches:
+            batch = self._model.pack([self._sequences.encoded[place] for place in places])
+            self._batches[number] = self._model.prefixed(batch, self._sequences.group.params)
+        return self._batches[number]
 
 
 def read_keys_of(

@@ -28,12 +28,12 @@ from torch import Tensor
 
 from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob
-from editors.methods.edit_reading import Group, Rows, Sequences, read, read_keys_of
+from editors.methods.edit_reading import Group, Reader, Rows, Sequences, read_keys_of
 from editors.methods.frames import frames_of
 from editors.methods.pairs import Pairs
 from editors.methods.steps import GradientTransform, Transform
 from editors.models.comm import agreed, own_share, together
-from editors.models.families import EditableModel, InnerParam
+from editors.models.families import EditableModel
 from editors.models.hooks import Branch
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.rows import Ranges, consecutive
@@ -105,12 +105,8 @@ def run_passes(
     """
     natural = natural or NaturalGradient(job.ledger.prior, settings.damping)
     passes = _Passes(job, settings, trained, natural, factor, start)
-    pending, known = list(range(len(job.added))), None
-    for place, group in enumerate(_groups(job.model, settings)):
-        if place:
-            pending, known = passes.unfinished(pending, group)
-        if pending:
-            passes.ask(pending, group, known)
+    for group in _groups(job.model, settings):
+        passes.ask(group)
     return passes.update
 
 
@@ -143,39 +139,39 @@ class _Passes:
         )
         self._are_shared = settings.frames_per_pass > 0 and job.model.has_subject_keys
         self.update = BatchUpdate()
-        for param in job.model.inner:
-            self._open(param, None)
+        self._shapes = {param.name: (param.in_features, param.out_features) for param in job.model.inner}
+        for name in self._shapes:
+            self._open(name, None)
 
-    def ask(self, edits: Sequence[int], group: Group, known: Sequence[Sequence[float]] | None) -> None:
+    def ask(self, group: Group) -> None:
         """Make the passes of one group; an edit whose frames are all probable enough is not asked again.
 
-        The first pass takes the keys of all edits: those that are probable already ask nothing, and the solve holds
-        them where they are.
-
-        Args:
-            edits: places of the edits; all of them get rows, if they have such tokens.
-            group: the inner parameters.
-            known: least probability of a target token in each frame that the group asks, by edit, if it was read.
+        In the first group all edits get rows, if they have such tokens: those that are probable already ask nothing,
+        and the solve holds them where they are. In the next one those get rows that are not probable enough yet, and
+        those that have none.
         """
-        sequences = Sequences.of([self._frames[edit] for edit in edits], group)
-        rows = sequences.rows(self._model, are_shared=self._are_shared)
-        for param in group.params:
-            self._open(param, rows[param.name], edits)
-        awake = [place for place in range(len(edits)) if any(of_param.lengths[place] for of_param in rows.values())]
-        least = _Least(sequences, known)
+        began = time.perf_counter()
+        sequences = Sequences.of(self._frames, group)
+        reader, least = Reader(self._model, sequences), _Least(sequences)
+        edits = self._pending(sequences, reader, least) if self.update.num_passes else range(len(self._frames))
+        rows = sequences.rows(self._model, edits, are_shared=self._are_shared) if edits else {}
+        for name, of_param in rows.items():
+            self._open(name, of_param, edits)
+        awake = [edit for place, edit in enumerate(edits) if any(of.lengths[place] for of in rows.values())]
+        self.update.seconds["capture"] += time.perf_counter() - began
         for made in range(self._settings.num_passes if awake else 0):
             began = time.perf_counter()
             chosen = self._chosen(sequences, awake, least)
-            pairs = read(self._model, sequences, chosen, self._branches())
+            pairs = reader.read(chosen, self._branches())
             least.take(chosen, pairs)
-            up = [place for place in awake if least.of_edit(place) < self._settings.stop_probability]
+            up = [edit for edit in awake if least.of_edit(edit) < self._settings.stop_probability]
             if made and not up:
                 self.update.seconds["capture"] += time.perf_counter() - began
                 return
-            for name in rows:
-                self._put(name, rows[name], chosen, pairs.u_TI[name])
+            for name, of_param in rows.items():
+                self._put(name, of_param, chosen, pairs.u_TI[name])
             if made % KEYS_EVERY == 0:
-                self._read_keys(sequences, rows, chosen, awake if made else range(len(edits)))
+                self._read_keys(sequences, rows, chosen, awake if made else edits)
             captured = time.perf_counter()
             self._solve(rows, chosen, pairs, self._transform(group, made))
             self.update.num_passes += 1
@@ -185,24 +181,16 @@ class _Passes:
                 return
             awake = up
 
-    def unfinished(self, edits: Sequence[int], group: Group) -> tuple[list[int], list[list[float]]]:
-        """Return the edits that have a frame that is not probable enough, and those that have no row yet.
-
-        The second is how probable each of their frames is that the group asks.
-        """
-        began = time.perf_counter()
-        sequences = Sequences.of([self._frames[edit] for edit in edits], group)
+    def _pending(self, sequences: Sequences, reader: Reader, least: _Least) -> list[int]:
+        """Return the edits with a frame that is not probable enough, and those that have no row yet."""
         chosen = [place for asked in sequences.asked_of for place in asked]
-        least = _Least(sequences, None)
-        least.take(chosen, read(self._model, sequences.without_params(), chosen, self._branches()))
-        self.update.seconds["capture"] += time.perf_counter() - began
+        least.take(chosen, reader.read(chosen, self._branches(), has_keys=False))
         has_rows = {edit_id for ranges in self.update.ranges.values() for edit_id, first, end in ranges if end > first}
-        places = [
-            place
-            for place, edit in enumerate(edits)
-            if least.of_edit(place) < self._settings.stop_probability or self._edit_ids[edit] not in has_rows
+        return [
+            edit
+            for edit, edit_id in enumerate(self._edit_ids)
+            if least.of_edit(edit) < self._settings.stop_probability or edit_id not in has_rows
         ]
-        return [edits[place] for place in places], [least.of_frames(place) for place in places]
 
     def _chosen(self, sequences: Sequences, awake: Sequence[int], least: _Least) -> list[int]:
         """Return the sequences that a pass reads: of each edit its own prompt and the frames that lag most."""
@@ -215,10 +203,10 @@ class _Passes:
             chosen += [own, *sorted(lagging[: self._settings.frames_per_pass - 1])]
         return chosen
 
-    def _open(self, param: InnerParam, rows: Rows | None, edits: Sequence[int] = ()) -> None:
+    def _open(self, name: str, rows: Rows | None, edits: Sequence[int] = ()) -> None:
         """Make room for the rows of an inner parameter; for none at first."""
         num_rows, num_shifts = (0, 0) if rows is None else (len(rows.shift_T), rows.num_shifts)
-        name = param.name
+        in_features, out_features = self._shapes[name]
 
         def zeros(*size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.float64, device=self._device)
@@ -229,9 +217,9 @@ class _Passes:
             spread_TH[asking, rows.shift_T[asking]] = rows.weight_T[asking].sqrt().to(self._device)
         ids = [self._edit_ids[edit] for edit in edits]
         self.update.ranges[name] = consecutive(list(zip(ids, rows.lengths if rows else (), strict=True)))
-        self.update.keys[name] = zeros(num_rows, param.in_features)
-        self.update.asked[name] = zeros(num_shifts, param.out_features)
-        self.update.factors[name] = zeros(param.in_features, num_shifts)
+        self.update.keys[name] = zeros(num_rows, in_features)
+        self.update.asked[name] = zeros(num_shifts, out_features)
+        self.update.factors[name] = zeros(in_features, num_shifts)
         self.update.spread[name] = spread_TH
 
     def _read_keys(
@@ -308,12 +296,9 @@ class _Passes:
 class _Least:
     """The probability of the least probable target token of each sequence, when it was last read; 0 before."""
 
-    def __init__(self, sequences: Sequences, known: Sequence[Sequence[float]] | None) -> None:
+    def __init__(self, sequences: Sequences) -> None:
         self._asked_of = sequences.asked_of
-        self._of: list[float] = [0.0] * len(sequences.encoded)
-        for asked, values in zip(sequences.asked_of, known or (), strict=known is not None):
-            for place, value in zip(asked, values, strict=True):
-                self._of[place] = value
+        self._of = [0.0] * len(sequences.encoded)
 
     def take(self, chosen: Sequence[int], pairs: Pairs) -> None:
         """Take what was read of some sequences."""
@@ -325,13 +310,9 @@ class _Least:
         """Return the probability of one sequence."""
         return self._of[place]
 
-    def of_frames(self, edit: int) -> list[float]:
-        """Return the probabilities of the frames of an edit."""
-        return [self._of[place] for place in self._asked_of[edit]]
-
     def of_edit(self, edit: int) -> float:
         """Return the probability of the frame that lags most."""
-        return min(self.of_frames(edit))
+        return min(self._of[place] for place in self._asked_of[edit])
 
 
 def _first_of(place_T: Tensor, num: int) -> Tensor:
