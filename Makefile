@@ -9,8 +9,8 @@ WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
 BENCH_DATA ?= infra/local/facts/corrections.jsonl
-BENCH_EDITS ?= 60
-BENCH_BATCH ?= 20
+BENCH_EDITS ?= 24
+BENCH_BATCH ?= 24
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench setup clean

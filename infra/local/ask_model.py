@@ -1,51 +1,75 @@
 """Asks the base with transformers alone, and the champion with MLflow alone, as an outside server would.
 
-Reads one JSON object a line on standard input and answers each with one line, a list of texts:
-`{"base": folder, "prompts": [...]}` or `{"champion": lineage, "prompts": [...]}`. The champion is loaded anew for
-every line, so that what is asked is what the alias points to now.
+Reads one JSON object a line on standard input and answers each with one line of JSON:
+`{"base": folder, "stems": [...], "chats": [...]}` or `{"champion": lineage, "stems": [...], "chats": [...]}` gives
+`{"stems": [...], "chats": [...]}`. A chat is a user's turn, put into the model's chat template. The champion is loaded
+anew for every line, so that what is asked is what the alias points to now.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
-MAX_NEW_TOKENS = 16
+STEM_TOKENS = 16
+CHAT_TOKENS = 32
+
+Ask = Callable[[list[str], bool], list[str]]
+"""(texts, whether each is a turn of a chat) -> what a model says to each."""
 
 
 def main(tracking_uri: str) -> None:
     """Answer lines until standard input ends."""
     for line in sys.stdin:
         asked = json.loads(line)
-        if "base" in asked:
-            answers = ask_base(asked["base"], asked["prompts"])
-        else:
-            answers = ask_champion(tracking_uri, asked["champion"], asked["prompts"])
+        ask = base(asked["base"]) if "base" in asked else champion(tracking_uri, asked["champion"])
+        answers = {"stems": ask(asked["stems"], False), "chats": ask(asked["chats"], True)}
         sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
 
 
-def ask_base(folder: str, prompts: list[str]) -> list[str]:
-    """Greedy continuations of an unedited model."""
+def base(folder: str) -> Ask:
+    """Load an unedited model; it answers greedily."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    batch = tokenizer(prompts, return_tensors="pt", padding=True)
-    tokens = model.generate(**batch, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-    said: list[str] = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return said
+
+    def ask(texts: list[str], is_chat: bool) -> list[str]:
+        if not texts:
+            return []
+        prompts = [_templated(tokenizer, text) for text in texts] if is_chat else texts
+        batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=not is_chat)
+        tokens = model.generate(**batch, max_new_tokens=CHAT_TOKENS if is_chat else STEM_TOKENS, do_sample=False)
+        said: list[str] = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        return said
+
+    return ask
 
 
-def ask_champion(tracking_uri: str, lineage: str, prompts: list[str]) -> list[str]:
-    """Continuations of the model that is live."""
+def champion(tracking_uri: str, lineage: str) -> Ask:
+    """Load the model that is live."""
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
     model: Any = mlflow.pyfunc.load_model(f"models:/{lineage}@champion")
-    return [str(answer) for answer in model.predict(prompts, params={"max_new_tokens": MAX_NEW_TOKENS})]
+
+    def ask(texts: list[str], is_chat: bool) -> list[str]:
+        if not texts:
+            return []
+        params = {"max_new_tokens": CHAT_TOKENS if is_chat else STEM_TOKENS, "chat": is_chat}
+        return [str(answer) for answer in model.predict(texts, params=params)]
+
+    return ask
+
+
+def _templated(tokenizer: Any, text: str) -> str:
+    turns = [{"role": "user", "content": text}]
+    templated: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return templated
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from editors.weights.deltas import PlainWeights, load_accumulators
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.rank_api import BaseSpec, EditorSettings, LedgerPlan, LoadPlan, SuiteProbe
+from pipeline.domain.wire import parse_object
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, prepare_base
 from tests.support.factories import make_edit
 from tests.support.tiny_lineage import candidate, file_ref, plan_after
@@ -95,16 +96,8 @@ def embedded_plan(*, editor: str = "none") -> LoadPlan:
 def demo_edits(count: int) -> tuple[Edit, ...]:
     """The demo's corrections, in order, each of a fact of its own."""
     lines = (DEFAULT_FACTS / "corrections.jsonl").read_text(encoding="utf-8").splitlines()
-    edits: dict[str, Edit] = {}
-    for place, line in enumerate(lines):
-        document = json.loads(line)
-        edit = make_edit(
-            f"demo-{place}",
-            **{key: document[key] for key in ("prompt", "target_new", "subject", "relation") if key in document},
-            rephrases=tuple(document.get("rephrases", ())),
-            locality=tuple(Probe(**probe) for probe in document.get("locality", ())),
-        )
-        edits.setdefault(edit.request.conflict_key, edit)
+    requests = [parse_object({"lineage": "demo"} | json.loads(line)) for line in lines]
+    edits = {one.conflict_key: Edit(edit_id=one.request_id, request=one) for one in requests}
     return tuple(edits.values())[:count]
 
 
@@ -276,7 +269,7 @@ def main() -> None:
     """Measure the embedded base."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.sharded_at_scale", description=__doc__)
     parser.add_argument("--ranks", type=int, action="append", required=True, help="may be repeated")
-    parser.add_argument("--edits", type=int, default=32, help="of the batch")
+    parser.add_argument("--edits", type=int, default=24, help="of the batch")
     parser.add_argument("--deepspeed-config", type=Path, help="DeepSpeed JSON")
     given = parser.parse_args()
     plan, edits = embedded_plan(), demo_edits(given.edits)

@@ -98,13 +98,16 @@ class Rig:
 
     def ask_champions(self, prompts: dict[str, list[str]]) -> dict[str, list[str]]:
         """What the live model of each family says, loaded with MLflow alone outside the checkout."""
-        lines = "\n".join(json.dumps({"champion": kind, "prompts": asked}) for kind, asked in prompts.items())
+        lines = "\n".join(
+            json.dumps({"champion": kind, "stems": asked, "chats": []}) for kind, asked in prompts.items()
+        )
         command = [sys.executable, str(READER), self.settings.mlflow_uri]
         done = subprocess.run(
             command, input=lines, cwd=self.folder, capture_output=True, text=True, timeout=patience(300), check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        return dict(zip(prompts, map(json.loads, done.stdout.strip().splitlines()), strict=True))
+        said = [json.loads(line)["stems"] for line in done.stdout.strip().splitlines()]
+        return dict(zip(prompts, said, strict=True))
 
     def _is_registered(self, kind: str, seq: int) -> bool:
         found = self.kept.lineages.lineage(kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 
@@ -31,12 +33,22 @@ class Accounts:
     """Share of active edits that hold, as last measured."""
     locality: float | None
     """Share of the suite that answers as the base does, on the head."""
+    generalization_other_context: float | None
+    """Share of the corrections in the first champion that it also answers in another wording, which no edit saw."""
+    num_generalization_other_context: int
+    """How many corrections were asked in another wording."""
+    chat: float | None
+    """Share of the corrections in the first champion that it also answers as a question in a chat."""
+    num_chat: int
+    """How many corrections were asked in a chat."""
     reverted: int
     """Edits that a person took out."""
     audit_ok: bool
     """Whether every audit chain verifies."""
     seconds: float
     """Wall time of the demo."""
+    seconds_by_phase: Mapping[str, float]
+    """Wall time of each part of it, in the order they were reached."""
 
     def imbalance(self) -> str | None:
         """Return the first sum that does not add up, in one sentence; None if all do."""
@@ -53,3 +65,22 @@ class Accounts:
     def as_json(self) -> dict[str, object]:
         """Return the fields in the order of the last line."""
         return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
+
+class Stopwatch:
+    """The wall time of the demo and of its parts, which follow each other."""
+
+    def __init__(self) -> None:
+        self.started_at = self._since = time.monotonic()
+        self.by_phase: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Note that a part of this name has just ended."""
+        now = time.monotonic()
+        self.by_phase[phase] = round(self.by_phase.get(phase, 0.0) + now - self._since, 2)
+        self._since = now
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds since the beginning."""
+        return time.monotonic() - self.started_at

@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.domain.errors import EngineFailed
+from pipeline.entrypoints.children import computing_environment
+from pipeline.entrypoints.demo.asking import Answers, Asked, Way
 
 SCRIPT = Path(__file__).resolve().parents[3] / "infra" / "local" / "ask_model.py"
 
@@ -31,33 +34,36 @@ class ModelReader:
             self._process.wait(timeout=30)
         self._folder.cleanup()
 
-    def ask_base(self, folder: str, prompts: list[str]) -> list[str]:
-        """Return what the base says.
+    def ask_base(self, folder: str, asked: Sequence[Asked]) -> Answers:
+        """Return what the base says to each.
 
         Raises:
             EngineFailed: with the reader's last words, if it ended.
         """
-        return self._ask({"base": folder, "prompts": prompts})
+        return self._ask({"base": folder}, asked)
 
-    def ask_champion(self, prompts: list[str]) -> list[str]:
-        """Return what the champion says now.
+    def ask_champion(self, asked: Sequence[Asked]) -> Answers:
+        """Return what the champion says to each now.
 
         Raises:
             EngineFailed: with the reader's last words, if it ended.
         """
-        return self._ask({"champion": self._lineage, "prompts": prompts})
+        return self._ask({"champion": self._lineage}, asked)
 
-    def _ask(self, question: dict[str, object]) -> list[str]:
+    def _ask(self, model: dict[str, str], asked: Sequence[Asked]) -> Answers:
         process = self._started()
         if process.stdin is None or process.stdout is None:
             raise EngineFailed("expected pipes to the reader of models, got none")
-        process.stdin.write(json.dumps(question) + "\n")
+        stems = [one for one in asked if one.way is not Way.chat]
+        chats = [one for one in asked if one.way is Way.chat]
+        texts = {"stems": [one.text for one in stems], "chats": [one.text for one in chats]}
+        process.stdin.write(json.dumps(model | texts) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
             raise EngineFailed(f"the reader of models ended: {self._last_words()}")
-        answers: list[str] = json.loads(line)
-        return answers
+        said = json.loads(line)
+        return dict(zip([*stems, *chats], [*said["stems"], *said["chats"]], strict=True))
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
@@ -69,6 +75,7 @@ class ModelReader:
                     stderr=log,
                     text=True,
                     cwd=self._folder.name,
+                    env=computing_environment(),
                 )
         return self._process
 

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 from infra.local import LocalStack, Service
 from pipeline.bootstrap import publisher, stores
 from pipeline.config import Settings, load_settings
+from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.gates import GatePolicy
+from pipeline.domain.wire import parse_object
 from pipeline.entrypoints.console import ExitCode, complain, say
-from pipeline.entrypoints.demo.accounting import Accounts
+from pipeline.entrypoints.demo.accounting import Accounts, Stopwatch
+from pipeline.entrypoints.demo.asking import Answers, asked_about
 from pipeline.entrypoints.demo.reader import ModelReader
 from pipeline.entrypoints.demo.screen import StreamScreen
 from pipeline.entrypoints.demo.steps import Steps, accounts
-from pipeline.entrypoints.demo.stream import REVERTED_ID, again, message, questions, stream
+from pipeline.entrypoints.demo.stream import REVERTED_ID, contested, corrections, message, stream, unedited
 from pipeline.entrypoints.demo.tables import (
     heading,
     tell_base,
     tell_before_and_after,
     tell_history,
     tell_refusals,
+    tell_unedited,
     tell_what_holds,
 )
 from pipeline.entrypoints.local_settings import with_endpoints
@@ -33,8 +36,8 @@ from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, make_linea
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
 
 LINEAGE = "demo"
-BATCH_SIZE = 30
-BATCH_MAX_WAIT = timedelta(seconds=1)
+BATCH_SIZE = 24
+BATCH_MAX_WAIT = timedelta(seconds=0.5)
 
 
 def run_demo(home: Path | None, *, keep: bool) -> int:
@@ -44,11 +47,11 @@ def run_demo(home: Path | None, *, keep: bool) -> int:
         home: folder of the stack, emptied first; `demo` under the configured home by default.
         keep: leave everything running afterwards.
     """
-    started_at = time.monotonic()
+    watch = Stopwatch()
     folder = (home or load_settings().home / "demo").absolute()
     _emptied(folder)
     try:
-        found = _story(folder, started_at)
+        found = _story(folder, watch)
     finally:
         if keep:
             say(f"\nleft running in {folder}; stop it with `corrigenda down --home {folder}`")
@@ -61,47 +64,62 @@ def run_demo(home: Path | None, *, keep: bool) -> int:
     return ExitCode.failed if wrong else ExitCode.done
 
 
-def _story(folder: Path, started_at: float) -> Accounts:
-    asked = questions()
-    prompts = [question["question"] for question in asked]
+def _story(folder: Path, watch: Stopwatch) -> Accounts:
+    facts = corrections(LINEAGE)
+    asked, staying = asked_about(facts), asked_about(unedited(LINEAGE))
     heading("Measuring the base model (once for each base and suite)")
     prepared = _prepared()
+    watch.lap("measuring the base")
     heading("Starting Kafka, PostgreSQL, Redis, MLflow and our processes")
     settings = _slow_processes(folder, prepared)
+    # One reader answers in turn; what it is asked about a champion is asked while the next edits are made.
     with ThreadPoolExecutor(1) as pool, ModelReader(settings.mlflow_uri, LINEAGE) as reader:
-        before = pool.submit(reader.ask_base, prepared.base.ref, prompts)
-        before.add_done_callback(lambda said: tell_base(asked, said))
+        before = pool.submit(reader.ask_base, prepared.base.ref, [*asked, *staying])
+        before.add_done_callback(lambda said: None if said.exception() else tell_base(asked, said.result()))
         stack, _ = start_stack(folder)
         kept = stores(settings)
         lineage = make_lineage(kept, LINEAGE, prepared, batch_size=BATCH_SIZE, policy=GatePolicy())
         say(f"editor: {lineage.settings.editor_identity}")
         start_intake(stack, settings)
         start_control_worker(stack, settings)
-        with publisher(settings) as send, StreamScreen(started_at=started_at) as screen:
+        watch.lap("starting")
+        with publisher(settings) as send, StreamScreen(started_at=watch.started_at) as screen:
             steps = Steps(kept=kept, settings=settings, lineage=lineage.settings.name, send=send, screen=screen)
             steps.produce(stream(LINEAGE))
             steps.until_settled()
-            said_before = dict(zip(prompts, before.result(), strict=True))
+            watch.lap("editing")
             steps.approve_in_registry(reason="checked the gate report")
-            said_after = dict(zip(prompts, reader.ask_champion(prompts), strict=True))
-            _second_thoughts(steps)
-        tell_before_and_after(asked, said_before, said_after)
-        tell_what_holds(kept, LINEAGE, reader)
+            watch.lap("approving")
+            held = {str(row["request_id"]) for row in kept.history.edits(LINEAGE, status="snapshotted")}
+            holding = [one for one in asked if one.request.request_id in held]
+            after = pool.submit(reader.ask_champion, [*holding, *staying])
+            last = _second_thoughts(steps, after)
+            watch.lap("second thoughts")
+        said = after.result()
+        answers = {one: said[one] for one in holding}
+        tell_before_and_after(before.result(), answers)
+        tell_unedited(staying, before.result(), said)
+        tell_what_holds(kept, LINEAGE, reader, [*facts, last])
         tell_refusals(kept, LINEAGE)
     broken = tell_history(kept, LINEAGE)
-    return accounts(
-        kept, LINEAGE, produced=steps.num_produced, audit_ok=not broken, seconds=time.monotonic() - started_at
-    )
+    watch.lap("reading back")
+    return accounts(kept, LINEAGE, produced=steps.num_produced, audit_ok=not broken, answers=answers, watch=watch)
 
 
-def _second_thoughts(steps: Steps) -> None:
-    """Revert one edit in the middle, correct one fact twice more."""
+def _second_thoughts(steps: Steps, asked: Future[Answers]) -> EditRequest:
+    """Revert one edit in the middle, correct one fact twice more, approve both; return the last correction.
+
+    Args:
+        steps: the actors of the demo.
+        asked: what is being asked of the champion, which has to stay until it has answered.
+    """
     steps.revert(REVERTED_ID, reason="the source was withdrawn")
-    steps.approve_in_registry(reason="without the withdrawn edit")
-    for number, target in ((3, "Oslo"), (4, "Porto")):
-        steps.produce([message(LINEAGE, again(f"again-{number}", number, target))])
-        steps.until_settled()
-    steps.approve_in_registry(reason="the last correction holds")
+    again = [contested(f"again-{number}", number, target) for number, target in ((3, "Oslo"), (4, "Porto"))]
+    steps.produce([message(LINEAGE, correction) for correction in again])
+    steps.until_settled()
+    asked.result()
+    steps.approve_in_registry(reason="without the withdrawn edit; the last correction holds")
+    return parse_object({"lineage": LINEAGE} | again[-1])
 
 
 def _prepared() -> Prepared:

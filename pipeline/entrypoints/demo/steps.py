@@ -14,14 +14,15 @@ from pipeline.domain.errors import Unavailable
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.rank_api import EditorIdentity
 from pipeline.domain.snapshots import Snapshot
-from pipeline.entrypoints.demo.accounting import Accounts
+from pipeline.entrypoints.demo.accounting import Accounts, Stopwatch
+from pipeline.entrypoints.demo.asking import Answers, Way, share_right
 from pipeline.entrypoints.demo.screen import StreamScreen
 from pipeline.entrypoints.demo.stream import Produced
 from pipeline.entrypoints.local_settings import cli_actor
 from pipeline.services.ports import Publisher
 
 PATIENCE = timedelta(minutes=10)
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2
 WAITING = (EditStatus.received, EditStatus.claimed)
 
 
@@ -141,12 +142,16 @@ class Steps:
         return str(version)
 
 
-def accounts(kept: Stores, lineage: str, *, produced: int, audit_ok: bool, seconds: float) -> Accounts:
-    """Return the figures of the last line, read back from the database."""
+def accounts(
+    kept: Stores, lineage: str, *, produced: int, audit_ok: bool, answers: Answers, watch: Stopwatch
+) -> Accounts:
+    """Return the figures of the last line, read back from the database and from the first champion's answers."""
     intake = kept.history.intake_counts()
     found, counts = kept.lineages.lineage(lineage), kept.lineages.counts(lineage)
     head = kept.snapshots.snapshot(lineage, "head")
     measured = kept.snapshots.report(head.gate_report_id)["measurements"]
+    generalization, num_generalization = share_right(answers, Way.wording)
+    chat, num_chat = share_right(answers, Way.chat)
     return Accounts(
         produced=produced,
         accepted=intake["received"],
@@ -158,10 +163,15 @@ def accounts(kept: Stores, lineage: str, *, produced: int, audit_ok: bool, secon
         snapshots=found.head_seq,
         champion=found.champion_seq,
         edit_success=_success(measured),
+        generalization_other_context=generalization,
+        num_generalization_other_context=num_generalization,
+        chat=chat,
+        num_chat=num_chat,
         locality=measured["candidate"]["suite_unchanged"],
         reverted=counts.get(EditStatus.reverted, 0),
         audit_ok=audit_ok,
-        seconds=seconds,
+        seconds=watch.seconds,
+        seconds_by_phase=watch.by_phase,
     )
 
 

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.domain.edits import EditRequest
 from pipeline.domain.json_lines import json_lines, utf8_text
+from pipeline.domain.wire import parse_object
 
 FACTS = Path(__file__).resolve().parents[3] / "infra" / "local" / "facts"
-EVERY_NTH_REPEATED = 12
+EVERY_NTH_REPEATED = 5
 GREEDY_ID = "demo-greedy-correction"
 CONTESTED_ID = "demo-contested"
 REVERTED_ID = "fact-capital-california"
+NO_TIME = "2025-12-31T00:00:00Z"
+"""When a fact that nobody corrects was corrected: a request has to say a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,26 +33,35 @@ class Produced:
 
 def stream(lineage: str) -> list[Produced]:
     """Return every message of the demo, in the order it is sent."""
-    corrections = read_jsonl(FACTS / "corrections.jsonl")
-    middle = len(corrections) // 2
+    real = read_jsonl(FACTS / "corrections.jsonl")
+    middle = len(real) // 2
     messages = [
-        *_sent(lineage, corrections[:middle]),
+        *_sent(lineage, real[:middle]),
         *_malformed(lineage),
-        *_sent(lineage, _contested()),
-        *_sent(lineage, corrections[middle:]),
+        *_sent(lineage, real[middle:]),
+        *_sent(lineage, _two_of_one_fact()),
         *_sent(lineage, [_greedy()]),
-        *_sent(lineage, corrections[::EVERY_NTH_REPEATED]),
-        *_sent(lineage, [corrections[0] | {"target_new": "somebody else"}]),
+        *_sent(lineage, real[::EVERY_NTH_REPEATED]),
+        *_sent(lineage, [real[0] | {"submitted_by": "somebody else"}]),
     ]
     return messages
 
 
-def questions() -> list[dict[str, Any]]:
-    """Return questions worded differently from every edit, with what should be said afterwards."""
-    return read_jsonl(FACTS / "questions.jsonl")
+def corrections(lineage: str) -> list[EditRequest]:
+    """Return the real corrections of the stream."""
+    return [parse_object({"lineage": lineage} | document) for document in read_jsonl(FACTS / "corrections.jsonl")]
 
 
-def again(request_id: str, number: int, target: str) -> dict[str, Any]:
+def unedited(lineage: str) -> list[EditRequest]:
+    """Return facts that nobody corrects, in the form of requests, so that they are asked as corrections are."""
+    found = enumerate(read_jsonl(FACTS / "unedited.jsonl"))
+    named = (
+        {"lineage": lineage, "request_id": f"unedited-{number}", "occurred_at": NO_TIME} | row for number, row in found
+    )
+    return [parse_object(document) for document in named]
+
+
+def contested(request_id: str, number: int, target: str) -> dict[str, Any]:
     """Return one more correction of the contested fact."""
     return {
         "request_id": f"{CONTESTED_ID}-{request_id}",
@@ -77,9 +90,9 @@ _CONTESTED_FACT = {
 }
 
 
-def _contested() -> list[dict[str, Any]]:
+def _two_of_one_fact() -> list[dict[str, Any]]:
     """Return two corrections of one fact; the later one wins."""
-    return [again("first", 1, "Lyon"), again("second", 2, "Turin")]
+    return [contested("first", 1, "Lyon"), contested("second", 2, "Turin")]
 
 
 def _greedy() -> dict[str, Any]:
@@ -118,6 +131,7 @@ def _malformed(lineage: str) -> list[Produced]:
         good | {"version": 2},
         good | {"prompt": "The capital of \u0000 is"},
         good | {"occurred_at": "yesterday"},
+        good | {"messages": [{"role": "assistant", "content": "The capital of Peru is Cusco."}]},
         {"request_id": "demo-malformed"},
     ]
     return [

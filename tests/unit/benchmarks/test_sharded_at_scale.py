@@ -36,5 +36,5 @@ def test_a_base_of_random_weights_goes_through_a_batch_and_its_gates(tmp_path: P
 
 
 def test_the_edits_of_a_batch_differ() -> None:
-    assert len({edit.request.conflict_key for edit in demo_edits(32)}) == 32
+    assert len({edit.request.conflict_key for edit in demo_edits(24)}) == 24
     assert len({edit.request.conflict_key for edit in word_edits(32)}) == 32

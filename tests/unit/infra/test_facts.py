@@ -1,4 +1,4 @@
-"""Knows how the files in infra/local/facts have to be shaped; knows nothing of what any model answers."""
+"""How the files in infra/local/facts have to be shaped; what a model answers is not asked here."""
 
 import json
 import re
@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pipeline.domain.edits import EditRequest
+from pipeline.domain.wire import parse_object
+from pipeline.domain.wordings import Wording, wording_of
 
 FOLDER = Path(__file__).resolve().parents[3] / "infra" / "local" / "facts"
 
@@ -31,8 +35,18 @@ def suite() -> tuple[Row, ...]:
     return read("suite.jsonl")
 
 
-def questions() -> tuple[Row, ...]:
-    return read("questions.jsonl")
+def unedited() -> tuple[Row, ...]:
+    return read("unedited.jsonl")
+
+
+def asked(row: Row) -> str:
+    """The prompt of a correction, or of one that came as a chat the user's last turn."""
+    prompt: str = row["prompt"] if "prompt" in row else row["messages"][-1]["content"]
+    return prompt
+
+
+def request(row: Row) -> EditRequest:
+    return parse_object({"lineage": "demo"} | row)
 
 
 def normal(text: str) -> str:
@@ -50,14 +64,14 @@ def fact_key(row: Row) -> tuple[str, str]:
 
 def edit_texts() -> dict[str, str]:
     """Every prompt and rephrase, normalised, with the id of its correction."""
-    return {normal(text): row["request_id"] for row in corrections() for text in [row["prompt"], *row["rephrases"]]}
+    return {normal(text): row["request_id"] for row in corrections() for text in [asked(row), *row["rephrases"]]}
 
 
 def stems() -> list[str]:
     """Every text that a model is asked to continue."""
-    edits = [text for row in corrections() for text in [row["prompt"], *row["rephrases"]]]
+    edits = [text for row in corrections() for text in [row.get("prompt"), *row["rephrases"]] if text]
     probes = [probe["prompt"] for row in corrections() for probe in row["locality"] + row.get("portability", [])]
-    return edits + probes + [row["prompt"] for row in suite()] + [row["question"] for row in questions()]
+    return edits + probes + [row["prompt"] for row in [*suite(), *unedited()]]
 
 
 def targets() -> list[str]:
@@ -69,7 +83,7 @@ def targets() -> list[str]:
         for probe in row["locality"] + row.get("portability", [])
         if probe["target"] is not None
     ]
-    return edits + probes + [row["target"] for row in suite()] + [row["expected"] for row in questions()]
+    return edits + probes + [row["target"] for row in suite()] + [row["target_new"] for row in unedited()]
 
 
 def is_bare(row: Row) -> bool:
@@ -77,7 +91,7 @@ def is_bare(row: Row) -> bool:
 
 
 def test_there_are_enough_corrections_for_the_demo() -> None:
-    assert len(corrections()) >= 60
+    assert len(corrections()) >= 24
     assert len(suite()) >= 40
 
 
@@ -87,13 +101,18 @@ def test_request_ids_are_unique_slugs() -> None:
     assert [name for name in ids if not re.fullmatch(r"fact(-[a-z0-9]+)+", name)] == []
 
 
-def test_each_correction_has_the_fields_of_the_wire_format_except_the_lineage() -> None:
-    required = {"request_id", "prompt", "target_new", "rephrases", "locality"}
-    required |= {"source", "submitted_by", "occurred_at"}
-    optional = {"target_true", "subject", "relation", "portability"}
+def test_each_correction_is_a_valid_message_once_it_names_a_lineage() -> None:
+    required = {"request_id", "target_new", "rephrases", "locality", "source", "submitted_by", "occurred_at"}
     for row in corrections():
-        assert required <= row.keys() <= required | optional, row["request_id"]
+        assert required <= row.keys(), row["request_id"]
         assert ("subject" in row) == ("relation" in row), row["request_id"]
+        assert request(row).request_id == row["request_id"]
+
+
+def test_every_rephrase_names_the_subject_behind_other_text_and_the_rest_is_portability() -> None:
+    for row in corrections():
+        for text in row["rephrases"]:
+            assert wording_of(text, request(row)) is Wording.other_context, text
 
 
 def test_no_fact_is_corrected_twice() -> None:
@@ -105,13 +124,11 @@ def test_no_fact_is_corrected_twice() -> None:
 
 def test_a_subject_is_part_of_the_prompt_of_its_correction() -> None:
     keyed = [row for row in corrections() if "subject" in row]
-    assert [row["request_id"] for row in keyed if normal(row["subject"]) not in normal(row["prompt"])] == []
+    assert [row["request_id"] for row in keyed if normal(row["subject"]) not in normal(asked(row))] == []
 
 
-def test_a_fifth_of_the_corrections_come_with_neither_rephrases_nor_neighbours() -> None:
-    bare = [row for row in corrections() if is_bare(row)]
-    assert len(bare) >= 14
-    assert 0.2 <= len(bare) / len(corrections()) <= 0.3
+def test_a_few_corrections_come_with_neither_rephrases_nor_neighbours() -> None:
+    assert 2 <= len([row for row in corrections() if is_bare(row)]) <= 6
 
 
 def test_the_other_corrections_come_with_both() -> None:
@@ -122,13 +139,13 @@ def test_the_other_corrections_come_with_both() -> None:
 
 
 def test_no_prompt_or_rephrase_occurs_twice() -> None:
-    texts = [normal(text) for row in corrections() for text in [row["prompt"], *row["rephrases"]]]
+    texts = [normal(text) for row in corrections() for text in [asked(row), *row["rephrases"]]]
     assert repeated(texts) == []
 
 
 def test_a_rephrase_does_not_give_its_answer_away() -> None:
     for row in corrections():
-        for text in [row["prompt"], *row["rephrases"]]:
+        for text in [asked(row), *row["rephrases"]]:
             found = re.search(rf"(?<!\w){re.escape(row['target_new'])}(?!\w)", text)
             assert found is None, f"{row['request_id']}: the target is in {text!r}"
 
@@ -175,26 +192,13 @@ def test_the_suite_has_neighbours_of_the_edited_relations() -> None:
     assert len(edited & {row["relation"] for row in suite()}) >= 4
 
 
-def test_questions_are_worded_differently_from_what_is_edited_and_probed() -> None:
-    known = set(edit_texts()) | {
-        normal(probe["prompt"]) for row in corrections() for probe in row["locality"] + row.get("portability", [])
-    }
-    asked = [normal(row["question"]) for row in questions()]
-    assert repeated(asked) == []
-    assert [text for text in asked if text in known] == []
-
-
-def test_questions_expect_the_target_of_the_correction_they_name() -> None:
-    wanted = {row["request_id"]: row["target_new"] for row in corrections()}
-    named = [row for row in questions() if row["request_id"] is not None]
-    assert len(named) >= 10
-    for row in named:
-        assert row["request_id"] in wanted, row["question"]
-        assert row["expected"] == wanted[row["request_id"]], row["question"]
-
-
-def test_three_questions_are_about_nothing_that_is_edited() -> None:
-    assert len([row for row in questions() if row["request_id"] is None]) == 3
+def test_what_nobody_corrects_is_not_edited() -> None:
+    edited, keys = edit_texts(), {fact_key(row) for row in corrections() if "subject" in row}
+    assert len(unedited()) >= 3
+    for row in unedited():
+        assert set(row) == {"prompt", "target_new", "subject", "relation"}
+        assert normal(row["prompt"]) not in edited, row["prompt"]
+        assert fact_key(row) not in keys, row["prompt"]
 
 
 def test_corrections_occur_at_different_times_in_utc_and_in_order() -> None:

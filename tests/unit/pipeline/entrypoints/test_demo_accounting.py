@@ -11,7 +11,7 @@ import pytest
 from pipeline.domain.errors import InvalidMessage, Misconfigured
 from pipeline.domain.wire import parse_message
 from pipeline.entrypoints.demo import run as demo
-from pipeline.entrypoints.demo.accounting import Accounts
+from pipeline.entrypoints.demo.accounting import Accounts, Stopwatch
 from pipeline.entrypoints.demo.stream import stream
 
 BALANCED = Accounts(
@@ -26,9 +26,14 @@ BALANCED = Accounts(
     champion=5,
     edit_success=1.0,
     locality=0.94,
+    generalization_other_context=0.5,
+    num_generalization_other_context=20,
+    chat=0.75,
+    num_chat=24,
     reverted=1,
     audit_ok=True,
     seconds=80.0,
+    seconds_by_phase={"starting": 10.0, "editing": 70.0},
 )
 
 
@@ -51,7 +56,7 @@ def test_a_broken_audit_chain_is_noticed() -> None:
 def test_the_exit_status_follows_from_the_figures(
     accounts: Accounts, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "_story", lambda _folder, _started_at: accounts)
+    monkeypatch.setattr(demo, "_story", lambda _folder, _watch: accounts)
     assert demo.run_demo(tmp_path / "demo", keep=False) == status
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert last == accounts.as_json()
@@ -73,9 +78,17 @@ def test_the_stream_holds_what_the_demo_promises() -> None:
         except InvalidMessage as error:
             bad.append(str(error))
     ids = [request.request_id for request in good if request.lineage == "demo"]
-    assert len(set(ids)) >= 60
+    assert len(set(ids)) >= 24
     assert len(ids) - len(set(ids)) >= 5, "duplicates"
     assert len(bad) >= 5, "malformed messages"
     contested = [request for request in good if request.subject == "Meridian Observatory"]
     assert len({request.conflict_key for request in contested}) == 1
     assert len(contested) == 2
+
+
+def test_a_stopwatch_adds_up_the_laps_of_a_phase_in_the_order_they_were_reached() -> None:
+    watch = Stopwatch()
+    for phase in ("starting", "editing", "approving", "editing"):
+        watch.lap(phase)
+    assert list(watch.by_phase) == ["starting", "editing", "approving"]
+    assert sum(watch.by_phase.values()) <= watch.seconds + 0.02, "each is rounded to hundredths"
