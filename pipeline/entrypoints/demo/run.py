@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from infra.local import LocalStack, Service
-from pipeline.bootstrap import publisher, stores
+from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.config import Settings, load_settings
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import Misconfigured
@@ -67,24 +67,19 @@ def run_demo(home: Path | None, *, keep: bool) -> int:
 def _story(folder: Path, watch: Stopwatch) -> Accounts:
     facts = corrections(LINEAGE)
     asked, staying = asked_about(facts), asked_about(unedited(LINEAGE))
-    heading("Measuring the base model (once for each base and suite)")
+    heading("Starting Kafka, PostgreSQL, Redis and MLflow; measuring the base model (once for each base and suite)")
+    LocalStack(folder).start(wait=False)  # they get ready while the base is measured
     prepared = _prepared()
     watch.lap("measuring the base")
-    heading("Starting Kafka, PostgreSQL, Redis, MLflow and our processes")
     settings = _slow_processes(folder, prepared)
     # One reader answers in turn; what it is asked about a champion is asked while the next edits are made.
     with ThreadPoolExecutor(1) as pool, ModelReader(settings.mlflow_uri, LINEAGE) as reader:
         before = pool.submit(reader.ask_base, prepared.base.ref, [*asked, *staying])
         before.add_done_callback(lambda said: None if said.exception() else tell_base(asked, said.result()))
-        stack, _ = start_stack(folder)
-        kept = stores(settings)
-        lineage = make_lineage(kept, LINEAGE, prepared, batch_size=BATCH_SIZE, policy=GatePolicy())
-        say(f"editor: {lineage.settings.editor_identity}")
-        start_intake(stack, settings)
-        start_control_worker(stack, settings)
+        kept = _started(folder, settings, prepared)
         watch.lap("starting")
         with publisher(settings) as send, StreamScreen(started_at=watch.started_at) as screen:
-            steps = Steps(kept=kept, settings=settings, lineage=lineage.settings.name, send=send, screen=screen)
+            steps = Steps(kept=kept, settings=settings, lineage=LINEAGE, send=send, screen=screen)
             steps.produce(stream(LINEAGE))
             steps.until_settled()
             watch.lap("editing")
@@ -104,6 +99,17 @@ def _story(folder: Path, watch: Stopwatch) -> Accounts:
     broken = tell_history(kept, LINEAGE)
     watch.lap("reading back")
     return accounts(kept, LINEAGE, produced=steps.num_produced, audit_ok=not broken, answers=answers, watch=watch)
+
+
+def _started(folder: Path, settings: Settings, prepared: Prepared) -> Stores:
+    """Wait for the services, make the lineage, and start the processes that need it."""
+    stack, _ = start_stack(folder)
+    kept = stores(settings)
+    lineage = make_lineage(kept, LINEAGE, prepared, batch_size=BATCH_SIZE, policy=GatePolicy())
+    say(f"editor: {lineage.settings.editor_identity}")
+    start_intake(stack, settings)
+    start_control_worker(stack, settings)
+    return kept
 
 
 def _second_thoughts(steps: Steps, asked: Future[Answers]) -> EditRequest:
