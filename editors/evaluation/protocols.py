@@ -15,6 +15,7 @@ from editors.evaluation.probes import EditProbes
 from editors.evaluation.stream import CostMeter, Stream, model_bytes
 from editors.measure.questions import EditMeasurement
 from editors.methods.base import Editor
+from editors.methods.guards import Guards, probed_texts
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
@@ -102,7 +103,7 @@ class Evaluation:
 
     def _stream(self, editor: Editor, settings: EditorSettings, on_progress: OnProgress) -> dict[str, Any]:
         """Apply batches on top of each other: the figures at the end, and at checkpoints on the way."""
-        stream = Stream(self.model, editor, self.prior, settings)
+        stream = Stream(self.model, editor, self.prior, settings, guards=self._guards(settings))
         total, checkpoints = len(self.edits), []
         found: list[EditMeasurement] = []
         with stream.restoring():
@@ -138,9 +139,10 @@ class Evaluation:
         cost, found, drawdowns, texts = CostMeter(model_bytes(self.model)), [], [], []
         strength, ridge = settings.prior_strength, settings.ridge
         untouched = Ledger(self.prior, strength=strength, ridge=ridge, device=self.model.device)
+        guards = self._guards(settings)
         for place, edit in enumerate(self.edits, start=1):
             # All of them stand on one ledger without edits, which stays as it is: A is factored once.
-            stream = Stream(self.model, editor, self.prior, settings, cost, untouched)
+            stream = Stream(self.model, editor, self.prior, settings, cost, untouched, guards)
             with stream.restoring():
                 stream.take([edit])
                 found += self.probes.ask([edit], preferring={edit.edit_id}, free=free)
@@ -151,6 +153,10 @@ class Evaluation:
         figures["measured"] |= {"drawdown": len(drawdowns), "fluency": len(texts)}
         figures |= {"cost": cost.resources(), "editing": cost.editing(), "replies": replies(found)}
         return {"edits": len(self.edits)} | figures
+
+    def _guards(self, settings: EditorSettings) -> Guards:
+        """Return what chooses guards: none that any edit's probes name, as probes are asked long after their edit."""
+        return Guards(self.model, settings, kept=probed_texts(self.edits))
 
     def _sampled(self, use: str, size: int) -> set[str]:
         chosen = stratified_sample(self.edits, seed=f"{self.protocol.seed} {use}", size=size)

@@ -14,6 +14,7 @@ from typing import Any
 from editors.data.datasets import latest_of_each_fact
 from editors.measure.memory import WatchedMemory
 from editors.methods.base import EditJob, Editor, EditResult
+from editors.methods.guards import Guards
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
@@ -33,6 +34,7 @@ class Stream:
         settings: the editor's settings.
         cost: where the cost is added up; a new meter if left out.
         ledger: a ledger of the base without rows, which gets none, for a stream of one batch; a new one if left out.
+        guards: chooses the subjects that edits hold; one that keeps nothing back for probes if left out.
 
     Attributes:
         weights: the edited weights.
@@ -50,8 +52,10 @@ class Stream:
         settings: EditorSettings,
         cost: CostMeter | None = None,
         ledger: Ledger | None = None,
+        guards: Guards | None = None,
     ) -> None:
         self._model, self._editor = model, editor
+        self._guards = guards or Guards(model, settings)
         self._removes = settings.solver == "recursive"
         self._keeps_ledger = editor.keeps_ledger and ledger is None
         self._memory = WatchedMemory(model.device)
@@ -87,10 +91,18 @@ class Stream:
     def _make(self, added: Sequence[Edit]) -> None:
         keys = [edit.request.conflict_key for edit in added]
         removed_ids = [self._holding[key] for key in keys if key in self._holding] if self._removes else []
-        job = EditJob(model=self._model, weights=self.weights, ledger=self.ledger, added=added, removed_ids=removed_ids)
         began = time.perf_counter()
         try:
-            result = self._editor.edit(job)
+            result = self._editor.edit(
+                EditJob(
+                    model=self._model,
+                    weights=self.weights,
+                    ledger=self.ledger,
+                    added=added,
+                    removed_ids=removed_ids,
+                    guards=self._guards.of(added),
+                )
+            )
         except EditorFailed as error:
             self.cost.failures.append(str(error))
             return

@@ -95,6 +95,14 @@ class Reference:
             raise IntegrityBroken(f"expected a reference in {path}, got something else: {error!r}") from error
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """All that the suite names: prompts, given answers and subjects."""
+        probes = [answer.probe for answer in self.suite]
+        return tuple(
+            text for item in probes for text in (item.probe.prompt, item.probe.target, item.subject) if text is not None
+        )
+
+    @property
     def digest(self) -> str:
         """SHA-256 of everything that is asked, for reports."""
         suite = [answer.sequence for answer in self.suite]

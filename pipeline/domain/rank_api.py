@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pipeline.domain.edits import Edit, Probe
@@ -189,6 +189,8 @@ class Candidate:
     """Older active edits to measure retention on."""
     gone_keys: tuple[str, ...] = ()
     """Those of the suite's conflict keys whose fact is edited on purpose: its suite probes are left out."""
+    peers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Edit id -> subjects of earlier corrections of the same relation, the latest first: guards before others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from editors.measure.reference import Reference
 from editors.measure.scorer import Scorer
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.base import Editor
+from editors.methods.guards import Guards
 from editors.methods.select import editor_for
 from editors.models.comm import Comm, agreed, own_share
 from editors.models.digest import base_digest
@@ -194,7 +195,9 @@ class HeldModel:
         if plan.ledger is not None and files is not None:
             scorer = known.scorer_for(plan.ledger) if known else None
             scorer = scorer or Scorer(model, weights, files.reference, rephrase_rows=plan.editor.rephrase_rows)
-            editing = Editing(ledger=files.ledger, scorer=scorer, editor=files.editor)
+            guards = known.guards_for(plan.ledger) if known else None
+            guards = guards or Guards(model, plan.editor, kept=files.reference.texts)
+            editing = Editing(ledger=files.ledger, scorer=scorer, editor=files.editor, guards=guards)
         recent = _recent_batches(plan.ledger.rows, len(plan.deltas)) if plan.ledger and self._comm.rank == 0 else []
         return HeldSnapshot(plan=plan, model=model, weights=weights, editing=editing, recent=recent)
 

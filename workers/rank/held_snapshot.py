@@ -16,6 +16,7 @@ from torch import Tensor
 
 from editors.measure.scorer import Scorer
 from editors.methods.base import EditJob, Editor, EditResult
+from editors.methods.guards import Guards
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows, load_batches, save_batches
@@ -41,6 +42,8 @@ class Editing:
     """Measures candidates against the snapshot."""
     editor: Editor
     """The method that makes candidates."""
+    guards: Guards
+    """Chooses the other subjects that an edit holds."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -70,10 +73,17 @@ class HeldSnapshot:
 
     def scorer_for(self, wanted: LedgerPlan) -> Scorer | None:
         """Return the scorer for another snapshot of the lineage, if that is measured by the same suite and text."""
-        if self.editing is None or self.plan.ledger is None or self.plan.ledger.reference != wanted.reference:
+        if self.editing is None or not self._is_measured_by(wanted):
             return None
         self.editing.scorer.reset()
         return self.editing.scorer
+
+    def guards_for(self, wanted: LedgerPlan) -> Guards | None:
+        """Return what chooses guards for another snapshot of the lineage, if that is measured by the same suite."""
+        return self.editing.guards if self.editing is not None and self._is_measured_by(wanted) else None
+
+    def _is_measured_by(self, wanted: LedgerPlan) -> bool:
+        return self.plan.ledger is not None and self.plan.ledger.reference == wanted.reference
 
     def evidence(self, candidate_id: str) -> str:
         """Return the SHA-256 of a candidate's factors, which every rank must have found alike."""
@@ -98,6 +108,7 @@ class HeldSnapshot:
                     ledger=editing.ledger,
                     added=candidate.added,
                     removed_ids=candidate.removed_ids,
+                    guards=editing.guards.of(candidate.added, candidate.peers),
                 )
             )
             clock = _Clock()

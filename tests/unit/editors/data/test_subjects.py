@@ -1,4 +1,4 @@
-"""The list of subjects that ships: what it must not hold, so that no guard holds what a probe measures."""
+"""The list of subjects that ships, and what it must not hold: a guard of what probes ask would make them dishonest."""
 
 import json
 import re

@@ -56,6 +56,7 @@ def held(scorer: Scorer) -> HeldSnapshot:
         scorer=scorer,
         editor=SimpleNamespace(edit=lambda job: result),
         ledger=SimpleNamespace(commit=lambda rows, removed_ids: None),
+        guards=SimpleNamespace(of=lambda added, peers: {}),
     )
     parts: dict[str, Any] = {"plan": None, "model": None, "weights": Weights(), "editing": editing}
     return HeldSnapshot(**parts)
