@@ -44,8 +44,6 @@ Factor = Callable[[str, Tensor], Tensor]
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Inner parameter -> (F I x R, D R x O), fp64: a change."""
 
-KEYS_EVERY = 4
-"""Passes from one reading of the keys of all frames to the next; frames that a pass asks give theirs then, too."""
 MARGIN = 0.1
 """How far beyond the stop probability frames are aimed when their gradients are weighed against each other."""
 
@@ -170,8 +168,8 @@ class _Passes:
                 return
             for name, of_param in rows.items():
                 self._put(name, of_param, chosen, pairs.u_TI[name])
-            if made % KEYS_EVERY == 0:
-                self._read_keys(sequences, rows, chosen, awake if made else edits)
+            if not made:
+                self._read_keys(sequences, rows, edits)
             captured = time.perf_counter()
             self._solve(rows, chosen, pairs, self._transform(group, made))
             self.update.num_passes += 1
@@ -222,12 +220,13 @@ class _Passes:
         self.update.factors[name] = zeros(in_features, num_shifts)
         self.update.spread[name] = spread_TH
 
-    def _read_keys(
-        self, sequences: Sequences, rows: Mapping[str, Rows], asked: Sequence[int], edits: Sequence[int]
-    ) -> None:
-        """Read the keys of those frames of some edits that the pass has not asked."""
-        known, wanted = set(asked), set(edits)
-        others = [place for place, edit in enumerate(sequences.edit_S) if edit in wanted and place not in known]
+    def _read_keys(self, sequences: Sequences, rows: Mapping[str, Rows], edits: Sequence[int]) -> None:
+        """Read the keys of frames that are never asked, and of guards, once: those of others come as they are asked.
+
+        A row without a key yet counts for nothing.
+        """
+        wanted, asked = set(edits), {place for of_edit in sequences.asked_of for place in of_edit}
+        others = [place for place, edit in enumerate(sequences.edit_S) if edit in wanted and place not in asked]
         if others:
             keys = read_keys_of(self._model, sequences, others, self._branches())
             for name in rows:

@@ -16,7 +16,7 @@ BEFORE_FRAMES = {"frames_per_pass": 0, "num_guards": 0, "rephrase_rows": 0}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditorSettings:
-    """How a lineage edits. The defaults are those that were measured (DECISIONS.md, 16 to 19 and 27)."""
+    """How a lineage edits. The defaults are those that were measured (DECISIONS.md, 16 to 19 and 39)."""
 
     solver: str = "recursive"
     """`recursive` (the ledger), `least_squares` or `row_sum`."""
@@ -26,17 +26,17 @@ class EditorSettings:
     """Names of the edited weights, in block order; resolved when the lineage is made."""
     subject_params: tuple[str, ...] = ()
     """Those of them whose edit rows are subject tokens; they are asked first, the others for what is still missing."""
-    prior_strength: float = 5000.0
+    prior_strength: float = 1000.0
     """c: weight of the preservation prior C0 = c * mean(k k^T)."""
     ridge: float = 1e-3
     """Lambda, as a fraction of the mean diagonal of C0; of K^T K where there is no prior."""
     damping: float = 0.02
     """Damping of the natural gradient, as a share of the mean diagonal of its moments; 0 for the gradient."""
-    step: float = 0.5
+    step: float = 0.6
     """Step of a pass, scaled by what each token's probability falls short of."""
-    stop_probability: float = 0.6
+    stop_probability: float = 0.5
     """Probability from which a target token asks for nothing more."""
-    num_passes: int = 10
+    num_passes: int = 6
     """Most passes over a batch in each group of inner parameters."""
     trained_passes: int = 1
     """How many of them a trained transform asks; the gradient asks the others."""
