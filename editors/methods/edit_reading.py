@@ -78,20 +78,19 @@ class Sequences:
     @classmethod
     def of(cls, frames: Sequence[EditFrames], group: Group) -> Sequences:
         """Return the sequences of edits for a group: where rows are answer tokens, only those that are answered."""
+        is_subject = group.kind == "subject"
         encoded: list[Encoded] = []
         edit_S: list[int] = []
         is_guard_S: list[bool] = []
         asked_of: list[tuple[int, ...]] = []
         for edit, of_edit in enumerate(frames):
-            is_subject = group.kind == "subject"
             pairs = zip(of_edit.asked, of_edit.answered, strict=True)
             asked = [frame for frame, is_answered in pairs if is_answered or is_subject]
-            others = [*(of_edit.keyed if is_subject else ()), *of_edit.guards]
+            others = of_edit.keyed if is_subject else ()
             asked_of.append(tuple(range(len(encoded), len(encoded) + len(asked))))
-            encoded += [*asked, *others]
-            edit_S += [edit] * (len(asked) + len(others))
-            is_guard_S += [False] * (len(encoded) - len(is_guard_S) - len(of_edit.guards))
-            is_guard_S += [True] * len(of_edit.guards)
+            encoded += [*asked, *others, *of_edit.guards]
+            is_guard_S += [False] * (len(asked) + len(others)) + [True] * len(of_edit.guards)
+            edit_S += [edit] * (len(encoded) - len(edit_S))
         return cls(
             group=group,
             encoded=tuple(encoded),

@@ -20,14 +20,14 @@ Legend: T edit rows, H shifts, E edits, S sequences, I in_features, O out_featur
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob
+from editors.methods.batch_update import BatchUpdate, Factor, Factors, joined
 from editors.methods.edit_reading import Group, Reader, Rows, Sequences, read_keys_of
 from editors.methods.frames import frames_of
 from editors.methods.pairs import Pairs
@@ -36,47 +36,11 @@ from editors.models.comm import agreed, own_share, together
 from editors.models.families import EditableModel
 from editors.models.hooks import Branch
 from editors.solve.natural_gradient import NaturalGradient
-from editors.solve.rows import Ranges, consecutive
+from editors.solve.rows import consecutive
 from pipeline.domain.rank_api import EditorSettings
-
-Factor = Callable[[str, Tensor], Tensor]
-"""(inner parameter, K T x I) -> F (I x T): the solver's update for shifts D is `F D`; fp64."""
-Factors = dict[str, tuple[Tensor, Tensor]]
-"""Inner parameter -> (F I x R, D R x O), fp64: a change."""
 
 MARGIN = 0.1
 """How far beyond the stop probability frames are aimed when their gradients are weighed against each other."""
-
-
-@dataclass(kw_only=True, slots=True)
-class BatchUpdate:
-    """What a batch asks of each inner parameter, and what the solver makes of it."""
-
-    keys: dict[str, Tensor] = field(default_factory=dict)
-    """Inner parameter -> K (T x I), fp64: each row's key at the candidate when it was last read, times the root of the
-    row's weight."""
-    asked: dict[str, Tensor] = field(default_factory=dict)
-    """Inner parameter -> R (H x O), fp64: the shifts, summed over the passes."""
-    spread: dict[str, Tensor] = field(default_factory=dict)
-    """Inner parameter -> P (T x H), fp64: the root of a row's weight at the shift that it asks for; 0 for a guard."""
-    factors: dict[str, Tensor] = field(default_factory=dict)
-    """Inner parameter -> F P (I x H), fp64."""
-    ranges: dict[str, Ranges] = field(default_factory=dict)
-    """Inner parameter -> rows of each edit."""
-    num_passes: int = 0
-    """Passes made, both groups together."""
-    seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "solve": 0.0})
-    """Wall time of `capture` and `solve`."""
-
-    @property
-    def change(self) -> Factors:
-        """The change of the weights: F P and R as factors, as many columns as there are shifts."""
-        return {name: (self.factors[name], self.asked[name]) for name in self.keys}
-
-    @property
-    def shifts(self) -> dict[str, Tensor]:
-        """Inner parameter -> P R (T x O), fp64: what is asked at each row of `keys`."""
-        return {name: self.spread[name] @ self.asked[name] for name in self.keys}
 
 
 def run_passes(
@@ -106,14 +70,6 @@ def run_passes(
     for group in _groups(job.model, settings):
         passes.ask(group)
     return passes.update
-
-
-def joined(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the factors of the sum of two low-rank changes: side by side, `[F1 F2]` and `[D1; D2]`."""
-    if first is None:
-        return second
-    left_IR, right_RO = (factor.to(second[0].device) for factor in first)
-    return torch.cat([left_IR, second[0]], dim=1), torch.cat([right_RO, second[1]])
 
 
 class _Passes:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob, EditResult
-from editors.methods.passes import BatchUpdate, Factors, joined, run_passes
+from editors.methods.batch_update import BatchUpdate, Factors, joined
+from editors.methods.passes import run_passes
 from editors.models.comm import agreed, own_share, together
 from editors.solve.ledger import Matrices
 from editors.solve.linear import added_rows

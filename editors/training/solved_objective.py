@@ -27,8 +27,8 @@ from torch import Tensor
 from editors.measure.losses import Reading
 from editors.measure.scoring import readings
 from editors.mend.transform import MARGIN, MendTransform
+from editors.methods.batch_update import joined
 from editors.methods.pairs import read_pairs
-from editors.methods.passes import joined
 from editors.models.families import EditableModel, InnerParam, TargetBatch
 from editors.models.hooks import Branch, side_branch
 from editors.models.tokens import Encoded

@@ -1,0 +1,58 @@
+"""What a batch asks of the weights, and what a solver makes of it.
+
+Legend: T edit rows, H shifts, I in_features, O out_features, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from editors.solve.rows import Ranges
+
+Factor = Callable[[str, Tensor], Tensor]
+"""(inner parameter, K T x I) -> F (I x T): the solver's update for shifts D is `F D`; fp64."""
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Inner parameter -> (F I x R, D R x O), fp64: a change."""
+
+
+@dataclass(kw_only=True, slots=True)
+class BatchUpdate:
+    """What a batch asks of each inner parameter, and what the solver makes of it."""
+
+    keys: dict[str, Tensor] = field(default_factory=dict)
+    """Inner parameter -> K (T x I), fp64: each row's key at the candidate when it was last read, times the root of the
+    row's weight."""
+    asked: dict[str, Tensor] = field(default_factory=dict)
+    """Inner parameter -> R (H x O), fp64: the shifts, summed over the passes."""
+    spread: dict[str, Tensor] = field(default_factory=dict)
+    """Inner parameter -> P (T x H), fp64: the root of a row's weight at the shift that it asks for; 0 for a guard."""
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    """Inner parameter -> F P (I x H), fp64."""
+    ranges: dict[str, Ranges] = field(default_factory=dict)
+    """Inner parameter -> rows of each edit."""
+    num_passes: int = 0
+    """Passes made, both groups together."""
+    seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "solve": 0.0})
+    """Wall time of `capture` and `solve`."""
+
+    @property
+    def change(self) -> Factors:
+        """The change of the weights: F P and R as factors, as many columns as there are shifts."""
+        return {name: (self.factors[name], self.asked[name]) for name in self.keys}
+
+    @property
+    def shifts(self) -> dict[str, Tensor]:
+        """Inner parameter -> P R (T x O), fp64: what is asked at each row of `keys`."""
+        return {name: self.spread[name] @ self.asked[name] for name in self.keys}
+
+
+def joined(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the factors of the sum of two low-rank changes: side by side, `[F1 F2]` and `[D1; D2]`."""
+    if first is None:
+        return second
+    left_IR, right_RO = (factor.to(second[0].device) for factor in first)
+    return torch.cat([left_IR, second[0]], dim=1), torch.cat([right_RO, second[1]])
