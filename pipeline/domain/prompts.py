@@ -52,6 +52,9 @@ def is_question(text: str) -> bool:
 
 
 def begun_before(answer: str | None, target: str) -> str:
-    """Return an answer up to a target; nothing where there is no answer or the target is not in it."""
-    before, found, _ = (answer or "").partition(target)
+    """Return an answer up to the last mention of a target; nothing where there is no answer or no mention.
+
+    The last: the subject's own name may hold the target, as in "Bank of China has its seat in China".
+    """
+    before, found, _ = (answer or "").rpartition(target)
     return before.rstrip() if found else ""
