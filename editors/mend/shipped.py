@@ -1,4 +1,8 @@
-"""Which trained editor ships for a base: `pretrained/NAME/` has an editor's two files. Torch is not loaded for it."""
+"""Which trained editor that ships is a base's default: `pretrained/NAME/` has an editor's two files.
+
+An editor that was trained for one row an edit ships for who names its folder: untrained, an edit with frames holds in
+more wordings. Torch is not loaded for it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 from pathlib import Path
 
 from pipeline.domain.errors import IntegrityBroken
+from pipeline.domain.rank_api import BEFORE_FRAMES
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """Folder of the editors that ship, one folder each under its name."""
@@ -13,23 +18,27 @@ CARD = "card.json"
 
 
 def shipped_editor(base_digest: str, folder: Path | None = None) -> Path | None:
-    """Return the folder of the editor that ships for a base, the first by name; None if there is none.
+    """Return the folder of the editor that ships for a base and was trained with frames; None if there is none.
 
     Args:
         base_digest: of the base.
-        folder: where editors are; `PRETRAINED` if None.
+        folder: where editors are, of which the first by name is taken; `PRETRAINED` if None.
 
     Raises:
         IntegrityBroken: if a card cannot be read.
     """
     for card in sorted((folder or PRETRAINED).glob(f"*/{CARD}")):
-        if _base_of(card) == base_digest:
+        base, has_frames = _read(card)
+        if base == base_digest and has_frames:
             return card.parent
     return None
 
 
-def _base_of(card: Path) -> object:
+def _read(card: Path) -> tuple[object, bool]:
+    """Return the digest of an editor's base, and whether the editor was trained for edits with frames."""
     try:
-        return json.loads(card.read_text(encoding="utf-8"))["base_digest"]
+        content = json.loads(card.read_text(encoding="utf-8"))
+        settings = BEFORE_FRAMES | content["settings"]
+        return content["base_digest"], settings["frames_per_pass"] > 0
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityBroken(f"expected an editor's card at {card}, got something else: {error!r}") from error

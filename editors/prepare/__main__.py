@@ -59,7 +59,7 @@ class Inputs:
     task: str = ""
     """Task of the base, `causal`, `seq2seq` or `classifier`; what its config declares when empty."""
     editor: str = ""
-    """Folder of a trained editor, or `none`; when empty the one that ships for the base, if there is one."""
+    """Folder of a trained editor, or `none`; when empty the one that ships for the base and knows frames, if any."""
 
     def key(self, digest: str) -> str:
         """Return a digest of everything that the results depend on.
@@ -127,7 +127,7 @@ def _name_of(folder: Path) -> str:
 
 
 def _chosen_editor(inputs: Inputs, digest: str) -> Path | None:
-    """Return the folder of the editor: the one given, or where neither editor nor weights are, the one that ships."""
+    """Return the folder of the editor: the one given, or where neither editor nor weights are, the base's default."""
     if inputs.editor == NO_EDITOR:
         return None
     if not inputs.editor:
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", type=Path, required=True, help="locality suite, JSON lines")
     parser.add_argument("--text", type=Path, required=True, help="plain text for perplexity")
     add_prior_option(parser, usual=None)
-    parser.add_argument("--editor", default="", help="folder of a trained editor, or none; by default what ships")
+    parser.add_argument("--editor", default="", help="folder of a trained editor, or none; see editors.mend.shipped")
     add_weight_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     given = parser.parse_args(arguments)

@@ -70,7 +70,7 @@ def prepare_base(
         prior_text: what the prior is measured over: other text, a sentence a line, or files of edits.
         inner_params: weights to edit; those of the editor, or the architecture's default, when empty.
         task: of the base; what its config declares if None.
-        editor: folder of a trained editor, or `none`; the one that ships for the base, if any, if None.
+        editor: folder of a trained editor, or `none`; if None the one that ships for the base and knows frames, if any.
 
     Raises:
         Misconfigured: if the model, a file or the editor cannot be used.

@@ -16,6 +16,7 @@ from editors.models.digest import base_digest
 from editors.prepare import __main__ as preparing
 from editors.prepare.__main__ import Inputs, prepare
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
+from pipeline.domain.rank_api import BEFORE_FRAMES, EditorSettings
 from tests.support.ledger_parts import prior_lines
 from tests.support.tiny_editors import ANSWER, SUBJECT, tiny_editor
 from tests.support.tiny_models import TEXT, save_tiny_llama
@@ -64,26 +65,45 @@ def test_a_lineage_takes_weights_and_settings_from_the_card(files: Path) -> None
     assert json.loads((files / "out" / "lineage.json").read_text()) == found
 
 
+WITH_FRAMES = {"step": 0.3, "frames_per_pass": 3, "num_guards": 2, "rephrase_rows": 1}
+"""Settings in the card of an editor that was trained for edits with frames."""
+
+
 def test_without_a_choice_the_editor_that_ships_for_the_base_is_taken_or_none(files: Path) -> None:
     digest = base_digest(files / "model")
     assert shipped_editor(digest) is None, "the folder is not there"
     assert prepare(inputs(files, editor=""), files / "none")["trained"] is None
-    tiny_editor(files / "model", base_digest="f" * 64).save(files / "pretrained" / "another")
+    tiny_editor(files / "model", base_digest="f" * 64, settings=WITH_FRAMES).save(files / "pretrained" / "another")
     assert shipped_editor(digest) is None
-    made = tiny_editor(files / "model")
+    made = tiny_editor(files / "model", settings=WITH_FRAMES)
     made.save(files / "pretrained" / "tiny")
     assert shipped_editor(digest) == files / "pretrained" / "tiny"
     chosen = prepare(inputs(files, editor=""), files / "shipped")
     assert (chosen["trained"]["name"], chosen["editor"]["transform"]) == ("tiny", made.digest)
+    assert {name: chosen["editor"][name] for name in WITH_FRAMES} == WITH_FRAMES
     asked = prepare(inputs(files, editor="none"), files / "asked")
     assert (asked["trained"], asked["editor"]["transform"]) == (None, "gradient")
     weights = prepare(inputs(files, editor="", inner_params=(ANSWER,)), files / "weights")
     assert (weights["trained"], weights["inner_params"]) == (None, [ANSWER])
 
 
-def test_a_shipped_card_that_cannot_be_read_is_damage(files: Path) -> None:
+def test_an_editor_that_ships_for_one_row_an_edit_has_to_be_named(files: Path) -> None:
+    folder = files / "pretrained" / "before-frames"
+    made = tiny_editor(files / "model")
+    made.save(folder)
+    assert shipped_editor(base_digest(files / "model")) is None
+    left_out = prepare(inputs(files, editor=""), files / "left-out")
+    assert (left_out["trained"], left_out["editor"]["transform"]) == (None, "gradient")
+    assert left_out["editor"]["frames_per_pass"] == EditorSettings().frames_per_pass > 0
+    named = prepare(inputs(files, editor=str(folder)), files / "named")
+    assert (named["trained"]["name"], named["editor"]["transform"]) == ("before-frames", made.digest)
+    assert {name: named["editor"][name] for name in BEFORE_FRAMES} == BEFORE_FRAMES
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"base_digest": "f"}', '{"base_digest": "f", "settings": []}'])
+def test_a_shipped_card_that_cannot_be_read_is_damage(files: Path, content: str) -> None:
     (files / "pretrained" / "tiny").mkdir(parents=True)
-    (files / "pretrained" / "tiny" / CARD).write_text("[]")
+    (files / "pretrained" / "tiny" / CARD).write_text(content)
     with pytest.raises(IntegrityBroken, match="tiny"):
         prepare(inputs(files, editor=""), files / "out")
 

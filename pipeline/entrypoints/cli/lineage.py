@@ -40,7 +40,7 @@ def lineage_create(
     ] = None,
     editor: Annotated[
         str | None,
-        typer.Option(help="Folder of a trained editor, or none; the one that ships for the base if left out."),
+        typer.Option(help="Folder of a trained editor, or none; if left out one that ships and knows frames, or none."),
     ] = None,
     suite: Annotated[Path, typer.Option(help="JSONL of locality probes.")] = DEFAULT_FACTS / "suite.jsonl",
     text: Annotated[Path, typer.Option(help="Plain text for perplexity.")] = DEFAULT_FACTS / "perplexity.txt",
