@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from pipeline.domain.wire import parse_object
 EDIT_FILES = (".json", ".jsonl")
 """How the names of files of edits end, among the files that a prior is measured over."""
 WRITTEN = (
-    "prompt", "subject", "relation", "target_new", "target_true", "rephrases", "locality", "portability",
+    "prompt", "messages", "question", "subject", "aliases", "relation", "target_new", "target_true", "answer",
+    "rephrases", "locality", "portability",
 )  # fmt: skip
 """Fields of a request that `edit_lines` writes, in this order."""
 LINEAGE = "evaluation"
@@ -42,9 +43,7 @@ def read_edits(path: Path, *, limit: int | None = None) -> list[Edit]:
     edits = []
     for number, (where, document) in enumerate(islice(_objects(path), limit), start=1):
         try:
-            wire = _complete(as_wire(document), number)
-            asked = {name: wire.pop(name) for name in ("question", "answer") if name in wire}
-            request = replace(parse_object(wire), **asked)
+            request = parse_object(_complete(as_wire(document), number))
         except InvalidMessage as error:
             raise Misconfigured(f"expected an edit in {where}, got one with {error}") from error
         edits.append(Edit(edit_id=f"{number:06d}", request=request))

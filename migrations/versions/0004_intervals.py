@@ -215,9 +215,9 @@ def upgrade() -> None:
     before.downgrade()
     for statements in (TABLES, FILL, INDEXES, GUARDS):
         run_script(statements)
-    run_script(_changed(before.EDIT_HISTORY, EDIT_HISTORY))
-    run_script(_changed(before.LINEAGE_HISTORY, LINEAGE_HISTORY))
-    run_script(_changed(before.LIVE_EDITS, LIVE_EDITS))
+    run_script(changed(before.EDIT_HISTORY, EDIT_HISTORY))
+    run_script(changed(before.LINEAGE_HISTORY, LINEAGE_HISTORY))
+    run_script(changed(before.LIVE_EDITS, LIVE_EDITS))
     run_script(f"GRANT SELECT ON {', '.join(before.VIEWS)} TO corrigenda_app, corrigenda_auditor")
 
 
@@ -231,7 +231,7 @@ def downgrade() -> None:
     before.upgrade()
 
 
-def _changed(view: str, changes: dict[str, str]) -> str:
+def changed(view: str, changes: dict[str, str]) -> str:
     """A view of the revision before with some of its lines read from intervals."""
     for old, new in changes.items():
         if view.count(old) != 1:

@@ -99,6 +99,9 @@ class EditRequest:
         """The key of the fact: two corrections with the same key cannot both hold."""
         if self.subject and self.relation:
             return canonical_json([self.lineage, normalised(self.subject), normalised(self.relation)])
+        turns = [normalised(turn.content) for turn in self.messages if turn.role != "system"]
+        if self.is_chat and len(turns) > 1:  # "And its capital?" is about another country in every chat
+            return canonical_json([self.lineage, turns])
         return canonical_json([self.lineage, normalised(self.prompt)])
 
     @property

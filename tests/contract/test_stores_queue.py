@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 
 from pipeline.domain.errors import IllegalTransition, InvalidInput, UnknownRecord
-from tests.support.factories import make_request
+from pipeline.domain.wire import parse_object
+from tests.support.factories import CHAT_REQUEST, make_request
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 
 
@@ -30,6 +31,40 @@ def test_a_claimed_edit_is_the_request_that_was_recorded(rig: StoreRig) -> None:
     batch = rig.claim(rig.acquire())
     assert batch is not None
     assert batch.edits[0].request == request
+
+
+def test_a_claimed_chat_is_the_request_that_was_recorded_also_beside_one_without(rig: StoreRig) -> None:
+    asked = parse_object(CHAT_REQUEST)
+    whole = make_request(
+        "r1", subject="Australia", aliases=("Oz", "\u202eOz"), question="What?", answer="Canberra, mate"
+    )
+    plain = make_request("r2")
+    rig.submit(plain, asked, whole)
+    batch = rig.claim(rig.acquire())
+    assert batch is not None
+    assert {edit.request.request_id: edit.request for edit in batch.edits} == {
+        request.request_id: request for request in (plain, asked, whole)
+    }
+    assert all(edit.request.payload_digest == rig.edit(edit.edit_id)["payload_digest"] for edit in batch.edits)
+
+
+def test_of_two_corrections_of_one_chat_the_later_holds_and_displaces_the_active_one(rig: StoreRig) -> None:
+    first, second, third = (
+        parse_object(CHAT_REQUEST | {"request_id": name, "target_new": target, "answer": None, "occurred_at": at})
+        for name, target, at in (
+            ("a", "Francis", "2026-06-01T12:00:00Z"),
+            ("b", "Leo XIV", "2026-06-01T12:01:00Z"),
+            ("c", "Leo", "2026-06-01T12:02:00Z"),
+        )
+    )
+    made_way, held = rig.submit(first, second)
+    lease = rig.acquire()
+    rig.commit_batch(lease)
+    assert (rig.status(made_way), rig.status(held)) == ("superseded", "snapshotted")
+    [latest] = rig.submit(third)
+    batch = rig.claim(lease)
+    assert batch is not None
+    assert batch.displaced == ((held, latest),)
 
 
 def test_a_batch_that_is_not_full_waits_for_its_oldest_edit(rig: StoreRig) -> None:

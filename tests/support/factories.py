@@ -26,7 +26,21 @@ WIRE_REQUEST: dict[str, Any] = {
     "submitted_by": "ann",
     "occurred_at": "2026-06-01T12:00:00Z",
 }
-"""A correction on the wire, with every field."""
+"""A correction on the wire, with every field of the first producers."""
+CHAT_REQUEST: dict[str, Any] = {
+    "request_id": "chat-1",
+    "lineage": "facts",
+    "messages": [
+        {"role": "system", "content": "Answer in one sentence."},
+        {"role": "user", "content": "Who was pope in 2024?"},
+        {"role": "assistant", "content": "The pope was Francis."},
+        {"role": "user", "content": "Who is it now?"},
+    ],
+    "answer": "The pope is now Leo XIV.",
+    "target_new": "Leo XIV",
+    "occurred_at": "2026-06-01T12:00:00Z",
+}
+"""A correction that comes only as a chat and a right answer."""
 
 
 def make_request(request_id: str = "r1", **changes: Any) -> EditRequest:

@@ -22,6 +22,8 @@ from pipeline.domain.errors import EpochStale
 from pipeline.domain.messages import Message, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
 
 ACTOR = "intake"
+LEFT_OUT: Mapping[str, Any] = {"question": None, "messages": [], "answer": None, "aliases": []}
+"""What a request has in the columns that its JSON leaves out: one statement writes rows of the same columns."""
 
 
 class SqlIntakeStore(SqlDeadLetterStore):
@@ -222,6 +224,7 @@ def _edit_row(edit_id: str, new: _New) -> dict[str, Any]:
     said = new.request.as_json()
     del said["lineage"]
     return {
+        **LEFT_OUT,
         **said,
         **origin_of(new.message),
         "occurred_at": new.request.occurred_at,

@@ -15,6 +15,7 @@ from pipeline.domain.conflicts import Claimant
 from pipeline.domain.edits import Edit, EditRequest, Probe
 from pipeline.domain.gates import GateReport
 from pipeline.domain.lifecycle import SnapshotStatus
+from pipeline.domain.prompts import ChatTurn
 from pipeline.domain.snapshots import Artifact, Basis, DigestForm, Snapshot
 
 Record = TypeVar("Record")
@@ -28,8 +29,16 @@ def record_of(kind: type[Record], row: Row[Any], **given: Any) -> Record:
 
 def edit_of(row: Row[Any], lineage: str) -> Edit:
     """Return a row of `edit_requests` as an edit."""
-    probes = {"locality": _probes(row.locality), "portability": _probes(row.portability)}
-    request = record_of(EditRequest, row, lineage=lineage, rephrases=tuple(row.rephrases), **probes)
+    request = record_of(
+        EditRequest,
+        row,
+        lineage=lineage,
+        rephrases=tuple(row.rephrases),
+        locality=_probes(row.locality),
+        portability=_probes(row.portability),
+        messages=tuple(ChatTurn(**turn) for turn in row.messages),
+        aliases=tuple(row.aliases),
+    )
     return record_of(Edit, row, request=request)
 
 

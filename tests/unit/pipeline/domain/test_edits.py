@@ -11,6 +11,7 @@ from pipeline.domain.batches import RETAINED, displaced_by, most_trials, retenti
 from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GatePolicy, Verdict
 from pipeline.domain.judging import judge
+from pipeline.domain.prompts import ChatTurn, Role
 from pipeline.services.bisecting import Attempt, sift
 from tests.support.factories import NOON, make_edit, make_measurements, make_request, make_score
 
@@ -31,6 +32,42 @@ def test_without_subject_and_relation_the_prompt_is_the_fact() -> None:
 
 def test_the_same_fact_in_another_lineage_is_another_fact() -> None:
     assert make_request("a", prompt="x").conflict_key != make_request("a", prompt="x", lineage="other").conflict_key
+
+
+def chat(*texts: str, system: str = "") -> tuple[ChatTurn, ...]:
+    """A chat in which user and assistant take turns, the last turn the user's."""
+    roles: tuple[Role, Role] = ("user", "assistant")
+    turns = [ChatTurn(role=roles[(len(texts) - 1 - place) % 2], content=text) for place, text in enumerate(texts)]
+    return (*((ChatTurn(role="system", content=system),) if system else ()), *turns)
+
+
+def test_a_question_is_one_fact_as_a_chat_and_as_a_prompt_whatever_the_system_was_told() -> None:
+    question = "Who is the pope?"
+    plain = make_request("a", prompt=question)
+    asked = make_request("b", prompt=question, messages=chat(question, system="Be brief."))
+    assert asked.conflict_key == plain.conflict_key == make_request("c", prompt="WHO is  the pope?").conflict_key
+
+
+def test_one_last_turn_in_two_conversations_is_two_facts() -> None:
+    last = "And its capital?"
+    peru, chile = (
+        make_request("a", prompt=last, messages=chat(f"What is {country} like?", "High.", last))
+        for country in ("Peru", "Chile")
+    )
+    again = make_request("b", prompt=last, messages=chat("WHAT is Peru like?", "high.", last, system="Be brief."))
+    assert peru.conflict_key == again.conflict_key != chile.conflict_key
+    assert make_request("c", prompt=last).conflict_key not in (peru.conflict_key, chile.conflict_key)
+
+
+def test_subject_and_relation_are_the_fact_of_a_chat_too() -> None:
+    named = {"subject": "Peru", "relation": "capital"}
+    stem = make_request("a", **named)
+    asked = make_request("b", prompt="And its capital?", messages=chat("x", "y", "And its capital?"), **named)
+    assert stem.conflict_key == asked.conflict_key
+
+
+def test_a_chat_beside_a_stem_leaves_the_stems_fact_as_it_is() -> None:
+    assert make_request("a", messages=chat("x", "y", "z")).conflict_key == make_request("a").conflict_key
 
 
 def test_the_payload_digest_does_not_depend_on_the_time_zone_it_was_written_in() -> None:
