@@ -102,7 +102,7 @@ def _without_system(chat: ChatPrompt) -> ChatPrompt:
 
 
 def _keyed(model: EditableModel, request: EditRequest) -> Iterator[Encoded]:
-    for name in (request.subject, *request.aliases[:MAX_ALIASES]):
+    for name in dict.fromkeys((request.subject, *request.aliases[:MAX_ALIASES])):
         for frame in SUBJECT_FRAMES:
             encoded = _encoded(model, frame.format(name), ANYTHING, name)
             if encoded is not None:
