@@ -37,6 +37,8 @@ def test_the_main_job_runs_balances_and_leaves_nothing_running(tmp_path: Path) -
     assert last["locality"] >= 0.8
     assert last["num_generalization_other_context"] >= 15
     assert 0 < last["generalization_other_context"] <= 1, "asked of the champion in words the editor never saw"
+    assert last["num_chat"] >= 15
+    assert 0 < last["chat"] <= 1, "asked of the champion in the chat template"
     assert sum(last["seconds_by_phase"].values()) <= last["seconds"] + 0.1, "each is rounded to hundredths"
     assert last["audit_ok"] is True
     assert not _processes_of(home)

@@ -109,6 +109,22 @@ def test_each_correction_is_a_valid_message_once_it_names_a_lineage() -> None:
         assert request(row).request_id == row["request_id"]
 
 
+def test_some_corrections_came_only_as_a_chat() -> None:
+    chats = [row for row in corrections() if "prompt" not in row]
+    assert len(chats) >= 2
+    assert all(request(row).is_chat and row["answer"] for row in chats)
+    assert any("subject" not in row for row in chats), "production feedback names no subject"
+
+
+def test_most_corrections_say_how_the_fact_is_asked_and_answered_in_a_chat() -> None:
+    asking = [row for row in corrections() if request(row).has_question]
+    assert len(asking) >= 20
+    assert all(row["question"].endswith("?") for row in asking if "question" in row)
+    answered = [row for row in asking if "answer" in row]
+    assert len(answered) >= 20
+    assert all(row["target_new"] in row["answer"] for row in answered)
+
+
 def test_every_rephrase_names_the_subject_behind_other_text_and_the_rest_is_portability() -> None:
     for row in corrections():
         for text in row["rephrases"]:
@@ -192,12 +208,12 @@ def test_the_suite_has_neighbours_of_the_edited_relations() -> None:
     assert len(edited & {row["relation"] for row in suite()}) >= 4
 
 
-def test_what_nobody_corrects_is_not_edited() -> None:
+def test_what_nobody_corrects_is_asked_in_both_ways_and_is_not_edited() -> None:
     edited, keys = edit_texts(), {fact_key(row) for row in corrections() if "subject" in row}
     assert len(unedited()) >= 3
     for row in unedited():
-        assert set(row) == {"prompt", "target_new", "subject", "relation"}
-        assert normal(row["prompt"]) not in edited, row["prompt"]
+        assert set(row) == {"prompt", "question", "target_new", "subject", "relation"}
+        assert not {normal(row["prompt"]), normal(row["question"])}.intersection(edited), row["prompt"]
         assert fact_key(row) not in keys, row["prompt"]
 
 

@@ -84,6 +84,7 @@ def test_the_stream_holds_what_the_demo_promises() -> None:
     contested = [request for request in good if request.subject == "Meridian Observatory"]
     assert len({request.conflict_key for request in contested}) == 1
     assert len(contested) == 2
+    assert len([request for request in good if request.is_chat]) >= 2, "corrections that came only as a chat"
 
 
 def test_a_stopwatch_adds_up_the_laps_of_a_phase_in_the_order_they_were_reached() -> None:

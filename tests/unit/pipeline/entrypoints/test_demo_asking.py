@@ -9,7 +9,8 @@ import pytest
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.prompts import ChatTurn
 from pipeline.entrypoints.demo.asking import Asked, Way, asked_about, share_right
-from pipeline.entrypoints.demo.stream import NO_TIME, unedited
+from pipeline.entrypoints.demo.stream import NO_TIME, corrections, unedited
+from pipeline.entrypoints.demo.tables import NUM_SHOWN, shown
 from tests.support.factories import make_request
 
 
@@ -79,7 +80,16 @@ def test_a_share_is_of_one_way_alone_and_nothing_where_none_is_asked() -> None:
     assert share_right(said, Way.wording) == (None, 0)
 
 
+def test_the_demo_asks_most_of_its_corrections_in_every_way_and_shows_the_same_facts_in_each() -> None:
+    asked = asked_about(corrections("demo"))
+    assert len({one.request.request_id for one in asked if one.way is Way.wording}) >= 18
+    assert len({one.request.request_id for one in asked if one.way is Way.chat}) >= 20
+    facts = [[one.request.request_id for one in shown(asked, way)] for way in Way]
+    assert len(facts[0]) == NUM_SHOWN
+    assert facts[0] == facts[1] == facts[2]
+
+
 def test_what_nobody_corrects_is_asked_as_corrections_are() -> None:
     asked = asked_about(unedited("demo"))
-    assert {one.way for one in asked} == {Way.stem}
+    assert {one.way for one in asked} == {Way.stem, Way.chat}
     assert {one.request.occurred_at.isoformat() for one in asked} == {NO_TIME.replace("Z", "+00:00")}
