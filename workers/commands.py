@@ -72,6 +72,8 @@ class Generate:
     """Prompts as they are, in any number."""
     max_new_tokens: int
     """Most tokens of each answer."""
+    chat: bool = False
+    """Whether each prompt is put into the model's chat template, as a user's turn."""
     kind: Literal["generate"] = "generate"
     """Name of the command in JSON."""
 

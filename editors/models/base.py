@@ -25,6 +25,7 @@ from editors.models.comm import ALONE, Comm, own_share
 from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam, inner_params
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks, encode_chat, encode_prompt, num_tokens
+from pipeline.domain.errors import Misconfigured
 from pipeline.domain.prompts import Prompt
 
 Pair = tuple[Prompt, str]
@@ -194,7 +195,13 @@ class EditableModel(ABC):
         """
 
     def generate(self, prompts: Sequence[str], *, chat: bool = False, max_new_tokens: int = 24) -> list[str]:
-        """Return greedy answers as text, without the prompts; `chat` asks in the model's chat template."""
+        """Return greedy answers as text, without the prompts; `chat` asks in the model's chat template.
+
+        Raises:
+            Misconfigured: if the model has no chat template and one is asked for.
+        """
+        if chat and not self.has_chat_template:
+            raise Misconfigured("expected a model with a chat template to ask in a chat, got one without")
         encode = self.encode_chat if chat else self.encode_prompt
         tokens = self.greedy([encode(prompt) for prompt in prompts], max_new_tokens=max_new_tokens)
         return [self.decode(answer) for answer in tokens]

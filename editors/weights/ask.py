@@ -1,6 +1,7 @@
 """Loads a snapshot into a plain model and asks it: `python -m editors.weights.ask FILE`.
 
-FILE is JSON: {"plan": a LoadPlan, "prompts": [...], "max_new_tokens": n}. Prints [{"prompt", "text"}, ...].
+FILE is JSON: {"plan": a LoadPlan, "prompts": [...], "max_new_tokens": n, "chat": whether in the chat
+template}. Prints [{"prompt", "text"}, ...].
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main(file: str) -> int:
             deltas=plan.deltas,
             task=plan.base.task,
         )
-        answers = model.generate(prompts, max_new_tokens=asked["max_new_tokens"])
+        answers = model.generate(prompts, chat=asked.get("chat", False), max_new_tokens=asked["max_new_tokens"])
     except CorrigendaError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

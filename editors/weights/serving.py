@@ -74,8 +74,6 @@ class ServedModel:
         Raises:
             Misconfigured: if the model has no chat template and one is asked for.
         """
-        if chat and not self._model.has_chat_template:
-            raise Misconfigured("expected a model with a chat template for chat=true, got one without")
         answers: list[str] = []
         for start in range(0, len(prompts), BATCH_SIZE):
             batch = list(prompts[start : start + BATCH_SIZE])

@@ -58,6 +58,15 @@ def test_a_delta_changes_what_is_answered(
     assert answers(with_delta(base_plan, tmp_path / "delta.safetensors"), tmp_path, capsys) != before
 
 
+def test_a_base_without_a_chat_template_is_not_asked_in_a_chat(
+    base_plan: LoadPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "asked.json"
+    file.write_text(json.dumps({"plan": asdict(base_plan), "prompts": PROMPTS, "max_new_tokens": 6, "chat": True}))
+    assert asking.main(str(file)) == 1
+    assert "expected a model with a chat template" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", ["base", "delta"])
 def test_another_digest_than_recorded_is_one_sentence(
     base_plan: LoadPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str

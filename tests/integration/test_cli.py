@@ -18,10 +18,12 @@ from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.domain.messages import Message, ParsedMessage, Poll
+from pipeline.domain.prompts import ChatTurn
 from pipeline.entrypoints.cli import lineage as lineage_commands
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
 from pipeline.services.intake import Intake
+from tests.support.factories import make_request
 from tests.support.intake_parts import (
     correction,
     encoded,
@@ -164,7 +166,11 @@ def test_what_can_be_read_is_valid_json_and_nothing_else(corrigenda: Command, ri
 
 
 def test_a_hostile_correction_is_listed_and_steers_nothing(corrigenda: Command, rig: StoreRig) -> None:
-    rig.correct("e1", target=HOSTILE)
+    rig.submit(
+        make_request(
+            "e1", prompt=HOSTILE, target_new=HOSTILE, messages=(ChatTurn(role="user", content=HOSTILE),), answer=HOSTILE
+        )
+    )
 
     for words in (["edits"], ["show", "e1"]):
         result = corrigenda(*words)
@@ -242,6 +248,46 @@ def test_a_file_is_sent_but_for_the_lines_that_can_never_be_edits(
     assert request_ids(postgres_url) == ["e1", "e2"]
     assert (counts.received, counts.refused) == (2, 6)
     assert [letter["error"] for letter in reversed(letters)] == [r["error"] for r in told["refused"][:-1]]
+
+
+def test_a_correction_in_options_may_come_as_a_chat(
+    corrigenda: Command,
+    postgres_url: str,
+    kafka_bootstrap: str,
+    new_topic: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = new_topic()
+    monkeypatch.setenv("CORRIGENDA_KAFKA_BOOTSTRAP", kafka_bootstrap)
+    monkeypatch.setenv("CORRIGENDA_REQUESTS_TOPIC", topic)
+    turns = ("system:Be brief.", "Who was pope?", "assistant: Francis: the first.", "user: And now: who?")
+    words = [word for turn in turns for word in ("--message", turn)]
+    named = ("--subject", "pope", "--alias", "Holy Father", "--alias", "Pontiff", "--question", "Who is the pope?")
+    for answers in ((), ("--answer", "Pope Leo", "--target", "Francis")):
+        assert corrigenda("submit", *words, *answers).exit_code == ExitCode.usage
+    assert corrigenda("submit", "--answer", "Leo").exit_code == ExitCode.usage
+
+    sent = corrigenda("submit", *words, *named, "--answer", "It is Leo.", "--target", "Leo", "--request-id", "c1")
+    assert sent.exit_code == ExitCode.done, sent.output
+    settings = intake_settings(postgres_url, kafka_bootstrap, topic)
+    engine = connect(postgres_url, settings.database_role)
+    store = SqlIntakeStore(engine)
+    with KafkaSource(settings, store.take_partition) as source:
+        run_until(Intake(source=source, store=store), 1)
+    engine.dispose()
+    row = json.loads(corrigenda("show", "c1", "--json").stdout)
+    shown = corrigenda("show", "c1").stdout
+
+    assert row["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who was pope?"},
+        {"role": "assistant", "content": "Francis: the first."},
+        {"role": "user", "content": "And now: who?"},
+    ]
+    assert (row["prompt"], row["answer"], row["target_new"]) == ("And now: who?", "It is Leo.", "Leo")
+    assert (row["question"], row["aliases"]) == ("Who is the pope?", ["Holy Father", "Pontiff"])
+    assert "assistant: Francis: the first." in shown
+    assert "Holy Father" in shown
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "[1]\n", "[" * 100_000, '{"a":' * 100_000, '{"request_id": "e1"}\n{'])

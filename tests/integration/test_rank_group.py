@@ -232,6 +232,12 @@ def test_answers_come_in_order_and_follow_what_is_held(ranks: RankGroup, plan: L
     assert all(answer.text.strip() for answer in answers)
 
 
+def test_a_base_without_a_chat_template_is_not_asked_in_a_chat(ranks: RankGroup, plan: LoadPlan) -> None:
+    ranks.load(plan, epoch=1)
+    with pytest.raises(Misconfigured, match="chat template"):
+        ranks.generate(["who is king"], max_new_tokens=3, chat=True)
+
+
 def test_another_base_than_recorded_is_refused(ranks: RankGroup, plan: LoadPlan) -> None:
     wrong = replace(plan, base=replace(plan.base, digest="0" * 64))
     with pytest.raises(WrongBase, match="0000"):

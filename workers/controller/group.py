@@ -128,11 +128,16 @@ class RankGroup:
             self._command(Held(snapshot_id=snapshot_id, digest=digest))
             self._held = (self._lineage, snapshot_id, digest)
 
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:
-        """Return greedy continuations of the model that is held."""
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, chat: bool = False) -> tuple[Answer, ...]:
+        """Return greedy answers of the model that is held; `chat` asks in its chat template.
+
+        Raises:
+            Misconfigured: if the model has no chat template and one is asked for.
+            EngineFailed: if nothing is held, or the ranks died.
+        """
         with self._turn:
             self._require_held()
-            command = Generate(prompts=tuple(prompts), max_new_tokens=max_new_tokens)
+            command = Generate(prompts=tuple(prompts), max_new_tokens=max_new_tokens, chat=chat)
             answers = self._command(command).answers
         return _expected(answers, "answers")
 

@@ -1,7 +1,8 @@
 """A snapshot held once, to ask it or to export it: `python -m workers.controller.one_shot FILE`.
 
 FILE is JSON: {"plan": a LoadPlan, "num_ranks": n, "deepspeed_config": a path or null, "log": a path, and either
-"generate": {"prompts": [...], "max_new_tokens": n} or "export": a folder}. Prints the answers, or what was written.
+"generate": {"prompts": [...], "max_new_tokens": n, "chat": whether in the chat template} or "export": a folder}. Prints
+the answers, or what was written.
 """
 
 from __future__ import annotations

@@ -132,8 +132,8 @@ def run(request: Request, model: HeldModel, reply: Reply) -> Reply:
             return replace(reply, files=files)
         case Held(snapshot_id=snapshot_id, digest=digest):
             model.snapshot.committed(snapshot_id, digest=digest)
-        case Generate(prompts=prompts, max_new_tokens=max_new_tokens):
-            return replace(reply, answers=model.snapshot.generate(prompts, max_new_tokens=max_new_tokens))
+        case Generate(prompts=prompts, max_new_tokens=max_new_tokens, chat=chat):
+            return replace(reply, answers=model.snapshot.generate(prompts, max_new_tokens=max_new_tokens, chat=chat))
         case Export(folder=folder):
             return replace(reply, exported=model.export(Path(folder)))
         case Free():

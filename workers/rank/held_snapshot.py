@@ -168,12 +168,12 @@ class HeldSnapshot:
         """Take note of the snapshot that the kept candidate became."""
         self.plan = replace(self.plan, snapshot_id=snapshot_id, digest=digest)
 
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int) -> tuple[Answer, ...]:
-        """Return greedy continuations of the prompts, as they are."""
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, chat: bool = False) -> tuple[Answer, ...]:
+        """Return greedy continuations of the prompts as they are, or answers to them in the chat template."""
         answers: list[str] = []
         for start in range(0, len(prompts), GENERATED_TOGETHER):
             together = prompts[start : start + GENERATED_TOGETHER]
-            answers += self.model.generate(together, max_new_tokens=max_new_tokens)
+            answers += self.model.generate(together, chat=chat, max_new_tokens=max_new_tokens)
         return tuple(Answer(prompt=prompt, text=text) for prompt, text in zip(prompts, answers, strict=True))
 
     def _whole_shifts(self, *, is_kept: bool) -> dict[str, Tensor]:

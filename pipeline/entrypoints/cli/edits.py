@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from uuid import uuid4
 
 import typer
@@ -16,6 +16,7 @@ from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.json_lines import json_lines, utf8_text
 from pipeline.domain.lifecycle import EditStatus
+from pipeline.domain.prompts import Role
 from pipeline.domain.rank_api import EditorIdentity
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.console import (
@@ -33,6 +34,8 @@ from pipeline.entrypoints.console import (
 from pipeline.entrypoints.local_settings import current_settings
 from pipeline.services.submission import submit as submit_request
 
+ROLES = get_args(Role)
+MESSAGE_HELP = 'The last is the user\'s; "system:" or "assistant:" before the text names another speaker.'
 STATES = (
     *EditStatus,
     "queued",
@@ -59,8 +62,15 @@ def submit(
     ] = None,
     lineage: LineageOption = None,
     prompt: Annotated[str | None, typer.Option(help="A stem that ends right before the answer.")] = None,
+    message: Annotated[
+        list[str] | None,
+        typer.Option(help="A turn of the chat that went wrong, in place of a prompt; repeatable. " + MESSAGE_HELP),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="What the model has to say.")] = None,
+    answer: Annotated[str | None, typer.Option(help="A right answer, as a sentence with the target in it.")] = None,
+    question: Annotated[str | None, typer.Option(help="The fact as a question, as people ask it in a chat.")] = None,
     subject: Annotated[str | None, typer.Option(help="The entity the fact is about.")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name of the subject; repeatable.")] = None,
     relation: Annotated[str | None, typer.Option(help="The relation that is corrected.")] = None,
     rephrase: Annotated[list[str] | None, typer.Option(help="Another stem with the same answer; repeatable.")] = None,
     request_id: Annotated[str | None, typer.Option(help="Your own id; one is made up otherwise.")] = None,
@@ -69,13 +79,27 @@ def submit(
     """Send one correction, or a file of them, to the topic.
 
     Example: corrigenda submit -l demo --prompt "The capital of Australia is" --target Canberra
+
+    As a chat: corrigenda submit -l demo --message "What is Australia's capital?" --answer "It is Canberra."
     """
     settings = current_settings()
     kept = stores(settings)
-    fields = (prompt, target, subject, relation, rephrase, request_id)
-    if file is not None and any(field is not None for field in fields):
+    given = {
+        "prompt": prompt,
+        "messages": [_turn(text) for text in message] if message else None,
+        "target_new": target,
+        "answer": answer,
+        "question": question,
+        "subject": subject,
+        "aliases": alias,
+        "relation": relation,
+        "rephrases": rephrase,
+        "request_id": request_id,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    if file is not None and fields:
         raise InvalidInput("expected either a JSONL file or a correction in options, got both")
-    documents = [_document(*fields)] if file is None else _documents(file)
+    documents = [_document(fields)] if file is None else _documents(file)
     if lineage or any("lineage" not in document for _, document in documents):
         name = lineage_name(kept, lineage)
         documents = [(number, {"lineage": name} | document) for number, document in documents]
@@ -188,7 +212,8 @@ def show(
         print_json(row | {"events": events})
         return
     shown = row | {"editor": editor_line(row["editor"])}
-    print_record({key: value for key, value in shown.items() if value is not None}, as_json=False)
+    shown["messages"] = [f"{turn['role']}: {turn['content']}" for turn in row["messages"]]
+    print_record({key: value for key, value in shown.items() if value is not None and value != []}, as_json=False)
     say()
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action"}
     print_rows(events, columns, as_json=False, empty="no audit lines", whole=("seq", "at", "action"))
@@ -233,26 +258,18 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def _document(
-    prompt: str | None,
-    target: str | None,
-    subject: str | None,
-    relation: str | None,
-    rephrases: list[str] | None,
-    request_id: str | None,
-) -> tuple[int, dict[str, Any]]:
-    if prompt is None or target is None:
-        raise InvalidInput("expected a JSONL file, or --prompt and --target; got neither")
-    return 1, {
-        "request_id": request_id or f"cli-{uuid4()}",
-        "prompt": prompt,
-        "target_new": target,
-        "subject": subject,
-        "relation": relation,
-        "rephrases": rephrases or [],
-        "source": "cli",
-        "occurred_at": datetime.now(UTC).isoformat(),
-    }
+def _document(fields: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return a correction in options as a line of a file; what else it needs is the wire contract's."""
+    if not fields.keys() & {"prompt", "messages"} or not fields.keys() & {"target_new", "answer"}:
+        raise InvalidInput("expected a JSONL file, or --prompt (or --message) and --target (or --answer); got less")
+    made_up = {"request_id": f"cli-{uuid4()}", "source": "cli", "occurred_at": datetime.now(UTC).isoformat()}
+    return 1, made_up | dict(fields)
+
+
+def _turn(text: str) -> dict[str, str]:
+    """Return a turn of a chat; the user says what nobody else is named for."""
+    role, found, said = text.partition(":")
+    return {"role": role, "content": said.strip()} if found and role in ROLES else {"role": "user", "content": text}
 
 
 def _documents(file: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -29,9 +29,10 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def ask(
-    prompts: Annotated[list[str], typer.Argument(help="Stems to continue.")],
+    prompts: Annotated[list[str], typer.Argument(help="Stems to continue, or questions with --chat.")],
     lineage: LineageOption = None,
     snapshot: SnapshotOption = "champion",
+    chat: Annotated[bool, typer.Option("--chat", help="Ask each in the model's chat template, as a user.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=512)] = 24,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,11 +44,11 @@ def ask(
     """
     settings = current_settings()
     plan = _plan(stores(settings), lineage, snapshot)
+    asked = {"prompts": prompts, "max_new_tokens": max_new_tokens, "chat": chat}
     if settings.num_ranks == 1:
-        answers = _run("editors.weights.ask", plan, {"prompts": prompts, "max_new_tokens": max_new_tokens})
+        answers = _run("editors.weights.ask", plan, asked)
     else:
-        asked = {"generate": {"prompts": prompts, "max_new_tokens": max_new_tokens}}
-        answers = _run("workers.controller.one_shot", plan, asked | _group(settings))
+        answers = _run("workers.controller.one_shot", plan, {"generate": asked} | _group(settings))
     print_rows(answers, {"prompt": "prompt", "text": "answer"}, as_json=as_json, empty="no answers")
 
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from pipeline.domain.edits import Probe
+from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import CorrigendaError, EditorFailed, EngineFailed, IntegrityBroken, LeaseLost, WrongBase
 from pipeline.domain.rank_api import (
     Answer,
@@ -30,7 +30,8 @@ from pipeline.domain.rank_api import (
     LoadPlan,
     TrainedFiles,
 )
-from tests.support.factories import make_edit, make_measurements, make_score
+from pipeline.domain.wire import parse_object
+from tests.support.factories import CHAT_REQUEST, make_edit, make_measurements, make_score
 from workers.commands import (
     PROTOCOL_VERSION,
     Command,
@@ -67,8 +68,14 @@ EDIT = make_edit(
     rephrases=("Again", "ünïcode ☃"),
     occurred_at=datetime(2026, 1, 2, 3, 4, 5, 6789, tzinfo=UTC),
 )
+CHAT = Edit(edit_id="e2", request=parse_object(CHAT_REQUEST))
 TRIAL = Candidate(
-    candidate_id="t", snapshot_id="s", added=(EDIT,), removed_ids=("e9",), retained=(EDIT, EDIT), gone_keys=('["a"]',)
+    candidate_id="t",
+    snapshot_id="s",
+    added=(EDIT, CHAT),
+    removed_ids=("e9",),
+    retained=(EDIT, EDIT),
+    gone_keys=('["a"]',),
 )
 COMMANDS: tuple[Command, ...] = (
     Load(plan=PLAN),
@@ -85,6 +92,7 @@ COMMANDS: tuple[Command, ...] = (
     Keep(candidate_id="t", folder="/files", with_accumulator=True),
     Held(snapshot_id="s", digest="d" * 64),
     Generate(prompts=("a", "b"), max_new_tokens=3),
+    Generate(prompts=("a?",), max_new_tokens=3, chat=True),
     Ping(),
     Shutdown(),
 )
