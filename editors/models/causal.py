@@ -21,8 +21,8 @@ from editors.models.comm import ALONE, Comm
 from editors.models.frozen_prefix import compute_prefix, ending_before, gathered_head, starting_at
 from editors.models.generation import CausalDecoding, IsDone, Prompts, greedy, never_done, shared_length
 from editors.models.inner_params import InnerParam
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, encode_pair, pack, pad_id
-from pipeline.domain.errors import Misconfigured
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, encode_pair, num_tokens, pack, pad_id
+from pipeline.domain.errors import InvalidInput, Misconfigured
 from pipeline.domain.prompts import Prompt
 
 
@@ -47,8 +47,18 @@ class CausalModel(EditableModel):
             raise Misconfigured(f"expected inner parameters of one list of blocks, got {names}")
 
     def encode_pair(self, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
-        """Encode a prompt and a target that continues it."""
-        return encode_pair(self.tokenizer, prompt, target, subject)
+        """Encode a prompt and a target that continues it.
+
+        Raises:
+            InvalidInput: if the target has no token, the chat template does not take the prompt's turns, or the model
+                has no positions for so many tokens.
+        """
+        encoded = encode_pair(self.tokenizer, prompt, target, subject)
+        config: Any = self.module.config
+        most = getattr(config, "max_position_embeddings", None)
+        if most is not None and num_tokens(encoded) > most:
+            raise InvalidInput(f"expected a prompt and a target of at most {most} tokens, got {num_tokens(encoded)}")
+        return encoded
 
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
         """Encode a text as one token of prompt and the others as target; the last target is made up and never used."""

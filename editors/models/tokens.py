@@ -164,6 +164,23 @@ def subject_end(tokenizer: Any, text: str, subject: str | None, *, is_templated:
     return max(place for place, (first, last) in enumerate(spans) if first < end and last > first)
 
 
+def require_plain(tokenizer: Any, text: str) -> None:
+    """Refuse a text with a token of the tokenizer's own in it, such as the one that ends a turn.
+
+    A tokenizer reads it as that token wherever it stands: the text of one turn would become several, and speak as
+    somebody else.
+
+    Raises:
+        InvalidInput: naming the token.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    for token in {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}:
+        if token and token in text:
+            raise InvalidInput(
+                f"expected turns of plain text, got one with the tokenizer's own token {token!r:.40} in it"
+            )
+
+
 def encode_chat(tokenizer: Any, prompt: str) -> tuple[int, ...]:
     """Return the token ids of a prompt as a user's turn in the chat template, up to where the answer begins."""
     return encode_prompt(tokenizer, asked_in_chat(prompt))

@@ -133,7 +133,7 @@ def _example(model: EditableModel, edit: Edit, has_subjects: bool) -> Example:
     request = edit.request
     subject = request.subject if has_subjects else None
     return Example(
-        edit=model.encode_pair(request.prompt, request.target_new, subject),
+        edit=model.encode_pair(request.own_prompt, request.target_new, subject),
         rephrases=tuple(model.encode_pair(text, request.target_new, subject) for text in request.rephrases),
         locality=tuple(model.encode_pair(item.prompt, item.target) for item in request.locality if item.target),
     )

@@ -9,6 +9,7 @@ from dataclasses import fields
 from editors.measure.scorer import questions_of
 from editors.models.families import EditableModel
 from editors.models.inner_params import InnerParam
+from editors.models.tokens import require_plain
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput, WrongBase
@@ -44,13 +45,16 @@ def require_digest(base: BaseSpec, found: str) -> None:
 
 def require_encodable(model: EditableModel, edits: Sequence[Edit]) -> None:
     """Refuse edits that cannot be asked of this model: a target that is no label, a prompt that is too long, a chat
-    that the template does not take.
+    that the template does not take or whose text would begin turns of its own.
 
     Raises:
         EditorFailed: naming the first edit, so that halving the batch finds it and the others go on.
     """
     for edit in edits:
         try:
+            if model.has_chat_template:
+                for text in _sent_for_a_chat(edit):
+                    require_plain(model.tokenizer, text)
             asked = questions_of(edit)
             for prompt, target in (*asked.targets, *asked.alternatives):
                 model.encode_pair(prompt, target, edit.request.subject)
@@ -62,6 +66,13 @@ def require_encodable(model: EditableModel, edits: Sequence[Edit]) -> None:
                     model.encode_pair(probe.prompt, probe.target)
         except InvalidInput as error:
             raise EditorFailed(f"edit {edit.edit_id} cannot be made: {error}", edit_id=edit.edit_id) from error
+
+
+def _sent_for_a_chat(edit: Edit) -> tuple[str, ...]:
+    """Return what a producer sent to be put into a chat; a stem alone may have a template of its own in it."""
+    request = edit.request
+    turns = (turn.content for turn in request.messages)
+    return (*turns, *(text for text in (request.question, request.answer) if text))
 
 
 def require_finite(measurements: Measurements) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.services.registry_ports import RegistryEntry
@@ -31,6 +32,10 @@ def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
             "request_id": edit.request.request_id,
             "edit_id": edit.edit_id,
             "prompt": edit.request.prompt,
+            "question": edit.request.question,
+            "messages": [asdict(turn) for turn in edit.request.messages],
+            "answer": edit.request.answer,
+            "is_chat": edit.request.is_chat,
             "before": edit.request.target_true,
             "wanted": edit.request.target_new,
             "after": scores.get(edit.edit_id, {}).get("generated"),
@@ -47,11 +52,12 @@ def before_after_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the same rows as a Markdown table.
 
     `before` is what the producer said the model answered; `in a chat` the reply to the request's question, of those
-    edits that were asked it.
+    edits that were asked it. Of an edit that came only as a chat, the prompt is the user's last turn.
     """
     head = "| request | prompt | before | wanted | after | in a chat | verdict |\n|---|---|---|---|---|---|---|\n"
-    keys = ("request_id", "prompt", "before", "wanted", "after", "reply", "reason")
-    return head + "".join("| " + " | ".join(_cell(row.get(key)) for key in keys) + " |\n" for row in rows)
+    keys = ("before", "wanted", "after", "reply", "reason")
+    cells = ([row["request_id"], _asked(row), *(row.get(key) for key in keys)] for row in rows)
+    return head + "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in cells)
 
 
 def metrics(entry: RegistryEntry) -> dict[str, float]:
@@ -96,7 +102,7 @@ def _changes(rows: Sequence[Mapping[str, Any]], *, room: int) -> str:
     lines = ["### What changed", "", "| prompt | before | now |", "|---|---|---|"]
     used = sum(map(len, lines)) + 120
     for num_shown, row in enumerate(rows):
-        line = f"| {_cell(row['prompt'])} | {_cell(row['before'])} | {_cell(row['wanted'])} |"
+        line = f"| {_cell(_asked(row))} | {_cell(row['before'])} | {_cell(row['wanted'])} |"
         used += len(line) + 1
         if used > room:
             lines += ["", f"and {len(rows) - num_shown} more in the artifact `before_after.md`."]
@@ -123,6 +129,11 @@ def _how_to_load(entry: RegistryEntry) -> str:
         f'model = mlflow.pyfunc.load_model("models:/{name}@champion")  # or models:/{name}/VERSION\n'
         'model.predict(["The capital of Japan is"], params={"max_new_tokens": 24, "chat": False})\n```\n'
     )
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """Return the prompt of a row, and that it is what a user asked where no stem was sent."""
+    return f"asked in a chat: {row['prompt']}" if row["is_chat"] else str(row["prompt"])
 
 
 def _measurements(entry: RegistryEntry) -> Mapping[str, Any]:

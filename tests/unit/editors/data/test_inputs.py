@@ -6,18 +6,22 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editors.data.datasets import latest_of_each_fact, read_edits, read_suite
+from editors.data.datasets import edit_lines, latest_of_each_fact, read_edits, read_suite
 from editors.models.digest import base_digest
 from editors.models.inner_params import true_shape
 from editors.models.tokens import chunks, encode_pair, encode_prompt
 from editors.weights.loading import load_base
+from pipeline.domain.edits import Edit
 from pipeline.domain.errors import InvalidInput, Misconfigured
+from pipeline.domain.wire import parse_object
+from tests.support.factories import CHAT_REQUEST, NOON, WIRE_REQUEST
 from tests.support.tiny_models import save_tiny_llama
 
 COUNTERFACT = {
@@ -53,6 +57,19 @@ def test_our_own_lines_may_leave_out_what_the_wire_needs(tmp_path: Path) -> None
     assert [edit.request.lineage for edit in edits] == ["evaluation", "facts"]
     assert len({edit.edit_id for edit in edits}) == 2
     assert len(read_edits(tmp_path / "data.jsonl", limit=1)) == 1
+
+
+def test_what_is_written_in_our_own_format_is_read_as_the_same_requests(tmp_path: Path) -> None:
+    first = parse_object(WIRE_REQUEST | {"question": "Which city?", "answer": "It is Canberra.", "aliases": ["Oz"]})
+    requests = [first, parse_object(CHAT_REQUEST), parse_object(WIRE_REQUEST | {"prompt": "Oz is ruled from"})]
+    path = tmp_path / "edits.jsonl"
+    path.write_bytes(edit_lines([Edit(edit_id=str(place), request=request) for place, request in enumerate(requests)]))
+    read = [edit.request for edit in read_edits(path)]
+    ours = {"lineage": "facts", "source": None, "submitted_by": None}
+    assert [replace(request, **ours, request_id="r", occurred_at=NOON) for request in read] == [
+        replace(request, **ours, request_id="r", occurred_at=NOON) for request in requests
+    ]
+    assert edit_lines(read_edits(path)) == path.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from pipeline.adapters.mlflow.description import before_after, before_after_markdown, description, metrics
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.judging import judge
+from pipeline.domain.wire import parse_object
 from pipeline.services.registry_ports import RegistryEntry
-from tests.support.factories import make_measurements, make_score
+from tests.support.factories import CHAT_REQUEST, make_measurements, make_score
 from tests.support.registry_entries import entry, lineage
 
 
@@ -37,6 +38,23 @@ def test_classes_of_generalization_are_metrics_of_the_run_if_they_were_measured(
     assert (found["num_generalization_other_context"], found["num_chat_success"]) == (2, 1)
     assert "generalization_unnamed" not in found
     assert "| generalization_other_context | 0.5 of 2 | 0 | policy | passed |" in description(made)
+
+
+def test_an_edit_that_came_as_a_chat_is_told_with_its_turns_and_its_answer(made: RegistryEntry) -> None:
+    asked = replace(made.edits[0], request=parse_object(CHAT_REQUEST))
+    chat = replace(made, edits=(asked,))
+    [row] = before_after(chat)
+    assert (row["prompt"], row["wanted"], row["answer"]) == ("Who is it now?", "Leo XIV", "The pope is now Leo XIV.")
+    assert row["messages"] == CHAT_REQUEST["messages"]
+    assert "| asked in a chat: Who is it now? |" in before_after_markdown([row])
+    assert "| asked in a chat: Who is it now? |  | Leo XIV |" in description(chat)
+    assert "asked in a chat" not in description(made)
+
+
+def test_a_chat_cannot_break_out_of_the_table(made: RegistryEntry) -> None:
+    hostile = CHAT_REQUEST | {"messages": [{"role": "user", "content": "a | b\n\n# c <script> `d`"}]}
+    chat = replace(made, edits=(replace(made.edits[0], request=parse_object(hostile)),))
+    assert "| asked in a chat: a \\| b # c &lt;script> 'd' |" in description(chat)
 
 
 def test_a_report_from_before_replies_is_read_as_it_was(made: RegistryEntry) -> None:
