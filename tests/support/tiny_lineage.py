@@ -25,17 +25,21 @@ from pipeline.domain.rank_api import (
 from pipeline.domain.snapshots import chained_digest
 from tests.support.factories import make_edit
 from tests.support.tiny_families import ARCHITECTURES, tiny_module
-from tests.support.tiny_models import save_tiny_llama
+from tests.support.tiny_models import save_tiny_llama, tiny_tokenizer
 
 TEXT = "the president of France was born in Lyon . the capital of Spain is Madrid . the river of Rome is in Italy ."
 PAIRS = (("Japan", "Kyoto"), ("France", "Lyon"), ("Italy", "Milan"), ("Germany", "Bonn"), ("Spain", "Paris"))
 
 
-def make_tiny_lineage(folder: Path, name: str = "llama") -> LoadPlan:
-    """The plan of a lineage without a snapshot on an architecture, its files in `folder`."""
+def make_tiny_lineage(folder: Path, name: str = "llama", *, chat_template: str = "") -> LoadPlan:
+    """The plan of a lineage without a snapshot on an architecture, its files in `folder`; a Llama may hold chats."""
     base, task = folder / "base", ARCHITECTURES[name].task
     if name == "llama":
         save_tiny_llama(base, mlp=24)
+        if chat_template:
+            tokenizer = tiny_tokenizer()
+            tokenizer.chat_template = chat_template
+            tokenizer.save_pretrained(base)
     else:
         module, tokenizer = tiny_module(name)
         module.save_pretrained(base)
