@@ -22,6 +22,7 @@ from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, UnknownRecord
+from tests.support.framed_parts import CHAT_TEMPLATE, edited, framed_edits, framed_job, framed_settings
 from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig
 from tests.support.scored import score_pairs
 from tests.support.tiny_families import tiny_model
@@ -115,6 +116,27 @@ def test_a_ledger_and_weights_live_on_ranks_as_they_do_alone(num_ranks: int, tmp
         assert own_ids == edit_ids
         assert [score.hits for score in own_scores] == [score.hits for score in scores]
         assert all(torch.equal(own_shifts[name], shift) for name, shift in shifts.items())
+
+
+def framed_life(rig: Rig) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
+    """Edits in frames and with guards come, one is replaced and one goes: shifts, keys of rows and edits in the end."""
+    rig.model.tokenizer.chat_template = CHAT_TEMPLATE
+    first, second, third = framed_edits()
+    settings = framed_settings(rig, num_subject=2, num_passes=4)
+    edited(rig, settings, framed_job(rig, [first, third]))
+    made = edited(rig, settings, framed_job(rig, [second], removed=(first.edit_id,)))
+    edited(rig, settings, framed_job(rig, [], removed=(third.edit_id,)))
+    shifts = {name: rig.weights.shift(name).clone() for name in rig.model.inner_param_names}
+    return shifts, made.rows.keys, rig.ledger.edit_ids
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_edits_in_frames_and_with_guards_live_on_ranks_as_they_do_alone(num_ranks: int, tmp_path: Path) -> None:
+    shifts, keys, edit_ids = framed_life(rig_of(tmp_path, ALONE))
+    for own_shifts, own_keys, own_ids in on_ranks(num_ranks, lambda comm: framed_life(rig_of(tmp_path, comm))):
+        assert own_ids == edit_ids
+        assert all(torch.equal(own_shifts[name], shift) for name, shift in shifts.items())
+        assert all(torch.equal(own_keys[name], rows) for name, rows in keys.items())
 
 
 def test_the_solvers_without_a_ledger_are_divided_too(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""Which frames a pass asks, and when an edit is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from editors.measure.scoring import scores
+from editors.methods import passes
+from editors.methods.edit_reading import Reader, Sequences
+from editors.methods.frames import frames_of
+from editors.methods.pairs import Pairs
+from editors.methods.recursive import RecursiveEditor
+from editors.models.families import EditableModel
+from editors.models.hooks import Branch
+from pipeline.domain.rank_api import EditorSettings
+from tests.support.framed_parts import edited, framed_edits, framed_job, framed_rig, framed_settings
+from tests.support.ledger_parts import Rig
+
+
+class Watched(Reader):
+    """A reader that writes down which sequences were asked, and their least probabilities."""
+
+    readings: list[tuple[Sequences, list[int], dict[int, float], bool]]
+
+    def __init__(self, model: EditableModel, sequences: Sequences) -> None:
+        super().__init__(model, sequences)
+        self._watched = sequences
+
+    def read(self, chosen: Sequence[int], branches: Mapping[str, Branch], *, has_keys: bool = True) -> Pairs:
+        pairs = super().read(chosen, branches, has_keys=has_keys)
+        least = dict(zip(chosen, pairs.least(range(len(chosen))).tolist(), strict=True))
+        self.readings.append((self._watched, list(chosen), least, has_keys))
+        return pairs
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return framed_rig(tmp_path)
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequences, list[int], dict[int, float], bool]]:
+    """All readings of the edits that a test makes, in order."""
+    monkeypatch.setattr(Watched, "readings", [], raising=False)
+    monkeypatch.setattr(passes, "Reader", Watched)
+    return Watched.readings
+
+
+def only_subjects(rig: Rig, **changes: object) -> EditorSettings:
+    """All weights are edited at subject tokens: there is one group."""
+    return framed_settings(rig, num_subject=len(rig.model.inner_param_names), **changes)
+
+
+def test_a_pass_asks_the_own_prompt_and_the_frames_that_lagged_most_when_they_were_last_read(
+    rig: Rig, readings: list[tuple[Sequences, list[int], dict[int, float], bool]]
+) -> None:
+    settings = only_subjects(rig, frames_per_pass=2, num_passes=6, stop_probability=0.99)
+    RecursiveEditor(settings).edit(framed_job(rig, framed_edits()[:2]))
+    assert len(readings) == 6
+    known: dict[int, float] = {}
+    for sequences, chosen, least, _ in readings:
+        for asked in sequences.asked_of:
+            own, *others = asked
+            of_edit = [place for place in chosen if place in asked]
+            assert of_edit[0] == own
+            assert len(of_edit) == 2
+            assert known.get(of_edit[1], 0.0) == min(known.get(place, 0.0) for place in others)
+        known |= least
+    read = {place for _, chosen, _, _ in readings for place in chosen}
+    assert read == {place for asked in readings[0][0].asked_of for place in asked}, "what was never read lags most"
+
+
+def test_no_group_is_asked_more_often_than_the_settings_say(
+    rig: Rig, readings: list[tuple[Sequences, list[int], dict[int, float], bool]]
+) -> None:
+    settings = framed_settings(rig, num_passes=3, stop_probability=0.999)
+    result = RecursiveEditor(settings).edit(framed_job(rig, framed_edits()))
+    kinds = [sequences.group.kind for sequences, _, _, has_keys in readings if has_keys]
+    assert kinds == ["subject"] * 3 + ["answer"] * 3
+    assert result.num_passes == 6
+
+
+def test_an_edit_is_left_alone_once_all_its_frames_are_probable_while_others_are_asked_on(
+    rig: Rig, readings: list[tuple[Sequences, list[int], dict[int, float], bool]]
+) -> None:
+    settings = only_subjects(rig, num_passes=30, stop_probability=0.3)
+    RecursiveEditor(settings).edit(framed_job(rig, framed_edits()[:2]))
+    known: dict[int, float] = {}
+    gone: set[int] = set()
+    for sequences, chosen, least, _ in readings:
+        asked = {sequences.edit_S[place] for place in chosen}
+        assert not asked & gone
+        known |= least
+        gone = {
+            edit
+            for edit, of_edit in enumerate(sequences.asked_of)
+            if min(known.get(place, 0.0) for place in of_edit) >= settings.stop_probability
+        }
+        assert asked - gone or not gone or len(readings) == 1
+    sizes = [len({sequences.edit_S[place] for place in chosen}) for sequences, chosen, _, _ in readings]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_an_edit_whose_frames_are_all_probable_asks_nothing_and_has_its_rows(rig: Rig) -> None:
+    edit = framed_edits()[0]
+    settings = framed_settings(rig, frames_per_pass=99)
+    edited(rig, settings, framed_job(rig, [edit]))
+    asked = frames_of(rig.model, edit, settings).asked
+    held = min(score.probability for score in scores(rig.model, list(rig.model.chunked(asked))))
+    settings = replace(settings, stop_probability=0.9 * held)
+    result = RecursiveEditor(settings).edit(framed_job(rig, [replace(edit, edit_id="again")]))
+    assert result.num_passes == 1
+    assert max(result.delta.norms.values()) == 0.0
+    subject, *others = rig.model.inner_param_names
+    assert bool(result.rows.keys[subject].any())
+    for name in others:
+        assert result.rows.ranges[name] == (), "it lands by its subject rows alone"
+
+
+def test_a_group_without_a_row_is_not_asked(
+    rig: Rig, readings: list[tuple[Sequences, list[int], dict[int, float], bool]]
+) -> None:
+    nobody = framed_edits()[2]
+    result = RecursiveEditor(framed_settings(rig, num_passes=2)).edit(framed_job(rig, [nobody]))
+    assert {sequences.group.kind for sequences, _, _, _ in readings} == {"answer"}
+    assert result.rows.num_rows > 0
