@@ -56,7 +56,7 @@ class FineTuningEditor:
         """Train a shift of the weights on the edits until they are probable enough; an `Editor`."""
         job.require_additions("ft")
         began = time.perf_counter()
-        pairs = [(edit.request.prompt, edit.request.target_new) for edit in job.added]
+        pairs = [(edit.request.own_prompt, edit.request.target_new) for edit in job.added]
         sequences = [job.model.encode_pair(prompt, target) for prompt, target in pairs]
         shifts_IO, num_steps = self._descend(job.model, [batch for _, batch in prepare(job.model, sequences)])
         return EditResult(

@@ -51,7 +51,7 @@ class MendSumEditor:
         job.require_additions("mend")
         began = time.perf_counter()
         model = job.model
-        sequences = [model.encode_pair(edit.request.prompt, edit.request.target_new) for edit in job.added]
+        sequences = [model.encode_pair(edit.request.own_prompt, edit.request.target_new) for edit in job.added]
         pairs = token_pairs(model, prepare(model, sequences))
         captured = time.perf_counter()
         factors = {name: self._factors(name, pairs, model.device) for name in model.inner_param_names}

@@ -12,6 +12,7 @@ from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import InvalidMessage
 from pipeline.domain.wire import parse_object
 from tests.support.factories import WIRE_REQUEST
+from tests.support.paths import ROOT
 
 
 def test_the_kept_schemas_are_what_the_models_say() -> None:
@@ -22,6 +23,14 @@ def test_the_kept_schemas_are_what_the_models_say() -> None:
 @pytest.mark.parametrize("name", ["edits.requests.v1.json", "edits.results.v1.json"])
 def test_a_kept_schema_is_a_schema(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads((schemas.FOLDER / name).read_text()))
+
+
+def test_what_the_readme_shows_a_producer_is_a_correction_in_every_field() -> None:
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").partition("### What a producer sends")[2].split("```")[1]
+    stem, chat = (parse_object(json.loads(text)) for text in shown.strip().split("\n\n"))
+    assert (stem.is_chat, stem.aliases, stem.target_new) == (False, ("Down Under",), "Canberra")
+    assert (chat.is_chat, chat.prompt) == (True, "What is the capital of Australia?")
+    assert stem.chat_prompt.begun == "The capital of Australia is"
 
 
 @pytest.mark.parametrize(
