@@ -19,11 +19,13 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from editors.methods.edit_reading import Group, edit_sequences, read
+from editors.methods.edit_reading import Group, Reader, Sequences
+from editors.methods.frames import frames_of
+from editors.methods.pairs import Pairs
 from editors.models.families import EditableModel, editable, family_of
 from editors.models.inner_params import InnerParam
 from editors.weights.deltas import PlainWeights, WeightDelta
-from pipeline.domain.rank_api import BaseSpec
+from pipeline.domain.rank_api import BaseSpec, EditorSettings
 from tests.support.ranks_of_tests import report
 from tests.support.tiny_families import pairs_of
 from tests.support.tiny_lineage import edits
@@ -79,7 +81,13 @@ def compare(sharded: ShardedModel, model: EditableModel, plain: EditableModel) -
 def gradient_distance(model: EditableModel, plain: EditableModel, task: str) -> float:
     """Of the gradients that two edits have at the inner layers, relative (Frobenius): the largest of any layer."""
     asked, group = edits(2, task=task), Group(params=plain.inner, kind="answer")
-    of_ranks, of_one = (read(one, edit_sequences(one, asked, group, 0), {}) for one in (model, plain))
+
+    def read(one: EditableModel) -> Pairs:
+        settings = EditorSettings(frames_per_pass=0, num_guards=0, rephrase_rows=0)
+        sequences = Sequences.of([frames_of(one, edit, settings) for edit in asked], group)
+        return Reader(one, sequences).read(range(len(asked)), {})
+
+    of_ranks, of_one = read(model), read(plain)
     assert all(torch.equal(of_ranks.u_TI[name], u_TI) for name, u_TI in of_one.u_TI.items())
     reached = {name: delta_TO.double() for name, delta_TO in of_one.delta_TO.items() if bool(delta_TO.any())}
     assert reached, "the loss of two edits has no gradient at any inner layer"
