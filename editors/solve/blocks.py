@@ -33,7 +33,7 @@ from pipeline.domain.errors import UnknownRecord
 
 ROWS_PER_BLOCK = 4
 """Mean number of rows of a block, in I: the sums (fp64) then take half of the disk that the keys (fp32) take."""
-BATCHES_PER_FILE = 32
+BATCHES_PER_FILE = 8
 """Batches of a process that goes on whose rows are in memory before they move to disk together."""
 
 Position = tuple[int, int]

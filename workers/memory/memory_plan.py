@@ -16,6 +16,10 @@ class Work:
     """Most edits in a batch."""
     num_edits: int = 1000
     """Active edits that the ledger holds."""
+    num_frames: int = 10
+    """Frames of an edit whose keys are rows: with two rephrases and no alias there are eight."""
+    num_guards: int = 6
+    """Guards of an edit."""
     num_tokens: int = 512
     """Most padded tokens of one backward pass on a rank: 256 of edits, 512 of a prior, more where `sum` trains."""
 

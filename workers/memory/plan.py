@@ -40,6 +40,8 @@ HIDDEN_VALUES, WIDEST_VALUES = 12, 3
 fp32 kept 9.2 and 3 under DeepSpeed; the norms of a bf16 model keep two or three more."""
 LOGITS_COPIES = 3
 """fp32 copies of the logits at the peak of a backward pass, beside those in the model's dtype; measured."""
+ANSWERED_FRAMES = 4
+"""Frames of an edit whose answer tokens are rows: its prompt, a chat and two rephrases."""
 TARGET_TOKENS = 4
 """Tokens of a target, each an edit row where rows are answer tokens: about what a name takes."""
 FIGURE_TOKENS = 512
@@ -159,12 +161,23 @@ class _Planner:
         parts = (-(-_size(param) // self._num_ranks) for param in self._shapes.inner)
         return sum(part * (self._item + 2 * FP32) for part in parts)
 
-    def _num_rows(self, param: InnerParam, num_edits: int) -> int:
+    def _num_shifts(self, param: InnerParam, num_edits: int) -> int:
+        """Columns of a delta: frames share them."""
         return num_edits * (1 if param.name in self._shapes.subject_params else TARGET_TOKENS)
+
+    def _num_rows(self, param: InnerParam, num_edits: int) -> int:
+        """Rows of all frames and guards; where they are answer tokens, of the frames that are answered."""
+        is_subject = param.name in self._shapes.subject_params
+        frames = self._work.num_frames if is_subject else min(self._work.num_frames, ANSWERED_FRAMES)
+        return self._num_shifts(param, num_edits) * frames + num_edits * self._work.num_guards
 
     def _rows_bytes(self, params: Sequence[InnerParam], num_edits: int, item: int) -> int:
         """A key and a target of each row."""
         return sum(self._num_rows(p, num_edits) * (p.in_features + p.out_features) * item for p in params)
+
+    def _shifts_bytes(self, params: Sequence[InnerParam], num_edits: int, item: int) -> int:
+        """F and D of each shift."""
+        return sum(self._num_shifts(p, num_edits) * (p.in_features + p.out_features) * item for p in params)
 
     def _making_bytes(self, param: InnerParam) -> int:
         """A once more while it is factored; or, before that, the keys of one block of the ledger and two squares."""
@@ -180,13 +193,14 @@ class _Planner:
         return self._rows_bytes(params, newest, FP32) + self._work.num_edits * known
 
     def _candidate(self) -> MemoryLine:
-        """F and D of every inner parameter: in the side branch fp32, while they are found with their keys fp64, and
-        twice fp32 as delta and as rows."""
+        """F and D of every inner parameter: in the side branch fp32, while they are found with the keys of all rows
+        fp64, then fp32 as delta and as rows."""
         inner, num_edits = self._shapes.inner, self._work.batch_size
-        branch = self._rows_bytes(inner, num_edits, FP32)
+        branch = self._shifts_bytes(inner, num_edits, FP32)
         keys = sum(self._num_rows(param, num_edits) * param.in_features * FP64 for param in inner)
         network = self._shapes.num_editor_params * FP32
-        host = self._rows_bytes(inner, num_edits, FP64) + keys + 2 * branch
+        rows = self._rows_bytes(inner, num_edits, FP32)
+        host = self._shifts_bytes(inner, num_edits, FP64) + keys + branch + rows
         return self._line("candidate: F, D and the editor's network", device=branch + network, host=host)
 
     def _whole_shifts(self) -> MemoryLine:

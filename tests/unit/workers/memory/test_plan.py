@@ -124,18 +124,35 @@ def test_the_solve_takes_what_a_ledger_and_a_prior_allocate(num_ranks: int, rig:
     assert 0 < sum(tensor.nbytes for tensor in rows) <= bytes_of(plan, "ledger rows")[1]
 
 
-def test_a_subject_parameter_keeps_one_row_an_edit(rig: tuple[Path, Rig]) -> None:
+def test_a_subject_parameter_keeps_one_row_an_edit_without_frames(rig: tuple[Path, Rig]) -> None:
     folder, parts = rig
-    settings = resolved(EditorSettings(prior_strength=1.0, num_passes=1), parts.model)
+    settings = resolved(
+        EditorSettings(prior_strength=1.0, num_passes=1, frames_per_pass=0, num_guards=0, rephrase_rows=0), parts.model
+    )
     result = RecursiveEditor(settings).edit(
         EditJob(model=parts.model, weights=parts.weights, ledger=parts.ledger, added=edits(3))
     )
     (name,) = settings.subject_params
     kept = result.rows.keys[name].nbytes + result.rows.targets[name].nbytes
-    more, fewer = (plan_memory(folder, num_ranks=9, work=Work(num_edits=count)) for count in (9, 6))
+    more, fewer = (
+        plan_memory(folder, num_ranks=9, work=Work(num_edits=count, num_frames=1, num_guards=0)) for count in (9, 6)
+    )
     assert more.inner_params[0] == name
     known = 3 * (EDIT + EDIT_IN_PARAM * len(more.inner_params))
     assert bytes_of(more, "ledger rows")[1] - bytes_of(fewer, "ledger rows")[1] == kept + known
+
+
+def test_an_edit_with_frames_has_no_more_rows_than_are_planned(rig: tuple[Path, Rig]) -> None:
+    folder, parts = rig
+    settings = resolved(EditorSettings(prior_strength=1.0, num_passes=1), parts.model)
+    result = RecursiveEditor(settings).edit(
+        EditJob(model=parts.model, weights=parts.weights, ledger=parts.ledger, added=edits(3))
+    )
+    kept = sum(of[name].nbytes for of in (result.rows.keys, result.rows.targets) for name in result.rows.keys)
+    more, fewer = (plan_memory(folder, num_ranks=1, work=Work(num_edits=count)) for count in (9, 6))
+    (name,) = settings.subject_params
+    assert len(result.rows.keys[name]) > 3, "rows of several frames"
+    assert kept <= bytes_of(more, "ledger rows")[1] - bytes_of(fewer, "ledger rows")[1]
 
 
 def test_rows_that_are_on_disk_take_no_memory_but_what_is_known_of_their_edits(base: Path) -> None:
