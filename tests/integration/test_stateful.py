@@ -32,9 +32,10 @@ from pipeline.domain.approvals import Decision
 from pipeline.domain.batches import EditBatch
 from pipeline.domain.errors import LeaseLost
 from pipeline.domain.lineages import Lease
+from pipeline.domain.prompts import ChatTurn
 from pipeline.domain.snapshots import Snapshot, chained_digest
 from pipeline.services.ports import NewSnapshot
-from tests.support.factories import make_request
+from tests.support.factories import NOON, make_request
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 
 FACTS = ("France", "Japan", "Peru")
@@ -154,9 +155,8 @@ class LineageMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def submit_again(self, data: st.DataObject) -> None:
         request_id = data.draw(st.sampled_from(self.model.request_ids))
-        row = self.rig.edit(self.rig.edit_id(request_id))
-        occurred_at, prompt = row["occurred_at"], row["prompt"]
-        self.rig.submit(make_request(request_id, prompt=prompt, target_new=row["target_new"], occurred_at=occurred_at))
+        [edit] = self.rig.queue.edits(LINEAGE, [self.rig.edit_id(request_id)])
+        self.rig.submit(edit.request)
 
     @rule(limit=st.integers(1, 4), data=st.data())
     def work(self, limit: int, data: st.DataObject) -> None:
@@ -253,8 +253,11 @@ class LineageMachine(RuleBasedStateMachine):
             self.model.loaded = seen.head_id
 
     def submit_one(self, fact: str, target: str, *, minute: int) -> None:
-        request_id = f"r{len(self.model.request_ids)}"
-        self.rig.correct(request_id, fact=fact, target=target, minute=minute)
+        """Every other correction comes only as a chat, which asks what the others have as their prompt."""
+        request_id, prompt = f"r{len(self.model.request_ids)}", f"The capital of {fact} is"
+        asked = {"messages": (ChatTurn(role="user", content=prompt),)} if len(self.model.request_ids) % 2 else {}
+        occurred_at = NOON + timedelta(minutes=minute)
+        self.rig.submit(make_request(request_id, prompt=prompt, target_new=target, occurred_at=occurred_at, **asked))
         self.model.request_ids.append(request_id)
 
     def held(self) -> Lease:

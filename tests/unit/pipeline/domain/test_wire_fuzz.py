@@ -14,7 +14,7 @@ from pipeline.domain.errors import InvalidMessage
 from pipeline.domain.messages import Message, PartitionKey
 from pipeline.domain.wire import MAX_MESSAGE_BYTES, parse_message
 from pipeline.services.intake import is_misrouted, parsed_message
-from tests.support.factories import WIRE_REQUEST
+from tests.support.factories import CHAT_REQUEST, WIRE_REQUEST
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -46,14 +46,34 @@ def test_any_json_is_answered(document: Any) -> None:
 
 
 @settings(max_examples=400)
-@given(field=st.sampled_from(sorted(WIRE_REQUEST)), value=JSON)
-def test_a_correction_with_any_value_in_one_field_is_answered(field: str, value: Any) -> None:
-    answered(json.dumps(WIRE_REQUEST | {field: value}).encode())
+@given(
+    request=st.sampled_from([WIRE_REQUEST, CHAT_REQUEST]),
+    field=st.sampled_from(sorted({**WIRE_REQUEST, **CHAT_REQUEST, "question": "", "aliases": []})),
+    value=JSON,
+)
+def test_a_correction_with_any_value_in_one_field_is_answered(request: dict[str, Any], field: str, value: Any) -> None:
+    answered(json.dumps(request | {field: value}).encode())
+
+
+@settings(max_examples=400)
+@given(
+    turns=st.lists(JSON | st.fixed_dictionaries({"role": st.sampled_from(["user", "tool", 1]), "content": JSON})),
+    field=st.sampled_from(["role", "content", "name", "refusal", "tool_calls"]),
+    value=JSON,
+)
+def test_a_chat_of_any_turns_and_with_any_value_in_one_of_them_is_answered(
+    turns: list[Any], field: str, value: Any
+) -> None:
+    answered(json.dumps(CHAT_REQUEST | {"messages": [*turns, *CHAT_REQUEST["messages"]]}).encode())
+    last = CHAT_REQUEST["messages"][-1] | {field: value}
+    answered(json.dumps(CHAT_REQUEST | {"messages": [last]}).encode())
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=()), max_size=30))
-def test_any_text_in_a_prompt_is_answered(text: str) -> None:
+def test_any_text_in_a_prompt_or_a_turn_is_answered(text: str) -> None:
     answered(json.dumps(WIRE_REQUEST | {"prompt": text}).encode("utf-8", errors="surrogatepass"))
+    turn = {"role": "user", "content": text}
+    answered(json.dumps(CHAT_REQUEST | {"messages": [turn]}).encode("utf-8", errors="surrogatepass"))
 
 
 @given(st.datetimes(), st.integers(-23, 23), st.integers(0, 59))
