@@ -136,6 +136,10 @@ class Filled:
         return {name: self.query(f"SELECT * FROM {name} ORDER BY {key}") for name, key in VIEWS.items()}
 
 
+NOTHING_NEWER = {"question": None, "messages": [], "answer": None, "aliases": []}
+"""What views of edits show of rows from before there were such columns."""
+
+
 @pytest.fixture
 def filled(empty_postgres_url: str) -> Any:
     """A database of 0003 with history."""
@@ -152,7 +156,7 @@ def test_every_old_snapshot_holds_what_it_held_and_the_views_say_the_same(filled
     before = filled.views()
     schema.upgrade(filled.url)
     assert filled.sets(ACTIVE) == expected
-    assert filled.views() == before
+    assert filled.views() == {name: [row | NOTHING_NEWER for row in rows] for name, rows in before.items()}
     sizes = [row["num_active"] for row in filled.query("SELECT num_active FROM snapshots ORDER BY seq")]
     assert sizes == [len(held) for held, _, _ in HISTORY]
 
