@@ -156,7 +156,9 @@ def test_every_old_snapshot_holds_what_it_held_and_the_views_say_the_same(filled
     before = filled.views()
     schema.upgrade(filled.url)
     assert filled.sets(ACTIVE) == expected
-    assert filled.views() == {name: [row | NOTHING_NEWER for row in rows] for name, rows in before.items()}
+    for view in ("edit_history", "live_edits"):
+        before[view] = [row | NOTHING_NEWER for row in before[view]]
+    assert filled.views() == before
     sizes = [row["num_active"] for row in filled.query("SELECT num_active FROM snapshots ORDER BY seq")]
     assert sizes == [len(held) for held, _, _ in HISTORY]
 
