@@ -33,6 +33,7 @@ PROMPT, QUESTION = "The capital of Japan is", "What is Japan's capital?"
 def model_of(template: str | None = CHAT_TEMPLATE, name: str = "llama") -> EditableModel:
     """A tiny model that reads bytes."""
     model = tiny_model(name)
+    model.module.config.max_position_embeddings = 4096  # a byte is a token, and frames are sentences
     model.tokenizer = byte_tokenizer(template)
     return model
 
