@@ -32,7 +32,7 @@ PROMPT, QUESTION = "The capital of Japan is", "What is Japan's capital?"
 
 def model_of(template: str | None = CHAT_TEMPLATE, name: str = "llama") -> EditableModel:
     """A tiny model that reads bytes."""
-    model = tiny_model(name)
+    model = tiny_model(name, max_position_embeddings=512)
     model.tokenizer = byte_tokenizer(template)
     return model
 
