@@ -12,7 +12,7 @@ from editors.data.subjects import SUBJECTS, subject_names
 from pipeline.domain.edits import normalised
 from tests.support.paths import ROOT
 
-FACTS = [ROOT / "infra" / "local" / "facts" / f"{name}.jsonl" for name in ("corrections", "suite", "questions")]
+FACTS = [ROOT / "infra" / "local" / "facts" / f"{name}.jsonl" for name in ("corrections", "suite", "unedited")]
 REAL_DEV = ROOT.parent / "shared" / "data" / "real_dev.jsonl"
 
 
