@@ -14,7 +14,7 @@ from typing import Any
 from editors.data.datasets import latest_of_each_fact
 from editors.measure.memory import WatchedMemory
 from editors.methods.base import EditJob, Editor, EditResult
-from editors.methods.guards import Guards
+from editors.methods.guards import Guards, bare_name
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
@@ -65,6 +65,7 @@ class Stream:
             self.weights = PlainWeights(model.module, model.inner)
         self.active: dict[str, Edit] = {}
         self._holding: dict[str, str] = {}  # conflict key -> the edit that holds, also when a later one failed
+        self._edited: set[str] = set()  # subjects, as guards are compared with them
         self.history: list[list[Edit]] = []
         self.cost = cost or CostMeter(model_bytes(model))
 
@@ -100,7 +101,7 @@ class Stream:
                     ledger=self.ledger,
                     added=added,
                     removed_ids=removed_ids,
-                    guards=self._guards.of(added),
+                    guards=self._guards.of(added, self._edited),
                 )
             )
         except EditorFailed as error:
@@ -111,6 +112,7 @@ class Stream:
         if self._keeps_ledger:
             self.ledger.commit(result.rows, result.removed_ids)
         self._holding |= {edit.request.conflict_key: edit.edit_id for edit in added}
+        self._edited |= {bare_name(edit.request.subject) for edit in added if edit.request.subject}
         ended = time.perf_counter()
         self.cost.add(result, len(added), apply=ended - edited, total=ended - began)
 

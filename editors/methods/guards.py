@@ -1,13 +1,14 @@
 """Which other subjects are the guards of an edit: those of its kind, which it would move most.
 
     guards = Guards(model, settings, kept=probed_texts(edits))
-    job = EditJob(model=model, weights=weights, ledger=ledger, added=edits, guards=guards.of(edits, peers))
+    job = EditJob(model=model, weights=weights, ledger=ledger, added=edits, guards=guards.of(edits, edited))
 
-Subjects that the lineage knows come first, then those of the list that ships whose keys are nearest to the subject's.
-Keys are read where the last subject tokens are rows, in a frame that says nothing, standardized and compared by
-their cosine: a table of relations would know less of kinds than the model does. The list is read once.
+They are names of the list that ships, those whose keys are nearest to the subject's. Keys are read where the last
+subject tokens are rows, in a frame that says nothing, standardized and compared by their cosine: a table of relations
+would know less of kinds than the model does. The list is read once.
 
-A guard is never what a gate measures: no subject of the batch and none that a probe names.
+A guard is never what a gate measures: no subject of the batch and none that a probe names. Nor is it a subject with an
+active edit: its own rows hold that edit, and a guard would go on holding it when it is reverted.
 
 Legend: N names, S subjects, T chosen tokens, I in_features.
 """
@@ -15,7 +16,7 @@ Legend: N names, S subjects, T chosen tokens, I in_features.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,14 +85,20 @@ class Guards:
         self._listed = subject_names() if names is None else names
         self._known: _Names | None = None
 
-    def of(self, edits: Sequence[Edit], peers: Mapping[str, Sequence[str]] | None = None) -> dict[str, tuple[str, ...]]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that may be guards, in lower case, with and without an article; none where edits have no guards."""
+        found = [name.lower() for name in self._listed] if self._num and self._params else []
+        return tuple(dict.fromkeys(form for name in found for form in (name, name.removeprefix("the "))))
+
+    def of(self, edits: Sequence[Edit], edited: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
         """Return the guards of each edit that has a subject, by edit id; every rank has to ask.
 
         Models without subject keys have none: their edits are not asked at subjects.
 
         Args:
             edits: a batch.
-            peers: edit id -> subjects that the lineage knows in the edit's relation, which are taken first.
+            edited: names of subjects that active edits are about, as `bare_name` gives them.
         """
         about = [edit for edit in edits if edit.request.subject]
         if not self._num or not about:
@@ -101,8 +108,8 @@ class Guards:
         found = {}
         for edit, nearest in zip(about, self._nearest([edit.request.subject or "" for edit in about]), strict=True):
             said = _joined(_texts_of(edit.request))
-            first = () if peers is None else peers.get(edit.edit_id, ())
-            free = _free([*first, *nearest], texts=(self._kept, measured, said), subjects=corrected)
+            others = (name for name in nearest if bare_name(name) not in edited)
+            free = _free(others, texts=(self._kept, measured, said), subjects=corrected)
             found[edit.edit_id] = tuple(name for name, _ in zip(free, range(self._num), strict=False))
         return found
 
@@ -159,6 +166,11 @@ def names_of(request: EditRequest) -> tuple[str, ...]:
     return (request.subject, *request.aliases) if request.subject else ()
 
 
+def bare_name(name: str) -> str:
+    """Return a name as it is compared: normalised and without an article."""
+    return normalised(name).removeprefix("the ")
+
+
 def _texts_of(request: EditRequest) -> Iterator[str]:
     """Yield all that a request says of its own fact."""
     yield from (request.prompt, request.target_new, request.target_true or "", request.question or "")
@@ -168,21 +180,16 @@ def _texts_of(request: EditRequest) -> Iterator[str]:
 def _free(names: Iterable[str], *, texts: Sequence[str], subjects: Sequence[str]) -> Iterator[str]:
     """Yield names, each once, that stand in no text and neither in a subject's name nor a subject's name in them."""
     seen = set()
-    others = [_bare(subject) for subject in subjects]
+    others = [bare_name(subject) for subject in subjects]
     in_subjects = _joined(subjects)
     for name in names:
-        bare = _bare(name)
+        bare = bare_name(name)
         if bare in seen or not bare:
             continue
         seen.add(bare)
         named = any(_stands_in(bare, text) for text in (*texts, in_subjects))
         if not named and not any(_stands_in(other, bare) for other in others):
             yield name
-
-
-def _bare(name: str) -> str:
-    """Return a name as it is compared: normalised and without an article."""
-    return normalised(name).removeprefix("the ")
 
 
 def _stands_in(name: str, text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 from pipeline.domain.edits import Edit, Probe
@@ -171,6 +171,8 @@ class Loaded:
 
     suite_keys: tuple[str, ...] = ()
     """Conflict keys of the facts that the lineage's suite asks for, sorted; none if the plan had no ledger."""
+    guard_names: tuple[str, ...] = ()
+    """Names that may be guards of edits, in lower case; none if the plan had no ledger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,8 +191,8 @@ class Candidate:
     """Older active edits to measure retention on."""
     gone_keys: tuple[str, ...] = ()
     """Those of the suite's conflict keys whose fact is edited on purpose: its suite probes are left out."""
-    peers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Edit id -> subjects of earlier corrections of the same relation, the latest first: guards before others."""
+    edited_names: tuple[str, ...] = ()
+    """Those of the names that may be guards which active edits are about, in lower case: these are none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

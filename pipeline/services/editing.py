@@ -65,6 +65,7 @@ class _Composition:
     parent_id: str | None
     snapshot_id: str
     suite_keys: tuple[str, ...]
+    edited_names: tuple[str, ...]
 
 
 class EditService:
@@ -184,11 +185,13 @@ class EditService:
 
     def _compose(self, lineage: str, parent_id: str | None, keeper: LeaseKeeper) -> _Composition:
         found = self._lineages.lineage(lineage)
+        loaded = self._loaded(found, parent_id, epoch=keeper.lease.epoch)
         return _Composition(
             lineage=found,
             parent_id=parent_id,
             snapshot_id=str(uuid.uuid4()),
-            suite_keys=self._loaded(found, parent_id, epoch=keeper.lease.epoch).suite_keys,
+            suite_keys=loaded.suite_keys,
+            edited_names=self._queue.edited_names(lineage, loaded.guard_names) if loaded.guard_names else (),
         )
 
     def _loaded(self, lineage: Lineage, parent_id: str | None, *, epoch: int) -> Loaded:
@@ -230,6 +233,7 @@ class EditService:
             removed_ids=tuple(removed_ids),
             retained=self._queue.retention_sample(name, seed=on.snapshot_id, removed_ids=removed_ids),
             gone_keys=tuple(sorted(edited)),
+            edited_names=on.edited_names,
         )
 
     def _commit(

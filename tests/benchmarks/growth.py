@@ -25,6 +25,8 @@ from tests.support.store_rig import LINEAGE, StoreRig
 
 SIZES = (1_024, 10_016, 100_000)
 BATCH = 32
+NAMES = tuple(f"thing {place}" for place in range(800))
+"""As many as the list of guards has; most of them are edited."""
 TIMES = 9
 """Measurements of each call; the median is printed."""
 
@@ -35,6 +37,7 @@ def calls(rig: StoreRig, lease: Lease) -> dict[str, Callable[[], object]]:
     return {
         "retention_sample (a trial)": lambda: queue.retention_sample(LINEAGE, seed="s", removed_ids=()),
         "active_keys (a trial)": lambda: queue.active_keys(LINEAGE, SUITE_KEYS, removed_ids=()),
+        "edited_names (a batch)": lambda: queue.edited_names(LINEAGE, NAMES),
         "next_removal, none owed (a turn)": lambda: queue.next_removal(lease),
         "lineage() (twice a batch)": rig.lineage,
         "claim_batch, empty queue (a turn)": lambda: queue.claim_batch(lease, limit=BATCH, max_wait=timedelta()),

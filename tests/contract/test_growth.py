@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from pipeline.domain.batches import RETAINED, retention_draws
-from tests.support.large_lineage import SUITE_KEYS, Counted, HoldingGroup, fill, one_batch, submit
+from tests.support.large_lineage import GUARD_NAMES, SUITE_KEYS, Counted, HoldingGroup, fill, one_batch, submit
 from tests.support.store_rig import LINEAGE, StoreRig
 
 BATCH = 8
@@ -39,6 +39,7 @@ def cost(url: str, folder: Path, num_edits: int) -> Counted:
     trial = group.candidates[-1]
     assert (len(trial.added), len(trial.removed_ids), len(trial.retained)) == (BATCH, 1, RETAINED)
     assert trial.gone_keys == SUITE_KEYS[:2]
+    assert trial.edited_names == GUARD_NAMES[:1]
     rig.close()
     return counted
 
@@ -93,6 +94,14 @@ def test_only_facts_that_the_head_holds_are_edited_on_purpose(rig: StoreRig) -> 
     [third] = rig.query("SELECT edit_id::text FROM edit_rows WHERE place = 3")
     assert rig.queue.active_keys(LINEAGE, SUITE_KEYS, removed_ids=[third["edit_id"]]) == SUITE_KEYS[1:2]
     assert rig.queue.active_keys(LINEAGE, (), removed_ids=()) == ()
+
+
+def test_only_names_that_the_head_holds_edits_of_are_edited(rig: StoreRig) -> None:
+    fill(rig, 10)
+    assert rig.queue.edited_names(LINEAGE, ("thing 9", "nothing", "thing 3", "thing 11")) == ("thing 9", "thing 3")
+    rig.query("UPDATE edit_requests SET status = 'reverted' WHERE subject = 'Thing 9'")
+    assert rig.queue.edited_names(LINEAGE, ("thing 9", "thing 3")) == ("thing 3",)
+    assert rig.queue.edited_names(LINEAGE, ()) == ()
 
 
 def test_no_batch_copies_the_active_set(rig: StoreRig, tmp_path: Path) -> None:

@@ -401,6 +401,25 @@ def test_questions_that_the_editor_does_not_see_are_asked_all_the_same(
         assert found["measured"]["rephrases"] == 3
 
 
+@pytest.mark.parametrize("has_template", [True, False])
+def test_edits_that_came_only_as_chats_are_made_by_every_solver_and_asked_as_chats(
+    files: Path, has_template: bool
+) -> None:
+    tokenizer = tiny_tokenizer()
+    if has_template:
+        tokenizer.chat_template = "{% for turn in messages %}<s> {{ turn.content }} </s> {% endfor %}<s> "
+        tokenizer.save_pretrained(files / "model")
+    chats = [
+        {"messages": [{"role": "system", "content": "language"}, {"role": "user", "content": prompt}], "answer": target}
+        for prompt, target in FACTS[:2]
+    ]
+    (files / "edits.jsonl").write_text("\n".join(json.dumps(chat) for chat in chats))
+    assert evaluate(evaluate_arguments(files, edits="2", solver="recursive,ft")) == 0
+    solvers = json.loads((files / "out.json").read_text())["solvers"]
+    assert solvers["recursive"]["edit_success"] == 1.0
+    assert {found["num_chat_success"] for found in solvers.values()} == {2 if has_template else 0}
+
+
 def test_on_the_way_a_sample_is_measured_and_at_the_end_every_edit(files: Path) -> None:
     assert evaluate(evaluate_arguments(files, sample="3", free_sample="4")) == 0
     found = json.loads((files / "out.json").read_text())["solvers"]["recursive"]["checkpoints"]

@@ -46,6 +46,8 @@ from tests.support.store_rig import LINEAGE, MAX_ATTEMPTS, TTL, StoreRig
 
 SUITE_KEYS = tuple(f'["{LINEAGE}","fact {number}"]' for number in (3, 5, 1_000_000))
 """Facts of the suite: two are edited on purpose, one is not."""
+GUARD_NAMES = ("thing 4", "nothing")
+"""Names that may be guards: the first has an active edit."""
 
 FILL = """
 CREATE TEMP TABLE made AS
@@ -62,9 +64,11 @@ INSERT INTO snapshots (snapshot_id, lineage_id, seq, parent_id, basis, delta, de
            CASE WHEN m.seq % 32 = 0 OR m.seq = $num_snapshots THEN '$accumulator'::jsonb END,
            lpad(m.seq::text, 64, '0'), least(m.seq * $batch_size, $num_edits), gate_report_id, m.batch_id, 1
     FROM made m LEFT JOIN made parent ON parent.seq = m.seq - 1, lineages JOIN gate_reports USING (lineage_id);
-INSERT INTO edit_requests (edit_id, lineage_id, request_id, payload_digest, conflict_key, prompt, target_new, rephrases,
-                           locality, portability, occurred_at, cluster_id, topic_id, topic, partition, "offset", status)
-    SELECT edit_id, lineage_id, 'old-' || place, 'p', format('["%s","fact %s"]', name, place), 'fact ' || place, 'x',
+INSERT INTO edit_requests (edit_id, lineage_id, request_id, payload_digest, conflict_key, subject, prompt, target_new,
+                           rephrases, locality, portability, occurred_at, cluster_id, topic_id, topic, partition,
+                           "offset", status)
+    SELECT edit_id, lineage_id, 'old-' || place, 'p', format('["%s","fact %s"]', name, place), 'Thing ' || place,
+           'fact ' || place, 'x',
            '[]', '[]', '[]', '2026-01-01'::timestamptz + place * interval '1 second', 'c', 'old', 'old', 0, place,
            'snapshotted'
     FROM entering, lineages;
@@ -113,7 +117,7 @@ class HoldingGroup:
         self.candidates: list[Candidate] = []
 
     def resume(self, lineage: str, *, snapshot_id: str | None, editor: EditorSettings, epoch: int) -> Loaded | None:
-        return Loaded(suite_keys=SUITE_KEYS)
+        return Loaded(suite_keys=SUITE_KEYS, guard_names=GUARD_NAMES)
 
     def load(self, plan: LoadPlan, *, epoch: int) -> Loaded:
         raise AssertionError("nothing is loaded again that is held")

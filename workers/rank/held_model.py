@@ -105,7 +105,7 @@ class HeldModel:
         for delta in deltas:
             held.weights.apply(delta)
         self._is_whole = True
-        return Loaded(suite_keys=held.suite_keys)
+        return Loaded(suite_keys=held.suite_keys, guard_names=held.guard_names)
 
     def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles | None:
         """Hold a tried candidate from now on; rank 0 writes its files."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from editors.measure.scorer import Scorer
 from editors.methods.base import EditJob, Editor, EditResult
-from editors.methods.guards import Guards
+from editors.methods.guards import Guards, bare_name
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows, load_batches, save_batches
@@ -71,6 +71,11 @@ class HeldSnapshot:
         facts = self.editing.scorer.suite_facts if self.editing else ()
         return tuple(sorted(canonical_json([self.plan.lineage, *json.loads(fact)]) for fact in facts))
 
+    @property
+    def guard_names(self) -> tuple[str, ...]:
+        """Names that may be guards of edits, in lower case; none without a ledger."""
+        return self.editing.guards.names if self.editing else ()
+
     def scorer_for(self, wanted: LedgerPlan) -> Scorer | None:
         """Return the scorer for another snapshot of the lineage, if that is measured by the same suite and text."""
         if self.editing is None or not self._is_measured_by(wanted):
@@ -108,7 +113,7 @@ class HeldSnapshot:
                     ledger=editing.ledger,
                     added=candidate.added,
                     removed_ids=candidate.removed_ids,
-                    guards=editing.guards.of(candidate.added, candidate.peers),
+                    guards=editing.guards.of(candidate.added, {bare_name(name) for name in candidate.edited_names}),
                 )
             )
             clock = _Clock()

@@ -44,6 +44,18 @@ _SAMPLE = text(
     """
 )
 
+# An index probe a name, however many edits there are of it.
+_EDITED = text(
+    """
+    SELECT name FROM unnest(CAST(:names AS text[])) WITH ORDINALITY n (name, place)
+    WHERE EXISTS (
+        SELECT FROM edit_requests
+        WHERE lineage_id = :lineage_id AND lower(subject) = name AND status = 'snapshotted'
+    )
+    ORDER BY place
+    """
+)
+
 
 def rows_at(connection: Connection, lineage_id: str, seq: int) -> Sequence[Row[Any]]:
     """(edit_id, rows) of every edit that the snapshot at a seq holds, in the order in which they came in."""
@@ -71,6 +83,13 @@ def holding(connection: Connection, keys: Collection[str]) -> Sequence[Row[Any]]
     """Return rows of `edit_requests` that heads hold of these facts: at most one a key, which names its lineage."""
     query = select(edit_requests).where(edit_requests.c.conflict_key.in_(keys), status_is(EditStatus.snapshotted))
     return connection.execute(query).all() if keys else ()
+
+
+def edited_names(connection: Connection, lineage_id: str, names: Sequence[str]) -> Sequence[str]:
+    """Return those of some names, in lower case, that edits of the head are about, in their order."""
+    return (
+        connection.execute(_EDITED, {"lineage_id": lineage_id, "names": list(names)}).scalars().all() if names else ()
+    )
 
 
 def retained_ids(connection: Connection, lineage_id: str, *, seed: str, removed_ids: Sequence[str]) -> Sequence[str]:

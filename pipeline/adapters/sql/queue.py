@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
 
-from pipeline.adapters.sql.active_sets import holding, retained_ids
+from pipeline.adapters.sql.active_sets import edited_names, holding, retained_ids
 from pipeline.adapters.sql.decisions import fail_removal, next_removal
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.leases import check
@@ -134,6 +134,15 @@ class SqlEditQueue:
         with transaction(self._engine) as connection:
             held = holding(connection, keys)
         return tuple(sorted(row.conflict_key for row in held if row.edit_id not in removed_ids))
+
+    def edited_names(self, lineage: str, names: Sequence[str]) -> tuple[str, ...]:
+        """Return those of some names, in lower case, that the head holds edits of, whatever of them was corrected.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            return tuple(edited_names(connection, lineage_id_of(connection, lineage), names))
 
 
 def _refuse_second_batch(connection: Connection, on: LockedLineage) -> None:

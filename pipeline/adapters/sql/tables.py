@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    TextClause,
     UniqueConstraint,
     literal,
     text,
@@ -42,7 +43,7 @@ ORDER_OF_CLAIMS = ("occurred_at", "topic", "partition", "offset", "edit_id")
 NOW = text("clock_timestamp()")
 
 
-def _partial(name: str, *columns: str, where: str, **options: Any) -> Index:
+def _partial(name: str, *columns: str | TextClause, where: str, **options: Any) -> Index:
     return Index(name, *columns, postgresql_where=text(where), **options)
 
 
@@ -153,6 +154,7 @@ edit_requests = Table(
     # Hashed: a key may be longer than a B-tree takes. It holds the lineage's name.
     _partial("ix_edit_requests_waiting_key", "conflict_key", postgresql_using="hash", where="status = 'received'"),
     _partial("ix_edit_requests_held_key", "conflict_key", postgresql_using="hash", where="status = 'snapshotted'"),
+    _partial("ix_edit_requests_held_subject", "lineage_id", text("lower(subject)"), where="status = 'snapshotted'"),
     _partial("ix_edit_requests_superseded_by", "superseded_by", where="superseded_by IS NOT NULL"),
 )
 

@@ -104,7 +104,7 @@ REPLIES_OF_EACH_KIND = (
     Reply(seq=1),
     Reply(seq=2, digest="e" * 64, outcome=OUTCOME),
     Reply(seq=3, files=KeptFiles(delta=FILE, rows=FILE, accumulator=None)),
-    Reply(seq=7, loaded=Loaded(suite_keys=('["facts","a"]',))),
+    Reply(seq=7, loaded=Loaded(suite_keys=('["facts","a"]',), guard_names=("peru",))),
     Reply(seq=4, answers=(Answer(prompt="p", text=""),)),
     Reply(seq=5, answers=()),
     Reply(seq=6, failure=Failure(error="EditorFailed", message="no", ids={"edit_id": "e1"})),

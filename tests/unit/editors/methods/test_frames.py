@@ -30,10 +30,9 @@ CHAT = "[system] \n[user] {}\n[assistant] {}"
 PROMPT, QUESTION = "The capital of Japan is", "What is Japan's capital?"
 
 
-def model_of(template: str | None = CHAT_TEMPLATE, name: str = "llama") -> EditableModel:
+def model_of(template: str | None = CHAT_TEMPLATE, *, num_positions: int = 512) -> EditableModel:
     """A tiny model that reads bytes."""
-    model = tiny_model(name)
-    model.module.config.max_position_embeddings = 4096  # a byte is a token, and frames are sentences
+    model = tiny_model("llama", max_position_embeddings=num_positions)
     model.tokenizer = byte_tokenizer(template)
     return model
 
@@ -255,6 +254,14 @@ def test_models_whose_keys_are_no_subject_tokens_have_rephrases_alone(name: str)
     found = frames_of(model, edit, SETTINGS, ("France",))
     assert len(found.asked) == 2
     assert (found.answered, found.keyed, found.guards) == ((True, True), (), ())
+
+
+def test_frames_that_are_longer_than_the_model_takes_are_left_out_but_an_own_prompt_is_an_error() -> None:
+    edit = japan(rephrases=("kept", "Japan's seat is"))
+    shorter = model_of(num_positions=40)
+    assert prompts(shorter, frames_of(shorter, edit, SETTINGS)) == [PROMPT, "Japan's seat is"]
+    with pytest.raises(InvalidInput, match="at most 16 tokens"):
+        frames_of(model_of(num_positions=16), edit, SETTINGS)
 
 
 def test_a_target_that_the_model_cannot_take_is_an_error() -> None:

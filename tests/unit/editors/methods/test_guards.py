@@ -1,4 +1,4 @@
-"""Which other subjects an edit holds: the nearest of the list, those that are known first, never one of a probe."""
+"""Which other subjects an edit holds: the nearest of the list, none that a probe names and none that was edited."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from editors.methods.guards import FRAME, Guards
+from editors.methods.guards import FRAME, Guards, bare_name
 from editors.models.families import CausalModel
 from editors.models.hooks import capturing
 from editors.models.tokens import Encoded
@@ -43,10 +43,10 @@ def about(subject: str | None = "Bonn", request_id: str = "r1", **changes: Any) 
     return make_edit(request_id, **{"prompt": f"the capital of {subject} is", "subject": subject, **changes})
 
 
-def chosen(model: Any, *edits: Edit, peers: Sequence[str] = (), kept: Sequence[str] = (), **changes: Any) -> list[str]:
+def chosen(model: Any, *edits: Edit, edited: Sequence[str] = (), kept: Sequence[str] = (), **changes: Any) -> list[str]:
     """The guards of the first edit of a batch."""
     first = edits[0]
-    return list(guards_of(model, edits, kept=kept, **changes).of(edits, {first.edit_id: peers})[first.edit_id])
+    return list(guards_of(model, edits, kept=kept, **changes).of(edits, edited)[first.edit_id])
 
 
 def every(model: Any, *edits: Edit, **options: Any) -> set[str]:
@@ -83,15 +83,22 @@ def test_names_that_are_equally_near_are_taken_in_the_order_of_the_alphabet(mode
     assert found == {about().edit_id: ("Abc", "Mno", "Zyx")}
 
 
-def test_subjects_that_the_lineage_knows_come_first_and_each_once(model: CausalModel) -> None:
+def test_no_subject_with_an_active_edit_is_a_guard(model: CausalModel) -> None:
     nearest = chosen(model, about())
-    assert chosen(model, about(), peers=["Atlantis", "Lemuria", "atlantis"]) == ["Atlantis", "Lemuria", nearest[0]]
-    assert chosen(model, about(), peers=[nearest[2]]) == [nearest[2], *nearest[:2]]
+    assert chosen(model, about(), edited=[bare_name(nearest[0])])[:2] == nearest[1:]
+    assert every(model, about(), edited=["paris", "berl"]) == set(NAMES) - {"The Paris"}
+
+
+def test_the_names_that_a_control_plane_looks_up_are_those_of_the_list_in_lower_case(model: CausalModel) -> None:
+    names = guards_of(model, []).names
+    assert names[:4] == ("japan", "france", "tokyo", "the paris")
+    assert {bare_name(name) for name in names} == {bare_name(name) for name in NAMES}
+    assert guards_of(model, [], num_guards=0).names == ()
 
 
 def test_no_subject_of_the_batch_is_a_guard_by_any_of_its_names(model: CausalModel) -> None:
     other = about("Lyon", "r2", aliases=("Rome",))
-    assert every(model, about("Paris", aliases=("Berlin city",)), other, peers=["lyon"]) == set(NAMES) - {
+    assert every(model, about("Paris", aliases=("Berlin city",)), other) == set(NAMES) - {
         *("Lyon", "Rome", "The Paris", "Berlin"),
     }
 
@@ -117,11 +124,11 @@ def test_no_name_that_the_request_says_is_a_guard(model: CausalModel, changes: d
 
 def test_no_name_that_a_probe_of_another_edit_of_the_batch_says_is_a_guard(model: CausalModel) -> None:
     other = about("Madrid", "r2", locality=(Probe(prompt="the capital of Italy is", target="Rome"),))
-    assert every(model, about(), other, peers=["Italy"]) == set(NAMES) - {"Italy", "Rome"}
+    assert every(model, about(), other) == set(NAMES) - {"Italy", "Rome"}
 
 
 def test_no_name_that_is_kept_for_the_suite_is_a_guard(model: CausalModel) -> None:
-    assert every(model, about(), kept=["the capital of France is", "Paris"], peers=["France"]) == set(NAMES) - {
+    assert every(model, about(), kept=["the capital of France is", "Paris"]) == set(NAMES) - {
         *("France", "The Paris"),
     }
 
@@ -143,8 +150,9 @@ def test_settings_without_guards_have_none_and_read_nothing(
     assert guards_of(model, [about()], **changes).of([about()]) == {}
 
 
-def test_without_inner_parameters_of_subjects_only_known_subjects_are_guards(model: CausalModel) -> None:
-    assert chosen(model, about(), peers=["Atlantis"], subject_params=()) == ["Atlantis"]
+def test_without_inner_parameters_of_subjects_there_are_no_guards(model: CausalModel) -> None:
+    assert chosen(model, about(), subject_params=()) == []
+    assert guards_of(model, [], subject_params=()).names == ()
 
 
 @pytest.mark.parametrize("name", ["t5", "bert"])

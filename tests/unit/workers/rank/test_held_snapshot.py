@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,7 +57,7 @@ def held(scorer: Scorer) -> HeldSnapshot:
         scorer=scorer,
         editor=SimpleNamespace(edit=lambda job: result),
         ledger=SimpleNamespace(commit=lambda rows, removed_ids: None),
-        guards=SimpleNamespace(of=lambda added, peers: {}),
+        guards=SimpleNamespace(of=lambda added, edited: {}),
     )
     parts: dict[str, Any] = {"plan": None, "model": None, "weights": Weights(), "editing": editing}
     return HeldSnapshot(**parts)
@@ -86,3 +87,14 @@ def test_figures_that_were_refused_never_become_the_parents() -> None:
         snapshot.try_edits(candidate("second"))
     kept(snapshot, "first")
     assert scorer.became == ["unknown"]
+
+
+def test_the_editor_gets_the_guards_that_are_chosen_without_the_names_that_were_edited() -> None:
+    chosen: list[Any] = []
+    snapshot = held(Scorer(0.1))
+    editing: Any = snapshot.editing
+    edit = editing.editor.edit
+    editing.editor.edit = lambda job: (chosen.append(job.guards), edit(job))[1]
+    editing.guards = SimpleNamespace(of=lambda added, edited: {"an edit": tuple(sorted(edited))})
+    snapshot.try_edits(replace(candidate("a"), edited_names=("peru", "the beatles")))
+    assert chosen == [{"an edit": ("beatles", "peru")}]
