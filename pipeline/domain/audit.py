@@ -74,18 +74,16 @@ class AuditEvent:
 def event_hash(
     *, chain: str, seq: int, at: datetime, actor: str, action: str, subject: str, payload: str, prev_hash: str
 ) -> str:
-    """Return SHA-256 over RFC 8785 text of the line, the line before included."""
-    body = {
-        "chain": chain,
-        "seq": seq,
-        "at": at.astimezone(UTC).isoformat(timespec="microseconds"),
-        "actor": actor,
-        "action": str(action),
-        "subject": subject,
-        "payload": json.loads(payload),
-        "prev_hash": prev_hash,
-    }
-    return sha256_text(canonical_json(body))
+    """Return SHA-256 over RFC 8785 text of the line, the line before included.
+
+    Args:
+        payload: canonical JSON text; it stands in the line's own text as it is.
+    """
+    moment = at.astimezone(UTC).isoformat(timespec="microseconds")
+    # The names in the order that RFC 8785 gives them, with "payload" between "chain" and "prev_hash".
+    before = canonical_json({"action": str(action), "actor": actor, "at": moment, "chain": chain})
+    after = canonical_json({"prev_hash": prev_hash, "seq": seq, "subject": subject})
+    return sha256_text(f'{before[:-1]},"payload":{payload},{after[1:]}')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

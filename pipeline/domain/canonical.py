@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 import rfc8785
 
 from pipeline.domain.errors import InvalidInput
+
+LARGEST_INTEGER = 2**53 - 1
+"""The largest integer that RFC 8785 writes."""
+
+_plain_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, check_circular=False).encode
 
 
 def canonical_json(value: Any) -> str:
@@ -19,9 +25,28 @@ def canonical_json(value: Any) -> str:
         InvalidInput: if the value has no canonical form (NaN, an integer above 2^53, a lone surrogate).
     """
     try:
-        return rfc8785.dumps(value).decode("utf-8")
+        # The standard library's encoder is in C, ten times as fast, and writes the same text of most values.
+        text = _plain_json(value) if _is_plain(value) else rfc8785.dumps(value).decode("utf-8")
+        text.encode("utf-8")  # only what has no lone surrogate can be encoded
     except (rfc8785.CanonicalizationError, UnicodeError) as error:
         raise InvalidInput(f"expected a value with a canonical JSON form, got one without: {error}") from error
+    return text
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether `json` writes a value as RFC 8785 does.
+
+    It writes other numbers than integers in another form, and sorts names by code points instead of UTF-16; names in
+    ASCII are sorted alike.
+    """
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is dict:
+        return all(type(name) is str and name.isascii() and _is_plain(item) for name, item in value.items())
+    if kind is list or kind is tuple:
+        return all(map(_is_plain, value))
+    return kind is int and abs(value) <= LARGEST_INTEGER
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -246,7 +246,7 @@ def _refuse_unstorable(value: object) -> None:
     if isinstance(value, str):
         if "\x00" in value:
             raise InvalidMessage("expected text without NUL, got a string that holds one")
-        if any("\ud800" <= char <= "\udfff" for char in value):
+        if not value.isascii() and not _is_unicode(value):
             raise InvalidMessage("expected Unicode text, got a lone surrogate")
     elif isinstance(value, int) and abs(value) > 2**53:
         raise InvalidMessage("expected integers within 2^53, got a larger one")
@@ -257,6 +257,14 @@ def _refuse_unstorable(value: object) -> None:
     elif isinstance(value, list):
         for item in value:
             _refuse_unstorable(item)
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _reason(error: ValidationError) -> str:
