@@ -56,7 +56,7 @@ class KafkaSource:
         self._claims: dict[TopicPartition, PartitionClaim] = {}
         self._num_short: Counter[TopicPartition] = Counter()
         self._log = structlog.get_logger(__name__)
-        self._consumer = _consumer(settings)
+        self._consumer = opened_consumer(settings)
         by = AssignedByGroup if settings.intake_mode == "group" else AssignedByHand
         self._assignment = by(self._consumer, self._topic)
 
@@ -184,7 +184,12 @@ class KafkaSource:
         self._assignment.forget()
 
 
-def _consumer(settings: Settings) -> Any:
+def opened_consumer(settings: Settings) -> Any:
+    """Return a connected consumer that reads only where it is told to, and commits nothing by itself.
+
+    Raises:
+        Misconfigured, Unavailable: as `broker_errors` says.
+    """
     return opened(
         KafkaConsumer,
         settings,

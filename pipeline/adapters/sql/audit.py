@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Row, func, insert, select, text, union, update
+from sqlalchemy import Connection, Engine, Row, func, select, text, union, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from pipeline.adapters.sql.bulk import copy_rows
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.rows import record_of
 from pipeline.adapters.sql.tables import audit_events, chain_heads, lineages
@@ -57,7 +58,7 @@ def append(
 
 
 def append_all(connection: Connection, lines: Sequence[AuditLine]) -> tuple[AuditEvent, ...]:
-    """Append lines in the order given, in two statements however many they are; locks their chains in order."""
+    """Append lines in the order given, in a few statements however many they are; locks their chains in order."""
     heads = lock_chains(connection, {line.chain for line in lines})
     if not lines:
         return ()
@@ -68,7 +69,7 @@ def append_all(connection: Connection, lines: Sequence[AuditLine]) -> tuple[Audi
         event = _event(line, seq=seq + 1, at=at, prev_hash=prev_hash)
         heads[line.chain] = (event.seq, event.hash)
         events.append(event)
-    connection.execute(insert(audit_events), [_row(event) for event in events])
+    copy_rows(connection, audit_events, [_row(event) for event in events])
     for chain, (seq, digest) in heads.items():
         connection.execute(update(chain_heads).where(chain_heads.c.chain == chain).values(seq=seq, hash=digest))
     return tuple(events)
@@ -208,7 +209,8 @@ def _event(line: AuditLine, *, seq: int, at: datetime, prev_hash: str) -> AuditE
 
 
 def _row(event: AuditEvent) -> dict[str, object]:
-    return asdict(event) | {"action": event.action.value}
+    # Not `asdict`, which copies every value deeply.
+    return {name: getattr(event, name) for name in AuditEvent.__dataclass_fields__} | {"action": event.action.value}
 
 
 def _read(row: Row[Any]) -> AuditEvent:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, text, update
+from sqlalchemy import ARRAY, Connection, Row, Text, any_, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from pipeline.adapters.sql.audit import AuditLine, append_all, lock_chains
+from pipeline.adapters.sql.bulk import copy_rows
 from pipeline.adapters.sql.dead_letters import SqlDeadLetterStore, dead_letter_row, origin_of
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.outbox import Debt, owe_all
@@ -195,7 +196,7 @@ def _recorded_digests(
     for name, lineage in known.items():
         ids = {one.request.request_id for one in messages if one.request and one.request.lineage == name}
         query = select(columns.request_id, columns.payload_digest).where(
-            columns.lineage_id == lineage.lineage_id, columns.request_id.in_(sorted(ids))
+            columns.lineage_id == lineage.lineage_id, columns.request_id == any_(literal(sorted(ids), ARRAY(Text)))
         )
         digests.update({(lineage.lineage_id, row.request_id): row.payload_digest for row in connection.execute(query)})
     return digests
@@ -206,10 +207,8 @@ def _write(connection: Connection, sorting: _Sorting) -> None:
     ids = _new_ids(connection, len(sorting.new) + len(sorting.refused))
     edits = list(zip(ids, sorting.new, strict=False))
     letters = list(zip(ids[len(edits) :], sorting.refused, strict=True))
-    if edits:
-        connection.execute(insert(edit_requests), [_edit_row(edit_id, new) for edit_id, new in edits])
-    if letters:
-        connection.execute(insert(dead_letters), [dead_letter_row(letter_id, *why) for letter_id, why in letters])
+    copy_rows(connection, edit_requests, [_edit_row(edit_id, new) for edit_id, new in edits])
+    copy_rows(connection, dead_letters, [dead_letter_row(letter_id, *why) for letter_id, why in letters])
     lines = [_received(edit_id, new) for edit_id, new in edits]
     append_all(connection, [*lines, *(_refused(letter_id, *why) for letter_id, why in letters)])
     owe_all(connection, [*_doorbells(sorting.new), *(_announcement(letter_id) for letter_id, _ in letters)])

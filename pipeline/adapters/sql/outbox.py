@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, func, select, text, update
 
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.tables import outbox
@@ -19,6 +19,12 @@ CLAIM = timedelta(minutes=1)
 """For so long nobody else gets an item that a relay has taken."""
 FIRST_WAIT = timedelta(seconds=1)
 LONGEST_WAIT = timedelta(minutes=2)
+
+_OWE = text("""
+INSERT INTO outbox (kind, dedup_key, payload)
+SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:keys AS text[]), CAST(:payloads AS jsonb[]))
+ON CONFLICT (dedup_key) DO NOTHING
+""")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +45,11 @@ def owe(connection: Connection, *, kind: str, dedup_key: str, payload: Mapping[s
 
 
 def owe_all(connection: Connection, debts: Sequence[Debt]) -> None:
-    """Owe several side effects in one statement."""
-    rows = [{"kind": debt.kind, "dedup_key": debt.dedup_key, "payload": dict(debt.payload)} for debt in debts]
-    if rows:
-        connection.execute(insert(outbox).on_conflict_do_nothing(index_elements=["dedup_key"]), rows)
+    """Owe several side effects in one statement, in the order given."""
+    if debts:
+        kinds, keys = [debt.kind for debt in debts], [debt.dedup_key for debt in debts]
+        payloads = [json.dumps(dict(debt.payload)) for debt in debts]
+        connection.execute(_OWE, {"kinds": kinds, "keys": keys, "payloads": payloads})
 
 
 class SqlOutboxStore:
@@ -84,8 +91,8 @@ class SqlOutboxStore:
         doublings = func.least(outbox.c.attempts, 20)
         wait = func.least(FIRST_WAIT * func.power(2, doublings), LONGEST_WAIT)
         later = func.clock_timestamp() + wait
-        text = error.replace("\x00", "")[:2000]
-        self._change(outbox_id, {"attempts": outbox.c.attempts + 1, "next_attempt_at": later, "error": text})
+        said = error.replace("\x00", "")[:2000]
+        self._change(outbox_id, {"attempts": outbox.c.attempts + 1, "next_attempt_at": later, "error": said})
 
     def _change(self, outbox_id: str, values: Mapping[str, Any]) -> None:
         with transaction(self._engine) as connection:
