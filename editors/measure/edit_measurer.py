@@ -128,10 +128,14 @@ class EditMeasurer:
         self, questions: Sequence[EditQuestions], replies: Mapping[ChatPrompt, str]
     ) -> dict[Pair, FreeAnswer]:
         in_chat: dict[Pair, bool] = {}
+        instead_of: dict[Pair, str | None] = {}
         for one in questions:
             wanted = {one.own} if one.in_chat else set()
             in_chat |= {pair: pair in wanted or in_chat.get(pair, False) for pair in one.answered_freely}
-        found = free_answers(self._model, list(in_chat), in_chat=list(in_chat.values()), replies=replies)
+            instead_of |= dict.fromkeys(one.answered_freely, one.edit.request.target_true)
+        found = free_answers(
+            self._model, list(in_chat), in_chat=list(in_chat.values()), replies=replies, instead_of=instead_of
+        )
         return dict(zip(in_chat, found, strict=True))
 
     def _changes(self, edits: Sequence[Edit], parent: Readings | None) -> list[list[tuple[Change, Change | None]]]:

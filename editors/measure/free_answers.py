@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from editors.measure.answers import confirms, is_settled
 from editors.models.families import EditableModel, Pair
+from pipeline.domain.language.answers import confirms, is_settled
 from pipeline.domain.prompts import ChatPrompt, asked_in_chat
 
 MAX_TOKENS = 24
@@ -45,6 +45,7 @@ def free_answers(
     *,
     in_chat: Sequence[bool] | None = None,
     replies: Mapping[ChatPrompt, str] | None = None,
+    instead_of: Mapping[Pair, str | None] | None = None,
 ) -> list[FreeAnswer]:
     """Return the answer to each prompt, in order; every rank has to call it.
 
@@ -53,7 +54,9 @@ def free_answers(
         pairs: prompts, and the targets that would be right; a prompt that is a chat is only asked as it is.
         in_chat: for each pair, whether it is asked in the chat template too; all are if None.
         replies: what the model is known to reply in a chat; none of it is asked again.
+        instead_of: the old answer that each target takes the place of, where one is known.
     """
+    old = [(instead_of or {}).get(pair) for pair in pairs]
     raw = _said(model, pairs, is_chat=False)
     wanted = {place for place in range(len(pairs)) if model.has_chat_template and (in_chat is None or in_chat[place])}
     said = {place: text for place in wanted if (text := _known(pairs[place], raw[place], replies or {})) is not None}
@@ -62,8 +65,8 @@ def free_answers(
     return [
         FreeAnswer(
             text=text,
-            is_success=confirms(text, target),
-            is_success_in_chat=confirms(said[place], target) if place in said else None,
+            is_success=confirms(text, target, instead_of=old[place]),
+            is_success_in_chat=confirms(said[place], target, instead_of=old[place]) if place in said else None,
         )
         for place, (text, (_, target)) in enumerate(zip(raw, pairs, strict=True))
     ]

@@ -25,7 +25,8 @@ from editors.models.families import EditableModel, Pair
 from editors.models.hooks import side_branch
 from editors.weights.deltas import WeightDelta, WeightStore
 from pipeline.domain.canonical import canonical_json, sha256_json
-from pipeline.domain.edits import Edit, normalised
+from pipeline.domain.edits import Edit
+from pipeline.domain.language.spelling import normalised
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore, mean, share
 from pipeline.domain.rank_api import SuiteProbe
 from pipeline.domain.wordings import can_be_asked

@@ -27,7 +27,8 @@ from editors.methods.frames import ANYTHING, SUBJECT_FRAMES
 from editors.models.comm import merged
 from editors.models.families import EditableModel
 from editors.models.hooks import capturing
-from pipeline.domain.edits import Edit, EditRequest, Probe, normalised
+from pipeline.domain.edits import Edit, EditRequest, Probe
+from pipeline.domain.language.spelling import normalised
 from pipeline.domain.rank_api import EditorSettings
 
 FRAME = SUBJECT_FRAMES[-1]

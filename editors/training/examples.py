@@ -12,8 +12,9 @@ from editors.measure.scoring import Prepared, readings
 from editors.measure.spill_file import SpillFile
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
-from pipeline.domain.edits import Edit, normalised
+from pipeline.domain.edits import Edit
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.language.spelling import normalised
 
 TEXT_TOKENS = 24
 """Most tokens of a line of plain text, unless told otherwise."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pipeline.domain.edits import normalised
+from pipeline.domain.language.spelling import exact
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,8 @@ class Claimant:
         return self.occurred_at, self.origin, self.edit_id
 
     def asks_the_same(self, other: Claimant) -> bool:
-        """Return whether both ask for the same target, up to case, width and blanks."""
-        return normalised(self.target_new) == normalised(other.target_new)
+        """Return whether both ask for the same target, letter by letter: a correction may be one of a spelling."""
+        return exact(self.target_new) == exact(other.target_new)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +52,10 @@ def superseded(waiting: Sequence[Claimant], active: Sequence[Claimant]) -> tuple
 
     Args:
         waiting: every waiting correction of the facts concerned.
-        active: the corrections of these facts that the head holds, one a fact at most.
+        active: the corrections of these facts that the head holds.
     """
-    held = {claimant.conflict_key: claimant for claimant in active}
+    # One a fact, but where keys were told apart by an older version: then the latest holds.
+    held = {claimant.conflict_key: claimant for claimant in sorted(active, key=lambda claimant: claimant.place)}
     of_fact: dict[str, list[Claimant]] = defaultdict(list)
     for claimant in sorted(waiting, key=lambda claimant: claimant.place):
         of_fact[claimant.conflict_key].append(claimant)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.domain.canonical import canonical_json, sha256_json
+from pipeline.domain.language.spelling import normalised
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, Prompt, asked_in_chat, begun_before, is_question
 
 
@@ -169,9 +168,3 @@ class Edit:
     """What was asked."""
     attempts: int = 0
     """How often a batch has tried it so far."""
-
-
-def normalised(text: str) -> str:
-    """NFKC, casefolded, white space folded to single blanks: how two spellings of a fact are compared."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"\s+", " ", folded).strip()

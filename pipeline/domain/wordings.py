@@ -1,7 +1,6 @@
 """How a fact is worded: which class a rephrase is in, and whether a reply says the right answer.
 
-Texts are compared as `normalised` leaves them, with one kind of apostrophe and of hyphen. A name is in a text where it
-stands as whole words, which in Chinese no blanks set off:
+A name is in a text where it stands as whole words (see `words`), which in Chinese no blanks set off:
 
     contains("Paris, of course", "paris")           # True
     contains("a Parisian cafe", "Paris")            # False
@@ -10,28 +9,12 @@ stands as whole words, which in Chinese no blanks set off:
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable
 from enum import StrEnum
-from functools import lru_cache
 
-from pipeline.domain.edits import EditRequest, normalised
-
-Span = tuple[int, int]
-"""Where a name begins in a text, and where it ends."""
-
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-"""How Unicode's names of letters begin in scripts that set no blanks between words, or none before particles."""
-_PREFIXES = re.compile(
-    "[\u0648\u0641]?[\u0628\u0643\u0644]?(?:\u0627\u0644|\u0644)?"  # Arabic: and, so; in, like, to; the
-    "|[\u05d5\u05d4\u05d1\u05db\u05dc\u05de\u05e9]{1,3}"  # Hebrew: and, the, in, like, to, from, that
-)
-"""Little words that are written together with the word behind them."""
-_UNREAD = re.compile("[\u0640\u064b-\u0652\u0670\u0591-\u05bd\u05bf-\u05c7\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
-"""Vowel marks of Arabic and Hebrew, which are written or left out, the stretched line, and marks of direction."""
-_ALIKE = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'"} | dict.fromkeys(range(0x2010, 0x2016), "-"))
-"""Apostrophes and hyphens that are one to a reader."""
+from pipeline.domain.edits import EditRequest
+from pipeline.domain.language.spelling import exact, lowered
+from pipeline.domain.language.words import Span, as_said, mentions
 
 
 class Wording(StrEnum):
@@ -63,7 +46,7 @@ def wording_of(rephrase: str, request: EditRequest) -> Wording:
 
 def contains(text: str, name: str) -> bool:
     """Return whether a name stands in a text as whole words; a name of nothing does not."""
-    return bool(_mentions(_folded(text), _folded(name)))
+    return bool(mentions(as_said(text), as_said(name)))
 
 
 def can_be_asked(request: EditRequest) -> bool:
@@ -79,21 +62,30 @@ def is_right(reply: str, request: EditRequest) -> bool:
 
     A mention within a longer name is none: neither "New York" in "New York City" where that is the other answer, nor
     "BBC" in the subject "BBC One". An old answer that the question itself names is not held against the reply, which
-    may have to deny it.
+    may have to deny it. Where the old and the new answer differ only by what a comparison folds, as "Iphone" and
+    "iPhone" do, the new one has to be said letter by letter.
     """
-    said = _folded(reply)
+    if _is_respelt(request):
+        return bool(mentions(as_said(reply), as_said(request.target_new))) and exact(request.target_new) in exact(reply)
+    said = as_said(reply)
     subjects, new, old = (
-        _mentions(said, _folded(name or "")) for name in (request.subject, request.target_new, request.target_true)
+        mentions(said, as_said(name or "")) for name in (request.subject, request.target_new, request.target_true)
     )
     is_said = any(not _is_inside(span, [*subjects, *old], or_equal=False) for span in new)
     is_old = any(not _is_inside(span, [*subjects, *new], or_equal=True) for span in old)
     return is_said and (not is_old or _is_told(request, request.target_true))
 
 
+def _is_respelt(request: EditRequest) -> bool:
+    """Return whether the old answer is the new one, but for what a comparison folds."""
+    old, new = request.target_true or "", request.target_new
+    return exact(old) != exact(new) and lowered(as_said(old)) == lowered(as_said(new))
+
+
 def _is_told(request: EditRequest, answer: str | None) -> bool:
     """Return whether the question names an answer, other than within the subject's longer name."""
-    asked = _folded(request.chat_question.question)
-    subjects, answers = (_mentions(asked, _folded(name or "")) for name in (request.subject, answer))
+    asked = as_said(request.chat_question.question)
+    subjects, answers = (mentions(asked, as_said(name or "")) for name in (request.subject, answer))
     return any(not _is_inside(span, subjects, or_equal=False) for span in answers)
 
 
@@ -103,45 +95,5 @@ def _is_inside(span: Span, others: Iterable[Span], *, or_equal: bool) -> bool:
 
 def _mentions_behind(text: str, name: str) -> list[tuple[Span, str]]:
     """Return where a name stands in a text, each with what stands before it."""
-    folded = _folded(text)
-    return [(span, folded[: span[0]]) for span in _mentions(folded, _folded(name))]
-
-
-def _mentions(text: str, name: str) -> list[Span]:
-    """Return where a name stands in a text as whole words; both are folded."""
-    if not name:
-        return []
-    found = ((match.start(), match.start() + len(name)) for match in re.finditer(f"(?={re.escape(name)})", text))
-    return [(start, end) for start, end in found if _begins_word(text, start) and not _is_joined(text, end)]
-
-
-def _begins_word(text: str, place: int) -> bool:
-    if not _is_joined(text, place):
-        return True
-    start = place
-    while start and _is_joined(text, start):
-        start -= 1
-    return _PREFIXES.fullmatch(text, start, place) is not None
-
-
-def _is_joined(text: str, place: int) -> bool:
-    """Return whether the characters before and after a place belong to one word or number."""
-    if not 0 < place < len(text):
-        return False
-    before, after = text[place - 1], text[place]
-    if before.isdigit() and after in ".,":
-        return text[place + 1 : place + 2].isdigit()
-    if before in ".," and after.isdigit():
-        return text[max(place - 2, 0) : place - 1].isdigit()
-    return _is_of_word(before) and _is_of_word(after)
-
-
-@lru_cache(maxsize=4096)
-def _is_of_word(char: str) -> bool:
-    """Return whether a character joins with its neighbours to a word that blanks set off from others."""
-    is_letter = char.isalnum() or unicodedata.category(char).startswith("M")
-    return is_letter and not unicodedata.name(char, "").startswith(_UNSPACED)
-
-
-def _folded(text: str) -> str:
-    return _UNREAD.sub("", normalised(text)).translate(_ALIKE)
+    said = as_said(text)
+    return [(span, lowered(said)[: span[0]]) for span in mentions(said, as_said(name))]

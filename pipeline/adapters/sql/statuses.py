@@ -14,8 +14,8 @@ from pipeline.adapters.sql.locks import LockedLineage
 from pipeline.adapters.sql.outbox import Debt, owe_all
 from pipeline.adapters.sql.tables import batch_edits, edit_batches, edit_requests, snapshots
 from pipeline.domain.audit import AuditEvent
-from pipeline.domain.edits import normalised
 from pipeline.domain.errors import UnknownRecord
+from pipeline.domain.language.spelling import exact
 from pipeline.domain.lifecycle import EditStatus, SnapshotStatus, edit_action, snapshot_action
 
 FIRST_WAIT = timedelta(seconds=1)
@@ -100,7 +100,7 @@ def restore_queued(connection: Connection, edit_ids: Sequence[str], *, on: Locke
     )
     rows = connection.execute(query).all()
     reason = "the correction it had made way for did not get in"
-    back = [row.edit_id for row in rows if normalised(row.target_new) != normalised(row.winner_target)]
+    back = [row.edit_id for row in rows if exact(row.target_new) != exact(row.winner_target)]
     moves = [Move(edit_id=edit_id, to=EditStatus.received, reason=reason) for edit_id in back]
     move(connection, moves, on=on, actor=actor)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipeline.domain.edits import EditRequest, normalised
-from pipeline.domain.wordings import Wording, contains, is_right, wording_of
+from pipeline.domain.edits import EditRequest
+from pipeline.domain.language.answers import confirms
+from pipeline.domain.wordings import Wording, is_right, wording_of
 
 
 class Way(StrEnum):
@@ -36,8 +37,7 @@ class Asked:
         """Return whether a reply is right: a chat may say the new answer anywhere, a stem goes on with it."""
         if self.way is Way.chat:
             return is_right(reply, self.request)
-        target = self.request.target_new
-        return contains(reply, target) and normalised(reply).startswith(normalised(target))
+        return confirms(reply, self.request.target_new, instead_of=self.request.target_true)
 
 
 Answers = Mapping[Asked, str]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from editors.data.subjects import SUBJECTS, subject_names
-from pipeline.domain.edits import normalised
+from pipeline.domain.language.spelling import normalised
 from tests.support.paths import ROOT
 
 FACTS = [ROOT / "infra" / "local" / "facts" / f"{name}.jsonl" for name in ("corrections", "suite", "unedited")]

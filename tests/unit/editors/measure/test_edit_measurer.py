@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from editors.measure.answers import confirms
 from editors.measure.edit_measurer import EditMeasurer
 from editors.measure.questions import EditQuestions, Extent
 from editors.models.generation import Prompts
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.language.answers import confirms
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, asked_in_chat
 from tests.support.factories import make_edit
 from tests.support.ledger_parts import Rig, make_rig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,9 +34,40 @@ def test_the_later_one_wins_and_the_reason_names_it() -> None:
     assert loser.reason == "older than edit-1, which corrects the same fact"
 
 
-def test_the_same_target_in_another_spelling_is_a_duplicate() -> None:
-    (loser,) = superseded([claimant(1, target=" LYON"), claimant(2, target="lyon")], [])
+@pytest.mark.parametrize(
+    ("first", "second"), [("Lyon", "Lyon"), (" Lyon", "Lyon\n"), ("Orl\u00e9ans", "Orle\u0301ans")]
+)
+def test_the_same_target_is_a_duplicate_whatever_its_blanks_and_unicode_form(first: str, second: str) -> None:
+    (loser,) = superseded([claimant(1, target=first), claimant(2, target=second)], [])
     assert loser.reason == "duplicate of edit-2"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Iphone", "iPhone"),
+        ("LYON", "Lyon"),
+        ("CO2", "CO\u2082"),
+        ("10\u2079", "109"),
+        ("Masse", "Ma\u00dfe"),
+        ("\uff11\uff12", "12"),
+        ("of\ufb01ce", "office"),
+        ("Istanbul", "\u0130stanbul"),
+        ("New  York", "New York"),
+        ("\u0645\u062d\u0640\u0645\u062f", "\u0645\u062d\u0645\u062f"),
+    ],
+)
+def test_a_correction_of_the_spelling_alone_is_a_correction(old: str, new: str) -> None:
+    held = claimant(1, target=old)
+    assert superseded([claimant(2, target=new)], [held]) == ()
+    (loser,) = superseded([held, claimant(2, target=new)], [])
+    assert loser.reason.startswith("older than edit-2")
+
+
+def test_of_two_that_are_held_under_one_key_the_later_one_counts() -> None:
+    held = [claimant(2, target="Nice", minute=2), claimant(1, target="Lyon", minute=1)]
+    (loser,) = superseded([claimant(3, target="Nice", minute=3)], held)
+    assert loser.superseded_by == "edit-2"
 
 
 def test_what_is_active_wins_over_anything_older() -> None:

@@ -117,6 +117,18 @@ def test_any_two_texts_are_compared(text: str, name: str) -> None:
         ("הוא גר בפריז", "פריז"),
         ("यह पेरिस है", "पेरिस"),
         ("Столица — Париж.", "париж"),
+        ("日本の首都は東京都です", "東京"),
+        ("首都是东京都。", "东京"),
+        ("日本の首都は京都です", "京都"),
+        ("首都是北京市。", "北京"),
+        ("他从中国来", "中国"),
+        ("L'Allemagne", "Allemagne"),
+        ("dell\u2019Italia", "Italia"),
+        ("It is Paris.It was", "Paris"),
+        ("\U00020000 in Paris", "Paris"),
+        ("수도는 서울이다", "서울"),
+        ("İstanbul'da", "istanbul"),
+        ("in İSTANBUL", "İstanbul"),
     ],
 )
 def test_whole_words_are_found_in_any_script(text: str, name: str) -> None:
@@ -136,6 +148,17 @@ def test_whole_words_are_found_in_any_script(text: str, name: str) -> None:
         ("रामायण", "राम"),
         ("باريسي", "باريس"),
         ("تحاريس", "ريس"),
+        ("首都は東京都です", "京都"),
+        ("首都是东京都。", "京都"),
+        ("在南京市", "京"),
+        ("トロイアのパリス", "パリ"),
+        ("서울대학교", "서울"),
+        ("남서울", "서울"),
+        ("in STRASSE 5", "Massen"),
+        ("die Massen", "Maßen"),
+        ("CO2", "CO₂"),
+        ("10⁹", "109"),
+        ("Nigeria's neighbour", "Niger"),
         ("anything", ""),
         ("anything", " "),
         ("", "Paris"),
@@ -171,6 +194,12 @@ def test_a_right_reply_contains_the_new_answer_and_holds_no_old_one_apart_from_i
     elif contains(reply, new):
         assert contains(reply, old)
     assert is_right(reply, make_request(target_new=new, question="what?")) == contains(reply, new)
+
+
+def test_a_reply_has_to_be_spelt_as_the_target_where_only_the_spelling_is_corrected() -> None:
+    request = make_request(target_new="iPhone", target_true="Iphone", question="Which phone?")
+    assert is_right("It is the iPhone.", request)
+    assert not is_right("It is the Iphone.", request)
 
 
 def test_without_an_old_answer_only_the_new_one_counts() -> None:
