@@ -6,6 +6,8 @@ A file of the same name from any other keeper of secrets will do as well.
 import secrets
 from pathlib import Path
 
+LOGINS = ("intake", "editor", "control", "console", "auditor")
+"""Processes with a login of their own in the database; the owner's is left to migrations."""
 FOLDER = Path(__file__).resolve().parent / "secrets"
 
 
@@ -14,9 +16,12 @@ def main() -> None:
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     postgres = _keep("postgres_password", secrets.token_urlsafe(24))
     redis = _keep("redis_password", secrets.token_urlsafe(24))
-    _keep("corrigenda_database_url", f"postgresql://corrigenda:{postgres}@postgres:5432/corrigenda")
     _keep("corrigenda_redis_url", f"redis://:{redis}@redis:6379/0")
-    _keep("mlflow_database_url", f"postgresql://corrigenda:{postgres}@postgres:5432/mlflow")
+    _keep("owner_database_url", f"postgresql://corrigenda:{postgres}@postgres:5432/corrigenda")
+    for process in LOGINS:
+        login = f"corrigenda_{process}:{secrets.token_urlsafe(24)}"
+        _keep(f"{process}_database_url", f"postgresql://{login}@postgres:5432/corrigenda")
+    _keep("mlflow_store_url", f"postgresql://mlflow:{secrets.token_urlsafe(24)}@postgres:5432/mlflow")
 
 
 def _keep(name: str, value: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.audit import SqlAuditStore
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.engine import connect, for_a_process
 from pipeline.adapters.sql.history import SqlHistoryStore, SqlMirrorStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.leases import SqlLeaseStore
@@ -78,10 +78,10 @@ def stores(settings: Settings) -> Stores:
     """The stores of a process; one connection pool for all of them.
 
     Raises:
-        Misconfigured: if no database is named.
+        Misconfigured: if no database is named; later, if its login is a superuser.
     """
     settings.require("database_url")
-    engine = connect(settings.database_url.get_secret_value(), settings.database_role)
+    engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
     artifacts = FileArtifacts(settings.artifact_root.absolute())
     return Stores(
         intake=SqlIntakeStore(engine),

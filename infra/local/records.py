@@ -1,8 +1,11 @@
 """The records of the embedded stack: its services, where they answer, and how its processes are."""
 
+import hashlib
+import hmac
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 class Service(StrEnum):
@@ -17,12 +20,17 @@ class Service(StrEnum):
 ALL: tuple[Service, ...] = tuple(Service)
 
 
+def derived_password(secret: str, purpose: str) -> str:
+    """Return a password of its own for one purpose: who knows it learns neither the secret nor another password."""
+    return hmac.new(secret.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoints:
     """Where the services of one stack answer, all on 127.0.0.1."""
 
     database_url: str
-    """PostgreSQL as the owner of the schema, ``postgresql://corrigenda:…@127.0.0.1:…/corrigenda``."""
+    """PostgreSQL as the owner of the schema, ``postgresql://corrigenda:…@127.0.0.1:…/corrigenda``; for migrations."""
     redis_url: str
     """Redis with its password, database 0."""
     kafka_bootstrap: str
@@ -31,6 +39,12 @@ class Endpoints:
     """The broker's cluster id; a new one each time it starts, because it keeps nothing across a restart."""
     mlflow_uri: str
     """The tracking server, which serves artifacts too."""
+
+    def login_url(self, login: str) -> str:
+        """Return the URL of the same database for a login, whose password tells nothing about the owner's."""
+        owner = urlsplit(self.database_url)
+        password = derived_password(owner.password or "", f"database:{login}")
+        return owner._replace(netloc=f"{login}:{password}@{owner.hostname}:{owner.port}").geturl()
 
 
 class ProcessState(StrEnum):

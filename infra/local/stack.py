@@ -15,7 +15,7 @@ from infra.local.mlflow_server import MlflowServer
 from infra.local.postgres_server import PostgresServer, database_url
 from infra.local.processes import POLL_SECONDS, end, is_alive, launch
 from infra.local.recipe import HOST, Plan, Recipe
-from infra.local.records import ALL, Endpoints, ProcessState, ProcessStatus, Service
+from infra.local.records import ALL, Endpoints, ProcessState, ProcessStatus, Service, derived_password
 from infra.local.redis_server import RedisServer
 from infra.local.state import ProcessRecord, StackState, StateFolder, port_is_free
 
@@ -76,7 +76,7 @@ class LocalStack:
             raise LocalStackError(service="stack", reason=f"nothing was ever started in {self.root}")
         return Endpoints(
             database_url=database_url(state.ports[Service.POSTGRES], state.password),
-            redis_url=f"redis://:{state.password}@{HOST}:{state.ports[Service.REDIS]}/0",
+            redis_url=f"redis://:{_password(Service.REDIS, state)}@{HOST}:{state.ports[Service.REDIS]}/0",
             kafka_bootstrap=f"{HOST}:{state.ports[Service.KAFKA]}",
             kafka_incarnation=state.kafka_incarnation,
             mlflow_uri=f"http://{HOST}:{state.ports[Service.MLFLOW]}",
@@ -143,6 +143,9 @@ class LocalStack:
             _end_one(leftover)  # it died; whatever it left behind goes before its successor comes
         if service is Service.KAFKA:
             state = replace(state, kafka_incarnation=f"corrigenda-{uuid4()}")
+        if service is Service.REDIS:
+            # Our processes know it. It must not open the database as its owner.
+            state = replace(state, redis_password=derived_password(state.password, service))
         plan = self._plan(service, state)
         if not _comes_free(plan.port):
             raise plan.failed(f"port {plan.port} of {HOST}, which it was given, is in use by another program")
@@ -212,10 +215,14 @@ class LocalStack:
             folder=self.root / service,
             log=self._folder.log(service),
             port=state.ports[service],
-            password=state.password,
+            password=_password(service, state),
             incarnation=state.kafka_incarnation,
             is_durable=self._is_durable,
         )
+
+
+def _password(service: Service, state: StackState) -> str:
+    return state.redis_password or state.password if service is Service.REDIS else state.password
 
 
 def _end_one(record: ProcessRecord) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.local.errors import LocalStackError
 from infra.local.processes import ProcessId
-from infra.local.records import ALL, Service
+from infra.local.records import ALL, Service, derived_password
 
 STATE_FILE = "state.json"
 # Below the range that Linux hands out to outgoing connections: a port we chose stays free until its service binds it.
@@ -41,11 +41,13 @@ class StackState:
     """Everything that a stack remembers."""
 
     password: str
-    """Password of PostgreSQL's owner and of Redis."""
+    """Password of PostgreSQL's owner; others are derived from it."""
     ports: dict[str, int]
     """One for each service, chosen at the first start and kept."""
     kafka_incarnation: str = ""
     """Cluster id of the broker that was started last."""
+    redis_password: str = ""
+    """Password of the Redis that was started last; empty where an earlier version did, with the owner's."""
     processes: tuple[ProcessRecord, ...] = field(default=())
     """In the order of starting."""
 
@@ -83,7 +85,9 @@ class StateFolder:
         known = self.load()
         if known is not None:
             return known
-        state = StackState(password=secrets.token_urlsafe(24), ports=_free_ports())
+        password = secrets.token_urlsafe(24)
+        redis_password = derived_password(password, Service.REDIS)
+        state = StackState(password=password, ports=_free_ports(), redis_password=redis_password)
         self.save(state)
         return state
 

@@ -16,7 +16,7 @@ from types import FrameType
 import structlog
 
 from pipeline.adapters.kafka.source import KafkaSource
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.engine import connect, for_a_process
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError
@@ -34,7 +34,7 @@ def run(settings: Settings, should_stop: Callable[[], bool]) -> None:
         EpochStale: a newer consumer has taken over.
     """
     settings.require("database_url", "kafka_bootstrap")
-    engine = connect(settings.database_url.get_secret_value(), settings.database_role)
+    engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
     store = SqlIntakeStore(engine)
     try:
         with KafkaSource(settings, store.take_partition) as source:

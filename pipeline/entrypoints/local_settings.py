@@ -9,12 +9,16 @@ from pydantic import SecretStr
 
 from infra.local import LocalStack, LocalStackError
 from infra.local.records import Endpoints
+from pipeline.adapters.logins import Login
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import Misconfigured
 
 
-def current_settings() -> Settings:
+def current_settings(login: Login = Login.console) -> Settings:
     """Return the settings for a command.
+
+    Args:
+        login: who it is in the database of the embedded stack; elsewhere the database's URL says that.
 
     Raises:
         Misconfigured: if a setting is wrong, or neither the environment nor a stack in `home` says where things are.
@@ -27,14 +31,15 @@ def current_settings() -> Settings:
     except LocalStackError as error:
         expected = f"expected CORRIGENDA_DATABASE_URL or an embedded stack in {settings.home} (`corrigenda up`)"
         raise Misconfigured(f"{expected}, got neither; {error}") from error
-    return with_endpoints(settings, endpoints)
+    return with_endpoints(settings, endpoints, login)
 
 
-def with_endpoints(settings: Settings, endpoints: Endpoints) -> Settings:
-    """Return the settings of processes that use the embedded stack."""
+def with_endpoints(settings: Settings, endpoints: Endpoints, login: Login = Login.console) -> Settings:
+    """Return the settings of a process that uses the embedded stack with a login of its own."""
     return settings.model_copy(
         update={
-            "database_url": SecretStr(endpoints.database_url),
+            "database_url": SecretStr(endpoints.login_url(login)),
+            "database_role": "",
             "redis_url": SecretStr(endpoints.redis_url),
             "kafka_bootstrap": endpoints.kafka_bootstrap,
             "kafka_incarnation": endpoints.kafka_incarnation,

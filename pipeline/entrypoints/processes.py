@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from infra.local import LocalStack, LocalStackError
+from pipeline.adapters.logins import Login, let_in
 from pipeline.adapters.schema import upgrade
 from pipeline.bootstrap import create_topics
 from pipeline.config import Settings, load_settings
@@ -20,7 +21,7 @@ EDIT_WORKER_GRACE = timedelta(seconds=60)
 
 
 def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
-    """Start the services, bring the schema up to date and make the topics.
+    """Start the services, bring the schema up to date, let our logins in and make the topics.
 
     Args:
         home: folder of the stack; what the settings say if None.
@@ -37,6 +38,7 @@ def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
         raise Misconfigured(str(error)) from error
     settings = with_endpoints(settings, endpoints)
     upgrade(endpoints.database_url)
+    let_in(endpoints.database_url, [endpoints.login_url(login) for login in Login])
     create_topics(settings)
     return stack, settings
 
@@ -44,14 +46,14 @@ def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
 def start_intake(stack: LocalStack, settings: Settings) -> None:
     """Start the process that records corrections."""
     argv = [sys.executable, "-m", "pipeline.entrypoints.consumer"]
-    stack.spawn(INTAKE, argv, environment_of(settings))
+    stack.spawn(INTAKE, argv, _environment(stack, settings, Login.intake))
 
 
 def start_control_worker(stack: LocalStack, settings: Settings) -> None:
     """Start the worker that relays the outbox, rings again, and reconciles the registry, with beat."""
     schedule = stack.root / "celery-beat"
     argv = [*_celery(), "-B", "-s", str(schedule), "-P", "threads", "-c", "4", "-Q", "control", "-n", "control@%h"]
-    stack.spawn(CONTROL_WORKER, argv, environment_of(settings))
+    stack.spawn(CONTROL_WORKER, argv, _environment(stack, settings, Login.control))
 
 
 def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec) -> str:
@@ -66,8 +68,12 @@ def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec
     )
     name = f"edit-worker-{base}"
     argv = [*_celery(), "-P", "prefork", "-c", "1", "-Q", f"edits.{base}", "-n", f"edit-{base}@%h"]
-    stack.spawn(name, argv, environment_of(settings), grace=EDIT_WORKER_GRACE)
+    stack.spawn(name, argv, _environment(stack, settings, Login.editor), grace=EDIT_WORKER_GRACE)
     return name
+
+
+def _environment(stack: LocalStack, settings: Settings, login: Login) -> dict[str, str]:
+    return environment_of(with_endpoints(settings, stack.endpoints(), login))
 
 
 def _celery() -> list[str]:

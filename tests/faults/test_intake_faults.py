@@ -41,6 +41,7 @@ def intake_process(
     environment = {
         **os.environ,
         "CORRIGENDA_DATABASE_URL": settings.database_url.get_secret_value(),
+        "CORRIGENDA_DATABASE_ROLE": settings.database_role,
         "CORRIGENDA_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
         "CORRIGENDA_REQUESTS_TOPIC": settings.requests_topic,
         "CORRIGENDA_INTAKE_GROUP": settings.intake_group,

@@ -20,6 +20,7 @@ from pipeline.adapters.celery_doorbell import CeleryDoorbell
 from pipeline.adapters.kafka.connection import admin_client, create_topics, opened
 from pipeline.adapters.kafka.publisher import MAX_REQUEST_BYTES, KafkaPublisher
 from pipeline.adapters.kafka.source import KafkaSource
+from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
@@ -118,17 +119,19 @@ def test_what_is_owed_by_intake_reaches_redis_and_the_dead_letter_topic(
     settings = intake_settings(postgres_url, kafka_bootstrap, new_topic("requests"), **changes)
     huge = encoded(correction("huge", prompt="a" * 10_000_000))
     produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r0")), b"{bad", huge])
-    engine = connect(postgres_url, settings.database_role)
+    engine = connect(postgres_url, Login.intake)
     store = SqlIntakeStore(engine)
     with KafkaSource(settings, store.take_partition) as source:
         run_until(Intake(source=source, store=store), 3)
+    engine.dispose()
+    engine = connect(postgres_url, Login.control)
     with KafkaPublisher(settings) as publisher:
         announcer = Announcer(
             doorbell=CeleryDoorbell(settings),
             publisher=publisher,
             lineages=SqlLineageStore(engine),
             history=SqlHistoryStore(engine),
-            dead_letters=store,
+            dead_letters=SqlIntakeStore(engine),
             results_topic=settings.results_topic,
             dead_letter_topic=dlq,
         )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import bootstrap
+from pipeline.adapters.logins import Login
 from pipeline.adapters.mlflow.package import write_reports
 from pipeline.config import Settings
 from pipeline.domain.approvals import Channel, Decision
@@ -20,7 +21,7 @@ from pipeline.domain.rank_api import LoadPlan
 from pipeline.domain.wire import parse_message
 from pipeline.entrypoints.preparation import Prepared, make_lineage
 from tests.support.factories import NOON
-from tests.support.store_rig import LINEAGE, ROLE, StoreRig
+from tests.support.store_rig import LINEAGE, StoreRig
 from tests.support.tiny_lineage import make_tiny_lineage
 from tests.support.waiting import patience
 from workers.controller.group import RankGroup
@@ -58,7 +59,7 @@ def settings(postgres_url: str, tmp_path: Path, pools_close: None) -> Settings:
     """Of an edit worker with one rank."""
     return Settings(
         database_url=postgres_url,
-        database_role=ROLE,
+        database_role=Login.editor,
         artifact_root=tmp_path / "artifacts",
         batch_max_wait=timedelta(0),
     )

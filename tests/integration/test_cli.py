@@ -50,6 +50,7 @@ def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in [name for name in os.environ if name.startswith("CORRIGENDA_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CORRIGENDA_DATABASE_URL", postgres_url)
+    monkeypatch.setenv("CORRIGENDA_DATABASE_ROLE", "corrigenda_console")
     monkeypatch.setenv("CORRIGENDA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CORRIGENDA_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
     return lambda *words, **more: CliRunner().invoke(app, list(words), **more)
@@ -381,7 +382,8 @@ def test_prune_takes_away_the_bytes_of_an_old_letter_which_is_then_only_replayed
 def test_a_reader_that_goes_away_or_a_disk_that_is_full_shows_no_traceback(postgres_url: str) -> None:
     make_lineage(postgres_url)
     command = f"{sys.executable} -m pipeline.entrypoints.cli lineage list --json"
-    variables = {**os.environ, "CORRIGENDA_DATABASE_URL": postgres_url}
+    role = {"CORRIGENDA_DATABASE_ROLE": "corrigenda_console"}
+    variables = {**os.environ, "CORRIGENDA_DATABASE_URL": postgres_url, **role}
     for rest in (" | true", " > /dev/full"):
         done = subprocess.run(
             command + rest, shell=True, env=variables, capture_output=True, text=True, timeout=patience(), check=False

@@ -11,6 +11,7 @@ import pytest
 
 from editors.weights.loading import load_base
 from pipeline import bootstrap
+from pipeline.adapters.logins import Login
 from pipeline.config import Settings
 from pipeline.domain.errors import EngineFailed
 from pipeline.domain.gates import GatePolicy
@@ -18,7 +19,7 @@ from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints.preparation import Prepared, make_lineage
 from tests.support.factories import NOON
 from tests.support.processes import is_gone
-from tests.support.store_rig import LINEAGE, ROLE, StoreRig
+from tests.support.store_rig import LINEAGE, StoreRig
 from tests.support.tiny_lineage import edits, make_tiny_lineage
 from tests.support.waiting import eventually, patience
 from workers.controller.group import RankGroup
@@ -51,7 +52,7 @@ def settings(postgres_url: str, tmp_path: Path, pools_close: None) -> Settings:
     """Of an edit worker with two ranks."""
     return Settings(
         database_url=postgres_url,
-        database_role=ROLE,
+        database_role=Login.editor,
         artifact_root=tmp_path / "artifacts",
         batch_max_wait=timedelta(0),
         num_ranks=2,

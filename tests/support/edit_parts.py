@@ -59,6 +59,7 @@ def worker(rig: StoreRig, *options: str, failpoint: str = "") -> Iterator[Worker
     """A worker on a rig's database and files, killed at the end if it still runs."""
     environment = os.environ | {
         "CORRIGENDA_DATABASE_URL": rig.url,
+        "CORRIGENDA_DATABASE_ROLE": "corrigenda_editor",
         "CORRIGENDA_ARTIFACT_ROOT": str(rig.folder / "artifacts"),
         "CORRIGENDA_LEASE_TTL": str(TTL.total_seconds()),
         "CORRIGENDA_BATCH_MAX_WAIT": "0",

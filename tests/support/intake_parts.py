@@ -26,6 +26,7 @@ def intake_settings(postgres_url: str, kafka_bootstrap: str, topic: str, **chang
     """Settings of an intake process of one test."""
     fields: dict[str, Any] = {
         "database_url": SecretStr(postgres_url),
+        "database_role": "corrigenda_intake",
         "kafka_bootstrap": kafka_bootstrap,
         "requests_topic": topic,
         "intake_group": f"group.{topic}",

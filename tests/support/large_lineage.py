@@ -197,14 +197,16 @@ class Counted:
     written: Counter[str] = field(default_factory=Counter)
 
     def __enter__(self) -> Counted:
-        event.listen(self.rig.engine, "before_cursor_execute", self._count)
-        event.listen(self.rig.engine, "commit", _flush)
+        for engine in self.rig.engines.values():
+            event.listen(engine, "before_cursor_execute", self._count)
+            event.listen(engine, "commit", _flush)
         self._before = self._worked()
         return self
 
     def __exit__(self, *_: object) -> None:
-        event.remove(self.rig.engine, "before_cursor_execute", self._count)
-        event.remove(self.rig.engine, "commit", _flush)
+        for engine in self.rig.engines.values():
+            event.remove(engine, "before_cursor_execute", self._count)
+            event.remove(engine, "commit", _flush)
         for table, (read, written) in self._worked().items():
             before = self._before.get(table, (0, 0))
             self.read[table] = read - before[0]

@@ -13,6 +13,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from pipeline.adapters.file_artifacts import FileArtifacts
+from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.audit import SqlAuditStore
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.history import SqlMirrorStore
@@ -34,7 +35,6 @@ from pipeline.domain.snapshots import Artifact, Basis, Snapshot, chained_digest
 from pipeline.services.ports import NewSnapshot
 from tests.support.factories import NOON, make_measurements, make_request, make_score
 
-ROLE = "corrigenda_app"
 LINEAGE = "facts"
 TTL = timedelta(minutes=5)
 MAX_ATTEMPTS = 3
@@ -69,19 +69,22 @@ class StoreRig:
 
     def __post_init__(self) -> None:
         self.owner = psycopg.connect(self.url, row_factory=dict_row, autocommit=True)
-        self.engine = connect(self.url, ROLE)
+        # Each store has the rights of the process that uses it: without one that it needs, its tests fail.
+        self.engines = {login: connect(self.url, login) for login in Login}
+        self.engine = self.engines[Login.console]
         self.artifacts = FileArtifacts(self.folder / "artifacts")
-        self.intake = SqlIntakeStore(self.engine)
-        self.lineages = SqlLineageStore(self.engine)
-        self.leases = SqlLeaseStore(self.engine)
-        self.queue = SqlEditQueue(self.engine)
-        self.snapshots = SqlSnapshotStore(self.engine, self.artifacts)
-        self.review = SqlReviewStore(self.engine)
-        self.mirror = SqlMirrorStore(self.engine, self.artifacts)
-        self.audit = SqlAuditStore(self.engine)
+        self.intake = SqlIntakeStore(self.engines[Login.intake])
+        self.lineages = SqlLineageStore(self.engines[Login.console])
+        self.leases = SqlLeaseStore(self.engines[Login.editor])
+        self.queue = SqlEditQueue(self.engines[Login.editor])
+        self.snapshots = SqlSnapshotStore(self.engines[Login.editor], self.artifacts)
+        self.review = SqlReviewStore(self.engines[Login.console])
+        self.mirror = SqlMirrorStore(self.engines[Login.control], self.artifacts)
+        self.audit = SqlAuditStore(self.engines[Login.auditor])
 
     def close(self) -> None:
-        self.engine.dispose()
+        for engine in self.engines.values():
+            engine.dispose()
         self.owner.close()
 
     def query(self, statement: str, *values: Any) -> list[dict[str, Any]]:

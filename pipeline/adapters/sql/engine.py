@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
@@ -54,6 +55,24 @@ def connect(url: str, role: str) -> Engine:
             "tcp_user_timeout": 30_000,
         },
     )
+
+
+def for_a_process(engine: Engine) -> Engine:
+    """Make an engine refuse to act as a superuser, whom no guard of the schema holds back; migrations alone may.
+
+    Raises:
+        Misconfigured: when it connects, if that is who it is.
+    """
+    event.listen(engine, "connect", _refuse_superuser)
+    return engine
+
+
+def _refuse_superuser(raw: psycopg.Connection[Any], _: object) -> None:
+    if raw.info.parameter_status("is_superuser") == "on":
+        raise Misconfigured(
+            f"expected a database login of this process's own, such as corrigenda_intake, got the superuser "
+            f"{raw.info.user!r}; that one is for migrations"
+        )
 
 
 def parsed_url(url: str) -> URL:

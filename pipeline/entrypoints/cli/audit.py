@@ -11,6 +11,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.audit import SqlAuditStore
 from pipeline.bootstrap import publisher, stores
 from pipeline.domain.audit import AuditEvent
@@ -59,7 +60,7 @@ def audit_show(
 
     Example: corrigenda audit show demo --after 100
     """
-    audit = stores(current_settings()).audit
+    audit = stores(current_settings(Login.auditor)).audit
     _known(audit, chain)
     rows = [asdict(event) for event in audit.events(chain, after_seq=after, limit=limit)]
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action", "subject": "subject"}
@@ -71,7 +72,7 @@ def audit_verify(chain: ChainArgument = None, as_json: JsonOption = False) -> No
 
     Example: corrigenda audit verify
     """
-    audit = stores(current_settings()).audit
+    audit = stores(current_settings(Login.auditor)).audit
     if chain:
         _known(audit, chain)
     results = []
@@ -98,7 +99,7 @@ def audit_export(
 
     Example: corrigenda audit export demo --out demo-audit.jsonl
     """
-    audit = stores(current_settings()).audit
+    audit = stores(current_settings(Login.auditor)).audit
     if chain:
         _known(audit, chain)
     chains = [chain] if chain else list(audit.chains())

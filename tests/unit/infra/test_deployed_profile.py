@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.adapters.logins import Login
 from pipeline.config import Settings
 
 INFRA = Path(__file__).parents[3] / "infra"
 IMAGES = sorted((INFRA / "images").glob("*.Dockerfile"))
 JOBS = {"migrate", "cli"}
 KNOWN_KEYS = {
-    "build", "command", "configs", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image", "init",
+    "build", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image", "init",
     "ports", "profiles", "restart", "secrets", "shm_size", "stop_grace_period", "stop_signal", "user", "volumes",
 }  # fmt: skip
 
@@ -33,6 +34,12 @@ def services(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def given_as(service: dict[str, Any]) -> dict[str, str]:
+    """The secrets of a service: the name of the file it sees, and which secret that is."""
+    secrets = service.get("secrets", [])
+    return dict((s, s) if isinstance(s, str) else (s["target"], s["source"]) for s in secrets)
+
+
 def test_it_has_every_part_of_the_deployed_profile(services: dict[str, dict[str, Any]]) -> None:
     parts = {"kafka", "postgres", "redis", "mlflow", "migrate", "intake", "control-worker", "edit-worker"}
     assert parts <= set(services)
@@ -40,7 +47,7 @@ def test_it_has_every_part_of_the_deployed_profile(services: dict[str, dict[str,
 
 def test_services_use_keys_that_compose_knows(compose: dict[str, Any], services: dict[str, dict[str, Any]]) -> None:
     top = {key for key in compose if not key.startswith("x-")}
-    assert top == {"name", "services", "configs", "secrets", "volumes"}
+    assert top == {"name", "services", "secrets", "volumes"}
     for name, service in services.items():
         assert set(service) <= KNOWN_KEYS, name
         assert isinstance(service["image"], str), name
@@ -66,17 +73,34 @@ def test_values_are_valid_settings(services: dict[str, dict[str, Any]]) -> None:
 
 def test_every_secret_file_of_ours_is_named_like_its_setting(services: dict[str, dict[str, Any]]) -> None:
     known = {f"corrigenda_{name}" for name in Settings.model_fields}
-    ours = {
-        secret for name, s in services.items() for secret in s.get("secrets", []) if secret.startswith("corrigenda")
-    }
+    ours = {secret for s in services.values() for secret in given_as(s) if secret.startswith("corrigenda")}
     assert ours == {"corrigenda_database_url", "corrigenda_redis_url"}
     assert ours <= known
 
 
+def test_each_service_has_a_database_login_of_its_own_and_no_secret_of_another(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    logins = {name: given_as(service).get("corrigenda_database_url") for name, service in services.items()}
+    assert {name: login for name, login in logins.items() if login} == {
+        "migrate": "owner_database_url",
+        "intake": "intake_database_url",
+        "control-worker": "control_database_url",
+        "edit-worker": "editor_database_url",
+        "edit-worker-gpu": "editor_database_url",
+        "cli": "console_database_url",
+    }
+    for name in set(services) - {"migrate"}:
+        own = {logins[name], "corrigenda_redis_url", "redis_password", "postgres_password", "mlflow_store_url"}
+        assert set(given_as(services[name]).values()) <= own, name
+    assert given_as(services["postgres"]) == {"postgres_password": "postgres_password"}
+    assert given_as(services["mlflow"]) == {"mlflow_store_url": "mlflow_store_url"}
+    assert {f"{login.name}_database_url" for login in Login} <= set(given_as(services["migrate"]))
+
+
 def test_everything_that_is_named_is_declared(compose: dict[str, Any], services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
-        assert set(service.get("secrets", [])) <= set(compose["secrets"]), name
-        assert {config["source"] for config in service.get("configs", [])} <= set(compose["configs"]), name
+        assert set(given_as(service).values()) <= set(compose["secrets"]), name
         assert set(service.get("depends_on", {})) <= set(services), name
         volumes = {volume.split(":")[0] for volume in service.get("volumes", [])}
         assert {volume for volume in volumes if not volume.startswith("$")} <= set(compose["volumes"]), name
@@ -113,7 +137,10 @@ def test_secrets_are_made_once_and_agree(
     make_secrets.main()
     assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == first
     assert set(first) == set(compose["secrets"])
-    assert first["postgres_password"] in first["corrigenda_database_url"]
+    assert first["postgres_password"] in first["owner_database_url"]
+    others = [text for name, text in first.items() if name not in ("owner_database_url", "postgres_password")]
+    assert not any(first["postgres_password"] in text for text in others)
+    assert len(set(first.values())) == len(first)
     assert first["redis_password"] in first["corrigenda_redis_url"]
 
 
