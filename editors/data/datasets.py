@@ -8,6 +8,7 @@ by its fields which format it is in.
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from editors.data.formats import as_wire
+from pipeline.domain.chat_wire import is_readable
 from pipeline.domain.edits import Edit, EditRequest, Probe
 from pipeline.domain.errors import InvalidInput, InvalidMessage, Misconfigured
-from pipeline.domain.json_lines import json_lines, json_object, parsed_json, utf8_text
+from pipeline.domain.json_lines import json_lines, json_object, located, text_lines
 from pipeline.domain.rank_api import SuiteProbe
 from pipeline.domain.wire import parse_object
 
@@ -65,11 +67,20 @@ def read_suite(path: Path) -> list[SuiteProbe]:
     """
     suite = []
     for where, item in _objects(path):
-        if not isinstance(item.get("prompt"), str) or not item["prompt"].strip():
+        said = {name: _said(item, name, where) for name in ("prompt", "target", "subject", "relation")}
+        if said["prompt"] is None:
             raise Misconfigured(f"expected a probe with a prompt in {where}, got {item!r:.80}")
-        probe = Probe(prompt=item["prompt"].rstrip(), target=item.get("target"))
-        suite.append(SuiteProbe(probe=probe, subject=item.get("subject"), relation=item.get("relation")))
+        probe = Probe(prompt=item["prompt"].rstrip(), target=said["target"])
+        suite.append(SuiteProbe(probe=probe, subject=said["subject"], relation=said["relation"]))
     return suite
+
+
+def _said(item: dict[str, Any], name: str, where: str) -> str | None:
+    """Return a text of a probe without outer blanks; None where there is none."""
+    value = item.get(name)
+    if value is not None and (not isinstance(value, str) or not is_readable(value)):
+        raise Misconfigured(f"expected a {name} with at least one visible character in {where}, got {value!r:.80}")
+    return value.strip() if value is not None else None
 
 
 def read_text(path: Path) -> str:
@@ -79,11 +90,16 @@ def read_text(path: Path) -> str:
         Misconfigured: if it cannot be read.
     """
     try:
-        return utf8_text(path.read_bytes(), path)
-    except OSError as error:
-        raise Misconfigured(f"expected a UTF-8 text file, got {path}: {error}") from error
+        return "\n".join(line for _, line in text_lines(_content(path), path))
     except InvalidInput as error:
         raise Misconfigured(str(error)) from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Misconfigured(f"expected a UTF-8 text file, got {path}: {error}") from error
 
 
 def prior_lines(path: Path) -> list[str]:
@@ -93,7 +109,7 @@ def prior_lines(path: Path) -> list[str]:
     with their answers: nothing of what the edit changes.
     """
     if path.suffix not in EDIT_FILES:
-        return read_text(path).splitlines()
+        return read_text(path).split("\n")
     requests = [edit.request for edit in read_edits(path)]
     return [
         line
@@ -128,14 +144,14 @@ def _wire(edit: Edit) -> dict[str, Any]:
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the objects of a file, each with where it stands."""
-    text = read_text(path)
+    content = _content(path)
     try:
-        if text.lstrip().startswith("["):
-            for place, item in enumerate(parsed_json(text, str(path)), start=1):
+        if content.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+            for place, item in enumerate(located(read_text(path), str(path)), start=1):
                 where = f"item {place} of {path}"
                 yield where, json_object(item, where)
         else:
-            for number, document in json_lines(text, path):
+            for number, document in json_lines(content, path):
                 yield f"line {number} of {path}", document
     except InvalidInput as error:
         raise Misconfigured(str(error)) from error

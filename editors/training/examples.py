@@ -91,7 +91,7 @@ def make_examples(
     if has_subjects:
         taught, judged = (tuple(one for one in group if one.edit.subject_end is not None) for group in (taught, judged))
         _require_both((taught, judged), "a subject that stands in the prompt", edits, held_out)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     return Examples(
         training=taught,
         held_out=judged,

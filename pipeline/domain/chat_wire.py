@@ -26,9 +26,14 @@ def readable(text: str) -> str:
     Raises:
         ValueError: if it has none.
     """
-    if not any(char.isprintable() and not char.isspace() for char in text):
+    if not is_readable(text):
         raise ValueError("expected at least one visible character, got none")
     return text
+
+
+def is_readable(text: str) -> bool:
+    """Return whether a text has a character which a person can see."""
+    return any(char.isprintable() and not char.isspace() for char in text)
 
 
 def _joined(content: Any) -> Any:

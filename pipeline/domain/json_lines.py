@@ -1,49 +1,91 @@
-"""Objects in JSON, one a line: the one reader for files of edits, of probes and of questions."""
+"""JSON as Corrigenda reads it: the one reader of messages, and of files of edits, of probes and of questions.
+
+A field that stands twice in an object is refused: of two answers to "which target?" nobody knows which is meant. So is
+what neither PostgreSQL's text nor canonical JSON can hold. Lines end with a line feed, with or without a carriage
+return before it, and the last one may lack its end; nothing else ends a line, for JSON may hold U+2028, U+2029 and
+U+0085 as they are.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from pipeline.domain.errors import InvalidInput
 
-
-def utf8_text(content: bytes, file: object) -> str:
-    """Return a file's text without the byte order mark that some programs put first.
-
-    Raises:
-        InvalidInput: if the bytes are not UTF-8.
-    """
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"expected a UTF-8 file, got {file}: {error.reason} at byte {error.start}") from error
+BYTE_ORDER_MARK = "\ufeff"
+LARGEST_INTEGER = 2**53
+_UNSTORABLE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+"""How what cannot be stored is escaped; unescaped, it is refused as no UTF-8 or as a control character."""
+_LONG_NUMBER = re.compile("[0-9]{16}")
+"""What every integer that is too large has; others are left to the reader in C."""
 
 
-def json_lines(text: str, file: object) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a text, one a line, each with the number of its line; blank lines are skipped.
-
-    Raises:
-        InvalidInput: if a line holds no JSON object.
-    """
-    # Not splitlines(): JSON may hold U+2028, U+2029 and U+0085 as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"line {number} of {file}"
-            yield number, json_object(parsed_json(line, where), where)
-
-
-def parsed_json(text: str, where: str) -> Any:
+def json_value(text: str, *, most_fields: int | None = None) -> Any:
     """Return the value of a JSON text.
 
+    Args:
+        text: the JSON.
+        most_fields: most fields that an object may have, wherever it stands; any number if None.
+
     Raises:
-        InvalidInput: if it is no JSON.
+        InvalidInput: if it is no JSON, or what was said above.
     """
     try:
-        return json.loads(text)
+        value = json.loads(
+            text,
+            object_pairs_hook=partial(_object, most=most_fields),
+            parse_constant=_refuse_constant,
+            parse_int=_integer if _LONG_NUMBER.search(text) else None,
+        )
+        if _UNSTORABLE.search(text):
+            _refuse_unstorable(value)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"expected JSON in {where}, got: {error}") from error
+        raise InvalidInput(f"expected JSON, got text that does not parse: {str(error)[:200]}") from error
+    return value
+
+
+def json_lines(content: bytes, file: object) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file, one a line, each with the number of its line; blank lines are skipped.
+
+    Raises:
+        InvalidInput: naming the line that holds no JSON object, or no UTF-8.
+    """
+    for number, line in text_lines(content, file):
+        if line.strip():
+            where = f"line {number} of {file}"
+            yield number, json_object(located(line, where), where)
+
+
+def text_lines(content: bytes, file: object) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file without their ends and without byte order marks, each with its number.
+
+    Raises:
+        InvalidInput: naming the first line that is not UTF-8.
+    """
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            # Files that were put together may have a mark at the head of any line.
+            yield number, line.decode("utf-8").removeprefix(BYTE_ORDER_MARK).removesuffix("\r")
+        except UnicodeDecodeError as error:
+            where = f"line {number} of {file}: {error.reason} at byte {error.start} of the line"
+            raise InvalidInput(f"expected a UTF-8 file, got {where}") from error
+
+
+def located(text: str, where: str) -> Any:
+    """Return the value of a JSON text that stands somewhere.
+
+    Raises:
+        InvalidInput: as `json_value`, with where it stands.
+    """
+    try:
+        return json_value(text)
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}: {error}") from error
 
 
 def json_object(value: Any, where: str) -> dict[str, Any]:
@@ -55,3 +97,39 @@ def json_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInput(f"expected a JSON object in {where}, got {type(value).__name__}")
     return value
+
+
+def _object(pairs: list[tuple[str, Any]], *, most: int | None) -> dict[str, Any]:
+    if most is not None and len(pairs) > most:
+        raise InvalidInput(f"expected objects of at most {most} fields, got one of {len(pairs)}")
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise InvalidInput(f"expected each field of an object once, got the duplicate field {twice!r:.120}")
+    return made
+
+
+def _integer(digits: str) -> int:
+    number = int(digits)
+    if abs(number) > LARGEST_INTEGER:
+        raise InvalidInput("expected integers within 2^53, got a larger one")
+    return number
+
+
+def _refuse_constant(name: str) -> object:
+    raise InvalidInput(f"expected JSON numbers, got {name}")
+
+
+def _refuse_unstorable(value: object) -> None:
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise InvalidInput("expected text without NUL, got a string that holds one")
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise InvalidInput("expected Unicode text, got a lone surrogate")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_unstorable(name)
+            _refuse_unstorable(item)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_unstorable(item)

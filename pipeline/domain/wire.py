@@ -10,24 +10,31 @@ Fields that came after the first producers may be left out, and the others mean 
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from pipeline.domain.chat_wire import MAX_PROMPT_CHARS, MAX_TURNS, Identifier, MessageV1, Wire, readable, require_asked
 from pipeline.domain.edits import EditRequest, Probe
-from pipeline.domain.errors import InvalidMessage
+from pipeline.domain.errors import InvalidInput, InvalidMessage
+from pipeline.domain.json_lines import json_value
 
 MAX_MESSAGE_BYTES = 1_000_000
 MAX_TARGET_CHARS = 200
 MAX_PROBES = 32
 MAX_ALIASES = 32
+MAX_FIELDS = 64
+"""Bound of an object's fields, known or not: every unknown one costs a sentence."""
 VERSION: Literal[1] = 1
+RFC_3339 = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
+_TIME = re.compile(RFC_3339)
+_LEAP_SECOND = slice(17, 19)
 
-PromptText = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
-TargetText = Annotated[str, Field(min_length=1, max_length=MAX_TARGET_CHARS)]
+PromptText = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS), AfterValidator(readable)]
+TargetText = Annotated[str, Field(min_length=1, max_length=MAX_TARGET_CHARS), AfterValidator(readable)]
+Name = Annotated[Identifier, AfterValidator(readable)]
 
 
 class ProbeV1(Wire):
@@ -35,6 +42,10 @@ class ProbeV1(Wire):
 
     prompt: PromptText
     target: TargetText | None = None
+
+    def to_domain(self) -> Probe:
+        """Return the same probe as a domain record, trimmed as an edit's prompt and target are."""
+        return Probe(prompt=self.prompt.rstrip(), target=self.target.strip() if self.target else None)
 
 
 def _said(name: str, **bound: int) -> dict[str, Any]:
@@ -57,7 +68,7 @@ class EditRequestV1(Wire):
     model_config = ConfigDict(json_schema_extra=_ENOUGH)
 
     version: Literal[1] = Field(VERSION, description="Version of this contract.")
-    request_id: Identifier = Field(description="The producer's id; the same id must carry the same payload.")
+    request_id: Name = Field(description="The producer's id; the same id must carry the same payload.")
     lineage: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^/:\s]+$")] = Field(
         description="The lineage (an edited model under one name) that the correction is for; also the key."
     )
@@ -80,11 +91,11 @@ class EditRequestV1(Wire):
         description="What the model has to say after the prompt; where it is left out, the whole answer.",
     )
     target_true: TargetText | None = Field(None, description="What the model said until now.")
-    subject: Identifier | None = Field(None, description="The entity the fact is about.")
-    aliases: Annotated[list[Identifier], Field(max_length=MAX_ALIASES)] = Field(
+    subject: Name | None = Field(None, description="The entity the fact is about.")
+    aliases: Annotated[list[Name], Field(max_length=MAX_ALIASES)] = Field(
         default_factory=list, description="Other names of the subject."
     )
-    relation: Identifier | None = Field(None, description="The relation that is corrected.")
+    relation: Name | None = Field(None, description="The relation that is corrected.")
     question: PromptText | None = Field(None, description="The fact as a question, as people ask it in a chat.")
     rephrases: Annotated[list[PromptText], Field(max_length=MAX_PROBES)] = Field(
         default_factory=list,
@@ -96,14 +107,13 @@ class EditRequestV1(Wire):
     portability: Annotated[list[ProbeV1], Field(max_length=MAX_PROBES)] = Field(
         default_factory=list, description="Consequences, with the answers they should have."
     )
-    source: Identifier | None = Field(None, description="The system that the correction comes from.")
-    submitted_by: Identifier | None = Field(None, description="Who made the correction.")
-    occurred_at: AwareDatetime = Field(description="When it was made (RFC 3339 with an offset).", strict=False)
-
-    @field_validator("prompt", "answer", "target_new", "target_true", "subject", "relation", "question", "request_id")
-    @classmethod
-    def _has_something_to_read(cls, text: str | None) -> str | None:
-        return text if text is None else readable(text)
+    source: Name | None = Field(None, description="The system that the correction comes from.")
+    submitted_by: Name | None = Field(None, description="Who made the correction.")
+    occurred_at: AwareDatetime = Field(
+        description="When it was made (RFC 3339 with an offset), by a clock that is not ahead of the database's.",
+        strict=False,
+        json_schema_extra={"pattern": RFC_3339},
+    )
 
     @field_validator("messages")
     @classmethod
@@ -138,14 +148,17 @@ class EditRequestV1(Wire):
     def _are_names_of_a_subject(cls, aliases: list[str], info: ValidationInfo) -> list[str]:
         if aliases and info.data.get("subject", "") is None:
             raise ValueError("expected a subject beside its aliases, got none")
-        return [readable(alias) for alias in aliases]
+        return aliases
 
     @field_validator("occurred_at", mode="before")
     @classmethod
-    def _is_text_or_time(cls, value: Any) -> Any:
-        if not isinstance(value, str | datetime):
-            raise ValueError("expected an RFC 3339 time as a string")
-        return value
+    def _is_rfc_3339(cls, value: Any) -> Any:
+        if isinstance(value, datetime):
+            return value
+        if not isinstance(value, str) or _TIME.fullmatch(value) is None:
+            form = "an RFC 3339 time with an offset, such as 2026-06-01T12:00:00Z, as a string"
+            raise ValueError(f"expected {form}, got {value!r:.60}")
+        return _after_leap_second(value) if value[_LEAP_SECOND] == "60" else value
 
     @field_validator("occurred_at")
     @classmethod
@@ -163,7 +176,7 @@ class EditRequestV1(Wire):
         return probes
 
     def to_domain(self) -> EditRequest:
-        """Return the same request as a domain record; answers, targets and names lose their outer blanks."""
+        """Return the same request as a domain record; texts lose outer blanks, prompts those at their end."""
         asked = self.messages[-1].content if self.prompt is None else self.prompt
         answer = self.answer.strip() if self.answer else None
         return EditRequest(
@@ -172,11 +185,11 @@ class EditRequestV1(Wire):
             prompt=asked.rstrip(),
             target_new=(self.target_new or answer or "").strip(),
             target_true=self.target_true.strip() if self.target_true else None,
-            subject=self.subject,
-            relation=self.relation,
-            rephrases=tuple(self.rephrases),
-            locality=tuple(Probe(prompt=p.prompt, target=p.target) for p in self.locality),
-            portability=tuple(Probe(prompt=p.prompt, target=p.target) for p in self.portability),
+            subject=self.subject.strip() if self.subject else None,
+            relation=self.relation.strip() if self.relation else None,
+            rephrases=tuple(rephrase.rstrip() for rephrase in self.rephrases),
+            locality=tuple(probe.to_domain() for probe in self.locality),
+            portability=tuple(probe.to_domain() for probe in self.portability),
             question=self.question.strip() if self.question else None,
             messages=tuple(message.to_domain() for message in self.messages),
             answer=answer,
@@ -227,44 +240,24 @@ def json_schema() -> dict[str, Any]:
 
 def _decode(value: bytes) -> object:
     try:
-        text = value.decode("utf-8")
-        document: object = json.loads(text, parse_constant=_refuse_constant)
-        _refuse_unstorable(document)
-    except InvalidMessage:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InvalidMessage(f"expected UTF-8 JSON, got bytes that do not parse: {str(error)[:200]}") from error
-    return document
+        return json_value(value.decode("utf-8"), most_fields=MAX_FIELDS)
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(f"expected UTF-8 JSON, got bytes that do not parse: {error}") from error
+    except InvalidInput as error:
+        raise InvalidMessage(str(error)) from error
 
 
-def _refuse_constant(name: str) -> object:
-    raise InvalidMessage(f"expected JSON numbers, got {name}")
+def _after_leap_second(value: str) -> datetime:
+    """Return the time that follows a leap second at once: Python's clock has none.
 
-
-def _refuse_unstorable(value: object) -> None:
-    """Refuse what PostgreSQL text or canonical JSON cannot hold."""
-    if isinstance(value, str):
-        if "\x00" in value:
-            raise InvalidMessage("expected text without NUL, got a string that holds one")
-        if not value.isascii() and not _is_unicode(value):
-            raise InvalidMessage("expected Unicode text, got a lone surrogate")
-    elif isinstance(value, int) and abs(value) > 2**53:
-        raise InvalidMessage("expected integers within 2^53, got a larger one")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_unstorable(key)
-            _refuse_unstorable(item)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_unstorable(item)
-
-
-def _is_unicode(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    Raises:
+        ValueError: if it is none, which is the last second of a month in UTC.
+    """
+    after = datetime.fromisoformat(f"{value[:17].upper()}59{value[19:].upper()}") + timedelta(seconds=1)
+    first = after.astimezone(UTC)
+    if (first.day, first.hour, first.minute, first.second) != (1, 0, 0, 0):
+        raise ValueError(f"expected an RFC 3339 time, got a second 60 that is no leap second: {value!r:.60}")
+    return after
 
 
 def _reason(error: ValidationError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -162,7 +163,7 @@ def dead_letters_replay(
 def _replacement(file: Path) -> tuple[str, bytes]:
     """Return the key and bytes of a corrected message; refused if it can never be an edit either."""
     try:
-        value = file.read_bytes()
+        value = file.read_bytes().removeprefix(BOM_UTF8)
     except OSError as error:
         raise InvalidInput(f"expected a readable file, got {file}: {error.strerror}") from error
     return parse_message(value).lineage, value

@@ -14,7 +14,7 @@ import typer
 
 from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
-from pipeline.domain.json_lines import json_lines, utf8_text
+from pipeline.domain.json_lines import json_lines
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.prompts import Role
 from pipeline.domain.rank_api import EditorIdentity
@@ -277,7 +277,7 @@ def _documents(file: Path) -> list[tuple[int, dict[str, Any]]]:
         content = _standard_input() if str(file) == "-" else file.read_bytes()
     except OSError as error:
         raise InvalidInput(f"expected a readable JSONL file, got {file}: {error.strerror}") from error
-    return list(json_lines(utf8_text(content, file), file))
+    return list(json_lines(content, file))
 
 
 def _standard_input() -> bytes:

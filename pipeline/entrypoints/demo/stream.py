@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.domain.edits import EditRequest
-from pipeline.domain.json_lines import json_lines, utf8_text
+from pipeline.domain.json_lines import json_lines
 from pipeline.domain.wire import parse_object
 
 FACTS = Path(__file__).resolve().parents[3] / "infra" / "local" / "facts"
@@ -78,7 +78,7 @@ def message(lineage: str, document: dict[str, Any]) -> Produced:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON lines file."""
-    return [document for _, document in json_lines(utf8_text(path.read_bytes(), path), path)]
+    return [document for _, document in json_lines(path.read_bytes(), path)]
 
 
 _CONTESTED_FACT = {

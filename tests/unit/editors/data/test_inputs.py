@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editors.data.datasets import edit_lines, latest_of_each_fact, read_edits, read_suite
+from editors.data.datasets import edit_lines, latest_of_each_fact, prior_lines, read_edits, read_suite, read_text
 from editors.models.digest import base_digest
 from editors.models.inner_params import true_shape
 from editors.models.tokens import chunks, encode_pair, encode_prompt
 from editors.weights.loading import load_base
-from pipeline.domain.edits import Edit
+from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import InvalidInput, Misconfigured
 from pipeline.domain.wire import parse_object
 from tests.support.factories import CHAT_REQUEST, NOON, WIRE_REQUEST
@@ -75,7 +75,7 @@ def test_what_is_written_in_our_own_format_is_read_as_the_same_requests(tmp_path
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "JSON in line 1"),
+        ("{", "line 1 of .*: expected JSON"),
         ([1], "object in item 1"),
         ("3", "object in line 1"),
         ({"prompt": "A is"}, "target_new"),
@@ -95,6 +95,46 @@ def test_a_byte_order_mark_and_the_separators_that_json_may_hold_are_no_trouble(
     (tmp_path / "latin.jsonl").write_bytes("é".encode("latin-1"))
     with pytest.raises(Misconfigured, match="UTF-8"):
         read_edits(tmp_path / "latin.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["one a line", "a list"])
+def test_a_field_that_stands_twice_in_a_file_is_refused_at_any_depth(kind: str, tmp_path: Path) -> None:
+    good = '{"prompt": "A is", "target_new": "a"}'
+    bad = '{"prompt": "B is", "target_new": "b", "locality": [{"prompt": "C is", "prompt": "D is"}]}'
+    text = f"{good}\n{bad}\n" if kind == "one a line" else f"[{good}, {bad}]"
+    (tmp_path / "data.json").write_text(text)
+    for read in (read_edits, read_suite, prior_lines):
+        with pytest.raises(Misconfigured, match="duplicate field 'prompt'"):
+            read(tmp_path / "data.json")
+
+
+def test_a_suite_is_trimmed_as_an_edit_is(tmp_path: Path) -> None:
+    probe = {"prompt": "The capital of Japan is  ", "target": " Tokyo", "subject": " Japan", "relation": "capital\t"}
+    (found,) = read_suite(write_lines(tmp_path / "suite.jsonl", probe))
+    assert found.probe == Probe(prompt="The capital of Japan is", target="Tokyo")
+    assert (found.subject, found.relation) == ("Japan", "capital")
+
+
+@pytest.mark.parametrize("name", ["prompt", "target", "subject", "relation"])
+@pytest.mark.parametrize("value", [" ", "", "\u3000\u200b", 7, ["Tokyo"]])
+def test_a_suite_with_blanks_for_a_text_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    line = {"prompt": "The capital of Japan is", "target": "Tokyo"} | {name: value}
+    with pytest.raises(Misconfigured, match=f"{name} .*in line 1"):
+        read_suite(write_lines(tmp_path / "suite.jsonl", line))
+
+
+def test_lines_of_text_end_where_lines_of_json_do(tmp_path: Path) -> None:
+    path = tmp_path / "prior.txt"
+    path.write_bytes("\ufeffOne\u2028two\x85three\r\n\r\nfour\x0cfive".encode())
+    assert prior_lines(path) == ["One\u2028two\x85three", "", "four\x0cfive"]
+
+
+def test_what_is_no_utf_8_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"prompt": "A is", "target_new": "a"}\n{"prompt": "\xe9 is", "target_new": "b"}')
+    for read in (read_edits, read_suite, read_text, prior_lines):
+        with pytest.raises(Misconfigured, match=r"UTF-8.*line 2"):
+            read(path)
 
 
 def test_a_file_without_edits_is_refused(tmp_path: Path) -> None:

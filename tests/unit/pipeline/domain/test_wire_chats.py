@@ -134,7 +134,7 @@ def test_what_a_log_holds_of_a_reply_may_stay_in_it_as_long_as_it_says_nothing()
         (WIRE_REQUEST | {"question": "\u2003"}, "question: .*visible"),
         (WIRE_REQUEST | {"question": ["What?"]}, "question: .*string"),
         (WIRE_REQUEST | {"aliases": ["Oz"], "subject": None}, "aliases: .*expected a subject beside its aliases"),
-        (WIRE_REQUEST | {"aliases": ["Oz", " "]}, "aliases: .*visible"),
+        (WIRE_REQUEST | {"aliases": ["Oz", " "]}, "aliases.1: .*visible"),
         (WIRE_REQUEST | {"aliases": "Oz"}, "aliases: .*list"),
         (WIRE_REQUEST | {"aliases": ["Oz"] * (MAX_ALIASES + 1)}, f"aliases: .*{MAX_ALIASES}"),
     ],
