@@ -8,7 +8,8 @@
     │   └── IllegalTransition   a status that cannot follow another
     ├── Misconfigured           a setting, file or model that cannot work; a person must act
     │   ├── WrongBase           an editor, delta or lineage that belongs to another base model
-    │   └── StreamGap           the log no longer holds the offset the database needs next
+    │   ├── StreamGap           the log no longer holds the offset the database needs next
+    │   └── Unreadable          the log holds bytes there that cannot be read
     ├── Unavailable             an outside system does not answer (retryable)
     ├── LeaseLost               somebody else owns the lineage now (retryable)
     ├── EpochStale              somebody else owns the partition now
@@ -70,6 +71,10 @@ class WrongBase(Misconfigured):
 
 class StreamGap(Misconfigured):
     """The log does not hold the offset the database needs next; skipping would lose edits."""
+
+
+class Unreadable(Misconfigured):
+    """The log holds bytes that cannot be read, such as a damaged batch; skipping them would lose edits."""
 
 
 class Unavailable(CorrigendaError):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from kafka import KafkaProducer
 
 from infra.local import LocalStack, Service
 from pipeline.adapters.kafka.connection import create_topics
@@ -117,6 +118,21 @@ def test_a_gap_in_the_log_ends_intake_with_a_sentence(settings: Settings, tmp_pa
     assert f"expected offset {NUM_MESSAGES + 5} of {settings.requests_topic}[0] next" in log.read_text()
 
 
+def test_a_batch_that_cannot_be_read_ends_intake_with_a_sentence_whenever_it_starts(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "intake.log"
+    with monkeypatch.context() as patched, _producer_of_lz4(settings) as producer:
+        patched.setattr("kafka.record.default_records.lz4_encode", lambda payload, **options: b"no frame of lz4")
+        producer.send(settings.requests_topic, value=b"anything" * 40, partition=0).get(timeout=patience())
+    for _ in range(2):
+        with intake_process(settings, log) as process:
+            assert process.wait(timeout=patience()) == ExitCode.misconfigured, log.read_text()
+    _assert_everything_is_there_once(settings)
+    assert log.read_text().count(f"can be read from offset {NUM_MESSAGES} of {settings.requests_topic}[0] on") == 2
+    assert "Traceback" not in log.read_text()
+
+
 def test_settings_that_cannot_work_end_intake_with_a_sentence(settings: Settings, tmp_path: Path) -> None:
     wrong = settings.database_url.get_secret_value().replace("corrigenda:", "corrigenda:not-")
     log = tmp_path / "intake.log"
@@ -170,6 +186,15 @@ def test_an_absent_database_is_waited_for(settings: Settings, tmp_path: Path) ->
         _wait_for_all(settings, process, log, num=NUM_MESSAGES + 1)
         _stop(process, log)
     assert request_ids(settings.database_url.get_secret_value())[-1] == "during"
+
+
+@contextmanager
+def _producer_of_lz4(settings: Settings) -> Iterator[KafkaProducer]:
+    producer = KafkaProducer(bootstrap_servers=settings.kafka_bootstrap, acks="all", compression_type="lz4")
+    try:
+        yield producer
+    finally:
+        producer.close(timeout=5)
 
 
 def _mixed() -> list[bytes | None]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.adapters.kafka.source import KafkaSource
-from pipeline.adapters.sql.engine import connect
-from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.config import Settings
 from pipeline.domain.errors import EpochStale, StreamGap
 from pipeline.domain.messages import PollCounts
-from pipeline.services.intake import Intake, parsed_poll
+from pipeline.services.intake import parsed_poll
 from tests.support.intake_parts import (
     correction,
     encoded,
+    intake_of,
     intake_settings,
     make_lineage,
     next_offsets,
@@ -30,18 +28,6 @@ from tests.support.intake_parts import (
 from tests.support.waiting import eventually
 
 MakeTopic = Callable[..., str]
-
-
-@contextmanager
-def intake_of(settings: Settings) -> Iterator[tuple[Intake, KafkaSource, SqlIntakeStore]]:
-    """An intake in this process."""
-    engine = connect(settings.database_url.get_secret_value(), settings.database_role)
-    store = SqlIntakeStore(engine)
-    try:
-        with KafkaSource(settings, store.take_partition) as source:
-            yield Intake(source=source, store=store), source, store
-    finally:
-        engine.dispose()
 
 
 @pytest.fixture

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from kafka import KafkaProducer
 from pydantic import SecretStr
 
+from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.config import Settings
 from pipeline.domain.messages import PollCounts
@@ -39,6 +42,18 @@ def make_lineage(postgres_url: str, name: str = LINEAGE) -> None:
     engine = connect(postgres_url, "")
     SqlLineageStore(engine).create(lineage(name).settings, actor="test")
     engine.dispose()
+
+
+@contextmanager
+def intake_of(settings: Settings) -> Iterator[tuple[Intake, KafkaSource, SqlIntakeStore]]:
+    """An intake in this process."""
+    engine = connect(settings.database_url.get_secret_value(), settings.database_role)
+    store = SqlIntakeStore(engine)
+    try:
+        with KafkaSource(settings, store.take_partition) as source:
+            yield Intake(source=source, store=store), source, store
+    finally:
+        engine.dispose()
 
 
 def correction(request_id: str, **changes: Any) -> dict[str, Any]:

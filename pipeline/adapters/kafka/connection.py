@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from kafka.errors import (
     for_code,
 )
 
+from pipeline.adapters.kafka.heard import HeardFailures
 from pipeline.config import Settings
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, StreamGap, Unavailable
 
@@ -92,8 +92,8 @@ def opened(make: Callable[..., Any], settings: Settings, **options: Any) -> Any:
         begun.append(client)
         return client
 
-    failures = _BootstrapFailures()
-    with broker_errors(settings), failures:
+    # Why a broker did not take us stands nowhere else.
+    with broker_errors(settings), HeardFailures("kafka.net.manager") as failures:
         try:
             return make(**client_options(settings), **options, kafka_client=network)
         except BaseException as error:
@@ -102,25 +102,6 @@ def opened(make: Callable[..., Any], settings: Settings, **options: Any) -> Any:
             if isinstance(error, KafkaTimeoutError) and failures.last is not None:
                 raise failures.last from error
             raise
-
-
-class _BootstrapFailures(logging.Handler):
-    """Hears from the library's log why a broker did not take us; it says so nowhere else."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.last: Exception | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        for said in record.args or ():
-            if isinstance(said, KafkaError) and not isinstance(said, KafkaTimeoutError):
-                self.last = said
-
-    def __enter__(self) -> None:
-        logging.getLogger("kafka.net.manager").addHandler(self)
-
-    def __exit__(self, *raised: object) -> None:
-        logging.getLogger("kafka.net.manager").removeHandler(self)
 
 
 def _check_security(settings: Settings) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, Self
 
@@ -20,7 +20,9 @@ from kafka.structs import OffsetAndMetadata
 
 from pipeline.adapters.kafka.assignment import AssignedByGroup, AssignedByHand
 from pipeline.adapters.kafka.connection import REQUEST_TIMEOUT_MS, broker_errors, opened
+from pipeline.adapters.kafka.heard import HeardFailures
 from pipeline.adapters.kafka.topic import TopicSeen, TopicWatch
+from pipeline.adapters.kafka.unreadable import is_unreadable, unreadable
 from pipeline.config import Settings
 from pipeline.domain.errors import CorrigendaError, EpochStale, StreamGap
 from pipeline.domain.messages import Message, PartitionClaim, PartitionKey
@@ -57,6 +59,8 @@ class KafkaSource:
         self._num_short: Counter[TopicPartition] = Counter()
         self._log = structlog.get_logger(__name__)
         self._consumer = opened_consumer(settings)
+        self._open = ExitStack()
+        self._failures = self._open.enter_context(HeardFailures("kafka.consumer.fetcher"))
         by = AssignedByGroup if settings.intake_mode == "group" else AssignedByHand
         self._assignment = by(self._consumer, self._topic)
 
@@ -99,6 +103,7 @@ class KafkaSource:
     def close(self) -> None:
         """Leave the group and the broker, within seconds."""
         self._watch.close()
+        self._open.close()
         with suppress(KafkaError):
             self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)
 
@@ -152,10 +157,23 @@ class KafkaSource:
         """Return records, or the gap that the broker tells of; a topic that was remade looks like one at first."""
         try:
             with broker_errors(self._settings):
-                limit = self._settings.intake_max_records
-                return self._consumer.poll(timeout_ms=POLL_MS, max_records=limit), None
+                return self._polled(), None
         except StreamGap as gap:
             return {}, gap
+
+    def _polled(self) -> dict[TopicPartition, list[Any]]:
+        limit = self._settings.intake_max_records
+        try:
+            records: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=POLL_MS, max_records=limit)
+        except Exception as error:
+            if is_unreadable(error):
+                raise unreadable(error, self._claims.values()) from error
+            raise
+        # An answer that is larger than the library takes is asked for again and again, and only its log tells.
+        failure = self._failures.taken()
+        if not records and failure is not None and is_unreadable(failure):
+            raise unreadable(failure, self._claims.values()) from failure
+        return records
 
     def _fetched(self, place: TopicPartition, records: Sequence[Any]) -> Fetched:
         claim = self._claims[place]
