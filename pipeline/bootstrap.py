@@ -29,6 +29,7 @@ from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.config import Settings
 from pipeline.services.announcing import Announcer
+from pipeline.services.champion_alias import ChampionAlias
 from pipeline.services.editing import EditPolicy, EditService
 from pipeline.services.mirroring import RegistryMirror
 from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
@@ -130,6 +131,7 @@ def relay(settings: Settings) -> OutboxRelay:
     """The relay of the outbox, with a handler for every kind of item."""
     kept = stores(settings)
     mirror = RegistryMirror(mirror=kept.mirror, registry=_registry(settings))
+    alias = ChampionAlias(mirror=kept.mirror, registry=_registry(settings))
     announcer = Announcer(
         doorbell=_doorbell(settings),
         publisher=_publisher(settings),
@@ -144,7 +146,7 @@ def relay(settings: Settings) -> OutboxRelay:
         mirror.register(item.payload["snapshot_id"])
 
     def champion(item: OutboxItem) -> None:
-        mirror.champion(item.payload["lineage"])
+        alias.point(item.payload["lineage"])
 
     return OutboxRelay(
         outbox=kept.outbox, handlers={**announcer.handlers(), "register": register, "champion": champion}
@@ -170,8 +172,8 @@ def reconciler(settings: Settings) -> RegistryReconciler:
     return RegistryReconciler(
         lineages=kept.lineages,
         snapshots=kept.snapshots,
-        mirror=kept.mirror,
         registry=_registry(settings),
+        champion=ChampionAlias(mirror=kept.mirror, registry=_registry(settings)),
         review=review_service(settings),
         notes=kept.review,
     )

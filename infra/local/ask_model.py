@@ -1,16 +1,21 @@
 """Asks the base with transformers alone, and the champion with MLflow alone, as an outside server would.
 
 Reads one JSON object a line on standard input and answers each with one line of JSON:
-`{"base": folder, "stems": [...], "chats": [...]}` or `{"champion": lineage, "stems": [...], "chats": [...]}` gives
-`{"stems": [...], "chats": [...]}`. A chat is a user's turn, put into the model's chat template. The champion is loaded
-anew for every line, so that what is asked is what the alias points to now.
+`{"base": folder, "stems": [...], "chats": [...]}` or `{"champion": lineage, "package_digest": digest, "stems": [...],
+"chats": [...]}` gives `{"stems": [...], "chats": [...]}`. A chat is a user's turn, put into the model's chat template.
+The champion is loaded anew for every line, so that what is asked is what the alias points to now. Its files are checked
+before MLflow runs any of them: they have to have the digest that whoever asks has from elsewhere.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 STEM_TOKENS = 16
@@ -24,7 +29,11 @@ def main(tracking_uri: str) -> None:
     """Answer lines until standard input ends."""
     for line in sys.stdin:
         asked = json.loads(line)
-        ask = base(asked["base"]) if "base" in asked else champion(tracking_uri, asked["champion"])
+        ask = (
+            base(asked["base"])
+            if "base" in asked
+            else champion(tracking_uri, asked["champion"], asked["package_digest"])
+        )
         answers = {"stems": ask(asked["stems"], False), "chats": ask(asked["chats"], True)}
         sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
@@ -50,12 +59,16 @@ def base(folder: str) -> Ask:
     return ask
 
 
-def champion(tracking_uri: str, lineage: str) -> Ask:
-    """Load the model that is live."""
+def champion(tracking_uri: str, lineage: str, expected: str) -> Ask:
+    """Load the model that is live, if its files have the expected digest."""
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri)
-    model: Any = mlflow.pyfunc.load_model(f"models:/{lineage}@champion")
+    with tempfile.TemporaryDirectory(prefix="corrigenda-champion-") as into:
+        folder = mlflow.artifacts.download_artifacts(f"models:/{lineage}@champion", dst_path=into)
+        if (found := package_digest(Path(folder))) != expected:
+            raise ValueError(f"expected the files of {lineage}@champion to have the digest {expected}, got {found}")
+        model: Any = mlflow.pyfunc.load_model(folder, model_config={"package_digest": expected})
 
     def ask(texts: list[str], is_chat: bool) -> list[str]:
         if not texts:
@@ -64,6 +77,14 @@ def champion(tracking_uri: str, lineage: str) -> Ask:
         return [str(answer) for answer in model.predict(texts, params=params)]
 
     return ask
+
+
+def package_digest(folder: Path) -> str:
+    """Return the digest of a model version: SHA-256 over what `sha256sum` says of its files, by name."""
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted((name for name in files if name != "registered_model_meta"), key=os.fsencode)
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _templated(tokenizer: Any, text: str) -> str:

@@ -72,6 +72,8 @@ class Snapshot:
     """MLflow model version, once mirrored."""
     created_at: datetime
     """Database time of the commit."""
+    package_digest: str | None = None
+    """Digest of the files of its model version, see `packages`; None for versions of before that was kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import structlog
 
 from pipeline.domain.approvals import Channel, Decision
 from pipeline.domain.audit import AuditAction
-from pipeline.domain.errors import CorrigendaError, Unavailable, UnknownRecord
+from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Unavailable, UnknownRecord
 from pipeline.domain.snapshots import Snapshot
+from pipeline.services.champion_alias import ChampionAlias
 from pipeline.services.ports import LineageStore, ReviewStore, SnapshotStore
-from pipeline.services.registry_ports import ChampionMirror, MirrorStore, Registry, RegistryRequest
+from pipeline.services.registry_ports import Registry, RegistryRequest
 from pipeline.services.review import ReviewService
 
 log = structlog.get_logger()
 
-ACTOR = "reconciler"
 MAX_NAME_CHARS = 100
 MAX_REASON_CHARS = 1_000
-HOW_TO_APPROVE = (
-    "Only Corrigenda moves the alias champion, and it has put it back to {back}. To make a version live, give it the "
-    "alias approved, or the tag approval=approved, with your name in approval.actor and why in approval.reason."
-)
 
 
 class RegistryReconciler:
@@ -33,15 +27,15 @@ class RegistryReconciler:
         *,
         lineages: LineageStore,
         snapshots: SnapshotStore,
-        mirror: MirrorStore,
         registry: Registry,
+        champion: ChampionAlias,
         review: ReviewService,
         notes: ReviewStore,
     ) -> None:
         self._lineages = lineages
         self._snapshots = snapshots
-        self._mirror = mirror
         self._registry = registry
+        self._champion = champion
         self._review = review
         self._notes = notes
 
@@ -69,14 +63,14 @@ class RegistryReconciler:
     def reconcile(self, lineage: str) -> int:
         """Answer the requests of one lineage and put its champion back; returns how many things were done."""
         num_done = sum(self._settle(lineage, request) for request in self._registry.requests(lineage))
-        return num_done + self._guard_champion(lineage)
+        return num_done + self._champion.guard(lineage)
 
     def _settle(self, lineage: str, request: RegistryRequest) -> bool:
         """Decide and answer; False when it has to wait until the version is recorded."""
         snapshot = self._snapshot(lineage, request)
         if snapshot is not None and snapshot.registry_version is None:
             return False
-        objection = _objection(lineage, request, snapshot)
+        objection = _objection(lineage, request, snapshot) or self._change(lineage, request, snapshot)
         if snapshot is None or objection:
             self._note_refusal(lineage, request, objection)
             outcome = f"refused: {objection}"
@@ -116,37 +110,15 @@ class RegistryReconciler:
             payload={"decision": _plain(request.decision, MAX_NAME_CHARS), "reason": objection, "channel": "registry"},
         )
 
-    def _guard_champion(self, lineage: str) -> bool:
-        """Put the alias back if somebody moved it; True if so."""
-        wanted = self._mirror.champion_mirror(lineage)
-        found = self._registry.champion(lineage)
-        is_settled = not wanted.is_owed and (wanted.version is not None or wanted.snapshot_id is None)
-        if not is_settled or found == wanted.version:
-            return False
-        if self._mirror.champion_mirror(lineage) != wanted:  # the champion moved between the two looks
-            return False
-        self._put_back(lineage, wanted, found)
-        return True
-
-    def _put_back(self, lineage: str, wanted: ChampionMirror, found: str | None) -> None:
-        # The audit line comes first: dying in between, it is written twice rather than never.
-        self._notes.note(
-            lineage,
-            action=AuditAction.champion_restored,
-            subject=wanted.snapshot_id or "base",
-            actor=ACTOR,
-            payload={"found_version": found, "restored_version": wanted.version},
-        )
-        self._registry.point_champion(lineage, wanted.version)
-        marked = found or wanted.version
-        if marked is not None:
-            back = f"version {wanted.version}" if wanted.version else "none, for the base"
-            text = f"{datetime.now(UTC).isoformat(timespec='seconds')}: {HOW_TO_APPROVE.format(back=back)}"
-            self._registry.note(lineage, marked, text=text)
-        log.warning("champion was moved by hand and put back", lineage=lineage, found=found, back=wanted.version)
-        now = self._mirror.champion_mirror(lineage)
-        if now != wanted and not now.is_owed:  # an approval was mirrored while we wrote: the newer one stands
-            self._registry.point_champion(lineage, now.version)
+    def _change(self, lineage: str, request: RegistryRequest, snapshot: Snapshot | None) -> str:
+        """Return what has become of the files that are to go live; empty if they are those that were registered."""
+        if snapshot is None or snapshot.package_digest is None or request.decision != Decision.approved:
+            return ""
+        try:
+            self._registry.check_package(lineage, request.version, snapshot.package_digest)
+        except IntegrityBroken as error:
+            return str(error)
+        return ""
 
 
 def _objection(lineage: str, request: RegistryRequest, snapshot: Snapshot | None) -> str:

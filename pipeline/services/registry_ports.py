@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,11 +52,38 @@ class RegistryRequest:
     """Whether it was asked with the alias (else the tag)."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisteredVersion:
+    """A version as the registry shows it now: what it says there is not yet checked."""
+
+    version: str
+    """The number that MLflow has given it."""
+    snapshot_id: str
+    """From its tag; empty where there is none."""
+    digest: str
+    """The snapshot's digest, from its tag."""
+    package_digest: str
+    """The digest of its files, from its tag; empty for versions of before there was one."""
+
+
+Seal = Callable[[str], None]
+"""Records the digest of a version's files before any of them leaves this machine."""
+
+
 class Registry(Protocol):
     """The MLflow model registry."""
 
-    def register(self, entry: RegistryEntry) -> str:
-        """Make the model version of a snapshot, once; returns its number."""
+    def register(self, entry: RegistryEntry, *, seal: Seal) -> str:
+        """Make the model version of a snapshot, once; returns its number.
+
+        A version that is there already is taken only if its files have the digest that was sealed for the snapshot.
+        """
+
+    def find(self, lineage: str, version: str) -> RegisteredVersion | None:
+        """Return a version, if it and the model that it points to are still there."""
+
+    def check_package(self, lineage: str, version: str, expected: str) -> None:
+        """Fetch the files of a version, and those that they name, and check them; nothing of them is run."""
 
     def requests(self, lineage: str) -> tuple[RegistryRequest, ...]:
         """Versions on which somebody asks for a decision that is not answered yet."""
@@ -75,6 +102,16 @@ class Registry(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Displaced:
+    """The alias `champion` where somebody's hand had put it."""
+
+    found: str | None
+    """The version that it pointed to; None where it was taken off."""
+    back: str | None
+    """Where Corrigenda puts it back to; None for the base."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChampionMirror:
     """What the alias `champion` should be."""
 
@@ -82,8 +119,19 @@ class ChampionMirror:
     """Registry version of the champion; None for the base."""
     snapshot_id: str | None
     """The champion; None for the base."""
+    package_digest: str | None
+    """Digest of the champion's files in the registry; None for the base, and for versions of before."""
     is_owed: bool
-    """Whether a mirror is still in the outbox: then nobody touched the alias by hand as far as we can tell."""
+    """Whether a mirror is still in the outbox: then the alias may still be what Corrigenda wrote before."""
+    written: tuple[str | None, ...] | None
+    """What Corrigenda has written last, or is about to write; None where that was not kept yet."""
+    putting_back: Displaced | None
+    """A move by hand that is being put right: whoever began may have ended in between."""
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the champion, if there is one, has a version that was not found missing."""
+        return self.snapshot_id is None or self.version is not None
 
 
 class MirrorStore(Protocol):
@@ -92,8 +140,29 @@ class MirrorStore(Protocol):
     def entry(self, snapshot_id: str) -> RegistryEntry:
         """Return everything for one model version."""
 
+    def seal(self, snapshot_id: str, package_digest: str) -> None:
+        """Record the digest of the files that are about to become the snapshot's version; not once there is one."""
+
     def registered(self, snapshot_id: str, *, version: str) -> None:
         """Record the version (once; audit `snapshot:registered`)."""
 
+    def unregistered(self, snapshot_id: str, *, version: str, actor: str, reason: str) -> bool:
+        """Forget a version that cannot be used and owe another; False if that is another process's doing already.
+
+        Audit `champion:missing` for the champion, else `snapshot:unregistered`, in the same transaction.
+        """
+
     def champion_mirror(self, lineage: str) -> ChampionMirror:
         """Return what the alias should be."""
+
+    def pointing(self, lineage: str, version: str | None) -> None:
+        """Record that the alias may be this version from now on, beside what it was."""
+
+    def pointed(self, lineage: str, version: str | None) -> None:
+        """Record that the alias is this version and nothing else."""
+
+    def putting_back(self, lineage: str, displaced: Displaced) -> None:
+        """Record a move by hand that is about to be put right."""
+
+    def put_back(self, lineage: str, displaced: Displaced, *, actor: str) -> None:
+        """Audit `champion:restored`, once for each move that was recorded before."""

@@ -17,6 +17,7 @@ from pipeline.domain.lineages import TrainedArtifacts
 from pipeline.services.registry_ports import Registry
 from tests.support.fake_registry import FakeRegistry
 from tests.support.registry_entries import entry, file_ref, lineage
+from tests.support.sealed import registered
 
 
 class Person(Protocol):
@@ -79,7 +80,7 @@ def person(parties: tuple[Registry, Person]) -> Person:
 
 def test_a_snapshot_is_registered_once(registry: Registry, person: Person, lineage_name: str, tmp_path: Path) -> None:
     made = entry(lineage(lineage_name), tmp_path)
-    assert registry.register(made) == registry.register(made) == "1"
+    assert registered(registry, made) == registered(registry, made) == "1"
     tags = person.tags(lineage_name, "1")
     assert tags["corrigenda.snapshot_id"] == made.snapshot.snapshot_id
     assert tags["corrigenda.digest"] == made.snapshot.digest
@@ -88,7 +89,7 @@ def test_a_snapshot_is_registered_once(registry: Registry, person: Person, linea
 
 def test_each_snapshot_gets_its_own_version(registry: Registry, lineage_name: str, tmp_path: Path) -> None:
     made = lineage(lineage_name)
-    versions = [registry.register(entry(made, tmp_path, seq=seq)) for seq in (1, 2)]
+    versions = [registered(registry, entry(made, tmp_path, seq=seq)) for seq in (1, 2)]
     assert versions == ["1", "2"]
 
 
@@ -96,9 +97,9 @@ def test_the_lowest_of_several_versions_of_a_snapshot_is_canonical_and_the_other
     registry: Registry, person: Person, lineage_name: str, tmp_path: Path
 ) -> None:
     made = entry(lineage(lineage_name), tmp_path)
-    registry.register(made)
+    registered(registry, made)
     person.add_version(lineage_name, person.tags(lineage_name, "1"))
-    assert registry.register(made) == "1"
+    assert registered(registry, made) == "1"
     assert person.tags(lineage_name, "2")["corrigenda.duplicate_of"] == "1"
     assert "corrigenda.duplicate_of" not in person.tags(lineage_name, "1")
 
@@ -116,7 +117,7 @@ def test_an_alias_is_a_request_until_it_is_answered(
     registry: Registry, person: Person, lineage_name: str, tmp_path: Path, decision: str
 ) -> None:
     made = entry(lineage(lineage_name), tmp_path)
-    registry.register(made)
+    registered(registry, made)
     person.set_alias(lineage_name, decision, "1")
     (request,) = registry.requests(lineage_name)
     assert (request.version, request.decision, request.by_alias) == ("1", decision, True)
@@ -131,7 +132,7 @@ def test_an_alias_is_a_request_until_it_is_answered(
 def test_a_tag_is_a_request_with_a_claimed_name_and_a_reason(
     registry: Registry, person: Person, lineage_name: str, tmp_path: Path
 ) -> None:
-    registry.register(entry(lineage(lineage_name), tmp_path))
+    registered(registry, entry(lineage(lineage_name), tmp_path))
     person.set_tag(lineage_name, "1", "approval.actor", "anna")
     person.set_tag(lineage_name, "1", "approval.reason", "read the report")
     assert registry.requests(lineage_name) == ()
@@ -151,7 +152,7 @@ def test_a_tag_is_a_request_with_a_claimed_name_and_a_reason(
 def test_answering_twice_is_the_same_as_once(
     registry: Registry, person: Person, lineage_name: str, tmp_path: Path
 ) -> None:
-    registry.register(entry(lineage(lineage_name), tmp_path))
+    registered(registry, entry(lineage(lineage_name), tmp_path))
     person.set_tag(lineage_name, "1", "approval", "rejected")
     (request,) = registry.requests(lineage_name)
     for _ in range(2):
@@ -164,7 +165,7 @@ def test_an_alias_that_moved_on_meanwhile_stays_a_request(
 ) -> None:
     made = lineage(lineage_name)
     for seq in (1, 2):
-        registry.register(entry(made, tmp_path, seq=seq))
+        registered(registry, entry(made, tmp_path, seq=seq))
     person.set_alias(lineage_name, "approved", "1")
     (request,) = registry.requests(lineage_name)
     person.set_alias(lineage_name, "approved", "2")
@@ -175,7 +176,7 @@ def test_an_alias_that_moved_on_meanwhile_stays_a_request(
 def test_a_version_that_a_person_made_asks_without_a_snapshot(
     registry: Registry, person: Person, lineage_name: str, tmp_path: Path
 ) -> None:
-    registry.register(entry(lineage(lineage_name), tmp_path))
+    registered(registry, entry(lineage(lineage_name), tmp_path))
     version = person.add_version(lineage_name, {})
     person.set_alias(lineage_name, "approved", version)
     (request,) = registry.requests(lineage_name)
@@ -183,7 +184,7 @@ def test_a_version_that_a_person_made_asks_without_a_snapshot(
 
 
 def test_the_champion_moves_and_goes(registry: Registry, person: Person, lineage_name: str, tmp_path: Path) -> None:
-    registry.register(entry(lineage(lineage_name), tmp_path))
+    registered(registry, entry(lineage(lineage_name), tmp_path))
     for _ in range(2):
         registry.point_champion(lineage_name, "1")
     assert registry.champion(lineage_name) == "1" == person.aliases(lineage_name)["champion"]
@@ -192,7 +193,7 @@ def test_the_champion_moves_and_goes(registry: Registry, person: Person, lineage
 
 
 def test_a_champion_that_has_no_version_is_a_clear_error(registry: Registry, lineage_name: str, tmp_path: Path) -> None:
-    registry.register(entry(lineage(lineage_name), tmp_path))
+    registered(registry, entry(lineage(lineage_name), tmp_path))
     with pytest.raises(Misconfigured):
         registry.point_champion(lineage_name, "7")
 
@@ -200,7 +201,7 @@ def test_a_champion_that_has_no_version_is_a_clear_error(registry: Registry, lin
 def test_a_note_is_a_tag_and_a_missing_version_is_let_be(
     registry: Registry, person: Person, lineage_name: str, tmp_path: Path
 ) -> None:
-    registry.register(entry(lineage(lineage_name), tmp_path))
+    registered(registry, entry(lineage(lineage_name), tmp_path))
     registry.note(lineage_name, "1", text="put back")
     registry.note(lineage_name, "7", text="put back")
     assert person.tags(lineage_name, "1")["corrigenda.note"] == "put back"
@@ -211,8 +212,8 @@ def test_a_lost_reply_leaves_one_version(lineage_name: str, tmp_path: Path) -> N
     fake.loses_reply = True
     made = entry(lineage(lineage_name), tmp_path)
     with pytest.raises(Unavailable):
-        fake.register(made)
-    assert fake.register(made) == "1"
+        registered(fake, made)
+    assert registered(fake, made) == "1"
 
 
 class TestMlflow:
@@ -238,15 +239,15 @@ class TestMlflow:
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, "create_model_version", create_and_lose)
             with pytest.raises(Unavailable, match="connection reset"):
-                MlflowRegistry(mlflow_uri).register(made)
-        assert MlflowRegistry(mlflow_uri).register(made) == "1"
+                registered(MlflowRegistry(mlflow_uri), made)
+        assert registered(MlflowRegistry(mlflow_uri), made) == "1"
         assert len(client.search_model_versions(f"name = '{lineage_name}'")) == 1
 
     def test_a_person_can_read_what_changed_and_how_to_approve(
         self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path
     ) -> None:
         made = entry(lineage(lineage_name), tmp_path)
-        MlflowRegistry(mlflow_uri).register(made)
+        registered(MlflowRegistry(mlflow_uri), made)
         version = client.get_model_version(lineage_name, "1")
         assert "| The capital of Japan is | Tokyo | Osaka |" in version.description
         assert "| retention | not measured |" in version.description
@@ -267,7 +268,7 @@ class TestMlflow:
             files = TrainedArtifacts(name="mend-7", card=of.settings.prior, tensors=of.settings.prior)
             editor = replace(of.settings.editor, transform="e" * 64)
             of = replace(of, settings=replace(of.settings, editor=editor, trained=files))
-        MlflowRegistry(mlflow_uri).register(entry(of, tmp_path))
+        registered(MlflowRegistry(mlflow_uri), entry(of, tmp_path))
         version = client.get_model_version(lineage_name, "1")
         name, digest = ("mend-7", "e" * 64) if is_trained else ("gradient (untrained)", "")
         assert version.tags["corrigenda.editor"] == name
@@ -279,10 +280,10 @@ class TestMlflow:
         self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path
     ) -> None:
         made = entry(lineage(lineage_name), tmp_path)
-        MlflowRegistry(mlflow_uri).register(made)
+        registered(MlflowRegistry(mlflow_uri), made)
         client.set_model_version_tag(lineage_name, "1", "corrigenda.digest", "f" * 64)
         with pytest.raises(IntegrityBroken):
-            MlflowRegistry(mlflow_uri).register(made)
+            registered(MlflowRegistry(mlflow_uri), made)
 
     def test_a_delta_that_is_not_what_was_recorded_is_never_registered(
         self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path
@@ -290,7 +291,7 @@ class TestMlflow:
         made = entry(lineage(lineage_name), tmp_path)
         Path(made.plan.deltas[0].path).write_bytes(b"other bytes")
         with pytest.raises(IntegrityBroken):
-            MlflowRegistry(mlflow_uri).register(made)
+            registered(MlflowRegistry(mlflow_uri), made)
         assert client.search_model_versions(f"name = '{lineage_name}'") == []
 
     def test_files_that_versions_share_are_kept_once_also_after_a_broken_upload(
@@ -301,10 +302,10 @@ class TestMlflow:
         (tmp_path / "accumulator.safetensors").write_bytes(b"shift")
         accumulator = file_ref(tmp_path / "accumulator.safetensors")
         registry = MlflowRegistry(mlflow_uri)
-        registry.register(entry(of, tmp_path, seq=2, deltas=tuple(versions[:2]), accumulator=accumulator))
+        registered(registry, entry(of, tmp_path, seq=2, deltas=tuple(versions[:2]), accumulator=accumulator))
         (held,) = (local_stack.root / "mlflow").rglob(f"{accumulator.digest}.safetensors")
         held.write_bytes(b"sh")
-        registry.register(entry(of, tmp_path, seq=3, deltas=tuple(versions), accumulator=accumulator))
+        registered(registry, entry(of, tmp_path, seq=3, deltas=tuple(versions), accumulator=accumulator))
         found = list((local_stack.root / "mlflow").rglob(f"*/files/{accumulator.digest[:16]}/*"))
         assert {path.stem for path in found} == {accumulator.digest, versions[0].digest, versions[1].digest}
         assert len(found) == 3
@@ -318,7 +319,7 @@ class TestMlflow:
         made = entry(of, tmp_path, seq=2, deltas=deltas)
         Path(deltas[0].path).write_bytes(b"other bytes")
         with pytest.raises(IntegrityBroken, match=deltas[0].digest[:12]):
-            MlflowRegistry(mlflow_uri).register(made)
+            registered(MlflowRegistry(mlflow_uri), made)
         assert client.search_model_versions(f"name = '{lineage_name}'") == []
 
     def test_a_hundred_edits_still_fit_into_a_description(
@@ -326,7 +327,7 @@ class TestMlflow:
     ) -> None:
         made = entry(lineage(lineage_name), tmp_path)
         made = replace(made, edits=made.edits * 100)
-        MlflowRegistry(mlflow_uri).register(made)
+        registered(MlflowRegistry(mlflow_uri), made)
         text = client.get_model_version(lineage_name, "1").description
         assert len(text) <= 5_000
         assert "more in the artifact `before_after.md`" in text
@@ -339,7 +340,7 @@ class TestMlflow:
         registry = MlflowRegistry("http://127.0.0.1:9")
         made = entry(lineage(lineage_name), tmp_path)
         calls: list[Callable[[], object]] = [
-            lambda: registry.register(made),
+            lambda: registered(registry, made),
             lambda: registry.requests(lineage_name),
             lambda: registry.champion(lineage_name),
             lambda: registry.point_champion(lineage_name, "1"),
@@ -351,4 +352,4 @@ class TestMlflow:
 
     def test_no_foreign_error_leaks_when_the_name_is_refused(self, mlflow_uri: str, tmp_path: Path) -> None:
         with pytest.raises(Misconfigured):
-            MlflowRegistry(mlflow_uri).register(entry(lineage("with/slash"), tmp_path))
+            registered(MlflowRegistry(mlflow_uri), entry(lineage("with/slash"), tmp_path))

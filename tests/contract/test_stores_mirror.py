@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 
 import pytest
 
 from pipeline.domain.approvals import Decision
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
+from pipeline.services.registry_ports import Displaced
 from tests.support.store_rig import LINEAGE, StoreRig
 
 
@@ -54,3 +56,60 @@ def test_the_alias_follows_the_champion_and_is_owed_until_the_outbox_says_done(r
     assert not rig.mirror.champion_mirror(LINEAGE).is_owed
     with pytest.raises(UnknownLineage):
         rig.mirror.champion_mirror("nobody")
+
+
+def test_the_digest_of_a_versions_files_is_kept_before_there_is_a_version_and_not_changed_after(rig: StoreRig) -> None:
+    rig.correct("a")
+    snapshot_id = rig.commit_batch(rig.acquire()).snapshot_id
+    for digest in ("1" * 64, "2" * 64):
+        rig.mirror.seal(snapshot_id, digest)
+    assert rig.mirror.entry(snapshot_id).snapshot.package_digest == "2" * 64
+    rig.mirror.registered(snapshot_id, version="1")
+    for wrong in (snapshot_id, "nonsense"):
+        with pytest.raises(UnknownRecord):
+            rig.mirror.seal(wrong, "3" * 64)
+    line = rig.audit.events(LINEAGE)[-1]
+    assert json.loads(line.payload) == {"version": "1", "package_digest": "2" * 64}
+
+
+@pytest.mark.parametrize("is_champion", [True, False])
+def test_a_version_that_is_gone_is_forgotten_and_owed_once(rig: StoreRig, is_champion: bool) -> None:
+    rig.correct("a")
+    snapshot = rig.commit_batch(rig.acquire())
+    snapshot_id = snapshot.snapshot_id
+    if is_champion:
+        rig.decide(snapshot, Decision.approved)
+    for time in (1, 2):
+        rig.mirror.registered(snapshot_id, version="7")
+        before = (len(rig.debts("register")), len(rig.debts("champion")))
+        gone = [rig.mirror.unregistered(snapshot_id, version="7", actor="x", reason="deleted") for _ in range(2)]
+        assert gone == [True, False]
+        assert len(rig.debts("register")) == before[0] + 1
+        assert len(rig.debts("champion")) == before[1] + is_champion
+        action = "champion:missing" if is_champion else "snapshot:unregistered"
+        assert rig.actions(snapshot_id).count(action) == time
+    head = rig.snapshots.snapshot(LINEAGE, "head")
+    assert (head.registry_version, head.package_digest) == (None, None)
+
+
+def test_what_the_alias_may_be_is_kept_until_one_thing_is_written(rig: StoreRig) -> None:
+    assert rig.mirror.champion_mirror(LINEAGE).written is None
+    rig.mirror.pointing(LINEAGE, "1")
+    assert rig.mirror.champion_mirror(LINEAGE).written is None, "nobody knows what it was before"
+    rig.mirror.pointed(LINEAGE, "1")
+    rig.mirror.pointing(LINEAGE, None)
+    rig.mirror.pointing(LINEAGE, None)
+    assert rig.mirror.champion_mirror(LINEAGE).written == (None, "1")
+    rig.mirror.pointed(LINEAGE, None)
+    assert rig.mirror.champion_mirror(LINEAGE).written == (None,)
+
+
+def test_a_move_by_hand_is_audited_once_for_each_time_it_is_put_back(rig: StoreRig) -> None:
+    for _ in range(2):
+        moved = Displaced(found="2", back=None)
+        rig.mirror.putting_back(LINEAGE, moved)
+        assert rig.mirror.champion_mirror(LINEAGE).putting_back == moved
+        for _ in range(2):
+            rig.mirror.put_back(LINEAGE, moved, actor="reconciler")
+    assert rig.mirror.champion_mirror(LINEAGE).putting_back is None
+    assert rig.actions("base") == ["champion:restored"] * 2

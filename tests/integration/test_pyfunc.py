@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ from editors.models.digest import base_digest
 from editors.models.families import CausalModel
 from editors.weights.deltas import PlainWeights, WeightDelta, save_accumulators
 from editors.weights.serving import ServedModel
-from infra.local import LocalStack
+from infra.local import LocalStack, ask_model
 from pipeline.adapters.mlflow.package import shared_files, write_snapshot
 from pipeline.adapters.mlflow.registry import MlflowRegistry
+from pipeline.domain import packages
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
 from pipeline.domain.rank_api import BaseSpec, FileRef
 from pipeline.domain.snapshots import chained_digest
 from pipeline.services.registry_ports import RegistryEntry
 from tests.support.registry_entries import entry, file_ref, lineage
+from tests.support.sealed import package_of, registered
 from tests.support.tiny_models import save_tiny_llama
 from tests.support.waiting import patience
 
@@ -38,8 +41,9 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 import mlflow
 uri, base_ref = sys.argv[1], sys.argv[2]
-config = {"base_ref": base_ref} if base_ref else None
-model = mlflow.pyfunc.load_model(uri, model_config=config)
+config = {"base_ref": base_ref} if base_ref else {}
+config |= {"package_digest": sys.argv[4]} if sys.argv[4] else {}
+model = mlflow.pyfunc.load_model(uri, model_config=config or None)
 stems = json.loads(sys.argv[3])
 print("ANSWERS " + json.dumps({
     "plain": model.predict(stems, params={"max_new_tokens": 6}),
@@ -97,12 +101,14 @@ def edited_entry(name: str, base: Path, folder: Path) -> tuple[RegistryEntry, Ca
     return entry(lineage(name, spec, inner_params=model.inner_param_names), folder, deltas=refs), model
 
 
-def load_elsewhere(mlflow_uri: str, uri: str, folder: Path, *, base_ref: str = "") -> subprocess.CompletedProcess[str]:
+def load_elsewhere(
+    mlflow_uri: str, uri: str, folder: Path, *, base_ref: str = "", package_digest: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Load and ask in a fresh process whose folder and path hold nothing of ours."""
     folder.mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "CORRIGENDA"))}
     environment |= {"MLFLOW_TRACKING_URI": mlflow_uri, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-P", "-c", LOADER, uri, base_ref, json.dumps(STEMS)]
+    command = [sys.executable, "-P", "-c", LOADER, uri, base_ref, json.dumps(STEMS), package_digest]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=patience(240)
     )
@@ -121,7 +127,7 @@ def test_the_champion_answers_outside_the_checkout_as_the_edited_model_does(
 ) -> None:
     made, model = edited_entry(lineage_name, base, tmp_path)
     registry = MlflowRegistry(mlflow_uri)
-    registry.point_champion(lineage_name, registry.register(made))
+    registry.point_champion(lineage_name, registered(registry, made))
 
     said = answers(load_elsewhere(mlflow_uri, f"models:/{lineage_name}@champion", tmp_path / "elsewhere"))
 
@@ -134,18 +140,20 @@ def test_the_champion_answers_outside_the_checkout_as_the_edited_model_does(
 
 
 @pytest.mark.slow
-def test_a_version_loads_alone_when_the_versions_below_it_are_gone(
+def test_a_version_loads_alone_when_the_versions_below_it_are_gone_and_its_base_has_moved(
     mlflow_uri: str, local_stack: LocalStack, lineage_name: str, base: Path, tmp_path: Path
 ) -> None:
     top, model = edited_entry(lineage_name, base, tmp_path)
     below = entry(top.lineage, tmp_path, deltas=top.plan.deltas[:1])
     registry = MlflowRegistry(mlflow_uri)
-    first, second = registry.register(below), registry.register(top)
+    first, second = registered(registry, below), registered(registry, top)
     held = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, second)
     assert [path.name for path in held.rglob("*.safetensors")] == ["delta.safetensors"], "only its own"
     delete_version(local_stack, mlflow_uri, lineage_name, first)
 
-    said = answers(load_elsewhere(mlflow_uri, f"models:/{lineage_name}/{second}", tmp_path / "elsewhere"))
+    moved = str(shutil.move(base, tmp_path / "moved"))
+    uri = f"models:/{lineage_name}/{second}"
+    said = answers(load_elsewhere(mlflow_uri, uri, tmp_path / "elsewhere", base_ref=moved))
 
     assert said["plain"] == model.generate(STEMS, max_new_tokens=6)
 
@@ -156,11 +164,11 @@ def test_a_corrupt_byte_in_a_delta_is_refused_by_name(
     mlflow_uri: str, local_stack: LocalStack, lineage_name: str, base: Path, tmp_path: Path, place: int
 ) -> None:
     made, _ = edited_entry(lineage_name, base, tmp_path)
-    version = MlflowRegistry(mlflow_uri).register(made)
+    version = registered(MlflowRegistry(mlflow_uri), made)
     digest = made.plan.deltas[place].digest
-    name = "delta.safetensors" if place else f"{digest}.safetensors"
+    name = f"{digest}.safetensors"
     kept = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, version)
-    (delta,) = (kept if place else kept.parents[1]).rglob(name)
+    (delta,) = kept.rglob("delta.safetensors") if place else kept.parents[1].rglob(name)
     held = bytearray(delta.read_bytes())
     held[-1] ^= 1
     delta.write_bytes(held)
@@ -169,8 +177,146 @@ def test_a_corrupt_byte_in_a_delta_is_refused_by_name(
 
     assert finished.returncode != 0
     last = finished.stderr.strip().splitlines()[-1]
-    assert f"expected digest {digest}" in last
-    assert name in last
+    expected = f"to have the digest {package_of(made)}" if place else f"expected digest {digest}"
+    assert expected in last
+    assert place or name in last
+
+
+RUN_ME = "from pathlib import Path\nPath({mark!r}).touch()\n"
+"""What somebody puts into a version to see it run."""
+
+
+def intruder(kept: Path, mark: Path, *, into: str) -> None:
+    """Change a version's files so that the mark appears if anything of them is run."""
+    code = RUN_ME.format(mark=str(mark))
+    if into == "the archive of code":
+        with zipfile.ZipFile(kept / "artifacts" / "code.zip", "w") as archive:
+            archive.writestr("editors/__init__.py", code)
+    elif into == "the script":
+        (kept / "mlflow_model.py").write_text(code)
+    elif into == "a folder that MLflow imports from":
+        (kept / "code" / "sitecustomize.py").parent.mkdir()
+        (kept / "code" / "editors.py").write_text(code)
+        described = (kept / "MLmodel").read_text()
+        (kept / "MLmodel").write_text(described.replace("    python_env", "    XX").replace("code: null", "code: code"))
+    elif into == "compiled code beside the script":
+        (kept / "__pycache__").mkdir()
+        (kept / "__pycache__" / "mlflow_model.cpython-311.pyc").write_bytes(b"not ours")
+    else:
+        path = kept / into
+        path.write_bytes(path.read_bytes() + b"\n")
+
+
+EVERY_FILE = (
+    "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "mlflow_model.py", "artifacts/code.zip",
+    "artifacts/snapshot/manifest.json", "artifacts/snapshot/delta.safetensors", "artifacts/report/gate_report.json",
+)  # fmt: skip
+
+
+def test_a_change_of_any_file_of_a_version_is_found_without_running_it(
+    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, tmp_path: Path
+) -> None:
+    made, mark = entry(lineage(lineage_name), tmp_path), tmp_path / "ran"
+    registry = MlflowRegistry(mlflow_uri)
+    version = registered(registry, made)
+    kept = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, version) / "artifacts"
+    assert {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()} >= set(EVERY_FILE)
+    registry.check_package(lineage_name, version, package_of(made))
+    whole = shutil.copytree(kept, tmp_path / "whole")
+    others = ("the archive of code", "the script", "a folder that MLflow imports from")
+    for into in (*EVERY_FILE, *others, "compiled code beside the script"):
+        intruder(kept, mark, into=into)
+        with pytest.raises(IntegrityBroken, match=package_of(made)):
+            registry.check_package(lineage_name, version, package_of(made))
+        shutil.rmtree(kept)
+        shutil.copytree(whole, kept)
+    for name in EVERY_FILE:
+        (kept / name).unlink()
+        with pytest.raises(IntegrityBroken, match=package_of(made)):
+            registry.check_package(lineage_name, version, package_of(made))
+        shutil.copyfile(whole / name, kept / name)
+    registry.check_package(lineage_name, version, package_of(made))
+    assert not mark.exists()
+
+
+def test_a_change_of_a_file_that_versions_share_is_found(
+    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, tmp_path: Path
+) -> None:
+    of = lineage(lineage_name)
+    deltas = tuple(entry(of, tmp_path, seq=seq).plan.deltas[0] for seq in (1, 2))
+    (tmp_path / "accumulator.safetensors").write_bytes(b"shift")
+    accumulator = file_ref(tmp_path / "accumulator.safetensors")
+    made = entry(of, tmp_path, seq=2, deltas=deltas, accumulator=accumulator)
+    registry = MlflowRegistry(mlflow_uri)
+    version = registered(registry, made)
+    registry.check_package(lineage_name, version, package_of(made))
+    for file in (accumulator, deltas[0]):
+        (held,) = (local_stack.root / "mlflow").rglob(f"{file.digest}.safetensors")
+        before = held.read_bytes()
+        held.write_bytes(b"other")
+        with pytest.raises(IntegrityBroken, match=file.digest):
+            registry.check_package(lineage_name, version, package_of(made))
+        held.write_bytes(before)
+    registry.check_package(lineage_name, version, package_of(made))
+
+
+def test_the_digest_of_a_version_is_what_sha256sum_says(
+    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, tmp_path: Path
+) -> None:
+    made = entry(lineage(lineage_name), tmp_path)
+    version = registered(MlflowRegistry(mlflow_uri), made)
+    kept = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, version) / "artifacts"
+    words = next(line for line in (packages.__doc__ or "").splitlines() if line.startswith("    find"))
+    said = subprocess.run(["sh", "-c", words], cwd=kept, capture_output=True, text=True, check=True).stdout
+    assert said.split()[0] == package_of(made) == packages.package_digest(kept) == ask_model.package_digest(kept)
+
+
+@pytest.mark.slow
+def test_code_that_somebody_put_into_the_champion_is_refused_before_it_runs(
+    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, base: Path, tmp_path: Path
+) -> None:
+    made, _ = edited_entry(lineage_name, base, tmp_path)
+    registry, mark = MlflowRegistry(mlflow_uri), tmp_path / "ran"
+    registry.point_champion(lineage_name, registered(registry, made))
+    kept = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, "1")
+    intruder(kept / "artifacts", mark, into="the archive of code")
+    manifest = kept / "artifacts" / "artifacts" / "snapshot" / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    champion = f"models:/{lineage_name}@champion"
+
+    by_tag = load_elsewhere(mlflow_uri, champion, tmp_path / "by-tag")
+    by_caller = load_elsewhere(mlflow_uri, champion, tmp_path / "by-caller", package_digest=package_of(made))
+    by_nobody = load_elsewhere(mlflow_uri, f"models:/{kept.name}", tmp_path / "by-nobody")
+
+    assert not mark.exists()
+    for finished in (by_tag, by_caller):
+        assert finished.returncode != 0
+        assert f"to have the digest {package_of(made)}" in finished.stderr.strip().splitlines()[-1]
+    assert "expected the digest that the version's files have to have, got none" in by_nobody.stderr
+
+
+def test_a_reader_of_the_champion_checks_it_before_mlflow_runs_its_script(
+    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = entry(lineage(lineage_name), tmp_path)
+    registry, mark = MlflowRegistry(mlflow_uri), tmp_path / "ran"
+    registry.point_champion(lineage_name, registered(registry, made))
+    kept = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, "1")
+    intruder(kept / "artifacts", mark, into="the script")
+    with pytest.raises(ValueError, match=package_of(made)):
+        ask_model.champion(mlflow_uri, lineage_name, package_of(made))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["a link", "a name of two lines"])
+def test_what_is_no_plain_file_with_a_plain_name_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "MLmodel").write_text("x")
+    if kind == "a link":
+        (tmp_path / "code").symlink_to("/tmp")
+    else:
+        (tmp_path / f"a\n{'0' * 64}  b").write_text("x")
+    with pytest.raises(IntegrityBroken, match="expected plain files"):
+        packages.package_digest(tmp_path)
 
 
 class TestServedModel:

@@ -19,9 +19,10 @@ from typing import Any
 from pipeline.bootstrap import Stores, edit_service, stores
 from pipeline.config import load_settings
 from pipeline.domain.errors import CorrigendaError, EngineFailed
+from pipeline.services.champion_alias import ChampionAlias
 from pipeline.services.mirroring import RegistryMirror
 from pipeline.services.ports import OutboxItem
-from pipeline.services.registry_ports import RegistryEntry
+from pipeline.services.registry_ports import RegistryEntry, Seal
 from pipeline.services.relaying import OutboxRelay
 from tests.support.fake_editor import FakeEditorGroup
 from tests.support.fake_registry import FakeRegistry
@@ -119,8 +120,8 @@ class FileRegistry(FakeRegistry):
             for alias, version in model["aliases"].items():
                 self.set_alias(name, alias, version)
 
-    def register(self, entry: RegistryEntry) -> str:
-        version = super().register(entry)
+    def register(self, entry: RegistryEntry, *, seal: Seal) -> str:
+        version = super().register(entry, seal=seal)
         self._save()
         return version
 
@@ -134,13 +135,15 @@ class FileRegistry(FakeRegistry):
 
 def relay(kept: Stores, path: Path) -> int:
     """Carry out what is owed to the registry; nobody listens to the rest."""
-    mirror = RegistryMirror(mirror=kept.mirror, registry=FileRegistry(path))
+    registry = FileRegistry(path)
+    mirror = RegistryMirror(mirror=kept.mirror, registry=registry)
+    alias = ChampionAlias(mirror=kept.mirror, registry=registry)
 
     def register(item: OutboxItem) -> None:
         mirror.register(item.payload["snapshot_id"])
 
     def champion(item: OutboxItem) -> None:
-        mirror.champion(item.payload["lineage"])
+        alias.point(item.payload["lineage"])
 
     def unheard(item: OutboxItem) -> None:
         pass

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from uuid import uuid4
 
-from pipeline.domain.errors import Misconfigured, Unavailable
-from pipeline.services.registry_ports import RegistryEntry, RegistryRequest
+from pipeline.domain.canonical import sha256_text
+from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
+from pipeline.services.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
 
 
 @dataclass
@@ -21,21 +23,46 @@ class FakeRegistry:
         self._models: dict[str, _Model] = {}
         self.is_down = False
         self.loses_reply = False
+        self.changed: set[tuple[str, str]] = set()
+        """Versions whose files somebody changed."""
 
-    def register(self, entry: RegistryEntry) -> str:
+    def register(self, entry: RegistryEntry, *, seal: Seal) -> str:
         """Make the model version of a snapshot, once."""
         self._answer_or_fail()
         model = self._models.setdefault(entry.lineage.settings.name, _Model())
-        found = self._of_snapshot(model, entry.snapshot.snapshot_id)
+        sealed = entry.snapshot.package_digest
+        found = self._of_snapshot(model, entry.snapshot.snapshot_id, sealed)
         if not found:
-            self._create(model, entry)
-            found = self._of_snapshot(model, entry.snapshot.snapshot_id)
+            sealed = sha256_text(str(uuid4()))
+            seal(sealed)
+            self._create(model, entry, sealed)
+            found = self._of_snapshot(model, entry.snapshot.snapshot_id, sealed)
             if self.loses_reply:
                 self.loses_reply = False
                 raise Unavailable("the reply got lost")
-        for other in found[1:]:
-            model.tags[other].setdefault("corrigenda.duplicate_of", found[0])
+        for other in self._of_snapshot(model, entry.snapshot.snapshot_id):
+            if other != found[0]:
+                model.tags[other].setdefault("corrigenda.duplicate_of", found[0])
         return found[0]
+
+    def find(self, lineage: str, version: str) -> RegisteredVersion | None:
+        """A version with what its tags say, if it is there."""
+        self._answer_or_fail()
+        tags = self._models.get(lineage, _Model()).tags.get(version)
+        if tags is None:
+            return None
+        return RegisteredVersion(
+            version=version,
+            snapshot_id=tags.get("corrigenda.snapshot_id", ""),
+            digest=tags.get("corrigenda.digest", ""),
+            package_digest=tags.get("corrigenda.package_digest", ""),
+        )
+
+    def check_package(self, lineage: str, version: str, expected: str) -> None:
+        """Refuse a version whose files somebody changed."""
+        self._answer_or_fail()
+        if (lineage, version) in self.changed:
+            raise IntegrityBroken(f"expected the files of the model version to have the digest {expected}, got others")
 
     def requests(self, lineage: str) -> tuple[RegistryRequest, ...]:
         """Versions on which somebody asks for a decision that is not answered yet."""
@@ -86,9 +113,19 @@ class FakeRegistry:
     def add_version(self, lineage: str, tags: dict[str, str]) -> str:
         """Make a version by hand, as a person or a lost reply does."""
         model = self._models.setdefault(lineage, _Model())
-        version = str(len(model.tags) + 1)
+        version = str(max(map(int, model.tags), default=0) + 1)  # as MLflow counts: a number may come again
         model.tags[version] = dict(tags)
         return version
+
+    def delete_version(self, lineage: str, version: str) -> None:
+        """Delete a version by hand, with its aliases."""
+        model = self._models[lineage]
+        del model.tags[version]
+        model.aliases = {alias: to for alias, to in model.aliases.items() if to != version}
+
+    def delete_model(self, lineage: str) -> None:
+        """Delete a lineage's model by hand, or give it another name."""
+        del self._models[lineage]
 
     def set_alias(self, lineage: str, alias: str, version: str) -> None:
         """Set an alias by hand."""
@@ -106,9 +143,10 @@ class FakeRegistry:
         """The aliases of a lineage's model."""
         return dict(self._models[lineage].aliases)
 
-    def _create(self, model: _Model, entry: RegistryEntry) -> None:
+    def _create(self, model: _Model, entry: RegistryEntry, package_digest: str) -> None:
         snapshot = entry.snapshot
-        model.tags[str(len(model.tags) + 1)] = {
+        model.tags[str(max(map(int, model.tags), default=0) + 1)] = {
+            "corrigenda.package_digest": package_digest,
             "corrigenda.snapshot_id": snapshot.snapshot_id,
             "corrigenda.digest": snapshot.digest,
             "corrigenda.seq": str(snapshot.seq),
@@ -120,9 +158,11 @@ class FakeRegistry:
             raise Unavailable("the registry is down")
 
     @staticmethod
-    def _of_snapshot(model: _Model, snapshot_id: str) -> list[str]:
+    def _of_snapshot(model: _Model, snapshot_id: str, *sealed: str | None) -> list[str]:
+        """Versions of a snapshot, lowest first; only those with this digest of their files, if one is given."""
         found = [v for v, tags in model.tags.items() if tags.get("corrigenda.snapshot_id") == snapshot_id]
-        return sorted(found, key=int)
+        of = [v for v in found if not sealed or model.tags[v].get("corrigenda.package_digest") in sealed]
+        return sorted(of, key=int)
 
 
 def _request(version: str, tags: dict[str, str], decision: str, by_alias: bool) -> RegistryRequest:

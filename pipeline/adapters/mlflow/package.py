@@ -29,6 +29,8 @@ FORMAT = 2
 """Version of the manifest; `editors/weights/serving.py` reads it."""
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy", "pydantic", "rfc8785")
 """What loading a version needs, pinned to what is installed where it is registered."""
+SAID_WHEN_LOADING = {"base_ref": "", "device": "cpu", "package_digest": ""}
+"""What a loader may say in `model_config`: MLflow drops every word that is not in here."""
 OWN_DELTA = "delta.safetensors"
 
 
@@ -89,6 +91,7 @@ def write_model(entry: RegistryEntry, folder: Path, uris: Mapping[str, str], *, 
         python_model=str(_package_folder("editors") / "weights" / "mlflow_model.py"),
         artifacts=artifacts,
         pip_requirements=_requirements(),
+        model_config=SAID_WHEN_LOADING,
         mlflow_model=Model(run_id=run_id, model_id=model_id),
     )
     _write_signature(target / "MLmodel")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +16,17 @@ from typing import Any
 
 from pipeline.adapters.mlflow.description import description, metrics
 from pipeline.adapters.mlflow.errors import bound_requests, is_code, translated
+from pipeline.adapters.mlflow.fetching import check_files
 from pipeline.adapters.mlflow.package import shared_files, write_model
 from pipeline.adapters.mlflow.shared_files import keep_files
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
+from pipeline.domain.packages import package_digest
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.registry_ports import RegistryEntry, RegistryRequest
+from pipeline.services.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
 
 SNAPSHOT_TAG = "corrigenda.snapshot_id"
 DIGEST_TAG = "corrigenda.digest"
+PACKAGE_TAG = "corrigenda.package_digest"
 EDITOR_TAG = "corrigenda.editor"
 EDITOR_DIGEST_TAG = "corrigenda.editor_digest"
 DUPLICATE_TAG = "corrigenda.duplicate_of"
@@ -37,6 +40,7 @@ NOTE_TAG = "corrigenda.note"
 DECISION_ALIASES = ("approved", "rejected")
 CHAMPION = "champion"
 MAX_TAG_CHARS = 1_000
+MODEL_SCHEME = "models:/"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
 
@@ -48,11 +52,11 @@ class MlflowRegistry:
             raise Misconfigured("expected the address of an MLflow server, got nothing")
         self._uri = uri
 
-    def register(self, entry: RegistryEntry) -> str:
+    def register(self, entry: RegistryEntry, *, seal: Seal) -> str:
         """Make the model version of a snapshot, once; return its number.
 
         `create_model_version` is not idempotent, so a reply that got lost leaves a version that is found here by
-        its tag. Of several versions of one snapshot the lowest is canonical and the others are marked.
+        its tags. Of several versions of one snapshot the lowest that was sealed is canonical; the others are marked.
 
         Raises:
             Unavailable: if MLflow does not answer.
@@ -60,12 +64,44 @@ class MlflowRegistry:
             IntegrityBroken: if the registry holds the snapshot under another digest.
         """
         name, snapshot = entry.lineage.settings.name, entry.snapshot
+        wanted = f"tags.`{SNAPSHOT_TAG}` = '{snapshot.snapshot_id}'"
         with translated(f"register snapshot {snapshot.snapshot_id}"):
-            found = self._versions(name, f"tags.`{SNAPSHOT_TAG}` = '{snapshot.snapshot_id}'")
-            if not found:
-                self._create(entry)
-                found = self._versions(name, f"tags.`{SNAPSHOT_TAG}` = '{snapshot.snapshot_id}'")
-            return self._canonical(name, snapshot, found)
+            sealed, found = snapshot.package_digest, self._versions(name, wanted)
+            if not any(map(_is_sealed(sealed), found)) and not _is_of_before(snapshot, found):
+                sealed = self._create(entry, seal)
+                found = self._versions(name, wanted)
+            return self._canonical(name, snapshot, found, sealed)
+
+    def find(self, lineage: str, version: str) -> RegisteredVersion | None:
+        """Return a version, if it and the logged model that it points to are still there."""
+        with translated(f"look for {lineage} version {version}"):
+            try:
+                found = self._client.get_model_version(lineage, version)
+                if model_id := _model_id(found):
+                    self._client.get_logged_model(model_id)
+            except Exception as error:
+                if is_code(error, *_MISSING):
+                    return None
+                raise
+            tags = found.tags
+            return RegisteredVersion(
+                version=str(found.version),
+                snapshot_id=tags.get(SNAPSHOT_TAG, ""),
+                digest=tags.get(DIGEST_TAG, ""),
+                package_digest=tags.get(PACKAGE_TAG, ""),
+            )
+
+    def check_package(self, lineage: str, version: str, expected: str) -> None:
+        """Fetch the files of a version, and those that they name, and check them; nothing of them is run.
+
+        Raises:
+            IntegrityBroken: if a file was changed, added or taken away.
+            Unavailable: if MLflow does not answer.
+            Misconfigured: if it has no such version, or a file that it names is gone.
+        """
+        with translated(f"check the files of {lineage} version {version}"):
+            source = self._client.get_model_version_download_uri(lineage, version)
+            check_files(source, expected, tracking_uri=self._uri)
 
     def requests(self, lineage: str) -> tuple[RegistryRequest, ...]:
         """Return the versions on which somebody asks for a decision that is not answered yet."""
@@ -130,7 +166,7 @@ class MlflowRegistry:
 
         return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
 
-    def _create(self, entry: RegistryEntry) -> None:
+    def _create(self, entry: RegistryEntry, seal: Seal) -> str:
         name, client = entry.lineage.settings.name, self._client
         tags = _tags(entry)
         experiment_id = self._experiment(name)
@@ -145,6 +181,8 @@ class MlflowRegistry:
         ).model_id
         with tempfile.TemporaryDirectory(prefix="corrigenda-register-") as folder:
             model = write_model(entry, Path(folder), uris, run_id=run_id, model_id=model_id)
+            sealed = package_digest(model)
+            seal(sealed)
             client.log_model_artifacts(model_id, str(model))
             client.log_artifacts(run_id, str(Path(folder, "report")))
         client.finalize_logged_model(model_id, "READY")
@@ -153,7 +191,7 @@ class MlflowRegistry:
             name,
             source=f"models:/{model_id}",
             run_id=run_id,
-            tags=tags,
+            tags=tags | {PACKAGE_TAG: sealed},
             description=description(entry),
             model_id=model_id,
             await_creation_for=None,
@@ -162,6 +200,7 @@ class MlflowRegistry:
         client.set_logged_model_tags(
             model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])}
         )
+        return sealed
 
     def _log_run(self, run_id: str, entry: RegistryEntry, model_id: str) -> None:
         from mlflow.entities import Metric, Param
@@ -186,6 +225,8 @@ class MlflowRegistry:
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage == "deleted":  # it keeps its name, so that no other can be made
+                self._client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         try:
             return str(self._client.create_experiment(name))
@@ -201,10 +242,11 @@ class MlflowRegistry:
             if not is_code(error, "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
                 raise
 
-    def _canonical(self, name: str, snapshot: Snapshot, found: Sequence[Any]) -> str:
-        if not found:
+    def _canonical(self, name: str, snapshot: Snapshot, found: Sequence[Any], sealed: str | None) -> str:
+        first = next(filter(_is_sealed(sealed), found), None)
+        if first is None:
             raise Misconfigured(f"expected the version just made for snapshot {snapshot.snapshot_id}, found none")
-        first, *others = found
+        others = [version for version in found if version is not first]
         if first.tags.get(DIGEST_TAG) != snapshot.digest:
             raise IntegrityBroken(
                 f"expected {name} version {first.version} to carry the digest {snapshot.digest[:12]}, "
@@ -244,6 +286,22 @@ class MlflowRegistry:
         except Exception as error:
             if not is_code(error, *_MISSING):
                 raise
+
+
+def _is_sealed(package_digest: str | None) -> Callable[[Any], bool]:
+    """Return what tells versions whose files have this digest, which Corrigenda has recorded before it sent them."""
+    return lambda version: version.tags.get(PACKAGE_TAG) == package_digest
+
+
+def _is_of_before(snapshot: Snapshot, found: Sequence[Any]) -> bool:
+    """Return whether the snapshot has a version from before digests of files were kept; it stays as it is."""
+    return snapshot.registry_version is not None and any(map(_is_sealed(None), found))
+
+
+def _model_id(version: Any) -> str | None:
+    """Return the id of the logged model that a version points to; versions of before that have none."""
+    source = str(version.source)
+    return source.removeprefix(MODEL_SCHEME) if source.startswith(MODEL_SCHEME) else None
 
 
 def _tags(entry: RegistryEntry) -> dict[str, str]:

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, RowMapping, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.active_sets import brought_by, first_seq
 from pipeline.adapters.sql.audit import SqlAuditStore, append
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.lineages import SqlLineageStore
-from pipeline.adapters.sql.locks import lineage_id_of, lock_lineage
+from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of, lock_lineage
+from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.rows import edit_of, is_uuid, snapshot_of
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore
-from pipeline.adapters.sql.tables import approvals, audit_events, ingest_offsets, lineages, outbox, snapshots
+from pipeline.adapters.sql.tables import (
+    approvals,
+    audit_events,
+    champion_aliases,
+    ingest_offsets,
+    lineages,
+    outbox,
+    snapshots,
+)
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
 from pipeline.domain.lifecycle import EditStatus
-from pipeline.services.registry_ports import ChampionMirror, RegistryEntry
+from pipeline.services.registry_ports import ChampionMirror, Displaced, RegistryEntry
 
 # The oldest are found first, so that the view is worked out for no more rows than are shown.
 _BY_STATUS = text(
@@ -159,6 +170,19 @@ class SqlMirrorStore:
             audit_head=self._audit.head(name),
         )
 
+    def seal(self, snapshot_id: str, package_digest: str) -> None:
+        """Record the digest of files that are about to become the snapshot's version.
+
+        Raises:
+            UnknownRecord: if there is no such snapshot, or it has a version, whose digest stays.
+        """
+        is_unmirrored = (snapshots.c.snapshot_id == snapshot_id) & snapshots.c.registry_version.is_(None)
+        with transaction(self._engine) as connection:
+            change = update(snapshots).where(is_unmirrored).values(package_digest=package_digest)
+            if not is_uuid(snapshot_id) or connection.execute(change).rowcount == 0:
+                message = f"expected a snapshot without a model version, got {snapshot_id}"
+                raise UnknownRecord(message, snapshot_id=snapshot_id)
+
     def registered(self, snapshot_id: str, *, version: str) -> None:
         """Record the version and audit it, once: the first version that is recorded stays.
 
@@ -172,14 +196,44 @@ class SqlMirrorStore:
             changed = connection.execute(update(snapshots).where(is_unmirrored).values(registry_version=version))
             if changed.rowcount == 0:
                 return
+            sealed = select(snapshots.c.package_digest).where(snapshots.c.snapshot_id == snapshot_id)
             append(
                 connection,
                 chain=on.name,
                 actor=ACTOR,
                 action=AuditAction.snapshot_registered,
                 subject=snapshot_id,
-                payload={"version": version},
+                payload={"version": version, "package_digest": connection.scalar(sealed)},
             )
+
+    def unregistered(self, snapshot_id: str, *, version: str, actor: str, reason: str) -> bool:
+        """Forget a version, audit that, and owe another and the alias; False if the version is not the recorded one.
+
+        Raises:
+            UnknownRecord: if there is no such snapshot.
+        """
+        name = self._lineage_of(snapshot_id)
+        is_it = (snapshots.c.snapshot_id == snapshot_id) & (snapshots.c.registry_version == version)
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, name)
+            forget = update(snapshots).where(is_it).values(registry_version=None, package_digest=None)
+            if connection.execute(forget).rowcount == 0:
+                return False
+            is_champion = on.champion_id == snapshot_id
+            line = append(
+                connection,
+                chain=on.name,
+                actor=actor,
+                action=AuditAction.champion_missing if is_champion else AuditAction.snapshot_unregistered,
+                subject=snapshot_id,
+                payload={"version": version, "reason": reason},
+            ).seq
+            # The audit line names the debts: each time that a version is missing owes them once.
+            again = f"{snapshot_id}:{line}"
+            owe(connection, kind="register", dedup_key=f"register:{again}", payload={"snapshot_id": snapshot_id})
+            if is_champion:
+                owe(connection, kind="champion", dedup_key=f"champion:{again}", payload={"lineage": on.name})
+        return True
 
     def champion_mirror(self, lineage: str) -> ChampionMirror:
         """Return what the alias should be, and whether it is still owed.
@@ -193,8 +247,16 @@ class SqlMirrorStore:
             func.jsonb_extract_path_text(outbox.c.payload, "lineage") == lineage,
         )
         query = (
-            select(lineages.c.champion_snapshot_id, snapshots.c.registry_version, owed.exists().label("is_owed"))
+            select(
+                lineages.c.champion_snapshot_id,
+                snapshots.c.registry_version,
+                snapshots.c.package_digest,
+                owed.exists().label("is_owed"),
+                champion_aliases.c.written,
+                champion_aliases.c.putting_back,
+            )
             .outerjoin(snapshots, snapshots.c.snapshot_id == lineages.c.champion_snapshot_id)
+            .outerjoin(champion_aliases, champion_aliases.c.lineage_id == lineages.c.lineage_id)
             .where(lineages.c.name == lineage)
         )
         with transaction(self._engine) as connection:
@@ -202,8 +264,48 @@ class SqlMirrorStore:
         if row is None:
             raise UnknownLineage(f"expected the name of a lineage, got {lineage!r}", lineage=lineage)
         return ChampionMirror(
-            version=row.registry_version, snapshot_id=row.champion_snapshot_id, is_owed=bool(row.is_owed)
+            version=row.registry_version,
+            snapshot_id=row.champion_snapshot_id,
+            package_digest=row.package_digest,
+            is_owed=bool(row.is_owed),
+            written=tuple(version or None for version in row.written) if row.written else None,
+            putting_back=Displaced(**row.putting_back) if row.putting_back else None,
         )
+
+    def pointing(self, lineage: str, version: str | None) -> None:
+        """Record that the alias may be this version from now on, beside what it was."""
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, lineage)
+            mine = select(champion_aliases.c.written).where(champion_aliases.c.lineage_id == on.lineage_id)
+            kept = connection.scalar(mine) or []
+            _keep_alias(connection, on, written=sorted({*kept, version or ""}) if kept else [])
+
+    def pointed(self, lineage: str, version: str | None) -> None:
+        """Record that the alias is this version and nothing else."""
+        with transaction(self._engine) as connection:
+            _keep_alias(connection, lock_lineage(connection, lineage), written=[version or ""])
+
+    def putting_back(self, lineage: str, displaced: Displaced) -> None:
+        """Record a move by hand that is about to be put right."""
+        with transaction(self._engine) as connection:
+            _keep_alias(connection, lock_lineage(connection, lineage), putting_back=asdict(displaced))
+
+    def put_back(self, lineage: str, displaced: Displaced, *, actor: str) -> None:
+        """Audit `champion:restored`, unless somebody else has audited this move meanwhile."""
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, lineage)
+            mine = champion_aliases.c.lineage_id == on.lineage_id
+            if connection.scalar(select(champion_aliases.c.putting_back).where(mine)) != asdict(displaced):
+                return
+            _keep_alias(connection, on, written=[displaced.back or ""], putting_back=None)
+            append(
+                connection,
+                chain=on.name,
+                actor=actor,
+                action=AuditAction.champion_restored,
+                subject=on.champion_id or "base",
+                payload={"found_version": displaced.found, "restored_version": displaced.back},
+            )
 
     def _lineage_of(self, snapshot_id: str) -> str:
         query = (
@@ -216,6 +318,13 @@ class SqlMirrorStore:
         if name is None:
             raise UnknownRecord(f"expected the id of a snapshot, got {snapshot_id!r}", snapshot_id=snapshot_id)
         return str(name)
+
+
+def _keep_alias(connection: Connection, on: LockedLineage, **values: Any) -> None:
+    row = {"lineage_id": on.lineage_id, **values}
+    connection.execute(
+        insert(champion_aliases).values(row).on_conflict_do_update(index_elements=["lineage_id"], set_=values)
+    )
 
 
 def _events(connection: Connection, lineage: str, subjects: set[str]) -> tuple[Mapping[str, Any], ...]:

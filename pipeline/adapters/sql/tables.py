@@ -23,7 +23,7 @@ from sqlalchemy import (
     literal,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
 from pipeline.domain.snapshots import DigestForm
@@ -248,6 +248,7 @@ snapshots = Table(
     _ref("gate_report_id", "gate_reports.gate_report_id"),
     _ref("batch_id", "edit_batches.batch_id", nullable=True),
     Column("registry_version", Text),
+    Column("package_digest", Text),
     Column("lease_epoch", BigInteger, nullable=False),
     _at("created_at"),
     UniqueConstraint("lineage_id", "seq"),
@@ -255,6 +256,16 @@ snapshots = Table(
     _one_of("status", SnapshotStatus),
     CheckConstraint("basis IN ('parent', 'base')", name="basis_known"),
     _one_of("digest_form", DigestForm),
+)
+
+# What the alias `champion` of a lineage may be without anybody's hand in it: what was written last, or is about to be.
+# '' stands for no alias. `putting_back` is a move by hand that is being put right.
+champion_aliases = Table(
+    "champion_aliases",
+    metadata,
+    _ref("lineage_id", "lineages.lineage_id", primary_key=True),
+    Column("written", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("putting_back", JSONB(none_as_null=True)),
 )
 
 # One row an activation of an edit: from the snapshot at `since_seq` to the one before `until_seq`, null while the head

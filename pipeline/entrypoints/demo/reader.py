@@ -42,13 +42,17 @@ class ModelReader:
         """
         return self._ask({"base": folder}, asked)
 
-    def ask_champion(self, asked: Sequence[Asked]) -> Answers:
+    def ask_champion(self, asked: Sequence[Asked], *, package_digest: str) -> Answers:
         """Return what the champion says to each now.
+
+        Args:
+            asked: the questions.
+            package_digest: what the database says of the champion's files.
 
         Raises:
             EngineFailed: with the reader's last words, if it ended.
         """
-        return self._ask({"champion": self._lineage}, asked)
+        return self._ask({"champion": self._lineage, "package_digest": package_digest}, asked)
 
     def _ask(self, model: dict[str, str], asked: Sequence[Asked]) -> Answers:
         process = self._started()

@@ -23,6 +23,7 @@ from pipeline.entrypoints.demo.screen import StreamScreen
 from pipeline.entrypoints.demo.steps import Steps, accounts
 from pipeline.entrypoints.demo.stream import REVERTED_ID, contested, corrections, message, stream, unedited
 from pipeline.entrypoints.demo.tables import (
+    champion_package,
     heading,
     tell_base,
     tell_before_and_after,
@@ -87,7 +88,8 @@ def _story(folder: Path, watch: Stopwatch) -> Accounts:
             watch.lap("approving")
             held = {str(row["request_id"]) for row in kept.history.edits(LINEAGE, status="snapshotted")}
             holding = [one for one in asked if one.request.request_id in held]
-            after = pool.submit(reader.ask_champion, [*holding, *staying])
+            digest = champion_package(kept, LINEAGE)
+            after = pool.submit(reader.ask_champion, [*holding, *staying], package_digest=digest)
             last = _second_thoughts(steps, after)
             watch.lap("second thoughts")
         said = after.result()

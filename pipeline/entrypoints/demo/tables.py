@@ -85,7 +85,7 @@ def tell_what_holds(kept: Stores, lineage: str, reader: ModelReader, requests: S
     reverted = [one for one in requests if one.request_id == REVERTED_ID]
     # The first way in which a correction is asked for is its own: the stem, or the chat that it came as.
     asked = [asked_about([one])[0] for one in [*reverted, *holding[:: max(1, len(holding) // NUM_SHOWN)], last]]
-    said = reader.ask_champion(asked)
+    said = reader.ask_champion(asked, package_digest=champion_package(kept, lineage))
     heading("After the revert and two more corrections of one fact, the champion says")
     _print_columns(
         [
@@ -99,6 +99,11 @@ def tell_what_holds(kept: Stores, lineage: str, reader: ModelReader, requests: S
             for one in asked
         ]
     )
+
+
+def champion_package(kept: Stores, lineage: str) -> str:
+    """Return what the database says of the champion's files, for whoever loads them from MLflow."""
+    return str(kept.mirror.champion_mirror(lineage).package_digest)
 
 
 def tell_refusals(kept: Stores, lineage: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +14,11 @@ from pipeline.domain.errors import IntegrityBroken, Unavailable, UnknownRecord
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.snapshots import Snapshot
+from pipeline.services.champion_alias import ChampionAlias
 from pipeline.services.mirroring import RegistryMirror
 from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
 from pipeline.services.reconciling import RegistryReconciler
-from pipeline.services.registry_ports import ChampionMirror, MirrorStore, RegistryEntry
+from pipeline.services.registry_ports import ChampionMirror, Displaced, MirrorStore, RegistryEntry
 from pipeline.services.review import ReviewService
 from tests.support.fake_registry import FakeRegistry
 from tests.support.registry_entries import entry, lineage
@@ -36,6 +37,10 @@ class Books:
     decisions: list[Approval] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
     is_owed: bool = False
+    packages: dict[str, str] = field(default_factory=dict)
+    written: tuple[str | None, ...] | None = None
+    displaced: Displaced | None = None
+    owed: list[str] = field(default_factory=list)
 
     def lineages(self) -> tuple[Lineage, ...]:
         return (self.lineage_,)
@@ -49,19 +54,55 @@ class Books:
         for made in self.entries:
             snapshot_id = made.snapshot.snapshot_id
             if ref in (snapshot_id, str(made.snapshot.seq)):
-                return replace(made.snapshot, registry_version=self.versions.get(snapshot_id))
+                return self._as_it_stands(made.snapshot)
         raise UnknownRecord(ref)
 
     def entry(self, snapshot_id: str) -> RegistryEntry:
-        return next(made for made in self.entries if made.snapshot.snapshot_id == snapshot_id)
+        made = next(made for made in self.entries if made.snapshot.snapshot_id == snapshot_id)
+        return replace(made, snapshot=self._as_it_stands(made.snapshot))
+
+    def seal(self, snapshot_id: str, package_digest: str) -> None:
+        assert snapshot_id not in self.versions
+        self.packages[snapshot_id] = package_digest
 
     def registered(self, snapshot_id: str, *, version: str) -> None:
         self.versions.setdefault(snapshot_id, version)
 
+    def unregistered(self, snapshot_id: str, *, version: str, actor: str, reason: str) -> bool:
+        if self.versions.get(snapshot_id) != version:
+            return False
+        del self.versions[snapshot_id], self.packages[snapshot_id]
+        self.owed.append(snapshot_id)
+        self.is_owed = True
+        self.note(NAME, action="champion:missing", subject=snapshot_id, actor=actor, payload={"reason": reason})
+        return True
+
     def champion_mirror(self, name: str) -> ChampionMirror:
-        champion = self.lineage_.champion_id
-        version = self.versions.get(champion) if champion else None
-        return ChampionMirror(version=version, snapshot_id=champion, is_owed=self.is_owed)
+        champion = self.lineage_.champion_id or ""
+        return ChampionMirror(
+            version=self.versions.get(champion),
+            snapshot_id=champion or None,
+            package_digest=self.packages.get(champion),
+            is_owed=self.is_owed,
+            written=self.written,
+            putting_back=self.displaced,
+        )
+
+    def pointing(self, name: str, version: str | None) -> None:
+        self.written = (*self.written, version) if self.written else None
+
+    def pointed(self, name: str, version: str | None) -> None:
+        self.written = (version,)
+
+    def putting_back(self, name: str, displaced: Displaced) -> None:
+        self.displaced = displaced
+
+    def put_back(self, name: str, displaced: Displaced, *, actor: str) -> None:
+        assert displaced == self.displaced
+        self.written, self.displaced = (displaced.back,), None
+        payload = {"found_version": displaced.found, "restored_version": displaced.back}
+        subject = self.lineage_.champion_id or "base"
+        self.note(NAME, action="champion:restored", subject=subject, actor=actor, payload=payload)
 
     def decide(self, approval: Approval) -> Outcome:
         made = self.entry(approval.snapshot_id)
@@ -84,6 +125,11 @@ class Books:
         self.notes.append({"reverted": tuple(edit_ids), "actor": actor, "reason": reason})
         return ("removal-1",)
 
+    def _as_it_stands(self, snapshot: Snapshot) -> Snapshot:
+        snapshot_id = snapshot.snapshot_id
+        version, package = self.versions.get(snapshot_id), self.packages.get(snapshot_id)
+        return replace(snapshot, registry_version=version, package_digest=package)
+
     def _standing(self, made: RegistryEntry) -> Standing:
         return Standing(
             digest=made.snapshot.digest,
@@ -105,6 +151,7 @@ class World:
     books: Books
     registry: FakeRegistry
     mirror: RegistryMirror
+    alias: ChampionAlias
     review: ReviewService
     reconciler: RegistryReconciler
 
@@ -112,11 +159,12 @@ class World:
         return self.books.entries[seq - 1].snapshot.snapshot_id
 
     def mirror_champion(self) -> None:
-        self.mirror.champion(NAME)
+        self.alias.point(NAME)
         self.books.is_owed = False
 
     def make_champion(self, seq: int) -> None:
         self.books.lineage_ = replace(self.books.lineage_, champion_id=self.snapshot_id(seq), champion_seq=seq)
+        self.books.is_owed = True
         self.mirror_champion()
 
 
@@ -129,13 +177,15 @@ def world(tmp_path: Path) -> World:
     snapshots, mirror = cast(SnapshotStore, books), cast(MirrorStore, books)
     lineages, notes = cast(LineageStore, books), cast(ReviewStore, books)
     review = ReviewService(lineages=lineages, snapshots=snapshots, review=notes, history=cast(HistoryStore, books))
+    alias = ChampionAlias(mirror=mirror, registry=registry)
     made = World(
         books=books,
         registry=registry,
         mirror=RegistryMirror(mirror=mirror, registry=registry),
+        alias=alias,
         review=review,
         reconciler=RegistryReconciler(
-            lineages=lineages, snapshots=snapshots, mirror=mirror, registry=registry, review=review, notes=notes
+            lineages=lineages, snapshots=snapshots, registry=registry, champion=alias, review=review, notes=notes
         ),
     )
     for each in books.entries:
@@ -280,13 +330,155 @@ def test_a_champion_set_by_hand_over_the_base_is_taken_off(world: World) -> None
     assert world.registry.champion(NAME) is None
 
 
-def test_nothing_is_put_back_while_a_mirror_is_owed(world: World) -> None:
+def test_every_move_by_hand_is_put_back_and_audited_while_a_champion_is_owed(world: World) -> None:
     world.make_champion(1)
-    world.registry.set_alias(NAME, "champion", "2")
+    world.books.is_owed = True
+    for _ in range(3):
+        world.registry.set_alias(NAME, "champion", "2")
+        assert world.reconciler.run_once() == 1
+        assert world.registry.champion(NAME) == "1"
+    assert [note["action"] for note in world.books.notes] == ["champion:restored"] * 3
+
+
+def test_while_the_new_champion_has_no_version_a_move_by_hand_goes_back_to_the_old_one(world: World) -> None:
+    world.make_champion(1)
+    del world.books.versions[world.snapshot_id(2)]
+    world.books.lineage_ = replace(world.books.lineage_, champion_id=world.snapshot_id(2), champion_seq=2)
     world.books.is_owed = True
     assert world.reconciler.run_once() == 0
-    assert world.registry.champion(NAME) == "2"
-    assert world.books.notes == []
+    world.registry.set_alias(NAME, "champion", "2")
+    assert world.reconciler.run_once() == 1
+    assert world.registry.champion(NAME) == "1"
+    assert world.books.notes[0]["restored_version"] == "1"
+
+
+def test_a_move_by_hand_that_the_mirror_meets_first_is_audited_too(world: World) -> None:
+    world.make_champion(1)
+    world.registry.point_champion(NAME, None)
+    world.books.is_owed = True
+    world.mirror_champion()
+    assert world.registry.champion(NAME) == "1"
+    assert [note["action"] for note in world.books.notes] == ["champion:restored"]
+
+
+def test_what_corrigenda_wrote_before_is_no_move_by_hand(world: World) -> None:
+    world.make_champion(1)
+    world.books.lineage_ = replace(world.books.lineage_, champion_id=world.snapshot_id(2), champion_seq=2)
+    world.books.is_owed = True
+    assert world.reconciler.run_once() == 0
+    world.mirror_champion()
+    assert (world.registry.champion(NAME), world.books.notes) == ("2", [])
+
+
+def test_a_late_write_of_a_slow_relay_is_put_right_without_a_line(world: World) -> None:
+    world.make_champion(1)
+    world.books.pointing(NAME, "2")
+    world.registry.set_alias(NAME, "champion", "2")
+    assert world.reconciler.run_once() == 0
+    assert (world.registry.champion(NAME), world.books.notes) == ("1", [])
+
+
+def test_a_move_that_somebody_died_over_is_audited_once_after_it_is_put_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.make_champion(1)
+    world.registry.set_alias(NAME, "champion", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.registry, "point_champion", _die)
+        with pytest.raises(Unavailable):
+            world.reconciler.run_once()
+    assert world.books.notes == [], "no line before the act it tells of"
+    assert world.reconciler.run_once() == 1
+    assert world.registry.champion(NAME) == "1"
+    assert [note["found_version"] for note in world.books.notes] == ["2"]
+    assert world.reconciler.run_once() == 0
+
+
+def test_a_move_that_was_put_back_by_somebody_who_died_before_the_line_is_audited(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.make_champion(1)
+    world.registry.set_alias(NAME, "champion", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.books, "put_back", _die)
+        with pytest.raises(Unavailable):
+            world.reconciler.run_once()
+    assert world.reconciler.run_once() == 1
+    assert [note["found_version"] for note in world.books.notes] == ["2"]
+
+
+def _die(*_args: object, **_kwargs: object) -> None:
+    raise Unavailable("gone")
+
+
+def _delete_version(world: World) -> None:
+    world.registry.delete_version(NAME, "1")
+
+
+def _delete_model(world: World) -> None:
+    world.registry.delete_model(NAME)
+
+
+def _take_off_the_tag(world: World) -> None:
+    world.registry.set_tag(NAME, "1", "corrigenda.snapshot_id", "")
+
+
+def _change_the_digest(world: World) -> None:
+    world.registry.set_tag(NAME, "1", "corrigenda.package_digest", "f" * 64)
+
+
+def _give_the_number_to_another_snapshot(world: World) -> None:
+    tags = world.registry.tags(NAME, "2")
+    world.registry.delete_model(NAME)
+    world.registry.add_version(NAME, tags)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _delete_version,
+        _delete_model,
+        _take_off_the_tag,
+        _change_the_digest,
+        _give_the_number_to_another_snapshot,
+    ],
+)
+def test_a_champion_whose_version_cannot_be_used_is_missing_once_and_registered_again(
+    world: World, spoil: Callable[[World], None]
+) -> None:
+    world.make_champion(1)
+    spoil(world)
+    assert world.reconciler.run_once() == 1
+    for _ in range(3):
+        assert world.reconciler.run_once() == 0
+    (line,) = world.books.notes
+    assert (line["action"], line["subject"]) == ("champion:missing", world.snapshot_id(1))
+    assert "version 1 of demo" in line["reason"]
+    assert world.books.owed == [world.snapshot_id(1)]
+    version = world.mirror.register(world.snapshot_id(1))
+    world.mirror_champion()
+    assert world.registry.champion(NAME) == version
+    assert world.reconciler.run_once() == 0
+    assert world.books.notes == [line]
+
+
+def test_a_candidate_whose_version_was_deleted_is_registered_again_when_it_becomes_the_champion(world: World) -> None:
+    world.registry.delete_version(NAME, "1")
+    with pytest.raises(Unavailable, match="not registered yet"):
+        world.make_champion(1)
+    assert world.books.owed == [world.snapshot_id(1)]
+    world.mirror.register(world.snapshot_id(1))
+    world.mirror_champion()
+    assert world.registry.champion(NAME) == world.books.versions[world.snapshot_id(1)]
+
+
+def test_files_that_somebody_changed_are_not_approved(world: World) -> None:
+    world.registry.changed.add((NAME, "1"))
+    world.registry.set_alias(NAME, "approved", "1")
+    assert world.reconciler.run_once() == 1
+    assert "refused: expected the files of the model version" in world.registry.tags(NAME, "1")["approval.outcome"]
+    assert world.books.decisions == []
+    assert world.books.lineage_.champion_id is None
 
 
 def test_a_champion_that_moves_between_the_two_looks_is_left_alone(
@@ -296,6 +488,7 @@ def test_a_champion_that_moves_between_the_two_looks_is_left_alone(
     look = world.registry.champion
 
     def approve_meanwhile(name: str) -> str | None:
+        monkeypatch.setattr(world.registry, "champion", look)
         world.make_champion(2)
         return look(name)
 
