@@ -32,6 +32,7 @@ from pipeline.services.announcing import Announcer
 from pipeline.services.champion_alias import ChampionAlias
 from pipeline.services.editing import EditPolicy, EditService
 from pipeline.services.mirroring import RegistryMirror
+from pipeline.services.package_checking import PackageChecker
 from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
 from pipeline.services.pruning import Pruner
 from pipeline.services.reconciling import RegistryReconciler
@@ -177,6 +178,12 @@ def reconciler(settings: Settings) -> RegistryReconciler:
         review=review_service(settings),
         notes=kept.review,
     )
+
+
+def package_checker(settings: Settings) -> PackageChecker:
+    """Compares the files of model versions with what the database says of them."""
+    kept = stores(settings)
+    return PackageChecker(lineages=kept.lineages, snapshots=kept.snapshots, registry=_registry(settings))
 
 
 @contextmanager

@@ -105,6 +105,9 @@ class SnapshotStore(Protocol):
             UnknownRecord: if there is none.
         """
 
+    def snapshots(self, lineage: str) -> tuple[Snapshot, ...]:
+        """Return every snapshot of a lineage, oldest first."""
+
 
 class ReviewStore(Protocol):
     """Decisions of people, each one transaction."""

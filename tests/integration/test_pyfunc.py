@@ -244,7 +244,7 @@ def test_a_change_of_a_file_that_versions_share_is_found(
 ) -> None:
     of = lineage(lineage_name)
     deltas = tuple(entry(of, tmp_path, seq=seq).plan.deltas[0] for seq in (1, 2))
-    (tmp_path / "accumulator.safetensors").write_bytes(b"shift")
+    (tmp_path / "accumulator.safetensors").write_bytes(lineage_name.encode())
     accumulator = file_ref(tmp_path / "accumulator.safetensors")
     made = entry(of, tmp_path, seq=2, deltas=deltas, accumulator=accumulator)
     registry = MlflowRegistry(mlflow_uri)

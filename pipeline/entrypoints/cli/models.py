@@ -13,18 +13,26 @@ import typer
 
 from pipeline.bootstrap import Stores, stores
 from pipeline.config import Settings
+from pipeline.domain.errors import InvalidInput
 from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints.children import run_module
 from pipeline.entrypoints.cli.edits import lineage_name
-from pipeline.entrypoints.console import JsonOption, LineageOption, exits_clearly, print_record, print_rows
-from pipeline.entrypoints.local_settings import current_settings
+from pipeline.entrypoints.console import (
+    JsonOption,
+    LineageOption,
+    ReasonOption,
+    exits_clearly,
+    print_record,
+    print_rows,
+)
+from pipeline.entrypoints.local_settings import cli_actor, current_settings
 
 SnapshotOption = Annotated[str, typer.Option(help="champion, head, base, or a snapshot's seq.")]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    for command in (ask, export):
+    for command in (ask, export, register_again):
         app.command()(exits_clearly(command))
 
 
@@ -69,6 +77,28 @@ def export(
     plan = _plan(stores(settings), lineage, snapshot)
     written = _run("workers.controller.one_shot", plan, {"export": str(out.absolute())} | _group(settings))
     print_record({"snapshot": plan.snapshot_id or "base", **written}, as_json=as_json)
+
+
+def register_again(
+    snapshot: Annotated[str, typer.Argument(help="A snapshot: its seq, its id, head or champion.")],
+    lineage: LineageOption = None,
+    reason: ReasonOption = "asked for",
+    as_json: JsonOption = False,
+) -> None:
+    """Give a snapshot another model version in MLflow, when its own is gone, changed, or from before digests were kept.
+
+    The control worker registers it and moves the alias; the old version stays and is marked as a duplicate.
+
+    Example: corrigenda register-again champion --reason "deleted by mistake"
+    """
+    kept = stores(current_settings())
+    name = lineage_name(kept, lineage)
+    found = kept.snapshots.snapshot(name, snapshot)
+    version = found.registry_version
+    if version is None:
+        raise InvalidInput(f"expected a snapshot with a model version, got {snapshot}, whose registration is owed")
+    kept.mirror.unregistered(found.snapshot_id, version=version, actor=cli_actor(), reason=reason)
+    print_record({"snapshot": found.snapshot_id, "was_version": version, "owed": "another version"}, as_json=as_json)
 
 
 def _plan(kept: Stores, lineage: str | None, ref: str) -> LoadPlan:
