@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from migrations.script import run_script
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
@@ -22,8 +22,10 @@ CREATE TABLE champion_aliases (
 CREATE TRIGGER keeps_history BEFORE DELETE OR TRUNCATE ON champion_aliases
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 ALTER TABLE champion_aliases ENABLE ALWAYS TRIGGER keeps_history;
-GRANT UPDATE (package_digest) ON snapshots TO corrigenda_app;
-GRANT SELECT, INSERT, UPDATE ON champion_aliases TO corrigenda_app;
+GRANT UPDATE (package_digest) ON snapshots TO corrigenda_app, corrigenda_control;
+GRANT UPDATE (registry_version, package_digest) ON snapshots TO corrigenda_console;
+GRANT SELECT, INSERT, UPDATE ON champion_aliases TO corrigenda_app, corrigenda_control;
+GRANT SELECT ON champion_aliases TO corrigenda_console, corrigenda_reviewer, corrigenda_auditor;
 """
 
 
@@ -34,4 +36,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take both away: what was registered meanwhile is again checked against itself only."""
+    run_script("REVOKE UPDATE (registry_version) ON snapshots FROM corrigenda_console")
     run_script("DROP TABLE champion_aliases; ALTER TABLE snapshots DROP COLUMN package_digest")
