@@ -32,8 +32,9 @@ SnapshotOption = Annotated[str, typer.Option(help="champion, head, base, or a sn
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    for command in (ask, export, register_again):
+    for command in (ask, export):
         app.command()(exits_clearly(command))
+    app.command("register-again")(exits_clearly(register_again))
 
 
 def ask(
