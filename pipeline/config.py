@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.domain.edits import MAX_AHEAD
 from pipeline.domain.errors import Misconfigured
 
 SECRETS_FOLDER = Path("/run/secrets")
@@ -56,6 +57,9 @@ class Settings(BaseSettings):
     intake_mode: Literal["assigned", "group"] = Field("assigned", description="How intake gets its partitions.")
     intake_group: str = Field("corrigenda-intake", description="Consumer group, where intake_mode is group.")
     intake_max_records: int = Field(500, ge=1, le=10_000, description="Most messages a poll.")
+    max_ahead: Annotated[Duration, Field(ge=timedelta(0))] = Field(
+        MAX_AHEAD, description="How far ahead of the database's clock a correction may be dated."
+    )
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
     artifact_root: Path = Field(Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows.")
     lease_ttl: Duration = Field(timedelta(seconds=30), description="Life of a lease; renewed every third of it.")

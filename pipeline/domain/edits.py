@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline.domain.canonical import canonical_json, sha256_json
 from pipeline.domain.language.spelling import normalised
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, Prompt, asked_in_chat, begun_before, is_question
+
+MAX_AHEAD = timedelta(days=1)
+"""How far ahead of the database's clock a correction may be dated unless a setting says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,17 +100,21 @@ class EditRequest:
     @property
     def conflict_key(self) -> str:
         """The key of the fact: two corrections with the same key cannot both hold."""
-        if self.subject and self.relation:
-            return canonical_json([self.lineage, normalised(self.subject), normalised(self.relation)])
-        turns = [normalised(turn.content) for turn in self.messages if turn.role != "system"]
-        if self.is_chat and len(turns) > 1:  # "And its capital?" is about another country in every chat
-            return canonical_json([self.lineage, turns])
-        return canonical_json([self.lineage, normalised(self.prompt)])
+        return self.fact_key(normalised)
 
     @property
     def payload_digest(self) -> str:
         """SHA-256 of everything the producer said; a repeated id must repeat it."""
         return sha256_json(self.as_json())
+
+    def fact_key(self, folded: Callable[[str], str]) -> str:
+        """Return the key of the fact under a rule for which spellings are one."""
+        if self.subject and self.relation:
+            return canonical_json([self.lineage, folded(self.subject), folded(self.relation)])
+        turns = [folded(turn.content) for turn in self.messages if turn.role != "system"]
+        if self.is_chat and len(turns) > 1:  # "And its capital?" is about another country in every chat
+            return canonical_json([self.lineage, turns])
+        return canonical_json([self.lineage, folded(self.prompt)])
 
     def row_rephrases(self, limit: int) -> tuple[str, ...]:
         """Return the rephrases that may be edit rows: at most `limit`, never the first, which is the probe."""
@@ -168,3 +176,11 @@ class Edit:
     """What was asked."""
     attempts: int = 0
     """How often a batch has tried it so far."""
+
+
+def too_far_ahead(occurred_at: datetime, now: datetime, most: timedelta) -> str:
+    """Return why a correction that is dated ahead of the database's clock is refused."""
+    return (
+        f"expected an occurred_at at most {most} ahead of the database's clock, which is at {now.isoformat()}; got "
+        f"{occurred_at.isoformat()}, {occurred_at - now} ahead"
+    )

@@ -35,7 +35,7 @@ def run(settings: Settings, should_stop: Callable[[], bool]) -> None:
     """
     settings.require("database_url", "kafka_bootstrap")
     engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
-    store = SqlIntakeStore(engine)
+    store = SqlIntakeStore(engine, max_ahead=settings.max_ahead)
     try:
         with KafkaSource(settings, store.take_partition) as source:
             Intake(source=source, store=store).run(should_stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -135,6 +136,17 @@ class TestIntake:
         assert "tombstone" in reasons[5]
         assert sorted(reasons) == [1, 3, 4, 5]
         assert stores.intake.take_partition(PARTITION).next_offset == 8
+
+    def test_what_is_dated_too_far_ahead_is_a_dead_letter_that_says_so(self, stores: Stores) -> None:
+        claim, now = stores.intake.take_partition(PARTITION), datetime.now(UTC)
+        ages = (timedelta(days=365), timedelta(hours=25), timedelta(hours=23), -timedelta(days=9999))
+        counts = stores.intake.record(
+            [poll_of(claim, [carrying(n, make_request(f"r{n}", occurred_at=now + age)) for n, age in enumerate(ages)])]
+        )
+        assert (counts.received, counts.refused) == (2, 2)
+        reasons = {letter.offset: letter.error for letter in stores.intake.dead_letters()}
+        assert sorted(reasons) == [0, 1]
+        assert all("at most 1 day, 0:00:00 ahead of the database's clock" in reason for reason in reasons.values())
 
     def test_a_poll_leaves_one_line_a_message_and_owes_what_follows(self, stores: Stores) -> None:
         claim = stores.intake.take_partition(PARTITION)

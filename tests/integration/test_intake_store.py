@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine, event, text
@@ -43,6 +44,24 @@ def test_a_large_poll_takes_a_bounded_number_of_statements(engine: Engine) -> No
     assert counts.received == 500
     assert len(statements) < 30
     assert SqlAuditStore(engine).verify("facts") is None
+
+
+def test_the_databases_clock_and_the_setting_say_what_lies_ahead(engine: Engine) -> None:
+    now = datetime.now(UTC)
+
+    def received(max_ahead: timedelta, name: str, occurred_at: datetime, offset: int) -> int:
+        intake = SqlIntakeStore(engine, max_ahead=max_ahead)
+        claim = intake.take_partition(PARTITION)
+        request = make_request(name, occurred_at=occurred_at)
+        return intake.record([poll_of(claim, [carrying(offset, request)])]).received
+
+    assert received(timedelta(minutes=1), "soon", now + timedelta(minutes=30), 0) == 0
+    assert received(timedelta(hours=1), "soon", now + timedelta(minutes=30), 1) == 1
+    # What was recorded under another setting is known again: it is a duplicate, and no dead letter.
+    assert received(timedelta(0), "soon", now + timedelta(minutes=30), 2) == 0
+    assert received(timedelta(0), "far", datetime.max.replace(tzinfo=UTC), 3) == 0
+    assert received(timedelta(0), "long ago", datetime.min.replace(tzinfo=UTC), 4) == 1
+    assert SqlHistoryStore(engine).intake_counts() == {"received": 2, "duplicates": 1, "refused": 2}
 
 
 def test_one_request_sent_to_every_partition_at_once_is_one_edit(engine: Engine) -> None:

@@ -19,7 +19,7 @@ from pipeline.domain.audit import (
     first_break,
 )
 from pipeline.domain.canonical import canonical_json
-from pipeline.domain.edits import Edit, EditRequest
+from pipeline.domain.edits import MAX_AHEAD, Edit, EditRequest, too_far_ahead
 from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import Lineage, NewLineage
 from pipeline.domain.messages import DeadLetter, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
@@ -173,8 +173,8 @@ class MemoryLineageStore:
 class MemoryIntakeStore:
     """An `IntakeStore` and a `DeadLetterStore`."""
 
-    def __init__(self, database: MemoryDatabase) -> None:
-        self._database = database
+    def __init__(self, database: MemoryDatabase, *, max_ahead: timedelta = MAX_AHEAD) -> None:
+        self._database, self._max_ahead = database, max_ahead
 
     def take_partition(self, partition: PartitionKey) -> PartitionClaim:
         before = self._database.partitions.get(_key(partition))
@@ -216,6 +216,9 @@ class MemoryIntakeStore:
             unknown = f"expected the name of a lineage, got {request.lineage!r}" if request else ""
             return self._refuse(one, unknown or one.refusal or "")
         known = self._database.edits.get((request.lineage, request.request_id))
+        now = datetime.now(UTC)
+        if known is None and request.occurred_at - now > self._max_ahead:
+            return self._refuse(one, too_far_ahead(request.occurred_at, now, self._max_ahead))
         if known is None:
             return self._receive(one, request)
         if known.request.payload_digest == request.payload_digest:

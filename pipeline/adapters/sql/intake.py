@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, Connection, Row, Text, any_, func, literal, select, text, update
+from sqlalchemy import ARRAY, Connection, Engine, Row, Text, any_, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from pipeline.adapters.sql.audit import AuditLine, append_all, lock_chains
@@ -18,7 +19,7 @@ from pipeline.adapters.sql.outbox import Debt, owe_all
 from pipeline.adapters.sql.tables import dead_letters, edit_requests, ingest_offsets, lineages
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.canonical import sha256_bytes
-from pipeline.domain.edits import EditRequest
+from pipeline.domain.edits import MAX_AHEAD, EditRequest, too_far_ahead
 from pipeline.domain.errors import EpochStale
 from pipeline.domain.messages import Message, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
 
@@ -28,7 +29,17 @@ LEFT_OUT: Mapping[str, Any] = {"question": None, "messages": [], "answer": None,
 
 
 class SqlIntakeStore(SqlDeadLetterStore):
-    """Records polls under the epochs of their partitions; what it refuses is read as dead letters."""
+    """Records polls under the epochs of their partitions; what it refuses is read as dead letters.
+
+    Args:
+        engine: the database.
+        max_ahead: how far ahead of the database's clock a correction may be dated. One from a producer whose clock is
+            wrong would win over every later correction of its fact until then.
+    """
+
+    def __init__(self, engine: Engine, *, max_ahead: timedelta = MAX_AHEAD) -> None:
+        super().__init__(engine)
+        self._max_ahead = max_ahead
 
     def take_partition(self, partition: PartitionKey) -> PartitionClaim:
         """Raise the partition's epoch and say what comes next (0 for a new incarnation)."""
@@ -55,7 +66,7 @@ class SqlIntakeStore(SqlDeadLetterStore):
         with transaction(self._engine) as connection:
             recorded = _lock_offsets(connection, polls)
             fresh = [one for poll in polls for one in _fresh(poll, recorded)]
-            sorting = _sort(connection, fresh)
+            sorting = _sort(connection, fresh, self._max_ahead)
             _write(connection, sorting)
             for poll in polls:
                 _advance(connection, poll, recorded, sorting)
@@ -87,6 +98,8 @@ class _New:
 class _Sorting:
     """What becomes of the messages of one transaction; filled in order of arrival."""
 
+    now: datetime
+    max_ahead: timedelta
     new: list[_New] = field(default_factory=list)
     refused: list[tuple[Message, str]] = field(default_factory=list)
     tallies: Counter[tuple[PartitionKey, str]] = field(default_factory=Counter)
@@ -134,7 +147,7 @@ def _fresh(poll: Poll, recorded: Mapping[PartitionKey, int]) -> Iterable[ParsedM
     return (one for one in poll.messages if one.message.offset >= recorded[poll.claim.partition])
 
 
-def _sort(connection: Connection, messages: Sequence[ParsedMessage]) -> _Sorting:
+def _sort(connection: Connection, messages: Sequence[ParsedMessage], max_ahead: timedelta) -> _Sorting:
     """Decide what becomes of each message, in order.
 
     The chains are locked first: nobody else records requests of these lineages until this transaction ends.
@@ -144,7 +157,7 @@ def _sort(connection: Connection, messages: Sequence[ParsedMessage]) -> _Sorting
     if messages:
         lock_chains(connection, {*known, SYSTEM_CHAIN})
     digests = _recorded_digests(connection, messages, known)
-    sorting = _Sorting()
+    sorting = _Sorting(now=connection.execute(select(func.clock_timestamp())).scalar_one(), max_ahead=max_ahead)
     for one in messages:
         _sort_one(one, known, digests, sorting)
     return sorting
@@ -163,7 +176,9 @@ def _sort_one(
         return
     before = digests.get((lineage.lineage_id, request.request_id))
     digest = request.payload_digest
-    if before is None:
+    if before is None and request.occurred_at - sorting.now > sorting.max_ahead:
+        _refuse(one.message, too_far_ahead(request.occurred_at, sorting.now, sorting.max_ahead), sorting)
+    elif before is None:
         new = _New(
             message=one.message, request=request, lineage=lineage, digest=digest, conflict_key=request.conflict_key
         )
