@@ -19,7 +19,7 @@ from pipeline.domain.prompts import ChatTurn
 from tests.support.factories import make_request
 from tests.support.stream_records import PARTITION, carrying, new_lineage, poll_of
 
-revision = import_module("migrations.versions.0009_fact_keys")
+revision = import_module("migrations.versions.0010_fact_keys")
 BEFORE = revision.down_revision
 TURNS = (
     ChatTurn(role="user", content="Wie viele Ma\u00dfe hat das?"),

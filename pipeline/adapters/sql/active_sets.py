@@ -82,7 +82,7 @@ def brought_by(connection: Connection, snapshot_id: str) -> Sequence[Row[Any]]:
 def holding(connection: Connection, keys: Collection[str]) -> Sequence[Row[Any]]:
     """Return rows of `edit_requests` that heads hold of these facts; a key names its lineage.
 
-    There is one a key, but where revision 0009 made one key of two that had been told apart.
+    There is one a key, but where revision 0010 made one key of two that had been told apart.
     """
     query = select(edit_requests).where(edit_requests.c.conflict_key.in_(keys), status_is(EditStatus.snapshotted))
     return connection.execute(query).all() if keys else ()

@@ -22,8 +22,8 @@ from pipeline.domain.errors import Misconfigured
 from pipeline.domain.language.spelling import normalised
 from pipeline.domain.prompts import ChatTurn
 
-revision = "0009"
-down_revision = "0008"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
@@ -65,7 +65,7 @@ def downgrade() -> None:
     shared = op.get_bind().scalar(SHARED)
     if shared is not None:
         raise Misconfigured(
-            "expected active edits whose facts version 0008 tells apart, got several under the key " + shared[:200]
+            "expected active edits whose facts version 0009 tells apart, got several under the key " + shared[:200]
         )
 
 
