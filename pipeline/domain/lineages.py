@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,7 +13,7 @@ from pipeline.domain.gates import GatePolicy
 from pipeline.domain.rank_api import BaseSpec, EditorIdentity, EditorSettings
 from pipeline.domain.snapshots import Artifact
 
-_NAME = re.compile(r"[^/:\s\x00-\x1f]{1,100}")
+_NAME = re.compile(r"[^/:?\s]{1,100}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,7 @@ class NewLineage:
     """What is needed to make a lineage."""
 
     name: str
-    """Unique, without `/`, `:` and blanks; also the name of the registered model."""
+    """Unique; also the name of the registered model, see `check_name`."""
     base: BaseSpec
     """The base model."""
     editor: EditorSettings
@@ -115,13 +116,23 @@ class Removal:
 
 
 def check_name(name: str) -> None:
-    """Check that a lineage may have this name.
+    """Check that a lineage may have this name, which is also that of an experiment and of a registered model.
 
     Raises:
-        InvalidInput: if it is no registered model's name, or the name of the system's own audit chain.
+        InvalidInput: if MLflow could not keep it, find it in a search or read it in `models:/NAME@champion`, if people
+            could not tell it from another, or if it is the name of the system's own audit chain.
     """
     if not _NAME.fullmatch(name):
-        message = f"expected a lineage name of 1 to 100 characters without '/', ':' and blanks, got {name!r:.120}"
-        raise InvalidInput(message, lineage=name)
+        raise _refused(name, "1 to 100 characters without '/', ':', '?' and blanks")
+    if not name.isprintable() or not unicodedata.is_normalized("NFC", name):
+        raise _refused(name, "characters that can be seen, in Unicode's composed form")
+    if "'" in name and '"' in name:
+        raise _refused(name, "one kind of quotation marks at most")
+    if name == "." or name.startswith(".."):
+        raise _refused(name, "what is no path")
     if name == SYSTEM_CHAIN:
         raise InvalidInput(f"expected a name for a lineage, got {name!r}, kept for an audit chain", lineage=name)
+
+
+def _refused(name: str, expected: str) -> InvalidInput:
+    return InvalidInput(f"expected as the name of a lineage {expected}, got {name!r:.120}", lineage=name)

@@ -13,7 +13,7 @@ from infra.local import LocalStack
 from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
-from pipeline.domain.lineages import TrainedArtifacts
+from pipeline.domain.lineages import TrainedArtifacts, check_name
 from pipeline.services.registry_ports import Registry
 from tests.support.fake_registry import FakeRegistry
 from tests.support.registry_entries import entry, file_ref, lineage
@@ -85,6 +85,17 @@ def test_a_snapshot_is_registered_once(registry: Registry, person: Person, linea
     assert tags["corrigenda.snapshot_id"] == made.snapshot.snapshot_id
     assert tags["corrigenda.digest"] == made.snapshot.digest
     assert tags["corrigenda.audit_head"] == "3:" + "a" * 64
+
+
+@pytest.mark.parametrize("odd", ["1.7b", "O'Brien's", 'the-"best"', "100%", "\u6771\u4eac", "a#b&c=d;e\\f@g[h]`i"])
+def test_a_lineage_of_any_name_that_may_be_made_is_registered_and_found(
+    registry: Registry, person: Person, lineage_name: str, tmp_path: Path, odd: str
+) -> None:
+    name = f"{lineage_name}-{odd}"
+    check_name(name)
+    made = entry(lineage(name), tmp_path)
+    assert registered(registry, made) == registered(registry, made) == "1"
+    assert person.tags(name, "1")["corrigenda.digest"] == made.snapshot.digest
 
 
 def test_each_snapshot_gets_its_own_version(registry: Registry, lineage_name: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ MLflow is imported at the first call, because that takes seconds.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -177,7 +178,7 @@ class MlflowRegistry:
         label = f"{name}-{entry.snapshot.seq:04d}"
         run_id = client.create_run(experiment_id, run_name=label, tags=tags).info.run_id
         model_id = client.create_logged_model(
-            experiment_id, name=label, source_run_id=run_id, tags=tags, model_type="corrigenda.snapshot"
+            experiment_id, name=logged_name(label), source_run_id=run_id, tags=tags, model_type="corrigenda.snapshot"
         ).model_id
         with tempfile.TemporaryDirectory(prefix="corrigenda-register-") as folder:
             model = write_model(entry, Path(folder), uris, run_id=run_id, model_id=model_id)
@@ -332,6 +333,11 @@ def _request(version: Any, *, decision: str, by_alias: bool) -> RegistryRequest:
         reason=tags.get(REASON_TAG, "").strip(),
         by_alias=by_alias,
     )
+
+
+def logged_name(label: str) -> str:
+    """Return a label as a logged model may have it: MLflow takes fewer characters there than in a registered name."""
+    return re.sub("[./:%'\"]", "_", label)
 
 
 def _quoted(name: str) -> str:
