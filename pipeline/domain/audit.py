@@ -47,6 +47,9 @@ class AuditAction(StrEnum):
     removal_requested = "removal:requested"
     removal_failed = "removal:failed"
     lease_taken = "lease:taken"
+    side_effect_given_up = "side_effect:given_up"
+    side_effect_resent = "side_effect:resent"
+    side_effect_closed = "side_effect:closed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,6 +131,12 @@ class ReviewStore(Protocol):
         """Append one audit line that moves no status (`champion:restored`)."""
 
 
+CLAIM = timedelta(minutes=1)
+"""For so long nobody else gets an item that a relay has taken, and longer if the relay renews it."""
+MAX_FAILURES = 10
+"""An item that failed so often, some six minutes long, for another reason than a service that was away is given up."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutboxItem:
     """A side effect that is owed."""
@@ -143,20 +150,34 @@ class OutboxItem:
     payload: Mapping[str, Any]
     """What the goal is about, for example `{"lineage": …}`."""
     attempts: int
-    """Tries so far."""
+    """Tries that failed so far, without those that met a service that was away."""
+    claim: str
+    """UUID of the claim that it was handed out with: whoever claims it later has another."""
 
 
 class OutboxStore(Protocol):
     """Side effects that are owed."""
 
-    def due(self, *, limit: int = 100) -> tuple[OutboxItem, ...]:
-        """Claim items that are due, oldest first, so that no other relay has them for a minute."""
+    def due(self, kind: str | None = None, *, limit: int = 100) -> tuple[OutboxItem, ...]:
+        """Claim items that are due, oldest first; of a stream only its oldest.
+
+        No other relay has them for a minute. What shares a stream is so carried out in the order in which it was owed.
+        """
+
+    def renew(self, items: Sequence[OutboxItem]) -> frozenset[str]:
+        """Keep the claims of items for another minute; return the ids of those that are still ours and not done."""
+
+    def release(self, items: Sequence[OutboxItem]) -> None:
+        """Give claims back, so that the items are due at once."""
 
     def done(self, outbox_id: str) -> None:
         """Note that the goal is reached."""
 
-    def failed(self, outbox_id: str, *, error: str) -> None:
-        """Try again later, with growing waits."""
+    def postponed(self, item: OutboxItem, *, error: str) -> None:
+        """Try again in a few seconds: the service is away, which says nothing of the item."""
+
+    def failed(self, item: OutboxItem, *, error: str) -> bool:
+        """Try again later, with growing waits; True if that was the last try and the item is given up."""
 
 
 class EditorGroup(Protocol):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from enum import Enum, auto
 
 import structlog
 
-from pipeline.domain.errors import CorrigendaError, Unavailable
+from pipeline.domain.errors import CorrigendaError
+from pipeline.services.claim_keeping import ClaimKeeper
 from pipeline.services.ports import OutboxItem, OutboxStore
 
 Handler = Callable[[OutboxItem], None]
@@ -18,52 +21,82 @@ SLOW = timedelta(seconds=2)
 """A service that took this long to be unavailable is not asked again in the same run."""
 
 
+class _Outcome(Enum):
+    """What came of one item."""
+
+    REACHED = auto()
+    FAILED = auto()
+    KEPT_WAITING = auto()
+    """Its service took long to say that it is away; what is behind would wait as long each."""
+
+
 class OutboxRelay:
-    """Takes what is due and hands each item to the handler of its kind."""
+    """Takes what is due of one kind and hands each item to the handler of that kind.
+
+    Each kind has a run of its own, so that no kind waits for the service of another.
+    """
 
     def __init__(self, *, outbox: OutboxStore, handlers: Mapping[str, Handler]) -> None:
         self._outbox = outbox
         self._handlers = handlers
         self._log = structlog.get_logger(__name__)
 
-    def run_once(self) -> int:
-        """Handle everything that is due now; returns how many goals were reached.
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of items that there are handlers for."""
+        return tuple(self._handlers)
 
-        An item that fails is owed again later; the others go on.
+    def run_once(self, kind: str, should_stop: Callable[[], bool] = lambda: False) -> int:
+        """Handle items of one kind until none is due; return how many goals were reached.
+
+        An item that fails is owed again later; the others go on. One that keeps failing is given up.
 
         Raises:
             Unavailable: if the outbox itself does not answer.
         """
         num_done = 0
-        away: dict[str, str] = {}
-        for item in self._outbox.due():
-            error = away.get(item.kind) or self._handle(item, away)
-            if error is None:
-                self._outbox.done(item.outbox_id)
-                num_done += 1
-            else:
-                self._outbox.failed(item.outbox_id, error=error)
+        while not should_stop():
+            asked_at = time.monotonic()
+            items = self._outbox.due(kind)
+            outcomes = self._work_through(items, ClaimKeeper(self._outbox, items, asked_at=asked_at), should_stop)
+            num_done += outcomes[_Outcome.REACHED]
+            if not items or outcomes[_Outcome.KEPT_WAITING]:
+                break
         return num_done
 
-    def _handle(self, item: OutboxItem, away: dict[str, str]) -> str | None:
-        """Return what went wrong, if anything, and note in `away` a kind whose service keeps us waiting."""
+    def _work_through(
+        self, items: Sequence[OutboxItem], claims: ClaimKeeper, should_stop: Callable[[], bool]
+    ) -> Counter[_Outcome]:
+        """Handle what was claimed, in order, as long as the claims hold; the rest is given back."""
+        outcomes: Counter[_Outcome] = Counter()
+        waiting = deque(items)
+        with claims:
+            while waiting and claims.holds(waiting[0]) and not (should_stop() or outcomes[_Outcome.KEPT_WAITING]):
+                outcomes[self._settle(waiting.popleft())] += 1
+        if waiting:
+            self._outbox.release(waiting)
+        return outcomes
+
+    def _settle(self, item: OutboxItem) -> _Outcome:
+        """Handle one item and note what came of it."""
         began = time.monotonic()
         try:
-            self._handler(item)(item)
+            self._handlers[item.kind](item)
         except CorrigendaError as error:
-            self._log.warning("outbox_failed", kind=item.kind, key=item.dedup_key, error=str(error), **error.ids)
-            if isinstance(error, Unavailable) and time.monotonic() - began > SLOW.total_seconds():
-                away[item.kind] = str(error)
-            return str(error) or type(error).__name__
+            self._log.warning("outbox_failed", item=item.kind, key=item.dedup_key, error=str(error), ids=error.ids)
+            if not error.retryable:
+                return self._fail(item, str(error) or type(error).__name__)
+            self._outbox.postponed(item, error=str(error) or type(error).__name__)
+            is_slow = time.monotonic() - began > SLOW.total_seconds()
+            return _Outcome.KEPT_WAITING if is_slow else _Outcome.FAILED
         except Exception as error:
             # Whatever it is, it must not keep the others from being handled.
-            self._log.exception("outbox_broken", kind=item.kind, key=item.dedup_key)
-            return f"{type(error).__name__}: {error}"
-        return None
+            self._log.exception("outbox_broken", item=item.kind, key=item.dedup_key)
+            return self._fail(item, f"{type(error).__name__}: {error}")
+        self._outbox.done(item.outbox_id)
+        return _Outcome.REACHED
 
-    def _handler(self, item: OutboxItem) -> Handler:
-        handler = self._handlers.get(item.kind)
-        if handler is None:
-            known = ", ".join(sorted(self._handlers))
-            raise CorrigendaError(f"expected an outbox item of a kind among {known}, got {item.kind!r}")
-        return handler
+    def _fail(self, item: OutboxItem, error: str) -> _Outcome:
+        if self._outbox.failed(item, error=error):
+            self._log.error("outbox_given_up", item=item.kind, key=item.dedup_key, error=error)
+        return _Outcome.FAILED

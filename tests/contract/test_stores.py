@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,7 +15,7 @@ from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, UnknownRecord
-from pipeline.services.ports import OutboxItem, OutboxStore
+from pipeline.services.ports import MAX_FAILURES, OutboxItem, OutboxStore
 from tests.support.factories import NOON, make_request
 from tests.support.fakes import (
     MemoryAuditStore,
@@ -233,7 +233,7 @@ class TestOutbox:
 
     def test_an_item_that_failed_comes_back_with_its_attempts(self, stores: Stores) -> None:
         item = self.owed(stores)
-        stores.outbox.failed(item.outbox_id, error="no broker\x00")
+        assert not stores.outbox.failed(item, error="no broker\x00")
         assert stores.outbox.due() == ()
         again = self.wait_for_due(stores)
         assert (again.outbox_id, again.attempts) == (item.outbox_id, 1)
@@ -242,6 +242,45 @@ class TestOutbox:
         claim = stores.intake.take_partition(PARTITION)
         stores.intake.record([poll_of(claim, [parsed(offset, b"[]") for offset in range(5)])])
         assert [len(stores.outbox.due(limit=3)) for _ in range(3)] == [3, 2, 0]
+
+    def test_a_claim_that_is_given_back_is_due_at_once_and_a_renewed_one_is_not(self, stores: Stores) -> None:
+        item = self.owed(stores)
+        assert stores.outbox.renew([item]) == {item.outbox_id}
+        assert stores.outbox.due() == ()
+        stores.outbox.release([item])
+        (again,) = stores.outbox.due()
+        assert (again.outbox_id, again.attempts) == (item.outbox_id, 0)
+
+    def test_what_somebody_else_has_claimed_since_is_left_as_it_is(self, stores: Stores) -> None:
+        stale = self.owed(stores)
+        stores.outbox.release([stale])
+        (taken,) = stores.outbox.due()
+        stores.outbox.release([stale])
+        stores.outbox.postponed(stale, error="late")
+        assert not stores.outbox.failed(stale, error="late")
+        assert stores.outbox.renew([stale]) == frozenset()
+        assert stores.outbox.due() == ()
+        assert stores.outbox.renew([taken]) == {taken.outbox_id}
+
+    def test_an_item_whose_service_is_away_has_not_failed(self, stores: Stores) -> None:
+        item = self.owed(stores)
+        stores.outbox.postponed(item, error="no broker\x00")
+        assert stores.outbox.due() == ()
+        assert self.wait_for_due(stores).attempts == 0
+
+    def test_an_item_is_given_up_after_its_last_try(self, stores: Stores) -> None:
+        item = self.owed(stores)
+        last = replace(item, attempts=MAX_FAILURES - 1)
+        assert stores.outbox.failed(last, error="never")
+        assert stores.outbox.due() == ()
+        assert stores.outbox.renew([item]) == frozenset()
+
+    def test_only_items_of_the_kind_that_is_asked_for_are_claimed(self, stores: Stores) -> None:
+        claim = stores.intake.take_partition(PARTITION)
+        stores.intake.record([poll_of(claim, [parsed(0, b"[]"), carrying(1, make_request("r1"))])])
+        assert [item.kind for item in stores.outbox.due("doorbell")] == ["doorbell"]
+        assert [item.kind for item in stores.outbox.due("dead_letter")] == ["dead_letter"]
+        assert stores.outbox.due() == ()
 
     def test_an_unknown_item_is_named(self, stores: Stores) -> None:
         with pytest.raises(UnknownRecord, match="side effect"):

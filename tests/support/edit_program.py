@@ -149,8 +149,9 @@ def relay(kept: Stores, path: Path) -> int:
         pass
 
     handlers = {"register": register, "champion": champion, "doorbell": unheard, "result": unheard}
-    while OutboxRelay(outbox=kept.outbox, handlers=handlers).run_once():
-        pass
+    carrier = OutboxRelay(outbox=kept.outbox, handlers=handlers)
+    for kind in carrier.kinds:
+        carrier.run_once(kind)
     return 0
 
 

@@ -23,7 +23,7 @@ from pipeline.domain.edits import MAX_AHEAD, Edit, EditRequest, too_far_ahead
 from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import Lineage, NewLineage
 from pipeline.domain.messages import DeadLetter, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
-from pipeline.services.ports import OutboxItem
+from pipeline.services.ports import CLAIM, MAX_FAILURES, OutboxItem
 
 
 @dataclass(slots=True)
@@ -33,6 +33,11 @@ class Owed:
     item: OutboxItem
     next_attempt_at: datetime
     is_done: bool = False
+    is_given_up: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.is_done or self.is_given_up)
 
 
 @dataclass(slots=True)
@@ -65,7 +70,7 @@ class MemoryDatabase:
         """Owe a side effect, once for each key."""
         if any(owed.item.dedup_key == dedup_key for owed in self.outbox.values()):
             return
-        item = OutboxItem(outbox_id=new_id(), kind=kind, dedup_key=dedup_key, payload=payload, attempts=0)
+        item = OutboxItem(outbox_id=new_id(), kind=kind, dedup_key=dedup_key, payload=payload, attempts=0, claim="")
         self.outbox[item.outbox_id] = Owed(item=item, next_attempt_at=datetime.now(UTC))
 
 
@@ -96,21 +101,43 @@ class MemoryOutboxStore:
     def __init__(self, database: MemoryDatabase) -> None:
         self._database = database
 
-    def due(self, *, limit: int = 100) -> tuple[OutboxItem, ...]:
-        now = datetime.now(UTC)
-        due = [owed for owed in self._database.outbox.values() if not owed.is_done and owed.next_attempt_at <= now]
-        for owed in due[:limit]:
-            owed.next_attempt_at = now + timedelta(minutes=1)
-        return tuple(owed.item for owed in due[:limit])
+    def due(self, kind: str | None = None, *, limit: int = 100) -> tuple[OutboxItem, ...]:
+        now, claim = datetime.now(UTC), new_id()
+        owed = (one for one in self._database.outbox.values() if one.is_open and kind in (None, one.item.kind))
+        found = [one for one in owed if one.next_attempt_at <= now][:limit]
+        for one in found:
+            one.next_attempt_at, one.item = now + CLAIM, replace(one.item, claim=claim)
+        return tuple(one.item for one in found)
+
+    def renew(self, items: Sequence[OutboxItem]) -> frozenset[str]:
+        ours = self._ours(items)
+        for owed in ours:
+            owed.next_attempt_at = datetime.now(UTC) + CLAIM
+        return frozenset(owed.item.outbox_id for owed in ours)
+
+    def release(self, items: Sequence[OutboxItem]) -> None:
+        for owed in self._ours(items):
+            owed.next_attempt_at, owed.item = datetime.now(UTC), replace(owed.item, claim="")
 
     def done(self, outbox_id: str) -> None:
         self._owed(outbox_id).is_done = True
 
-    def failed(self, outbox_id: str, *, error: str) -> None:
-        owed = self._owed(outbox_id)
-        wait = timedelta(seconds=min(2**owed.item.attempts, 120))
-        owed.next_attempt_at = datetime.now(UTC) + wait
-        owed.item = replace(owed.item, attempts=owed.item.attempts + 1)
+    def postponed(self, item: OutboxItem, *, error: str) -> None:
+        for owed in self._ours([item]):
+            owed.next_attempt_at, owed.item = datetime.now(UTC) + timedelta(seconds=5), replace(owed.item, claim="")
+
+    def failed(self, item: OutboxItem, *, error: str) -> bool:
+        for owed in self._ours([item]):
+            attempts = item.attempts + 1
+            owed.next_attempt_at = datetime.now(UTC) + timedelta(seconds=min(2**item.attempts, 120))
+            owed.item = replace(owed.item, attempts=attempts, claim="")
+            owed.is_given_up = attempts >= MAX_FAILURES
+            return owed.is_given_up
+        return False
+
+    def _ours(self, items: Sequence[OutboxItem]) -> list[Owed]:
+        found = [self._owed(item.outbox_id) for item in items]
+        return [owed for owed, item in zip(found, items, strict=True) if owed.is_open and owed.item.claim == item.claim]
 
     def _owed(self, outbox_id: str) -> Owed:
         if outbox_id not in self._database.outbox:

@@ -182,8 +182,9 @@ def one_batch(rig: StoreRig, group: HoldingGroup) -> int:
         mirror.register(item.payload["snapshot_id"])
 
     outbox = SqlOutboxStore(rig.engine)
-    while OutboxRelay(outbox=outbox, handlers={**announcer.handlers(), "register": register}).run_once():
-        pass
+    relay = OutboxRelay(outbox=outbox, handlers={**announcer.handlers(), "register": register})
+    for kind in relay.kinds:
+        relay.run_once(kind)
     return made
 
 

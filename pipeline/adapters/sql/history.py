@@ -244,6 +244,7 @@ class SqlMirrorStore:
         owed = select(literal(1)).where(
             outbox.c.kind == "champion",
             outbox.c.done_at.is_(None),
+            outbox.c.given_up_at.is_(None),
             func.jsonb_extract_path_text(outbox.c.payload, "lineage") == lineage,
         )
         query = (

@@ -7,22 +7,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, func, select, text, update
+from sqlalchemy import Connection, Engine, Row, Update, func, literal, or_, select, text, update
 
+from pipeline.adapters.sql.audit import AuditLine, append_all
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.tables import outbox
+from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import UnknownRecord
-from pipeline.services.ports import OutboxItem
+from pipeline.services.ports import CLAIM, MAX_FAILURES, OutboxItem
 
-CLAIM = timedelta(minutes=1)
-"""For so long nobody else gets an item that a relay has taken."""
 FIRST_WAIT = timedelta(seconds=1)
 LONGEST_WAIT = timedelta(minutes=2)
+POSTPONED = timedelta(seconds=5)
+"""A service that was away is asked again so soon, however long it stays away."""
+RELAY = "relay"
+"""Who gives an item up, in the history."""
+
+_is_open = outbox.c.done_at.is_(None) & outbox.c.given_up_at.is_(None)
+_item = (
+    outbox.c.outbox_id,
+    outbox.c.kind,
+    outbox.c.dedup_key,
+    outbox.c.payload,
+    outbox.c.attempts,
+    outbox.c.claim,
+)
 
 _OWE = text("""
-INSERT INTO outbox (kind, dedup_key, payload)
-SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:keys AS text[]), CAST(:payloads AS jsonb[]))
+INSERT INTO outbox (kind, dedup_key, payload, stream)
+SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:keys AS text[]), CAST(:payloads AS jsonb[]), CAST(:streams AS text[]))
 ON CONFLICT (dedup_key) DO NOTHING
 """)
 
@@ -37,6 +52,8 @@ class Debt:
     """Deterministic: a transaction that runs twice owes it once."""
     payload: Mapping[str, Any]
     """What the goal is about."""
+    stream: str | None = None
+    """Items of one stream are carried out one after the other, in the order in which they were owed."""
 
 
 def owe(connection: Connection, *, kind: str, dedup_key: str, payload: Mapping[str, Any]) -> None:
@@ -47,9 +64,13 @@ def owe(connection: Connection, *, kind: str, dedup_key: str, payload: Mapping[s
 def owe_all(connection: Connection, debts: Sequence[Debt]) -> None:
     """Owe several side effects in one statement, in the order given."""
     if debts:
-        kinds, keys = [debt.kind for debt in debts], [debt.dedup_key for debt in debts]
-        payloads = [json.dumps(dict(debt.payload)) for debt in debts]
-        connection.execute(_OWE, {"kinds": kinds, "keys": keys, "payloads": payloads})
+        columns = {
+            "kinds": [debt.kind for debt in debts],
+            "keys": [debt.dedup_key for debt in debts],
+            "payloads": [json.dumps(dict(debt.payload)) for debt in debts],
+            "streams": [debt.stream for debt in debts],
+        }
+        connection.execute(_OWE, columns)
 
 
 class SqlOutboxStore:
@@ -58,20 +79,40 @@ class SqlOutboxStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def due(self, *, limit: int = 100) -> tuple[OutboxItem, ...]:
-        """Claim items that are due, oldest first, so that no other relay has them for a minute."""
-        is_due = outbox.c.done_at.is_(None) & (outbox.c.next_attempt_at <= func.clock_timestamp())
-        oldest = select(outbox.c.outbox_id).where(is_due).order_by(outbox.c.outbox_id).limit(limit)
-        claimed = oldest.with_for_update(skip_locked=True).cte("claimed")
+    def due(self, kind: str | None = None, *, limit: int = 100) -> tuple[OutboxItem, ...]:
+        """Claim items that are due, oldest first; of a stream only its oldest."""
+        earlier = outbox.alias()
+        waits = select(literal(1)).where(
+            earlier.c.stream == outbox.c.stream,
+            earlier.c.done_at.is_(None),
+            earlier.c.given_up_at.is_(None),
+            earlier.c.outbox_id < outbox.c.outbox_id,
+        )
+        is_due = _is_open & (outbox.c.next_attempt_at <= func.clock_timestamp())
+        oldest = select(outbox.c.outbox_id).where(is_due, or_(outbox.c.stream.is_(None), ~waits.exists()))
+        if kind is not None:
+            oldest = oldest.where(outbox.c.kind == kind)
+        claimed = oldest.order_by(outbox.c.outbox_id).limit(limit).with_for_update(skip_locked=True).cte("claimed")
         take = (
             update(outbox)
             .where(outbox.c.outbox_id == claimed.c.outbox_id)
-            .values(next_attempt_at=func.clock_timestamp() + CLAIM)
-            .returning(outbox.c.outbox_id, outbox.c.kind, outbox.c.dedup_key, outbox.c.payload, outbox.c.attempts)
+            .values(next_attempt_at=func.clock_timestamp() + CLAIM, claim=str(uuid4()))
+            .returning(*_item)
         )
         with transaction(self._engine) as connection:
             rows = connection.execute(take).mappings().all()
         return tuple(OutboxItem(**row) for row in sorted(rows, key=lambda row: str(row["outbox_id"])))
+
+    def renew(self, items: Sequence[OutboxItem]) -> frozenset[str]:
+        """Keep the claims of items for another minute; return the ids of those that are still ours and not done."""
+        change = _still_ours(items).values(next_attempt_at=func.clock_timestamp() + CLAIM)
+        with transaction(self._engine) as connection:
+            return frozenset(connection.execute(change.returning(outbox.c.outbox_id)).scalars())
+
+    def release(self, items: Sequence[OutboxItem]) -> None:
+        """Give claims back, so that the items are due at once."""
+        with transaction(self._engine) as connection:
+            connection.execute(_still_ours(items).values(next_attempt_at=func.clock_timestamp(), claim=None))
 
     def done(self, outbox_id: str) -> None:
         """Note that the goal is reached.
@@ -80,22 +121,113 @@ class SqlOutboxStore:
             UnknownRecord: if nothing is owed under that id.
         """
         done_at = func.coalesce(outbox.c.done_at, func.clock_timestamp())
-        self._change(outbox_id, {"done_at": done_at, "error": None})
-
-    def failed(self, outbox_id: str, *, error: str) -> None:
-        """Try again later: after a second, and twice as long every time, up to two minutes.
-
-        Raises:
-            UnknownRecord: if nothing is owed under that id.
-        """
-        doublings = func.least(outbox.c.attempts, 20)
-        wait = func.least(FIRST_WAIT * func.power(2, doublings), LONGEST_WAIT)
-        later = func.clock_timestamp() + wait
-        said = error.replace("\x00", "")[:2000]
-        self._change(outbox_id, {"attempts": outbox.c.attempts + 1, "next_attempt_at": later, "error": said})
-
-    def _change(self, outbox_id: str, values: Mapping[str, Any]) -> None:
+        change = update(outbox).where(outbox.c.outbox_id == outbox_id)
         with transaction(self._engine) as connection:
-            changed = connection.execute(update(outbox).where(outbox.c.outbox_id == outbox_id).values(**values))
-            if changed.rowcount == 0:
+            if connection.execute(change.values(done_at=done_at, given_up_at=None, error=None)).rowcount == 0:
                 raise UnknownRecord(f"expected the id of an owed side effect, got {outbox_id}", outbox_id=outbox_id)
+
+    def postponed(self, item: OutboxItem, *, error: str) -> None:
+        """Try again in a few seconds: the service is away, which says nothing of the item."""
+        later = func.clock_timestamp() + POSTPONED
+        with transaction(self._engine) as connection:
+            connection.execute(_still_ours([item]).values(next_attempt_at=later, claim=None, error=_text(error)))
+
+    def failed(self, item: OutboxItem, *, error: str) -> bool:
+        """Try again later, after a second and twice as long every time; give the item up after the last try.
+
+        Returns:
+            Whether the item was given up. It is left as it is if the claim was lost.
+        """
+        is_last = item.attempts + 1 >= MAX_FAILURES
+        wait = min(FIRST_WAIT * 2 ** min(item.attempts, 20), LONGEST_WAIT)
+        values = {"attempts": item.attempts + 1, "next_attempt_at": func.clock_timestamp() + wait, "claim": None}
+        if is_last:
+            values["given_up_at"] = func.clock_timestamp()
+        with transaction(self._engine) as connection:
+            change = _still_ours([item]).values(**values, error=_text(error))
+            rows = connection.execute(change.returning(*_item)).all()
+            if is_last:
+                details = {"attempts": item.attempts + 1, "error": _text(error)}
+                _audit(connection, rows, AuditAction.side_effect_given_up, actor=RELAY, details=details)
+        return is_last and bool(rows)
+
+    def counts(self) -> Mapping[str, Any]:
+        """Return how many items are owed and given up, and since when the oldest of each waits."""
+        waiting = select(func.count(), func.min(outbox.c.created_at)).where(_is_open)
+        given_up = select(func.count(), func.min(outbox.c.given_up_at)).where(_is_given_up())
+        with transaction(self._engine) as connection:
+            num_owed, owed_since = connection.execute(waiting).one()
+            num_given_up, given_up_since = connection.execute(given_up).one()
+        return {
+            "owed": num_owed,
+            "owed_since": owed_since,
+            "given_up": num_given_up,
+            "given_up_since": given_up_since,
+        }
+
+    def given_up(self, *, limit: int = 100) -> tuple[Mapping[str, Any], ...]:
+        """Return the items that no relay tries any more, longest first."""
+        columns = (*_item[:-1], outbox.c.created_at, outbox.c.given_up_at, outbox.c.error)
+        query = select(*columns).where(_is_given_up()).order_by(outbox.c.given_up_at).limit(limit)
+        with transaction(self._engine) as connection:
+            return tuple(dict(row) for row in connection.execute(query).mappings())
+
+    def resend(self, outbox_ids: Sequence[str] | None, *, actor: str) -> tuple[str, ...]:
+        """Owe given-up items anew, with all their tries; return the ids of those that were given up.
+
+        A result that a later one of the same edit has overtaken is closed instead: sent now, it would be the last word.
+
+        Args:
+            outbox_ids: which ones; all of them if None.
+            actor: who asks, for the history.
+        """
+        chosen = _is_given_up()
+        if outbox_ids is not None:
+            chosen &= outbox.c.outbox_id.in_(outbox_ids)
+        later = outbox.alias()
+        overtaken = select(literal(1)).where(
+            later.c.stream == outbox.c.stream, later.c.outbox_id > outbox.c.outbox_id, later.c.done_at.is_not(None)
+        )
+        with transaction(self._engine) as connection:
+            closed = update(outbox).where(chosen, overtaken.exists())
+            rows = list(connection.execute(closed.values(done_at=func.clock_timestamp()).returning(*_item)))
+            _audit(connection, rows, AuditAction.side_effect_closed, actor=actor, details={})
+            again = update(outbox).where(chosen)
+            values = {"given_up_at": None, "attempts": 0, "next_attempt_at": func.clock_timestamp()}
+            sent = list(connection.execute(again.values(**values).returning(*_item)))
+            _audit(connection, sent, AuditAction.side_effect_resent, actor=actor, details={})
+        return tuple(str(row.outbox_id) for row in (*rows, *sent))
+
+
+def _still_ours(items: Sequence[OutboxItem]) -> Update:
+    """Return an update of those items that nobody else has claimed since."""
+    ids = [item.outbox_id for item in items]
+    return update(outbox).where(
+        outbox.c.outbox_id.in_(ids), outbox.c.claim.in_({item.claim for item in items}), _is_open
+    )
+
+
+def _is_given_up() -> Any:
+    return outbox.c.given_up_at.is_not(None) & outbox.c.done_at.is_(None)
+
+
+def _audit(
+    connection: Connection, rows: Sequence[Row[Any]], action: AuditAction, *, actor: str, details: Mapping[str, Any]
+) -> None:
+    append_all(
+        connection,
+        [
+            AuditLine(
+                chain=str(row.payload.get("lineage") or SYSTEM_CHAIN),
+                actor=actor,
+                action=action,
+                subject=row.outbox_id,
+                payload={"kind": row.kind, "dedup_key": row.dedup_key, **details},
+            )
+            for row in rows
+        ],
+    )
+
+
+def _text(error: str) -> str:
+    return error.replace("\x00", "").encode("utf-8", "backslashreplace").decode()[:2000]

@@ -204,6 +204,7 @@ def _results(
         Debt(
             kind="result",
             dedup_key=f"result:{one.edit_id}:{one.to.value}:{event.seq}",
+            stream=f"result:{one.edit_id}",
             payload={
                 "edit_id": one.edit_id,
                 "request_id": rows[one.edit_id].request_id,

@@ -339,7 +339,12 @@ outbox = Table(
     _at("created_at"),
     _at("done_at", nullable=True, default=False),
     Column("error", Text),
-    _partial("ix_outbox_due", "next_attempt_at", where="done_at IS NULL"),
+    Column("stream", Text),
+    Column("claim", UUID(as_uuid=False)),
+    _at("given_up_at", nullable=True, default=False),
+    _partial("ix_outbox_due", "kind", "outbox_id", where="done_at IS NULL AND given_up_at IS NULL"),
+    _partial("ix_outbox_stream", "stream", "outbox_id", where="stream IS NOT NULL"),
+    _partial("ix_outbox_given_up", "given_up_at", where="given_up_at IS NOT NULL AND done_at IS NULL"),
 )
 
 chain_heads = Table(

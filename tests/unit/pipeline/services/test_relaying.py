@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from pipeline.domain.errors import InvalidMessage, Unavailable, UnknownRecord
+from pipeline.domain.errors import InvalidMessage, Misconfigured, Unavailable, UnknownRecord
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.messages import DeadLetter, PartitionKey
-from pipeline.services import relaying
+from pipeline.services import claim_keeping, relaying
 from pipeline.services.announcing import EXCERPT_BYTES, MAX_WHOLE_BYTES, Announcer
-from pipeline.services.ports import OutboxItem
+from pipeline.services.claim_keeping import ClaimKeeper
+from pipeline.services.ports import CLAIM, OutboxItem
 from pipeline.services.relaying import OutboxRelay
 from pipeline.services.submission import submit
 from tests.support.registry_entries import BASE_DIGEST, lineage
+from tests.support.waiting import eventually
 
 LETTER = DeadLetter(
     dead_letter_id="letter-1",
@@ -33,24 +36,43 @@ LETTER = DeadLetter(
 
 
 class ListOutbox:
-    """Items in a list."""
+    """Items in a list, each handed out once."""
 
     def __init__(self, *items: OutboxItem) -> None:
-        self.items = items
+        self.items = list(items)
         self.finished: list[str] = []
         self.errors: dict[str, str] = {}
+        self.waiting: dict[str, str] = {}
+        self.released: list[str] = []
+        self.renewed: list[str] = []
 
-    def due(self, *, limit: int = 100) -> tuple[OutboxItem, ...]:
-        """All of them."""
-        return self.items
+    def due(self, kind: str | None = None, *, limit: int = 100) -> tuple[OutboxItem, ...]:
+        """Those of the kind."""
+        found = tuple(one for one in self.items if kind in (None, one.kind))
+        self.items = [one for one in self.items if one not in found]
+        return found
+
+    def renew(self, items: Sequence[OutboxItem]) -> frozenset[str]:
+        """All but those that somebody took away."""
+        self.renewed += [one.outbox_id for one in items]
+        return frozenset(one.outbox_id for one in items if not one.payload.get("is_taken"))
+
+    def release(self, items: Sequence[OutboxItem]) -> None:
+        """Remembers them."""
+        self.released += [one.outbox_id for one in items]
 
     def done(self, outbox_id: str) -> None:
         """Remembers it."""
         self.finished.append(outbox_id)
 
-    def failed(self, outbox_id: str, *, error: str) -> None:
+    def postponed(self, item: OutboxItem, *, error: str) -> None:
         """Remembers why."""
-        self.errors[outbox_id] = error
+        self.waiting[item.outbox_id] = error
+
+    def failed(self, item: OutboxItem, *, error: str) -> bool:
+        """Remembers why."""
+        self.errors[item.outbox_id] = error
+        return False
 
 
 class Recorder:
@@ -98,22 +120,32 @@ class Recorder:
 
 def item(outbox_id: str, kind: str = "doorbell", **payload: Any) -> OutboxItem:
     """Something owed."""
-    return OutboxItem(outbox_id=outbox_id, kind=kind, dedup_key=f"{kind}:{outbox_id}", payload=payload, attempts=0)
+    return OutboxItem(
+        outbox_id=outbox_id, kind=kind, dedup_key=f"{kind}:{outbox_id}", payload=payload, attempts=0, claim="c"
+    )
 
 
 def test_an_item_that_fails_is_recorded_and_the_others_go_on() -> None:
     def handle(one: OutboxItem) -> None:
         if one.outbox_id == "2":
-            raise Unavailable("Redis is away")
+            raise Unavailable("Redis is away", kind="doorbell", event="anything")
         if one.outbox_id == "3":
             raise KeyError("lineage")
+        if one.outbox_id == "4":
+            raise Misconfigured("a person must act")
 
-    outbox = ListOutbox(*(item(str(n)) for n in range(1, 5)), item("5", "unheard-of"))
-    assert OutboxRelay(outbox=outbox, handlers={"doorbell": handle}).run_once() == 2
-    assert outbox.finished == ["1", "4"]
-    assert outbox.errors["2"] == "Redis is away"
-    assert outbox.errors["3"] == "KeyError: 'lineage'"
-    assert "unheard-of" in outbox.errors["5"]
+    outbox = ListOutbox(*(item(str(n)) for n in range(1, 6)))
+    assert OutboxRelay(outbox=outbox, handlers={"doorbell": handle}).run_once("doorbell") == 2
+    assert outbox.finished == ["1", "5"]
+    assert outbox.waiting == {"2": "Redis is away"}, "a service that is away is no failure of the item"
+    assert outbox.errors == {"3": "KeyError: 'lineage'", "4": "a person must act"}
+
+
+def test_an_item_of_a_kind_that_nobody_handles_stays_owed() -> None:
+    outbox = ListOutbox(item("1", "unheard-of"), item("2"))
+    relay = OutboxRelay(outbox=outbox, handlers={"doorbell": lambda one: None})
+    assert sum(relay.run_once(kind) for kind in relay.kinds) == 1
+    assert [one.outbox_id for one in outbox.items] == ["1"]
 
 
 def test_a_service_that_keeps_us_waiting_is_asked_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,10 +158,53 @@ def test_a_service_that_keeps_us_waiting_is_asked_once_a_run(monkeypatch: pytest
         raise Unavailable("the broker is away")
 
     outbox = ListOutbox(item("1", "result"), item("2", "result"), item("3"))
-    OutboxRelay(outbox=outbox, handlers={"result": handle, "doorbell": lambda one: None}).run_once()
+    relay = OutboxRelay(outbox=outbox, handlers={"result": handle, "doorbell": lambda one: None})
+    relay.run_once("result")
     assert asked == ["1"]
-    assert outbox.errors == {"1": "the broker is away", "2": "the broker is away"}
-    assert outbox.finished == ["3"]
+    assert (outbox.waiting, outbox.released) == ({"1": "the broker is away"}, ["2"])
+    relay.run_once("doorbell")
+    assert outbox.finished == ["3"], "another kind does not wait for it"
+
+
+def test_claims_are_renewed_as_long_as_an_item_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim_keeping, "CLAIM", timedelta(seconds=0.03))
+    outbox = ListOutbox(item("1", "register"), item("2", "register"))
+
+    def slow(one: OutboxItem) -> None:
+        eventually(lambda: outbox.renewed.count("2") > 9, "renewals far beyond the first claim")
+        outbox.renewed.clear()
+
+    assert OutboxRelay(outbox=outbox, handlers={"register": slow}).run_once("register") == 2
+
+
+def test_a_claim_that_somebody_else_took_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim_keeping, "CLAIM", timedelta(seconds=0.03))
+    outbox = ListOutbox(item("1", "result"), item("2", "result", is_taken=True), item("3", "result"))
+    handled: list[str] = []
+
+    def handle(one: OutboxItem) -> None:
+        handled.append(one.outbox_id)
+        eventually(lambda: outbox.renewed, "a renewal")
+
+    OutboxRelay(outbox=outbox, handlers={"result": handle}).run_once("result")
+    assert handled == ["1"]
+
+
+def test_a_relay_that_was_stopped_beyond_its_claims_does_nothing_more_with_them() -> None:
+    class Away(ListOutbox):
+        def renew(self, items: Sequence[OutboxItem]) -> frozenset[str]:
+            raise Unavailable("the database is away")
+
+    outbox = Away(item("1"), item("2"))
+    keeper = ClaimKeeper(outbox, outbox.items, asked_at=time.monotonic() - CLAIM.total_seconds())
+    assert not keeper.holds(outbox.items[0])
+
+
+def test_a_relay_that_is_told_to_stop_gives_back_what_it_has_not_begun() -> None:
+    outbox = ListOutbox(item("1"), item("2"), item("3"))
+    relay = OutboxRelay(outbox=outbox, handlers={"doorbell": lambda one: None})
+    assert relay.run_once("doorbell", should_stop=lambda: bool(outbox.finished)) == 1
+    assert (outbox.finished, outbox.released) == (["1"], ["2", "3"])
 
 
 def test_a_doorbell_names_the_base_or_finds_it() -> None:
