@@ -1,4 +1,4 @@
-"""Celery's tasks: the doorbell for edits, and the periodic work of the control worker.
+"""Celery's one task: the doorbell for edits.
 
 A message carries no work, only "look again": it may be lost, repeated or late. A task that fails is tried again because
 the database still says that the work is due.
@@ -6,10 +6,7 @@ the database still says that the work is due.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import structlog
 from celery import signals
@@ -19,13 +16,11 @@ from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.rank_api import BaseSpec
-from workers.app import RECONCILE_REGISTRY, RELAY_OUTBOX, RING_WAITING, app
+from workers.app import app
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
 
 log = structlog.get_logger()
-
-_busy = {name: threading.Lock() for name in (RELAY_OUTBOX, RING_WAITING, RECONCILE_REGISTRY)}
 
 
 @app.task(name=EDIT_LINEAGE, max_retries=3)
@@ -37,24 +32,6 @@ def edit_lineage(lineage: str) -> None:
         if not error.retryable:
             raise
         log.warning("stopped; the reaper will ring again", lineage=lineage, error=str(error), **error.ids)
-
-
-@app.task(name=RELAY_OUTBOX, max_retries=0)
-def relay_outbox() -> None:
-    """Carry out the side effects that are owed."""
-    _alone(RELAY_OUTBOX, lambda: bootstrap.relay(settings()).run_once())
-
-
-@app.task(name=RING_WAITING, max_retries=0)
-def ring_waiting() -> None:
-    """Ring for lineages that have work and no live lease."""
-    _alone(RING_WAITING, lambda: bootstrap.reaper(settings()).run_once())
-
-
-@app.task(name=RECONCILE_REGISTRY, max_retries=0)
-def reconcile_registry() -> None:
-    """Find what people asked for in the registry, and put back what was moved by hand."""
-    _alone(RECONCILE_REGISTRY, lambda: bootstrap.reconciler(settings()).run_once())
 
 
 @lru_cache(maxsize=1)
@@ -93,18 +70,3 @@ def _begin_to_start_the_ranks(**_: object) -> None:
 @signals.worker_process_shutdown.connect
 def _end_the_ranks(**_: object) -> None:
     rank_group().close()
-
-
-def _alone(name: str, run: Callable[[], Any]) -> None:
-    """Run a task unless it is still running; an outside system that does not answer is asked again next time."""
-    lock = _busy[name]
-    if not lock.acquire(blocking=False):
-        return
-    try:
-        run()
-    except CorrigendaError as error:
-        if not error.retryable:
-            raise
-        log.warning("stopped; tried again soon", task=name, error=str(error), **error.ids)
-    finally:
-        lock.release()

@@ -7,11 +7,8 @@ the database stayed away too long, `failed` when a newer consumer has taken the 
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Callable
-from types import FrameType
 
 import structlog
 
@@ -22,6 +19,7 @@ from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError
 from pipeline.entrypoints.console import ExitCode, exit_code
 from pipeline.entrypoints.process_logs import log_to_stderr
+from pipeline.entrypoints.stopping import stop_on_signals
 from pipeline.services.intake import Intake
 
 
@@ -47,7 +45,7 @@ def main() -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
     log_to_stderr()
     log = structlog.get_logger(__name__)
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     try:
         settings = load_settings()
         log.info("intake_started", topic=settings.requests_topic, mode=settings.intake_mode)
@@ -57,17 +55,6 @@ def main() -> int:
         return int(exit_code(error))
     log.info("intake_stopped")
     return int(ExitCode.done)
-
-
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    return stop
 
 
 if __name__ == "__main__":

@@ -50,9 +50,8 @@ def start_intake(stack: LocalStack, settings: Settings) -> None:
 
 
 def start_control_worker(stack: LocalStack, settings: Settings) -> None:
-    """Start the worker that relays the outbox, rings again, and reconciles the registry, with beat."""
-    schedule = stack.root / "celery-beat"
-    argv = [*_celery(), "-B", "-s", str(schedule), "-P", "threads", "-c", "4", "-Q", "control", "-n", "control@%h"]
+    """Start the process that relays the outbox, rings again, and reconciles the registry."""
+    argv = [sys.executable, "-m", "pipeline.entrypoints.control"]
     stack.spawn(CONTROL_WORKER, argv, _environment(stack, settings, Login.control))
 
 

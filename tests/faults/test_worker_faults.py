@@ -18,7 +18,6 @@ from tests.support.waiting import eventually, patience
 
 CELERY = (sys.executable, "-m", "celery", "-A", "workers.app")
 EDIT = ("-P", "prefork", "-c", "1", "-Q", "edits.0123456789ab,edits", "-n", "edit@test")
-CONTROL = ("-P", "threads", "-c", "4", "-Q", "control", "-n", "control@test", "-B")
 
 
 def environment(redis_url: str, home: Path) -> dict[str, str]:
@@ -92,18 +91,3 @@ def test_no_rank_outlives_a_worker_or_its_pool_process(victim: str, redis_url: s
         eventually(lambda: not any(stat(pid) for pid in gone), "the end of what lost its parent")
         if victim == "pool process":
             eventually(lambda: has_rank(process.pid), "a rank of the new pool process")
-
-
-@pytest.mark.slow
-def test_a_control_worker_holds_no_torch_and_leaves_no_beat(redis_url: str, tmp_path: Path) -> None:
-    with worker(redis_url, tmp_path, *CONTROL, "-s", str(tmp_path / "beat")) as process:
-        eventually(
-            lambda: "corrigenda.relay_outbox" in (tmp_path / "worker.log").read_text().partition("ready")[2],
-            "the first task of beat",
-        )
-        started = descendants(process.pid)
-        assert started, "beat is a process of its own"
-        for pid in (process.pid, *started):
-            assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
-        os.kill(process.pid, signal.SIGKILL)
-        eventually(lambda: not any(stat(pid) for pid in started), "the end of all that was started")

@@ -15,6 +15,7 @@ from pipeline.entrypoints.cli import (
     edits,
     lineage,
     models,
+    outbox,
     programs,
     review,
     stack,
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for group in (stack, edits, models, review, lineage, programs, audit):
+for group in (stack, edits, models, review, lineage, programs, audit, outbox):
     group.add_commands(app)
 
 

@@ -155,14 +155,16 @@ def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
         }
         for found in chosen
     ]
+    counts, owed = kept.history.intake_counts(), kept.outbox.counts()
     if as_json:
-        print_json({"lineages": rows, "intake": dict(kept.history.intake_counts())})
+        print_json({"lineages": rows, "intake": dict(counts), "side_effects": dict(owed)})
         return
     columns = {"lineage": "lineage", "head": "head", "champion": "champion", "edits": "edits", "hold": "hold"}
     shown = [row | {"edits": _counted(row["edits"]) or "none"} for row in rows]
     print_rows(shown, columns, as_json=False, empty="no lineage yet; make one with `corrigenda lineage create`")
-    counts = kept.history.intake_counts()
     say("intake: " + _counted(counts))
+    again = "; see `corrigenda outbox list`" if owed["given_up"] else ""
+    say(f"side effects: {owed['owed']} owed, {owed['given_up']} given up{again}")
 
 
 def edits(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,8 @@ HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Folder of the stack; CORRIGENDA_HOME, or .corrigenda.")
 ]
 FREE_BYTES_WANTED = 2 << 30
+OWED_TOO_LONG = timedelta(minutes=10)
+"""A side effect that waits longer has a service that is away, or no control worker."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -85,6 +88,7 @@ def doctor(as_json: JsonOption = False) -> None:
         "broker": lambda: _check_broker(settings),
         "celery broker": lambda: _check_redis(settings),
         "mlflow": lambda: _check_mlflow(settings),
+        "side effects": lambda: _check_outbox(settings),
         "artifacts": lambda: _check_disk(settings.artifact_root),
         "embedded model": lambda: _check_model(),
         "processes": lambda: _check_processes(settings.home),
@@ -144,6 +148,20 @@ def _checked(name: str, check: Callable[[], str]) -> dict[str, object]:
         return {"check": name, "ok": True, "detail": check()}
     except (CorrigendaError, OSError) as error:
         return {"check": name, "ok": False, "detail": told(error)[0]}
+
+
+def _check_outbox(settings: Settings) -> str:
+    kept = stores(settings)
+    counts, now = kept.outbox.counts(), kept.history.now()
+    if counts["given_up"]:
+        since = f"{counts['given_up_since']:%Y-%m-%d %H:%M:%S}"
+        raise Unavailable(
+            f"{counts['given_up']} were given up since {since}: `corrigenda outbox list` says why, "
+            "`corrigenda outbox resend --all` owes them again"
+        )
+    if counts["owed"] and now - counts["owed_since"] > OWED_TOO_LONG:
+        raise Unavailable(f"{counts['owed']} are owed, the oldest since {counts['owed_since']:%Y-%m-%d %H:%M:%S}")
+    return f"{counts['owed']} are owed, none was given up"
 
 
 def _check_broker(settings: Settings) -> str:

@@ -14,7 +14,7 @@ from pipeline.domain.errors import EditorFailed, EngineFailed, LeaseLost
 from tests.support.paths import ROOT
 from tests.support.waiting import patience
 from workers import tasks
-from workers.app import CONTROL, EVERY_SECONDS, configuration
+from workers.app import configuration
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +55,11 @@ def test_a_doorbell_is_acknowledged_late_and_one_at_a_time() -> None:
     assert tasks.edit_lineage.max_retries == 3
 
 
-def test_periodic_work_goes_to_the_control_queue_and_does_not_pile_up() -> None:
+def test_the_doorbell_is_the_only_task_and_a_broker_that_is_away_is_waited_for() -> None:
     found = configuration()
-    assert set(found["beat_schedule"]) == set(EVERY_SECONDS)
-    for name, entry in found["beat_schedule"].items():
-        assert found["task_routes"][name] == {"queue": CONTROL}
-        assert entry["options"]["expires"] <= entry["schedule"]
-        assert name in tasks.app.tasks
-    assert EDIT_LINEAGE in tasks.app.tasks
+    assert [name for name in tasks.app.tasks if name.startswith("corrigenda.")] == [EDIT_LINEAGE]
+    assert found["broker_connection_retry_on_startup"]
+    assert found["broker_connection_max_retries"] is None
 
 
 def test_a_missing_broker_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,24 +87,6 @@ def test_what_cannot_be_tried_again_fails_the_task(monkeypatch: pytest.MonkeyPat
     use(Service(EditorFailed("NaN")), monkeypatch)
     with pytest.raises(EditorFailed, match="NaN"):
         tasks.edit_lineage("facts")
-
-
-def test_a_periodic_task_does_not_run_beside_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[str] = []
-
-    class Relay:
-        def run_once(self) -> int:
-            runs.append("began")
-            tasks.relay_outbox()
-            return 0
-
-    def relay(*_: Any) -> Relay:
-        return Relay()
-
-    monkeypatch.setattr(bootstrap, "relay", relay)
-    tasks.relay_outbox()
-    tasks.relay_outbox()
-    assert runs == ["began", "began"]
 
 
 def test_the_tasks_import_without_torch_and_without_mlflow() -> None:

@@ -1,0 +1,95 @@
+"""What the commands show of side effects that failed for good, and how they are sent again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.outbox import SqlOutboxStore, owe
+from pipeline.entrypoints.cli.app import app
+from pipeline.services.ports import MAX_FAILURES
+from tests.support.store_rig import LINEAGE, StoreRig
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools_close: None) -> Command:
+    """Runs a command in this process on the database of this test."""
+    for name in [name for name in os.environ if name.startswith("CORRIGENDA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CORRIGENDA_DATABASE_URL", postgres_url)
+    monkeypatch.setenv("CORRIGENDA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CORRIGENDA_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
+    """The stores of the same database, where one side effect was given up and one is owed."""
+    rig = StoreRig(url=postgres_url, folder=tmp_path)
+    rig.new_lineage()
+    outbox = SqlOutboxStore(rig.engine)
+    with transaction(rig.engine) as connection:
+        owe(connection, kind="register", dedup_key="register:broken", payload={"lineage": LINEAGE})
+    for _ in range(MAX_FAILURES):
+        rig.query("UPDATE outbox SET next_attempt_at = clock_timestamp()")
+        for item in outbox.due():
+            outbox.failed(item, error="KeyError: 'lineage'")
+    with transaction(rig.engine) as connection:
+        owe(connection, kind="doorbell", dedup_key="bell", payload={"lineage": LINEAGE})
+    yield rig
+    rig.close()
+
+
+def outbox_check(corrigenda: Command) -> dict[str, object]:
+    """What `doctor` says of side effects."""
+    rows = json.loads(corrigenda("doctor", "--json").stdout)
+    return next(row for row in rows if row["check"] == "side effects")
+
+
+def test_a_side_effect_that_was_given_up_is_shown_and_sent_again(corrigenda: Command, rig: StoreRig) -> None:
+    assert "side effects: 1 owed, 1 given up; see `corrigenda outbox list`" in corrigenda("status").stdout
+    counts = json.loads(corrigenda("status", "--json").stdout)["side_effects"]
+    assert (counts["owed"], counts["given_up"]) == (1, 1)
+    found = outbox_check(corrigenda)
+    assert not found["ok"]
+    assert "corrigenda outbox resend --all" in str(found["detail"])
+    (row,) = json.loads(corrigenda("outbox", "list", "--json").stdout)
+    assert (row["kind"], row["error"]) == ("register", "KeyError: 'lineage'")
+    assert "KeyError" in corrigenda("outbox", "list").stdout
+
+    assert corrigenda("outbox", "resend", row["outbox_id"]).exit_code == 0
+    assert outbox_check(corrigenda)["ok"]
+    assert "side effects: 2 owed, 0 given up\n" in corrigenda("status").stdout
+    last = rig.audit.events(LINEAGE)[-1]
+    assert (last.action, last.subject) == ("side_effect:resent", row["outbox_id"])
+    assert last.actor.startswith("cli:")
+
+
+def test_all_are_sent_again_at_once(corrigenda: Command, rig: StoreRig) -> None:
+    assert json.loads(corrigenda("outbox", "resend", "--all", "--json").stdout)["resent"] != []
+    assert json.loads(corrigenda("outbox", "resend", "--all", "--json").stdout)["resent"] == []
+    assert "no side effect was given up" in corrigenda("outbox", "list").stdout
+
+
+@pytest.mark.parametrize("words", [[], ["7"], ["00000000-0000-0000-0000-000000000007"], ["7", "--all"]])
+def test_a_wrong_choice_is_one_sentence(corrigenda: Command, rig: StoreRig, words: list[str]) -> None:
+    result = corrigenda("outbox", "resend", *words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("corrigenda: expected ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_what_is_owed_for_too_long_fails_the_check(corrigenda: Command, rig: StoreRig) -> None:
+    corrigenda("outbox", "resend", "--all")
+    rig.query("UPDATE outbox SET created_at = created_at - interval '11 minutes'")
+    found = outbox_check(corrigenda)
+    assert not found["ok"]
+    assert "2 are owed, the oldest since " in str(found["detail"])
