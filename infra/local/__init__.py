@@ -12,6 +12,7 @@ from infra.local.ephemeral import ephemeral_stack
 from infra.local.errors import LocalStackError
 from infra.local.records import ALL, Endpoints, ProcessState, ProcessStatus, Service
 from infra.local.stack import LocalStack
+from infra.local.supervisor import Supervisor
 
 __all__ = [
     "ALL",
@@ -21,5 +22,6 @@ __all__ = [
     "ProcessState",
     "ProcessStatus",
     "Service",
+    "Supervisor",
     "ephemeral_stack",
 ]

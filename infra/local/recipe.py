@@ -28,8 +28,8 @@ class Plan:
     """Where its output goes."""
     port: int
     """The port of 127.0.0.1 that it shall listen on."""
-    password: str
-    """The stack's password."""
+    password: str = field(repr=False)
+    """The password of this service."""
     incarnation: str
     """Cluster id for a broker that starts now."""
     is_durable: bool
@@ -55,8 +55,8 @@ class Command:
 
     argv: tuple[str, ...]
     """Path of the program, and its arguments."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Variables on top of our own."""
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variables on top of our own; they may hold secrets."""
 
 
 class Recipe(Protocol):

@@ -2,7 +2,8 @@
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,9 +30,9 @@ def derived_password(secret: str, purpose: str) -> str:
 class Endpoints:
     """Where the services of one stack answer, all on 127.0.0.1."""
 
-    database_url: str
+    database_url: str = field(repr=False)
     """PostgreSQL as the owner of the schema, ``postgresql://corrigenda:…@127.0.0.1:…/corrigenda``; for migrations."""
-    redis_url: str
+    redis_url: str = field(repr=False)
     """Redis with its password, database 0."""
     kafka_bootstrap: str
     """``host:port`` of the broker."""
@@ -68,3 +69,7 @@ class ProcessStatus:
     """The port that it listens on; None for spawned processes."""
     log: Path
     """Its standard output and error."""
+    restarts: int
+    """How often it was started again after it had ended by itself."""
+    restarted_at: datetime | None
+    """When that was last; None if never."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -111,6 +111,29 @@ class LocalStack:
                 self._folder.save(state.with_process(record))
         return _status(record, state.ports)
 
+    def revive(self, name: str) -> bool:
+        """Start a process again that ended by itself; return whether that was needed. It may not answer yet.
+
+        What somebody stopped meanwhile is no process of the stack any more, and stays away.
+
+        Raises:
+            LocalStackError: it cannot be started.
+        """
+        with self._folder.locked():
+            state = self._folder.load_or_create()
+            record = state.find(name)
+            if record is None or is_alive(record.process):
+                return False
+            if name in ALL:
+                self._launch_service(Service(name))
+            else:
+                _end_one(record)  # whatever it left behind goes before its successor comes
+                grace = timedelta(seconds=record.grace_seconds)
+                again = self._launch(name, record.argv, record.env, stop_signal=record.stop_signal, grace=grace)
+                self._folder.save(state.with_process(again))
+            self._count_restart(record)
+            return True
+
     def stop(self, *names: str) -> None:
         """End the processes of those names, or all: what was spawned in reverse order, then the services at once.
 
@@ -158,17 +181,29 @@ class LocalStack:
         record = self._launch(service, command.argv, command.env, stop_signal=stop_signal, grace=SERVICE_GRACE)
         self._folder.save(state.with_process(record))
 
+    def _count_restart(self, before: ProcessRecord) -> None:
+        state = self._folder.load_or_create()
+        now = state.find(before.name)
+        if now is not None:
+            counted = replace(now, restarts=before.restarts + 1, restarted_at=time.time())
+            self._folder.save(state.with_process(counted))
+
     def _launch(
-        self, name: str, argv: Sequence[str], env: Mapping[str, str], *, stop_signal: signal.Signals, grace: timedelta
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], *, stop_signal: int, grace: timedelta
     ) -> ProcessRecord:
         log = self._folder.log(name)
         try:
             process = launch(argv, log=log, env=env)
         except OSError as error:
             raise LocalStackError(service=name, reason=f"cannot start {argv[0]}: {error}", log=log) from error
-        grace_seconds = grace.total_seconds()
         return ProcessRecord(
-            name=name, process=process, stop_signal=stop_signal, grace_seconds=grace_seconds, log=str(log)
+            name=name,
+            process=process,
+            stop_signal=stop_signal,
+            grace_seconds=grace.total_seconds(),
+            log=str(log),
+            argv=() if name in ALL else tuple(argv),
+            env={} if name in ALL else dict(env),
         )
 
     def _wait_or_undo(self, wanted: Sequence[Service], *, undo: list[str]) -> None:
@@ -246,4 +281,6 @@ def _status(record: ProcessRecord, ports: Mapping[str, int]) -> ProcessStatus:
         pid=record.process.pid,
         port=ports.get(record.name),
         log=Path(record.log),
+        restarts=record.restarts,
+        restarted_at=None if record.restarted_at is None else datetime.fromtimestamp(record.restarted_at, UTC),
     )

@@ -34,19 +34,27 @@ class ProcessRecord:
     """How long it may take to end before it is killed."""
     log: str
     """Path of its log."""
+    argv: tuple[str, ...] = ()
+    """How it is started again; empty for a service, whose recipe says that."""
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    """Variables that it was started with, on top of those of the program that started it; they may hold secrets."""
+    restarts: int = 0
+    """How often it was started again after it had ended by itself."""
+    restarted_at: float | None = None
+    """When that was last, in seconds since 1970; None if never."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StackState:
     """Everything that a stack remembers."""
 
-    password: str
+    password: str = field(repr=False)
     """Password of PostgreSQL's owner; others are derived from it."""
     ports: dict[str, int]
     """One for each service, chosen at the first start and kept."""
     kafka_incarnation: str = ""
     """Cluster id of the broker that was started last."""
-    redis_password: str = ""
+    redis_password: str = field(default="", repr=False)
     """Password of the Redis that was started last; empty where an earlier version did, with the owner's."""
     processes: tuple[ProcessRecord, ...] = field(default=())
     """In the order of starting."""
@@ -141,6 +149,7 @@ def _free_ports() -> dict[str, int]:
 def _decode(text: str) -> StackState:
     raw = json.loads(text)
     processes = tuple(
-        ProcessRecord(**{**record, "process": ProcessId(**record["process"])}) for record in raw.pop("processes")
+        ProcessRecord(**{**record, "process": ProcessId(**record["process"]), "argv": tuple(record.get("argv", ()))})
+        for record in raw.pop("processes")
     )
     return StackState(**{**raw, "processes": processes, "ports": {Service(k): v for k, v in raw["ports"].items()}})

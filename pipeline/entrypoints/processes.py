@@ -6,7 +6,9 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from infra.local import LocalStack, LocalStackError
+from pydantic import SecretStr
+
+from infra.local import LocalStack, LocalStackError, ProcessState, ProcessStatus
 from pipeline.adapters.logins import Login, let_in
 from pipeline.adapters.schema import upgrade
 from pipeline.bootstrap import create_topics
@@ -17,6 +19,7 @@ from pipeline.entrypoints.local_settings import environment_of, with_endpoints
 
 INTAKE = "intake"
 CONTROL_WORKER = "control-worker"
+SUPERVISOR = "supervisor"
 EDIT_WORKER_GRACE = timedelta(seconds=60)
 
 
@@ -41,6 +44,13 @@ def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
     let_in(endpoints.database_url, [endpoints.login_url(login) for login in Login])
     create_topics(settings)
     return stack, settings
+
+
+def start_supervisor(stack: LocalStack, settings: Settings) -> None:
+    """Start the process that starts again what ends by itself: services and our own processes."""
+    # It needs no login: it hands each process the variables that this was first started with.
+    plain = settings.model_copy(update={"database_url": SecretStr(""), "redis_url": SecretStr("")})
+    stack.spawn(SUPERVISOR, [sys.executable, "-m", "pipeline.entrypoints.supervisor"], environment_of(plain))
 
 
 def start_intake(stack: LocalStack, settings: Settings) -> None:
@@ -69,6 +79,14 @@ def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec
     argv = [*_celery(), "-P", "prefork", "-c", "1", "-Q", f"edits.{base}", "-n", f"edit-{base}@%h"]
     stack.spawn(name, argv, _environment(stack, settings, Login.editor), grace=EDIT_WORKER_GRACE)
     return name
+
+
+def told_of(process: ProcessStatus) -> str:
+    """Return how a process is, in a few words: its name, and what happened to it if anything did."""
+    died = f" died, see {process.log}" if process.state is ProcessState.DIED else ""
+    times = f" started again {process.restarts} times" if process.restarts > 1 else " started again once"
+    last = f", last at {process.restarted_at.astimezone():%Y-%m-%d %H:%M:%S}" if process.restarted_at else ""
+    return f"{process.name}{died}{times + last if process.restarts else ''}"
 
 
 def _environment(stack: LocalStack, settings: Settings, login: Login) -> dict[str, str]:

@@ -47,6 +47,7 @@ def environment(
     """Variables of a control worker whose registry hangs."""
     return os.environ | {
         "CORRIGENDA_DATABASE_URL": postgres_url,
+        "CORRIGENDA_DATABASE_ROLE": "corrigenda_control",
         "CORRIGENDA_REDIS_URL": redis_url,
         "CORRIGENDA_KAFKA_BOOTSTRAP": kafka_bootstrap,
         "CORRIGENDA_MLFLOW_URI": silent_server,

@@ -25,6 +25,7 @@ def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in [name for name in os.environ if name.startswith("CORRIGENDA_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CORRIGENDA_DATABASE_URL", postgres_url)
+    monkeypatch.setenv("CORRIGENDA_DATABASE_ROLE", "corrigenda_console")
     monkeypatch.setenv("CORRIGENDA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CORRIGENDA_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
     return lambda *words: CliRunner().invoke(app, list(words))

@@ -37,7 +37,9 @@ _item = (
 
 _OWE = text("""
 INSERT INTO outbox (kind, dedup_key, payload, stream)
-SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:keys AS text[]), CAST(:payloads AS jsonb[]), CAST(:streams AS text[]))
+SELECT * FROM unnest(
+    CAST(:kinds AS text[]), CAST(:keys AS text[]), CAST(:payloads AS jsonb[]), CAST(:streams AS text[])
+)
 ON CONFLICT (dedup_key) DO NOTHING
 """)
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import typer
 
+from infra.local import LocalStack
 from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.json_lines import json_lines
@@ -32,6 +33,7 @@ from pipeline.entrypoints.console import (
     say,
 )
 from pipeline.entrypoints.local_settings import current_settings
+from pipeline.entrypoints.processes import told_of
 from pipeline.services.submission import submit as submit_request
 
 ROLES = get_args(Role)
@@ -143,7 +145,8 @@ def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
 
     Example: corrigenda status
     """
-    kept = stores(current_settings())
+    settings = current_settings()
+    kept = stores(settings)
     chosen = [kept.lineages.lineage(lineage)] if lineage else kept.lineages.lineages()
     rows: list[dict[str, Any]] = [
         {
@@ -164,6 +167,8 @@ def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
     print_rows(shown, columns, as_json=False, empty="no lineage yet; make one with `corrigenda lineage create`")
     say("intake: " + _counted(counts))
     again = "; see `corrigenda outbox list`" if owed["given_up"] else ""
+    for process in (one for one in LocalStack(settings.home).status() if one.restarts or one.state != "running"):
+        say(f"process: {told_of(process)}")
     say(f"side effects: {owed['owed']} owed, {owed['given_up']} given up{again}")
 
 

@@ -28,7 +28,14 @@ from pipeline.entrypoints.console import (
     told,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
-from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
+from pipeline.entrypoints.processes import (
+    start_control_worker,
+    start_edit_worker,
+    start_intake,
+    start_stack,
+    start_supervisor,
+    told_of,
+)
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Folder of the stack; CORRIGENDA_HOME, or .corrigenda.")
@@ -54,6 +61,7 @@ def up(home: HomeOption = None, as_json: JsonOption = False) -> None:
     start_control_worker(stack, settings)
     for lineage in stores(settings).lineages.lineages():
         start_edit_worker(stack, settings, lineage.settings.base)
+    start_supervisor(stack, settings)
     if as_json:
         print_json([asdict(process) for process in stack.status()])
         return
@@ -138,7 +146,7 @@ def demo(
 
 def _print_processes(stack: LocalStack) -> None:
     rows = [asdict(process) for process in stack.status()]
-    columns = {"name": "process", "state": "state", "pid": "pid", "port": "port"}
+    columns = {"name": "process", "state": "state", "pid": "pid", "port": "port", "restarts": "restarts"}
     print_rows(rows, columns, as_json=False, empty="nothing is running")
     say(f"logs: {stack.root / 'logs'}")
 
@@ -211,4 +219,4 @@ def _check_processes(home: Path) -> str:
     died = [process for process in found if process.state != "running"]
     if died:
         raise Unavailable("; ".join(f"{process.name} died, see {process.log}" for process in died))
-    return ", ".join(process.name for process in found) or "none of ours on this machine"
+    return ", ".join(told_of(process) for process in found) or "none of ours on this machine"

@@ -34,7 +34,13 @@ from pipeline.entrypoints.demo.tables import (
 )
 from pipeline.entrypoints.local_settings import with_endpoints
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, Prepared, make_lineage, prepare_base
-from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
+from pipeline.entrypoints.processes import (
+    start_control_worker,
+    start_edit_worker,
+    start_intake,
+    start_stack,
+    start_supervisor,
+)
 
 LINEAGE = "demo"
 BATCH_SIZE = 24
@@ -111,6 +117,7 @@ def _started(folder: Path, settings: Settings, prepared: Prepared) -> Stores:
     say(f"editor: {lineage.settings.editor_identity}")
     start_intake(stack, settings)
     start_control_worker(stack, settings)
+    start_supervisor(stack, settings)
     return kept
 
 
