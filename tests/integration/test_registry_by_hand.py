@@ -60,7 +60,9 @@ class Office:
         }
         unheard = {kind: lambda item: None for kind in ("doorbell", "result", "dead_letter")}
         self.rig.query("UPDATE outbox SET next_attempt_at = clock_timestamp() WHERE done_at IS NULL")
-        OutboxRelay(outbox=SqlOutboxStore(self.rig.engine), handlers=handlers | unheard).run_once()
+        relay = OutboxRelay(outbox=SqlOutboxStore(self.rig.engine), handlers=handlers | unheard)
+        for kind in relay.kinds:
+            relay.run_once(kind)
 
     def settle(self) -> None:
         """What happens in some seconds."""
