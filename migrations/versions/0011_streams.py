@@ -11,8 +11,8 @@ from sqlalchemy import text
 from migrations.script import run_script
 from pipeline.domain.errors import Misconfigured
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
