@@ -28,6 +28,7 @@ from pipeline.adapters.sql.queue import SqlEditQueue
 from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.config import Settings
+from pipeline.services.anchoring import AnchorChecker
 from pipeline.services.announcing import Announcer
 from pipeline.services.champion_alias import ChampionAlias
 from pipeline.services.editing import EditPolicy, EditService
@@ -191,6 +192,14 @@ def publisher(settings: Settings) -> Iterator[Publisher]:
     """A producer for the length of a command."""
     with _new_publisher(settings) as made:
         yield made
+
+
+def anchor_checker(settings: Settings) -> AnchorChecker:
+    """Compares audit chains with the anchors in the registry."""
+    from pipeline.adapters.mlflow.anchors import MlflowAnchors
+
+    settings.require("mlflow_uri")
+    return AnchorChecker(chains=stores(settings).audit, anchors=MlflowAnchors(settings.mlflow_uri))
 
 
 def create_topics(settings: Settings) -> None:

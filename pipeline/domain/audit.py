@@ -1,8 +1,13 @@
-"""One hash-chained line of history, and how a chain is checked."""
+"""One hash-chained line of history, and how a chain is checked: by itself, and by anchors outside of the database.
+
+Whoever may rewrite the database can give every line a fitting hash. An anchor, in a model version's tag, still says
+which hash a line had when that version was registered.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,6 +18,7 @@ from pipeline.domain.errors import InvalidInput
 
 GENESIS_HASH = "0" * 64
 SYSTEM_CHAIN = "system"
+_ANCHOR = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})")
 
 
 class AuditAction(StrEnum):
@@ -127,3 +133,57 @@ def _hash_of(event: AuditEvent) -> str | None:
         return event_hash(**line)
     except (ValueError, RecursionError, InvalidInput):
         return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anchor:
+    """One line of a chain as it was once."""
+
+    seq: int
+    """Place of the line; 0 while the chain had none."""
+    hash: str
+    """Hash that the line had."""
+
+    def __str__(self) -> str:
+        """Return the text that `parse_anchor` reads."""
+        return f"{self.seq}:{self.hash}"
+
+
+def parse_anchor(text: str | None) -> Anchor | None:
+    """Return the anchor of a tag; None if there is none, or something else was written there."""
+    found = _ANCHOR.fullmatch(text or "")
+    return Anchor(seq=int(found[1]), hash=found[2]) if found else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnchoredVersion:
+    """What a model version says about the chains at the moment when it was registered."""
+
+    version: int
+    """Number of the model version."""
+    lineage_anchor: Anchor | None
+    """Newest line of its lineage's chain then; None if the version does not say."""
+    system_anchor: Anchor | None
+    """Newest line of the chain `system` then; None if the version does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisteredSnapshot:
+    """A snapshot that the database says is a model version."""
+
+    version: int
+    """Number of the model version."""
+    created_seq: int | None
+    """The line that says the snapshot was made; None if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorReport:
+    """What the anchors say about one chain."""
+
+    num_agreeing: int
+    """Anchors whose line has the hash that they name."""
+    newest_seq: int
+    """The highest line among those; what comes after it, no anchor vouches for yet."""
+    contradiction: ChainBreak | None
+    """The first line that an anchor contradicts, or whose anchor is gone; None if all is as it was."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipeline.domain.audit import GENESIS_HASH
 from pipeline.domain.edits import Edit
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.rank_api import LoadPlan
@@ -30,6 +31,8 @@ class RegistryEntry:
     """The edits that it brought in, oldest first."""
     audit_head: tuple[int, str]
     """(seq, hash) of the lineage's chain after the commit."""
+    system_audit_head: tuple[int, str] = (0, GENESIS_HASH)
+    """(seq, hash) of the chain `system` at that time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

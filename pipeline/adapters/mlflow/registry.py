@@ -20,6 +20,7 @@ from pipeline.adapters.mlflow.errors import bound_requests, is_code, translated
 from pipeline.adapters.mlflow.fetching import check_files
 from pipeline.adapters.mlflow.package import shared_files, write_model
 from pipeline.adapters.mlflow.shared_files import keep_files
+from pipeline.domain.audit import Anchor
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.packages import package_digest
 from pipeline.domain.snapshots import Snapshot
@@ -30,6 +31,9 @@ DIGEST_TAG = "corrigenda.digest"
 PACKAGE_TAG = "corrigenda.package_digest"
 EDITOR_TAG = "corrigenda.editor"
 EDITOR_DIGEST_TAG = "corrigenda.editor_digest"
+AUDIT_TAG = "corrigenda.audit_head"
+SYSTEM_AUDIT_TAG = "corrigenda.system_audit_head"
+"""Anchors of the lineage's chain and of the chain `system`; `corrigenda audit verify` reads them."""
 DUPLICATE_TAG = "corrigenda.duplicate_of"
 REQUEST_TAG = "approval"
 ACTOR_TAG = "approval.actor"
@@ -262,7 +266,7 @@ class MlflowRegistry:
         """Return the versions of a model that meet a condition, lowest number first."""
         found, token = [], None
         while True:
-            page = self._client.search_model_versions(f"name = {_quoted(name)} and {condition}", page_token=token)
+            page = self._client.search_model_versions(f"name = {quoted(name)} and {condition}", page_token=token)
             found += page
             token = page.token
             if not token:
@@ -306,7 +310,7 @@ def _model_id(version: Any) -> str | None:
 
 
 def _tags(entry: RegistryEntry) -> dict[str, str]:
-    snapshot, (seq, head) = entry.snapshot, entry.audit_head
+    snapshot = entry.snapshot
     editor = entry.lineage.settings.editor_identity
     return {
         SNAPSHOT_TAG: snapshot.snapshot_id,
@@ -318,8 +322,14 @@ def _tags(entry: RegistryEntry) -> dict[str, str]:
         EDITOR_TAG: editor.transform,
         EDITOR_DIGEST_TAG: editor.digest or "",
         "corrigenda.gate_verdict": str(entry.report.get("verdict", "")),
-        "corrigenda.audit_head": f"{seq}:{head}",
+        AUDIT_TAG: _anchor(entry.audit_head),
+        SYSTEM_AUDIT_TAG: _anchor(entry.system_audit_head),
     }
+
+
+def _anchor(head: tuple[int, str]) -> str:
+    seq, digest = head
+    return str(Anchor(seq=seq, hash=digest))
 
 
 def _request(version: Any, *, decision: str, by_alias: bool) -> RegistryRequest:
@@ -340,6 +350,7 @@ def logged_name(label: str) -> str:
     return re.sub("[./:%'\"]", "_", label)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as MLflow's filters read it."""
     quote = '"' if "'" in name else "'"
     return f"{quote}{name}{quote}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -20,12 +21,23 @@ from pipeline.domain.audit import (
     AuditAction,
     AuditEvent,
     ChainBreak,
+    RegisteredSnapshot,
     event_hash,
     first_break,
 )
 from pipeline.domain.canonical import canonical_json
 
 PAGE = 1000
+
+REGISTERED = """
+    SELECT s.registry_version::bigint AS version, (
+        SELECT min(a.seq) FROM audit_events a
+        WHERE a.subject = s.snapshot_id::text AND a.chain = l.name AND a.action = 'snapshot:created'
+    ) AS created_seq
+    FROM snapshots s JOIN lineages l USING (lineage_id)
+    WHERE l.name = :chain AND s.registry_version ~ '^[0-9]{1,18}$'
+    ORDER BY 1
+"""
 
 _KNOWN = frozenset(AuditAction)
 
@@ -113,6 +125,22 @@ class SqlAuditStore:
         """(seq, hash) of the newest line; (0, 64 zeros) of an empty chain."""
         with transaction(self._engine) as connection:
             return _head(connection, chain) or (0, GENESIS_HASH)
+
+    def hashes(self, chain: str, seqs: Sequence[int]) -> dict[int, str]:
+        """Return the hashes of those lines of a chain that exist."""
+        query = select(audit_events.c.seq, audit_events.c.hash).where(
+            audit_events.c.chain == chain, audit_events.c.seq.in_(seqs)
+        )
+        with transaction(self._engine) as connection:
+            return {row.seq: row.hash for row in connection.execute(query)}
+
+    def registered(self, chain: str) -> Iterator[RegisteredSnapshot]:
+        """Yield the snapshots of a lineage that are model versions, by version number, a page in memory at a time."""
+        query = text(REGISTERED).execution_options(yield_per=PAGE)
+        # Closed also where the reader stops early: the rows are in a cursor of the server.
+        with transaction(self._engine) as connection, closing(connection.execute(query, {"chain": chain})) as rows:
+            for row in rows:
+                yield record_of(RegisteredSnapshot, row)
 
     def verify(self, chain: str) -> ChainBreak | None:
         """Check every line of a chain, that it ends where its head says, and that a lineage has one at all."""

@@ -30,7 +30,7 @@ from pipeline.adapters.sql.tables import (
     outbox,
     snapshots,
 )
-from pipeline.domain.audit import AuditAction
+from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.services.registry_ports import ChampionMirror, Displaced, RegistryEntry
@@ -168,6 +168,7 @@ class SqlMirrorStore:
             report=self._snapshots.report(row.gate_report_id),
             edits=edits,
             audit_head=self._audit.head(name),
+            system_audit_head=self._audit.head(SYSTEM_CHAIN),
         )
 
     def seal(self, snapshot_id: str, package_digest: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -14,17 +14,15 @@ import typer
 
 from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.audit import SqlAuditStore
-from pipeline.bootstrap import package_checker, publisher, stores
-from pipeline.config import Settings
-from pipeline.domain.audit import SYSTEM_CHAIN, AuditEvent
+from pipeline.bootstrap import publisher, stores
+from pipeline.domain.audit import AuditEvent
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.messages import DeadLetter
 from pipeline.domain.wire import parse_message
+from pipeline.entrypoints.cli.verifying import ChainArgument, audit_verify
 from pipeline.entrypoints.console import (
     MAX_ROWS,
-    ExitCode,
     JsonOption,
-    complain,
     exits_clearly,
     plain,
     print_json,
@@ -32,12 +30,10 @@ from pipeline.entrypoints.console import (
     say,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
-from pipeline.services.package_checking import PackageCheck
 
 PAGE = 1000
 MAX_SEQ = 2**63 - 1
 """Of the column."""
-ChainArgument = Annotated[str | None, typer.Argument(help="A lineage, or system; all chains if left out.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -68,60 +64,6 @@ def audit_show(
     rows = [asdict(event) for event in audit.events(chain, after_seq=after, limit=limit)]
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action", "subject": "subject"}
     print_rows(rows, columns, as_json=as_json, empty="no lines", whole=("seq", "at", "action"))
-
-
-def audit_verify(
-    chain: ChainArgument = None,
-    every_version: Annotated[
-        bool, typer.Option("--every-version", help="Check the files of every model version, not of champion and head.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Check every line of a chain, or of all, and the files in MLflow; exit status 1 names the first bad one.
-
-    Example: corrigenda audit verify
-    """
-    settings = current_settings(Login.auditor)
-    audit = stores(settings).audit
-    if chain:
-        _known(audit, chain)
-    results = []
-    for name in [chain] if chain else audit.chains():
-        broken = audit.verify(name)
-        seq, head = audit.head(name)
-        versions = [asdict(found) for found in _versions(settings, name, every=every_version)]
-        found = {"chain": name, "lines": seq, "head": head, "break": asdict(broken) if broken else None}
-        results.append(found | {"versions": versions})
-    if as_json:
-        print_json(results)
-    for result in [] if as_json else results:
-        if result["break"]:
-            complain(f"{result['chain']}: broken at line {result['break']['seq']}: {result['break']['reason']}")  # type: ignore[index]
-        else:
-            say(f"{result['chain']}: {result['lines']} lines, every one follows the one before")
-        for version in result["versions"]:  # type: ignore[attr-defined]
-            _tell_version(version)
-    if any(result["break"] or _are_broken(result["versions"]) for result in results):
-        raise typer.Exit(ExitCode.failed)
-
-
-def _versions(settings: Settings, chain: str, *, every: bool) -> Iterator[PackageCheck]:
-    """Return what is found of the model versions of a chain's lineage; none where there is no MLflow to ask."""
-    if chain == SYSTEM_CHAIN or not settings.mlflow_uri:
-        return iter(())
-    return package_checker(settings).check(chain, every=every)
-
-
-def _tell_version(version: Mapping[str, Any]) -> None:
-    about = f"{version['lineage']}: model version {version['version']} of snapshot {version['seq']}"
-    if version["fault"] is None:
-        say(f"{about}, every file is what was registered")
-    else:
-        (complain if version["is_bound"] else say)(f"{about}: {version['fault']}")
-
-
-def _are_broken(versions: Any) -> bool:
-    return any(version["is_bound"] and version["fault"] is not None for version in versions)
 
 
 def audit_export(

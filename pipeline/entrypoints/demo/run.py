@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from infra.local import LocalStack, Service
-from pipeline.bootstrap import Stores, publisher, stores
+from pipeline.bootstrap import Stores, anchor_checker, publisher, stores
 from pipeline.config import Settings, load_settings
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import Misconfigured
@@ -104,7 +104,7 @@ def _story(folder: Path, watch: Stopwatch) -> Accounts:
         tell_unedited(staying, before.result(), said)
         tell_what_holds(kept, LINEAGE, reader, [*facts, last])
         tell_refusals(kept, LINEAGE)
-    broken = tell_history(kept, LINEAGE)
+    broken = tell_history(kept, anchor_checker(settings), LINEAGE)
     watch.lap("reading back")
     return accounts(kept, LINEAGE, produced=steps.num_produced, audit_ok=not broken, answers=answers, watch=watch)
 

@@ -13,6 +13,7 @@ from pipeline.entrypoints.console import out, print_rows, say
 from pipeline.entrypoints.demo.asking import Answers, Asked, Way, asked_about, share_right
 from pipeline.entrypoints.demo.reader import ModelReader
 from pipeline.entrypoints.demo.stream import REVERTED_ID
+from pipeline.services.anchoring import AnchorChecker
 
 MAX_ANSWER_CHARS = {Way.stem: 44, Way.wording: 44, Way.chat: 72}
 """How much of an answer is printed; a reply in a chat is a sentence or two, and says the answer anywhere."""
@@ -116,13 +117,15 @@ def tell_refusals(kept: Stores, lineage: str) -> None:
         say(f"  offset {letter.offset}: {letter.error}")
 
 
-def tell_history(kept: Stores, lineage: str) -> list[str]:
+def tell_history(kept: Stores, anchors: AnchorChecker, lineage: str) -> list[str]:
     """Verify every chain and print one edit's whole history; return the chains that are broken."""
     heading("The audit trail")
     broken = []
     for chain in kept.audit.chains():
-        found = kept.audit.verify(chain)
-        say(f"  {chain}: {kept.audit.head(chain)[0]} lines, {found.reason if found else 'every one verifies'}")
+        compared = anchors.check(chain)
+        found = kept.audit.verify(chain) or compared.contradiction
+        verdict = found.reason if found else f"every one verifies, {compared.num_agreeing} anchors in MLflow agree"
+        say(f"  {chain}: {kept.audit.head(chain)[0]} lines, {verdict}")
         broken += [chain] if found else []
     row = kept.history.edit(lineage, REVERTED_ID)
     heading(f"The history of {REVERTED_ID}: {row['prompt']} -> {row['target_new']}")

@@ -1,0 +1,122 @@
+"""Compares audit chains with the anchors in the model registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from pipeline.domain.audit import SYSTEM_CHAIN, Anchor, AnchoredVersion, AnchorReport, ChainBreak, RegisteredSnapshot
+
+PAGE = 500
+
+
+class AnchorSource(Protocol):
+    """Where the anchors are kept."""
+
+    def versions(self, lineage: str) -> Iterator[AnchoredVersion]:
+        """Yield the versions of a lineage by number; none if the registry has no such model.
+
+        Raises:
+            Unavailable, Misconfigured: if the registry cannot be asked.
+        """
+
+
+class AnchoredChains(Protocol):
+    """The chains that are compared with them."""
+
+    def chains(self) -> tuple[str, ...]:
+        """Return the names of all chains."""
+
+    def hashes(self, chain: str, seqs: Sequence[int]) -> Mapping[int, str]:
+        """Return the hashes of those lines that exist."""
+
+    def registered(self, chain: str) -> Iterator[RegisteredSnapshot]:
+        """Yield the snapshots of a lineage that are model versions, by version number."""
+
+
+class AnchorChecker:
+    """Reads each anchor once, and each line that one names: time is linear, memory is that of a page."""
+
+    def __init__(self, *, chains: AnchoredChains, anchors: AnchorSource) -> None:
+        self._chains = chains
+        self._anchors = anchors
+
+    def check(self, chain: str) -> AnchorReport:
+        """Return what the anchors say about a chain.
+
+        Raises:
+            Unavailable, Misconfigured: if the registry or the database cannot be asked; nothing was compared then.
+        """
+        found = _Findings(chain)
+        if chain != SYSTEM_CHAIN:
+            self._compare(found, self._expected(found, chain), whose="model version {}")
+        for lineage in self._chains.chains() if chain == SYSTEM_CHAIN else ():
+            if lineage != SYSTEM_CHAIN:
+                told = ((v.version, v.system_anchor) for v in self._anchors.versions(lineage))
+                self._compare(found, told, whose=f"model version {{}} of {lineage}")
+        return AnchorReport(num_agreeing=found.num_agreeing, newest_seq=found.newest_seq, contradiction=found.first)
+
+    def _expected(self, found: _Findings, lineage: str) -> Iterator[tuple[int, Anchor | None]]:
+        """Yield the anchors of a lineage, and note those that are missing or older than what they vouch for."""
+        known = self._chains.registered(lineage)
+        expected = next(known, None)
+        for version in self._anchors.versions(lineage):
+            while expected is not None and expected.version < version.version:
+                found.note(_gone(lineage, expected))
+                expected = next(known, None)
+            if expected is not None and expected.version == version.version:
+                found.note(_objection(lineage, expected, version))
+                expected = next(known, None)
+            yield version.version, version.lineage_anchor
+        while expected is not None:
+            found.note(_gone(lineage, expected))
+            expected = next(known, None)
+
+    def _compare(self, found: _Findings, anchors: Iterable[tuple[int, Anchor | None]], *, whose: str) -> None:
+        told = ((version, anchor) for version, anchor in anchors if anchor is not None and anchor.seq > 0)
+        while page := list(islice(told, PAGE)):
+            hashes = self._chains.hashes(found.chain, sorted({anchor.seq for _, anchor in page}))
+            for version, anchor in page:
+                found.compare(anchor, hashes.get(anchor.seq), said_by=whose.format(version))
+
+
+@dataclass(slots=True)
+class _Findings:
+    chain: str
+    num_agreeing: int = 0
+    newest_seq: int = 0
+    first: ChainBreak | None = None
+
+    def compare(self, anchor: Anchor, found: str | None, *, said_by: str) -> None:
+        if found == anchor.hash:
+            self.num_agreeing += 1
+            self.newest_seq = max(self.newest_seq, anchor.seq)
+            return
+        has = "it is missing" if found is None else f"it has {found[:12]}"
+        reason = f"{said_by} was registered when this line had the hash {anchor.hash[:12]}, and now {has}"
+        self.note(ChainBreak(chain=self.chain, seq=anchor.seq, reason=reason))
+
+    def note(self, one: ChainBreak | None) -> None:
+        if one is not None and (self.first is None or one.seq < self.first.seq):
+            self.first = one
+
+
+def _gone(chain: str, snapshot: RegisteredSnapshot) -> ChainBreak:
+    reason = f"its snapshot became model version {snapshot.version}, which the registry does not have"
+    return ChainBreak(chain=chain, seq=snapshot.created_seq or 1, reason=reason)
+
+
+def _objection(chain: str, snapshot: RegisteredSnapshot, version: AnchoredVersion) -> ChainBreak | None:
+    anchor, created = version.lineage_anchor, snapshot.created_seq
+    if anchor is None:
+        reason = f"its snapshot became model version {version.version}, which carries no anchor"
+    elif created is None:
+        reason = f"no line says how the snapshot of model version {version.version} was made"
+        return ChainBreak(chain=chain, seq=anchor.seq, reason=reason)
+    elif anchor.seq < created:
+        reason = f"model version {version.version} has an anchor of line {anchor.seq}, before its snapshot was made"
+    else:
+        return None
+    return ChainBreak(chain=chain, seq=created or 1, reason=reason)
