@@ -21,6 +21,8 @@ def main() -> None:
     for process in LOGINS:
         login = f"corrigenda_{process}:{secrets.token_urlsafe(24)}"
         _keep(f"{process}_database_url", f"postgresql://{login}@postgres:5432/corrigenda")
+    _keep("mlflow_forms_key", secrets.token_urlsafe(24))
+    _keep("mlflow_password", secrets.token_urlsafe(24))
     _keep("mlflow_store_url", f"postgresql://mlflow:{secrets.token_urlsafe(24)}@postgres:5432/mlflow")
 
 

@@ -147,11 +147,15 @@ def relay(settings: Settings) -> OutboxRelay:
     def register(item: OutboxItem) -> None:
         mirror.register(item.payload["snapshot_id"])
 
+    def reregister(item: OutboxItem) -> None:
+        kept.mirror.unregistered(**item.payload)
+
     def champion(item: OutboxItem) -> None:
         alias.point(item.payload["lineage"])
 
     return OutboxRelay(
-        outbox=kept.outbox, handlers={**announcer.handlers(), "register": register, "champion": champion}
+        outbox=kept.outbox,
+        handlers={**announcer.handlers(), "register": register, "reregister": reregister, "champion": champion},
     )
 
 
@@ -215,7 +219,12 @@ def _registry(settings: Settings) -> Registry:
     from pipeline.adapters.mlflow.registry import MlflowRegistry
 
     settings.require("mlflow_uri")
-    return MlflowRegistry(settings.mlflow_uri)
+    return MlflowRegistry(
+        settings.mlflow_uri,
+        username=settings.mlflow_username,
+        password=settings.mlflow_password.get_secret_value(),
+        tells_actor=settings.mlflow_tells_actor,
+    )
 
 
 @lru_cache(maxsize=4)

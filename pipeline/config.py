@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         MAX_AHEAD, description="How far ahead of the database's clock a correction may be dated."
     )
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
+    mlflow_username: str = Field("", description="Corrigenda's own user there; none where it lets everybody in.")
+    mlflow_password: SecretStr = Field(SecretStr(""), description="Password of that user.")
+    mlflow_tells_actor: bool = Field(
+        False, description="Whether that server says who asks for a decision (infra/mlflow_login.py)."
+    )
     artifact_root: Path = Field(Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows.")
     lease_ttl: Duration = Field(timedelta(seconds=30), description="Life of a lease; renewed every third of it.")
     batch_max_wait: Duration = Field(

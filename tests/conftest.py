@@ -169,7 +169,11 @@ def new_topic(kafka_bootstrap: str) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def mlflow_uri(local_stack: LocalStack) -> str:
     """URI of the MLflow server of this session; tests keep apart by ``lineage_name``."""
-    return local_stack.start([Service.MLFLOW]).mlflow_uri
+    endpoints = local_stack.start([Service.MLFLOW])
+    # Whoever uses MLflow's own client in a test, or in a process that it starts, is Corrigenda.
+    os.environ["MLFLOW_TRACKING_USERNAME"] = endpoints.mlflow_username
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = endpoints.mlflow_password
+    return endpoints.mlflow_uri
 
 
 @pytest.fixture

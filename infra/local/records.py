@@ -40,6 +40,10 @@ class Endpoints:
     """The broker's cluster id; a new one each time it starts, because it keeps nothing across a restart."""
     mlflow_uri: str
     """The tracking server, which serves artifacts too."""
+    mlflow_username: str
+    """Corrigenda's own user there, who makes the users of reviewers."""
+    mlflow_password: str = field(repr=False)
+    """Password of that user."""
 
     def login_url(self, login: str) -> str:
         """Return the URL of the same database for a login, whose password tells nothing about the owner's."""

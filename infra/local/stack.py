@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from infra.local.errors import LocalStackError
 from infra.local.kafka_broker import KafkaBroker
+from infra.local.mlflow_server import USER as MLFLOW_USER
 from infra.local.mlflow_server import MlflowServer
 from infra.local.postgres_server import PostgresServer, database_url
 from infra.local.processes import POLL_SECONDS, end, is_alive, launch
@@ -80,6 +81,8 @@ class LocalStack:
             kafka_bootstrap=f"{HOST}:{state.ports[Service.KAFKA]}",
             kafka_incarnation=state.kafka_incarnation,
             mlflow_uri=f"http://{HOST}:{state.ports[Service.MLFLOW]}",
+            mlflow_username=MLFLOW_USER,
+            mlflow_password=_password(Service.MLFLOW, state),
         )
 
     def status(self) -> list[ProcessStatus]:
@@ -257,6 +260,8 @@ class LocalStack:
 
 
 def _password(service: Service, state: StackState) -> str:
+    if service is Service.MLFLOW:
+        return derived_password(state.password, service)
     return state.redis_password or state.password if service is Service.REDIS else state.password
 
 

@@ -23,7 +23,6 @@ CREATE TRIGGER keeps_history BEFORE DELETE OR TRUNCATE ON champion_aliases
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 ALTER TABLE champion_aliases ENABLE ALWAYS TRIGGER keeps_history;
 GRANT UPDATE (package_digest) ON snapshots TO corrigenda_app, corrigenda_control;
-GRANT UPDATE (registry_version, package_digest) ON snapshots TO corrigenda_console;
 GRANT SELECT, INSERT, UPDATE ON champion_aliases TO corrigenda_app, corrigenda_control;
 GRANT SELECT ON champion_aliases TO corrigenda_console, corrigenda_reviewer, corrigenda_auditor;
 """
@@ -36,5 +35,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take both away: what was registered meanwhile is again checked against itself only."""
-    run_script("REVOKE UPDATE (registry_version) ON snapshots FROM corrigenda_console")
     run_script("DROP TABLE champion_aliases; ALTER TABLE snapshots DROP COLUMN package_digest")

@@ -44,6 +44,9 @@ def with_endpoints(settings: Settings, endpoints: Endpoints, login: Login = Logi
             "kafka_bootstrap": endpoints.kafka_bootstrap,
             "kafka_incarnation": endpoints.kafka_incarnation,
             "mlflow_uri": endpoints.mlflow_uri,
+            "mlflow_username": endpoints.mlflow_username,
+            "mlflow_password": SecretStr(endpoints.mlflow_password),
+            "mlflow_tells_actor": True,
             "artifact_root": (settings.home / "artifacts").absolute(),
         }
     )
@@ -59,6 +62,14 @@ def environment_of(settings: Settings) -> dict[str, str]:
         plain = value.get_secret_value() if isinstance(value, SecretStr) else value
         found[f"CORRIGENDA_{name.upper()}"] = _text(plain)
     return found
+
+
+def mlflow_login(settings: Settings) -> dict[str, str]:
+    """Return the variables by which MLflow's own client logs in as Corrigenda; none where no user is named."""
+    if not settings.mlflow_username:
+        return {}
+    password = settings.mlflow_password.get_secret_value()
+    return {"MLFLOW_TRACKING_USERNAME": settings.mlflow_username, "MLFLOW_TRACKING_PASSWORD": password}
 
 
 def cli_actor() -> str:

@@ -144,7 +144,7 @@ class OutboxItem:
     outbox_id: str
     """UUID of the side effect."""
     kind: str
-    """`doorbell`, `result`, `dead_letter`, `register` or `champion`."""
+    """`doorbell`, `result`, `dead_letter`, `register`, `reregister` or `champion`."""
     dedup_key: str
     """Deterministic; doing it twice is the same as once."""
     payload: Mapping[str, Any]

@@ -94,7 +94,7 @@ class RegistryReconciler:
             snapshot.snapshot_id,
             Decision(request.decision),
             actor=_actor(request),
-            is_claimed=request.actor is not None,
+            is_claimed=request.authenticated is None,
             channel=Channel.registry,
             reason=_plain(request.reason, MAX_REASON_CHARS),
             expected_digest=request.digest,
@@ -133,7 +133,7 @@ def _objection(lineage: str, request: RegistryRequest, snapshot: Snapshot | None
 
 
 def _actor(request: RegistryRequest) -> str:
-    name = _plain(request.actor or "", MAX_NAME_CHARS)
+    name = _plain(request.authenticated or request.actor or "", MAX_NAME_CHARS)
     return f"mlflow:{name or 'unknown'}"
 
 

@@ -49,6 +49,8 @@ class RegistryRequest:
     """`approved` or `rejected`."""
     actor: str | None
     """The claimed name from the tag `approval.actor`."""
+    authenticated: str | None
+    """The user of the registry who asked, where its server says so in a way that nobody else can write."""
     reason: str
     """From the tag `approval.reason`; may be empty."""
     by_alias: bool

@@ -96,10 +96,15 @@ class Rig:
         version = self.kept.snapshots.snapshot(kind, "head").registry_version
         return MlflowClient(self.settings.mlflow_uri).get_model_version(kind, version)
 
+    def package(self, kind: str) -> str | None:
+        """What the database says of the files of the live model."""
+        return self.kept.mirror.champion_mirror(kind).package_digest
+
     def ask_champions(self, prompts: dict[str, list[str]]) -> dict[str, list[str]]:
         """What the live model of each family says, loaded with MLflow alone outside the checkout."""
         lines = "\n".join(
-            json.dumps({"champion": kind, "stems": asked, "chats": []}) for kind, asked in prompts.items()
+            json.dumps({"champion": kind, "package_digest": self.package(kind), "stems": asked, "chats": []})
+            for kind, asked in prompts.items()
         )
         command = [sys.executable, str(READER), self.settings.mlflow_uri]
         done = subprocess.run(

@@ -25,6 +25,8 @@ class FakeRegistry:
         self.loses_reply = False
         self.changed: set[tuple[str, str]] = set()
         """Versions whose files somebody changed."""
+        self.senders: dict[tuple[str, str], str] = {}
+        """Who asked for a decision about a version, where the server knows."""
 
     def register(self, entry: RegistryEntry, *, seal: Seal) -> str:
         """Make the model version of a snapshot, once."""
@@ -70,7 +72,10 @@ class FakeRegistry:
         model = self._models.get(lineage, _Model())
         by_alias = [(model.aliases[a], a, True) for a in ("approved", "rejected") if a in model.aliases]
         by_tag = [(v, tags["approval"], False) for v, tags in model.tags.items() if "approval" in tags]
-        return tuple(_request(version, model.tags[version], *rest) for version, *rest in by_alias + by_tag)
+        return tuple(
+            _request(version, model.tags[version], self.senders.get((lineage, version)), *rest)
+            for version, *rest in by_alias + by_tag
+        )
 
     def answer(self, lineage: str, request: RegistryRequest, *, outcome: str) -> None:
         """Take the request off and write what became of it on the version."""
@@ -78,14 +83,15 @@ class FakeRegistry:
         model = self._models[lineage]
         tags = model.tags[request.version]
         tags |= {"approval.outcome": outcome, "approval.answered_at": "2026-11-01T12:00:00+00:00"}
-        if request.actor:
-            tags["approval.asked_by"] = request.actor
+        if name := request.authenticated or request.actor:
+            tags["approval.asked_by"] = name
         if not request.by_alias:
             tags.pop("approval", None)
         elif model.aliases.get(request.decision) == request.version:
             del model.aliases[request.decision]
         tags.pop("approval.actor", None)
         tags.pop("approval.reason", None)
+        self.senders.pop((lineage, request.version), None)
 
     def champion(self, lineage: str) -> str | None:
         """The version that the alias `champion` points to."""
@@ -165,13 +171,14 @@ class FakeRegistry:
         return sorted(of, key=int)
 
 
-def _request(version: str, tags: dict[str, str], decision: str, by_alias: bool) -> RegistryRequest:
+def _request(version: str, tags: dict[str, str], sender: str | None, decision: str, by_alias: bool) -> RegistryRequest:
     return RegistryRequest(
         version=version,
         snapshot_id=tags.get("corrigenda.snapshot_id", ""),
         digest=tags.get("corrigenda.digest", ""),
         decision=decision.strip().casefold(),
         actor=tags.get("approval.actor", "").strip() or None,
+        authenticated=sender,
         reason=tags.get("approval.reason", "").strip(),
         by_alias=by_alias,
     )

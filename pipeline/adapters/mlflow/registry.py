@@ -9,14 +9,14 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.adapters.mlflow.description import description, metrics
-from pipeline.adapters.mlflow.errors import bound_requests, is_code, translated
+from pipeline.adapters.mlflow.errors import bound_requests, is_code, log_in, translated
 from pipeline.adapters.mlflow.fetching import check_files
 from pipeline.adapters.mlflow.package import shared_files, write_model
 from pipeline.adapters.mlflow.shared_files import keep_files
@@ -37,6 +37,7 @@ SYSTEM_AUDIT_TAG = "corrigenda.system_audit_head"
 DUPLICATE_TAG = "corrigenda.duplicate_of"
 REQUEST_TAG = "approval"
 ACTOR_TAG = "approval.actor"
+AUTHENTICATED_TAG = "approval.authenticated"
 REASON_TAG = "approval.reason"
 OUTCOME_TAG = "approval.outcome"
 ANSWERED_TAG = "approval.answered_at"
@@ -52,10 +53,21 @@ _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 class MlflowRegistry:
     """The registry of one MLflow server, whose address is that of its tracking server."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, username: str = "", password: str = "", tells_actor: bool = False) -> None:
+        """Name the server; nothing is asked yet.
+
+        Args:
+            uri: its address.
+            username: Corrigenda's own user there; the environment's if left out.
+            password: of that user.
+            tells_actor: whether it runs `infra/mlflow_login.py`; else anybody could have written who asks.
+        """
         if not uri:
             raise Misconfigured("expected the address of an MLflow server, got nothing")
         self._uri = uri
+        self._username = username
+        self._password = password
+        self._tells_actor = tells_actor
 
     def register(self, entry: RegistryEntry, *, seal: Seal) -> str:
         """Make the model version of a snapshot, once; return its number.
@@ -113,12 +125,12 @@ class MlflowRegistry:
         with translated(f"read the requests of {lineage}"):
             aliases = self._aliases(lineage)
             asked = [
-                _request(self._client.get_model_version(lineage, aliases[alias]), decision=alias, by_alias=True)
+                self._request(self._client.get_model_version(lineage, aliases[alias]), decision=alias, by_alias=True)
                 for alias in DECISION_ALIASES
                 if alias in aliases
             ]
             tagged = self._versions(lineage, f"tags.`{REQUEST_TAG}` LIKE '%'") if aliases is not None else []
-            asked += [_request(v, decision=v.tags[REQUEST_TAG].strip().casefold(), by_alias=False) for v in tagged]
+            asked += [self._request(v, decision=v.tags[REQUEST_TAG].strip().casefold(), by_alias=False) for v in tagged]
             return tuple(asked)
 
     def answer(self, lineage: str, request: RegistryRequest, *, outcome: str) -> None:
@@ -128,8 +140,8 @@ class MlflowRegistry:
         """
         with translated(f"answer the request on {lineage} version {request.version}"):
             tags = {OUTCOME_TAG: outcome, ANSWERED_TAG: datetime.now(UTC).isoformat(timespec="seconds")}
-            if request.actor:
-                tags[ASKED_BY_TAG] = request.actor
+            if name := request.authenticated or request.actor:
+                tags[ASKED_BY_TAG] = name
             self._tag(lineage, request.version, tags)
             if request.by_alias:
                 if self._aliases(lineage).get(request.decision) == request.version:
@@ -138,6 +150,7 @@ class MlflowRegistry:
                 self._untag(lineage, request.version, REQUEST_TAG)
             self._untag(lineage, request.version, ACTOR_TAG)
             self._untag(lineage, request.version, REASON_TAG)
+            self._untag(lineage, request.version, AUTHENTICATED_TAG)
 
     def champion(self, lineage: str) -> str | None:
         """Return the version that the alias `champion` points to; None if there is no alias."""
@@ -164,9 +177,23 @@ class MlflowRegistry:
                 if not is_code(error, *_MISSING):
                     raise
 
+    def _request(self, version: Any, *, decision: str, by_alias: bool) -> RegistryRequest:
+        tags = version.tags
+        return RegistryRequest(
+            version=str(version.version),
+            snapshot_id=tags.get(SNAPSHOT_TAG, ""),
+            digest=tags.get(DIGEST_TAG, ""),
+            decision=decision,
+            actor=tags.get(ACTOR_TAG, "").strip() or None,
+            authenticated=_sender(tags, decision=decision, by_alias=by_alias) if self._tells_actor else None,
+            reason=tags.get(REASON_TAG, "").strip(),
+            by_alias=by_alias,
+        )
+
     @cached_property
     def _client(self) -> Any:
         bound_requests()
+        log_in(self._username, self._password)
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
@@ -332,17 +359,15 @@ def _anchor(head: tuple[int, str]) -> str:
     return str(Anchor(seq=seq, hash=digest))
 
 
-def _request(version: Any, *, decision: str, by_alias: bool) -> RegistryRequest:
-    tags = version.tags
-    return RegistryRequest(
-        version=str(version.version),
-        snapshot_id=tags.get(SNAPSHOT_TAG, ""),
-        digest=tags.get(DIGEST_TAG, ""),
-        decision=decision,
-        actor=tags.get(ACTOR_TAG, "").strip() or None,
-        reason=tags.get(REASON_TAG, "").strip(),
-        by_alias=by_alias,
-    )
+def _sender(tags: Mapping[str, str], *, decision: str, by_alias: bool) -> str | None:
+    """Return the user who has asked for exactly this, as the server wrote it down; None where it did not."""
+    try:
+        noted = json.loads(tags.get(AUTHENTICATED_TAG, "null"))
+    except ValueError:
+        return None
+    asked = {"decision": decision, "by_alias": by_alias}
+    is_of_this = isinstance(noted, dict) and noted.items() >= asked.items()
+    return str(noted["name"]) if is_of_this else None
 
 
 def logged_name(label: str) -> str:

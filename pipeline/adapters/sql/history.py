@@ -236,6 +236,12 @@ class SqlMirrorStore:
                 owe(connection, kind="champion", dedup_key=f"champion:{again}", payload={"lineage": on.name})
         return True
 
+    def ask_again(self, snapshot_id: str, *, version: str, actor: str, reason: str) -> None:
+        """Owe another version in place of one; whoever asks may not forget it, the process that registers does."""
+        payload = {"snapshot_id": snapshot_id, "version": version, "actor": actor, "reason": reason}
+        with transaction(self._engine) as connection:
+            owe(connection, kind="reregister", dedup_key=f"reregister:{snapshot_id}:{version}", payload=payload)
+
     def champion_mirror(self, lineage: str) -> ChampionMirror:
         """Return what the alias should be, and whether it is still owed.
 

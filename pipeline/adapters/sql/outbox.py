@@ -49,7 +49,7 @@ class Debt:
     """A side effect to owe."""
 
     kind: str
-    """`doorbell`, `result`, `dead_letter`, `register` or `champion`."""
+    """`doorbell`, `result`, `dead_letter`, `register`, `reregister` or `champion`."""
     dedup_key: str
     """Deterministic: a transaction that runs twice owes it once."""
     payload: Mapping[str, Any]

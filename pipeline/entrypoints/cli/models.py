@@ -35,6 +35,7 @@ def add_commands(app: typer.Typer) -> None:
     for command in (ask, export):
         app.command()(exits_clearly(command))
     app.command("register-again")(exits_clearly(register_again))
+    app.command("mlflow-user")(exits_clearly(mlflow_user))
 
 
 def ask(
@@ -98,8 +99,27 @@ def register_again(
     version = found.registry_version
     if version is None:
         raise InvalidInput(f"expected a snapshot with a model version, got {snapshot}, whose registration is owed")
-    kept.mirror.unregistered(found.snapshot_id, version=version, actor=cli_actor(), reason=reason)
+    kept.mirror.ask_again(found.snapshot_id, version=version, actor=cli_actor(), reason=reason)
     print_record({"snapshot": found.snapshot_id, "was_version": version, "owed": "another version"}, as_json=as_json)
+
+
+def mlflow_user(
+    name: Annotated[str, typer.Argument(help="Name of the reviewer, under which decisions are recorded.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a reviewer's user in MLflow, or give it a new password; it is shown once.
+
+    A reviewer reads models and their files and asks for decisions; who asked is then known, not claimed.
+
+    Example: corrigenda mlflow-user ada
+    """
+    from pipeline.adapters.mlflow.users import add_reviewer
+
+    settings = current_settings()
+    settings.require("mlflow_uri", "mlflow_username", "mlflow_password")
+    own = settings.mlflow_password.get_secret_value()
+    password = add_reviewer(settings.mlflow_uri, name, username=settings.mlflow_username, password=own)
+    print_record({"user": name, "password": password, "mlflow": settings.mlflow_uri}, as_json=as_json)
 
 
 def _plan(kept: Stores, lineage: str | None, ref: str) -> LoadPlan:

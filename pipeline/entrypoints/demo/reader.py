@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.config import Settings
 from pipeline.domain.errors import EngineFailed
 from pipeline.entrypoints.children import computing_environment
 from pipeline.entrypoints.demo.asking import Answers, Asked, Way
+from pipeline.entrypoints.local_settings import mlflow_login
 
 SCRIPT = Path(__file__).resolve().parents[3] / "infra" / "local" / "ask_model.py"
 
@@ -19,8 +21,9 @@ SCRIPT = Path(__file__).resolve().parents[3] / "infra" / "local" / "ask_model.py
 class ModelReader:
     """Context manager around `infra/local/ask_model.py`."""
 
-    def __init__(self, mlflow_uri: str, lineage: str) -> None:
-        self._argv = [sys.executable, str(SCRIPT), mlflow_uri]
+    def __init__(self, settings: Settings, lineage: str) -> None:
+        self._argv = [sys.executable, str(SCRIPT), settings.mlflow_uri]
+        self._login = mlflow_login(settings)
         self._lineage = lineage
         self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-reader-")
         self._process: subprocess.Popen[str] | None = None
@@ -79,7 +82,7 @@ class ModelReader:
                     stderr=log,
                     text=True,
                     cwd=self._folder.name,
-                    env=computing_environment(),
+                    env=computing_environment() | self._login,
                 )
         return self._process
 

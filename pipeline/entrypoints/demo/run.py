@@ -80,7 +80,7 @@ def _story(folder: Path, watch: Stopwatch) -> Accounts:
     watch.lap("measuring the base")
     settings = _slow_processes(folder, prepared)
     # One reader answers in turn; what it is asked about a champion is asked while the next edits are made.
-    with ThreadPoolExecutor(1) as pool, ModelReader(settings.mlflow_uri, LINEAGE) as reader:
+    with ThreadPoolExecutor(1) as pool, ModelReader(settings, LINEAGE) as reader:
         before = pool.submit(reader.ask_base, prepared.base.ref, [*asked, *staying])
         before.add_done_callback(lambda said: None if said.exception() else tell_base(asked, said.result()))
         kept = _started(folder, settings, prepared)

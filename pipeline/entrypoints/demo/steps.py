@@ -60,18 +60,15 @@ class Steps:
 
     def approve_in_registry(self, *, reason: str) -> None:
         """Ask for approval as a person in MLflow's UI would, with MLflow's own client, and watch what follows."""
-        from mlflow import MlflowClient
-
-        head = self._head()
-        client = MlflowClient(self.settings.mlflow_uri)
-        client.set_model_version_tag(self.lineage, head.registry_version, "approval.actor", "ada")
+        head, client = self._head(), self._as_reviewer()
         client.set_model_version_tag(self.lineage, head.registry_version, "approval.reason", reason)
         client.set_registered_model_alias(self.lineage, "approved", head.registry_version)
         self.screen.say(f"alias approved set on version {head.registry_version} in MLflow, by ada")
         self._until(lambda: self._champion_alias(client) == head.registry_version, "the alias champion to move")
         decision = self.kept.history.approvals(self.lineage)[-1]
         self.screen.say(
-            f"noticed, checked, recorded: {decision['decision']} by {decision['actor']} (claimed); "
+            f"noticed, checked, recorded: {decision['decision']} by {decision['actor']}"
+            f"{' (claimed)' if decision['is_claimed'] else ''}; "
             f"champion is version {head.registry_version}, snapshot {head.seq}"
         )
 
@@ -82,6 +79,17 @@ class Steps:
         self.screen.say(f"asked to revert {request_id}: {reason}")
         self._until(lambda: self.kept.lineages.lineage(self.lineage).head_seq > before, "the head without the edit")
         self.until_settled()
+
+    def _as_reviewer(self) -> Any:
+        """Return MLflow's own client; from here on this process is the reviewer ada there."""
+        from mlflow import MlflowClient
+
+        from pipeline.adapters.mlflow.errors import log_in
+        from pipeline.adapters.mlflow.users import add_reviewer
+
+        uri, own = self.settings.mlflow_uri, self.settings.mlflow_password.get_secret_value()
+        log_in("ada", add_reviewer(uri, "ada", username=self.settings.mlflow_username, password=own))
+        return MlflowClient(uri)
 
     def _until(self, is_so: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE.total_seconds()

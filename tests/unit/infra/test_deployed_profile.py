@@ -74,7 +74,7 @@ def test_values_are_valid_settings(services: dict[str, dict[str, Any]]) -> None:
 def test_every_secret_file_of_ours_is_named_like_its_setting(services: dict[str, dict[str, Any]]) -> None:
     known = {f"corrigenda_{name}" for name in Settings.model_fields}
     ours = {secret for s in services.values() for secret in given_as(s) if secret.startswith("corrigenda")}
-    assert ours == {"corrigenda_database_url", "corrigenda_redis_url"}
+    assert ours == {"corrigenda_database_url", "corrigenda_redis_url", "corrigenda_mlflow_password"}
     assert ours <= known
 
 
@@ -92,10 +92,21 @@ def test_each_service_has_a_database_login_of_its_own_and_no_secret_of_another(
     }
     for name in set(services) - {"migrate"}:
         own = {logins[name], "corrigenda_redis_url", "redis_password", "postgres_password", "mlflow_store_url"}
+        own |= {"mlflow_password", "mlflow_forms_key"} if name in ("mlflow", "control-worker", "cli") else set()
         assert set(given_as(services[name]).values()) <= own, name
     assert given_as(services["postgres"]) == {"postgres_password": "postgres_password"}
-    assert given_as(services["mlflow"]) == {"mlflow_store_url": "mlflow_store_url"}
+    assert set(given_as(services["mlflow"])) == {"mlflow_store_url", "mlflow_password", "mlflow_forms_key"}
     assert {f"{login.name}_database_url" for login in Login} <= set(given_as(services["migrate"]))
+
+
+def test_mlflow_lets_nobody_in_without_a_password_and_says_who_asks(services: dict[str, dict[str, Any]]) -> None:
+    mlflow, words = services["mlflow"], services["mlflow"]["command"][-1]
+    assert "--app-name basic-auth" in words
+    assert "default_permission = NO_PERMISSIONS" in words
+    assert "infra.mlflow_login:authenticate" in words
+    assert mlflow["environment"]["MLFLOW_AUTH_CONFIG_PATH"] in words
+    names = (mlflow["environment"]["MLFLOW_AUTH_ADMIN_USERNAME"], services["control-worker"]["environment"])
+    assert names[0] == names[1]["CORRIGENDA_MLFLOW_USERNAME"]
 
 
 def test_everything_that_is_named_is_declared(compose: dict[str, Any], services: dict[str, dict[str, Any]]) -> None:
