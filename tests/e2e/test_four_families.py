@@ -28,6 +28,7 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.rank_api import LoadPlan
+from pipeline.entrypoints.local_settings import mlflow_login
 from pipeline.entrypoints.preparation import Prepared, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
 from tests.support.paths import ROOT
@@ -139,6 +140,8 @@ def rig(
     editors = {kind: _copied(taught_editor(kind), tmp_path / f"editor-of-{kind}") for kind in FAMILIES}
     prepared = {kind: _prepared(kind, taught(kind), editors[kind], tmp_path / kind) for kind in FAMILIES}
     stack, settings = start_stack(tmp_path / "stack")
+    for name, value in mlflow_login(settings).items():
+        monkeypatch.setenv(name, value)
     try:
         kept = stores(settings)
         for kind, found in prepared.items():

@@ -137,11 +137,11 @@ def test_a_reviewer_reads_and_asks_and_changes_no_file(
     with logged_in("ada", ada):
         found = client.get_model_version(lineage_name, version)
         assert client.list_artifacts(found.run_id)
-        with pytest.raises(Exception, match="403|Permission denied"):
+        with pytest.raises(Exception, match=r"403|Permission denied"):
             client.log_artifact(found.run_id, str(tmp_path / "code.zip"))
-        with pytest.raises(Exception, match="403|Permission denied"):
+        with pytest.raises(Exception, match=r"403|Permission denied"):
             client.log_model_artifact(found.source.removeprefix("models:/"), str(tmp_path / "code.zip"))
-        with pytest.raises(Exception, match="403|Permission denied"):
+        with pytest.raises(Exception, match=r"403|Permission denied"):
             client.delete_registered_model(lineage_name)
 
 
