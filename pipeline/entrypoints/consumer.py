@@ -15,6 +15,7 @@ import structlog
 from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.engine import connect, for_a_process
 from pipeline.adapters.sql.intake import SqlIntakeStore
+from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError
 from pipeline.entrypoints.console import ExitCode, exit_code
@@ -35,7 +36,7 @@ def run(settings: Settings, should_stop: Callable[[], bool]) -> None:
     engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
     store = SqlIntakeStore(engine, max_ahead=settings.max_ahead)
     try:
-        with KafkaSource(settings, store.take_partition) as source:
+        with KafkaSource(settings, SqlPartitionHolds(engine, lasts=settings.lease_ttl)) as source:
             Intake(source=source, store=store).run(should_stop)
     finally:
         engine.dispose()

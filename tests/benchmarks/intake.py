@@ -32,6 +32,7 @@ from pipeline.adapters.kafka.connection import create_topics
 from pipeline.adapters.kafka.source import KafkaSource, opened_consumer
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
+from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
 from pipeline.domain.messages import Message, PartitionKey, PollCounts
 from pipeline.services.intake import Fetched, Intake, parsed_poll
@@ -136,7 +137,7 @@ def _take_in(settings: Settings, num_messages: int, profile: Path | None) -> Spe
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     engine = connect(settings.database_url.get_secret_value(), settings.database_role)
     store = SqlIntakeStore(engine)
-    with KafkaSource(settings, store.take_partition) as source:
+    with KafkaSource(settings, SqlPartitionHolds(engine)) as source:
         intake = Intake(source=source, store=store)
 
         def once() -> int:

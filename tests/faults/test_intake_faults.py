@@ -36,7 +36,7 @@ NUM_MESSAGES = 40
 
 @contextmanager
 def intake_process(
-    settings: Settings, log: Path, *, mode: str = "assigned", failpoint: str = ""
+    settings: Settings, log: Path, *, mode: str = "assigned", failpoint: str = "", lease_ttl: str = "30"
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m pipeline.entrypoints.consumer`, killed at the end if it still runs."""
     environment = {
@@ -49,6 +49,7 @@ def intake_process(
         "CORRIGENDA_INTAKE_MAX_RECORDS": "7",
         "CORRIGENDA_INTAKE_MODE": mode,
         "CORRIGENDA_FAILPOINT": failpoint,
+        "CORRIGENDA_LEASE_TTL": lease_ttl,
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -92,19 +93,42 @@ def test_a_stop_finishes_the_poll_and_ends_with_0(settings: Settings, tmp_path: 
     assert '"event": "intake_stopped"' in log.read_text()
 
 
-def test_a_consumer_that_slept_through_a_takeover_writes_nothing_and_ends(settings: Settings, tmp_path: Path) -> None:
+def test_a_consumer_that_slept_through_a_takeover_writes_nothing_and_waits(settings: Settings, tmp_path: Path) -> None:
     first, second = tmp_path / "first.log", tmp_path / "second.log"
-    with intake_process(settings, first) as sleeper:
+    with intake_process(settings, first, lease_ttl="2") as sleeper:
         _wait_for_all(settings, sleeper, first)
         sleeper.send_signal(signal.SIGSTOP)
         with intake_process(settings, second) as successor:
             eventually(lambda: "partition_taken" in second.read_text(), "the second consumer to take the partition")
             produce(settings.kafka_bootstrap, settings.requests_topic, [encoded(correction("late"))])
             _wait_for_all(settings, successor, second, num=NUM_MESSAGES + 1)
+            taken = _epoch(settings)
             sleeper.send_signal(signal.SIGCONT)
-            assert sleeper.wait(timeout=patience()) == ExitCode.failed, first.read_text()
+            eventually(lambda: "partitions_waited_for" in first.read_text(), lambda: first.read_text()[-2000:])
+            assert _epoch(settings) == taken
             _stop(successor, second)
+        _stop(sleeper, first)
     assert request_ids(settings.database_url.get_secret_value())[-1] == "late"
+
+
+def test_of_two_intakes_that_are_started_again_whenever_they_end_one_waits_and_takes_over_when_the_other_is_killed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    with intake_process(settings, first) as reader:
+        _wait_for_all(settings, reader, first)
+        with intake_process(settings, second) as standby:
+            eventually(lambda: "partitions_waited_for" in second.read_text(), "the second one to wait")
+            produce(settings.kafka_bootstrap, settings.requests_topic, [encoded(correction("r1"))])
+            _wait_for_all(settings, reader, first, num=NUM_MESSAGES + 1)
+            assert (standby.poll(), _epoch(settings)) == (None, 1)
+            assert second.read_text().count("partitions_waited_for") == 1
+            reader.kill()
+            produce(settings.kafka_bootstrap, settings.requests_topic, [encoded(correction("r2"))])
+            _wait_for_all(settings, standby, second, num=NUM_MESSAGES + 2)
+            assert _epoch(settings) == 2
+            _stop(standby, second)
+    assert request_ids(settings.database_url.get_secret_value())[-2:] == ["r1", "r2"]
 
 
 def test_a_gap_in_the_log_ends_intake_with_a_sentence(settings: Settings, tmp_path: Path) -> None:
@@ -227,6 +251,11 @@ def _assert_everything_is_there_once(settings: Settings) -> None:
     assert counted == [(NUM_MESSAGES // 2, 0, NUM_MESSAGES // 2)]
     lines = rows(url, "SELECT action, count(*) FROM audit_events WHERE actor = 'intake' GROUP BY action ORDER BY 1")
     assert [count for _, count in lines] == [NUM_MESSAGES // 2, NUM_MESSAGES // 2]
+
+
+def _epoch(settings: Settings) -> int:
+    ((epoch,),) = rows(settings.database_url.get_secret_value(), "SELECT epoch FROM ingest_offsets")
+    return int(epoch)
 
 
 def _offsets(url: str) -> list[tuple[int, int]]:

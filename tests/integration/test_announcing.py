@@ -8,7 +8,7 @@ import socket
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import redis
@@ -26,8 +26,10 @@ from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
+from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
 from pipeline.domain.errors import InvalidInput, Misconfigured, Unavailable
+from pipeline.domain.messages import PartitionClaim, PartitionKey
 from pipeline.services.announcing import Announcer
 from pipeline.services.intake import Intake
 from pipeline.services.relaying import OutboxRelay
@@ -44,6 +46,21 @@ def absent_broker() -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+class HoldsNothing:
+    """For a source that must not come to take a partition."""
+
+    def take(self, partition: PartitionKey) -> PartitionClaim | None:
+        pytest.fail(f"took {partition}")
+
+    def are_kept(self, partitions: Iterable[PartitionKey]) -> bool:
+        return True
+
+    def release(self, partitions: Iterable[PartitionKey]) -> None:
+        assert not list(partitions)
+
+    def release_all(self) -> None: ...
 
 
 collects_sockets = pytest.mark.filterwarnings(
@@ -121,7 +138,7 @@ def test_what_is_owed_by_intake_reaches_redis_and_the_dead_letter_topic(
     produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r0")), b"{bad", huge])
     engine = connect(postgres_url, Login.intake)
     store = SqlIntakeStore(engine)
-    with KafkaSource(settings, store.take_partition) as source:
+    with KafkaSource(settings, SqlPartitionHolds(engine)) as source:
         run_until(Intake(source=source, store=store), 3)
     engine.dispose()
     engine = connect(postgres_url, Login.control)
@@ -184,7 +201,7 @@ def test_an_absent_broker_is_unavailable_to_everyone(absent_broker: str) -> None
 def test_a_missing_topic_is_named(kafka_bootstrap: str) -> None:
     settings = intake_settings("", kafka_bootstrap, "nobody-made-this")
     with (
-        KafkaSource(settings, lambda place: pytest.fail(f"took {place}")) as source,
+        KafkaSource(settings, HoldsNothing()) as source,
         pytest.raises(Unavailable, match="nobody-made-this"),
     ):
         source.poll()

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
+from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.domain.messages import Message, ParsedMessage, Poll
 from pipeline.domain.prompts import ChatTurn
 from pipeline.entrypoints.cli import lineage as lineage_commands
@@ -236,7 +237,7 @@ def test_a_file_is_sent_but_for_the_lines_that_can_never_be_edits(
     settings = intake_settings(postgres_url, kafka_bootstrap, topic)
     engine = connect(postgres_url, settings.database_role)
     store = SqlIntakeStore(engine)
-    with KafkaSource(settings, store.take_partition) as source:
+    with KafkaSource(settings, SqlPartitionHolds(engine)) as source:
         counts = run_until(Intake(source=source, store=store), len(good) + len(bad) - 1)
     letters = json.loads(corrigenda("dead-letters", "list", "--json").stdout)
     again = corrigenda("dead-letters", "replay", letters[0]["dead_letter_id"], "--with", str(file))
@@ -273,7 +274,7 @@ def test_a_correction_in_options_may_come_as_a_chat(
     settings = intake_settings(postgres_url, kafka_bootstrap, topic)
     engine = connect(postgres_url, settings.database_role)
     store = SqlIntakeStore(engine)
-    with KafkaSource(settings, store.take_partition) as source:
+    with KafkaSource(settings, SqlPartitionHolds(engine)) as source:
         run_until(Intake(source=source, store=store), 1)
     engine.dispose()
     row = json.loads(corrigenda("show", "c1", "--json").stdout)

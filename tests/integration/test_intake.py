@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.adapters.kafka.source import KafkaSource
+from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
 from pipeline.domain.errors import EpochStale, StreamGap
-from pipeline.domain.messages import PollCounts
+from pipeline.domain.messages import PartitionClaim, PartitionKey, PollCounts
 from pipeline.services.intake import parsed_poll
 from tests.support.intake_parts import (
     correction,
@@ -108,21 +111,100 @@ def test_a_second_consumer_takes_over_and_the_first_can_write_no_more(
     produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r0"))])
     with intake_of(settings) as (_, source, store), intake_of(settings) as (second, _, _):
         fetched = _poll_until_some(source)
+        source._holds.release_all()  # as when its session with the database ends
         assert run_until(second, 1) == PollCounts(received=1)
         with pytest.raises(EpochStale, match="epoch 1"):
             store.record([parsed_poll(part) for part in fetched])
     assert request_ids(postgres_url) == ["r0"]
 
 
-def test_an_assigned_consumer_that_was_replaced_ends(settings: Settings, kafka_bootstrap: str) -> None:
+def test_an_assigned_consumer_that_was_replaced_ends(
+    settings: Settings, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r0"))])
-    with intake_of(settings) as (first, _, _), intake_of(settings) as (second, _, _):
+    with intake_of(settings) as (first, source, _), intake_of(settings) as (second, _, _):
         run_until(first, 1)
+        source._holds.release_all()
+        # The session ends after it was asked for the last time, and before a poll is recorded.
+        monkeypatch.setattr(source._holds, "are_kept", lambda partitions: True)
         second.run_once()
         produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r1"))])
         with pytest.raises(EpochStale):
             run_until(first, 1)
         assert run_until(second, 1) == PollCounts(received=1)
+
+
+def test_a_second_intake_waits_until_the_first_one_ends(
+    settings: Settings, postgres_url: str, kafka_bootstrap: str
+) -> None:
+    with intake_of(settings) as (second, _, _):
+        with intake_of(settings) as (first, _, _):
+            for number in range(3):
+                produce(kafka_bootstrap, settings.requests_topic, [encoded(correction(f"r{number}"))])
+                assert run_until(first, 1) == PollCounts(received=1)
+                assert second.run_once() == PollCounts()
+        assert epochs(postgres_url) == {0: 1}
+        produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r3"))])
+        assert run_until(second, 1) == PollCounts(received=1)
+    assert request_ids(postgres_url) == ["r0", "r1", "r2", "r3"]
+    assert epochs(postgres_url) == {0: 2}
+
+
+def test_an_intake_whose_session_with_the_database_ends_takes_its_partitions_again(
+    settings: Settings, postgres_url: str, kafka_bootstrap: str
+) -> None:
+    produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r0"))])
+    with intake_of(settings) as (intake, _, _):
+        run_until(intake, 1)
+        ended = rows(postgres_url, f"SELECT pg_terminate_backend(pid) FROM pg_locks WHERE {_IS_HOLD}")
+        assert ended == [(True,)]
+        produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r1"))])
+        assert run_until(intake, 1) == PollCounts(received=1)
+    assert epochs(postgres_url) == {0: 2}
+    eventually(lambda: not rows(postgres_url, f"SELECT 1 FROM pg_locks WHERE {_IS_HOLD}"), "no lock to be left")
+
+
+def test_a_holder_that_says_nothing_loses_its_partitions(settings: Settings, postgres_url: str) -> None:
+    partition = PartitionKey(cluster_id="c", topic_id="t", topic="requests", partition=0)
+    engine = connect(postgres_url, settings.database_role)
+    asleep = SqlPartitionHolds(engine, lasts=timedelta(milliseconds=200))
+    awake = SqlPartitionHolds(engine)
+    assert asleep.take(partition) is not None
+    taken: list[PartitionClaim | None] = []
+
+    def is_taken() -> bool:
+        taken.append(awake.take(partition))
+        return taken[-1] is not None
+
+    eventually(is_taken, "the server to end the session of the holder that sleeps")
+    assert taken[-1] is not None
+    assert taken[-1].epoch == 2
+    assert not asleep.are_kept([partition])
+    assert asleep.take(partition) is None
+    awake.release([partition])
+    assert asleep.take(partition) is not None
+    for holds in (asleep, awake):
+        holds.release_all()
+    engine.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modes", [("group", "assigned"), ("assigned", "group"), ("group", "group")])
+def test_intakes_of_different_modes_and_groups_do_not_take_partitions_from_each_other(
+    settings: Settings, postgres_url: str, kafka_bootstrap: str, modes: tuple[str, str]
+) -> None:
+    first_of, second_of = (
+        settings.model_copy(update={"intake_mode": mode, "intake_group": f"{settings.intake_group}.{number}"})
+        for number, mode in enumerate(modes)
+    )
+    produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r0"))])
+    with intake_of(first_of) as (first, _, _), intake_of(second_of) as (second, source, _):
+        run_until(first, 1)
+        eventually(lambda: second.run_once() == PollCounts() and source._waited_for, "the second one to wait")
+        produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r1"))])
+        assert second.run_once() == PollCounts()
+        assert run_until(first, 1) == PollCounts(received=1)
+    assert epochs(postgres_url) == {0: 1}
 
 
 def test_the_same_poll_recorded_twice_counts_once(settings: Settings, postgres_url: str, kafka_bootstrap: str) -> None:
@@ -224,6 +306,13 @@ def test_members_of_a_group_share_partitions_and_a_newcomer_takes_some_over(
         assert run_until(intake, 1) == PollCounts(received=1)
         assert _committed(settings, kafka_bootstrap, partition=1) == 2
     assert next_offsets(postgres_url) == {0: 1, 1: 2}
+
+
+_IS_HOLD = "locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+
+
+def epochs(postgres_url: str) -> dict[int, int]:
+    return dict(rows(postgres_url, "SELECT partition, epoch FROM ingest_offsets"))
 
 
 def _poll_until_some(source: KafkaSource) -> tuple[object, ...]:

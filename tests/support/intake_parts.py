@@ -16,6 +16,7 @@ from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
 from pipeline.domain.messages import PollCounts
 from pipeline.services.intake import Intake
@@ -50,7 +51,7 @@ def intake_of(settings: Settings) -> Iterator[tuple[Intake, KafkaSource, SqlInta
     engine = connect(settings.database_url.get_secret_value(), settings.database_role)
     store = SqlIntakeStore(engine)
     try:
-        with KafkaSource(settings, store.take_partition) as source:
+        with KafkaSource(settings, SqlPartitionHolds(engine)) as source:
             yield Intake(source=source, store=store), source, store
     finally:
         engine.dispose()

@@ -15,7 +15,7 @@ from kafka import ConsumerRebalanceListener, TopicPartition
 
 
 class AssignedByHand:
-    """Every partition of the topic; nobody takes one away but by raising its epoch."""
+    """Every partition of the topic that no other process holds; nobody takes one away but by raising its epoch."""
 
     def __init__(self, consumer: Any, topic: str) -> None:
         self._consumer = consumer
@@ -25,8 +25,6 @@ class AssignedByHand:
     def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
         """Return the partitions to claim before they are read; `partitions` are all that the topic has."""
         places = [TopicPartition(self._topic, partition) for partition in partitions]
-        if not self._started:
-            self._consumer.assign(places)
         return tuple(place for place in places if place not in self._started)
 
     def start(self, place: TopicPartition, offset: int) -> None:
@@ -35,16 +33,18 @@ class AssignedByHand:
         Raises:
             ValueError: if it is not ours any more.
         """
-        self._consumer.seek(place, offset)
         self._started.add(place)
+        self._consumer.assign(sorted(self._started))  # the others keep their positions
+        self._consumer.seek(place, offset)
 
     def lost(self) -> tuple[TopicPartition, ...]:
         """Return the partitions whose claim ended since the last call."""
         return ()
 
     def forget(self) -> None:
-        """Stop reading; everything that is assigned is due again."""
+        """Stop reading; every partition is due again."""
         self._started.clear()
+        self._consumer.unsubscribe()
 
     def renew(self) -> bool:
         """Ask for partitions again after somebody else took one; return False where nobody can be asked."""

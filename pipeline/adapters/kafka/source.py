@@ -1,17 +1,17 @@
 """The topic of requests, read from the offsets that the database holds.
 
-A partition is ours once its epoch is taken in SQL; what the client library fetched before that is thrown away and read
-again from the database's next offset. After any error everything is claimed anew, so nothing that was fetched and not
-handed over can be skipped.
+A partition is ours once no other process holds it and its epoch is taken in SQL; what the client library fetched before
+that is thrown away and read again from the database's next offset. After any error everything is claimed anew, so
+nothing that was fetched and not handed over can be skipped.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
@@ -33,30 +33,44 @@ COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 5_000
 MAX_SHORT_POLLS = 4
 
-Take = Callable[[PartitionKey], PartitionClaim]
-"""`IntakeStore.take_partition`."""
+
+class Holds(Protocol):
+    """Which partitions this process may read, and no other."""
+
+    def take(self, partition: PartitionKey) -> PartitionClaim | None:
+        """Hold a partition and raise its epoch; None while another process holds it."""
+
+    def are_kept(self, partitions: Iterable[PartitionKey]) -> bool:
+        """Return whether this process still holds all of these."""
+
+    def release(self, partitions: Iterable[PartitionKey]) -> None:
+        """Let others take these partitions."""
+
+    def release_all(self) -> None:
+        """Let others take everything."""
 
 
 class KafkaSource:
     """The partitions of the topic of requests that are ours: all of them, or those that a group gives us."""
 
-    def __init__(self, settings: Settings, take: Take) -> None:
+    def __init__(self, settings: Settings, holds: Holds) -> None:
         """Connect to the broker; claims nothing yet.
 
         Args:
             settings: where the broker is, the topic, the mode.
-            take: raises a partition's epoch and says what comes next.
+            holds: takes partitions for this process and says what comes next in each.
 
         Raises:
             Unavailable, Misconfigured: as the broker says.
         """
         self._settings = settings
-        self._take = take
+        self._holds = holds
         self._topic = settings.requests_topic
         self._watch = TopicWatch(settings, self._topic)
         self._seen: TopicSeen | None = None
         self._claims: dict[TopicPartition, PartitionClaim] = {}
         self._num_short: Counter[TopicPartition] = Counter()
+        self._waited_for: set[TopicPartition] = set()
         self._log = structlog.get_logger(__name__)
         self._consumer = opened_consumer(settings)
         self._open = ExitStack()
@@ -67,6 +81,9 @@ class KafkaSource:
     def poll(self) -> tuple[Fetched, ...]:
         """Return the next messages; take the epochs that are due first, all of them again if the topic was remade."""
         try:
+            if not self._holds.are_kept(claim.partition for claim in self._claims.values()):
+                self._log.warning("partitions_let_go", reason="the session with the database that holds them ended")
+                self._forget()
             self._claim_what_is_due()
             records, gap = self._read()
             if self._watch.look() != self._seen:
@@ -101,7 +118,8 @@ class KafkaSource:
                 raise error
 
     def close(self) -> None:
-        """Leave the group and the broker, within seconds."""
+        """Leave the group and the broker, within seconds, and let others take the partitions."""
+        self._holds.release_all()
         self._watch.close()
         self._open.close()
         with suppress(KafkaError):
@@ -118,17 +136,31 @@ class KafkaSource:
             self._seen = self._watch.look()
         due = self._assignment.due(self._seen.partitions)
         self._drop(due)
-        if not due:
+        taken = {place: claim for place in due if (claim := self._holds.take(self._seen.key(place.partition)))}
+        self._tell_of_waiting(set(due) - set(taken))
+        if not taken:
             return
-        begins = self._begins(due)
-        for place in due:
-            claim = _checked(self._take(self._seen.key(place.partition)), begins[place])
-            with suppress(ValueError):  # the group took it away at this very moment
+        begins = self._begins(taken)
+        for place, found in taken.items():
+            claim = _checked(found, begins[place])
+            try:
                 self._assignment.start(place, claim.next_offset)
-                self._claims[place] = claim
+            except ValueError:  # the group took it away at this very moment
+                self._holds.release([claim.partition])
+                continue
+            self._claims[place] = claim
             self._log.info(
                 "partition_taken", partition=place.partition, epoch=claim.epoch, next_offset=claim.next_offset
             )
+
+    def _tell_of_waiting(self, places: set[TopicPartition]) -> None:
+        if places - self._waited_for:
+            self._log.info(
+                "partitions_waited_for",
+                partitions=sorted(place.partition for place in places),
+                reason="another intake reads them; they are taken once it ends",
+            )
+        self._waited_for = places
 
     def _begins(self, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """Return the first offset that the log of each partition still holds."""
@@ -192,14 +224,15 @@ class KafkaSource:
         return Fetched(claim=claim, messages=messages, next_offset=next_offset)
 
     def _drop(self, places: Collection[TopicPartition]) -> None:
-        for place in places:
-            self._claims.pop(place, None)
+        dropped = [claim for place in places if (claim := self._claims.pop(place, None))]
+        self._holds.release(claim.partition for claim in dropped)
 
     def _forget(self) -> None:
         self._seen = None
         self._claims.clear()
         self._num_short.clear()
         self._assignment.forget()
+        self._holds.release_all()
 
 
 def opened_consumer(settings: Settings) -> Any:
