@@ -56,7 +56,9 @@ class Settings(BaseSettings):
     dead_letter_topic: str = Field("edits.requests.v1.dlq", description="Topic of messages that can never be edits.")
     intake_mode: Literal["assigned", "group"] = Field("assigned", description="How intake gets its partitions.")
     intake_group: str = Field("corrigenda-intake", description="Consumer group, where intake_mode is group.")
-    intake_max_records: int = Field(500, ge=1, le=10_000, description="Most messages a poll.")
+    intake_max_records: int = Field(
+        2_000, ge=1, le=10_000, description="Most messages a poll; nor more than the client fetches at once, 1 MiB."
+    )
     max_ahead: Annotated[Duration, Field(ge=timedelta(0))] = Field(
         MAX_AHEAD, description="How far ahead of the database's clock a correction may be dated."
     )

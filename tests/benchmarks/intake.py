@@ -30,6 +30,7 @@ from infra.local import LocalStack, Service
 from pipeline.adapters import schema
 from pipeline.adapters.kafka.connection import create_topics
 from pipeline.adapters.kafka.source import KafkaSource, opened_consumer
+from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
@@ -45,7 +46,6 @@ NUM_BYTES = 400
 POLLS = (100, 500, 2_000, 10_000)
 BEFORE = (0, 100_000)
 TOPIC = "requests"
-ROLE = "corrigenda_app"
 PAGE_BYTES = resource.getpagesize()
 
 
@@ -114,7 +114,7 @@ def only_read(settings: Settings, num_messages: int) -> Speed:
 
 def take_before(url: str, num_edits: int) -> None:
     """Let a database hold edits that came from another topic, with their audit lines and debts."""
-    engine = connect(url, ROLE)
+    engine = connect(url, Login.intake)
     store = SqlIntakeStore(engine)
     claim = store.take_partition(PartitionKey(cluster_id="before", topic_id="before", topic="before", partition=0))
     for begin in range(0, num_edits, 5_000):
