@@ -39,6 +39,7 @@ from pipeline.services.pruning import Pruner
 from pipeline.services.reconciling import RegistryReconciler
 from pipeline.services.registry_ports import Registry
 from pipeline.services.relaying import OutboxRelay
+from pipeline.services.retrying import Retrier
 from pipeline.services.review import ReviewService
 from pipeline.services.ringing import Reaper
 
@@ -126,6 +127,12 @@ def review_service(settings: Settings) -> ReviewService:
     """What people decide, whatever channel it comes in by."""
     kept = stores(settings)
     return ReviewService(lineages=kept.lineages, snapshots=kept.snapshots, review=kept.review, history=kept.history)
+
+
+def retrier(settings: Settings) -> Retrier:
+    """What gives dead edits another try."""
+    kept = stores(settings)
+    return Retrier(review=kept.review, history=kept.history)
 
 
 @lru_cache(maxsize=4)

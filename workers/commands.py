@@ -148,9 +148,11 @@ class Failure:
     def as_error(self) -> CorrigendaError:
         """Return the error as it was raised; `EngineFailed` for a class that is not known here."""
         found = getattr(errors, self.error, None)
+        error: CorrigendaError = EngineFailed(f"{self.error}: {self.message}")
         if isinstance(found, type) and issubclass(found, CorrigendaError):
-            return found(self.message, **self.ids)
-        return EngineFailed(f"{self.error}: {self.message}", **self.ids)
+            error = found(self.message)
+        error.ids.update(self.ids)
+        return error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,5 +196,10 @@ class Hello:
 def failure_of(error: BaseException) -> Failure:
     """Return what the controller is told of an error; one that is not ours becomes `EngineFailed`."""
     if isinstance(error, CorrigendaError):
-        return Failure(error=type(error).__name__, message=str(error), ids=error.ids)
-    return Failure(error=EngineFailed.__name__, message=f"{type(error).__name__}: {error}")
+        return Failure(error=type(error).__name__, message=_writable(str(error)), ids=error.ids)
+    return Failure(error=EngineFailed.__name__, message=_writable(f"{type(error).__name__}: {error}"))
+
+
+def _writable(text: str) -> str:
+    """Return a text that JSON takes: whoever fails must be able to say so, whatever a library told it."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -50,15 +50,32 @@ def first_to_fail(folder: Path, statuses: dict[int, int]) -> tuple[int, Failure 
     """Return the rank that made a group end, and what it said, if it said anything.
 
     The other ranks fail too, but only because they lost this one: so it is one that was killed, which says nothing, or
-    else the first that spoke.
+    else the first that spoke, or else one that ended without a word. Libraries abort where a peer is lost, so an abort
+    is a cause only where nobody spoke.
 
     Args:
         folder: where the ranks leave their last words.
         statuses: exit status of each rank that has ended, negative for a signal.
     """
-    rank = min(statuses, key=lambda rank: (statuses[rank] >= 0, _spoken_at(folder, rank)))
+    rank = min(statuses, key=lambda rank: (not _is_killed(statuses[rank]), _spoken_at(folder, rank)))
     path = _words(folder, rank)
     return rank, _FAILURE.validate_json(path.read_bytes()) if path.exists() else None
+
+
+def described(status: int) -> str:
+    """Return an exit status as a person reads it: a signal with its name, and what sends it most often."""
+    if status >= 0:
+        return str(status)
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        return str(status)
+    hint = ", as the kernel sends it when memory runs out" if -status == signal.SIGKILL else ""
+    return f"{status} ({name}{hint})"
+
+
+def _is_killed(status: int) -> bool:
+    return status < 0 and -status != signal.SIGABRT
 
 
 def _spoken_at(folder: Path, rank: int) -> float:

@@ -14,7 +14,7 @@ from celery import signals
 from pipeline import bootstrap
 from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
 from pipeline.config import Settings, load_settings
-from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.errors import CorrigendaError, one_line
 from pipeline.domain.rank_api import BaseSpec
 from workers.app import app
 from workers.controller.group import RankGroup
@@ -31,7 +31,7 @@ def edit_lineage(lineage: str) -> None:
     except CorrigendaError as error:
         if not error.retryable:
             raise
-        log.warning("stopped; the reaper will ring again", lineage=lineage, error=str(error), **error.ids)
+        log.warning("stopped; the reaper will ring again", lineage=lineage, error=one_line(error), ids=error.ids)
 
 
 @lru_cache(maxsize=1)

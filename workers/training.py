@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from editors.methods.options import positive
+from pipeline.computing import computing_environment
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.domain.rank_api import BaseSpec
-from workers.lifetime import RENDEZVOUS, first_to_fail, leave_last_words, tie_to_parent
+from workers.lifetime import RENDEZVOUS, described, first_to_fail, leave_last_words, tie_to_parent
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -58,6 +59,8 @@ def _launch(num_ranks: int, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     logging.disable(logging.CRITICAL)  # the ranks have said what is wrong
+    for name in set(os.environ) - set(computing_environment()):
+        del os.environ[name]  # the library hands all of this process's environment to the ranks
     with tempfile.TemporaryDirectory(prefix="corrigenda-") as folder:
         shared = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), LAUNCHER: str(os.getpid())}
         shared[RENDEZVOUS] = str(Path(folder) / "rendezvous")
@@ -87,8 +90,7 @@ def _outcome(failures: Mapping[int, ProcessFailure], folder: Path) -> int:
     rank, said = first_to_fail(folder, statuses)
     if statuses[rank] == INTERRUPTED:
         return _interrupted()
-    if said is not None:
-        _say(said.message)
+    _say(said.message if said else f"rank {rank} ended with status {described(statuses[rank])} and said nothing")
     return statuses[rank] if statuses[rank] > 0 else 128 - statuses[rank]
 
 

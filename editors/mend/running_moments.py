@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline.domain.errors import EditorFailed
+
 EPSILON = 1e-7
 """Added to a standard deviation before dividing by it, as in MEND."""
 
@@ -34,8 +36,18 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def observe(self, rows_TD: Tensor, kind: int = 0) -> None:
-        """Take a batch of rows in; rows that are not finite are left out."""
-        rows_TD = rows_TD[torch.isfinite(rows_TD).all(dim=1)].double()
+        """Take a batch of rows in, all of it or nothing.
+
+        Raises:
+            EditorFailed: if a row is not finite: left out, nobody would learn that the statistics lack it.
+        """
+        is_finite_T = torch.isfinite(rows_TD).all(dim=1)
+        if not bool(is_finite_T.all()):
+            raise EditorFailed(
+                f"expected finite rows for the running statistics, got {int((~is_finite_T).sum())} of {len(rows_TD)} "
+                "that are not"
+            )
+        rows_TD = rows_TD.double()
         added, seen = len(rows_TD), int(self.num_seen_S[kind])
         if not added:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import pairwise
 from typing import TypeVar
 
@@ -32,6 +33,26 @@ class EditBatch:
     """The edits, oldest first; no two have the same conflict key."""
     displaced: tuple[tuple[str, str], ...] = ()
     """(active edit, edit of this batch that supersedes it)."""
+
+
+class Setback(StrEnum):
+    """Why an edit comes back from a batch without a verdict. It decides when, and with how many, it is tried again."""
+
+    untried = "untried"
+    """It was not at fault and what was is settled, or a person settles it: the lineage was saturated, or the worker
+    was stopped."""
+    hindered = "hindered"
+    """Something failed that is not an edit's: the parent could not be loaded, a disk was full. It waits longer every
+    time."""
+    together = "together"
+    """It was tried with others and nobody knows which of them is to blame: next time with at most half as many."""
+    alone = "alone"
+    """It was tried by itself, and the ranks failed: that costs an attempt."""
+
+
+def most_companions(num_tried: int) -> int:
+    """Return how many of the edits that were tried together without a verdict may be tried together again."""
+    return max((num_tried + 1) // 2, 1)
 
 
 def displaced_by(edits: Sequence[Edit], active: Sequence[Edit]) -> tuple[tuple[str, str], ...]:

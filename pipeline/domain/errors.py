@@ -24,6 +24,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MAX_CHARS = 1000
+"""Most characters of an error that are recorded as the reason of something."""
+
 
 class CorrigendaError(Exception):
     """Root of every error that Corrigenda raises on purpose.
@@ -105,3 +108,12 @@ class EditorFailed(CorrigendaError):
 
 class IntegrityBroken(CorrigendaError):
     """Stored bytes do not have the digest that was recorded for them."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as a reason: its class and its words, on one line that databases, JSON and terminals take.
+
+    What it says may come from a log or a library: control characters and halves of surrogate pairs become blanks.
+    """
+    said = "".join(char if char.isprintable() else " " for char in str(error)[: 2 * MAX_CHARS])
+    return f"{type(error).__name__}: {' '.join(said.split()) or 'it says nothing'}"[:MAX_CHARS]

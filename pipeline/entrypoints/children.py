@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
+from pipeline.computing import computing_environment
 from pipeline.domain import errors
 from pipeline.domain.errors import CorrigendaError, EngineFailed, InvalidInput
 
@@ -28,14 +28,6 @@ def run_module(module: str, *arguments: str) -> str:
             raise InvalidInput(last.partition(USAGE_MARK)[2])
         raise _named(last) or EngineFailed(f"{module} ended with status {done.returncode}: {last}")
     return done.stdout
-
-
-def computing_environment() -> dict[str, str]:
-    """Return this process's environment for one that computes: its threads sleep while they wait for each other.
-
-    Those that spin, as is usual, get in the way of everything else on a small machine and so of themselves.
-    """
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
 
 
 def _named(line: str) -> CorrigendaError | None:

@@ -52,7 +52,7 @@ def main() -> int:
         log.info("intake_started", topic=settings.requests_topic, mode=settings.intake_mode)
         run(settings, stop.is_set)
     except CorrigendaError as error:
-        log.error("intake_failed", kind=type(error).__name__, error=str(error), **error.ids)
+        log.error("intake_failed", kind=type(error).__name__, error=str(error), ids=error.ids)
         return int(exit_code(error))
     log.info("intake_stopped")
     return int(ExitCode.done)

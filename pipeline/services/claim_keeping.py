@@ -47,6 +47,6 @@ class ClaimKeeper:
                 self._held = self._outbox.renew(self._items)
             except CorrigendaError as error:
                 # The next third tries again; if that comes too late, the relay drops what it no longer holds.
-                self._log.warning("claims_not_renewed", error=str(error), **error.ids)
+                self._log.warning("claims_not_renewed", error=str(error), ids=error.ids)
                 continue
             self._until = asked_at + CLAIM.total_seconds()

@@ -8,8 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +16,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from pipeline.domain.batches import EditBatch
+from pipeline.domain.batches import EditBatch, Setback
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, LeaseLost
+from pipeline.domain.errors import EditorFailed
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
 from pipeline.domain.rank_api import Candidate, Loaded
 from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator
+from pipeline.services.batch_in_hand import BatchInHand
 from pipeline.services.bisecting import Attempt, Sifted, sift
 from pipeline.services.lease_keeping import LeaseKeeper
 from pipeline.services.ports import EditorGroup, LineageStore, NewSnapshot
@@ -52,7 +52,7 @@ class EditPolicy:
     batch_max_wait: timedelta
     """A batch that is not full closes when its oldest edit has waited this long."""
     max_attempts: int
-    """Tries of an edit before it is dead."""
+    """Tries of an edit by itself, without a verdict, before it is dead."""
     batches_per_turn: int = 8
     """After so many pieces of work a lineage makes way for others of its base that wait."""
 
@@ -66,6 +66,7 @@ class _Composition:
     snapshot_id: str
     suite_keys: tuple[str, ...]
     edited_names: tuple[str, ...]
+    in_hand: BatchInHand
 
 
 class EditService:
@@ -137,11 +138,17 @@ class EditService:
         if batch is None:
             return None
         failpoint("edit.after_claim")
-        with self._released_on_failure(batch, keeper):
-            return self._edit(batch, keeper)
+        in_hand = self._in_hand(batch.edits, keeper)
+        with in_hand.released_on_failure():
+            return self._edit(batch, in_hand, keeper)
 
-    def _edit(self, batch: EditBatch, keeper: LeaseKeeper) -> int:
-        on = self._compose(batch.lineage, batch.parent_id, keeper)
+    def _in_hand(self, edits: Sequence[Edit], keeper: LeaseKeeper) -> BatchInHand:
+        return BatchInHand(
+            edits, keeper, queue=self._queue, lineages=self._lineages, max_attempts=self._policy.max_attempts
+        )
+
+    def _edit(self, batch: EditBatch, in_hand: BatchInHand, keeper: LeaseKeeper) -> int:
+        on = self._compose(batch.lineage, batch.parent_id, in_hand, keeper)
         log.info("batch claimed", lineage=batch.lineage, ordinal=batch.ordinal, edits=len(batch.edits))
 
         def attempt(edits: tuple[Edit, ...]) -> Attempt:
@@ -154,10 +161,10 @@ class EditService:
             chosen = {edit.edit_id for edit in sifted.accepted}
             kept = replace(batch, edits=sifted.accepted, displaced=tuple(p for p in batch.displaced if p[1] in chosen))
             self._commit(on, sifted.kept, keeper, batch=kept, removal=None)
-        self._settle(batch, sifted, keeper)
+        self._settle(batch, sifted, in_hand, keeper)
         return int(sifted.kept is not None)
 
-    def _settle(self, batch: EditBatch, sifted: Sifted, keeper: LeaseKeeper) -> None:
+    def _settle(self, batch: EditBatch, sifted: Sifted, in_hand: BatchInHand, keeper: LeaseKeeper) -> None:
         """Say what became of the edits that are not in the snapshot."""
         for offender in sifted.offenders:
             self._queue.reject(keeper.lease, {offender.edit.edit_id: offender.reason}, report=offender.report)
@@ -166,13 +173,13 @@ class EditService:
             reason = f"saturated: {sifted.saturated.summary}"
             self._lineages.hold(batch.lineage, reason=reason, actor=self._policy.owner)
             failpoint("edit.after_hold")
-        if sifted.left:
-            reason = "not decided within the bound of trials" if sifted.saturated is None else "lineage saturated"
-            self._release(sifted.left, keeper, reason=reason)
+            in_hand.release(sifted.left, reason="lineage saturated", setback=Setback.untried)
+        else:
+            in_hand.release(sifted.left, reason="not decided within the bound of trials", setback=Setback.together)
 
     def _remove(self, removal: Removal, keeper: LeaseKeeper) -> int:
         head_id = self._lineages.lineage(removal.lineage).head_id
-        on = self._compose(removal.lineage, head_id, keeper)
+        on = self._compose(removal.lineage, head_id, self._in_hand((), keeper), keeper)
         back = self._queue.edits(removal.lineage, removal.reinstated_ids)
         attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper)
         if not attempt.report.passed:
@@ -183,7 +190,7 @@ class EditService:
         self._commit(on, attempt, keeper, batch=None, removal=removal)
         return 1
 
-    def _compose(self, lineage: str, parent_id: str | None, keeper: LeaseKeeper) -> _Composition:
+    def _compose(self, lineage: str, parent_id: str | None, in_hand: BatchInHand, keeper: LeaseKeeper) -> _Composition:
         found = self._lineages.lineage(lineage)
         loaded = self._loaded(found, parent_id, epoch=keeper.lease.epoch)
         return _Composition(
@@ -192,6 +199,7 @@ class EditService:
             snapshot_id=str(uuid.uuid4()),
             suite_keys=loaded.suite_keys,
             edited_names=self._queue.edited_names(lineage, loaded.guard_names) if loaded.guard_names else (),
+            in_hand=in_hand,
         )
 
     def _loaded(self, lineage: Lineage, parent_id: str | None, *, epoch: int) -> Loaded:
@@ -211,7 +219,8 @@ class EditService:
         candidate = self._candidate(on, added=added, removed_ids=removed_ids)
         policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
         try:
-            outcome = self._group.try_edits(candidate)
+            with on.in_hand.on_trial(added):
+                outcome = self._group.try_edits(candidate)
         except EditorFailed as error:
             report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error), editor=editor)
             return Attempt(candidate_id=candidate.candidate_id, report=report, seconds={})
@@ -267,9 +276,10 @@ class EditService:
     ) -> NewSnapshot:
         """Write the candidate's files into the artifact store and describe the snapshot they make."""
         basis = Basis.parent
-        kept = self._group.keep(
-            attempt.candidate_id, folder=folder, with_accumulator=stores_accumulator(seq=seq, basis=basis)
-        )
+        with on.in_hand.on_trial(batch.edits if batch else ()):
+            kept = self._group.keep(
+                attempt.candidate_id, folder=folder, with_accumulator=stores_accumulator(seq=seq, basis=basis)
+            )
         delta = self._artifacts.put(Path(kept.delta.path))
         failpoint("edit.after_delta")
         return NewSnapshot(
@@ -286,18 +296,3 @@ class EditService:
             seconds=attempt.seconds,
             rewritten_ids=kept.rewritten_ids,
         )
-
-    def _release(self, edits: Sequence[Edit], keeper: LeaseKeeper, *, reason: str) -> None:
-        edit_ids = [edit.edit_id for edit in edits]
-        self._queue.release(keeper.lease, edit_ids, reason=reason, max_attempts=self._policy.max_attempts)
-
-    @contextmanager
-    def _released_on_failure(self, batch: EditBatch, keeper: LeaseKeeper) -> Iterator[None]:
-        """Put the batch back when something else than its edits failed; a lost lease does that by itself."""
-        try:
-            yield
-        except LeaseLost:
-            raise
-        except Exception as error:
-            self._release(batch.edits, keeper, reason=f"{type(error).__name__}: {error}")
-            raise

@@ -95,7 +95,7 @@ class Intake:
             # Retried with the same polls: after a commit whose outcome is unknown the store recognises them.
             counts = self._patiently(lambda: self._store.record(polls), should_stop)
         except EpochStale as error:
-            self._log.warning("partition_lost", error=str(error), **error.ids)
+            self._log.warning("partition_lost", error=str(error), ids=error.ids)
             lost = error
             self._patiently(lambda: self._source.step_back(lost), should_stop)
             return PollCounts()

@@ -6,11 +6,15 @@ import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from pipeline.domain.errors import CorrigendaError, LeaseLost
+import structlog
+
+from pipeline.domain.errors import LeaseLost, one_line
 from pipeline.domain.lineages import Lease
 
 if TYPE_CHECKING:
     from pipeline.adapters.sql.leases import SqlLeaseStore
+
+log = structlog.get_logger()
 
 
 class LeaseKeeper:
@@ -27,7 +31,7 @@ class LeaseKeeper:
         self.rings = False
         """Whether the lineage still has work when the lease is given back, so that a doorbell has to ring for it."""
         self._stop = threading.Event()
-        self._lost: CorrigendaError | None = None
+        self._lost: LeaseLost | None = None
         self._thread = threading.Thread(target=self._renew_until_stopped, name="lease-keeper", daemon=True)
 
     @property
@@ -51,14 +55,20 @@ class LeaseKeeper:
         if self._lost is None:
             self._leases.release(self._lease, rings=self.rings)
 
+    @property
+    def _about(self) -> dict[str, str]:
+        lease = self._lease
+        return {"lineage": lease.lineage, "owner": lease.owner, "expires_at": lease.expires_at.isoformat()}
+
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self._ttl.total_seconds() / 3):
             try:
                 self._lease = self._leases.renew(self._lease, ttl=self._ttl)
             except LeaseLost as error:
+                log.warning("lease lost", **self._about, error=one_line(error))
                 self._lost = error
                 return
-            except CorrigendaError:
+            except Exception as error:
                 # The database may be back before the lease ends; the next third tries again, and if it
                 # comes too late the owner's next write is refused.
-                continue
+                log.warning("lease not renewed, tried again", **self._about, error=one_line(error))

@@ -78,7 +78,7 @@ def test_a_takeover_puts_claimed_edits_back_and_is_audited(rig: StoreRig) -> Non
     taken = [event for event in rig.audit.events(LINEAGE) if event.action == "lease:taken"]
     assert [event.actor for event in taken] == [new.owner]
     batch = rig.query("SELECT outcome, finished_at FROM edit_batches JOIN batch_edits USING (batch_id)")
-    assert batch[0]["outcome"] == "released"
+    assert batch[0]["outcome"] == "undecided"
     assert batch[0]["finished_at"] is not None
 
 

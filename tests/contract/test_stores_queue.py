@@ -208,7 +208,7 @@ def test_releasing_a_batch_leaves_what_was_committed_of_it(rig: StoreRig) -> Non
     found = rig.query(
         "SELECT edit_id, outcome, finished_at, seconds FROM edit_batches JOIN batch_edits USING (batch_id)"
     )
-    assert {str(row["edit_id"]): row["outcome"] for row in found} == {kept: "snapshotted", left: "released"}
+    assert {str(row["edit_id"]): row["outcome"] for row in found} == {kept: "snapshotted", left: "undecided"}
     assert found[0]["finished_at"] is not None
     assert found[0]["seconds"] == {"capture": 0.5, "solve": 0.25}
 

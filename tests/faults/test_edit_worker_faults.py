@@ -100,7 +100,7 @@ def test_an_edit_that_kills_every_worker_is_dead_and_the_next_worker_goes_on(rig
     assert_history_holds(rig)
 
 
-def test_dead_ranks_cost_an_attempt_and_an_editor_that_fails_costs_only_its_edit(rig: StoreRig) -> None:
+def test_dead_ranks_cost_a_batch_no_attempt_and_an_editor_that_fails_costs_only_its_edit(rig: StoreRig) -> None:
     rig.new_lineage()
     good, broken = rig.correct("good", minute=1), rig.correct("broken", target=BREAKS, minute=2)
     loaded = finished(rig, "--engine-failures", "1")
@@ -108,17 +108,18 @@ def test_dead_ranks_cost_an_attempt_and_an_editor_that_fails_costs_only_its_edit
     assert "NaN" in rig.edit(broken)["reason"]
     released = [event for event in rig.audit.events(LINEAGE) if event.action == "edit:released"]
     assert ["EngineFailed" in event.payload for event in released] == [True, True]
-    assert {row["attempts"] for row in rig.query("SELECT attempts FROM edit_requests")} == {1}
+    assert {row["attempts"] for row in rig.query("SELECT attempts FROM edit_requests")} == {0}
     assert loaded["facts"] == {good: "Canberra"}
     assert_history_holds(rig)
 
 
-def test_ranks_that_die_with_every_batch_leave_dead_edits_that_wait_for_a_person(rig: StoreRig) -> None:
+def test_ranks_that_die_with_every_batch_leave_one_dead_edit_and_a_held_lineage_for_a_person(rig: StoreRig) -> None:
     rig.new_lineage()
-    edit_ids = [rig.correct(name) for name in ("a", "b")]
+    edit_ids = [rig.correct(name, minute=minute) for minute, name in enumerate(("a", "b"))]
     finished(rig, "--engine-failures", "99")
-    assert {rig.status(edit_id) for edit_id in edit_ids} == {"dead"}
-    assert rig.actions(edit_ids[0]).count("edit:released") == MAX_ATTEMPTS - 1
+    assert [rig.status(edit_id) for edit_id in edit_ids] == ["dead", "received"]
+    assert "the ranks fail with every edit" in (rig.lineage().hold or "")
+    assert rig.actions(edit_ids[0]).count("edit:released") == MAX_ATTEMPTS
     assert_history_holds(rig)
 
 
@@ -138,7 +139,7 @@ def test_a_stop_in_the_middle_of_a_batch_gives_the_lease_back_and_loses_nothing(
         "edit:claimed",
         "edit:snapshotted",
     ]
-    assert rig.edit(edit_id)["attempts"] == 1
+    assert rig.edit(edit_id)["attempts"] == 0
     assert_history_holds(rig)
 
 

@@ -181,6 +181,32 @@ def test_a_hostile_correction_is_listed_and_steers_nothing(corrigenda: Command, 
         assert "\x1b" not in result.stdout
 
 
+@pytest.mark.parametrize("words", ["e1 --reason mended", "--all", "--all --because OF"])
+def test_a_dead_edit_is_taken_back_once(corrigenda: Command, rig: StoreRig, words: str) -> None:
+    edit_id = rig.correct("e1")
+    rig.claim(lease := rig.acquire())
+    rig.queue.release(lease, [edit_id], reason="EngineFailed: out of memory", max_attempts=1)
+
+    result = corrigenda("retry", *words.split(), "--json")
+    assert result.exit_code == ExitCode.done, result.output
+    assert json.loads(result.stdout) == {"lineage": "facts", "retried": [edit_id], "left": {}}
+    assert rig.status(edit_id) == "received"
+    again = corrigenda("retry", "e1")
+    assert again.exit_code == ExitCode.done
+    assert again.stdout.splitlines() == [
+        f"left as it is: {edit_id}, which is received",
+        "0 dead edits of facts wait to be tried again",
+    ]
+
+
+@pytest.mark.parametrize("words", ["", "e1 --all", "e1 --because x", "--because x", "nobody"])
+def test_a_retry_of_nothing_or_of_two_things_is_wrong_input(corrigenda: Command, rig: StoreRig, words: str) -> None:
+    rig.correct("e1")
+    result = corrigenda("retry", *words.split())
+    assert result.exit_code == ExitCode.usage
+    assert one_sentence(result)
+
+
 def test_an_exported_chain_has_every_line(corrigenda: Command, rig: StoreRig, tmp_path: Path) -> None:
     rig.correct("e1")
     file = tmp_path / "facts.jsonl"

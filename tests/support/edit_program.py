@@ -1,4 +1,4 @@
-"""An edit worker of a test: the real service on the real stores, around a fake of the ranks. A failpoint kills it.
+"""An edit worker of a test: the real task on the real stores, around a fake of the ranks. A failpoint kills it.
 
 Works as a worker that hears the doorbell again and again, until its lineage has nothing that anybody could do without
 a person. Its last line is JSON: the digest and the facts that a fresh group loads for the head. With `--registry` it is
@@ -16,9 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.bootstrap import Stores, edit_service, stores
+from pipeline.bootstrap import Stores, stores
 from pipeline.config import load_settings
-from pipeline.domain.errors import CorrigendaError, EngineFailed
+from pipeline.domain.errors import EngineFailed
 from pipeline.services.champion_alias import ChampionAlias
 from pipeline.services.mirroring import RegistryMirror
 from pipeline.services.ports import OutboxItem
@@ -27,6 +27,7 @@ from pipeline.services.relaying import OutboxRelay
 from tests.support.fake_editor import FakeEditorGroup
 from tests.support.fake_registry import FakeRegistry
 from tests.support.waiting import patience
+from workers import tasks
 
 POLL_SECONDS = 0.05
 
@@ -57,7 +58,8 @@ def work(kept: Stores, asked: argparse.Namespace) -> int:
             failures -= 1
             raise EngineFailed("expected an answer of rank 0, got none")
 
-    service = edit_service(load_settings(), FakeEditorGroup(before_trial))
+    group = FakeEditorGroup(before_trial)
+    tasks.rank_group = lambda: group  # type: ignore[assignment,return-value]
     deadline = time.monotonic() + patience()
     rings = 0
     while rings < asked.rings or not is_settled(kept, asked.lineage):
@@ -65,20 +67,10 @@ def work(kept: Stores, asked: argparse.Namespace) -> int:
             print(f"expected a settled lineage, got {kept.lineages.counts(asked.lineage)}")
             return 1
         rings += 1
-        ring(service, asked.lineage)
+        tasks.edit_lineage(asked.lineage)
         time.sleep(POLL_SECONDS if rings >= asked.rings else 0)
     print(json.dumps(loaded(kept, asked.lineage)))
     return 0
-
-
-def ring(service: Any, lineage: str) -> None:
-    """What the task does."""
-    try:
-        service.run(lineage)
-    except CorrigendaError as error:
-        if not error.retryable:
-            raise
-        print(f"{type(error).__name__}: {error}", flush=True)
 
 
 def is_settled(kept: Stores, lineage: str) -> bool:

@@ -21,16 +21,20 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import IO
 
+from pipeline.computing import computing_environment
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.domain.rank_api import BaseSpec
-from workers.lifetime import RENDEZVOUS, first_to_fail
+from workers.lifetime import RENDEZVOUS, described, first_to_fail
 from workers.protocol import HELLOS, receive, send
 
 ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.1
 """How often the ranks are looked at."""
 SHUTDOWN_SECONDS = 5.0
-"""How long a rank that has closed its connection may take to end."""
+"""How long ranks that were asked to end may take before they are killed."""
+LAST_WORDS_SECONDS = 60.0
+"""How long a rank that has closed its connection, or has ended, may take to be seen to have ended. What it said before
+is what the user gets, so a busy machine must not cut it short."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +86,7 @@ class RankProcesses:
             within: seconds to wait for something; a rank that has closed its connection is about to end.
         """
         if any(process.poll() is not None for process in self._processes):
-            within = max(within, SHUTDOWN_SECONDS)  # the keeper is about to see it too
+            within = max(within, LAST_WORDS_SECONDS)  # the keeper is about to see it too
         self._failed.wait(within)
         return self._failure
 
@@ -129,7 +133,7 @@ class RankProcesses:
     def _received(self) -> bytes:
         body = receive(self._connection)
         if body is None:
-            raise self.failure(within=SHUTDOWN_SECONDS) or EngineFailed("expected an answer, got a closed connection")
+            raise self.failure(within=LAST_WORDS_SECONDS) or EngineFailed("expected an answer, got a closed connection")
         return body
 
     def _check(self, body: bytes) -> None:
@@ -181,7 +185,7 @@ class RankProcesses:
         rank, said = first_to_fail(Path(self._folder.name), statuses)
         if said is not None and said.error != EngineFailed.__name__:
             return said.as_error()
-        ended = f"rank {rank} (pid {self._processes[rank].pid}) ended with status {statuses[rank]}"
+        ended = f"rank {rank} (pid {self._processes[rank].pid}) ended with status {described(statuses[rank])}"
         words = f": {said.message}" if said else self._last_line()
         return EngineFailed(f"expected living ranks, got: {ended}{words}")
 
@@ -217,7 +221,7 @@ class RankProcesses:
             stdin=subprocess.DEVNULL,
             stdout=log or sys.__stderr__,
             stderr=log,
-            env=_threads(self._spec.num_ranks) | os.environ | environment,
+            env=_threads(self._spec.num_ranks) | computing_environment() | environment,
             pass_fds=inherited,
             process_group=self._processes[0].pid if self._processes else 0,
         )
@@ -226,11 +230,11 @@ class RankProcesses:
 def _threads(num_ranks: int) -> dict[str, str]:
     """Return how a rank computes on its cores, unless the environment says otherwise.
 
-    A rank by itself uses all cores, several share them. Threads sleep while they wait for each other: those that spin,
-    as is usual, took seven times the processor's time, and as long, once anything else ran on two cores.
+    A rank by itself uses all cores, several share them. That threads sleep while they wait is in the environment of all
+    that computes: those that spin took seven times the processor's time, and as long, once anything else ran on two
+    cores.
     """
-    shared = {"OMP_NUM_THREADS": str(max(len(os.sched_getaffinity(0)) // num_ranks, 1))} if num_ranks > 1 else {}
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | shared
+    return {"OMP_NUM_THREADS": str(max(len(os.sched_getaffinity(0)) // num_ranks, 1))} if num_ranks > 1 else {}
 
 
 class _Limit:
@@ -244,12 +248,13 @@ class _Limit:
     def __init__(self, what: str, seconds: float) -> None:
         self._what, self._seconds = what, seconds
         self._spent, self._then = 0.0, time.monotonic()
-        self._waited: dict[int, float] = {}
+        self._waited: dict[tuple[int, int], float] = {}
 
     def exceeded(self, pids: Sequence[int]) -> EngineFailed | None:
         """Return the error once the time is up; ask often."""
-        now, waited = time.monotonic(), {pid: _waited_for_processor(pid) for pid in pids}
-        starved = max(0.0, *(seconds - self._waited.get(pid, seconds) for pid, seconds in waited.items()))
+        now = time.monotonic()
+        waited = {(pid, thread): spent for pid in pids for thread, spent in _waited_for_processor(pid).items()}
+        starved = max((spent - self._waited.get(thread, spent) for thread, spent in waited.items()), default=0.0)
         self._spent += max(0.0, now - self._then - starved)
         self._then, self._waited = now, waited
         if self._spent <= self._seconds:
@@ -257,9 +262,15 @@ class _Limit:
         return EngineFailed(f"expected an answer to {self._what} within {self._seconds:.0f} s, got none")
 
 
-def _waited_for_processor(pid: int) -> float:
-    """Return for how many seconds a process's main thread could run but had no processor; 0 where no kernel says."""
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0
+def _waited_for_processor(pid: int) -> dict[int, float]:
+    """Return for how many seconds each thread of a process could run but had no processor; none where no kernel says.
+
+    The main thread alone would not tell: it sleeps while others read a base or multiply for it.
+    """
+    found: dict[int, float] = {}
+    with contextlib.suppress(OSError):  # the process has ended
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                told = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text(encoding="ascii")
+                found[int(thread)] = int(told.split()[1]) / 1e9
+    return found

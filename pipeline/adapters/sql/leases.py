@@ -13,8 +13,18 @@ from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.locks import LockedLineage, lock_lineage
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.statuses import put_back
-from pipeline.adapters.sql.tables import edit_requests, is_owed, leases, lineages, removals, status_is
+from pipeline.adapters.sql.tables import (
+    batch_edits,
+    edit_batches,
+    edit_requests,
+    is_owed,
+    leases,
+    lineages,
+    removals,
+    status_is,
+)
 from pipeline.domain.audit import AuditAction
+from pipeline.domain.batches import Setback
 from pipeline.domain.errors import LeaseLost
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.lineages import Lease
@@ -55,8 +65,8 @@ class SqlLeaseStore:
     def acquire(self, lineage: str, *, owner: str, ttl: timedelta, max_attempts: int) -> Lease | None:
         """Take a free or expired lease, with a higher epoch; None while somebody else holds it.
 
-        What the owner before had claimed goes back to the queue with one attempt more, or is `dead` if that was
-        the last.
+        What the owner before had claimed goes back to the queue. If that owner died over it, what was claimed alone
+        has had one attempt more, or is `dead` if that was the last.
 
         Raises:
             UnknownLineage: if there is no such lineage.
@@ -67,7 +77,8 @@ class SqlLeaseStore:
             if row is None:
                 return None
             _audit_takeover(connection, locked, row, owner=owner)
-            _release_claims(connection, locked, owner=owner, max_attempts=max_attempts)
+            is_crash = row.old_owner not in (None, NOBODY, owner)
+            _release_claims(connection, locked, owner=owner, is_crash=is_crash, max_attempts=max_attempts)
             return Lease(lineage=lineage, owner=owner, epoch=row.epoch, expires_at=row.expires_at)
 
     def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
@@ -136,11 +147,29 @@ def _audit_takeover(connection: Connection, on: LockedLineage, row: Row[Any], *,
         )
 
 
-def _release_claims(connection: Connection, on: LockedLineage, *, owner: str, max_attempts: int) -> None:
+def _release_claims(
+    connection: Connection, on: LockedLineage, *, owner: str, is_crash: bool, max_attempts: int
+) -> None:
+    """Put back what the owner before left claimed; an owner that gave its lease back did not die over it."""
     claimed = select(edit_requests).where(edit_requests.c.lineage_id == on.lineage_id, status_is(EditStatus.claimed))
     left = connection.execute(claimed.order_by(edit_requests.c.edit_id)).all()
-    reason = "the worker that had claimed it lost its lease"
-    put_back(connection, left, on=on, actor=owner, reason=reason, max_attempts=max_attempts)
+    put_back(
+        connection,
+        left,
+        on=on,
+        actor=owner,
+        reason=f"the worker that had claimed it {'lost its lease' if is_crash else 'was stopped'}",
+        setback=_setback_of_a_crash(connection, on) if is_crash else Setback.untried,
+        max_attempts=max_attempts,
+    )
+
+
+def _setback_of_a_crash(connection: Connection, on: LockedLineage) -> Setback:
+    """Return what a crash over the open batch says of its edits."""
+    of_open = batch_edits.join(edit_batches, edit_batches.c.batch_id == batch_edits.c.batch_id)
+    query = select(func.count()).select_from(of_open)
+    is_open = (edit_batches.c.lineage_id == on.lineage_id) & edit_batches.c.finished_at.is_(None)
+    return Setback.together if (connection.scalar(query.where(is_open)) or 0) > 1 else Setback.alone
 
 
 def _is_waiting() -> Any:

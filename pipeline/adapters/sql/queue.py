@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from pipeline.adapters.sql.active_sets import edited_names, holding, retained_ids
 from pipeline.adapters.sql.decisions import fail_removal, next_removal
@@ -14,9 +16,9 @@ from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.leases import check
 from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of
 from pipeline.adapters.sql.rows import claimant_of, edit_of, insert_report, is_uuid
-from pipeline.adapters.sql.statuses import Move, move, put_back, restore_queued
+from pipeline.adapters.sql.statuses import UNDECIDED, Move, move, put_back, restore_queued
 from pipeline.adapters.sql.tables import ORDER_OF_CLAIMS, batch_edits, edit_batches, edit_requests, lineages, status_is
-from pipeline.domain.batches import EditBatch, displaced_by
+from pipeline.domain.batches import EditBatch, Setback, displaced_by, most_companions
 from pipeline.domain.conflicts import superseded
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import InvalidInput, UnknownRecord
@@ -45,7 +47,8 @@ class SqlEditQueue:
             if on.hold is not None:
                 return None
             _refuse_second_batch(connection, on)
-            waiting = _resolved_front(connection, on, limit=limit, actor=lease.owner)
+            front = _resolved_front(connection, on, limit=limit, actor=lease.owner)
+            waiting, limit = _companions(connection, front, limit=limit)
             if not waiting or not _is_closed(connection, waiting, limit=limit, max_wait=max_wait):
                 return None
             return _claim(connection, on, lease, waiting)
@@ -60,15 +63,55 @@ class SqlEditQueue:
         with transaction(self._engine) as connection:
             return bool(connection.execute(query).scalar())
 
-    def release(self, lease: Lease, edit_ids: Sequence[str], *, reason: str, max_attempts: int) -> None:
-        """Put claimed edits back with one attempt more and a later `next_attempt_at`; `dead` at `max_attempts`.
+    def release(
+        self,
+        lease: Lease,
+        edit_ids: Sequence[str],
+        *,
+        reason: str,
+        max_attempts: int,
+        setback: Setback = Setback.alone,
+    ) -> None:
+        """Put claimed edits back, to be tried again as their setback says; `dead` at `max_attempts`.
 
         Edits that are no longer claimed are left as they are: their batch may have been committed in part.
         """
         with transaction(self._engine) as connection:
             on = check(connection, lease)
-            claimed = _claimed(connection, on, edit_ids)
-            put_back(connection, claimed, on=on, actor=lease.owner, reason=reason, max_attempts=max_attempts)
+            put_back(
+                connection,
+                _claimed(connection, on, edit_ids),
+                on=on,
+                actor=lease.owner,
+                reason=reason,
+                setback=setback,
+                max_attempts=max_attempts,
+            )
+
+    def nothing_works(self, lineage: str, edit_id: str) -> bool:
+        """Return whether another edit died, and none was judged, since this one was first tried without a verdict.
+
+        Then it is more likely that the ranks fail with every edit than that both are to blame.
+        """
+        of_lineage = edit_batches.c.lineage_id == lineages.c.lineage_id
+        tried = batch_edits.join(edit_batches, edit_batches.c.batch_id == batch_edits.c.batch_id)
+        first = (
+            select(func.min(edit_batches.c.ordinal))
+            .select_from(tried)
+            .where(batch_edits.c.edit_id == edit_id, batch_edits.c.outcome == UNDECIDED)
+            .scalar_subquery()
+        )
+        since = (
+            select(literal(1))
+            .select_from(tried)
+            .where(of_lineage, edit_batches.c.ordinal >= first, batch_edits.c.edit_id != edit_id)
+        )
+        died = since.where(batch_edits.c.outcome == EditStatus.dead.value).exists()
+        judged = since.where(
+            batch_edits.c.outcome.in_([EditStatus.snapshotted.value, EditStatus.rejected.value])
+        ).exists()
+        with transaction(self._engine) as connection:
+            return bool(connection.scalar(select(died & ~judged).where(lineages.c.name == lineage)))
 
     def reject(self, lease: Lease, reasons: Mapping[str, str], *, report: GateReport) -> None:
         """Reject claimed edits, each with what was measured; the report is kept.
@@ -185,6 +228,57 @@ def _front(connection: Connection, on: LockedLineage, limit: int) -> Sequence[Ro
         edit_requests.c.next_attempt_at <= func.clock_timestamp(),
     )
     return connection.execute(query.order_by(*_OLDEST_FIRST).limit(limit)).all()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Undecided:
+    """The last batch of an edit, which came to no verdict on it."""
+
+    ordinal: int
+    num_tried: int
+
+
+def _companions(connection: Connection, front: Sequence[Row[Any]], *, limit: int) -> tuple[Sequence[Row[Any]], int]:
+    """Return the edits of the front that may be tried together, and how many of such may be.
+
+    Those that were tried together without a verdict stay among themselves, at most half as many as then: after
+    O(log n) batches one is alone. Who was tried longest ago is next, so that nobody dies before all others had their
+    turn. Fresh edits share nothing of what befalls them.
+    """
+    undecided = _undecided(connection, [row.edit_id for row in front if row.reason is not None])
+    if not front or front[0].edit_id not in undecided:
+        return [row for row in front if row.edit_id not in undecided], limit
+    of_last = min((undecided[row.edit_id] for row in front if row.edit_id in undecided), key=lambda one: one.ordinal)
+    limit = min(limit, most_companions(of_last.num_tried))
+    return [row for row in front if undecided.get(row.edit_id) == of_last][:limit], limit
+
+
+def _undecided(connection: Connection, edit_ids: Sequence[str]) -> dict[str, _Undecided]:
+    """Return the last batch of each of those edits that came back from it undecided.
+
+    Args:
+        connection: a transaction.
+        edit_ids: edits with a reason; others have come back from nothing.
+    """
+    if not edit_ids:
+        return {}
+    last = (
+        select(batch_edits.c.edit_id, batch_edits.c.batch_id, batch_edits.c.outcome, edit_batches.c.ordinal)
+        .join(edit_batches, edit_batches.c.batch_id == batch_edits.c.batch_id)
+        .where(batch_edits.c.edit_id.in_(edit_ids))
+        .ext(distinct_on(batch_edits.c.edit_id))
+        .order_by(batch_edits.c.edit_id, edit_batches.c.ordinal.desc())
+        .subquery()
+    )
+    beside = batch_edits.alias()
+    query = (
+        select(last.c.edit_id, last.c.ordinal, func.count().label("num_tried"))
+        .join(beside, (beside.c.batch_id == last.c.batch_id) & (beside.c.outcome == UNDECIDED))
+        .where(last.c.outcome == UNDECIDED)
+        .group_by(last.c.edit_id, last.c.ordinal)
+    )
+    found = connection.execute(query)
+    return {row.edit_id: _Undecided(ordinal=row.ordinal, num_tried=row.num_tried) for row in found}
 
 
 def _waiting_of(connection: Connection, on: LockedLineage, keys: set[str]) -> Sequence[Row[Any]]:

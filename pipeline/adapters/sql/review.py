@@ -1,4 +1,4 @@
-"""Decisions of people in PostgreSQL, each one transaction: approve, reject, roll back, revert."""
+"""Decisions of people in PostgreSQL, each one transaction: approve, reject, roll back, revert, retry."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pipeline.adapters.sql.active_sets import active_among
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.decisions import carry_out, owed_removals, request_removal
 from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.locks import LockedLineage, lock_lineage
+from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of, lock_lineage
+from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.rows import is_uuid
 from pipeline.adapters.sql.statuses import Move, move, restore_queued
-from pipeline.adapters.sql.tables import approvals, edit_requests, gate_reports, snapshots
+from pipeline.adapters.sql.tables import approvals, edit_requests, gate_reports, snapshots, status_is
 from pipeline.domain.approvals import Approval, Decision, Outcome, Standing, refusal
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownRecord
@@ -23,7 +24,7 @@ from pipeline.domain.lifecycle import EditStatus, SnapshotStatus
 
 
 class SqlReviewStore:
-    """Approve, reject, roll back, revert."""
+    """Approve, reject, roll back, revert, retry."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -72,6 +73,39 @@ class SqlReviewStore:
             restore_queued(connection, queued, on=on, actor=actor)
             held = [edit_id for edit_id in wanted if edit_id in active]
             return _owe_removal(connection, on, held, actor=actor, reason=reason)
+
+    def dead(self, lineage: str, *, because: str = "", limit: int) -> tuple[str, ...]:
+        """Return ids of dead edits whose reason contains a text, in any case of letters; the oldest first.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            query = select(edit_requests.c.edit_id).where(
+                edit_requests.c.lineage_id == lineage_id_of(connection, lineage),
+                status_is(EditStatus.dead),
+                func.strpos(func.lower(func.coalesce(edit_requests.c.reason, "")), func.lower(because)) > 0,
+            )
+            found = connection.execute(query.order_by(edit_requests.c.edit_id).limit(limit))
+            return tuple(found.scalars())
+
+    def request_retry(self, lineage: str, edit_ids: Sequence[str], *, actor: str, reason: str) -> tuple[str, ...]:
+        """Put those edits back into the queue that are dead, with all their attempts, and ring; return their ids.
+
+        Raises:
+            UnknownRecord: if an id names no edit of this lineage; nothing was written.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, lineage)
+            statuses = _statuses(connection, on, list(dict.fromkeys(edit_ids)))
+            dead = [edit_id for edit_id, status in statuses.items() if status is EditStatus.dead]
+            why = f"asked to be tried again{f': {reason}' if reason else ''}"
+            moves = [Move(edit_id=edit_id, to=EditStatus.received, reason=why, attempts=0) for edit_id in sorted(dead)]
+            events = move(connection, moves, on=on, actor=actor)
+            if events:
+                key = f"doorbell:{on.name}:{events[-1].seq}"
+                owe(connection, kind="doorbell", dedup_key=key, payload=on.doorbell)
+            return tuple(one.edit_id for one in moves)
 
     def note(self, lineage: str, *, action: str, subject: str, actor: str, payload: Mapping[str, Any]) -> None:
         """Append one audit line that moves no status (`champion:restored`).

@@ -14,12 +14,17 @@ from pipeline.adapters.sql.locks import LockedLineage
 from pipeline.adapters.sql.outbox import Debt, owe_all
 from pipeline.adapters.sql.tables import batch_edits, edit_batches, edit_requests, snapshots
 from pipeline.domain.audit import AuditEvent
+from pipeline.domain.batches import Setback
 from pipeline.domain.errors import UnknownRecord
 from pipeline.domain.language.spelling import exact
 from pipeline.domain.lifecycle import EditStatus, SnapshotStatus, edit_action, snapshot_action
 
 FIRST_WAIT = timedelta(seconds=1)
 LONGEST_WAIT = timedelta(minutes=5)
+RELEASED, UNDECIDED = "released", "undecided"
+"""What a batch notes of edits that it gave back. Those that it tried together without a verdict, or alone, are
+undecided: they say with how many they may be tried again."""
+OUTCOMES = {Setback.together: UNDECIDED, Setback.alone: UNDECIDED}
 ANNOUNCED = frozenset(
     {EditStatus.snapshotted, EditStatus.rejected, EditStatus.superseded, EditStatus.reverted, EditStatus.dead}
 )
@@ -42,25 +47,33 @@ class Move:
     """The report that rejects it."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """More for the audit line: the batch, the snapshot."""
+    attempts: int | None = None
+    """Attempts that it has had from now on; None for as many as before."""
+    wait: timedelta = timedelta()
+    """How long it has to wait at least before it is claimed again."""
+    outcome: str | None = None
+    """What its batch notes of it; None for the status."""
 
 
-def move(connection: Connection, moves: Sequence[Move], *, on: LockedLineage, actor: str) -> None:
+def move(connection: Connection, moves: Sequence[Move], *, on: LockedLineage, actor: str) -> Sequence[AuditEvent]:
     """Change statuses: one audit line each, a result owed to the producer, the outcome noted in the batch.
 
-    An edit that comes back from a batch, or dies in one, has had one attempt more and waits longer every time.
+    Returns:
+        The audit lines, in the order of the moves.
 
     Raises:
         UnknownRecord: if an id names no edit of the lineage.
         IllegalTransition: if the lifecycle does not hold a move.
     """
     if not moves:
-        return
+        return ()
     rows = _locked(connection, moves, on)
     lines = [_line(one, rows[one.edit_id], on=on, actor=actor) for one in moves]
     connection.execute(_change(), [_values(one, rows[one.edit_id]) for one in moves])
     _note_outcomes(connection, [one for one in moves if _leaves_batch(rows[one.edit_id], one)], on)
     events = append_all(connection, lines)
     owe_all(connection, _results(moves, rows, events, lineage=on.name))
+    return events
 
 
 def put_back(
@@ -70,20 +83,49 @@ def put_back(
     on: LockedLineage,
     actor: str,
     reason: str,
+    setback: Setback,
     max_attempts: int,
 ) -> None:
-    """Put claimed edits back into the queue with one attempt more; `dead` if that makes `max_attempts`."""
-    dead = {row.edit_id for row in claimed if row.attempts + 1 >= max_attempts}
+    """Put claimed edits back into the queue; what was tried alone is `dead` if that makes `max_attempts`."""
+    is_attempt = setback is Setback.alone
+    dead = {row.edit_id for row in claimed if is_attempt and row.attempts + 1 >= max_attempts}
+    batches = _batches_so_far(connection, claimed) if setback is Setback.hindered else {}
     moves = [
         Move(
             edit_id=row.edit_id,
             to=EditStatus.dead if row.edit_id in dead else EditStatus.received,
             reason=reason,
+            attempts=row.attempts + is_attempt,
+            wait=_wait(setback, row, batches),
+            outcome=None if row.edit_id in dead else OUTCOMES.get(setback, RELEASED),
         )
         for row in claimed
     ]
     move(connection, moves, on=on, actor=actor)
     restore_queued(connection, sorted(dead), on=on, actor=actor)
+
+
+def _wait(setback: Setback, row: Row[Any], batches: Mapping[str, int]) -> timedelta:
+    match setback:
+        case Setback.untried:
+            return timedelta()
+        case Setback.together:
+            return FIRST_WAIT  # those who were not with it come first
+        case Setback.hindered:
+            return _doubled(batches[row.edit_id] - 1)
+        case Setback.alone:
+            return _doubled(row.attempts)
+
+
+def _doubled(times: int) -> timedelta:
+    return min(FIRST_WAIT * (1 << min(times, 20)), LONGEST_WAIT)
+
+
+def _batches_so_far(connection: Connection, rows: Sequence[Row[Any]]) -> dict[str, int]:
+    """Return how many batches each edit has been in."""
+    ids = [row.edit_id for row in rows]
+    query = select(batch_edits.c.edit_id, func.count()).where(batch_edits.c.edit_id.in_(ids))
+    return {row[0]: row[1] for row in connection.execute(query.group_by(batch_edits.c.edit_id))}
 
 
 def restore_queued(connection: Connection, edit_ids: Sequence[str], *, on: LockedLineage, actor: str) -> None:
@@ -128,7 +170,7 @@ def _line(one: Move, row: Row[Any], *, on: LockedLineage, actor: str) -> AuditLi
         "reason": one.reason,
         "superseded_by": one.superseded_by,
         "gate_report": one.gate_report_id,
-        "attempts": row.attempts + _is_attempt(before, one.to),
+        "attempts": _attempts(one, row),
     }
     payload = {key: value for key, value in {**details, **one.about}.items() if value is not None}
     action = edit_action(before, one.to)
@@ -145,27 +187,25 @@ def _change() -> Any:
             status=bindparam("to"),
             reason=bindparam("why"),
             superseded_by=bindparam("winner"),
-            attempts=edit_requests.c.attempts + bindparam("tries"),
+            attempts=bindparam("attempts"),
             next_attempt_at=later,
         )
     )
 
 
 def _values(one: Move, row: Row[Any]) -> dict[str, Any]:
-    is_attempt = _is_attempt(EditStatus(row.status), one.to)
-    wait = min(FIRST_WAIT * 2 ** min(row.attempts, 20), LONGEST_WAIT) if is_attempt else timedelta()
     return {
         "which": one.edit_id,
         "to": one.to.value,
         "why": one.reason,
         "winner": one.superseded_by,
-        "tries": int(is_attempt),
-        "wait": wait,
+        "attempts": _attempts(one, row),
+        "wait": one.wait,
     }
 
 
-def _is_attempt(before: EditStatus, after: EditStatus) -> bool:
-    return before is EditStatus.claimed and after in (EditStatus.received, EditStatus.dead)
+def _attempts(one: Move, row: Row[Any]) -> int:
+    return int(row.attempts if one.attempts is None else one.attempts)
 
 
 def _leaves_batch(row: Row[Any], one: Move) -> bool:
@@ -183,7 +223,9 @@ def _note_outcomes(connection: Connection, moves: Sequence[Move], on: LockedLine
         .where(batch_edits.c.edit_id == bindparam("which"))
         .values(outcome=bindparam("became"), gate_report_id=bindparam("report"))
     )
-    values = [{"which": one.edit_id, "became": _outcome(one.to), "report": one.gate_report_id} for one in moves]
+    values = [
+        {"which": one.edit_id, "became": one.outcome or one.to.value, "report": one.gate_report_id} for one in moves
+    ]
     connection.execute(outcome, values)
     undecided = select(literal(1)).where(
         batch_edits.c.batch_id == edit_batches.c.batch_id, batch_edits.c.outcome.is_(None)
@@ -191,10 +233,6 @@ def _note_outcomes(connection: Connection, moves: Sequence[Move], on: LockedLine
     connection.execute(
         update(edit_batches).where(is_open, ~undecided.exists()).values(finished_at=func.clock_timestamp())
     )
-
-
-def _outcome(status: EditStatus) -> str:
-    return "released" if status is EditStatus.received else status.value
 
 
 def _results(

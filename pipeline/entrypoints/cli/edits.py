@@ -13,7 +13,7 @@ from uuid import uuid4
 import typer
 
 from infra.local import LocalStack
-from pipeline.bootstrap import Stores, publisher, stores
+from pipeline.bootstrap import Stores, publisher, retrier, stores
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.json_lines import json_lines
 from pipeline.domain.lifecycle import EditStatus
@@ -25,6 +25,7 @@ from pipeline.entrypoints.console import (
     ExitCode,
     JsonOption,
     LineageOption,
+    ReasonOption,
     complain,
     exits_clearly,
     print_json,
@@ -32,7 +33,7 @@ from pipeline.entrypoints.console import (
     print_rows,
     say,
 )
-from pipeline.entrypoints.local_settings import current_settings
+from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.processes import told_of
 from pipeline.services.submission import submit as submit_request
 
@@ -54,7 +55,7 @@ STATES = (
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    for command in (submit, status, edits, show):
+    for command in (submit, status, edits, show, retry):
         app.command()(exits_clearly(command))
 
 
@@ -224,6 +225,39 @@ def show(
     say()
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action"}
     print_rows(events, columns, as_json=False, empty="no audit lines", whole=("seq", "at", "action"))
+
+
+def retry(
+    edits: Annotated[list[str] | None, typer.Argument(help="Edit ids or request ids of dead edits.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every dead edit of the lineage.")] = False,
+    because: Annotated[
+        str | None, typer.Option(help="With --all: only edits whose own reason contains this text.")
+    ] = None,
+    lineage: LineageOption = None,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Try dead edits again, with all their attempts, once what they died of is mended; asking twice does no harm.
+
+    Example: corrigenda retry fact-pope --reason "the ranks have memory now"
+
+    All that died of one thing: corrigenda retry --all --because "out of memory"
+    """
+    if bool(edits) == every or (because is not None and not every):
+        raise InvalidInput("expected the ids of edits, or --all with or without --because; got neither, or both")
+    settings = current_settings()
+    name = lineage_name(stores(settings), lineage)
+    again, actor = retrier(settings), cli_actor()
+    if edits:
+        done = again.retry(name, edits, actor=actor, reason=reason)
+    else:
+        done = again.retry_all(name, because=because or "", actor=actor, reason=reason)
+    if as_json:
+        print_json({"lineage": name, "retried": list(done.edit_ids), "left": dict(done.left)})
+        return
+    for edit_id, found in done.left.items():
+        say(f"left as it is: {edit_id}, which is {found}")
+    say(f"{len(done.edit_ids)} dead edits of {name} wait to be tried again")
 
 
 def lineage_name(kept: Stores, given: str | None) -> str:

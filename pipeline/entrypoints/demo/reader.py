@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.computing import computing_environment
 from pipeline.config import Settings
 from pipeline.domain.errors import EngineFailed
-from pipeline.entrypoints.children import computing_environment
 from pipeline.entrypoints.demo.asking import Answers, Asked, Way
 from pipeline.entrypoints.local_settings import mlflow_login
 

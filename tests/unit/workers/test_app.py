@@ -75,7 +75,13 @@ def test_a_doorbell_names_the_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert service.asked == ["facts"]
 
 
-@pytest.mark.parametrize("error", [EngineFailed("died"), LeaseLost("taken")])
+IDS = dict.fromkeys(("lineage", "event", "error", "level", "task", "name", "exc_info"), "facts")
+"""Ids under the names of whatever a line of the log is told besides."""
+
+
+@pytest.mark.parametrize(
+    "error", [EngineFailed("died"), EngineFailed("died", **IDS), LeaseLost("taken", lineage="facts", owner="w")]
+)
 def test_what_can_be_tried_again_does_not_fail_the_task(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service(error)
     use(service, monkeypatch)

@@ -53,13 +53,24 @@ def test_running_moments_equal_those_of_all_rows_together(num_batches: int) -> N
     torch.testing.assert_close(moments.normalised(rows), expected)
 
 
-def test_rows_that_are_not_finite_never_reach_the_moments() -> None:
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_rows_that_are_not_finite_never_reach_the_moments_and_are_never_left_out_in_silence(odd: float) -> None:
     moments = RunningMoments(2)
-    moments.observe(torch.tensor([[1.0, 2.0], [float("nan"), 0.0], [3.0, float("inf")], [3.0, 4.0]]))
+    moments.observe(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    with pytest.raises(EditorFailed, match="got 2 of 3 that are not"):
+        moments.observe(torch.tensor([[1.0, 2.0], [odd, 0.0], [3.0, odd]]))
     assert moments.num_seen_S.tolist() == [2]
     assert moments.mean_SD.tolist() == [[2.0, 3.0]]
-    moments.observe(torch.full((3, 2), float("nan")))
-    assert moments.num_seen_S.tolist() == [2]
+
+
+def test_a_pair_that_is_not_finite_is_said_and_changes_no_statistics_of_its_inner_parameter() -> None:
+    transform = MendTransform(SHAPES, rank=3)
+    u, delta = pairs("a.weight")
+    delta[0, 0] = float("nan")
+    before = {name: tensor.clone() for name, tensor in transform.state_dict().items()}
+    with pytest.raises(EditorFailed, match="finite rows"):
+        transform.observe("a.weight", u, delta)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in transform.state_dict().items())
 
 
 def test_at_the_start_the_transform_is_the_plain_normalised_pair() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.domain.errors import EngineFailed, Misconfigured
+from pipeline.domain.errors import CorrigendaError, EngineFailed, Misconfigured
 from tests.support.processes import is_gone
 from tests.support.waiting import eventually, patience
 from workers.commands import PROTOCOL_VERSION, Generate
@@ -159,6 +159,70 @@ def test_what_the_first_rank_to_fail_said_reaches_the_user_and_not_that_the_othe
         ranks.weights_digest()
 
 
+def test_a_rank_that_was_killed_says_what_kills_most_often(tmp_path: Path) -> None:
+    start = "import signal; os.kill(os.getpid(), signal.SIGKILL)"
+    killed = pytest.raises(EngineFailed, match=r"status -9 \(SIGKILL, as the kernel sends it when memory runs out\)")
+    with group(spec(tmp_path, start=start)) as ranks, killed:
+        ranks.weights_digest()
+
+
+def test_a_library_that_aborts_for_a_lost_peer_hides_nothing_of_what_that_peer_said(tmp_path: Path) -> None:
+    start = """
+if rank == 1:
+    leave_last_words(folder, rank, MemoryError("3 GB"))
+    os._exit(1)
+while not (folder / "last-words-1.json").exists(): pass
+os.abort()
+"""
+    with group(spec(tmp_path, start=start, num_ranks=2)) as ranks, pytest.raises(EngineFailed, match="3 GB"):
+        ranks.weights_digest()
+
+
+REAL = "import workers.rank.__main__ as rank\ndef broken(_):\n    {}\nrank._warm_base = broken\nrank.main()"
+"""The real program of a rank, of which something fails before it serves."""
+BEGINNINGS = {
+    "an import": ("import no_such_library", "no_such_library"),
+    "a text that is none": (r"raise RuntimeError('half a pair \ud800')", "half a pair"),
+    "the end of an interpreter": ("raise SystemExit('expected a card, got none')", "expected a card, got none"),
+    "a setting": ("raise rank.sys.modules['pipeline.domain.errors'].Misconfigured('1 device')", "^1 device$"),
+}
+
+
+@pytest.mark.parametrize(("fails", "said"), BEGINNINGS.values(), ids=BEGINNINGS)
+def test_what_a_rank_says_before_it_serves_reaches_the_user(tmp_path: Path, fails: str, said: str) -> None:
+    program = (sys.executable, "-c", REAL.format(fails))
+    real = RankSpec(log=tmp_path / "log", program=program)
+    with group(real) as ranks, pytest.raises(CorrigendaError, match=said):
+        ranks.weights_digest()
+
+
+SECRETS = {
+    "CORRIGENDA_DATABASE_URL": "postgresql://u:hunter2@db/x",
+    "CORRIGENDA_REDIS_URL": "redis://:hunter2@r/0",
+    "CORRIGENDA_KAFKA_SASL_PASSWORD": "hunter2",
+    "MLFLOW_TRACKING_PASSWORD": "hunter2",
+    "MLFLOW_TRACKING_URI": "http://u:hunter2@m",
+    "AWS_SECRET_ACCESS_KEY": "hunter2",
+    "PGPASSWORD": "hunter2",
+    "HF_TOKEN": "hunter2",
+    "SOMEBODYS_OWN_SECRET": "hunter2",
+}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_no_rank_inherits_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_ranks: int) -> None:
+    for name, value in {**SECRETS, "NCCL_DEBUG": "INFO", "LD_LIBRARY_PATH": "/usr/lib/cuda"}.items():
+        monkeypatch.setenv(name, value)
+    with group(spec(tmp_path, num_ranks=num_ranks)) as ranks:
+        ranks.weights_digest()
+        environments = [Path(f"/proc/{pid}/environ").read_text() for pid in ranks.pids]
+    for environment in environments:
+        names = {line.partition("=")[0] for line in environment.split("\0")}
+        assert "hunter2" not in environment
+        assert not names & SECRETS.keys()
+        assert names >= {"NCCL_DEBUG", "LD_LIBRARY_PATH", "PATH", "RANK"}
+
+
 def test_an_error_of_ours_that_a_rank_ended_with_is_raised_as_its_class(tmp_path: Path) -> None:
     words = LEAVE_WORDS.format(first=1, error="Misconfigured('expected at most a rank for each of 2 devices')")
     with group(spec(tmp_path, start=words, num_ranks=2)) as ranks:
@@ -182,22 +246,24 @@ signal.pause()
 
 
 def test_time_in_which_a_rank_waits_for_a_processor_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, waited = [100.0], {1: 0.0, 2: 50.0}
+    now, waited = [100.0], {1: {1: 0.0}, 2: {2: 0.0, 3: 50.0}}  # by process and thread
     monkeypatch.setattr(rank_processes.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(rank_processes, "_waited_for_processor", lambda pid: waited[pid])
     limit = rank_processes._Limit("load", 10.0)
     assert limit.exceeded((1, 2)) is None
-    for _ in range(100):  # rank 2 gets a tenth of a processor: 90 of 100 seconds do not count
+    for _ in range(100):  # what rank 2 waits for gets a tenth of a processor: 90 of 100 seconds do not count
         now[0] += 1.0
-        waited[2] += 0.9
+        waited[2][3] += 0.9
         assert limit.exceeded((1, 2)) is None
     now[0] += 1.0
     assert "expected an answer to load within 10 s" in str(limit.exceeded((1, 2)))
 
 
 def test_the_kernel_says_how_long_this_process_has_waited_for_a_processor() -> None:
-    assert rank_processes._waited_for_processor(os.getpid()) >= 0.0
-    assert rank_processes._waited_for_processor(2**22 + 1) == 0.0  # above the highest process id
+    told = rank_processes._waited_for_processor(os.getpid())
+    assert threading.get_native_id() in told
+    assert all(spent >= 0.0 for spent in told.values())
+    assert rank_processes._waited_for_processor(2**22 + 1) == {}  # above the highest process id
 
 
 def test_a_command_longer_than_the_bound_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
