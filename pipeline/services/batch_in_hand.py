@@ -16,7 +16,6 @@ import structlog
 from pipeline.domain.batches import Setback
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import (
-    EditorFailed,
     IntegrityBroken,
     LeaseLost,
     Misconfigured,
@@ -29,8 +28,8 @@ from pipeline.services.ports import LineageStore
 if TYPE_CHECKING:
     from pipeline.adapters.sql.queue import SqlEditQueue
 
-NOT_OF_AN_EDIT = (Misconfigured, Unavailable, IntegrityBroken)
-"""Errors that tell of the world around a batch, whatever the ranks were doing when they met them."""
+NOT_OF_AN_EDIT = (Misconfigured, Unavailable, IntegrityBroken, OSError)
+"""Errors that tell of the world around a batch, whatever was being done when they came."""
 
 log = structlog.get_logger()
 
@@ -57,18 +56,18 @@ class BatchInHand:
     ) -> None:
         self._edits, self._keeper = tuple(edits), keeper
         self._queue, self._lineages, self._max_attempts = queue, lineages, max_attempts
-        self._on_trial: tuple[Edit, ...] = ()
+        self._on_trial: tuple[Edit, ...] | None = None
 
     @contextmanager
     def on_trial(self, edits: Sequence[Edit]) -> Iterator[None]:
-        """Have the ranks work on some of the edits; if they fail, these are the ones they failed with."""
-        self._on_trial = tuple(edits)
-        try:
-            yield
-        except EditorFailed:  # the edits' fault, but a verdict
-            self._on_trial = ()
-            raise
-        self._on_trial = ()
+        """Do something with some of the edits; if it fails, these are the ones it failed with. May be narrowed."""
+        before, self._on_trial = self._on_trial, tuple(edits)
+        yield
+        self._on_trial = before  # after a failure it stays
+
+    def is_to_blame(self, error: Exception) -> bool:
+        """Return whether an error may be the fault of what was on trial."""
+        return self._on_trial is not None and not isinstance(error, NOT_OF_AN_EDIT)
 
     @contextmanager
     def released_on_failure(self) -> Iterator[None]:
@@ -90,7 +89,7 @@ class BatchInHand:
             )
 
     def _give_back(self, error: Exception) -> None:
-        tried = () if isinstance(error, NOT_OF_AN_EDIT) else self._on_trial
+        tried = (self._on_trial or ()) if self.is_to_blame(error) else ()
         others = [edit for edit in self._edits if edit not in tried]
         reason = one_line(error)
         setback = self._setback(tried, reason) if tried else Setback.hindered

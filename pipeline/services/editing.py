@@ -18,7 +18,7 @@ import structlog
 
 from pipeline.domain.batches import EditBatch, Setback
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed
+from pipeline.domain.errors import EditorFailed, LeaseLost, one_line
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
@@ -156,18 +156,22 @@ class EditService:
             displaced = [old for old, new in batch.displaced if new in chosen]
             return self._attempt(on, added=edits, removed_ids=displaced, keeper=keeper)
 
-        sifted = sift(batch.edits, attempt)
-        if sifted.kept is not None:
-            chosen = {edit.edit_id for edit in sifted.accepted}
-            kept = replace(batch, edits=sifted.accepted, displaced=tuple(p for p in batch.displaced if p[1] in chosen))
-            self._commit(on, sifted.kept, keeper, batch=kept, removal=None)
-        self._settle(batch, sifted, in_hand, keeper)
+        with in_hand.on_trial(batch.edits):
+            sifted = sift(batch.edits, attempt)
+            if sifted.kept is not None:
+                chosen = {edit.edit_id for edit in sifted.accepted}
+                displaced = tuple(pair for pair in batch.displaced if pair[1] in chosen)
+                kept = replace(batch, edits=sifted.accepted, displaced=displaced)
+                with in_hand.on_trial(sifted.accepted):
+                    self._commit(on, sifted.kept, keeper, batch=kept, removal=None)
+            self._settle(batch, sifted, in_hand, keeper)
         return int(sifted.kept is not None)
 
     def _settle(self, batch: EditBatch, sifted: Sifted, in_hand: BatchInHand, keeper: LeaseKeeper) -> None:
         """Say what became of the edits that are not in the snapshot."""
         for offender in sifted.offenders:
-            self._queue.reject(keeper.lease, {offender.edit.edit_id: offender.reason}, report=offender.report)
+            with in_hand.on_trial([offender.edit]):
+                self._queue.reject(keeper.lease, {offender.edit.edit_id: offender.reason}, report=offender.report)
             failpoint("edit.after_reject")
         if sifted.saturated is not None:
             reason = f"saturated: {sifted.saturated.summary}"
@@ -179,16 +183,24 @@ class EditService:
 
     def _remove(self, removal: Removal, keeper: LeaseKeeper) -> int:
         head_id = self._lineages.lineage(removal.lineage).head_id
-        on = self._compose(removal.lineage, head_id, self._in_hand((), keeper), keeper)
-        back = self._queue.edits(removal.lineage, removal.reinstated_ids)
-        attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper)
-        if not attempt.report.passed:
-            reason = attempt.report.summary
-            self._queue.fail_removal(keeper.lease, removal, reason=reason, report=attempt.report)
-            failpoint("edit.after_removal_failed")
-            return 0
-        self._commit(on, attempt, keeper, batch=None, removal=removal)
-        return 1
+        in_hand = self._in_hand((), keeper)
+        try:
+            on = self._compose(removal.lineage, head_id, in_hand, keeper)
+            back = self._queue.edits(removal.lineage, removal.reinstated_ids)
+            with in_hand.on_trial(back):
+                attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper)
+                if attempt.report.passed:
+                    self._commit(on, attempt, keeper, batch=None, removal=removal)
+                    return 1
+        except LeaseLost:
+            raise
+        except Exception as error:
+            is_attempt = in_hand.is_to_blame(error)
+            self._queue.put_off_removal(keeper.lease, removal, reason=one_line(error), is_attempt=is_attempt)
+            raise
+        self._queue.fail_removal(keeper.lease, removal, reason=attempt.report.summary, report=attempt.report)
+        failpoint("edit.after_removal_failed")
+        return 0
 
     def _compose(self, lineage: str, parent_id: str | None, in_hand: BatchInHand, keeper: LeaseKeeper) -> _Composition:
         found = self._lineages.lineage(lineage)
@@ -218,13 +230,13 @@ class EditService:
         _ = keeper.lease  # stop early when the lease is known to be lost
         candidate = self._candidate(on, added=added, removed_ids=removed_ids)
         policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
-        try:
-            with on.in_hand.on_trial(added):
+        with on.in_hand.on_trial(added):
+            try:
                 outcome = self._group.try_edits(candidate)
-        except EditorFailed as error:
-            report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error), editor=editor)
-            return Attempt(candidate_id=candidate.candidate_id, report=report, seconds={})
-        report = judge(policy, outcome.measurements, editor=editor)
+            except EditorFailed as error:
+                report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error), editor=editor)
+                return Attempt(candidate_id=candidate.candidate_id, report=report, seconds={})
+            report = judge(policy, outcome.measurements, editor=editor)
         failpoint("edit.after_trial")
         seconds = {phase: round(spent, 2) for phase, spent in outcome.seconds.items()}
         name = on.lineage.settings.name
@@ -276,10 +288,9 @@ class EditService:
     ) -> NewSnapshot:
         """Write the candidate's files into the artifact store and describe the snapshot they make."""
         basis = Basis.parent
-        with on.in_hand.on_trial(batch.edits if batch else ()):
-            kept = self._group.keep(
-                attempt.candidate_id, folder=folder, with_accumulator=stores_accumulator(seq=seq, basis=basis)
-            )
+        kept = self._group.keep(
+            attempt.candidate_id, folder=folder, with_accumulator=stores_accumulator(seq=seq, basis=basis)
+        )
         delta = self._artifacts.put(Path(kept.delta.path))
         failpoint("edit.after_delta")
         return NewSnapshot(

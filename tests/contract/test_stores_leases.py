@@ -158,6 +158,19 @@ def _fail_removal(rig: StoreRig, lease: Lease) -> object:
     return rig.queue.fail_removal(lease, removal, reason="late", report=None)
 
 
+def _put_off_removal(rig: StoreRig, lease: Lease) -> object:
+    removal = Removal(
+        removal_id=str(rig.query("SELECT removal_id FROM removals")[0]["removal_id"]),
+        lineage=LINEAGE,
+        edit_ids=(rig.edit_id("r1"),),
+        reinstated_ids=(),
+        rejected_snapshot_id=None,
+        actor="cli:tester",
+        reason="wrong",
+    )
+    return rig.queue.put_off_removal(lease, removal, reason="late", is_attempt=True)
+
+
 def _reject(rig: StoreRig, lease: Lease) -> object:
     edit_id = rig.edit_id("r2")
     return rig.queue.reject(lease, {edit_id: "late"}, report=failing_report([edit_id]))
@@ -170,6 +183,7 @@ WRITES: dict[str, Write] = {
     "reject": _reject,
     "next_removal": lambda rig, lease: rig.queue.next_removal(lease),
     "fail_removal": _fail_removal,
+    "put_off_removal": _put_off_removal,
     "commit": _commit,
 }
 

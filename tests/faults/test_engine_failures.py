@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,14 @@ from pipeline.domain.errors import (
     UnknownRecord,
     WrongBase,
 )
+from pipeline.domain.gates import GatePolicy, GateReport
+from pipeline.domain.lineages import Lease
+from pipeline.domain.measurements import Measurements
 from pipeline.domain.rank_api import Candidate, CandidateOutcome, EditorSettings, Loaded, LoadPlan
+from pipeline.domain.snapshots import Snapshot
+from pipeline.services import editing
 from pipeline.services.editing import EditPolicy, EditService
+from pipeline.services.ports import NewSnapshot
 from tests.support.edit_parts import assert_history_holds
 from tests.support.fake_editor import FAILS, SATURATES, FakeEditorGroup
 from tests.support.store_rig import LINEAGE, MAX_ATTEMPTS, TTL, StoreRig
@@ -277,6 +284,82 @@ def test_ranks_that_fail_for_a_while_doom_nobody(rig: StoreRig, num_failures: in
     group.broken_trials = num_failures
     until_settled(rig, group)
     assert set(statuses(rig, edit_ids)) == {"snapshotted"}
+
+
+@pytest.mark.parametrize("step", ["judge", "commit", "reject"])
+def test_an_edit_that_fails_behind_its_trial_dies_alone(
+    rig: StoreRig, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_ids = submit(rig, 6, culprits=[2] if step == "reject" else [], target=FAILS)
+    culprit = edit_ids[2]
+    judged, commit, reject = editing.judge, rig.snapshots.commit, rig.queue.reject
+
+    def failing_judge(policy: GatePolicy, found: Measurements, **more: Any) -> GateReport:
+        assert culprit not in [score.edit_id for score in found.edits], "a figure that nobody thought of"
+        return judged(policy, found, **more)
+
+    def failing_commit(lease: Lease, new: NewSnapshot) -> Snapshot:
+        if new.batch and culprit in [edit.edit_id for edit in new.batch.edits]:
+            raise InvalidInput("expected a value that PostgreSQL can hold, got one it cannot")
+        return commit(lease, new)
+
+    def failing_reject(lease: Lease, reasons: Mapping[str, str], *, report: GateReport) -> None:
+        if culprit in reasons:
+            raise InvalidInput("expected a value that PostgreSQL can hold, got one it cannot")
+        reject(lease, reasons, report=report)
+
+    if step == "judge":
+        monkeypatch.setattr(editing, "judge", failing_judge)
+    elif step == "commit":
+        monkeypatch.setattr(rig.snapshots, "commit", failing_commit)
+    else:
+        monkeypatch.setattr(rig.queue, "reject", failing_reject)
+    until_settled(rig, Group())
+    assert [rig.status(edit_id) for edit_id in edit_ids if edit_id != culprit] == ["snapshotted"] * 5
+    assert rig.status(culprit) == "dead"
+    assert_history_holds(rig)
+
+
+def test_a_disk_that_is_full_dooms_nobody(rig: StoreRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_ids = submit(rig, 3)
+    with monkeypatch.context() as full:
+        full.setattr(rig.artifacts, "put", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        for _ in range(2 * MAX_ATTEMPTS):
+            assert isinstance(ring(rig, Group()), OSError)
+    assert {rig.edit(edit_id)["attempts"] for edit_id in edit_ids} == {0}
+    until_settled(rig, Group())
+    assert set(statuses(rig, edit_ids)) == {"snapshotted"}
+
+
+@pytest.mark.parametrize("failure", WORLD.values(), ids=WORLD)
+def test_a_removal_that_the_world_hinders_stays_owed(rig: StoreRig, failure: Exception) -> None:
+    [edit_id] = submit(rig, 1)
+    until_settled(rig, Group())
+    rig.review.request_revert(LINEAGE, [edit_id], actor="cli:tester", reason="wrong")
+    group = Group(lambda: failure)
+    group.broken_loads = 20
+    for _ in range(20):
+        assert ring(rig, group) is failure
+    assert str(failure) in rig.query("SELECT outcome FROM removals")[0]["outcome"]
+    ring(rig, group)
+    assert rig.status(edit_id) == "reverted"
+    assert_history_holds(rig)
+
+
+def test_a_removal_that_the_ranks_fail_with_fails_and_says_why(rig: StoreRig) -> None:
+    [edit_id] = submit(rig, 1)
+    until_settled(rig, Group())
+    rig.review.request_revert(LINEAGE, [edit_id], actor="cli:tester", reason="wrong")
+    group = Group()
+    group.broken_trials = 1_000_000
+    for _ in range(10):
+        ring(rig, group)
+    [removal] = rig.query("SELECT status, outcome FROM removals")
+    assert removal["status"] == "failed"
+    assert "5 attempts" in removal["outcome"]
+    assert "ended with status -9" in removal["outcome"]
+    assert rig.status(edit_id) == "snapshotted"
+    assert_history_holds(rig)
 
 
 def test_many_offenders_that_no_bound_of_trials_decides_leave_the_innocent_alive(rig: StoreRig) -> None:

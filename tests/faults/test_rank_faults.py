@@ -18,7 +18,7 @@ from editors.solve.prior import Prior
 from pipeline.domain.errors import EngineFailed, Misconfigured
 from pipeline.domain.rank_api import LoadPlan
 from tests.support.paths import ROOT
-from tests.support.processes import is_gone
+from tests.support.processes import environment_of, is_gone, listening
 from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage
 from tests.support.waiting import eventually, patience
 from workers.controller.group import RankGroup
@@ -123,6 +123,49 @@ def test_ranks_killed_before_a_candidate_has_files_leave_none_and_the_next_load_
         monkeypatch.delenv("CORRIGENDA_FAILPOINT")
         group.load(plan, epoch=1)
         assert group.weights_digest() == before
+
+
+@pytest.mark.slow
+def test_ranks_at_work_listen_on_the_loopback_interface_only_and_hold_no_secret(
+    plan: LoadPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRIGENDA_DATABASE_URL", "postgresql://u:hunter2@db/x")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    with two_ranks(tmp_path) as group:
+        group.load(plan, epoch=1)
+        group.try_edits(candidate("t", edits(3)))
+        for pid in group.pids:
+            addresses = listening(pid)
+            assert addresses
+            assert all(address.is_loopback for address in addresses), addresses
+            assert "hunter2" not in "".join(environment_of(pid).values())
+
+
+BEFORE_THEY_MEET = {
+    "more ranks than devices": (
+        "import torch; torch.cuda.is_available = lambda: True; torch.cuda.device_count = lambda: 1",
+        Misconfigured,
+        r"^expected at most a rank for each of 1 devices, got 2 ranks$",
+    ),
+    "a library that is missing": ("sys.modules['deepspeed'] = None", EngineFailed, "ModuleNotFoundError.*deepspeed"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fails", "kind", "said"), BEFORE_THEY_MEET.values(), ids=BEFORE_THEY_MEET)
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_what_ranks_say_before_they_meet_reaches_the_user(
+    plan: LoadPlan, tmp_path: Path, fails: str, kind: type[Exception], said: str, is_warm: bool
+) -> None:
+    program = f"import sys; {fails}; import workers.rank.__main__ as rank; rank.main()"
+    spec = RankSpec(num_ranks=2, log=tmp_path / "ranks.log", program=(sys.executable, "-c", program))
+    with RankGroup(spec, command_timeout=timedelta(seconds=patience())) as group:
+        if is_warm:
+            group.start()
+            eventually(lambda: len(group.pids) == 2, "two ranks")
+            eventually(lambda: all(is_gone(pid) for pid in group.pids), "the end of both")
+        with pytest.raises(kind, match=said):
+            group.load(plan, epoch=1)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from editors.data.datasets import edit_lines
 from editors.mend.checkpoint import TrainedEditor
 from editors.training.run_folder import TrainingFolder
+from tests.support.paths import ROOT
+from tests.support.processes import environment_of, listening
 from tests.support.ranks_of_tests import run_ranks
 from tests.support.sharded_training_program import with_company
 from tests.support.tiny_families import ARCHITECTURES, tiny_module
@@ -133,6 +136,38 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_no_rank(files: Path) -> No
     assert (out, err.count("--resume goes on"), err.count("Traceback")) == ("", 1, 0)
     assert len(ranks) == 2
     eventually(lambda: not ranks_in(files), "the end of both ranks")
+
+
+@pytest.mark.slow
+def test_ranks_that_train_listen_on_the_loopback_interface_only_and_hold_no_secret(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRIGENDA_REDIS_URL", "redis://:hunter2@r/0")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    words = (*COMMAND, "--ranks", "2", "--steps", "100000")
+    as_a_user = start_training(files, *words)
+    by_itself = subprocess.Popen(
+        [sys.executable, "-m", "workers.training", *words, "--out", "other"],
+        cwd=files,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for run in ("run", "other"):
+            eventually((files / run / "state.safetensors").is_file, "the state of a run")
+        ranks = ranks_in(files)
+        assert len(ranks) == 4
+        for pid in ranks:
+            addresses = listening(pid)
+            assert addresses
+            assert all(address.is_loopback for address in addresses), addresses
+            assert "hunter2" not in "".join(environment_of(pid).values())
+    finally:
+        by_itself.kill()
+        os.killpg(as_a_user.pid, signal.SIGKILL)
+        as_a_user.communicate(timeout=patience())
+        by_itself.wait(timeout=patience())
 
 
 def ranks_in(folder: Path) -> set[int]:

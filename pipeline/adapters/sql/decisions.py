@@ -170,7 +170,8 @@ def next_removal(connection: Connection, on: LockedLineage, *, actor: str) -> Re
             _count_attempt(connection, row.removal_id)
             return _removal_of(connection, on, row, edit_ids)
         if edit_ids:
-            reason = f"none of its {row.attempts} attempts came to an end"
+            last = f"; the last: {row.outcome}" if row.outcome else ""
+            reason = f"none of its {row.attempts} attempts came to an end{last}"
             fail_removal(
                 connection, on, _removal_of(connection, on, row, edit_ids), reason=reason, report=None, actor=actor
             )
@@ -184,6 +185,13 @@ def next_removal(connection: Connection, on: LockedLineage, *, actor: str) -> Re
 def _count_attempt(connection: Connection, removal_id: str) -> None:
     counted = removals.c.attempts + 1
     connection.execute(update(removals).where(removals.c.removal_id == removal_id).values(attempts=counted))
+
+
+def put_off_removal(connection: Connection, removal_id: str, *, reason: str, is_attempt: bool) -> None:
+    """Note why a removal that was handed out came to no end; an attempt that was not its fault does not count."""
+    is_owed = (removals.c.removal_id == removal_id) & (removals.c.status == RemovalStatus.requested)
+    attempts = removals.c.attempts - (0 if is_attempt else 1)
+    connection.execute(update(removals).where(is_owed).values(outcome=reason, attempts=func.greatest(attempts, 0)))
 
 
 def finish_removal(

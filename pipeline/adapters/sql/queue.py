@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, u
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from pipeline.adapters.sql.active_sets import edited_names, holding, retained_ids
-from pipeline.adapters.sql.decisions import fail_removal, next_removal
+from pipeline.adapters.sql.decisions import fail_removal, next_removal, put_off_removal
 from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.leases import check
 from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of
@@ -133,6 +133,12 @@ class SqlEditQueue:
         """Return the oldest removal that is due, also while the lineage is held; without what is already gone."""
         with transaction(self._engine) as connection:
             return next_removal(connection, check(connection, lease), actor=lease.owner)
+
+    def put_off_removal(self, lease: Lease, removal: Removal, *, reason: str, is_attempt: bool) -> None:
+        """Note why a removal came to no end, and whether that counts: it does not where something else failed."""
+        with transaction(self._engine) as connection:
+            check(connection, lease)
+            put_off_removal(connection, removal.removal_id, reason=reason, is_attempt=is_attempt)
 
     def fail_removal(self, lease: Lease, removal: Removal, *, reason: str, report: GateReport | None) -> None:
         """Record that a removal did not pass its gate; the head stays and a person decides."""
