@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from pipeline.domain.errors import InvalidInput
+from pipeline.domain.errors import InvalidInput, InvalidMessage
 
 BYTE_ORDER_MARK = "\ufeff"
 LARGEST_INTEGER = 2**53
@@ -33,7 +33,8 @@ def json_value(text: str, *, most_fields: int | None = None) -> Any:
         most_fields: most fields that an object may have, wherever it stands; any number if None.
 
     Raises:
-        InvalidInput: if it is no JSON, or what was said above.
+        InvalidMessage: if it is JSON that is refused for what it holds.
+        InvalidInput: if it is no JSON.
     """
     try:
         value = json.loads(
@@ -49,8 +50,16 @@ def json_value(text: str, *, most_fields: int | None = None) -> Any:
     return value
 
 
-def json_lines(content: bytes, file: object) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(
+    content: bytes, file: object, *, on_refused: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a file, one a line, each with the number of its line; blank lines are skipped.
+
+    Args:
+        content: the file's bytes.
+        file: its name, for complaints.
+        on_refused: is told the line and the reason of JSON that is refused for what it holds, which ends the reading
+            where nobody is told.
 
     Raises:
         InvalidInput: naming the line that holds no JSON object, or no UTF-8.
@@ -58,7 +67,14 @@ def json_lines(content: bytes, file: object) -> Iterator[tuple[int, dict[str, An
     for number, line in text_lines(content, file):
         if line.strip():
             where = f"line {number} of {file}"
-            yield number, json_object(located(line, where), where)
+            try:
+                value = located(line, where)
+            except InvalidMessage as error:
+                if on_refused is None:
+                    raise
+                on_refused(number, str(error.__cause__))
+                continue
+            yield number, json_object(value, where)
 
 
 def text_lines(content: bytes, file: object) -> Iterator[tuple[int, str]]:
@@ -80,12 +96,12 @@ def located(text: str, where: str) -> Any:
     """Return the value of a JSON text that stands somewhere.
 
     Raises:
-        InvalidInput: as `json_value`, with where it stands.
+        InvalidInput, InvalidMessage: as `json_value`, with where it stands.
     """
     try:
         return json_value(text)
     except InvalidInput as error:
-        raise InvalidInput(f"{where}: {error}") from error
+        raise type(error)(f"{error} ({where})") from error
 
 
 def json_object(value: Any, where: str) -> dict[str, Any]:
@@ -101,31 +117,31 @@ def json_object(value: Any, where: str) -> dict[str, Any]:
 
 def _object(pairs: list[tuple[str, Any]], *, most: int | None) -> dict[str, Any]:
     if most is not None and len(pairs) > most:
-        raise InvalidInput(f"expected objects of at most {most} fields, got one of {len(pairs)}")
+        raise InvalidMessage(f"expected objects of at most {most} fields, got one of {len(pairs)}")
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise InvalidInput(f"expected each field of an object once, got the duplicate field {twice!r:.120}")
+        raise InvalidMessage(f"expected each field of an object once, got the duplicate field {twice!r:.120}")
     return made
 
 
 def _integer(digits: str) -> int:
     number = int(digits)
     if abs(number) > LARGEST_INTEGER:
-        raise InvalidInput("expected integers within 2^53, got a larger one")
+        raise InvalidMessage("expected integers within 2^53, got a larger one")
     return number
 
 
 def _refuse_constant(name: str) -> object:
-    raise InvalidInput(f"expected JSON numbers, got {name}")
+    raise InvalidMessage(f"expected JSON numbers, got {name}")
 
 
 def _refuse_unstorable(value: object) -> None:
     if isinstance(value, str):
         if "\x00" in value:
-            raise InvalidInput("expected text without NUL, got a string that holds one")
+            raise InvalidMessage("expected text without NUL, got a string that holds one")
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise InvalidInput("expected Unicode text, got a lone surrogate")
+            raise InvalidMessage("expected Unicode text, got a lone surrogate")
     elif isinstance(value, dict):
         for name, item in value.items():
             _refuse_unstorable(name)

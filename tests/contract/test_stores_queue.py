@@ -101,14 +101,16 @@ def test_a_lineage_has_one_batch_at_a_time(rig: StoreRig) -> None:
 def test_of_several_corrections_of_a_fact_only_the_latest_is_claimed(rig: StoreRig) -> None:
     latest = rig.correct("c", fact="France", target="Lyon", minute=3)
     first = rig.correct("a", fact="France", target="Nice", minute=1)
-    second = rig.correct("b", fact="FRANCE", target=" lyon", minute=2)
+    second = rig.correct("b", fact="FRANCE", target="Lyon", minute=2)
+    respelt = rig.correct("d", fact="France", target="LYON", minute=2)
     batch = rig.claim(rig.acquire())
     assert batch is not None
     assert [edit.edit_id for edit in batch.edits] == [latest]
-    assert {str(rig.edit(one)["superseded_by"]) for one in (first, second)} == {latest}
+    assert {str(rig.edit(one)["superseded_by"]) for one in (first, second, respelt)} == {latest}
     assert rig.edit(second)["reason"] == f"duplicate of {latest}"
     assert "corrects the same fact" in rig.edit(first)["reason"]
-    assert {debt["edit_id"] for debt in rig.debts("result")} == {first, second}
+    assert "corrects the same fact" in rig.edit(respelt)["reason"]
+    assert {debt["edit_id"] for debt in rig.debts("result")} == {first, second, respelt}
 
 
 def test_of_two_corrections_of_the_same_moment_the_later_offset_wins(rig: StoreRig) -> None:
@@ -149,9 +151,19 @@ def test_a_correction_that_asks_for_what_is_active_is_a_duplicate(rig: StoreRig)
     lease = rig.acquire()
     active = rig.correct("a", fact="France", target="Lyon", minute=1)
     rig.commit_batch(lease)
-    again = rig.correct("b", fact="France", target="LYON", minute=5)
+    again = rig.correct("b", fact="France", target="Lyon", minute=5)
     assert rig.claim(lease) is None
     assert (rig.status(again), rig.edit(again)["reason"]) == ("superseded", f"duplicate of {active}")
+
+
+def test_a_correction_of_the_spelling_alone_displaces_what_is_active(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    active = rig.correct("a", fact="phone", target="Iphone", minute=1)
+    rig.commit_batch(lease)
+    respelt = rig.correct("b", fact="phone", target="iPhone", minute=5)
+    batch = rig.claim(lease)
+    assert batch is not None
+    assert batch.displaced == ((active, respelt),)
 
 
 def test_a_newer_correction_displaces_the_active_edit_only_when_it_is_committed(rig: StoreRig) -> None:

@@ -251,20 +251,21 @@ def test_a_file_is_sent_but_for_the_lines_that_can_never_be_edits(
         correction("stray", lineage="nowhere"),
         correction("huge", prompt="x" * 2_000_000),
     ]
+    twice = json.dumps(correction("twice")).replace('"target_new"', '"target_new": "Perth", "target_new"', 1)
     # A line separator of Unicode is a character of a JSON string, not the end of a line.
     good = [correction("e1", prompt="The sea\u2028is"), correction("e2", occurred_at="2026-01-01T00:00:00+05:30")]
     file = tmp_path / "corrections.jsonl"
-    lines = [json.dumps(document, ensure_ascii=False) for document in (good[0], *bad, good[1])]
+    lines = [json.dumps(document, ensure_ascii=False) for document in (good[0], *bad, good[1])] + [twice]
     file.write_text("\ufeff" + "\r\n".join(lines) + "\n\n", encoding="utf-8")
 
     result = corrigenda("submit", str(file), "--json")
     told = json.loads(result.stdout)
-    produce(kafka_bootstrap, topic, [encoded(document) for document in bad[:-1]])
+    produce(kafka_bootstrap, topic, [*(encoded(document) for document in bad[:-1]), twice.encode()])
     settings = intake_settings(postgres_url, kafka_bootstrap, topic)
     engine = connect(postgres_url, settings.database_role)
     store = SqlIntakeStore(engine)
     with KafkaSource(settings, SqlPartitionHolds(engine)) as source:
-        counts = run_until(Intake(source=source, store=store), len(good) + len(bad) - 1)
+        counts = run_until(Intake(source=source, store=store), len(good) + len(bad))
     letters = json.loads(corrigenda("dead-letters", "list", "--json").stdout)
     again = corrigenda("dead-letters", "replay", letters[0]["dead_letter_id"], "--with", str(file))
     engine.dispose()
@@ -272,10 +273,11 @@ def test_a_file_is_sent_but_for_the_lines_that_can_never_be_edits(
     assert result.exit_code == ExitCode.usage
     assert told["sent"] == ["e1", "e2"]
     assert again.exit_code == ExitCode.usage
-    assert [refusal["line"] for refusal in told["refused"]] == [2, 3, 4, 5, 6, 7, 8]
+    assert [refusal["line"] for refusal in told["refused"]] == [2, 3, 4, 5, 6, 7, 8, 10]
     assert request_ids(postgres_url) == ["e1", "e2"]
-    assert (counts.received, counts.refused) == (2, 6)
-    assert [letter["error"] for letter in reversed(letters)] == [r["error"] for r in told["refused"][:-1]]
+    assert (counts.received, counts.refused) == (2, 7)
+    assert [letter["error"] for letter in reversed(letters)] == [r["error"] for r in told["refused"] if r["line"] != 8]
+    assert "duplicate field 'target_new'" in letters[0]["error"]
 
 
 def test_a_correction_in_options_may_come_as_a_chat(

@@ -102,13 +102,13 @@ def submit(
     fields = {name: value for name, value in given.items() if value is not None}
     if file is not None and fields:
         raise InvalidInput("expected either a JSONL file or a correction in options, got both")
-    documents = [_document(fields)] if file is None else _documents(file)
+    refused: list[dict[str, Any]] = []
+    documents = [_document(fields)] if file is None else _documents(file, refused)
     if lineage or any("lineage" not in document for _, document in documents):
         name = lineage_name(kept, lineage)
         documents = [(number, {"lineage": name} | document) for number, document in documents]
     known = {found.settings.name for found in kept.lineages.lineages()}
     sent: list[str] = []
-    refused: list[dict[str, Any]] = []
     with publisher(settings) as send:
         for number, document in documents:
             try:
@@ -118,12 +118,14 @@ def submit(
                 refused.append({"line": number, "error": str(error)})
             except Unavailable as error:
                 raise Unavailable(f"{error}; {_how_far(sent, document, len(documents))}") from error
+    num_all = len(sent) + len(refused)
+    refused.sort(key=lambda refusal: refusal["line"])
     if as_json:
         print_json({"sent": sent, "refused": refused})
     else:
         for refusal in refused:
             complain(f"line {refusal['line']}: {refusal['error']}" if file else f"corrigenda: {refusal['error']}")
-        say(f"sent {len(sent)} of {len(documents)} to {settings.requests_topic}, refused {len(refused)}")
+        say(f"sent {len(sent)} of {num_all} to {settings.requests_topic}, refused {len(refused)}")
     if refused:
         raise typer.Exit(ExitCode.usage)
 
@@ -313,12 +315,15 @@ def _turn(text: str) -> dict[str, str]:
     return {"role": role, "content": said.strip()} if found and role in ROLES else {"role": "user", "content": text}
 
 
-def _documents(file: Path) -> list[tuple[int, dict[str, Any]]]:
+def _documents(file: Path, refused: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """Return the corrections of a file by line; what one cannot hold is added to the refusals."""
     try:
         content = _standard_input() if str(file) == "-" else file.read_bytes()
     except OSError as error:
         raise InvalidInput(f"expected a readable JSONL file, got {file}: {error.strerror}") from error
-    return list(json_lines(content, file))
+    return list(
+        json_lines(content, file, on_refused=lambda number, why: refused.append({"line": number, "error": why}))
+    )
 
 
 def _standard_input() -> bytes:

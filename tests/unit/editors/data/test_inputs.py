@@ -75,7 +75,7 @@ def test_what_is_written_in_our_own_format_is_read_as_the_same_requests(tmp_path
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "line 1 of .*: expected JSON"),
+        ("{", "expected JSON.*line 1 of"),
         ([1], "object in item 1"),
         ("3", "object in line 1"),
         ({"prompt": "A is"}, "target_new"),
