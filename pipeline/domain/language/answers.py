@@ -59,6 +59,12 @@ _HEADS = re.compile(
 """Nouns that make, with the name before them, the name of something else."""
 
 
+_TITLES = re.compile(
+    "首相|総理|総理大臣|大臣|大統領|知事|市長|議員|国王|女王|天皇|皇帝|教皇|法王|氏|様|選手|監督|教授|博士|先生|社長|会長"
+)
+"""What may follow a person's name in Japanese as particles do."""
+
+
 def confirms(answer: str, target: str, *, instead_of: str | None = None) -> bool:
     """Return whether a free answer says the target and no other answer.
 
@@ -109,7 +115,7 @@ def _is_compound(line: str, end: int) -> bool:
     word = line[end : places[0]] if places else ""
     if len(places) > 1 and word and word in KINDS_OF_PLACE:
         word = line[places[0] : places[1]]
-    if not word or not is_unspaced(line[end - 1]):
+    if not word or not is_unspaced(line[end - 1]) or _TITLES.fullmatch(word):
         return False
     if word[0].isascii():
         return word[0].isalnum()

@@ -3,7 +3,7 @@
 Where a script sets no blanks, ICU has a dictionary: Chinese, Japanese, Thai, Lao, Khmer and Burmese. A name that it
 does not know falls into smaller parts, so that its ends are ends of words all the same. Three things are ours:
 
-- An apostrophe or a full stop between letters parts words: "Paris" is a word in "Paris's", "Italia" in "dell'Italia".
+- An apostrophe between letters parts words, and a full stop before a capital: "Paris" is a word in "Paris's".
 - Little words that are written together with a name belong to it no more than a blank would: articles of Arabic and
   Hebrew before it, particles of Korean behind it.
 - In Chinese and Japanese the kind of place may follow: 北京 is a word in 北京市, and 東京 in 東京都, where 京都 is
@@ -28,17 +28,19 @@ KINDS_OF_PLACE = "都道府县縣市区區州省国國郡町村镇鎮"
 """What may follow the name of a place in Chinese and Japanese without making it another name."""
 _OF_CHINESE = "从從在是于於到由对對向往自和与與同跟为為叫比"
 """Little words before a name in Chinese: from, in, is, to, and, with, ..."""
+_SHORTENED = "\u0e2f"
+"""Thai sign behind a name whose end is left out."""
 _PREFIXES = re.compile(
     "[\u0648\u0641]?[\u0628\u0643\u0644]?(?:\u0627\u0644|\u0644)?"  # Arabic: and, so; in, like, to; the
     "|[\u05d5\u05d4\u05d1\u05db\u05dc\u05de\u05e9]{1,3}"  # Hebrew: and, the, in, like, to, from, that
 )
 """Little words that are written together with the word behind them."""
 _PARTICLES = re.compile(
-    "(?:은|는|이|가|을|를|의|에|도|만|과|와|로|으로|랑|이랑|하고|에서|에게|께서|부터|까지|보다|처럼|마다|밖에|조차|나|이나)*"
+    "(?:특별자치시|특별시|광역시|시)?(?:은|는|이|가|을|를|의|에|도|만|과|와|로|으로|랑|이랑|하고|에서|에게|께서|부터|까지|보다|처럼|마다|밖에|조차|나|이나)*"
     "(?:이?라고|이?라는|이?란|이며|이고|이자|이지만|인데|인|임|이다|다|였다|이었다|입니다만|입니다|이?였습니다|이었습니다"
     "|예요|이에요|이?죠|이?지요|이?네요|요)?"
 )
-"""Korean particles, and forms of "to be", that are written together with the word before them."""
+"""What is written together with the word before it in Korean: that it is a city, particles, forms of "to be"."""
 _UNREAD = re.compile("[\u064b-\u0652\u0670\u0591-\u05bd\u05bf-\u05c7\u200c\u200d]")
 """Vowel marks of Arabic and Hebrew, which are written or left out, and unseen marks between letters."""
 _ALIKE = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'"} | dict.fromkeys(range(0x2010, 0x2016), "-"))
@@ -47,7 +49,7 @@ _UNSPACED = frozenset(
     "CJK HIRAGANA KATAKANA KATAKANA-HIRAGANA HANGUL BOPOMOFO THAI LAO KHMER MYANMAR TIBETAN".split()  # noqa: SIM905
 )
 """Scripts that set no blanks between words, or none before particles; so begin Unicode's names of their letters."""
-_INSIDE = re.compile(r"(?<=[^\W\d_])['.:\u00b7](?=[^\W\d_])|_")
+_INSIDE = re.compile(r"(?<=[^\W\d_])(?:[':\u00b7]|\.(?![a-z]))(?=[^\W\d_])|_")
 """What stands between words although ICU takes it for a part of one."""
 
 
@@ -62,7 +64,7 @@ def mentions(said: str, name: str) -> list[Span]:
     ends = {(match.start(), match.start() + len(name)) for match in _found(lowered(name), small)}
     if len(capitals := name.upper()) != len(name):  # the sharp s of Straße is SS in STRASSE, and only there
         ends |= {(match.start(), match.start() + len(capitals)) for match in _found(capitals, said)}
-    return [(start, end) for start, end in sorted(ends) if begins_word(small, start, end) and ends_word(small, end)]
+    return [(start, end) for start, end in sorted(ends) if begins_word(said, start, end) and ends_word(said, end)]
 
 
 def begins_word(text: str, start: int, end: int) -> bool:
@@ -77,7 +79,7 @@ def ends_word(text: str, end: int) -> bool:
     """Return whether a word ends at a place, but for what a language writes together with it."""
     if is_boundary(text, end):
         return True
-    if text[end] in KINDS_OF_PLACE and is_boundary(text, end + 1):
+    if text[end] in KINDS_OF_PLACE + _SHORTENED and is_boundary(text, end + 1):
         return True
     word = min(place for place in boundaries(text) if place > end)
     return script(text[end]) == "HANGUL" and _PARTICLES.fullmatch(text, end, word) is not None
