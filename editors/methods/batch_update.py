@@ -24,8 +24,8 @@ class BatchUpdate:
     """What a batch asks of each inner parameter, and what the solver makes of it."""
 
     keys: dict[str, Tensor] = field(default_factory=dict)
-    """Inner parameter -> K (T x I), fp64: each row's key at the candidate when it was last read, times the root of the
-    row's weight."""
+    """Inner parameter -> K (T x I), fp32: each row's key at the candidate when it was last read, times the root of the
+    row's weight; where rows share shifts, rounded to what is stored of it."""
     asked: dict[str, Tensor] = field(default_factory=dict)
     """Inner parameter -> R (H x O), fp64: the shifts, summed over the passes."""
     spread: dict[str, Tensor] = field(default_factory=dict)
@@ -34,6 +34,8 @@ class BatchUpdate:
     """Inner parameter -> F P (I x H), fp64."""
     ranges: dict[str, Ranges] = field(default_factory=dict)
     """Inner parameter -> rows of each edit."""
+    are_shared: bool = False
+    """Whether the frames of an edit share its shifts, so that its rows are stored packed."""
     num_passes: int = 0
     """Passes made, both groups together."""
     seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "solve": 0.0})

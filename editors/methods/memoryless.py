@@ -45,10 +45,10 @@ class MemorylessEditor:
         update = run_passes(job, settings=self._settings, trained=self._trained, factor=factor, start={})
         began = time.perf_counter()
         targets = {
-            name: (keys_TI @ job.weights.shift(name).to(keys_TI.device).double() + update.shifts[name]).float().cpu()
+            name: (keys_TI.double() @ job.weights.shift(name).to(keys_TI).double() + update.shifts[name]).float().cpu()
             for name, keys_TI in update.keys.items()
         }
-        keys = {name: keys_TI.float().cpu() for name, keys_TI in update.keys.items()}
+        keys = {name: keys_TI.cpu() for name, keys_TI in update.keys.items()}
         delta = WeightDelta.of(update.change)
         return EditResult(
             delta=delta,

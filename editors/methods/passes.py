@@ -36,7 +36,9 @@ from editors.models.comm import agreed, own_share, together
 from editors.models.families import EditableModel
 from editors.models.hooks import Branch
 from editors.solve.natural_gradient import NaturalGradient
+from editors.solve.packing import rounded
 from editors.solve.rows import consecutive
+from editors.solve.shared_targets import KEY_BITS
 from pipeline.domain.rank_api import EditorSettings
 
 MARGIN = 0.1
@@ -92,7 +94,7 @@ class _Passes:
             lambda: [frames_of(job.model, edit, settings, job.guards.get(edit.edit_id, ())) for edit in job.added],
         )
         self._are_shared = settings.frames_per_pass > 0 and job.model.has_subject_keys
-        self.update = BatchUpdate()
+        self.update = BatchUpdate(are_shared=self._are_shared)
         self._shapes = {param.name: (param.in_features, param.out_features) for param in job.model.inner}
         for name in self._shapes:
             self._open(name, None)
@@ -171,7 +173,7 @@ class _Passes:
             spread_TH[asking, rows.shift_T[asking]] = rows.weight_T[asking].sqrt().to(self._device)
         ids = [self._edit_ids[edit] for edit in edits]
         self.update.ranges[name] = consecutive(list(zip(ids, rows.lengths if rows else (), strict=True)))
-        self.update.keys[name] = zeros(num_rows, in_features)
+        self.update.keys[name] = torch.zeros(num_rows, in_features, device=self._device)
         self.update.asked[name] = zeros(num_shifts, out_features)
         self.update.factors[name] = zeros(in_features, num_shifts)
         self.update.spread[name] = spread_TH
@@ -192,7 +194,9 @@ class _Passes:
         """Write the keys of some sequences, in their order, into the rows of an inner parameter."""
         index_T = rows.of_sequences(chosen)
         root_T1 = rows.weight_T[index_T].sqrt()[:, None].to(self._device)
-        self.update.keys[name][index_T] = u_TI.to(self._device).double() * root_T1
+        keys_TI = (u_TI.to(self._device).double() * root_T1).float()
+        # What is solved with is what will be stored, so that an edit leaves by the rows by which it came.
+        self.update.keys[name][index_T] = rounded(keys_TI, bits=KEY_BITS) if self._are_shared else keys_TI
 
     def _solve(self, rows: Mapping[str, Rows], chosen: Sequence[int], pairs: Pairs, transform: Transform) -> None:
         """Add what the chosen sequences still want to what is asked, and solve again."""
@@ -228,7 +232,7 @@ class _Passes:
                 0, place_T, probability_T, how, include_self=False
             )
         wanted_HO = transform(name=name, u_TI=u_HI, delta_TO=self._natural(name, delta_HO), probability_T=probability_H)
-        factor_IT = self._factor(name, self.update.keys[name])
+        factor_IT = self._factor(name, self.update.keys[name].double())
         return shift_H.to(self._device), wanted_HO.to(self._device).double(), factor_IT @ self.update.spread[name]
 
     def _transform(self, group: Group, made: int) -> Transform:

@@ -27,7 +27,9 @@ from editors.models.comm import agreed, own_share, together
 from editors.solve.ledger import Matrices
 from editors.solve.linear import added_rows
 from editors.solve.natural_gradient import NaturalGradient
+from editors.solve.packing import Packed
 from editors.solve.rows import EditRows
+from editors.solve.shared_targets import KEY_BITS, SharedTargets
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.errors import EditorFailed, Misconfigured
 from pipeline.domain.rank_api import EditorSettings
@@ -118,22 +120,26 @@ def _removal(job: EditJob, remaining: Matrices) -> Factors:
 
 
 def _rows(job: EditJob, update: BatchUpdate | None, removal: Factors) -> EditRows:
-    """Return the batch's rows with absolute targets, `Y = K S' + R`; no row in a pure removal."""
-    keys, targets = {}, {}
+    """Return the batch's rows with absolute targets, `Y = K S' + P R`; no row in a pure removal."""
+    keys: dict[str, Tensor | Packed] = {}
+    targets: dict[str, Tensor | SharedTargets] = {}
     for param in job.model.inner:
         name = param.name
         if update is None:
             keys[name] = torch.zeros(0, param.in_features)
             targets[name] = torch.zeros(0, param.out_features)
             continue
-        keys_TI = update.keys[name]
+        keys_TI = update.keys[name].double()
         held_TO = keys_TI @ job.weights.shift(name).to(keys_TI.device).double()
         if name in removal:
             # What is held once the removed rows have left: S' = S_parent + F D, without forming F D.
             left_IR, right_RO = (factor.to(keys_TI.device) for factor in removal[name])
             held_TO = held_TO + (keys_TI @ left_IR) @ right_RO
-        keys[name] = keys_TI.float().cpu()
-        targets[name] = (held_TO + update.shifts[name]).float().cpu()
+        if update.are_shared:
+            keys[name] = Packed.of(keys_TI, bits=KEY_BITS)
+            targets[name] = SharedTargets.of(held_TO, update.spread[name], update.asked[name])
+        else:
+            keys[name], targets[name] = keys_TI.float().cpu(), (held_TO + update.shifts[name]).float().cpu()
     return EditRows(keys=keys, targets=targets, ranges=update.ranges if update else dict.fromkeys(keys, ()))
 
 

@@ -16,7 +16,7 @@ Legend: T rows, I in_features, O out_features.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,8 @@ from pipeline.domain.canonical import sha256_text
 from pipeline.domain.errors import UnknownRecord
 
 ROWS_PER_BLOCK = 4
-"""Mean number of rows of a block, in I: the sums (fp64) then take half of the disk that the keys (fp32) take."""
+"""Mean number of rows of a block, in I: the sums (fp64) then take half of the disk that keys in fp32 take, and two and
+a half times what packed ones take."""
 BATCHES_PER_FILE = 8
 """Batches of a process that goes on whose rows are in memory before they move to disk together."""
 
@@ -87,8 +88,8 @@ class ActiveRows:
         for edit_id in edit_ids:  # an edit that came back has rows in an older batch too, which count no more
             chosen[self._batch_of[edit_id]].add(edit_id)
         found = [(rows := self._batches[number], rows.places_of(name, chosen[number])) for number in sorted(chosen)]
-        keys = torch.cat([rows.keys[name][places] for rows, places in found])
-        targets = torch.cat([rows.targets[name][places] for rows, places in found])
+        keys = torch.cat([rows.keys_of(name, places) for rows, places in found])
+        targets = torch.cat([rows.targets_of(name, places) for rows, places in found])
         return keys.double(), targets.double()
 
     def gram(self, name: str, gone: frozenset[str] = frozenset()) -> Gram:
@@ -167,7 +168,7 @@ class ActiveRows:
         """The sum of a closed block without some edits, made only once."""
         key = name, first, _between(first, end, left)
         if key not in self._sums:
-            keys = list(self._keys(name, first, end, left))
+            keys = self._keys(name, first, end, left)
             sum_II = block_sum(keys, len(self._prior.moments[name]), device=self._device)
             self._sums[key] = _mapped(sum_II)
         return self._sums[key]
@@ -183,7 +184,7 @@ class ActiveRows:
                     if active.get(edit_id) == number
                     if first <= (number, place) < end and (number, place) not in left
                 }
-                yield rows.keys[name][rows.places_of(name, chosen)]
+                yield rows.keys_of(name, rows.places_of(name, chosen))
 
     def _move_to_disk(self) -> None:
         numbers = [number for number in range(self._num_on_disk, self._num_batches) if number in self._batches]
@@ -208,15 +209,24 @@ def _starts(name: str, rows: EditRows) -> list[tuple[int, str]]:
     return [(place, edit_id) for place, (edit_id, start, end) in ranges if starts_block(edit_id, end - start, width)]
 
 
-def block_sum(keys: Sequence[Tensor], width: int, *, device: torch.device | str = "cpu") -> Tensor:
+def block_sum(keys: Iterable[Tensor], width: int, *, device: torch.device | str = "cpu") -> Tensor:
     """`K^T K` of a closed block, I x I, fp64; how its rows were cut into batches makes no difference to its bits."""
     sum_II = torch.zeros(width, width, dtype=torch.float64, device=device)
-    # As many rows at a time as make one fp64 matrix of the size of the sum.
-    rows_TI = torch.cat([torch.zeros(0, width), *keys])
-    for start in range(0, len(rows_TI), width):
-        part_II = rows_TI[start : start + width].to(sum_II)
-        sum_II += part_II.T @ part_II
+    # As many rows at a time as make one fp64 matrix of the size of the sum; rows are unpacked as they are needed.
+    waiting_TI = torch.zeros(0, width)
+    for part_TI in keys:
+        waiting_TI = torch.cat([waiting_TI, part_TI])
+        while len(waiting_TI) >= width:
+            _add_square(sum_II, waiting_TI[:width])
+            waiting_TI = waiting_TI[width:]
+    _add_square(sum_II, waiting_TI)
     return sum_II
+
+
+def _add_square(sum_II: Tensor, rows_TI: Tensor) -> None:
+    if len(rows_TI):
+        rows_TI = rows_TI.to(sum_II)
+        sum_II += rows_TI.T @ rows_TI
 
 
 def _between(first: Position, end: Position, left: Collection[Position]) -> frozenset[Position]:

@@ -72,7 +72,7 @@ class Matrices:
         longer = {}
         for name in [name for name in self._made if not self._rows.begins_block(name, rows)]:
             longer[name] = self._made.pop(name)
-            longer[name].add(rows.keys[name])
+            longer[name].add(rows.keys_of(name))
         return longer
 
     def _gram(self, name: str) -> Gram:

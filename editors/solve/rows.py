@@ -1,7 +1,9 @@
 """What each edit of a batch asks of each inner parameter, in memory and in files.
 
 A row is a key k (the layer's input at a token of the edit) and an absolute target y: at k, the whole shift from the
-base should be y. A file holds the rows of one batch or of several, whose borders it remembers:
+base should be y. Edits with frames have many rows, which lie packed (see `packing`), and their targets in two parts:
+what the weights before the edit gave at k, and the edit's own shift, which is kept once for all rows that share it.
+A file holds the rows of one batch or of several, whose borders it remembers:
 
     digest = save_batches(path, [first, second])
     first, second = load_batches(path, digest)
@@ -23,6 +25,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from editors.solve.packing import Packed
+from editors.solve.shared_targets import SharedTargets, whole
 from editors.weights.deltas import read_tensors, write_tensors
 from pipeline.domain.errors import IntegrityBroken
 
@@ -34,12 +38,12 @@ Ranges = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditRows:
-    """Keys and absolute targets of some edits."""
+    """Keys and absolute targets of some edits: fp32 on the CPU, or packed where rows share shifts."""
 
-    keys: dict[str, Tensor]
-    """Inner parameter -> K (T x I), fp32 on the CPU."""
-    targets: dict[str, Tensor]
-    """Inner parameter -> Y (T x O), fp32 on the CPU."""
+    keys: Mapping[str, Tensor | Packed]
+    """Inner parameter -> K (T x I)."""
+    targets: Mapping[str, Tensor | SharedTargets]
+    """Inner parameter -> Y (T x O)."""
     ranges: Mapping[str, Ranges]
     """Inner parameter -> whose the rows are. An edit may have no row in some: its range is empty there."""
 
@@ -47,6 +51,14 @@ class EditRows:
     def edit_ids(self) -> tuple[str, ...]:
         """The edits that have a place here, in order."""
         return tuple(dict.fromkeys(edit_id for ranges in self.ranges.values() for edit_id, _, _ in ranges))
+
+    def keys_of(self, name: str, places: slice | Tensor = slice(None)) -> Tensor:
+        """Return keys of an inner parameter, T x I, fp32: all, or those in some places."""
+        return whole(self.keys[name][places])
+
+    def targets_of(self, name: str, places: slice | Tensor = slice(None)) -> Tensor:
+        """Return absolute targets of an inner parameter, T x O, fp32: all, or those in some places."""
+        return whole(self.targets[name][places])
 
     @property
     def num_rows(self) -> int:
@@ -95,13 +107,17 @@ def consecutive(lengths: Sequence[tuple[str, int]]) -> Ranges:
 
 
 def save_batches(path: Path, batches: Sequence[EditRows]) -> str:
-    """Write the rows of some batches, which have rows of the same inner parameters. Returns the file's SHA-256."""
-    names = batches[0].keys
-    tensors = {f"{name}.K": torch.cat([rows.keys[name] for rows in batches]) for name in names}
-    tensors |= {f"{name}.Y": torch.cat([rows.targets[name] for rows in batches]) for name in names}
-    lengths = {name: [_lengths(rows.ranges[name]) for rows in batches] for name in names}
+    """Write the rows of some batches, which have rows of the same inner parameters. Returns the file's SHA-256.
+
+    Batches of which some are packed and some are not are written as they are read: whole.
+    """
+    joined = {name: _joined(batches, name) for name in batches[0].keys}
+    tensors = dict(chain.from_iterable(_tensors(name, *of_param).items() for name, of_param in joined.items()))
+    lengths = {name: [_lengths(rows.ranges[name]) for rows in batches] for name in joined}
     ranges = {name: consecutive(list(chain.from_iterable(of_batches))) for name, of_batches in lengths.items()}
     facts: dict[str, Any] = {"kind": "rows", "ranges": ranges}
+    if widths := {name: keys.width for name, (keys, _) in joined.items() if isinstance(keys, Packed)}:
+        facts["widths"] = widths
     if len(batches) > 1:
         facts["batches"] = {name: [len(of_batch) for of_batch in of_batches] for name, of_batches in lengths.items()}
     return write_tensors(path, tensors, facts)
@@ -114,15 +130,16 @@ def load_batches(path: Path, expected_digest: str | None = None) -> tuple[EditRo
         IntegrityBroken: if the file does not hold rows, or has another digest than expected.
     """
     tensors, facts = read_tensors(path, "rows", expected_digest)
-    names = [key[:-2] for key in tensors if key.endswith(".K")]
     try:
+        widths = facts.get("widths", {})
+        keys, targets = _stored_keys(tensors, widths), _stored_targets(tensors)
         found = facts["ranges"]
         # Files of the first format say once whose the rows of all inner parameters are.
-        of_params = found if isinstance(found, Mapping) else dict.fromkeys(names, found)
-        ranges = {name: tuple((str(one[0]), int(one[1]), int(one[2])) for one in of_params[name]) for name in names}
-        fits = all(_fits(ranges[name], tensors[f"{name}.K"], tensors[f"{name}.Y"]) for name in names)
-        counts = facts.get("batches", {name: [len(ranges[name])] for name in names})
-        return _split(tensors, ranges, counts) if fits else _refused(path)
+        of_params = found if isinstance(found, Mapping) else dict.fromkeys(keys, found)
+        ranges = {name: tuple((str(one[0]), int(one[1]), int(one[2])) for one in of_params[name]) for name in keys}
+        fits = all(_fits(ranges[name], keys[name], targets[name]) for name in keys)
+        counts = facts.get("batches", {name: [len(ranges[name])] for name in keys})
+        return _split(EditRows(keys=keys, targets=targets, ranges=ranges), counts) if fits else _refused(path)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise IntegrityBroken(f"expected row ranges in {path}, got none: {error!r}") from error
 
@@ -141,18 +158,64 @@ def on_disk(write: Callable[[Path], object], read: Callable[[Path], Read]) -> Re
         return None
 
 
-def _split(
-    tensors: Mapping[str, Tensor], ranges: Mapping[str, Ranges], counts: Mapping[str, Sequence[int]]
-) -> tuple[EditRows, ...]:
+def _joined(parts: Sequence[EditRows], name: str) -> tuple[Tensor | Packed, Tensor | SharedTargets]:
+    """The rows of an inner parameter, batch after batch: whole if those of one are; one without a row counts neither
+    way."""
+    packed = [(rows.keys[name], rows.targets[name]) for rows in parts if isinstance(rows.keys[name], Packed)]
+    is_whole = any(isinstance(rows.keys[name], Tensor) and len(rows.keys[name]) for rows in parts)
+    if not packed or is_whole:
+        return torch.cat([rows.keys_of(name) for rows in parts]), torch.cat([rows.targets_of(name) for rows in parts])
+    keys, targets = zip(*packed, strict=True)
+    return Packed.joined(keys), SharedTargets.joined(targets)
+
+
+def _tensors(name: str, keys: Tensor | Packed, targets: Tensor | SharedTargets) -> dict[str, Tensor]:
+    """The tensors in which a file has the rows of an inner parameter."""
+    stored = {f"{name}.K": keys} if isinstance(keys, Tensor) else _packed(f"{name}.K", keys)
+    if isinstance(targets, Tensor):
+        return stored | {f"{name}.Y": targets}
+    shared = {"R": targets.asked_HO, "shift": targets.shift_T, "root": targets.root_T}
+    return stored | _packed(f"{name}.Z", targets.held) | {f"{name}.{part}": tensor for part, tensor in shared.items()}
+
+
+def _packed(name: str, packed: Packed) -> dict[str, Tensor]:
+    return {f"{name}.codes": packed.codes, f"{name}.scales": packed.scales}
+
+
+def _stored_keys(tensors: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor | Packed]:
+    """The keys of a file by inner parameter, in the order of their names."""
+    found: dict[str, Tensor | Packed] = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".K")}
+    for name, width in widths.items():
+        if name not in found:
+            codes, scales = tensors[f"{name}.K.codes"], tensors[f"{name}.K.scales"]
+            found[name] = Packed(codes=codes, scales=scales, width=int(width))
+    return dict(sorted(found.items()))
+
+
+def _stored_targets(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | SharedTargets]:
+    """The targets of a file by inner parameter."""
+    found: dict[str, Tensor | SharedTargets] = {}
+    for name in [key[:-2] for key in tensors if key.endswith(".R")]:
+        asked_HO = tensors[f"{name}.R"]
+        found[name] = SharedTargets(
+            held=Packed(codes=tensors[f"{name}.Z.codes"], scales=tensors[f"{name}.Z.scales"], width=asked_HO.shape[1]),
+            asked_HO=asked_HO,
+            shift_T=tensors[f"{name}.shift"],
+            root_T=tensors[f"{name}.root"],
+        )
+    return found | {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".Y")}
+
+
+def _split(rows: EditRows, counts: Mapping[str, Sequence[int]]) -> tuple[EditRows, ...]:
     """The batches of a file, from the number of edits that each has in each inner parameter."""
     batches = []
     for place in range(len(next(iter(counts.values()), ()))):
         keys, targets, own = {}, {}, {}
         for name, of_batches in counts.items():
             first = sum(of_batches[:place])
-            chosen = ranges[name][first : first + of_batches[place]]
-            rows = slice(chosen[0][1], chosen[-1][2]) if chosen else slice(0)
-            keys[name], targets[name] = tensors[f"{name}.K"][rows], tensors[f"{name}.Y"][rows]
+            chosen = rows.ranges[name][first : first + of_batches[place]]
+            places = slice(chosen[0][1], chosen[-1][2]) if chosen else slice(0)
+            keys[name], targets[name] = rows.keys[name][places], rows.targets[name][places]
             own[name] = consecutive(_lengths(chosen))
         batches.append(EditRows(keys=keys, targets=targets, ranges=own))
     return tuple(batches)
@@ -162,10 +225,10 @@ def _lengths(ranges: Ranges) -> list[tuple[str, int]]:
     return [(edit_id, end - start) for edit_id, start, end in ranges]
 
 
-def _fits(ranges: Ranges, keys_TI: Tensor, targets_TO: Tensor) -> bool:
+def _fits(ranges: Ranges, keys: Tensor | Packed, targets: Tensor | SharedTargets) -> bool:
     """Whether the ranges follow each other and cover the rows, all of them."""
     num_rows = ranges[-1][2] if ranges else 0
-    return ranges == consecutive(_lengths(ranges)) and len(keys_TI) == len(targets_TO) == num_rows
+    return ranges == consecutive(_lengths(ranges)) and len(keys) == len(targets) == num_rows
 
 
 def _refused(path: Path) -> tuple[EditRows, ...]:

@@ -205,9 +205,9 @@ def _check_asked_by_the_transform(rig: Rig, kind: str) -> None:
     batch = [edits[edit_id] for edit_id, _, _ in stored.ranges[plan.editor.subject_params[0]]]
     trained, untrained = _rows(plan, batch, rig.editors[kind]), _rows(plan, batch, None)
     for name in plan.editor.subject_params:
-        by_hand = _distance(stored.targets[name], trained.targets[name])
+        by_hand = _distance(stored.targets_of(name), trained.targets_of(name))
         assert by_hand < 0.05, (kind, name)
-        assert _distance(stored.targets[name], untrained.targets[name]) > max(4 * by_hand, 0.01), (kind, name)
+        assert _distance(stored.targets_of(name), untrained.targets_of(name)) > max(4 * by_hand, 0.01), (kind, name)
 
 
 def _rows(plan: LoadPlan, batch: Sequence[Edit], editor: Path | None) -> EditRows:

@@ -16,8 +16,9 @@ class Work:
     """Most edits in a batch."""
     num_edits: int = 1000
     """Active edits that the ledger holds."""
-    num_frames: int = 10
-    """Frames of an edit whose keys are rows: with two rephrases and no alias there are eight."""
+    num_frames: int = 14
+    """Most frames of an edit whose keys are rows: eight with two rephrases, and three more for each of two aliases. Rows
+    of edits with one frame are kept whole."""
     num_guards: int = 6
     """Guards of an edit."""
     num_tokens: int = 512

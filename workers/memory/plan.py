@@ -16,7 +16,9 @@ from typing import Any
 
 from editors.methods.options import add_base_options
 from editors.models.inner_params import InnerParam
-from editors.solve.blocks import BATCHES_PER_FILE, ROWS_PER_BLOCK
+from editors.solve.blocks import BATCHES_PER_FILE
+from editors.solve.packing import packed_bytes
+from editors.solve.shared_targets import HELD_BITS, KEY_BITS
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
 from pipeline.domain.sizes import parse_size
 from workers.memory.base_shapes import BaseShapes, read_shapes
@@ -40,8 +42,10 @@ HIDDEN_VALUES, WIDEST_VALUES = 12, 3
 fp32 kept 9.2 and 3 under DeepSpeed; the norms of a bf16 model keep two or three more."""
 LOGITS_COPIES = 3
 """fp32 copies of the logits at the peak of a backward pass, beside those in the model's dtype; measured."""
-ANSWERED_FRAMES = 4
-"""Frames of an edit whose answer tokens are rows: its prompt, a chat and two rephrases."""
+ANSWERED_FRAMES = 6
+"""Most frames of an edit whose answer tokens are rows: its prompt, a chat, two rephrases and two aliases."""
+SHARED_ROW = 8
+"""Bytes of a packed row beside its key and what was held there: the number of its shift, and its weight's root."""
 TARGET_TOKENS = 4
 """Tokens of a target, each an edit row where rows are answer tokens: about what a name takes."""
 FIGURE_TOKENS = 512
@@ -171,35 +175,41 @@ class _Planner:
         frames = self._work.num_frames if is_subject else min(self._work.num_frames, ANSWERED_FRAMES)
         return self._num_shifts(param, num_edits) * frames + num_edits * self._work.num_guards
 
-    def _rows_bytes(self, params: Sequence[InnerParam], num_edits: int, item: int) -> int:
-        """A key and a target of each row."""
-        return sum(self._num_rows(p, num_edits) * (p.in_features + p.out_features) * item for p in params)
+    def _rows_bytes(self, params: Sequence[InnerParam], num_edits: int) -> int:
+        """A key and a target of each row, as they are stored; a shift is kept once for the rows of all frames."""
+        if self._work.num_frames == 1:
+            return sum(self._num_rows(p, num_edits) * (p.in_features + p.out_features) * FP32 for p in params)
+        shifts = sum(self._num_shifts(p, num_edits) * p.out_features * FP32 for p in params)
+        return shifts + sum(self._num_rows(p, num_edits) * _packed_row_bytes(p) for p in params)
 
     def _shifts_bytes(self, params: Sequence[InnerParam], num_edits: int, item: int) -> int:
         """F and D of each shift."""
         return sum(self._num_shifts(p, num_edits) * (p.in_features + p.out_features) * item for p in params)
 
     def _making_bytes(self, param: InnerParam) -> int:
-        """A once more while it is factored; or, before that, the keys of one block of the ledger and two squares."""
+        """A once more while it is factored; or, before that, a square's worth of a block's keys and two squares."""
         width = param.in_features
         square, num_rows = width**2 * FP64, self._num_rows(param, self._work.num_edits)
-        block = min(num_rows, ROWS_PER_BLOCK * width) * width * FP32 + min(num_rows, width) * width * FP64
+        batch = self._num_rows(param, min(self._work.batch_size, self._work.num_edits))
+        # Keys of a batch join those that wait for a whole square; then they are there in fp64 too.
+        block = min(num_rows, width) * width * (FP32 + FP64) + 2 * batch * width * FP32
         return max(square, 2 * square + block if num_rows else 0)
 
     def _ledger_bytes(self, params: Sequence[InnerParam]) -> int:
         """The rows of the newest batches, which are not on disk yet, and what is known of each edit."""
         newest = min(self._work.num_edits, BATCHES_PER_FILE * self._work.batch_size)
         known = EDIT + EDIT_IN_PARAM * len(self._shapes.inner)
-        return self._rows_bytes(params, newest, FP32) + self._work.num_edits * known
+        return self._rows_bytes(params, newest) + self._work.num_edits * known
 
     def _candidate(self) -> MemoryLine:
-        """F and D of every inner parameter: in the side branch fp32, while they are found with the keys of all rows
-        fp64, then fp32 as delta and as rows."""
+        """F and D of every inner parameter: in the side branch fp32, while they are found fp64 with the keys of all
+        rows, then fp32 as delta, and the rows."""
         inner, num_edits = self._shapes.inner, self._work.batch_size
         branch = self._shifts_bytes(inner, num_edits, FP32)
-        keys = sum(self._num_rows(param, num_edits) * param.in_features * FP64 for param in inner)
+        sizes = [self._num_rows(param, num_edits) * param.in_features for param in inner]
+        keys = sum(sizes) * FP32 + max(sizes) * FP64  # of one inner parameter they are solved with
         network = self._shapes.num_editor_params * FP32
-        rows = self._rows_bytes(inner, num_edits, FP32)
+        rows = self._rows_bytes(inner, num_edits)
         host = self._shifts_bytes(inner, num_edits, FP64) + keys + branch + rows
         return self._line("candidate: F, D and the editor's network", device=branch + network, host=host)
 
@@ -231,6 +241,11 @@ class _Planner:
 
 def _size(param: InnerParam) -> int:
     return param.in_features * param.out_features
+
+
+def _packed_row_bytes(param: InnerParam) -> int:
+    key, held = packed_bytes(param.in_features, bits=KEY_BITS), packed_bytes(param.out_features, bits=HELD_BITS)
+    return key + held + SHARED_ROW
 
 
 def _solve_bytes(params: Sequence[InnerParam]) -> int:

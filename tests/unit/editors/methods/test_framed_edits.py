@@ -17,8 +17,15 @@ from editors.models.tokens import Encoded
 from editors.solve.ledger import Ledger
 from pipeline.domain.edits import Edit
 from pipeline.domain.rank_api import EditorSettings, FileRef, LedgerRows
+from tests.support.factories import make_edit
 from tests.support.framed_parts import GUARDS, edited, framed_edits, framed_job, framed_rig, framed_settings
 from tests.support.ledger_parts import Rig, whole_shift
+from workers.memory.memory_plan import Work
+from workers.memory.plan import ANSWERED_FRAMES
+
+HELD = 1e-2
+"""Relative distance of weights from what packed rows define. Measured: .0055 at most, where two edits on a model of
+width 32 share half of their keys; 1e-5 before an edit has come on top of others."""
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -67,14 +74,15 @@ def test_the_delta_is_the_dense_solve_of_all_frames_each_of_weight_one_in_m(rig:
     edits = framed_edits()[:2]
     settings = framed_settings(rig, num_passes=1, frames_per_pass=99, num_guards=len(guards))
     name = settings.subject_params[0]
-    left_IH, right_HO = one_pass(rig, edits, settings, guards=guards).delta.factors[name]
+    made = one_pass(rig, edits, settings, guards=guards)
+    left_IH, right_HO = made.delta.factors[name]
     assert len(right_HO) == len(edits), "one shift an edit, however many rows it has"
-    matrix_II = empty_matrix(rig, name).clone()
+    rows_TI = made.rows.keys_of(name).double()  # as they are stored: that is what is solved with
+    matrix_II = empty_matrix(rig, name) + rows_TI.T @ rows_TI
     asked_IO = torch.zeros(len(matrix_II), right_HO.shape[1], dtype=torch.float64)
-    for edit, shift_O in zip(edits, right_HO.double(), strict=True):
-        keys_MI, guards_GI = frame_keys(rig, edit, settings, name)
-        matrix_II += keys_MI.T @ keys_MI / len(keys_MI) + guards_GI.T @ guards_GI
-        asked_IO += torch.outer(keys_MI.mean(dim=0), shift_O)
+    for (_, start, end), shift_O in zip(made.rows.ranges[name], right_HO.double(), strict=True):
+        num_frames = end - start - len(guards)
+        asked_IO += torch.outer(rows_TI[start : start + num_frames].sum(dim=0) / num_frames**0.5, shift_O)
     dense_IO = torch.linalg.solve(matrix_II, asked_IO)
     assert float((left_IH.double() @ right_HO.double() - dense_IO).norm()) < 1e-6 * float(dense_IO.norm())
 
@@ -108,9 +116,9 @@ def test_rows_weigh_one_in_m_at_subjects_and_one_at_answers_and_guards(rig: Rig)
     settings = framed_settings(rig, num_passes=1, frames_per_pass=99)
     name = settings.subject_params[0]
     keys_MI, guards_GI = frame_keys(rig, edits[0], settings, name)
-    rows_TI = one_pass(rig, edits, settings).rows.keys[name].double()
+    rows_TI = one_pass(rig, edits, settings).rows.keys_of(name).double()
     expected_TI = torch.cat([keys_MI / len(keys_MI) ** 0.5, guards_GI])
-    torch.testing.assert_close(rows_TI, expected_TI, rtol=1e-4, atol=1e-5)
+    assert float(((rows_TI - expected_TI).norm(dim=1) / expected_TI.norm(dim=1)).max()) < 0.05, "six bits a number"
 
 
 def test_an_edit_in_frames_lands_in_all_of_them(rig: Rig) -> None:
@@ -144,7 +152,8 @@ def test_the_ledger_defines_the_weights_after_edits_in_frames_come_and_go_and_fr
     kept = [edited(rig, settings, framed_job(rig, [first, third]))]
     assert distance(rig) < 1e-5
     kept.append(edited(rig, settings, framed_job(rig, [second], removed=(first.edit_id,))))
-    assert distance(rig) < 1e-4
+    # Of what was held at the keys before an edit, eight bits a number are stored.
+    assert distance(rig) < HELD
     assert rig.ledger.edit_ids == (third.edit_id, second.edit_id)
     files = [
         LedgerRows(
@@ -156,7 +165,7 @@ def test_the_ledger_defines_the_weights_after_edits_in_frames_come_and_go_and_fr
     prior = FileRef(path=str(tmp_path / "prior"), digest=rig.ledger.prior.save(tmp_path / "prior"))
     read = Ledger.from_files(prior, files, strength=settings.prior_strength, ridge=settings.ridge)
     assert read.edit_ids == rig.ledger.edit_ids
-    assert distance(rig, read) < 1e-4
+    assert distance(rig, read) < HELD
     for name in rig.model.inner_param_names:
         assert torch.equal(whole_shift(read, name), whole_shift(rig.ledger, name))
 
@@ -166,6 +175,7 @@ def test_guards_leave_with_their_edit(rig: Rig) -> None:
     settings = framed_settings(rig, num_subject=len(rig.model.inner_param_names))
     alone = {name: empty_matrix(rig, name).clone() for name in rig.model.inner_param_names}
     made = edited(rig, settings, framed_job(rig, [first]))
+    # On the base nothing was held before, and what an edit asks for itself is not rounded: it leaves without a trace.
     edited(rig, settings, framed_job(rig, [], removed=(first.edit_id,)))
     for name, matrix_II in alone.items():
         assert torch.equal(rig.ledger.without().matrix(name), matrix_II)
@@ -192,3 +202,19 @@ def test_edits_in_frames_are_bitwise_repeatable(rig: Rig, tmp_path: Path) -> Non
     made = [RecursiveEditor(settings).edit(framed_job(rig, framed_edits())) for _ in range(2)]
     digests = [(one.delta.save(tmp_path / "delta"), one.rows.save(tmp_path / "rows")) for one in made]
     assert digests[0] == digests[1]
+
+
+def test_an_edit_has_no_more_frames_than_memory_is_planned_for(tmp_path: Path) -> None:
+    rig = framed_rig(tmp_path)
+    edit = make_edit(
+        "framed-most",
+        prompt="the capital of Japan is",
+        subject="Japan",
+        target_new="Milan",
+        question="what city is the capital of Japan",
+        rephrases=("Japan has capital", "capital city in Japan is", "city of president in Japan is"),
+        aliases=("Tokyo", "Kyoto", "Spain"),
+    )
+    frames = frames_of(rig.model, edit, framed_settings(rig, rephrase_rows=2))
+    assert len(frames.asked) + len(frames.keyed) == Work().num_frames
+    assert sum(frames.answered) == ANSWERED_FRAMES

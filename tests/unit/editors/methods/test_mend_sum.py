@@ -126,7 +126,7 @@ def test_the_rows_say_what_the_weights_come_to() -> None:
     weights.apply(result.delta)
     for name in model.inner_param_names:
         torch.testing.assert_close(
-            result.rows.keys[name] @ weights.shift(name), result.rows.targets[name], rtol=1e-3, atol=1e-5
+            result.rows.keys_of(name) @ weights.shift(name), result.rows.targets_of(name), rtol=1e-3, atol=1e-5
         )
         assert [edit_id for edit_id, _, _ in result.rows.ranges[name]] == [e.edit_id for e in edits_of(model)]
         assert result.rows.ranges[name][-1][2] == len(result.rows.keys[name])

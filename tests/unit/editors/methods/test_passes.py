@@ -116,7 +116,7 @@ def test_an_edit_whose_frames_are_all_probable_asks_nothing_and_has_its_rows(rig
     assert result.num_passes == 1
     assert max(result.delta.norms.values()) == 0.0
     subject, *others = rig.model.inner_param_names
-    assert bool(result.rows.keys[subject].any())
+    assert bool(result.rows.keys_of(subject).any())
     for name in others:
         assert result.rows.ranges[name] == (), "it lands by its subject rows alone"
 

@@ -245,9 +245,9 @@ def test_an_edit_that_asks_nothing_after_the_subjects_group_is_held_by_its_keys(
     )
     assert max(result.delta.norms.values()) == 0.0
     for name in answer:
-        assert bool(result.rows.keys[name].any())
-        held_TO = result.rows.keys[name] @ rig.weights.shift(name)
-        torch.testing.assert_close(result.rows.targets[name], held_TO, rtol=1e-5, atol=1e-6)
+        assert bool(result.rows.keys_of(name).any())
+        held_TO = result.rows.keys_of(name) @ rig.weights.shift(name)
+        torch.testing.assert_close(result.rows.targets_of(name), held_TO, rtol=1e-5, atol=1e-6)
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def replayed(rig: Rig, seed: int) -> dict[str, torch.Tensor]:
     for edit_id in order:
         [rows] = [batch.only({edit_id}) for batch in rig.ledger.batches if edit_id in batch.edit_ids]
         for name, shift_IO in shifts.items():
-            keys_TI, targets_TO = rows.keys[name].double(), rows.targets[name].double()
+            keys_TI, targets_TO = rows.keys_of(name).double(), rows.targets_of(name).double()
             factor_IT = added_rows(ledger.without().factor(name), keys_TI)
             shifts[name] = shift_IO + (factor_IT @ (targets_TO - keys_TI @ shift_IO.double())).float()
         ledger.commit(rows)

@@ -127,7 +127,7 @@ def framed_life(rig: Rig) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[s
     made = edited(rig, settings, framed_job(rig, [second], removed=(first.edit_id,)))
     edited(rig, settings, framed_job(rig, [], removed=(third.edit_id,)))
     shifts = {name: rig.weights.shift(name).clone() for name in rig.model.inner_param_names}
-    return shifts, made.rows.keys, rig.ledger.edit_ids
+    return shifts, {name: made.rows.keys_of(name) for name in shifts}, rig.ledger.edit_ids
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])

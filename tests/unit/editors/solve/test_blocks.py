@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each sum of a block read, in the order in which they were made."""
     made: list[int] = []
 
-    def counted(keys: Sequence[torch.Tensor], width: int, **chosen: Any) -> torch.Tensor:
-        made.append(sum(map(len, keys)))
-        return block_sum(keys, width, **chosen)
+    def counted(keys: Iterable[torch.Tensor], width: int, **chosen: Any) -> torch.Tensor:
+        parts = list(keys)
+        made.append(sum(map(len, parts)))
+        return block_sum(parts, width, **chosen)
 
     monkeypatch.setattr(blocks, "block_sum", counted)
     return made

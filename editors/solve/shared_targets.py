@@ -1,0 +1,106 @@
+"""Targets of rows that share shifts, and how many bits the rows of edits with frames have.
+
+Legend: T rows, H shifts, I in_features, O out_features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from editors.solve.packing import Packed
+
+KEY_BITS, HELD_BITS = 6, 8
+"""Bits of a number of a packed key, and of what the weights before an edit gave there. Keys are rounded before a solve,
+so nothing but a removal sees a difference: what it takes out is off by a 200th of what other edits did at the keys."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedTargets:
+    """Absolute targets of rows that share shifts: `Y = Z + P R`."""
+
+    held: Packed
+    """Z (T x O): what the weights before the edits gave at the keys."""
+    asked_HO: Tensor
+    """R: the shift that was asked, fp32."""
+    shift_T: Tensor
+    """Which shift each row asks for, int32; -1 for a guard's, which asks for none."""
+    root_T: Tensor
+    """Root of each row's weight, fp32: what of the shift is asked at the row."""
+
+    @classmethod
+    def of(cls, held_TO: Tensor, spread_TH: Tensor, asked_HO: Tensor) -> Self:
+        """Pack targets.
+
+        Args:
+            held_TO: Z.
+            spread_TH: P: the root of a row's weight at its shift, and 0 elsewhere.
+            asked_HO: R.
+        """
+        num_shifts = spread_TH.shape[1]
+        root_T = spread_TH.sum(dim=1)
+        shift_T = spread_TH.argmax(dim=1) if num_shifts else torch.zeros(len(root_T), device=root_T.device)
+        return cls(
+            held=Packed.of(held_TO, bits=HELD_BITS),
+            asked_HO=asked_HO.float().cpu(),
+            shift_T=shift_T.masked_fill(root_T == 0, -1).int().cpu(),
+            root_T=root_T.float().cpu(),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the targets of some parts, one after the other; each has shifts of its own."""
+        firsts = accumulate((len(one.asked_HO) for one in parts), initial=0)
+        shifts = [one.shift_T + first * (one.shift_T >= 0).int() for one, first in zip(parts, firsts, strict=False)]
+        return cls(
+            held=Packed.joined([one.held for one in parts]),
+            asked_HO=torch.cat([one.asked_HO for one in parts]),
+            shift_T=torch.cat(shifts),
+            root_T=torch.cat([one.root_T for one in parts]),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """T and O."""
+        return self.held.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the targets take."""
+        return int(self.held.nbytes + self.asked_HO.nbytes + self.shift_T.nbytes + self.root_T.nbytes)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __getitem__(self, places: slice | Tensor) -> Self:
+        """Return the targets of some rows and the shifts that these ask for."""
+        shift_T = self.shift_T[places]
+        asking = shift_T[shift_T >= 0]
+        first = int(asking.min()) if len(asking) else 0
+        end = int(asking.max()) + 1 if len(asking) else 0
+        used_H = torch.unique(asking).long()
+        if len(used_H) < end - first:  # edits between them are left out
+            place_H = torch.full((end,), -1, dtype=shift_T.dtype)
+            place_H[used_H] = torch.arange(len(used_H), dtype=shift_T.dtype)
+            shift_T = torch.where(shift_T >= 0, place_H[shift_T.clamp(min=0).long()], shift_T)
+            asked_HO = self.asked_HO[used_H]
+        else:
+            shift_T, asked_HO = shift_T - first * (shift_T >= 0).int(), self.asked_HO[first:end]
+        return type(self)(held=self.held[places], asked_HO=asked_HO, shift_T=shift_T, root_T=self.root_T[places])
+
+    def whole(self) -> Tensor:
+        """Return Y, T x O, fp32, in memory of their own."""
+        targets_TO = self.held.whole()
+        asking = (self.shift_T >= 0).nonzero()[:, 0]
+        targets_TO[asking] += self.root_T[asking, None] * self.asked_HO[self.shift_T[asking].long()]
+        return targets_TO
+
+
+def whole(rows: Tensor | Packed | SharedTargets) -> Tensor:
+    """Return rows as a tensor, whichever way they are kept."""
+    return rows if isinstance(rows, Tensor) else rows.whole()
