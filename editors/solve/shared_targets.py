@@ -17,7 +17,7 @@ from editors.solve.packing import Packed
 
 KEY_BITS, HELD_BITS = 6, 8
 """Bits of a number of a packed key, and of what the weights before an edit gave there. Keys are rounded before a solve,
-so nothing but a removal sees a difference: what it takes out is off by a 200th of what other edits did at the keys."""
+so nothing but a removal sees a difference: it is off by less than a hundredth of what other edits did at the keys."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class SharedTargets:
 
     @classmethod
     def of(cls, held_TO: Tensor, spread_TH: Tensor, asked_HO: Tensor) -> Self:
-        """Pack targets.
+        """Return targets whose part that rows do not share is packed.
 
         Args:
             held_TO: Z.

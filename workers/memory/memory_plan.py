@@ -17,8 +17,8 @@ class Work:
     num_edits: int = 1000
     """Active edits that the ledger holds."""
     num_frames: int = 14
-    """Most frames of an edit whose keys are rows: eight with two rephrases, and three more for each of two aliases. Rows
-    of edits with one frame are kept whole."""
+    """Most frames of an edit whose keys are rows: eight with two rephrases, and three more for each of two aliases.
+    Rows of edits with one frame are kept whole."""
     num_guards: int = 6
     """Guards of an edit."""
     num_tokens: int = 512
