@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 
 from pipeline.domain.canonical import canonical_json, sha256_text
 from pipeline.domain.errors import InvalidInput
@@ -90,11 +91,16 @@ def event_hash(
     Args:
         payload: canonical JSON text; it stands in the line's own text as it is.
     """
-    moment = at.astimezone(UTC).isoformat(timespec="microseconds")
     # The names in the order that RFC 8785 gives them, with "payload" between "chain" and "prev_hash".
-    before = canonical_json({"action": str(action), "actor": actor, "at": moment, "chain": chain})
+    before = _text_before_payload(chain, at, actor, str(action))
     after = canonical_json({"prev_hash": prev_hash, "seq": seq, "subject": subject})
     return sha256_text(f'{before[:-1]},"payload":{payload},{after[1:]}')
+
+
+@lru_cache(maxsize=8)  # the lines of one transaction are alike up to there, thousands of them after a poll
+def _text_before_payload(chain: str, at: datetime, actor: str, action: str) -> str:
+    moment = at.astimezone(UTC).isoformat(timespec="microseconds")
+    return canonical_json({"action": action, "actor": actor, "at": moment, "chain": chain})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,8 +2,9 @@
 
 Starts a broker and PostgreSQL of the embedded stack, fills a topic with corrections and poison of 400 bytes each, and
 takes all of it in once for every bound of a poll and every number of edits that the database holds before. Beside each
-bound it prints how fast a consumer only reads the same topic. Memory is what the process holds after a tenth of the
-messages, and what it holds at the end.
+bound it prints how fast a consumer only reads the same topic, and the processor time of a message: that of intake, and
+that of the broker and the database together. Where other programs run too, only these two tell. Memory is what the
+process holds after a tenth of the messages, and what it holds at the end.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import structlog
 from kafka import TopicPartition
@@ -208,31 +210,44 @@ def main() -> None:
             create_topics(settings)
             produce(ends.kafka_bootstrap, TOPIC, list(stream(arguments.valid, arguments.poison)))
             for before in arguments.before:
-                _table(settings, num_messages, before, arguments.polls, arguments.profile)
+                _table(stack, settings, num_messages, before, arguments.polls, arguments.profile)
         finally:
             stack.stop()
 
 
-def _table(settings: Settings, num_messages: int, before: int, polls: Sequence[int], profile: Path | None) -> None:
+def _table(
+    stack: LocalStack, settings: Settings, num_messages: int, before: int, polls: Sequence[int], profile: Path | None
+) -> None:
     owner = settings.database_url.get_secret_value()
     template = fresh(owner, f"intake_{before}")
     schema.upgrade(template)
     make_lineage(template)
     take_before(template, before)
     print(f"{num_messages:,} messages of {NUM_BYTES} bytes, {before:,} edits in the database before")
-    print(f"{'most a poll':>12}{'a second':>10}{'only read':>11}{'ms of cpu':>11}{'MB early':>10}{'MB late':>9}")
+    names = ("a second", "only read", "cpu ms", "services", "MB early", "MB late")
+    print(f"{'most a poll':>12}" + "".join(f"{name:>11}" for name in names), flush=True)
     for poll in polls:
         url = _copy(owner, template, f"intake_{before}_{poll}")
         chosen = settings.model_copy(update={"intake_max_records": poll, "database_url": SecretStr(url)})
         raw = only_read(chosen, num_messages)
+        busy = _service_seconds(stack)
         speed = taken_in(chosen, num_messages, profile and profile / f"intake-{before}-{poll}.txt")
-        print(_line(poll, num_messages, speed, raw), flush=True)
+        busy = _service_seconds(stack) - busy
+        rates = f"{num_messages / speed.seconds:>11,.0f}{num_messages / raw.seconds:>11,.0f}"
+        cost = f"{1000 * speed.cpu_seconds / num_messages:>11.3f}{1000 * busy / num_messages:>11.3f}"
+        held = f"{speed.held_early / 1e6:>11.0f}{speed.held_late / 1e6:>11.0f}"
+        print(f"{poll:>12,}{rates}{cost}{held}", flush=True)
 
 
-def _line(poll: int, num_messages: int, speed: Speed, raw: Speed) -> str:
-    rates = f"{num_messages / speed.seconds:>10,.0f}{num_messages / raw.seconds:>11,.0f}"
-    cost = f"{1000 * speed.cpu_seconds / num_messages:>11.3f}"
-    return f"{poll:>12,}{rates}{cost}{speed.held_early / 1e6:>10.0f}{speed.held_late / 1e6:>9.0f}"
+def _service_seconds(stack: LocalStack) -> float:
+    """Processor time of the broker and the database until now, with what their ended processes took."""
+    total = 0.0
+    for service in stack.status():
+        root = psutil.Process(service.pid)
+        took = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+        total += sum(times.user + times.system for times in took)
+        total += took[0].children_user + took[0].children_system
+    return total
 
 
 def _copy(owner: str, template: str, name: str) -> str:

@@ -31,11 +31,15 @@ def copy_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, 
     names = list(rows[0])
     columns = sql.SQL(", ").join(map(sql.Identifier, names))
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), columns)
-    written = [json.dumps if isinstance(table.c[name].type, JSONB) else _as_it_is for name in names]
+    written = [_as_json if isinstance(table.c[name].type, JSONB) else _as_it_is for name in names]
     driver = cast(psycopg.Connection[Any], connection.connection.driver_connection)
     with driver.cursor() as cursor, cursor.copy(statement) as copy:
         for row in rows:
             copy.write_row([write(row[name]) for write, name in zip(written, names, strict=True)])
+
+
+def _as_json(value: Any) -> str:
+    return "[]" if value == [] else json.dumps(value)  # most lists of most rows are empty
 
 
 def _as_it_is(value: Any) -> Any:
