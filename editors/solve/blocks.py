@@ -34,8 +34,9 @@ from pipeline.domain.errors import UnknownRecord
 ROWS_PER_BLOCK = 4
 """Mean number of rows of a block, in I: the sums (fp64) then take half of the disk that keys in fp32 take, and two and
 a half times what packed ones take."""
-BATCHES_PER_FILE = 8
-"""Batches of a process that goes on whose rows are in memory before they move to disk together."""
+BATCHES_PER_FILE = 2
+"""Batches of a process that goes on whose rows are in memory before they move to disk together. They are copied as they
+move; of one batch each, a long ledger would be twice as many mappings."""
 
 Position = tuple[int, int]
 """(number of the batch, place in the batch) of an edit in the list of an inner parameter."""
