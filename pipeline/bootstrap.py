@@ -210,7 +210,10 @@ def anchor_checker(settings: Settings) -> AnchorChecker:
     from pipeline.adapters.mlflow.anchors import MlflowAnchors
 
     settings.require("mlflow_uri")
-    return AnchorChecker(chains=stores(settings).audit, anchors=MlflowAnchors(settings.mlflow_uri))
+    anchors = MlflowAnchors(
+        settings.mlflow_uri, username=settings.mlflow_username, password=settings.mlflow_password.get_secret_value()
+    )
+    return AnchorChecker(chains=stores(settings).audit, anchors=anchors)
 
 
 def create_topics(settings: Settings) -> None:

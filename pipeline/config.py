@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".corrigenda"), description="Folder of the embedded stack and of local state.")
     database_url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL, postgresql+psycopg://…")
     database_role: str = Field("", description="Role to take on after connecting; empty keeps the login's own.")
+    reviewer_token: SecretStr = Field(SecretStr(""), description="Token of the reviewer who decides.")
+    reviewer_token_file: Path | None = Field(None, description="File with that token, which nobody else may read.")
     redis_url: SecretStr = Field(SecretStr(""), description="Celery broker.")
     kafka_bootstrap: str = Field("", description="host:port[,host:port…]")
     kafka_incarnation: str = Field("", description="Cluster id to use where the broker gives no stable one.")

@@ -71,12 +71,12 @@ def give_database(owner_url: str, url: str) -> None:
     try:
         with transaction(server.execution_options(isolation_level="AUTOCOMMIT")) as connection:
             if not connection.scalar(text("SELECT count(*) FROM pg_roles WHERE rolname = :user"), {"user": user}):
-                _run(connection, "CREATE ROLE {}", user)
+                run_quoted(connection, "CREATE ROLE {}", user)
             set_password(connection, user, password)
             if not connection.scalar(text("SELECT count(*) FROM pg_database WHERE datname = :name"), {"name": name}):
-                _run(connection, "CREATE DATABASE {}", name)
-            _run(connection, "ALTER DATABASE {} OWNER TO {}", name, user)
-            _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", name)
+                run_quoted(connection, "CREATE DATABASE {}", name)
+            run_quoted(connection, "ALTER DATABASE {} OWNER TO {}", name, user)
+            run_quoted(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", name)
     finally:
         server.dispose()
     _hand_over_tables(own.set(database=name), user)
@@ -100,12 +100,13 @@ def _hand_over_tables(url: URL, user: str) -> None:
     try:
         with transaction(engine) as connection:
             for name in connection.execute(others, {"user": user}).scalars().all():
-                _run(connection, "ALTER TABLE public.{} OWNER TO {}", name, user)
+                run_quoted(connection, "ALTER TABLE public.{} OWNER TO {}", name, user)
     finally:
         engine.dispose()
 
 
-def _run(connection: Connection, statement: LiteralString, *names: str) -> None:
+def run_quoted(connection: Connection, statement: LiteralString, *names: str) -> None:
+    """Run a statement with names in the place of its braces, quoted as PostgreSQL reads names."""
     quoted = sql.SQL(statement).format(*map(sql.Identifier, names)).as_string(_raw(connection))
     connection.exec_driver_sql(quoted, execution_options={"no_parameters": True})
 

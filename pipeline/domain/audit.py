@@ -54,6 +54,9 @@ class AuditAction(StrEnum):
     removal_requested = "removal:requested"
     removal_failed = "removal:failed"
     lease_taken = "lease:taken"
+    reviewer_added = "reviewer:added"
+    reviewer_removed = "reviewer:removed"
+    lineage_ruled = "lineage:ruled"
     side_effect_given_up = "side_effect:given_up"
     side_effect_resent = "side_effect:resent"
     side_effect_closed = "side_effect:closed"
@@ -70,7 +73,7 @@ class AuditEvent:
     at: datetime
     """Database time of the transaction, with a time zone."""
     actor: str
-    """Who did it: `cli:NAME`, `api:NAME`, `mlflow:NAME`, or a process such as `intake`."""
+    """Who did it: `reviewer:NAME` who logged in, `cli:NAME (claimed)` and the like, or a process such as `intake`."""
     action: AuditAction
     """What was done."""
     subject: str

@@ -7,6 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 
+from pipeline.domain.approvals import ApprovalRule
 from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
@@ -46,6 +47,8 @@ class NewLineage:
     """The suite, the text, and what the base answers to them."""
     trained: TrainedArtifacts | None = None
     """The trained editor that `editor.transform` names; None for the gradient."""
+    approval_rule: ApprovalRule = ApprovalRule.anyone
+    """Whose decisions about its snapshots are taken."""
 
     @property
     def editor_identity(self) -> EditorIdentity:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
+from pathlib import Path
 
 from pydantic import SecretStr
 
 from infra.local import LocalStack, LocalStackError
 from infra.local.records import Endpoints
 from pipeline.adapters.logins import Login
+from pipeline.adapters.reviewers import as_reviewer, token_from
+from pipeline.bootstrap import Stores
 from pipeline.config import Settings, load_settings
+from pipeline.domain.approvals import REVIEWER, claimed_actor
 from pipeline.domain.errors import Misconfigured
 
 
@@ -57,7 +61,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if value is None or name == "failpoint":
+        if value is None or name in ("failpoint", "reviewer_token", "reviewer_token_file"):
             continue
         plain = value.get_secret_value() if isinstance(value, SecretStr) else value
         found[f"CORRIGENDA_{name.upper()}"] = _text(plain)
@@ -72,12 +76,54 @@ def mlflow_login(settings: Settings) -> dict[str, str]:
     return {"MLFLOW_TRACKING_USERNAME": settings.mlflow_username, "MLFLOW_TRACKING_PASSWORD": password}
 
 
-def cli_actor() -> str:
-    """Return who runs this command, as the audit trail names them."""
+def reviewing_settings() -> Settings:
+    """Return the settings for a command that decides: with the database login of the reviewer whose token is given.
+
+    Raises:
+        Misconfigured: if a setting or the token cannot be right.
+    """
+    settings = current_settings()
+    token = settings.reviewer_token.get_secret_value()
+    if not token and settings.reviewer_token_file is not None:
+        token = token_from(settings.reviewer_token_file)
+    if not token:
+        return settings
+    url = as_reviewer(settings.database_url.get_secret_value(), token)
+    return settings.model_copy(update={"database_url": SecretStr(url), "database_role": ""})
+
+
+def owner_url() -> str:
+    """Return the URL of the schema's owner: that of the settings, else that of the embedded stack.
+
+    Raises:
+        Misconfigured: if there is neither.
+    """
+    settings = load_settings()
+    if settings.database_url.get_secret_value():
+        return settings.database_url.get_secret_value()
     try:
-        return f"cli:{getpass.getuser()}"
-    except (KeyError, OSError):
-        return f"cli:{os.getuid()}"
+        return LocalStack(settings.home).endpoints().database_url
+    except LocalStackError as error:
+        raise Misconfigured(f"expected CORRIGENDA_DATABASE_URL or an embedded stack, got neither; {error}") from error
+
+
+def reviewers_folder() -> Path:
+    """Return where tokens of reviewers are written if nobody says where."""
+    return load_settings().home / "reviewers"
+
+
+def deciding_actor(kept: Stores) -> str:
+    """Return who decides: the reviewer who logged in to the database, or a name that is only claimed."""
+    name = kept.review.reviewer()
+    return f"{REVIEWER}{name}" if name else cli_actor()
+
+
+def cli_actor() -> str:
+    """Return who runs this command, as the audit trail names them: the user of the process, whom nobody checked."""
+    try:
+        return claimed_actor("cli", pwd.getpwuid(os.getuid()).pw_name)
+    except KeyError:
+        return claimed_actor("cli", str(os.getuid()))
 
 
 def _text(value: object) -> str:

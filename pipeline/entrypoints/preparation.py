@@ -13,6 +13,7 @@ from typing import Any
 
 from infra.local.base_model import cache_folder, ensure_base_model
 from pipeline.bootstrap import Stores
+from pipeline.domain.approvals import ApprovalRule
 from pipeline.domain.canonical import sha256_text
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts
@@ -89,13 +90,22 @@ def prepare_base(
     return _prepared(folder, out)
 
 
-def make_lineage(kept: Stores, name: str, prepared: Prepared, *, batch_size: int | None, policy: GatePolicy) -> Lineage:
+def make_lineage(
+    kept: Stores,
+    name: str,
+    prepared: Prepared,
+    *,
+    batch_size: int | None,
+    policy: GatePolicy,
+    approval_rule: ApprovalRule = ApprovalRule.anyone,
+) -> Lineage:
     """Record a lineage on a prepared base; a batch holds what the editor's card says if `batch_size` is None."""
     new = NewLineage(
         name=name,
         base=prepared.base,
         editor=replace(prepared.editor, batch_size=batch_size or prepared.editor.batch_size),
         policy=policy,
+        approval_rule=approval_rule,
         prior=kept.artifacts.put(prepared.prior),
         reference=kept.artifacts.put(prepared.reference),
         trained=_stored(kept, prepared.trained) if prepared.trained else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from pipeline.domain.approvals import Channel, Decision
+from pipeline.domain.approvals import MLFLOW_USER, Channel, Decision, claimed_actor
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Unavailable, UnknownRecord
 from pipeline.domain.snapshots import Snapshot
@@ -94,7 +94,6 @@ class RegistryReconciler:
             snapshot.snapshot_id,
             Decision(request.decision),
             actor=_actor(request),
-            is_claimed=request.authenticated is None,
             channel=Channel.registry,
             reason=_plain(request.reason, MAX_REASON_CHARS),
             expected_digest=request.digest,
@@ -133,8 +132,10 @@ def _objection(lineage: str, request: RegistryRequest, snapshot: Snapshot | None
 
 
 def _actor(request: RegistryRequest) -> str:
-    name = _plain(request.authenticated or request.actor or "", MAX_NAME_CHARS)
-    return f"mlflow:{name or 'unknown'}"
+    if request.authenticated:
+        return f"{MLFLOW_USER}{_plain(request.authenticated, MAX_NAME_CHARS)}"
+    # MLflow alone does not say who set an alias or a tag, and anybody may have written this name.
+    return claimed_actor("mlflow", _plain(request.actor or "", MAX_NAME_CHARS) or "unknown")
 
 
 def _plain(text: str, most: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
+from pipeline.domain.approvals import AUTHENTICATED, Approval, Channel, Decision, Outcome
 from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
 
 AS_IT_IS: Final = "as it is"
@@ -36,7 +36,6 @@ class ReviewService:
         reason: str = "",
         expected_digest: str | None = None,
         expected_champion: str | None = AS_IT_IS,
-        is_claimed: bool = False,
     ) -> Outcome:
         """Carry out a decision about a snapshot, if it can be.
 
@@ -47,12 +46,11 @@ class ReviewService:
             lineage: name of the lineage.
             ref: the snapshot's seq or id, or `head`.
             decision: what was decided.
-            actor: who decides, with the channel in front (`cli:anna`).
+            actor: who decides: `reviewer:anna` who logged in, or `cli:anna (claimed)` and the like.
             channel: where the decision came in.
             reason: why, in the person's words.
             expected_digest: what the person looked at; at least its first 12 characters.
             expected_champion: the champion's id that the person saw; None for the base.
-            is_claimed: whether the actor's name is only what somebody wrote somewhere.
 
         Raises:
             UnknownLineage, UnknownRecord: if there is no such snapshot.
@@ -68,7 +66,7 @@ class ReviewService:
                 champion_seen=champion if expected_champion == AS_IT_IS else expected_champion,
                 decision=decision,
                 actor=actor,
-                is_claimed=is_claimed,
+                is_claimed=not actor.startswith(AUTHENTICATED),
                 reason=reason,
                 channel=channel,
             )

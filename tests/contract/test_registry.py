@@ -155,7 +155,7 @@ def test_a_tag_is_a_request_with_a_claimed_name_and_a_reason(
     tags = person.tags(lineage_name, "1")
     assert registry.requests(lineage_name) == ()
     assert tags["approval.outcome"] == "refused: it is late"
-    assert tags["approval.asked_by"] == "anna"
+    assert tags["approval.asked_by"] == "anna (claimed)"
     assert tags["approval.answered_at"]
     assert not {"approval", "approval.actor", "approval.reason"} & set(tags)
 

@@ -46,7 +46,11 @@ def test_approving_approves_what_it_is_built_on_and_moves_the_champion(rig: Stor
     assert rig.actions(second.snapshot_id) == ["snapshot:created", "snapshot:approved", "champion:moved"]
     assert rig.debts("champion") == [{"lineage": LINEAGE}]
     row = rig.query("SELECT * FROM approvals")[0]
-    assert (str(row["approval_id"]), row["actor"], row["refusal"]) == (outcome.approval_id, "cli:reviewer", None)
+    assert (str(row["approval_id"]), row["actor"], row["refusal"]) == (
+        outcome.approval_id,
+        "cli:reviewer (claimed)",
+        None,
+    )
     assert rig.audit.verify(LINEAGE) is None
 
 

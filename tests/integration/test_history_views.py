@@ -57,7 +57,7 @@ def test_an_edit_is_followed_from_the_queue_to_live(rig: StoreRig) -> None:
     approve(rig, snapshot)
     found = row(rig, edit_id)
     assert (found["state"], found["registry_version"], found["approved_by"]) == ("live", "7", "cli:reviewer")
-    assert (found["approval_is_claimed"], found["is_live"], found["left_seq"]) == (False, True, None)
+    assert (found["approval_is_claimed"], found["is_live"], found["left_seq"]) == (True, True, None)
     assert live(rig) == {"r1"}
 
 

@@ -83,8 +83,8 @@ class FakeRegistry:
         model = self._models[lineage]
         tags = model.tags[request.version]
         tags |= {"approval.outcome": outcome, "approval.answered_at": "2026-11-01T12:00:00+00:00"}
-        if name := request.authenticated or request.actor:
-            tags["approval.asked_by"] = name
+        if request.authenticated or request.actor:
+            tags["approval.asked_by"] = request.authenticated or f"{request.actor} (claimed)"
         if not request.by_alias:
             tags.pop("approval", None)
         elif model.aliases.get(request.decision) == request.version:

@@ -240,8 +240,8 @@ class StoreRig:
             "snapshot_digest": snapshot.digest,
             "champion_seen": self.lineage().champion_id,
             "decision": decision,
-            "actor": "cli:reviewer",
-            "is_claimed": False,
+            "actor": "cli:reviewer (claimed)",
+            "is_claimed": True,
             "reason": "looked at it",
             "channel": Channel.cli,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.adapters.mlflow.errors import bound_requests, is_code, translated
+from pipeline.adapters.mlflow.errors import bound_requests, is_code, log_in, translated
 from pipeline.adapters.mlflow.registry import AUDIT_TAG, SYSTEM_AUDIT_TAG, quoted
 from pipeline.domain.audit import AnchoredVersion, parse_anchor
 
@@ -15,8 +15,10 @@ PAGE = 500
 class MlflowAnchors:
     """Reads what the versions of a lineage were registered with; writes nothing."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, username: str = "", password: str = "") -> None:
         self._uri = uri
+        self._username = username
+        self._password = password
 
     def versions(self, lineage: str) -> Iterator[AnchoredVersion]:
         """Yield the versions of a lineage by number; none if MLflow has no such model.
@@ -40,6 +42,7 @@ class MlflowAnchors:
 
     def _page(self, lineage: str, token: str | None) -> Any:
         bound_requests()
+        log_in(self._username, self._password)
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)

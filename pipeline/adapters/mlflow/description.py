@@ -17,9 +17,10 @@ HOW_TO_APPROVE = """\
 ### How to approve
 
 Give this version the alias `approved`, or the tag `approval` with the value `approved` (`rejected` to turn it down).
-Say who you are in the tag `approval.actor` and why in `approval.reason`. Corrigenda checks the request, writes what
-became of it into the tag `approval.outcome`, and moves the alias `champion` itself; it puts that alias back when
-somebody else moves it.
+Say who you are in the tag `approval.actor` and why in `approval.reason`; the name is recorded as claimed, since MLflow
+does not say who set a tag. What `corrigenda approve` is asked with a reviewer's token is recorded as that reviewer's.
+Corrigenda checks the request, writes what became of it into the tag `approval.outcome`, and moves the alias `champion`
+itself; it puts that alias back when somebody else moves it.
 """
 
 

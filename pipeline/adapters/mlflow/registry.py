@@ -20,6 +20,7 @@ from pipeline.adapters.mlflow.errors import bound_requests, is_code, log_in, tra
 from pipeline.adapters.mlflow.fetching import check_files
 from pipeline.adapters.mlflow.package import shared_files, write_model
 from pipeline.adapters.mlflow.shared_files import keep_files
+from pipeline.domain.approvals import CLAIMED
 from pipeline.domain.audit import Anchor
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.packages import package_digest
@@ -140,8 +141,8 @@ class MlflowRegistry:
         """
         with translated(f"answer the request on {lineage} version {request.version}"):
             tags = {OUTCOME_TAG: outcome, ANSWERED_TAG: datetime.now(UTC).isoformat(timespec="seconds")}
-            if name := request.authenticated or request.actor:
-                tags[ASKED_BY_TAG] = name
+            if request.authenticated or request.actor:
+                tags[ASKED_BY_TAG] = request.authenticated or str(request.actor).removesuffix(CLAIMED) + CLAIMED
             self._tag(lineage, request.version, tags)
             if request.by_alias:
                 if self._aliases(lineage).get(request.decision) == request.version:

@@ -30,6 +30,7 @@ from pipeline.adapters.sql.tables import (
     outbox,
     snapshots,
 )
+from pipeline.domain.approvals import is_claimed_actor
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
 from pipeline.domain.lifecycle import EditStatus
@@ -339,7 +340,9 @@ def _events(connection: Connection, lineage: str, subjects: set[str]) -> tuple[M
     columns = audit_events.c
     query = select(audit_events).where(columns.chain == lineage, columns.subject.in_(sorted(subjects)))
     rows = connection.execute(query.order_by(columns.seq)).mappings().all()
-    return tuple(dict(row) | {"payload": _payload(row["payload"])} for row in rows)
+    return tuple(
+        dict(row) | {"payload": _payload(row["payload"]), "is_claimed": is_claimed_actor(row["actor"])} for row in rows
+    )
 
 
 def _payload(stored: str) -> Any:

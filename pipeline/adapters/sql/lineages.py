@@ -15,6 +15,7 @@ from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of, lock_linea
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.rows import artifact_json, artifact_of, record_of
 from pipeline.adapters.sql.tables import edit_requests, lineages, snapshots
+from pipeline.domain.approvals import ApprovalRule
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.canonical import sha256_json
 from pipeline.domain.errors import InvalidInput, UnknownLineage
@@ -127,6 +128,27 @@ class SqlLineageStore:
             payload = {"lineage": name, "base_digest": base_digest}
             owe(connection, kind="doorbell", dedup_key=f"doorbell:{name}:resumed:{event.seq}", payload=payload)
 
+    def set_approval_rule(self, name: str, rule: ApprovalRule, *, actor: str) -> None:
+        """Change whose decisions are taken, with an audit line; nothing happens if that is so already.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, name)
+            if on.approval_rule == rule:
+                return
+            change = update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(approval_rule=rule.value)
+            connection.execute(change)
+            append(
+                connection,
+                chain=name,
+                actor=actor,
+                action=AuditAction.lineage_ruled,
+                subject=on.lineage_id,
+                payload={"approval_rule": rule.value, "was": on.approval_rule},
+            )
+
     @staticmethod
     def _set_hold(connection: Connection, lineage_id: str, reason: str | None) -> str:
         change = update(lineages).where(lineages.c.lineage_id == lineage_id).values(hold=reason)
@@ -148,6 +170,7 @@ def _row(new: NewLineage) -> dict[str, Any]:
         "policy": asdict(new.policy),
         "prior": artifact_json(new.prior),
         "baseline": artifact_json(new.reference),
+        "approval_rule": new.approval_rule.value,
     }
 
 
@@ -177,6 +200,7 @@ def _lineage(row: Row[Any]) -> Lineage:
         prior=artifact_of(row.prior),
         reference=artifact_of(row.baseline),
         trained=_trained(row.editor.get(TRAINED)),
+        approval_rule=ApprovalRule(row.approval_rule),
     )
     return record_of(
         Lineage,

@@ -36,6 +36,8 @@ class LockedLineage:
     """Why no batch may start; None if one may."""
     base_digest: str
     """SHA-256 of the base model."""
+    approval_rule: str
+    """Whose decisions are taken."""
     policy: Mapping[str, Any]
     """Fields of its gate policy."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, insert, literal, select
+from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, text
 
 from pipeline.adapters.sql.active_sets import active_among
 from pipeline.adapters.sql.audit import append
@@ -16,11 +16,27 @@ from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.rows import is_uuid
 from pipeline.adapters.sql.statuses import Move, move, restore_queued
 from pipeline.adapters.sql.tables import approvals, edit_requests, gate_reports, snapshots, status_is
-from pipeline.domain.approvals import Approval, Decision, Outcome, Standing, refusal
+from pipeline.domain.approvals import Approval, ApprovalRule, Decision, Outcome, Standing, refusal
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownRecord
 from pipeline.domain.gates import Verdict
 from pipeline.domain.lifecycle import EditStatus, SnapshotStatus
+
+ASKED = text(
+    """
+    WITH live AS (SELECT coalesce(max(seq), 0) AS seq FROM snapshots WHERE snapshot_id = CAST(:champion_id AS uuid))
+    SELECT min(e.request_id) AS request, e.submitted_by AS asked_by
+    FROM live, edit_rows r JOIN edit_requests e USING (edit_id)
+    WHERE r.lineage_id = :lineage_id AND r.since_seq > live.seq AND r.since_seq <= :seq
+      AND int4range(r.since_seq, r.until_seq) @> CAST(:seq AS integer)
+    GROUP BY e.submitted_by
+    UNION ALL
+    SELECT 'the removal ' || min(m.removal_id::text), m.actor
+    FROM live, removals m JOIN snapshots s USING (snapshot_id)
+    WHERE m.lineage_id = :lineage_id AND s.seq > live.seq AND s.seq <= :seq
+    GROUP BY m.actor
+    """
+)
 
 
 class SqlReviewStore:
@@ -51,6 +67,12 @@ class SqlReviewStore:
                 return Outcome(is_accepted=False, reason=reason, approval_id=approval_id)
             carry_out(connection, on, row, approval, approval_id=approval_id)
             return Outcome(is_accepted=True, reason="", approval_id=approval_id)
+
+    def reviewer(self) -> str | None:
+        """Return the name of the reviewer who logged in to the database; None if it was no reviewer."""
+        with transaction(self._engine) as connection:
+            name: str | None = connection.scalar(text("SELECT current_reviewer()"))
+            return name
 
     def request_revert(self, lineage: str, edit_ids: Sequence[str], *, actor: str, reason: str) -> tuple[str, ...]:
         """Owe a removal of active edits (queued ones are `reverted` at once); returns the removal ids.
@@ -176,7 +198,15 @@ def _standing(connection: Connection, on: LockedLineage, row: Row[Any]) -> Stand
         champion_id=on.champion_id,
         champion_seq=connection.scalar(champion_seq) or 0,
         is_under_approved=bool(connection.scalar(select(above.exists()))),
+        rule=ApprovalRule(on.approval_rule),
+        asked=_asked(connection, on, row) if on.approval_rule == ApprovalRule.four_eyes else {},
     )
+
+
+def _asked(connection: Connection, on: LockedLineage, row: Row[Any]) -> dict[str, str | None]:
+    """Return one request of everybody who asked for something that the snapshot holds and the champion does not."""
+    values = {"lineage_id": on.lineage_id, "champion_id": on.champion_id, "seq": row.seq}
+    return {found.request: found.asked_by for found in connection.execute(ASKED, values)}
 
 
 def _record(connection: Connection, on: LockedLineage, approval: Approval, *, refused: str | None) -> str:

@@ -97,6 +97,7 @@ lineages = Table(
     Column("num_batches", Integer, nullable=False, server_default="0"),
     Column("num_activations", Integer, nullable=False, server_default="0"),
     Column("hold", Text),
+    Column("approval_rule", Text, nullable=False, server_default="anyone"),
     _at("created_at"),
     CheckConstraint("name !~ '[/:[:space:]]' AND name <> 'system'", name="name_usable"),
     CheckConstraint("task IN ('causal', 'seq2seq', 'classifier')", name="task_known"),

@@ -18,6 +18,7 @@ from pipeline.entrypoints.cli import (
     outbox,
     programs,
     review,
+    reviewers,
     stack,
 )
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for group in (stack, edits, models, review, lineage, programs, audit, outbox):
+for group in (stack, edits, models, review, lineage, programs, audit, outbox, reviewers):
     group.add_commands(app)
 
 

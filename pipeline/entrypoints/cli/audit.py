@@ -15,6 +15,7 @@ import typer
 from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.audit import SqlAuditStore
 from pipeline.bootstrap import publisher, stores
+from pipeline.domain.approvals import is_claimed_actor, shown_actor
 from pipeline.domain.audit import AuditEvent
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.messages import DeadLetter
@@ -61,7 +62,9 @@ def audit_show(
     """
     audit = stores(current_settings(Login.auditor)).audit
     _known(audit, chain)
-    rows = [asdict(event) for event in audit.events(chain, after_seq=after, limit=limit)]
+    events = audit.events(chain, after_seq=after, limit=limit)
+    shown = (lambda actor: actor) if as_json else shown_actor
+    rows = [_line(event) | {"actor": shown(event.actor)} for event in events]
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action", "subject": "subject"}
     print_rows(rows, columns, as_json=as_json, empty="no lines", whole=("seq", "at", "action"))
 
@@ -91,7 +94,12 @@ def audit_export(
 def _write_events(audit: SqlAuditStore, chains: Sequence[str], stream: TextIO) -> None:
     for name in chains:
         for event in _all_events(audit, name):
-            stream.write(json.dumps(asdict(event), default=plain, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(_line(event), default=plain, ensure_ascii=False) + "\n")
+
+
+def _line(event: AuditEvent) -> dict[str, Any]:
+    """Return a line as it is hashed, and whether its actor's name is only claimed: lines of before do not say it."""
+    return asdict(event) | {"is_claimed": is_claimed_actor(event.actor)}
 
 
 def dead_letters_list(

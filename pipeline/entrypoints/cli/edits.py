@@ -14,6 +14,7 @@ import typer
 
 from infra.local import LocalStack
 from pipeline.bootstrap import Stores, publisher, retrier, stores
+from pipeline.domain.approvals import shown_actor
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.json_lines import json_lines
 from pipeline.domain.lifecycle import EditStatus
@@ -222,11 +223,14 @@ def show(
         print_json(row | {"events": events})
         return
     shown = row | {"editor": editor_line(row["editor"])}
+    for key in ("approved_by", "removal_asked_by"):
+        shown[key] = shown_actor(row[key]) if row[key] else None
     shown["messages"] = [f"{turn['role']}: {turn['content']}" for turn in row["messages"]]
     print_record({key: value for key, value in shown.items() if value is not None and value != []}, as_json=False)
     say()
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action"}
-    print_rows(events, columns, as_json=False, empty="no audit lines", whole=("seq", "at", "action"))
+    lines = [dict(event) | {"actor": shown_actor(event["actor"])} for event in events]
+    print_rows(lines, columns, as_json=False, empty="no audit lines", whole=("seq", "at", "action"))
 
 
 def retry(

@@ -11,11 +11,12 @@ import typer
 
 from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
+from pipeline.domain.approvals import ApprovalRule
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import check_name
 from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
-from pipeline.entrypoints.local_settings import cli_actor, current_settings
+from pipeline.entrypoints.local_settings import cli_actor, current_settings, deciding_actor, reviewing_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
 
@@ -29,6 +30,7 @@ def add_commands(app: typer.Typer) -> None:
     lineage.command("create")(exits_clearly(lineage_create))
     lineage.command("list")(exits_clearly(lineage_list))
     lineage.command("resume")(exits_clearly(lineage_resume))
+    lineage.command("approvals")(exits_clearly(lineage_approvals))
     app.add_typer(lineage, name="lineage")
 
 
@@ -51,6 +53,7 @@ def lineage_create(
     batch_size: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Most edits in a batch; the editor's own if left out.")
     ] = None,
+    approvals: Annotated[ApprovalRule, typer.Option(help="Whose decisions it takes.")] = ApprovalRule.anyone,
     as_json: JsonOption = False,
 ) -> None:
     """Make a lineage: measures the base once (answers, perplexity, statistics of its activations).
@@ -70,7 +73,7 @@ def lineage_create(
         task=task,
         editor=editor,
     )
-    made = make_lineage(kept, name, prepared, batch_size=batch_size, policy=GatePolicy())
+    made = make_lineage(kept, name, prepared, batch_size=batch_size, policy=GatePolicy(), approval_rule=approvals)
     if settings.home.is_dir() and LocalStack(settings.home).status():
         start_edit_worker(LocalStack(settings.home), settings, prepared.base)
     if as_json:
@@ -134,9 +137,28 @@ def lineage_resume(
 
     Example: corrigenda lineage resume demo
     """
-    kept = stores(current_settings())
-    kept.lineages.resume(name, actor=cli_actor())
+    kept = stores(reviewing_settings())
+    kept.lineages.resume(name, actor=deciding_actor(kept))
     if as_json:
         print_json({"lineage": name, "hold": kept.lineages.lineage(name).hold})
     else:
         say(f"lineage {name} is not held any more")
+
+
+def lineage_approvals(
+    name: Annotated[str, typer.Argument(help="Name of the lineage.")],
+    rule: Annotated[ApprovalRule, typer.Argument(help="Whose decisions it takes from now on.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say whose decisions a lineage takes: anyone's, those of reviewers who log in, or by four eyes.
+
+    With four_eyes a reviewer approves nothing that they have submitted or asked to revert, and edits need a submitter.
+
+    Example: corrigenda lineage approvals demo four_eyes
+    """
+    kept = stores(current_settings())
+    kept.lineages.set_approval_rule(name, rule, actor=cli_actor())
+    if as_json:
+        print_json({"lineage": name, "approval_rule": rule.value})
+    else:
+        say(f"lineage {name} takes approvals by the rule {rule.value}")

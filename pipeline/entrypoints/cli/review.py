@@ -21,7 +21,7 @@ from pipeline.entrypoints.console import (
     print_rows,
     say,
 )
-from pipeline.entrypoints.local_settings import cli_actor, current_settings
+from pipeline.entrypoints.local_settings import current_settings, deciding_actor, reviewing_settings
 
 SnapshotArgument = Annotated[str, typer.Argument(help="A snapshot: its seq, its id, or head.")]
 DigestOption = Annotated[
@@ -99,9 +99,10 @@ def revert(
 
     Example: corrigenda revert fact-pope --reason "retracted"
     """
-    settings = current_settings()
-    name = lineage_name(stores(settings), lineage)
-    removals = review_service(settings).revert(name, edits, actor=cli_actor(), reason=reason)
+    settings = reviewing_settings()
+    kept = stores(settings)
+    name = lineage_name(kept, lineage)
+    removals = review_service(settings).revert(name, edits, actor=deciding_actor(kept), reason=reason)
     if as_json:
         print_json({"lineage": name, "edits": edits, "removals": list(removals)})
     else:
@@ -123,13 +124,14 @@ def rollback(
 
 
 def _decided(decision: Decision, snapshot: str, lineage: str | None, reason: str, digest: str | None) -> Outcome:
-    settings = current_settings()
-    name = lineage_name(stores(settings), lineage)
+    settings = reviewing_settings()
+    kept = stores(settings)
+    name = lineage_name(kept, lineage)
     return review_service(settings).decide(
         name,
         snapshot,
         decision,
-        actor=cli_actor(),
+        actor=deciding_actor(kept),
         channel=Channel.cli,
         reason=reason,
         expected_digest=digest,

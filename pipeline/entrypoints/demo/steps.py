@@ -67,8 +67,7 @@ class Steps:
         self._until(lambda: self._champion_alias(client) == head.registry_version, "the alias champion to move")
         decision = self.kept.history.approvals(self.lineage)[-1]
         self.screen.say(
-            f"noticed, checked, recorded: {decision['decision']} by {decision['actor']}"
-            f"{' (claimed)' if decision['is_claimed'] else ''}; "
+            f"noticed, checked, recorded: {decision['decision']} by {decision['actor']}; "
             f"champion is version {head.registry_version}, snapshot {head.seq}"
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from pipeline.bootstrap import Stores
+from pipeline.domain.approvals import shown_actor
 from pipeline.domain.edits import EditRequest
 from pipeline.entrypoints.console import out, print_rows, say
 from pipeline.entrypoints.demo.asking import Answers, Asked, Way, asked_about, share_right
@@ -130,7 +131,7 @@ def tell_history(kept: Stores, anchors: AnchorChecker, lineage: str) -> list[str
     row = kept.history.edit(lineage, REVERTED_ID)
     heading(f"The history of {REVERTED_ID}: {row['prompt']} -> {row['target_new']}")
     for event in row["events"]:
-        say(f"  {event['seq']:>4}  {event['at']:%H:%M:%S}  {event['actor']:<28.28}  {event['action']}")
+        say(f"  {event['seq']:>4}  {event['at']:%H:%M:%S}  {shown_actor(event['actor']):<28.28}  {event['action']}")
     out.print()
     return broken
 

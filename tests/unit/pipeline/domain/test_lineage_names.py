@@ -11,7 +11,7 @@ from mlflow.store.artifact.utils.models import _parse_model_uri
 from mlflow.utils.search_utils import SearchModelVersionUtils
 from mlflow.utils.validation import _validate_experiment_name, _validate_logged_model_name, _validate_model_name
 
-from pipeline.adapters.mlflow.registry import _quoted, logged_name
+from pipeline.adapters.mlflow.registry import logged_name, quoted
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.lineages import check_name
 from pipeline.domain.wire import parse_object
@@ -76,7 +76,7 @@ def test_what_is_taken_mlflow_keeps_finds_and_reads_again(name: str) -> None:
     for validate in (_validate_model_name, _validate_experiment_name):
         validate(name)
     _validate_logged_model_name(logged_name(f"{name}-0001"))
-    wanted = SearchModelVersionUtils.parse_search_filter(f"name = {_quoted(name)} and tags.`a` = 'b'")
+    wanted = SearchModelVersionUtils.parse_search_filter(f"name = {quoted(name)} and tags.`a` = 'b'")
     assert [part["value"] for part in wanted] == [name, "b"]
     assert _parse_model_uri(f"models:/{name}@champion").name == name
     assert _parse_model_uri(f"models:/{name}/1").name == name

@@ -204,7 +204,7 @@ def test_an_alias_approves_and_only_the_mirror_moves_the_champion(world: World) 
     (approval,) = world.books.decisions
     assert (approval.snapshot_id, approval.actor, approval.is_claimed) == (
         world.snapshot_id(1),
-        "mlflow:unknown",
+        "mlflow:unknown (claimed)",
         True,
     )
     assert (approval.channel, approval.champion_seen) == (Channel.registry, None)
@@ -221,7 +221,11 @@ def test_a_tag_rejects_with_a_claimed_name_and_its_reason(world: World) -> None:
     world.registry.set_tag(NAME, "2", "approval.reason", "wrong source")
     assert world.reconciler.run_once() == 1
     (approval,) = world.books.decisions
-    assert (approval.decision, approval.actor, approval.is_claimed) == (Decision.rejected, "mlflow:anna of QA", True)
+    assert (approval.decision, approval.actor, approval.is_claimed) == (
+        Decision.rejected,
+        "mlflow:anna of QA (claimed)",
+        True,
+    )
     assert approval.reason == "wrong source"
     assert world.registry.tags(NAME, "2")["approval.outcome"] == "rejected"
 
@@ -232,7 +236,7 @@ def test_who_asked_is_known_where_the_server_says_so_and_goes_before_what_is_cla
     world.registry.senders[(NAME, "1")] = "ada"
     assert world.reconciler.run_once() == 1
     (approval,) = world.books.decisions
-    assert (approval.actor, approval.is_claimed) == ("mlflow:ada", False)
+    assert (approval.actor, approval.is_claimed) == ("mlflow-user:ada", False)
     assert world.registry.tags(NAME, "1")["approval.asked_by"] == "ada"
 
 
