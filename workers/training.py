@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from editors.methods.options import positive
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.domain.rank_api import BaseSpec
+from pipeline.domain.scratch import scratch_folder
 from workers.lifetime import RENDEZVOUS, described, first_to_fail, leave_last_words, tie_to_parent
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _launch(num_ranks: int, words: Sequence[str]) -> int:
     logging.disable(logging.CRITICAL)  # the ranks have said what is wrong
     for name in set(os.environ) - set(computing_environment()):
         del os.environ[name]  # the library hands all of this process's environment to the ranks
-    with tempfile.TemporaryDirectory(prefix="corrigenda-") as folder:
+    with scratch_folder("training") as folder:
         shared = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), LAUNCHER: str(os.getpid())}
         shared[RENDEZVOUS] = str(Path(folder) / "rendezvous")
         ranks = start_processes(

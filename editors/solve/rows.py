@@ -15,7 +15,6 @@ Legend: T rows, I in_features, O out_features.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
@@ -29,6 +28,7 @@ from editors.solve.packing import Packed
 from editors.solve.shared_targets import SharedTargets, whole
 from editors.weights.deltas import read_tensors, write_tensors
 from pipeline.domain.errors import IntegrityBroken
+from pipeline.domain.scratch import scratch_folder
 
 Read = TypeVar("Read")
 
@@ -151,7 +151,7 @@ def on_disk(write: Callable[[Path], object], read: Callable[[Path], Read]) -> Re
         None where the disk has no room: the caller goes on with what it has in memory.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="corrigenda-ledger-") as folder:
+        with scratch_folder("ledger") as folder:
             write(path := Path(folder) / "tensors")
             return read(path)
     except OSError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +16,7 @@ from editors.models.families import EditableModel
 from editors.weights.loading import load_snapshot
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.rank_api import FileRef
+from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import DigestPath
 
 FORMAT = 2
@@ -56,7 +56,7 @@ class ServedModel:
             )
         named = manifest["accumulator"]
         # Files are read whole before this returns: what was fetched can go.
-        with tempfile.TemporaryDirectory(prefix="corrigenda-fetched-") as fetched:
+        with scratch_folder("fetched") as fetched:
             model = load_snapshot(
                 base,
                 expected_digest=str(manifest["base"]["digest"]),

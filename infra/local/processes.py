@@ -47,6 +47,11 @@ def launch(argv: Sequence[str], *, log: Path, env: Mapping[str, str]) -> Process
         setsigmask=(),
         setsigdef=_RESET_SIGNALS,
     )
+    return process_id(pid)
+
+
+def process_id(pid: int) -> ProcessId:
+    """Return what tells the process of that number from any other; of one that has ended, what no process has."""
     return ProcessId(pid=pid, birth=_birth(pid) or "ended")
 
 

@@ -5,7 +5,6 @@ What a piece of work costs here depends on what it holds, not on how many edits 
 
 from __future__ import annotations
 
-import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pipeline.domain.failpoints import failpoint
 from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
 from pipeline.domain.rank_api import Candidate, Loaded
+from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator
 from pipeline.services.batch_in_hand import BatchInHand
 from pipeline.services.bisecting import Attempt, Sifted, sift
@@ -267,7 +267,7 @@ class EditService:
         removal: Removal | None,
     ) -> Snapshot:
         seq = on.lineage.head_seq + 1
-        with tempfile.TemporaryDirectory(prefix="corrigenda-candidate-") as folder:
+        with scratch_folder("candidate") as folder:
             new = self._stored(on, attempt, Path(folder), seq=seq, batch=batch, removal=removal)
         failpoint("edit.before_commit")
         snapshot = self._snapshots.commit(keeper.lease, new)

@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from infra.local import LocalStack, ProcessState, ProcessStatus, Service, Supervisor, supervisor
+from infra.local import (
+    LocalStack,
+    ProcessState,
+    ProcessStatus,
+    Service,
+    Supervisor,
+    ephemeral,
+    ephemeral_stack,
+    supervisor,
+)
 from infra.local.state import StateFolder
 from pipeline.entrypoints.processes import told_of
+from tests.support.paths import ROOT
 from tests.support.processes import is_gone
 from tests.support.waiting import eventually
 
@@ -142,3 +153,26 @@ def test_nothing_that_is_shown_or_listed_holds_a_secret(stack: LocalStack) -> No
     for text in shown:
         assert not [password for password in passwords if password in text], text
     assert (stack.root / "state.json").stat().st_mode & 0o077 == 0
+
+
+def test_an_ephemeral_stack_whose_owner_was_killed_goes_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import time; from infra.local import Service, ephemeral_stack\n"
+        "with ephemeral_stack([Service.REDIS]) as stack: print(stack.root, flush=True); time.sleep(600)"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    owner = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    left = LocalStack(Path(owner.stdout.readline().strip()))
+    redis = process(left, "redis")
+    assert ephemeral.sweep(tmp_path) == [], "its owner lives"
+    owner.kill()
+    owner.communicate()
+    assert redis.state is ProcessState.RUNNING
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with ephemeral_stack([]):
+        assert not left.root.exists()
+    assert is_gone(redis.pid)
+    assert list(tmp_path.iterdir()) == []

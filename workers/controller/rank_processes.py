@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import IO
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.domain.rank_api import BaseSpec
+from pipeline.domain.scratch import scratch_folder
 from workers.lifetime import RENDEZVOUS, described, first_to_fail
 from workers.protocol import HELLOS, receive, send
 
@@ -64,7 +64,7 @@ class RankProcesses:
 
     def __init__(self, spec: RankSpec) -> None:
         self._spec = spec
-        self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-")
+        self._folder = scratch_folder("ranks")
         self._connection, self._end_of_rank = Pipe()
         self._is_greeted = False
         self._limit: _Limit | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.packages import check_package
+from pipeline.domain.scratch import scratch_folder
 
 MANIFEST = "artifacts/snapshot/manifest.json"
 
@@ -41,7 +41,7 @@ def check_files(source: str, expected: str, *, tracking_uri: str) -> None:
 def _fetched(uri: str, tracking_uri: str) -> Iterator[Path]:
     from mlflow.artifacts import download_artifacts
 
-    with tempfile.TemporaryDirectory(prefix="corrigenda-check-") as folder:
+    with scratch_folder("check") as folder:
         yield Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=tracking_uri))
 
 

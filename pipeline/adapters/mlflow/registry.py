@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from pipeline.domain.approvals import CLAIMED
 from pipeline.domain.audit import Anchor
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.packages import package_digest
+from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
 
@@ -212,7 +212,7 @@ class MlflowRegistry:
         model_id = client.create_logged_model(
             experiment_id, name=logged_name(label), source_run_id=run_id, tags=tags, model_type="corrigenda.snapshot"
         ).model_id
-        with tempfile.TemporaryDirectory(prefix="corrigenda-register-") as folder:
+        with scratch_folder("register") as folder:
             model = write_model(entry, Path(folder), uris, run_id=run_id, model_id=model_id)
             sealed = package_digest(model)
             seal(sealed)

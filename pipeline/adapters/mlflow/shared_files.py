@@ -6,7 +6,6 @@ The files lie in a run of their own, so deleting another version, or its run, br
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.rank_api import FileRef
+from pipeline.domain.scratch import scratch_folder
 
 SHARED_TAG = "corrigenda.shared_files"
 """Marks the run that holds the files."""
@@ -63,7 +63,7 @@ def _upload(client: Any, run_id: str, folder: str, name: str, file: FileRef) -> 
     if found != file.digest:
         raise IntegrityBroken(f"expected {file.path} to have the digest {file.digest[:12]}, got {found[:12]}")
     # MLflow keeps a file under the name that it has here.
-    with tempfile.TemporaryDirectory(prefix="corrigenda-upload-") as staging:
+    with scratch_folder("upload") as staging:
         renamed = Path(staging, name)
         renamed.symlink_to(Path(file.path).absolute())
         client.log_artifact(run_id, str(renamed), artifact_path=folder)

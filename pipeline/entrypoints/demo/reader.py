@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.computing import computing_environment
 from pipeline.config import Settings
 from pipeline.domain.errors import EngineFailed
+from pipeline.domain.scratch import scratch_folder
 from pipeline.entrypoints.demo.asking import Answers, Asked, Way
 from pipeline.entrypoints.local_settings import mlflow_login
 
@@ -25,7 +25,7 @@ class ModelReader:
         self._argv = [sys.executable, str(SCRIPT), settings.mlflow_uri]
         self._login = mlflow_login(settings)
         self._lineage = lineage
-        self._folder = tempfile.TemporaryDirectory(prefix="corrigenda-reader-")
+        self._folder = scratch_folder("reader")
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> ModelReader:
