@@ -67,7 +67,7 @@ class LivingStack:
 
     def missing(self) -> set[str]:
         """Corrections that the broker has acknowledged and the database does not hold."""
-        with self._rig() as rig:
+        with self.rig() as rig:
             return set(self.acknowledged) - {
                 row["request_id"] for row in rig.query("SELECT request_id FROM edit_requests")
             }
@@ -98,7 +98,7 @@ class LivingStack:
         return self.process("kafka").pid
 
     def _is_through(self, request_id: str) -> bool:
-        with suppress(CorrigendaError, psycopg.Error), self._rig() as rig:
+        with suppress(CorrigendaError, psycopg.Error), self.rig() as rig:
             found = rig.query("SELECT edit_id, status FROM edit_requests WHERE request_id = %s", request_id)
             if found and found[0]["status"] == "received":
                 rig.expire_lease()
@@ -118,7 +118,8 @@ class LivingStack:
         return False
 
     @contextmanager
-    def _rig(self) -> Iterator[StoreRig]:
+    def rig(self) -> Iterator[StoreRig]:
+        """Every store of the stack's database, on connections of its own."""
         rig = StoreRig(url=self.stack.endpoints().database_url, folder=self.settings.home)
         try:
             yield rig
