@@ -49,7 +49,8 @@ def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
 def start_supervisor(stack: LocalStack, settings: Settings) -> None:
     """Start the process that starts again what ends by itself: services and our own processes."""
     # It needs no login: it hands each process the variables that this was first started with.
-    plain = settings.model_copy(update={"database_url": SecretStr(""), "redis_url": SecretStr("")})
+    secret = [name for name in type(settings).model_fields if isinstance(getattr(settings, name), SecretStr)]
+    plain = settings.model_copy(update=dict.fromkeys(secret, SecretStr("")))
     stack.spawn(SUPERVISOR, [sys.executable, "-m", "pipeline.entrypoints.supervisor"], environment_of(plain))
 
 

@@ -170,8 +170,8 @@ class OutboxStore(Protocol):
     def release(self, items: Sequence[OutboxItem]) -> None:
         """Give claims back, so that the items are due at once."""
 
-    def done(self, outbox_id: str) -> None:
-        """Note that the goal is reached."""
+    def done(self, outbox_ids: Sequence[str]) -> None:
+        """Note that goals are reached."""
 
     def postponed(self, item: OutboxItem, *, error: str) -> None:
         """Try again in a few seconds: the service is away, which says nothing of the item."""

@@ -20,6 +20,9 @@ Handler = Callable[[OutboxItem], None]
 SLOW = timedelta(seconds=2)
 """A service that took this long to be unavailable is not asked again in the same run."""
 
+MOMENT = timedelta(seconds=0.5)
+"""For so long goals that are reached may wait to be noted."""
+
 
 class _Outcome(Enum):
     """What came of one item."""
@@ -28,6 +31,34 @@ class _Outcome(Enum):
     FAILED = auto()
     KEPT_WAITING = auto()
     """Its service took long to say that it is away; what is behind would wait as long each."""
+
+
+class _Reached:
+    """Notes goals that are reached, those of a moment in one transaction: a commit each would be the longest part.
+
+    What was not noted when the process died is done again. Until an item of a stream is noted, no later one is begun.
+    """
+
+    def __init__(self, outbox: OutboxStore) -> None:
+        self._outbox = outbox
+        self._ids: list[str] = []
+        self._noted_at = time.monotonic()
+
+    def add(self, item: OutboxItem) -> None:
+        self._ids.append(item.outbox_id)
+        if time.monotonic() - self._noted_at > MOMENT.total_seconds():
+            self._note()
+
+    def __enter__(self) -> _Reached:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._note()
+
+    def _note(self) -> None:
+        if self._ids:
+            self._outbox.done(self._ids)
+        self._ids, self._noted_at = [], time.monotonic()
 
 
 class OutboxRelay:
@@ -70,9 +101,12 @@ class OutboxRelay:
         """Handle what was claimed, in order, as long as the claims hold; the rest is given back."""
         outcomes: Counter[_Outcome] = Counter()
         waiting = deque(items)
-        with claims:
+        with claims, _Reached(self._outbox) as reached:
             while waiting and claims.holds(waiting[0]) and not (should_stop() or outcomes[_Outcome.KEPT_WAITING]):
-                outcomes[self._settle(waiting.popleft())] += 1
+                outcome = self._settle(item := waiting.popleft())
+                outcomes[outcome] += 1
+                if outcome is _Outcome.REACHED:
+                    reached.add(item)
         if waiting:
             self._outbox.release(waiting)
         return outcomes
@@ -93,7 +127,6 @@ class OutboxRelay:
             # Whatever it is, it must not keep the others from being handled.
             self._log.exception("outbox_broken", item=item.kind, key=item.dedup_key)
             return self._fail(item, f"{type(error).__name__}: {error}")
-        self._outbox.done(item.outbox_id)
         return _Outcome.REACHED
 
     def _fail(self, item: OutboxItem, error: str) -> _Outcome:

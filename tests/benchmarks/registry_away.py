@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from kafka import KafkaConsumer, TopicPartition
 from mlflow import MlflowClient
 
+from pipeline.entrypoints.local_settings import mlflow_login
 from tests.support.living_stack import LivingStack, living_stack
 from tests.support.store_rig import LINEAGE
 
@@ -50,7 +52,7 @@ def main() -> None:
                 print(row, flush=True)
             living.kill("mlflow", signal.SIGCONT)
             resumed = time.monotonic()
-            while rig.query("SELECT FROM outbox WHERE kind = 'register' AND done_at IS NULL"):
+            while rig.query("SELECT kind FROM outbox WHERE kind = 'register' AND done_at IS NULL"):
                 time.sleep(1)
             print(f"seconds until every snapshot was registered: {time.monotonic() - resumed:.0f}")
             tell_versions(living, [row["snapshot_id"] for row in rig.query("SELECT snapshot_id::text FROM snapshots")])
@@ -66,6 +68,7 @@ def commit(living: LivingStack) -> None:
 
 def tell_versions(living: LivingStack, snapshot_ids: list[str]) -> None:
     """Print how many snapshots have one model version, and how many have another number of them."""
+    os.environ |= mlflow_login(living.settings)
     client = MlflowClient(living.settings.mlflow_uri)
     found = [version.tags["corrigenda.snapshot_id"] for version in client.search_model_versions(f"name = '{LINEAGE}'")]
     once = sum(found.count(snapshot_id) == 1 for snapshot_id in snapshot_ids)

@@ -52,7 +52,7 @@ def test_of_one_edit_only_the_oldest_result_is_handed_out(rig: StoreRig) -> None
     assert outbox.due("result") == (), "nor while it waits for another try"
     hurry(rig)
     (again,) = outbox.due("result")
-    outbox.done(again.outbox_id)
+    outbox.done([again.outbox_id])
     assert keys(outbox.due("result")) == ["a2"]
 
 
@@ -89,7 +89,7 @@ def test_what_fails_for_good_is_given_up_shown_and_sent_again(rig: StoreRig) -> 
     assert outbox.resend(None, actor="cli:ada") == (str(row["outbox_id"]),)
     (again,) = outbox.due("result")
     assert (again.dedup_key, again.attempts) == ("broken", 0)
-    outbox.done(again.outbox_id)
+    outbox.done([again.outbox_id])
     assert outbox.counts() == {"owed": 0, "owed_since": None, "given_up": 0, "given_up_since": None}
     assert outbox.resend(None, actor="cli:ada") == ()
     assert rig.actions(row["outbox_id"]) == ["side_effect:given_up", "side_effect:resent"]
@@ -122,7 +122,7 @@ def test_a_result_that_was_given_up_lets_later_ones_pass_and_is_never_told_after
     owe(rig, "a2", stream="result:a")
     (later,) = outbox.due()
     assert later.dedup_key == "a2"
-    outbox.done(later.outbox_id)
+    outbox.done([later.outbox_id])
     (overtaken,) = outbox.resend(None, actor="cli:ada")
     assert outbox.due() == ()
     assert outbox.counts()["given_up"] == 0

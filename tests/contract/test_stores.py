@@ -227,8 +227,8 @@ class TestOutbox:
     def test_an_item_is_handed_to_one_relay_until_it_is_done(self, stores: Stores) -> None:
         item = self.owed(stores)
         assert stores.outbox.due() == ()
-        stores.outbox.done(item.outbox_id)
-        stores.outbox.done(item.outbox_id)
+        stores.outbox.done([item.outbox_id])
+        stores.outbox.done([item.outbox_id])
         assert stores.outbox.due() == ()
 
     def test_an_item_that_failed_comes_back_with_its_attempts(self, stores: Stores) -> None:
@@ -284,7 +284,7 @@ class TestOutbox:
 
     def test_an_unknown_item_is_named(self, stores: Stores) -> None:
         with pytest.raises(UnknownRecord, match="side effect"):
-            stores.outbox.done(new_id())
+            stores.outbox.done([new_id()])
 
     def owed(self, stores: Stores) -> OutboxItem:
         claim = stores.intake.take_partition(PARTITION)

@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from infra.local import LocalStack, Service, Supervisor
+from pipeline.adapters.celery_doorbell import EDIT_LINEAGE, CeleryDoorbell
+from pipeline.config import Settings
+from pipeline.domain.errors import Unavailable
 from tests.support.paths import ROOT
 from tests.support.processes import stat
 from tests.support.waiting import eventually, patience
@@ -91,3 +96,27 @@ def test_no_rank_outlives_a_worker_or_its_pool_process(victim: str, redis_url: s
         eventually(lambda: not any(stat(pid) for pid in gone), "the end of what lost its parent")
         if victim == "pool process":
             eventually(lambda: has_rank(process.pid), "a rank of the new pool process")
+
+
+@pytest.mark.slow
+def test_an_edit_worker_hears_doorbells_of_a_redis_that_was_killed_and_started(tmp_path: Path) -> None:
+    stack = LocalStack(tmp_path / "stack", is_durable=False)
+    log = tmp_path / "worker.log"
+    try:
+        url = stack.start([Service.REDIS]).redis_url
+        bell = CeleryDoorbell(Settings(redis_url=SecretStr(url)))
+        with worker(url, tmp_path, *EDIT) as process:
+            for times in (1, 2, 3):
+
+                def rings(times: int = times) -> bool:
+                    with suppress(Unavailable):
+                        bell.ring("facts", base_digest="0123456789ab")
+                    return log.read_text().count(f"Task {EDIT_LINEAGE}") >= 3 * times
+
+                eventually(rings, lambda: f"a doorbell to be heard; {log.read_text()}")
+                os.kill(stack.status()[0].pid, signal.SIGKILL)
+                eventually(lambda: Supervisor(stack).run_once() == ["redis"], "the restart")
+            assert process.poll() is None, log.read_text()
+        bell.close()
+    finally:
+        stack.stop()

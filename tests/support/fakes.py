@@ -119,8 +119,9 @@ class MemoryOutboxStore:
         for owed in self._ours(items):
             owed.next_attempt_at, owed.item = datetime.now(UTC), replace(owed.item, claim="")
 
-    def done(self, outbox_id: str) -> None:
-        self._owed(outbox_id).is_done = True
+    def done(self, outbox_ids: Sequence[str]) -> None:
+        for owed in [self._owed(outbox_id) for outbox_id in outbox_ids]:
+            owed.is_done = True
 
     def postponed(self, item: OutboxItem, *, error: str) -> None:
         for owed in self._ours([item]):

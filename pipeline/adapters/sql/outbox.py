@@ -116,17 +116,20 @@ class SqlOutboxStore:
         with transaction(self._engine) as connection:
             connection.execute(_still_ours(items).values(next_attempt_at=func.clock_timestamp(), claim=None))
 
-    def done(self, outbox_id: str) -> None:
-        """Note that the goal is reached.
+    def done(self, outbox_ids: Sequence[str]) -> None:
+        """Note that goals are reached.
 
         Raises:
-            UnknownRecord: if nothing is owed under that id.
+            UnknownRecord: if nothing is owed under one of the ids.
         """
         done_at = func.coalesce(outbox.c.done_at, func.clock_timestamp())
-        change = update(outbox).where(outbox.c.outbox_id == outbox_id)
+        change = update(outbox).where(outbox.c.outbox_id.in_(outbox_ids)).returning(outbox.c.outbox_id)
         with transaction(self._engine) as connection:
-            if connection.execute(change.values(done_at=done_at, given_up_at=None, error=None)).rowcount == 0:
-                raise UnknownRecord(f"expected the id of an owed side effect, got {outbox_id}", outbox_id=outbox_id)
+            found = connection.execute(change.values(done_at=done_at, given_up_at=None, error=None)).scalars()
+            unknown = sorted(set(outbox_ids) - set(found))
+            if unknown:
+                said = f"expected the id of an owed side effect, got {unknown[0]}"
+                raise UnknownRecord(said, outbox_id=unknown[0])
 
     def postponed(self, item: OutboxItem, *, error: str) -> None:
         """Try again in a few seconds: the service is away, which says nothing of the item."""

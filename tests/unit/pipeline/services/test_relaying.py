@@ -41,6 +41,7 @@ class ListOutbox:
     def __init__(self, *items: OutboxItem) -> None:
         self.items = list(items)
         self.finished: list[str] = []
+        self.notes = 0
         self.errors: dict[str, str] = {}
         self.waiting: dict[str, str] = {}
         self.released: list[str] = []
@@ -61,9 +62,10 @@ class ListOutbox:
         """Remembers them."""
         self.released += [one.outbox_id for one in items]
 
-    def done(self, outbox_id: str) -> None:
-        """Remembers it."""
-        self.finished.append(outbox_id)
+    def done(self, outbox_ids: Sequence[str]) -> None:
+        """Remembers them."""
+        self.notes += 1
+        self.finished += outbox_ids
 
     def postponed(self, item: OutboxItem, *, error: str) -> None:
         """Remembers why."""
@@ -201,10 +203,24 @@ def test_a_relay_that_was_stopped_beyond_its_claims_does_nothing_more_with_them(
 
 
 def test_a_relay_that_is_told_to_stop_gives_back_what_it_has_not_begun() -> None:
-    outbox = ListOutbox(item("1"), item("2"), item("3"))
-    relay = OutboxRelay(outbox=outbox, handlers={"doorbell": lambda one: None})
-    assert relay.run_once("doorbell", should_stop=lambda: bool(outbox.finished)) == 1
+    outbox, handled = ListOutbox(item("1"), item("2"), item("3")), list[OutboxItem]()
+    relay = OutboxRelay(outbox=outbox, handlers={"doorbell": handled.append})
+    assert relay.run_once("doorbell", should_stop=lambda: bool(handled)) == 1
     assert (outbox.finished, outbox.released) == (["1"], ["2", "3"])
+
+
+def test_goals_of_a_moment_are_noted_at_once_and_none_is_forgotten_when_the_service_goes_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def handle(one: OutboxItem) -> None:
+        if one.outbox_id == "150":
+            raise KeyboardInterrupt
+
+    outbox = ListOutbox(*(item(str(n)) for n in range(151)))
+    monkeypatch.setattr(relaying, "MOMENT", timedelta(minutes=1))
+    with pytest.raises(KeyboardInterrupt):
+        OutboxRelay(outbox=outbox, handlers={"doorbell": handle}).run_once("doorbell")
+    assert (len(outbox.finished), outbox.notes) == (150, 1)
 
 
 def test_a_doorbell_names_the_base_or_finds_it() -> None:
