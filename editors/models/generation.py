@@ -5,16 +5,19 @@ says; a finished answer leaves the batch; a beginning that all prompts share (th
 once; and a checkpoint's generation settings (beams, least lengths, forced tokens) have no influence. Each rank answers
 a share of the prompts, and runs along until the last rank is done.
 
-Legend: B sequences that are still answered, L padded length, V vocabulary.
+Legend: B sequences that are still answered, L padded length, S tokens that all prompts begin with, H heads, D size of a
+head, V vocabulary.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from editors.models.comm import Comm, merged, own_share
 
@@ -104,20 +107,28 @@ class CausalDecoding:
         self._module, self._prompts, self._shared, self._pad_id = module, prompts, shared, pad_id
         self._cache: Any = None
         self._mask_BL = torch.empty(0, dtype=torch.long)
+        # Models with ALiBi have none.
+        self._has_positions = "position_ids" in inspect.signature(module.forward).parameters
 
     def begin(self) -> Tensor:
-        """Run the shared beginning once, then the rest of each prompt, padded on the left; logits, B x V."""
+        """Run the shared beginning once, then the rest of each prompt, padded on the left; logits, B x V.
+
+        No padding is ever between two tokens: windows and slopes of attention count columns. So a shorter prompt takes
+        less of what is shared and runs as many tokens of its own as the longest.
+        """
         device = next(self._module.parameters()).device
-        shared = self._shared
+        shared, width = self._shared, max(map(len, self._prompts)) - self._shared
+        taken = [max(min(len(prompt) - width, shared), 0) for prompt in self._prompts]
         if shared:
+            self._cache = DynamicCache()  # keeps all tokens, also for layers with a window
             self._mask_BL = torch.ones(1, shared, dtype=torch.long, device=device)
             self._run(torch.tensor([list(self._prompts[0][:shared])], device=device))
-            self._cache.batch_repeat_interleave(len(self._prompts))
+            for layer in self._cache.layers:
+                layer.keys, layer.values = (_beginnings(kept, taken) for kept in (layer.keys, layer.values))
         # Padding is on the left, so that every prompt ends, and every answer grows, in the same column.
-        rests = [list(prompt[shared:]) for prompt in self._prompts]
-        width = max(map(len, rests))
-        real = [[1] * shared + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
-        self._mask_BL = torch.tensor(real, device=device)
+        rests = [list(prompt[num:]) for prompt, num in zip(self._prompts, taken, strict=True)]
+        lengths = [len(prompt) for prompt in self._prompts]
+        self._mask_BL = torch.tensor([[0] * (shared + width - num) + [1] * num for num in lengths], device=device)
         padded = [[self._pad_id] * (width - len(rest)) + rest for rest in rests]
         return self._run(torch.tensor(padded, device=device))
 
@@ -132,10 +143,11 @@ class CausalDecoding:
     def _run(self, input_ids_BL: Tensor) -> Tensor:
         # Positions count real tokens: padding before a prompt must not move it.
         position_BL = (self._mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids_BL.shape[1] :]
+        positions = {"position_ids": position_BL} if self._has_positions else {}
         output = self._module(
             input_ids=input_ids_BL,
             attention_mask=self._mask_BL,
-            position_ids=position_BL,
+            **positions,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
@@ -143,6 +155,17 @@ class CausalDecoding:
         self._cache = output.past_key_values
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
+
+
+def _beginnings(kept_1HSD: Tensor, taken: Sequence[int]) -> Tensor:
+    """Return the first tokens of what is kept for attention, for each row as many as it takes, at the right end.
+
+    What is left of them is padding, and masked.
+    """
+    num_shared = kept_1HSD.shape[2]
+    first_B1 = torch.tensor([[num_shared - num] for num in taken], device=kept_1HSD.device)
+    place_BS = (torch.arange(num_shared, device=kept_1HSD.device)[None, :] - first_B1).clamp(min=0)
+    return kept_1HSD[0][:, place_BS].transpose(0, 1).contiguous()
 
 
 def shared_length(prompts: Prompts) -> int:
