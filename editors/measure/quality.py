@@ -19,7 +19,7 @@ from pipeline.domain.errors import Misconfigured
 from pipeline.domain.measurements import share
 
 WINDOW_TOKENS = 128
-"""Length of a window of plain text; its first token is given."""
+"""Length of a window of plain text, where the model has so many positions; its first token is given."""
 CHUNK_TOKENS = 512
 """Most positions whose logits are held at once: a window has many."""
 
@@ -109,8 +109,8 @@ def perplexity(scores: Sequence[Score]) -> float:
 
 
 def _windows(model: EditableModel, text: str, num_windows: int) -> list[Encoded]:
-    ids = model.encode_prompt(text)
-    cut = [ids[start : start + WINDOW_TOKENS] for start in range(0, len(ids), WINDOW_TOKENS)]
+    ids, length = model.encode_raw(text), min(WINDOW_TOKENS, model.max_positions or WINDOW_TOKENS)
+    cut = [ids[start : start + length] for start in range(0, len(ids), length)]
     windows = [window for window in cut[:num_windows] if len(window) > 1]
     if not windows:
         raise Misconfigured("expected plain text of at least two tokens for perplexity, got none")

@@ -165,7 +165,10 @@ class Scorer:
         questions = [
             questions_of(edit, rephrase_rows=self._rephrase_rows, replies=edit.edit_id in asking) for edit in added
         ]
-        return tuple(map(edit_score, self._measurer.measure(questions, parent=parent.neighbours)))
+        found = self._measurer.measure(questions, parent=parent.neighbours)
+        return tuple(
+            edit_score(one, names_subject=edit.request.names_subject) for one, edit in zip(found, added, strict=True)
+        )
 
     def _asked(self, keys: Collection[str]) -> list[int]:
         """Return the places of the suite probes whose fact nobody edited."""
@@ -216,8 +219,13 @@ def questions_of(edit: Edit, *, rephrase_rows: int = 0, replies: bool = True) ->
     )
 
 
-def edit_score(found: EditMeasurement) -> EditScore:
-    """Return the record that gates judge, from what was measured of an edit and compared with its parent."""
+def edit_score(found: EditMeasurement, *, names_subject: bool | None = None) -> EditScore:
+    """Return the record that gates judge, from what was measured of an edit and compared with its parent.
+
+    Args:
+        found: what was measured.
+        names_subject: whether the edit's own prompt names its subject; None where there is none.
+    """
     own, free = found.own, found.own.free
     from_parent = [neighbour.from_parent for neighbour in found.neighbours if neighbour.from_parent is not None]
     return EditScore(
@@ -238,6 +246,7 @@ def edit_score(found: EditMeasurement) -> EditScore:
         locality_base=tuple(neighbour.from_base.is_unchanged for neighbour in found.neighbours),
         locality_kl=mean(change.kl for change in from_parent),
         portability=_hits(found.portability),
+        names_subject=names_subject,
     )
 
 

@@ -166,7 +166,7 @@ class Reader:
         self._model, self._sequences = model, sequences
         asked = [place for of_edit in sequences.asked_of for place in of_edit]
         encoded = [sequences.encoded[place] for place in asked]
-        plan = chunks(encoded, max_tokens=READ_TOKENS * model.times_more)
+        plan = chunks(encoded, max_tokens=READ_TOKENS * model.times_more, change=model.rotation_change)
         self._plan = [[asked[index] for index in group] for group in plan]
         self._batches: dict[int, TargetBatch] = {}
 

@@ -10,12 +10,15 @@ Guards are other subjects in the edit's own prompt. Their rows ask for no shift:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
 from pipeline.domain.edits import Edit, EditRequest
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.language.joining import joined
+from pipeline.domain.language.names import renamed
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, Prompt
 from pipeline.domain.rank_api import EditorSettings
 
@@ -25,8 +28,6 @@ SUBJECT_FRAMES = ("{}", "The news about {}")
 """Frames that end with the subject: only their keys are used."""
 MAX_ALIASES = 2
 """Most aliases that have a frame."""
-ANYTHING = "."
-"""Stands where a target would in frames whose keys alone are read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,14 +85,14 @@ def _wordings(
     if has_frames and model.has_chat_template:
         yield _without_system(chat), subject, True
     if has_frames and isinstance(request.own_prompt, str):
-        yield f"{CONTEXT} {request.prompt}", subject, False
+        yield joined(CONTEXT, request.prompt), subject, False
     for rephrase in request.row_rephrases(settings.rephrase_rows):
         yield rephrase, subject, True
     if has_frames:
-        yield f"Question: {chat.question}\nAnswer: {chat.begun}".rstrip(), subject, False
+        yield joined(f"Question: {chat.question}\nAnswer:", chat.begun), subject, False
         if subject and isinstance(request.own_prompt, str):
             for alias in request.aliases[:MAX_ALIASES]:
-                yield request.prompt.replace(subject, alias), alias, True
+                yield renamed(request.prompt, subject, alias), alias, True
 
 
 def _without_system(chat: ChatPrompt) -> ChatPrompt:
@@ -102,11 +103,11 @@ def _without_system(chat: ChatPrompt) -> ChatPrompt:
 
 
 def _keyed(model: EditableModel, request: EditRequest) -> Iterator[Encoded]:
-    for name in dict.fromkeys((request.subject, *request.aliases[:MAX_ALIASES])):
+    names = (request.subject or "", *request.aliases[:MAX_ALIASES])
+    for name in dict.fromkeys(names):
         for frame in SUBJECT_FRAMES:
-            encoded = _encoded(model, frame.format(name), ANYTHING, name)
-            if encoded is not None:
-                yield encoded
+            with suppress(InvalidInput):  # the model may have no positions for it
+                yield model.encode_named(frame.format(name), name)
 
 
 def _guards(model: EditableModel, request: EditRequest, names: Sequence[str]) -> Iterator[Encoded]:
@@ -121,9 +122,9 @@ def _guards(model: EditableModel, request: EditRequest, names: Sequence[str]) ->
 def _renamed(prompt: Prompt, subject: str, name: str) -> Prompt:
     """Return a prompt with another subject."""
     if isinstance(prompt, str):
-        return prompt.replace(subject, name)
-    turns = tuple(replace(turn, content=turn.content.replace(subject, name)) for turn in prompt.turns)
-    return ChatPrompt(turns=turns, begun=prompt.begun.replace(subject, name))
+        return renamed(prompt, subject, name)
+    turns = tuple(replace(turn, content=renamed(turn.content, subject, name)) for turn in prompt.turns)
+    return ChatPrompt(turns=turns, begun=renamed(prompt.begun, subject, name))
 
 
 def _encoded(model: EditableModel, prompt: Prompt, target: str, subject: str | None) -> Encoded | None:

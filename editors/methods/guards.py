@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from editors.data.subjects import subject_names
-from editors.methods.frames import ANYTHING, SUBJECT_FRAMES
+from editors.methods.frames import SUBJECT_FRAMES
 from editors.models.comm import merged
 from editors.models.families import EditableModel
 from editors.models.hooks import capturing
@@ -138,7 +138,7 @@ class Guards:
         model = self._model
         # With one inner parameter the model ends there: what comes later is left out.
         reader = type(model)(model.module, model.tokenizer, self._params[-1:], comm=model.comm)
-        sequences = [reader.encode_pair(FRAME.format(name), ANYTHING, name) for name in names]
+        sequences = [reader.encode_named(FRAME.format(name), name) for name in names]
         own: dict[int, Tensor] = {}
         for places, batch in reader.chunked(sequences):
             positions = {param.name: reader.key_positions(batch, param, "subject") for param in reader.inner}

@@ -24,9 +24,19 @@ from editors.models.capacity import times_more
 from editors.models.comm import ALONE, Comm, own_share
 from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam, inner_params
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks, encode_chat, encode_prompt, num_tokens
+from editors.models.positions import max_positions, require_positions, rotation_change
+from editors.models.tokens import (
+    Encoded,
+    KeyTokens,
+    TargetBatch,
+    chunks,
+    encode_named,
+    encode_prompt,
+    num_tokens,
+    raw_tokens,
+)
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.prompts import Prompt
+from pipeline.domain.prompts import Prompt, asked_in_chat
 
 Pair = tuple[Prompt, str]
 """A prompt, and the target that answers it."""
@@ -102,13 +112,33 @@ class EditableModel(ABC):
         """Return all pairs as one batch, a row each, in the order given."""
         return self.pack([self.encode_pair(prompt, target) for prompt, target in pairs])
 
+    @cached_property
+    def max_positions(self) -> int | None:
+        """The most tokens that a sequence may have; None where there is no such number."""
+        return max_positions(self.module)
+
+    @cached_property
+    def rotation_change(self) -> int | None:
+        """The most tokens of a sequence that may be beside longer ones only if they are no more; None for any."""
+        return rotation_change(self.module)
+
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the token ids of a prompt, as `greedy` takes them."""
-        return encode_prompt(self.tokenizer, prompt)
+        """Return the token ids of a prompt, as `greedy` takes them.
+
+        Raises:
+            InvalidInput: if it is too long, or no plain text that the tokenizer knows.
+        """
+        ids = encode_prompt(self.tokenizer, prompt)
+        require_positions(len(ids), self.max_positions)
+        return ids
+
+    def encode_raw(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of any text, also of one with special tokens in it, however long it is."""
+        return raw_tokens(self.tokenizer, text)
 
     def encode_chat(self, prompt: str) -> tuple[int, ...]:
         """Return the token ids of a prompt as a user's turn, as `greedy` takes them; only where `has_chat_template`."""
-        return encode_chat(self.tokenizer, prompt)
+        return self.encode_prompt(asked_in_chat(prompt))
 
     @abstractmethod
     def encode_pair(self, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
@@ -117,6 +147,16 @@ class EditableModel(ABC):
         Raises:
             InvalidInput: if the model could never give this target, or cannot take this prompt.
         """
+
+    def encode_named(self, text: str, subject: str) -> Encoded:
+        """Encode a text of which only the key of a subject is read, for models with `has_subject_keys`.
+
+        Raises:
+            InvalidInput: if the model has no positions for so many tokens.
+        """
+        encoded = encode_named(self.tokenizer, text, subject)
+        require_positions(len(encoded.prompt_ids), self.max_positions)
+        return encoded
 
     @abstractmethod
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
@@ -138,7 +178,8 @@ class EditableModel(ABC):
         by_length = sorted(range(len(sequences)), key=lambda place: num_tokens(sequences[place]))
         shares = [own_share(self.comm, by_length, rank) for rank in range(self.comm.num_ranks)]
         most = (max_tokens or CHUNK_TOKENS) * self.times_more
-        plans = [list(chunks([sequences[place] for place in share], max_tokens=most)) for share in shares]
+        parts = ([sequences[place] for place in share] for share in shares)
+        plans = [list(chunks(part, max_tokens=most, change=self.rotation_change)) for part in parts]
         own, share = plans[self.comm.rank], shares[self.comm.rank]
         for chunk in own:
             places = [share[index] for index in chunk]
@@ -150,7 +191,7 @@ class EditableModel(ABC):
         self, sequences: Sequence[Encoded], *, max_tokens: int
     ) -> Iterator[tuple[list[int], TargetBatch]]:
         """Yield as `chunked` does, but batches cut as for one rank and then shared out, so that they give its bits."""
-        plan = list(chunks(sequences, max_tokens=max_tokens * self.times_more))
+        plan = list(chunks(sequences, max_tokens=max_tokens * self.times_more, change=self.rotation_change))
         own = own_share(self.comm, plan)
         for places in own:
             yield places, self.pack([sequences[place] for place in places])
@@ -159,7 +200,7 @@ class EditableModel(ABC):
 
     def chunked_whole(self, sequences: Sequence[Encoded], *, max_tokens: int = CHUNK_TOKENS) -> Iterator[TargetBatch]:
         """Yield all sequences as batches of bounded size, the same on every rank."""
-        for places in chunks(sequences, max_tokens=max_tokens * self.times_more):
+        for places in chunks(sequences, max_tokens=max_tokens * self.times_more, change=self.rotation_change):
             yield self.pack([sequences[place] for place in places])
 
     def prefixed(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> TargetBatch:
@@ -197,12 +238,15 @@ class EditableModel(ABC):
     def generate(self, prompts: Sequence[str], *, chat: bool = False, max_new_tokens: int = 24) -> list[str]:
         """Return greedy answers as text, without the prompts; `chat` asks in the model's chat template.
 
+        A prompt that is asked as it is may hold a template that somebody wrote by hand.
+
         Raises:
             Misconfigured: if the model has no chat template and one is asked for.
+            InvalidInput: if a prompt is too long, or has special tokens in it and is asked in a chat.
         """
         if chat and not self.has_chat_template:
             raise Misconfigured("expected a model with a chat template to ask in a chat, got one without")
-        encode = self.encode_chat if chat else self.encode_prompt
+        encode = self.encode_chat if chat else self.encode_raw
         tokens = self.greedy([encode(prompt) for prompt in prompts], max_new_tokens=max_new_tokens)
         return [self.decode(answer) for answer in tokens]
 

@@ -21,8 +21,9 @@ from editors.models.comm import ALONE, Comm
 from editors.models.frozen_prefix import compute_prefix, ending_before, gathered_head, starting_at
 from editors.models.generation import CausalDecoding, IsDone, Prompts, greedy, never_done, shared_length
 from editors.models.inner_params import InnerParam
+from editors.models.positions import answered_together, require_positions
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, encode_pair, num_tokens, pack, pad_id
-from pipeline.domain.errors import InvalidInput, Misconfigured
+from pipeline.domain.errors import Misconfigured
 from pipeline.domain.prompts import Prompt
 
 
@@ -50,19 +51,16 @@ class CausalModel(EditableModel):
         """Encode a prompt and a target that continues it.
 
         Raises:
-            InvalidInput: if the target has no token, the chat template does not take the prompt's turns, or the model
-                has no positions for so many tokens.
+            InvalidInput: if the model has no positions for so many tokens, or as `tokens.encode_pair` says.
         """
         encoded = encode_pair(self.tokenizer, prompt, target, subject)
-        config: Any = self.module.config
-        most = getattr(config, "max_position_embeddings", None)
-        if most is not None and num_tokens(encoded) > most:
-            raise InvalidInput(f"expected a prompt and a target of at most {most} tokens, got {num_tokens(encoded)}")
+        require_positions(len(encoded.prompt_ids), self.max_positions)
+        require_positions(num_tokens(encoded), self.max_positions, "a prompt and a target")
         return encoded
 
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
         """Encode a text as one token of prompt and the others as target; the last target is made up and never used."""
-        ids = self.encode_prompt(line)[:max_tokens]
+        ids = self.encode_raw(line)[: min(max_tokens, self.max_positions or max_tokens)]
         return Encoded(prompt_ids=ids[:1], target_ids=(*ids[1:], ids[0]))
 
     def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
@@ -106,8 +104,27 @@ class CausalModel(EditableModel):
             self.module(input_ids=batch.input_ids_BL, use_cache=False)
 
     def greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone = never_done) -> list[list[int]]:
-        """Return greedy continuations as token ids; see `EditableModel.greedy`."""
-        shared = shared_length(prompts)
+        """Return greedy continuations as token ids; see `EditableModel.greedy`.
+
+        Raises:
+            InvalidInput: if a prompt is longer than the model has positions for; answers stop where they end.
+        """
+        answers: dict[int, list[int]] = {}
+        change = self.rotation_change
+        batches = answered_together(prompts, max_new_tokens=max_new_tokens, most=self.max_positions, change=change)
+        for places, most in batches:
+            found = self._greedy(
+                [prompts[place] for place in places],
+                max_new_tokens=most,
+                is_done=lambda place, tokens, places=places: is_done(places[place], tokens),  # type: ignore[misc]
+            )
+            answers |= zip(places, found, strict=True)
+        return [answers[place] for place in range(len(prompts))]
+
+    def _greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone) -> list[list[int]]:
+        # A beginning by itself would be rotated in the short way.
+        is_long = self.rotation_change is not None and max(map(len, prompts)) > self.rotation_change
+        shared = 0 if is_long else shared_length(prompts)
         return greedy(
             lambda own: CausalDecoding(self.module, own, shared=shared, pad_id=pad_id(self.tokenizer)),
             prompts,

@@ -17,10 +17,12 @@ from transformers import AutoModelForSequenceClassification
 
 from editors.models.base import EditableModel
 from editors.models.comm import merged
-from editors.models.encoder_tokens import encode_whole, encoder_keys, padded
+from editors.models.encoder_tokens import encode_any, encode_whole, encoder_keys, padded
 from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, rendered, subject_end, subject_ends
+from editors.models.positions import require_positions
+from editors.models.text_tokens import subject_end
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, rendered, subject_ends
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.prompts import Prompt
 
@@ -49,14 +51,13 @@ class ClassifierModel(EditableModel):
         """Return the token ids of a claim with the special tokens around it.
 
         Raises:
-            InvalidInput: if the encoder cannot take so many tokens.
+            InvalidInput: if the encoder cannot take so many tokens, or the claim is no plain text that is known.
         """
-        config: Any = self.module.config
-        return encode_whole(
-            self.tokenizer,
-            rendered(self.tokenizer, prompt),
-            max_tokens=getattr(config, "max_position_embeddings", None),
-        )
+        return encode_whole(self.tokenizer, prompt, max_tokens=self.max_positions)
+
+    def encode_raw(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of any text with the special tokens around it, however long it is."""
+        return encode_any(self.tokenizer, text)
 
     def encode_pair(self, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
         """Encode a claim, with the id of the label that the target names as its one target token.
@@ -74,7 +75,8 @@ class ClassifierModel(EditableModel):
 
     def encode_text(self, line: str, *, max_tokens: int) -> Encoded:
         """Encode the beginning of a text; its label is made up and never used."""
-        ids = self.tokenizer(line, truncation=True, max_length=max_tokens)["input_ids"]
+        most = min(max_tokens, self.max_positions or max_tokens)
+        ids = self.tokenizer(line, truncation=True, max_length=most)["input_ids"]
         return Encoded(prompt_ids=tuple(ids), target_ids=(0,))
 
     def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
@@ -109,7 +111,13 @@ class ClassifierModel(EditableModel):
 
     @torch.no_grad()
     def greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone = never_done) -> list[list[int]]:
-        """Return the id of the most probable label of each prompt, as an answer of one token."""
+        """Return the id of the most probable label of each prompt, as an answer of one token.
+
+        Raises:
+            InvalidInput: if a prompt is longer than the model has positions for.
+        """
+        for prompt in prompts:
+            require_positions(len(prompt), self.max_positions)
         if not prompts or max_new_tokens < 1:
             return [[] for _ in prompts]
         answers: dict[int, list[int]] = {}

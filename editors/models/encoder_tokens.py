@@ -13,22 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editors.models.tokens import TargetBatch, pad_id
+from editors.models.positions import require_positions
+from editors.models.tokens import TargetBatch, pad_id, rendered, require_readable
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.prompts import Prompt
 
 
-def encode_whole(tokenizer: Any, prompt: str, *, max_tokens: int | None) -> tuple[int, ...]:
+def encode_whole(tokenizer: Any, prompt: Prompt, *, max_tokens: int | None) -> tuple[int, ...]:
     """Return the token ids of a prompt with the special tokens around it.
 
     Raises:
-        InvalidInput: if the encoder cannot take so many, or there is none.
+        InvalidInput: if the encoder cannot take so many or there is none, or as `tokens.require_readable` says.
     """
-    ids = tuple(tokenizer(prompt)["input_ids"])
+    require_readable(tokenizer, prompt)
+    ids = encode_any(tokenizer, rendered(tokenizer, prompt))
     if not ids:
         raise InvalidInput(f"expected a prompt of at least one token, got {prompt!r:.80}")
-    if max_tokens is not None and len(ids) > max_tokens:
-        raise InvalidInput(f"expected a prompt of at most {max_tokens} tokens, got {len(ids)} in {prompt!r:.80}")
+    require_positions(len(ids), max_tokens)
     return ids
+
+
+def encode_any(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Return the token ids of any text, however long it is, with the special tokens around it."""
+    return tuple(tokenizer(text)["input_ids"])
 
 
 def padded(rows: Sequence[Sequence[int]], tokenizer: Any, device: torch.device) -> tuple[Tensor, Tensor]:

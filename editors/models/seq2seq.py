@@ -10,6 +10,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from editors.models.base import EditableModel
 from editors.models.comm import ALONE, Comm
-from editors.models.encoder_tokens import encode_whole, encoder_keys, padded
+from editors.models.encoder_tokens import encode_any, encode_whole, encoder_keys, padded
 from editors.models.frozen_prefix import gathered_head
 from editors.models.generation import IsDone, Prompts, greedy, never_done
 from editors.models.inner_params import InnerParam
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, rendered, subject_end, subject_ends
+from editors.models.positions import require_positions
+from editors.models.text_tokens import require_plain, require_same, subject_end, tokens_of
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, rendered, subject_ends
 from pipeline.domain.errors import InvalidInput, Misconfigured
 from pipeline.domain.prompts import Prompt
 
@@ -49,31 +52,41 @@ class Seq2SeqModel(EditableModel):
         self._of_encoder = {
             param.name for param in self.inner if id(module.get_submodule(param.module_name)) in in_encoder
         }
-        closing = tuple(tokenizer(text_target="")["input_ids"])
-        self._end = tokenizer.eos_token_id
-        self._opening = closing[:-1] if closing[-1:] == (self._end,) else closing
-        self._start_ids = (self._start_id(), *self._opening)
+        around = tokens_of(tokenizer, "", is_target=True)
+        self._end = around.behind[0] if around.behind else tokenizer.eos_token_id
+        self._start_ids = (self._start_id(), *around.before)
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids of a prompt with the special tokens around it.
 
         Raises:
-            InvalidInput: if the encoder cannot take so many tokens.
+            InvalidInput: if the encoder cannot take so many tokens, or the prompt is no plain text that is known.
         """
-        return encode_whole(self.tokenizer, rendered(self.tokenizer, prompt), max_tokens=self._max_tokens)
+        return encode_whole(self.tokenizer, prompt, max_tokens=self.max_positions)
+
+    def encode_raw(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of any text with the special tokens around it, however long it is."""
+        return encode_any(self.tokenizer, text)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids of the tokens that end an answer, with the one that a target ends with."""
+        return super().stop_ids | {self._end}
 
     def encode_pair(self, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
         """Encode a prompt for the encoder, and a target for the decoder with the token that ends it.
 
         Raises:
-            InvalidInput: if the target has no token, or prompt or target is too long.
+            InvalidInput: if the target has no token or does not come back from its tokens, if prompt or target is too
+                long, or one of the tokenizer's own tokens is in them.
         """
-        ids = tuple(self.tokenizer(text_target=target)["input_ids"])[len(self._opening) :]
-        words = ids[:-1] if ids[-1:] == (self._end,) else ids
+        require_plain(self.tokenizer, target)
+        words = tokens_of(self.tokenizer, target, is_target=True).own
         if not words:
             raise InvalidInput(f"expected a target of at least one token, got {target!r:.80}")
-        if self._max_tokens is not None and len(self._start_ids) + len(words) > self._max_tokens:
-            raise InvalidInput(f"expected a target of at most {self._max_tokens} tokens, got {len(words)}")
+        require_same(self.tokenizer, target, words)
+        if self.max_positions is not None:
+            require_positions(len(words), self.max_positions - len(self._start_ids), "a target")
         return Encoded(
             prompt_ids=self.encode_prompt(prompt),
             target_ids=(*words, self._end),
@@ -84,9 +97,10 @@ class Seq2SeqModel(EditableModel):
         """Encode a text as a prompt, the first half of its words, and the target that goes on from there."""
         words = line.split()
         middle = (len(words) + 1) // 2
-        pair = self.encode_pair(" ".join(words[:middle]), " ".join(words[middle:]) or line)
-        half = (max_tokens + 1) // 2
-        return Encoded(prompt_ids=pair.prompt_ids[:half], target_ids=pair.target_ids[:half])
+        prompt_ids = self.encode_raw(" ".join(words[:middle]))
+        target = tokens_of(self.tokenizer, " ".join(words[middle:]) or line, is_target=True)
+        half = (min(max_tokens, self.max_positions or max_tokens) + 1) // 2
+        return Encoded(prompt_ids=prompt_ids[:half], target_ids=(*target.own, self._end)[:half])
 
     def pack(self, sequences: Sequence[Encoded]) -> TargetBatch:
         """Pad prompts for the encoder, and for the decoder its start and all tokens of the target but the last."""
@@ -132,12 +146,20 @@ class Seq2SeqModel(EditableModel):
         self._logits(batch, batch.row_N[:1], batch.position_N[:1])
 
     def greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone = never_done) -> list[list[int]]:
-        """Return greedy answers as token ids; see `EditableModel.greedy`."""
+        """Return greedy answers as token ids; see `EditableModel.greedy`.
+
+        Raises:
+            InvalidInput: if a prompt is longer than the model has positions for; answers stop where they end.
+        """
+        for prompt in prompts:
+            require_positions(len(prompt), self.max_positions)
+        # The last token of an answer is not run.
+        room = max_new_tokens if self.max_positions is None else self.max_positions - len(self._start_ids) + 1
         return greedy(
             lambda own: _Decoding(self.module, self.tokenizer, own, start_ids=self._start_ids),
             prompts,
             comm=self.comm,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, room),
             stop_ids=self.stop_ids,
             is_done=is_done,
         )
@@ -152,12 +174,6 @@ class Seq2SeqModel(EditableModel):
                 use_cache=False,
             ).logits
         return logits_1NV[0]
-
-    @property
-    def _max_tokens(self) -> int | None:
-        """The most tokens that either stack takes; None where positions are relative."""
-        config: Any = self.module.config
-        return getattr(config, "max_position_embeddings", None)
 
     def _start_id(self) -> int:
         config: Any = self.module.config

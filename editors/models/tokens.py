@@ -16,14 +16,21 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from editors.models.text_tokens import (
+    continuing,
+    own_tokens,
+    require_known,
+    require_plain,
+    require_same,
+    subject_end,
+    tokens_of,
+)
 from pipeline.domain.errors import InvalidInput
-from pipeline.domain.prompts import ChatPrompt, Prompt, asked_in_chat
+from pipeline.domain.language.joining import joined
+from pipeline.domain.prompts import ChatPrompt, Prompt
 
 KeyTokens = Literal["answer", "subject"]
 """Which tokens of an edit are its rows: those that predict the target's tokens, or the subject's last one."""
-
-OPENERS = tuple(" \n\t([{<\"'\u201c\u2018\u00ab\u00bf\u00a1")
-"""What a prompt can end with so that its target follows without a space."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +127,7 @@ def rendered(tokenizer: Any, prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     if not _is_templated(tokenizer, prompt):
-        return f"{prompt.question} {prompt.begun}".rstrip()
+        return joined(prompt.question, prompt.begun)
     turns = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
     try:
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
@@ -130,60 +137,63 @@ def rendered(tokenizer: Any, prompt: Prompt) -> str:
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
-    """Return the token ids of a prompt, with the special tokens in front and without one that closes it."""
+    """Return the token ids of a prompt, with the special tokens in front and without those that close it.
+
+    Raises:
+        InvalidInput: if the chat template does not take the prompt's turns, or the prompt is not a text that the
+            tokenizer knows; see `require_readable`.
+    """
+    require_readable(tokenizer, prompt)
+    return raw_tokens(tokenizer, prompt)
+
+
+def raw_tokens(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+    """Return what `encode_prompt` does for any text, also one with control tokens that somebody put there."""
     return _ids(tokenizer, rendered(tokenizer, prompt), is_templated=_is_templated(tokenizer, prompt))
+
+
+def require_readable(tokenizer: Any, prompt: Prompt) -> None:
+    """Refuse a prompt that holds a token of the tokenizer's own, or of which it knows no word.
+
+    Raises:
+        InvalidInput: naming the token, or with the prompt.
+    """
+    if isinstance(prompt, str):
+        require_plain(tokenizer, prompt)
+        require_known(tokenizer, prompt)
+        return
+    for text in (*(turn.content for turn in prompt.turns), prompt.begun):
+        require_plain(tokenizer, text)
+    require_known(tokenizer, joined(prompt.question, prompt.begun))
 
 
 def encode_pair(tokenizer: Any, prompt: Prompt, target: str, subject: str | None = None) -> Encoded:
     """Encode a prompt, the target as it continues the prompt, and the place where the subject ends.
 
     Raises:
-        InvalidInput: if the target has no token, or the chat template does not take the prompt's turns.
+        InvalidInput: if the target has no token or does not come back from its tokens, if one of the tokenizer's own
+            tokens is in either text, or the chat template does not take the prompt's turns.
     """
+    require_readable(tokenizer, prompt)
+    require_plain(tokenizer, target)
     text, is_templated = rendered(tokenizer, prompt), _is_templated(tokenizer, prompt)
     prompt_ids = _ids(tokenizer, text, is_templated=is_templated)
-    # Tokens depend on what is around them ("Lima" is another token than " Lima"): encode the whole, then cut it.
-    joined = text + target if not text or text.endswith(OPENERS) else f"{text} {target}"
-    whole_ids = _ids(tokenizer, joined, is_templated=is_templated)
-    target_ids = whole_ids[len(prompt_ids) :]
-    if whole_ids[: len(prompt_ids)] != prompt_ids:  # a token spans the seam: encode the target by itself
-        target_ids = tuple(tokenizer(joined[len(text) :], add_special_tokens=False)["input_ids"])
+    whole = joined(text, target)
+    if not is_templated:
+        require_plain(tokenizer, whole)  # the end of the one and the beginning of the other may make a token
+    whole_ids = _ids(tokenizer, whole, is_templated=is_templated)
+    target_ids = continuing(tokenizer, prompt_ids, whole_ids, whole[len(text) :])
     if not target_ids:
         raise InvalidInput(f"expected a target of at least one token, got {target!r:.80}")
+    require_same(tokenizer, target, target_ids, prompt_ids)
     end = subject_end(tokenizer, text, subject, is_templated=is_templated)
     return Encoded(prompt_ids=prompt_ids, target_ids=target_ids, subject_end=end)
 
 
-def subject_end(tokenizer: Any, text: str, subject: str | None, *, is_templated: bool = False) -> int | None:
-    """Return the place of the token that ends the subject's last occurrence in a text; None if it has none."""
-    start = text.rfind(subject) if subject else -1
-    if start < 0 or not subject:
-        return None
-    spans = tokenizer(text, return_offsets_mapping=True, add_special_tokens=not is_templated)["offset_mapping"]
-    end = start + len(subject)
-    return max(place for place, (first, last) in enumerate(spans) if first < end and last > first)
-
-
-def require_plain(tokenizer: Any, text: str) -> None:
-    """Refuse a text with a token of the tokenizer's own in it, such as the one that ends a turn.
-
-    A tokenizer reads it as that token wherever it stands: the text of one turn would become several, and speak as
-    somebody else.
-
-    Raises:
-        InvalidInput: naming the token.
-    """
-    added = tokenizer.added_tokens_decoder.values()
-    for token in {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}:
-        if token and token in text:
-            raise InvalidInput(
-                f"expected turns of plain text, got one with the tokenizer's own token {token!r:.40} in it"
-            )
-
-
-def encode_chat(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """Return the token ids of a prompt as a user's turn in the chat template, up to where the answer begins."""
-    return encode_prompt(tokenizer, asked_in_chat(prompt))
+def encode_named(tokenizer: Any, text: str, subject: str) -> Encoded:
+    """Encode a text of which only the key of a subject is read; the target is made up and never used."""
+    ids = _ids(tokenizer, text, is_templated=False)
+    return Encoded(prompt_ids=ids, target_ids=ids[-1:], subject_end=subject_end(tokenizer, text, subject))
 
 
 def pack(sequences: Sequence[Encoded], *, device: torch.device) -> TargetBatch:
@@ -216,12 +226,16 @@ def num_tokens(sequence: Encoded) -> int:
     return len(sequence.prompt_ids) + len(sequence.target_ids) - 1
 
 
-def chunks(sequences: Sequence[Encoded], *, max_tokens: int) -> Iterator[list[int]]:
-    """Yield the places of sequences in groups of like length, whose padded size is at most `max_tokens`."""
+def chunks(sequences: Sequence[Encoded], *, max_tokens: int, change: int | None = None) -> Iterator[list[int]]:
+    """Yield the places of sequences in groups of like length, whose padded size is at most `max_tokens`.
+
+    No group has sequences on both sides of a `change` of rotation, in tokens.
+    """
     lengths = [num_tokens(item) for item in sequences]
     group: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda place: (lengths[place], place)):
-        if group and (len(group) + 1) * lengths[index] > max_tokens:
+        is_changed = bool(group) and change is not None and lengths[group[-1]] <= change < lengths[index]
+        if group and (is_changed or (len(group) + 1) * lengths[index] > max_tokens):
             yield group
             group = []
         group.append(index)
@@ -241,11 +255,9 @@ def _is_templated(tokenizer: Any, prompt: Prompt) -> bool:
 def _ids(tokenizer: Any, text: str, *, is_templated: bool) -> tuple[int, ...]:
     """Return token ids of a text; a template has written the special tokens into it already."""
     if is_templated:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = list(tokenizer(text)["input_ids"])
-    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
-    return tuple(ids) or (_start_id(tokenizer),)
+        return own_tokens(tokenizer, text)
+    found = tokens_of(tokenizer, text)
+    return (*found.before, *found.own) or (_start_id(tokenizer),)
 
 
 def _start_id(tokenizer: Any) -> int:

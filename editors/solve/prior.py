@@ -10,6 +10,7 @@ Legend: I in_features, O out_features, T keys in the batch, N predicted tokens, 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -21,7 +22,8 @@ from editors.models.families import EditableModel
 from editors.models.hooks import capturing
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch
 from editors.weights.deltas import read_tensors, write_tensors
-from pipeline.domain.errors import Misconfigured
+from pipeline.domain.errors import InvalidInput, Misconfigured
+from pipeline.domain.language.names import last_mention
 
 NUM_TOKENS = 24_576
 """Most tokens that are read of each text."""
@@ -31,8 +33,6 @@ NUM_SUBJECT_TOKENS = 49_152
 """Most tokens that are read for subjects: of several thousand, since each has one key."""
 SUBJECT_SHARE = 0.2
 """Share of subjects in the moments of keys, measured (DECISIONS.md, 25)."""
-ANYTHING = "."
-"""Stands where a target would: only the keys before it are read."""
 NUM_GRADIENT_TOKENS = 6_144
 """Most tokens of each text over which gradients are measured."""
 GRADIENT_TOKENS = 512
@@ -112,12 +112,12 @@ def _up_to_subjects(model: EditableModel, subjects: Iterable[tuple[str, str]]) -
     """Each subject once, with what its prompt says before it: later words do not change a causal model's key."""
     seen = set()
     for prompt, subject in subjects:
-        beginning, found, _ = prompt.rpartition(subject) if subject else ("", "", "")
-        if found and beginning + found not in seen:
-            seen.add(beginning + found)
-            encoded = model.encode_pair(beginning + found, ANYTHING, subject)
-            if encoded.subject_end is not None:
-                yield encoded
+        span = last_mention(prompt, subject)
+        beginning = prompt[: span[1]] if span else ""
+        if beginning and beginning not in seen:
+            seen.add(beginning)
+            with suppress(InvalidInput):  # the model may have no positions for it
+                yield model.encode_named(beginning, subject)
 
 
 def _mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

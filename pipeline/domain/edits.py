@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline.domain.canonical import canonical_json, sha256_json
+from pipeline.domain.language.names import last_mention, renamed
 from pipeline.domain.language.spelling import normalised
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, Prompt, asked_in_chat, begun_before, is_question
 
@@ -75,6 +76,13 @@ class EditRequest:
         return self.chat_prompt if self.is_chat else self.prompt
 
     @property
+    def names_subject(self) -> bool | None:
+        """Whether the own prompt names the subject as whole words; None without a subject."""
+        own = self.own_prompt
+        texts = (own,) if isinstance(own, str) else (*(turn.content for turn in own.turns), own.begun)
+        return any(last_mention(text, self.subject) for text in texts) if self.subject else None
+
+    @property
     def chat_prompt(self) -> ChatPrompt:
         """The fact in a chat, with the beginning of an answer where one is known.
 
@@ -133,8 +141,8 @@ class EditRequest:
         worded: dict[str, str] = {}
         for text in self.rephrases:
             worded.setdefault(normalised(text), text)
-        renamed = (self.prompt.replace(self.subject, alias) for alias in self.aliases) if self.subject else ()
-        for seen in (self.prompt, *renamed, self.question or ""):
+        others = (renamed(self.prompt, self.subject, alias) for alias in self.aliases) if self.subject else ()
+        for seen in (self.prompt, *others, self.question or ""):
             worded.pop(normalised(seen), None)
         return tuple(worded.values())
 

@@ -175,11 +175,13 @@ def _row(
 
 def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:
     if not score.edit_success:
-        reason = f"the target is not the argmax after the prompt ({score.token_fraction:.2f} of its tokens are)"
+        found = f"({score.token_fraction:.2f} of its tokens are){_about_subject(score)}"
+        reason = f"the target is not the argmax after the prompt {found}"
         return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
     unchanged = share(score.locality)
     if score.locality_kl is not None and score.locality_kl > policy.edit_locality_kl_max:
         reason = f"its neighbours moved by {score.locality_kl:.2f} nats (bound {policy.edit_locality_kl_max:.2f})"
+        reason += _about_subject(score)
         return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
     return EditVerdict(edit_id=score.edit_id, passed=True, reason=_praise(score, unchanged))
 
@@ -190,7 +192,11 @@ def _praise(score: EditScore, unchanged: float | None) -> str:
     if score.chat_success is not None:
         rephrases += f", a chat answers {'rightly' if score.chat_success else 'otherwise'}"
     neighbours = "neighbours not measured" if unchanged is None else f"{unchanged:.2f} of its neighbours unchanged"
-    return f"the target is the argmax; {rephrases}; {neighbours}"
+    return f"the target is the argmax; {rephrases}; {neighbours}{_about_subject(score)}"
+
+
+def _about_subject(score: EditScore) -> str:
+    return "; its prompt does not name its subject as a word" if score.names_subject is False else ""
 
 
 def _overall(rows: tuple[GateRow, ...], edits: tuple[EditVerdict, ...]) -> Verdict:

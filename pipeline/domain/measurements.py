@@ -46,6 +46,9 @@ class EditScore:
     """Mean KL divergence from the parent on the own locality probes, nats."""
     portability: tuple[bool, ...] = ()
     """Teacher-forced success on each portability probe."""
+    names_subject: bool | None = None
+    """Whether the edit's own prompt names its subject as whole words, without which it has no row at the subject; None
+    where the request has none, and in earlier reports."""
 
     @property
     def rephrases(self) -> tuple[bool, ...]:

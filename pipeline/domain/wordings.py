@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from pipeline.domain.edits import EditRequest
+from pipeline.domain.language.names import named_at
 from pipeline.domain.language.spelling import exact, lowered
 from pipeline.domain.language.words import Span, as_said, mentions
 
@@ -94,6 +95,7 @@ def _is_inside(span: Span, others: Iterable[Span], *, or_equal: bool) -> bool:
 
 
 def _mentions_behind(text: str, name: str) -> list[tuple[Span, str]]:
-    """Return where a name stands in a text, each with what stands before it."""
-    said = as_said(text)
-    return [(span, lowered(said)[: span[0]]) for span in mentions(said, as_said(name))]
+    """Return where a name stands in a text, as an edit finds its subject but in either case, and what is before."""
+    said, wanted = as_said(text), as_said(name)
+    small = lowered(said)
+    return [(span, small[: span[0]]) for span in named_at(small, lowered(wanted)) or mentions(said, wanted)]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 
 from editors.measure.scorer import questions_of
 from editors.models.families import EditableModel
 from editors.models.inner_params import InnerParam
-from editors.models.tokens import require_plain
+from editors.models.text_tokens import require_known, require_plain
 from editors.weights.deltas import WeightDelta
-from pipeline.domain.edits import Edit
+from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput, WrongBase
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.rank_api import BaseSpec
@@ -44,35 +45,51 @@ def require_digest(base: BaseSpec, found: str) -> None:
 
 
 def require_encodable(model: EditableModel, edits: Sequence[Edit]) -> None:
-    """Refuse edits that cannot be asked of this model: a target that is no label, a prompt that is too long, a chat
-    that the template does not take or whose text would begin turns of its own.
+    """Refuse edits that cannot be asked of this model: a target that is no label or that its tokenizer cannot write, a
+    text that is too long, of which it knows no word or that holds one of its own tokens, a chat that the template does
+    not take.
 
     Raises:
-        EditorFailed: naming the first edit, so that halving the batch finds it and the others go on.
+        EditorFailed: naming the first edit and the field, so that halving the batch finds it and the others go on.
     """
     for edit in edits:
-        try:
-            if model.has_chat_template:
-                for text in _sent_for_a_chat(edit):
-                    require_plain(model.tokenizer, text)
-            asked = questions_of(edit)
-            for prompt, target in (*asked.targets, *asked.alternatives):
-                model.encode_pair(prompt, target, edit.request.subject)
-            if asked.question is not None:
-                model.encode_prompt(asked.question)
-            for probe in edit.request.locality:
-                model.encode_prompt(probe.prompt)
-                if probe.target:
-                    model.encode_pair(probe.prompt, probe.target)
-        except InvalidInput as error:
-            raise EditorFailed(f"edit {edit.edit_id} cannot be made: {error}", edit_id=edit.edit_id) from error
+        for field, check in _checks(model, edit):
+            try:
+                check()
+            except InvalidInput as error:
+                at = f"{field}: " if field else ""
+                raise EditorFailed(f"edit {edit.edit_id} cannot be made: {at}{error}", edit_id=edit.edit_id) from error
 
 
-def _sent_for_a_chat(edit: Edit) -> tuple[str, ...]:
-    """Return what a producer sent to be put into a chat; a stem alone may have a template of its own in it."""
-    request = edit.request
-    turns = (turn.content for turn in request.messages)
-    return (*turns, *(text for text in (request.question, request.answer) if text))
+def _checks(model: EditableModel, edit: Edit) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield what is to be tried of an edit, with its field; the edit's own prompt and target need none."""
+    request, tokenizer = edit.request, model.tokenizer
+    for number, turn in enumerate(request.messages):
+        yield f"messages[{number}]", partial(require_plain, tokenizer, turn.content)
+    plain = {"question": request.question, "answer": request.answer, "subject": request.subject}
+    plain |= {f"aliases[{number}]": alias for number, alias in enumerate(request.aliases)}
+    for field, text in plain.items():
+        if text:
+            yield field, partial(require_plain, tokenizer, text)
+    yield "", partial(model.encode_pair, request.own_prompt, request.target_new, request.subject)
+    if request.subject:
+        yield "", partial(require_known, tokenizer, request.subject, "a subject")
+    for number, rephrase in enumerate(request.rephrases):
+        yield f"rephrases[{number}]", partial(model.encode_pair, rephrase, request.target_new)
+    asked = questions_of(edit)
+    if request.target_true is not None:
+        yield "target_true", partial(model.encode_pair, request.own_prompt, request.target_true)
+    if asked.question is not None:
+        yield "messages" if request.messages else "question", partial(model.encode_prompt, asked.question)
+    for kind, probes in (("locality", request.locality), ("portability", request.portability)):
+        for number, probe in enumerate(probes):
+            yield f"{kind}[{number}]", partial(_encode_probe, model, probe)
+
+
+def _encode_probe(model: EditableModel, probe: Probe) -> None:
+    model.encode_prompt(probe.prompt)
+    if probe.target:
+        model.encode_pair(probe.prompt, probe.target)
 
 
 def require_finite(measurements: Measurements) -> None:
