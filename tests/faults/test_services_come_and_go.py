@@ -21,7 +21,6 @@ def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivingStack]:
 
 
 @pytest.mark.parametrize("victim", ["redis", "postgres", "mlflow", "kafka", "intake", "control-worker"])
-@pytest.mark.timeout(600)
 def test_everything_goes_on_by_itself_after_a_kill(victim: str, living: LivingStack) -> None:
     before = living.process(victim)
     num_before = len(living.acknowledged)
