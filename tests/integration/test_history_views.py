@@ -56,7 +56,7 @@ def test_an_edit_is_followed_from_the_queue_to_live(rig: StoreRig) -> None:
     rig.mirror.registered(snapshot.snapshot_id, version="7")
     approve(rig, snapshot)
     found = row(rig, edit_id)
-    assert (found["state"], found["registry_version"], found["approved_by"]) == ("live", "7", "cli:reviewer")
+    assert (found["state"], found["registry_version"], found["approved_by"]) == ("live", "7", "cli:reviewer (claimed)")
     assert (found["approval_is_claimed"], found["is_live"], found["left_seq"]) == (True, True, None)
     assert live(rig) == {"r1"}
 
@@ -118,7 +118,7 @@ def test_approving_a_snapshot_approves_what_it_is_built_on(rig: StoreRig) -> Non
     rig.correct("r2")
     approve(rig, rig.commit_batch(lease))
     first = row(rig, rig.edit_id("r1"))
-    assert (first["state"], first["snapshot_seq"], first["approved_by"]) == ("live", 1, "cli:reviewer")
+    assert (first["state"], first["snapshot_seq"], first["approved_by"]) == ("live", 1, "cli:reviewer (claimed)")
 
 
 def test_a_roll_back_shows_what_is_no_longer_live(rig: StoreRig) -> None:
@@ -149,7 +149,7 @@ def test_the_lineage_history_has_a_row_a_snapshot(rig: StoreRig) -> None:
         ("approved", False, True),
         ("candidate", True, False),
     ]
-    assert [row["approved_by"] for row in rows] == ["cli:reviewer", None]
+    assert [row["approved_by"] for row in rows] == ["cli:reviewer (claimed)", None]
     assert rows[0]["metrics"]["edit_success"] == 1.0
     assert rows[0]["digest"] == first.digest
 
