@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     batch_max_wait: Duration = Field(
         timedelta(seconds=2), description="A batch closes when its oldest edit waited this."
     )
-    max_attempts: int = Field(3, ge=1, description="Tries of an edit before it is dead.")
+    max_attempts: int = Field(3, ge=1, description="Failures of an edit by itself before it is dead.")
     batches_per_turn: int = Field(8, ge=1, description="Batches of a lineage before others of its base have a turn.")
     command_timeout: Duration = Field(
         timedelta(minutes=10), description="Limit of one command to the ranks, without waits for a processor."

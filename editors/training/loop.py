@@ -106,6 +106,7 @@ class TrainingRun:
         self._rates = [group["lr"] for group in groups]
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._optimizer = torch.optim.Adam(groups)
+        self._why_skipped = ""
 
     def run(self, state: TrainingState | None) -> Progress:
         """Train from a state, or from the beginning, until the steps or the patience are used up.
@@ -121,7 +122,8 @@ class TrainingRun:
             progress = self._stepped(progress)
             in_a_row = in_a_row + 1 if progress.num_skipped > skipped else 0
             if in_a_row == MAX_SKIPPED_IN_A_ROW:
-                raise EditorFailed(f"expected finite numbers, skipped {in_a_row} steps in a row up to {progress.step}")
+                skipped_steps = f"skipped {in_a_row} steps in a row up to {progress.step}"
+                raise EditorFailed(f"expected finite numbers, {skipped_steps}; the last: {self._why_skipped}")
             is_last = progress.step == self._settings.num_steps
             if is_last or progress.step % self._settings.validate_every == 0:
                 progress = self._validated(progress)
@@ -153,7 +155,9 @@ class TrainingRun:
         seconds = round(time.perf_counter() - began, 4)
         line: dict[str, Any] = {"step": step + 1, **figures, "edits": num_edits, "seconds": seconds}
         if self._folder:
-            self._folder.log(line | ({"gradient_norm": norm} if is_used else {"skipped": True}))
+            self._folder.log(
+                line | ({"gradient_norm": norm} if is_used else {"skipped": True, "why": self._why_skipped})
+            )
         if self._watcher:
             self._watcher.stepped(step + 1, num_edits, figures)
         return replace(
@@ -167,8 +171,10 @@ class TrainingRun:
         """Return the losses and the norm of their gradient, which is clipped; NaN for a step that has to be skipped."""
         try:
             losses = self._objective.episode(step, self._seed(step))
-        except EditorFailed:
+        except EditorFailed as error:
+            self._why_skipped = str(error)
             return None, math.nan
+        self._why_skipped = "the loss or its gradient is not finite"
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = float(clip_grad_norm_(self._parameters, self._settings.max_norm))
         is_finite = math.isfinite(float(losses.total.detach())) and math.isfinite(losses.parts.get(LOSS, 0.0))

@@ -183,7 +183,7 @@ class Edit:
     request: EditRequest
     """What was asked."""
     attempts: int = 0
-    """How often a batch has tried it so far."""
+    """How often it was tried by itself so far and came to no verdict."""
 
 
 def too_far_ahead(occurred_at: datetime, now: datetime, most: timedelta) -> str:
