@@ -127,7 +127,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(kind: str, tmp_p
 
 def test_a_run_of_nothing_but_skipped_steps_is_given_up(tmp_path: Path) -> None:
     objective = ToyObjective(broken_steps=tuple(range(1000)))
-    with pytest.raises(EditorFailed, match="in a row up to .*; the last: .*finite"):
+    with pytest.raises(EditorFailed, match=r"in a row up to .*; the last: .*finite"):
         train(tmp_path, objective=objective, settings=LoopSettings(num_steps=1000, validate_every=1000))
     assert len([line for line in TrainingFolder(tmp_path).logged() if "skipped" in line]) == MAX_SKIPPED_IN_A_ROW
 
