@@ -14,7 +14,7 @@ from pipeline.domain.gates import GatePolicy
 from pipeline.domain.rank_api import BaseSpec, EditorIdentity, EditorSettings
 from pipeline.domain.snapshots import Artifact
 
-_NAME = re.compile(r"[^/:?\s]{1,100}")
+_NAME = re.compile(r"[^/:?\\\s]{1,100}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +126,7 @@ def check_name(name: str) -> None:
             could not tell it from another, or if it is the name of the system's own audit chain.
     """
     if not _NAME.fullmatch(name):
-        raise _refused(name, "1 to 100 characters without '/', ':', '?' and blanks")
+        raise _refused(name, "1 to 100 characters without '/', '\\', ':', '?' and blanks")
     if not name.isprintable() or not unicodedata.is_normalized("NFC", name):
         raise _refused(name, "characters that can be seen, in Unicode's composed form")
     if "'" in name and '"' in name:

@@ -87,7 +87,7 @@ def test_a_snapshot_is_registered_once(registry: Registry, person: Person, linea
     assert tags["corrigenda.audit_head"] == "3:" + "a" * 64
 
 
-@pytest.mark.parametrize("odd", ["1.7b", "O'Brien's", 'the-"best"', "100%", "\u6771\u4eac", "a#b&c=d;e\\f@g[h]`i"])
+@pytest.mark.parametrize("odd", ["1.7b", "O'Brien's", 'the-"best"', "100%", "\u6771\u4eac", "a#b&c=d;e@g[h]`i"])
 def test_a_lineage_of_any_name_that_may_be_made_is_registered_and_found(
     registry: Registry, person: Person, lineage_name: str, tmp_path: Path, odd: str
 ) -> None:

@@ -26,6 +26,8 @@ from tests.support.factories import WIRE_REQUEST
         "a/b",
         "a:b",
         "a?b",
+        "a\\b",
+        "\\",
         "a b",
         "a\tb",
         "a\u00a0b",
