@@ -27,7 +27,17 @@ from pipeline.services.registry_ports import RegistryEntry
 
 FORMAT = 2
 """Version of the manifest; `editors/weights/serving.py` reads it."""
-REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy", "pydantic", "rfc8785")
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "pydantic",
+    "rfc8785",
+    "regex",
+    "icu4py",
+)
 """What loading a version needs, pinned to what is installed where it is registered."""
 SAID_WHEN_LOADING = {"base_ref": "", "device": "cpu", "package_digest": ""}
 """What a loader may say in `model_config`: MLflow drops every word that is not in here."""
