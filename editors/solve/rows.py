@@ -174,8 +174,9 @@ def _tensors(name: str, keys: Tensor | Packed, targets: Tensor | SharedTargets) 
     stored = {f"{name}.K": keys} if isinstance(keys, Tensor) else _packed(f"{name}.K", keys)
     if isinstance(targets, Tensor):
         return stored | {f"{name}.Y": targets}
-    shared = {"R": targets.asked_HO, "shift": targets.shift_T, "root": targets.root_T}
-    return stored | _packed(f"{name}.Z", targets.held) | {f"{name}.{part}": tensor for part, tensor in shared.items()}
+    held = {"Z": targets.held_TO, "scale": targets.scale_T}
+    asked = {"R": targets.asked_HO, "shift": targets.shift_T, "root": targets.root_T}
+    return stored | {f"{name}.{part}": tensor for part, tensor in (held | asked).items()}
 
 
 def _packed(name: str, packed: Packed) -> dict[str, Tensor]:
@@ -196,10 +197,10 @@ def _stored_targets(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | SharedT
     """The targets of a file by inner parameter."""
     found: dict[str, Tensor | SharedTargets] = {}
     for name in [key[:-2] for key in tensors if key.endswith(".R")]:
-        asked_HO = tensors[f"{name}.R"]
         found[name] = SharedTargets(
-            held=Packed(codes=tensors[f"{name}.Z.codes"], scales=tensors[f"{name}.Z.scales"], width=asked_HO.shape[1]),
-            asked_HO=asked_HO,
+            held_TO=tensors[f"{name}.Z"],
+            scale_T=tensors[f"{name}.scale"],
+            asked_HO=tensors[f"{name}.R"],
             shift_T=tensors[f"{name}.shift"],
             root_T=tensors[f"{name}.root"],
         )

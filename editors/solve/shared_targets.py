@@ -15,17 +15,19 @@ from torch import Tensor
 
 from editors.solve.packing import Packed
 
-KEY_BITS, HELD_BITS = 6, 8
-"""Bits of a number of a packed key, and of what the weights before an edit gave there. Keys are rounded before a solve,
-so nothing but a removal sees a difference: it is off by less than a hundredth of what other edits did at the keys."""
+KEY_BITS = 6
+"""Bits of a number of a packed key. Keys are rounded before a solve: an edit leaves by those by which it came."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedTargets:
     """Absolute targets of rows that share shifts: `Y = Z + P R`."""
 
-    held: Packed
-    """Z (T x O): what the weights before the edits gave at the keys."""
+    held_TO: Tensor
+    """Z (T x O): what the weights before the edits gave at the keys, in fp16 and units of `scale_T`. What of Z is
+    rounded away stays in the weights when an edit leaves: 2^-12 of it."""
+    scale_T: Tensor
+    """The largest number of each row of Z, fp32."""
     asked_HO: Tensor
     """R: the shift that was asked, fp32."""
     shift_T: Tensor
@@ -44,9 +46,11 @@ class SharedTargets:
         """
         num_shifts = spread_TH.shape[1]
         root_T = spread_TH.sum(dim=1)
+        scale_T = held_TO.abs().amax(dim=1).float()
         shift_T = spread_TH.argmax(dim=1) if num_shifts else torch.zeros(len(root_T), device=root_T.device)
         return cls(
-            held=Packed.of(held_TO, bits=HELD_BITS),
+            held_TO=(held_TO / scale_T.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).half().cpu(),
+            scale_T=scale_T.cpu(),
             asked_HO=asked_HO.float().cpu(),
             shift_T=shift_T.masked_fill(root_T == 0, -1).int().cpu(),
             root_T=root_T.float().cpu(),
@@ -58,7 +62,8 @@ class SharedTargets:
         firsts = accumulate((len(one.asked_HO) for one in parts), initial=0)
         shifts = [one.shift_T + first * (one.shift_T >= 0).int() for one, first in zip(parts, firsts, strict=False)]
         return cls(
-            held=Packed.joined([one.held for one in parts]),
+            held_TO=torch.cat([one.held_TO for one in parts]),
+            scale_T=torch.cat([one.scale_T for one in parts]),
             asked_HO=torch.cat([one.asked_HO for one in parts]),
             shift_T=torch.cat(shifts),
             root_T=torch.cat([one.root_T for one in parts]),
@@ -67,15 +72,16 @@ class SharedTargets:
     @property
     def shape(self) -> tuple[int, int]:
         """T and O."""
-        return self.held.shape
+        return len(self.held_TO), self.held_TO.shape[1]
 
     @property
     def nbytes(self) -> int:
         """Bytes that the targets take."""
-        return int(self.held.nbytes + self.asked_HO.nbytes + self.shift_T.nbytes + self.root_T.nbytes)
+        parts = (self.held_TO, self.scale_T, self.asked_HO, self.shift_T, self.root_T)
+        return sum(part.nbytes for part in parts)
 
     def __len__(self) -> int:
-        return len(self.held)
+        return len(self.held_TO)
 
     def __getitem__(self, places: slice | Tensor) -> Self:
         """Return the targets of some rows and the shifts that these ask for."""
@@ -91,11 +97,17 @@ class SharedTargets:
             asked_HO = self.asked_HO[used_H]
         else:
             shift_T, asked_HO = shift_T - first * (shift_T >= 0).int(), self.asked_HO[first:end]
-        return type(self)(held=self.held[places], asked_HO=asked_HO, shift_T=shift_T, root_T=self.root_T[places])
+        return type(self)(
+            held_TO=self.held_TO[places],
+            scale_T=self.scale_T[places],
+            asked_HO=asked_HO,
+            shift_T=shift_T,
+            root_T=self.root_T[places],
+        )
 
     def whole(self) -> Tensor:
         """Return Y, T x O, fp32, in memory of their own."""
-        targets_TO = self.held.whole()
+        targets_TO = self.held_TO.float() * self.scale_T[:, None]
         asking = (self.shift_T >= 0).nonzero()[:, 0]
         targets_TO[asking] += self.root_T[asking, None] * self.asked_HO[self.shift_T[asking].long()]
         return targets_TO

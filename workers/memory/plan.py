@@ -18,7 +18,7 @@ from editors.methods.options import add_base_options
 from editors.models.inner_params import InnerParam
 from editors.solve.blocks import BATCHES_PER_FILE
 from editors.solve.packing import packed_bytes
-from editors.solve.shared_targets import HELD_BITS, KEY_BITS
+from editors.solve.shared_targets import KEY_BITS
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
 from pipeline.domain.sizes import parse_size
 from workers.memory.base_shapes import BaseShapes, read_shapes
@@ -28,7 +28,7 @@ __all__ = ["MemoryLine", "MemoryPlan", "Work", "plan_memory"]
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "infra" / "deepspeed" / "zero3.json"
 OFFLOAD_CONFIG = DEFAULT_CONFIG.with_name("zero3-offload.json")
-FP32, FP64 = 4, 8
+FP16, FP32, FP64 = 2, 4, 8
 """Bytes of a number of this type."""
 PREFETCHED, LIVE = 50_000_000, 1_000_000_000
 """DeepSpeed's defaults of stage3_prefetch_bucket_size and stage3_max_live_parameters."""
@@ -44,8 +44,8 @@ LOGITS_COPIES = 3
 """fp32 copies of the logits at the peak of a backward pass, beside those in the model's dtype; measured."""
 ANSWERED_FRAMES = 6
 """Most frames of an edit whose answer tokens are rows: its prompt, a chat, two rephrases and two aliases."""
-SHARED_ROW = 8
-"""Bytes of a packed row beside its key and what was held there: the number of its shift, and its weight's root."""
+SHARED_ROW = 12
+"""Bytes of a packed row beside its key and what was held there: its shift, its weight's root, and a scale."""
 TARGET_TOKENS = 4
 """Tokens of a target, each an edit row where rows are answer tokens: about what a name takes."""
 FIGURE_TOKENS = 512
@@ -244,8 +244,7 @@ def _size(param: InnerParam) -> int:
 
 
 def _packed_row_bytes(param: InnerParam) -> int:
-    key, held = packed_bytes(param.in_features, bits=KEY_BITS), packed_bytes(param.out_features, bits=HELD_BITS)
-    return key + held + SHARED_ROW
+    return packed_bytes(param.in_features, bits=KEY_BITS) + param.out_features * FP16 + SHARED_ROW
 
 
 def _solve_bytes(params: Sequence[InnerParam]) -> int:

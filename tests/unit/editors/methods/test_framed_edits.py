@@ -23,9 +23,8 @@ from tests.support.ledger_parts import Rig, whole_shift
 from workers.memory.memory_plan import Work
 from workers.memory.plan import ANSWERED_FRAMES
 
-HELD = 1e-2
-"""Relative distance of weights from what packed rows define. Measured: .0055 at most, where two edits on a model of
-width 32 share half of their keys; 1e-5 before an edit has come on top of others."""
+HELD = 3e-4
+"""Relative distance of weights from what packed rows define, once an edit has come on top of others."""
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -152,7 +151,7 @@ def test_the_ledger_defines_the_weights_after_edits_in_frames_come_and_go_and_fr
     kept = [edited(rig, settings, framed_job(rig, [first, third]))]
     assert distance(rig) < 1e-5
     kept.append(edited(rig, settings, framed_job(rig, [second], removed=(first.edit_id,))))
-    # Of what was held at the keys before an edit, eight bits a number are stored.
+    # Of what was held at the keys before an edit, sixteen bits a number are stored.
     assert distance(rig) < HELD
     assert rig.ledger.edit_ids == (third.edit_id, second.edit_id)
     files = [
