@@ -294,7 +294,9 @@ def test_no_process_of_the_embedded_stack_is_told_the_owners_password_or_another
             self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, **_: Any
         ) -> ProcessStatus:
             told[name] = "\n".join([*argv, *(env or {}).values()])
-            return ProcessStatus(name=name, state=ProcessState.RUNNING, pid=0, port=None, log=tmp_path)
+            return ProcessStatus(
+                name=name, state=ProcessState.RUNNING, pid=0, port=None, log=tmp_path, restarts=0, restarted_at=None
+            )
 
     endpoints = local_stack.start([Service.POSTGRES])
     stack = Told(tmp_path)
