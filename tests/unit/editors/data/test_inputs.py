@@ -126,7 +126,7 @@ def test_a_suite_with_blanks_for_a_text_is_refused(name: str, value: object, tmp
 def test_lines_of_text_end_where_lines_of_json_do(tmp_path: Path) -> None:
     path = tmp_path / "prior.txt"
     path.write_bytes("\ufeffOne\u2028two\x85three\r\n\r\nfour\x0cfive".encode())
-    assert prior_lines(path) == ["One\u2028two\x85three", "", "four\x0cfive"]
+    assert prior_lines(path) == ["One\u2028two\x85three", "four\x0cfive"]
 
 
 def test_what_is_no_utf_8_is_named_by_its_line(tmp_path: Path) -> None:
