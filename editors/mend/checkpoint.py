@@ -20,6 +20,7 @@ from safetensors.torch import load as tensors_of
 
 from editors.data.atomic_files import write_atomically
 from editors.mend.transform import MendTransform, Statistics
+from editors.models.digest import names_base
 from editors.weights.deltas import tensor_bytes
 from pipeline.domain.canonical import canonical_json, sha256_bytes, sha256_json
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Misconfigured, WrongBase
@@ -163,7 +164,7 @@ class TrainedEditor:
         if expected_digest is not None and (found := _digest(files)) != expected_digest:
             raise IntegrityBroken(f"expected digest {expected_digest} of the editor of {paths[CARD]}, got {found}")
         card = _card(paths, files)
-        if expected_base is not None and card.base_digest != expected_base:
+        if expected_base is not None and not names_base(card.base_digest, expected_base):
             raise WrongBase(
                 f"expected an editor for the base {expected_base}, got one for {card.base_digest}: {paths[CARD]}"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from editors.models.digest import names_base
 from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.rank_api import BEFORE_FRAMES
 
@@ -29,7 +30,7 @@ def shipped_editor(base_digest: str, folder: Path | None = None) -> Path | None:
     """
     for card in sorted((folder or PRETRAINED).glob(f"*/{CARD}")):
         base, has_frames = _read(card)
-        if base == base_digest and has_frames:
+        if names_base(str(base), base_digest) and has_frames:
             return card.parent
     return None
 

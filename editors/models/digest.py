@@ -1,22 +1,29 @@
-"""The digest of a base model's folder: SHA-256 over its weights and its tokenizer. Needs no torch.
+"""The digest of a base model's folder: SHA-256 over everything that changes what it answers. Needs no torch.
 
 Tensors are taken in the order of their names, each with dtype, shape and bytes, so that neither the split into files
-nor the order inside them matters. `config.json` carries versions and paths that change with the library that wrote it,
-and is left out.
+nor the order inside them matters. Configurations are taken as values, in whatever order and layout they were written,
+without the versions and paths that change with the library that wrote them. Files of the tokenizer are taken as they
+are.
+
+Digests of before left configurations out. They are still known by (`BaseDigest.before`): a lineage or an editor that
+was made with one goes on.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.domain.canonical import sha256_blocks
-from pipeline.domain.errors import Misconfigured
+from pipeline.domain.canonical import sha256_blocks, sha256_json, sha256_text
+from pipeline.domain.errors import Misconfigured, WrongBase
+from pipeline.domain.rank_api import BaseSpec
 
 TOKENIZER_FILES = (
     "chat_template.jinja",
@@ -27,7 +34,41 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+CONFIGURATIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
+SAYS_NOTHING = frozenset(
+    {
+        "_attn_implementation", "_attn_implementation_autoset", "_from_model_config", "_name_or_path", "architectures",
+        "backend", "is_local", "local_files_only", "name_or_path", "processor_class", "special_tokens_map_file",
+        "tokenizer_file", "torchscript", "transformers_version", "use_cache",
+    }
+)  # fmt: skip
+"""Fields that change with the library and the folder, and leave every answer as it is."""
+EXACT_DIGITS = 15
+"""Longer integers, such as the greatest length of a tokenizer without one, have no canonical form and become text."""
 BLOCK_BYTES = 2**24
+
+
+class BaseDigest(str):
+    """The digest of a base, which is a plain text everywhere else, with the parts that it was made of."""
+
+    before: str
+    """SHA-256 over weights and tokenizer alone, as digests were made before."""
+    config: str
+    """SHA-256 over the configurations."""
+
+    @classmethod
+    def of(cls, *, before: str, config: str) -> BaseDigest:
+        """Return the digest that two parts make."""
+        made = cls(sha256_text(f"{before}\n{config}"))
+        made.before, made.config = before, config
+        return made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,13 +79,40 @@ class _Stored:
     described: str
 
 
-def base_digest(folder: Path) -> str:
+def base_digest(folder: Path) -> BaseDigest:
     """Return the digest of the model in a folder, lower-case hex.
 
     Raises:
         Misconfigured: if the folder holds no safetensors weights, or a damaged file.
     """
-    return sha256_blocks(_blocks(folder))
+    return BaseDigest.of(before=sha256_blocks(_blocks(folder)), config=sha256_json(_configurations(folder)))
+
+
+def names_base(recorded: str, found: str) -> bool:
+    """Return whether a recorded digest, perhaps one of before, is that of a base."""
+    return recorded in (found, getattr(found, "before", found))
+
+
+def require_base(base: BaseSpec, found: BaseDigest) -> None:
+    """Refuse a base that is another than the one that was named.
+
+    Of a lineage whose digest is one of before, the configurations are compared too, once they were recorded.
+
+    Raises:
+        WrongBase: with both digests.
+    """
+    if not names_base(base.digest, found):
+        raise WrongBase(f"expected a base model with the digest {base.digest}, got {found} in {base.ref}")
+    if base.digest != found and base.config_digest not in (None, found.config):
+        raise WrongBase(
+            f"expected configurations with the digest {base.config_digest} beside the weights, got {found.config} in "
+            f"{base.ref}"
+        )
+
+
+def config_to_record(base: BaseSpec, found: BaseDigest) -> str | None:
+    """Return the digest of configurations that is still to be recorded for a lineage whose digest is one of before."""
+    return found.config if base.digest != found and base.config_digest is None else None
 
 
 def _blocks(folder: Path) -> Iterator[bytes]:
@@ -62,6 +130,32 @@ def _blocks(folder: Path) -> Iterator[bytes]:
             content = path.read_bytes()
             yield f"{name}\n{len(content)}\n".encode()
             yield content
+
+
+def _configurations(folder: Path) -> dict[str, Any]:
+    paths = (folder / name for name in CONFIGURATIONS)
+    return {path.name: _telling(_read(path)) for path in paths if path.is_file()}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes(), parse_int=_exact, parse_constant=str)
+    except ValueError as error:
+        raise Misconfigured(f"expected JSON at {path}, got something else: {error}") from error
+
+
+def _exact(digits: str) -> int | str:
+    return int(digits) if len(digits) <= EXACT_DIGITS else digits
+
+
+def _telling(value: Any) -> Any:
+    """Return a configuration without the fields that say nothing; the dtype has had two names."""
+    if isinstance(value, list):
+        return [_telling(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    told = {"dtype" if name == "torch_dtype" else name: one for name, one in value.items() if name not in SAYS_NOTHING}
+    return {name: _telling(one) for name, one in told.items() if one is not None}
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, _Stored]]:

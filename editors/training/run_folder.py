@@ -20,6 +20,7 @@ from typing import Any
 
 from editors.data.atomic_files import recover_folder, replace_folder, write_atomically
 from editors.mend.checkpoint import TrainedEditor
+from editors.models.digest import names_base
 from editors.training.curve import draw_curve
 from editors.training.state import TrainingState
 from pipeline.domain.canonical import canonical_json
@@ -126,7 +127,7 @@ class TrainingFolder:
 def _check_same(path: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name in sorted({*was, *now} - {"command", "versions"}):
         old, new = was.get(name), now.get(name)
-        if old == new:
+        if old == new or (name == "base_digest" and names_base(str(old), new or "")):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             inner = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))

@@ -25,11 +25,10 @@ def main(file: str) -> int:
         plan = TypeAdapter(LoadPlan).validate_python(asked["plan"])
         model = load_snapshot(
             Path(plan.base.ref),
-            expected_digest=plan.base.digest,
+            base=plan.base,
             inner_param_names=plan.editor.inner_params,
             accumulator=plan.accumulator,
             deltas=plan.deltas,
-            task=plan.base.task,
         )
         answers = model.generate(prompts, chat=asked.get("chat", False), max_new_tokens=asked["max_new_tokens"])
     except CorrigendaError as error:

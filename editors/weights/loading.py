@@ -6,6 +6,7 @@ model = load_base(Path("models/smollm2"))
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -13,11 +14,11 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from editors.models.capacity import found_device
-from editors.models.digest import base_digest
+from editors.models.digest import base_digest, require_base
 from editors.models.families import EditableModel, family_of
 from editors.weights.deltas import PlainWeights, WeightDelta, load_accumulators
-from pipeline.domain.errors import Misconfigured, WrongBase
-from pipeline.domain.rank_api import FileRef
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.rank_api import BaseSpec, FileRef
 
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError,
@@ -53,22 +54,20 @@ def load_base(
 def load_snapshot(
     folder: Path,
     *,
-    expected_digest: str,
+    base: BaseSpec,
     inner_param_names: Sequence[str],
     accumulator: FileRef | None,
     deltas: Sequence[FileRef],
-    task: str = "causal",
     device: str = "cpu",
 ) -> EditableModel:
     """Load a base and apply accumulators and deltas; every file is checked before the model is loaded.
 
     Args:
         folder: folder of the base.
-        expected_digest: digest of the base.
+        base: what it has to be, and its task.
         inner_param_names: names of the edited weights.
         accumulator: file of the accumulated shifts to begin with, if there is one.
         deltas: files of the deltas above it, in order.
-        task: task of the base.
         device: the device that the model goes to.
 
     Raises:
@@ -78,10 +77,8 @@ def load_snapshot(
     """
     shifts = load_accumulators(Path(accumulator.path), accumulator.digest) if accumulator else {}
     changes = [WeightDelta.load(Path(delta.path), delta.digest) for delta in deltas]
-    found = base_digest(folder)
-    if found != expected_digest:
-        raise WrongBase(f"expected a base model with the digest {expected_digest}, got {found} in {folder}")
-    model = load_base(folder, inner_param_names, task=task, device=device)
+    require_base(replace(base, ref=str(folder)), base_digest(folder))
+    model = load_base(folder, inner_param_names, task=base.task, device=device)
     weights = PlainWeights(model.module, model.inner)
     if shifts:
         weights.set_accumulators(shifts)

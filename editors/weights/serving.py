@@ -15,7 +15,7 @@ from typing import Any, Self
 from editors.models.families import EditableModel
 from editors.weights.loading import load_snapshot
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
-from pipeline.domain.rank_api import FileRef
+from pipeline.domain.rank_api import BaseSpec, FileRef
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import DigestPath
 
@@ -59,11 +59,10 @@ class ServedModel:
         with scratch_folder("fetched") as fetched:
             model = load_snapshot(
                 base,
-                expected_digest=str(manifest["base"]["digest"]),
+                base=BaseSpec(**manifest["base"]),
                 inner_param_names=manifest["inner_params"],
                 accumulator=_file(named, folder, Path(fetched)) if named else None,
                 deltas=[_file(delta, folder, Path(fetched)) for delta in manifest["deltas"]],
-                task=str(manifest["base"]["task"]),
                 device=device,
             )
         return cls(model, digest=str(manifest["digest"]))

@@ -26,6 +26,7 @@ class AuditAction(StrEnum):
     """Everything that leaves a line in the history, as `subject:past_participle`."""
 
     lineage_created = "lineage:created"
+    lineage_base_bound = "lineage:base_bound"
     lineage_held = "lineage:held"
     lineage_resumed = "lineage:resumed"
     edit_received = "edit:received"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pipeline.domain.edits import Edit, Probe
@@ -109,9 +109,11 @@ class BaseSpec:
     ref: str
     """Folder of the model."""
     digest: str
-    """SHA-256 over its weights; another base has another."""
+    """SHA-256 over all that changes what it answers; another base has another."""
     task: str
     """`causal`, `seq2seq` or `classifier`."""
+    config_digest: str | None = field(default=None, compare=False)
+    """SHA-256 over its configurations, where `digest` is one of before and leaves them out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +175,8 @@ class Loaded:
     """Conflict keys of the facts that the lineage's suite asks for, sorted; none if the plan had no ledger."""
     guard_names: tuple[str, ...] = ()
     """Names that may be guards of edits, in lower case; none if the plan had no ledger."""
+    config_digest: str | None = None
+    """SHA-256 over the base's configurations, if it is still to be recorded for the lineage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

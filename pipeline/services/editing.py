@@ -222,7 +222,10 @@ class EditService:
             return held
         plan = self._snapshots.load_plan(settings.name, snapshot_id=parent_id)
         ledger = self._snapshots.ledger_plan(settings.name, snapshot_id=parent_id)
-        return self._group.load(replace(plan, ledger=ledger), epoch=epoch)
+        loaded = self._group.load(replace(plan, ledger=ledger), epoch=epoch)
+        if loaded.config_digest is not None:
+            self._lineages.bind_base(settings.name, loaded.config_digest)
+        return loaded
 
     def _attempt(
         self, on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str], keeper: LeaseKeeper

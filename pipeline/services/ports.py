@@ -65,6 +65,9 @@ class LineageStore(Protocol):
     def hold(self, name: str, *, reason: str, actor: str) -> None:
         """Let no batch start until a person resumes; a second hold keeps the first reason."""
 
+    def bind_base(self, name: str, config_digest: str) -> None:
+        """Record the configurations of a base whose digest leaves them out, once (audit `lineage:base_bound`)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewSnapshot:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.adapters.logins import Login
+from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.domain.errors import IntegrityBroken, InvalidInput, LeaseLost, UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import TrainedArtifacts
 from pipeline.domain.rank_api import EditorIdentity, FileRef
@@ -284,3 +286,12 @@ def test_a_snapshot_of_another_lineage_is_not_loaded(rig: StoreRig) -> None:
         rig.snapshots.ledger_plan(LINEAGE, snapshot_id="not-a-uuid")
     with pytest.raises(UnknownRecord):
         rig.snapshots.report("nonsense")
+
+
+def test_the_configurations_of_a_base_of_before_are_recorded_once_with_one_line(rig: StoreRig) -> None:
+    for config_digest in ("1" * 64, "2" * 64):
+        SqlLineageStore(rig.engines[Login.editor]).bind_base(LINEAGE, config_digest)
+    found = rig.lineage()
+    assert found.settings.base.config_digest == "1" * 64
+    assert rig.snapshots.load_plan(LINEAGE, snapshot_id=None).base.config_digest == "1" * 64
+    assert rig.actions(found.lineage_id).count("lineage:base_bound") == 1

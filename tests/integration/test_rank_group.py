@@ -294,11 +294,10 @@ def check_export(group: RankGroup, plan: LoadPlan, folder: Path, *, tolerance: f
     assert exported.digest == base_digest(folder / "model")
     model = load_snapshot(
         Path(plan.base.ref),
-        expected_digest=plan.base.digest,
+        base=plan.base,
         inner_param_names=plan.editor.inner_params,
         accumulator=None,
         deltas=snapshot.deltas,
-        task=plan.base.task,
     )
     written = load_base(folder / "model", task=plan.base.task)
     expected, found = model.module.state_dict(), written.module.state_dict()

@@ -17,7 +17,7 @@ from editors.methods.base import Editor
 from editors.methods.guards import Guards
 from editors.methods.select import editor_for
 from editors.models.comm import Comm, agreed, own_share
-from editors.models.digest import base_digest
+from editors.models.digest import BaseDigest, base_digest, config_to_record, require_base
 from editors.models.families import editable
 from editors.models.inner_params import inner_params
 from editors.solve.ledger import Ledger
@@ -30,7 +30,7 @@ from workers.rank.exporting import described, export_model, require_free
 from workers.rank.held_snapshot import Editing, HeldSnapshot
 from workers.rank.sharded_model import ShardedModel, load_sharded
 from workers.rank.sharded_weights import ShardedWeights
-from workers.rank.validation import require_digest, require_fit
+from workers.rank.validation import require_fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +56,7 @@ class HeldModel:
     def __init__(self, *, config_path: Path | None, comm: Comm) -> None:
         self._config_path, self._comm = config_path, comm
         self._sharded: ShardedModel | None = None
+        self._digest = BaseDigest()
         self._snapshot: HeldSnapshot | None = None
         self._is_whole = False  # a load that failed half way leaves weights of no snapshot
 
@@ -105,7 +106,8 @@ class HeldModel:
         for delta in deltas:
             held.weights.apply(delta)
         self._is_whole = True
-        return Loaded(suite_keys=held.suite_keys, guard_names=held.guard_names)
+        config_digest = config_to_record(plan.base, self._digest)
+        return Loaded(suite_keys=held.suite_keys, guard_names=held.guard_names, config_digest=config_digest)
 
     def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles | None:
         """Hold a tried candidate from now on; rank 0 writes its files."""
@@ -140,8 +142,9 @@ class HeldModel:
             with ThreadPoolExecutor(1) as side:
                 found = side.submit(base_digest, Path(base.ref))
                 sharded = load_sharded(base, config_path=self._config_path)
-            agreed(comm, lambda: require_digest(base, found.result()))
-            self._sharded = sharded
+            agreed(comm, lambda: require_base(base, found.result()))
+            self._sharded, self._digest = sharded, found.result()
+        require_base(base, self._digest)
         if self._sharded.base != base:
             raise WrongBase(f"expected a group that holds base {base.digest}, got one of {self._sharded.base.digest}")
         return self._sharded
@@ -177,7 +180,7 @@ class HeldModel:
             return known.editing.editor
         if wanted.trained is None:
             return editor_for(plan.editor)
-        trained = TrainedEditor.of_files(wanted.trained, plan.base.digest, plan.editor.transform)
+        trained = TrainedEditor.of_files(wanted.trained, self._digest, plan.editor.transform)
         return editor_for(plan.editor, trained.transform.to(next(sharded.module.parameters()).device))
 
     def _opened(self, plan: LoadPlan, sharded: ShardedModel, files: LedgerFiles | None) -> HeldSnapshot:

@@ -13,9 +13,8 @@ from editors.models.inner_params import InnerParam
 from editors.models.text_tokens import require_known, require_plain
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.edits import Edit, Probe
-from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput, WrongBase
+from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
-from pipeline.domain.rank_api import BaseSpec
 
 
 def require_fit(params: Sequence[InnerParam], delta: WeightDelta, path: str) -> None:
@@ -32,16 +31,6 @@ def require_fit(params: Sequence[InnerParam], delta: WeightDelta, path: str) -> 
             f"expected a delta of the lineage's inner parameters in {path}, got {found.get(name, 'none')} for {name}, "
             f"which is {expected.get(name, 'none of them')}: a delta of another base"
         )
-
-
-def require_digest(base: BaseSpec, found: str) -> None:
-    """Refuse a base that is another than the one that was named.
-
-    Raises:
-        WrongBase: with both digests.
-    """
-    if found != base.digest:
-        raise WrongBase(f"expected base digest {base.digest} in {base.ref}, got {found}")
 
 
 def require_encodable(model: EditableModel, edits: Sequence[Edit]) -> None:

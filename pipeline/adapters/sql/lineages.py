@@ -27,6 +27,8 @@ ROLLED_BACK = "rolled back to "
 """How the reason of the hold that a roll back puts on a lineage begins."""
 PARAMS = ("inner_params", "subject_params")
 """Settings of an editor that are lists of names."""
+BASE_READER = "edit-worker"
+"""The process whose ranks read a base, and so say what its configurations are."""
 TRAINED = "trained"
 """Where the column `editor` holds, beside the settings, which files a trained editor is made of."""
 
@@ -149,6 +151,27 @@ class SqlLineageStore:
                 payload={"approval_rule": rule.value, "was": on.approval_rule},
             )
 
+    def bind_base(self, name: str, config_digest: str) -> None:
+        """Record the digest of a base's configurations and audit it, once: the first one that is recorded stays.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, name)
+            is_unbound = (lineages.c.lineage_id == on.lineage_id) & lineages.c.base_config_digest.is_(None)
+            change = update(lineages).where(is_unbound).values(base_config_digest=config_digest)
+            if connection.execute(change).rowcount == 0:
+                return
+            append(
+                connection,
+                chain=name,
+                actor=BASE_READER,
+                action=AuditAction.lineage_base_bound,
+                subject=on.lineage_id,
+                payload={"base_digest": on.base_digest, "config_digest": config_digest},
+            )
+
     @staticmethod
     def _set_hold(connection: Connection, lineage_id: str, reason: str | None) -> str:
         change = update(lineages).where(lineages.c.lineage_id == lineage_id).values(hold=reason)
@@ -194,7 +217,7 @@ def _one(connection: Connection, name: str) -> Lineage:
 def _lineage(row: Row[Any]) -> Lineage:
     settings = NewLineage(
         name=row.name,
-        base=BaseSpec(ref=row.base_ref, digest=row.base_digest, task=row.task),
+        base=BaseSpec(ref=row.base_ref, digest=row.base_digest, task=row.task, config_digest=row.base_config_digest),
         editor=EditorSettings.from_stored(row.editor),
         policy=GatePolicy(**row.policy),
         prior=artifact_of(row.prior),

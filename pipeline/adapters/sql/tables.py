@@ -86,6 +86,7 @@ lineages = Table(
     Column("task", Text, nullable=False),
     Column("base_ref", Text, nullable=False),
     Column("base_digest", Text, nullable=False),
+    Column("base_config_digest", Text),
     Column("editor", JSONB, nullable=False),
     Column("editor_digest", Text, nullable=False),
     Column("policy", JSONB, nullable=False),
