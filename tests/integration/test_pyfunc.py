@@ -260,6 +260,22 @@ def test_a_change_of_a_file_that_versions_share_is_found(
     registry.check_package(lineage_name, version, package_of(made))
 
 
+def test_a_version_that_is_made_again_puts_shared_files_right(
+    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, tmp_path: Path
+) -> None:
+    of = lineage(lineage_name)
+    deltas = tuple(entry(of, tmp_path, seq=seq).plan.deltas[0] for seq in (1, 2))
+    made = entry(of, tmp_path, seq=2, deltas=deltas)
+    registry = MlflowRegistry(mlflow_uri)
+    assert registered(registry, made) == "1"
+    (held,) = (local_stack.root / "mlflow").rglob(f"{deltas[0].digest}.safetensors")
+    held.write_bytes(bytes(len(held.read_bytes())))
+    forgotten = replace(made, snapshot=replace(made.snapshot, package_digest=None))
+    digests: list[str] = []
+    assert registry.register(forgotten, seal=digests.append) == "2"
+    registry.check_package(lineage_name, "2", digests[-1])
+
+
 def test_the_digest_of_a_version_is_what_sha256sum_says(
     mlflow_uri: str, local_stack: LocalStack, lineage_name: str, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.adapters.mlflow.errors import bound_requests, is_code, log_in, translated
-from pipeline.adapters.mlflow.registry import AUDIT_TAG, SYSTEM_AUDIT_TAG, quoted
+from pipeline.adapters.mlflow.tags import AUDIT_TAG, SYSTEM_AUDIT_TAG, quoted
 from pipeline.domain.audit import AnchoredVersion, parse_anchor
 
 PAGE = 500

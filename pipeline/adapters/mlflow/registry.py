@@ -6,9 +6,8 @@ MLflow is imported at the first call, because that takes seconds.
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -19,35 +18,38 @@ from pipeline.adapters.mlflow.errors import bound_requests, is_code, log_in, tra
 from pipeline.adapters.mlflow.fetching import check_files
 from pipeline.adapters.mlflow.package import shared_files, write_model
 from pipeline.adapters.mlflow.shared_files import keep_files
+from pipeline.adapters.mlflow.tags import (
+    ACTOR_TAG,
+    ANSWERED_TAG,
+    ASKED_BY_TAG,
+    AUTHENTICATED_TAG,
+    DIGEST_TAG,
+    DUPLICATE_TAG,
+    NOTE_TAG,
+    OUTCOME_TAG,
+    PACKAGE_TAG,
+    REASON_TAG,
+    REQUEST_TAG,
+    SNAPSHOT_TAG,
+    is_of_before,
+    is_sealed,
+    logged_name,
+    model_id_of,
+    quoted,
+    request_of,
+    tags_of,
+    version_of,
+)
 from pipeline.domain.approvals import CLAIMED
-from pipeline.domain.audit import Anchor
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.packages import package_digest
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
 
-SNAPSHOT_TAG = "corrigenda.snapshot_id"
-DIGEST_TAG = "corrigenda.digest"
-PACKAGE_TAG = "corrigenda.package_digest"
-EDITOR_TAG = "corrigenda.editor"
-EDITOR_DIGEST_TAG = "corrigenda.editor_digest"
-AUDIT_TAG = "corrigenda.audit_head"
-SYSTEM_AUDIT_TAG = "corrigenda.system_audit_head"
-"""Anchors of the lineage's chain and of the chain `system`; `corrigenda audit verify` reads them."""
-DUPLICATE_TAG = "corrigenda.duplicate_of"
-REQUEST_TAG = "approval"
-ACTOR_TAG = "approval.actor"
-AUTHENTICATED_TAG = "approval.authenticated"
-REASON_TAG = "approval.reason"
-OUTCOME_TAG = "approval.outcome"
-ANSWERED_TAG = "approval.answered_at"
-ASKED_BY_TAG = "approval.asked_by"
-NOTE_TAG = "corrigenda.note"
 DECISION_ALIASES = ("approved", "rejected")
 CHAMPION = "champion"
 MAX_TAG_CHARS = 1_000
-MODEL_SCHEME = "models:/"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
 
@@ -85,8 +87,8 @@ class MlflowRegistry:
         wanted = f"tags.`{SNAPSHOT_TAG}` = '{snapshot.snapshot_id}'"
         with translated(f"register snapshot {snapshot.snapshot_id}"):
             sealed, found = snapshot.package_digest, self._versions(name, wanted)
-            if not any(map(_is_sealed(sealed), found)) and not _is_of_before(snapshot, found):
-                sealed = self._create(entry, seal)
+            if not any(map(is_sealed(sealed), found)) and not is_of_before(snapshot, found):
+                sealed = self._create(entry, seal, is_again=bool(found))
                 found = self._versions(name, wanted)
             return self._canonical(name, snapshot, found, sealed)
 
@@ -95,19 +97,13 @@ class MlflowRegistry:
         with translated(f"look for {lineage} version {version}"):
             try:
                 found = self._client.get_model_version(lineage, version)
-                if model_id := _model_id(found):
+                if model_id := model_id_of(found):
                     self._client.get_logged_model(model_id)
             except Exception as error:
                 if is_code(error, *_MISSING):
                     return None
                 raise
-            tags = found.tags
-            return RegisteredVersion(
-                version=str(found.version),
-                snapshot_id=tags.get(SNAPSHOT_TAG, ""),
-                digest=tags.get(DIGEST_TAG, ""),
-                package_digest=tags.get(PACKAGE_TAG, ""),
-            )
+            return version_of(found)
 
     def check_package(self, lineage: str, version: str, expected: str) -> None:
         """Fetch the files of a version, and those that they name, and check them; nothing of them is run.
@@ -124,14 +120,16 @@ class MlflowRegistry:
     def requests(self, lineage: str) -> tuple[RegistryRequest, ...]:
         """Return the versions on which somebody asks for a decision that is not answered yet."""
         with translated(f"read the requests of {lineage}"):
-            aliases = self._aliases(lineage)
-            asked = [
-                self._request(self._client.get_model_version(lineage, aliases[alias]), decision=alias, by_alias=True)
+            aliases, tells = self._aliases(lineage), self._tells_actor
+            by_alias = {
+                alias: self._client.get_model_version(lineage, aliases[alias])
                 for alias in DECISION_ALIASES
                 if alias in aliases
-            ]
-            tagged = self._versions(lineage, f"tags.`{REQUEST_TAG}` LIKE '%'") if aliases is not None else []
-            asked += [self._request(v, decision=v.tags[REQUEST_TAG].strip().casefold(), by_alias=False) for v in tagged]
+            }
+            asked = [request_of(v, decision=alias, by_alias=True, tells=tells) for alias, v in by_alias.items()]
+            for version in self._versions(lineage, f"tags.`{REQUEST_TAG}` LIKE '%'"):
+                decision = version.tags[REQUEST_TAG].strip().casefold()
+                asked.append(request_of(version, decision=decision, by_alias=False, tells=tells))
             return tuple(asked)
 
     def answer(self, lineage: str, request: RegistryRequest, *, outcome: str) -> None:
@@ -178,19 +176,6 @@ class MlflowRegistry:
                 if not is_code(error, *_MISSING):
                     raise
 
-    def _request(self, version: Any, *, decision: str, by_alias: bool) -> RegistryRequest:
-        tags = version.tags
-        return RegistryRequest(
-            version=str(version.version),
-            snapshot_id=tags.get(SNAPSHOT_TAG, ""),
-            digest=tags.get(DIGEST_TAG, ""),
-            decision=decision,
-            actor=tags.get(ACTOR_TAG, "").strip() or None,
-            authenticated=_sender(tags, decision=decision, by_alias=by_alias) if self._tells_actor else None,
-            reason=tags.get(REASON_TAG, "").strip(),
-            by_alias=by_alias,
-        )
-
     @cached_property
     def _client(self) -> Any:
         bound_requests()
@@ -199,14 +184,14 @@ class MlflowRegistry:
 
         return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
 
-    def _create(self, entry: RegistryEntry, seal: Seal) -> str:
+    def _create(self, entry: RegistryEntry, seal: Seal, *, is_again: bool) -> str:
         name, client = entry.lineage.settings.name, self._client
-        tags = _tags(entry)
+        tags = tags_of(entry)
         experiment_id = self._experiment(name)
         self._ensure_model(name)
         accumulator = entry.plan.accumulator
         group = accumulator.digest[:16] if accumulator else "base"  # an accumulator and the deltas on top: at most 32
-        uris = keep_files(client, experiment_id, group, shared_files(entry.plan))
+        uris = keep_files(client, experiment_id, group, shared_files(entry.plan), is_again=is_again)
         label = f"{name}-{entry.snapshot.seq:04d}"
         run_id = client.create_run(experiment_id, run_name=label, tags=tags).info.run_id
         model_id = client.create_logged_model(
@@ -276,7 +261,7 @@ class MlflowRegistry:
                 raise
 
     def _canonical(self, name: str, snapshot: Snapshot, found: Sequence[Any], sealed: str | None) -> str:
-        first = next(filter(_is_sealed(sealed), found), None)
+        first = next(filter(is_sealed(sealed), found), None)
         if first is None:
             raise Misconfigured(f"expected the version just made for snapshot {snapshot.snapshot_id}, found none")
         others = [version for version in found if version is not first]
@@ -319,64 +304,3 @@ class MlflowRegistry:
         except Exception as error:
             if not is_code(error, *_MISSING):
                 raise
-
-
-def _is_sealed(package_digest: str | None) -> Callable[[Any], bool]:
-    """Return what tells versions whose files have this digest, which Corrigenda has recorded before it sent them."""
-    return lambda version: version.tags.get(PACKAGE_TAG) == package_digest
-
-
-def _is_of_before(snapshot: Snapshot, found: Sequence[Any]) -> bool:
-    """Return whether the snapshot has a version from before digests of files were kept; it stays as it is."""
-    return snapshot.registry_version is not None and any(map(_is_sealed(None), found))
-
-
-def _model_id(version: Any) -> str | None:
-    """Return the id of the logged model that a version points to; versions of before that have none."""
-    source = str(version.source)
-    return source.removeprefix(MODEL_SCHEME) if source.startswith(MODEL_SCHEME) else None
-
-
-def _tags(entry: RegistryEntry) -> dict[str, str]:
-    snapshot = entry.snapshot
-    editor = entry.lineage.settings.editor_identity
-    return {
-        SNAPSHOT_TAG: snapshot.snapshot_id,
-        "corrigenda.parent_id": snapshot.parent_id or "",
-        "corrigenda.seq": str(snapshot.seq),
-        DIGEST_TAG: snapshot.digest,
-        "corrigenda.base_digest": entry.plan.base.digest,
-        "corrigenda.delta_digest": snapshot.delta.digest,
-        EDITOR_TAG: editor.transform,
-        EDITOR_DIGEST_TAG: editor.digest or "",
-        "corrigenda.gate_verdict": str(entry.report.get("verdict", "")),
-        AUDIT_TAG: _anchor(entry.audit_head),
-        SYSTEM_AUDIT_TAG: _anchor(entry.system_audit_head),
-    }
-
-
-def _anchor(head: tuple[int, str]) -> str:
-    seq, digest = head
-    return str(Anchor(seq=seq, hash=digest))
-
-
-def _sender(tags: Mapping[str, str], *, decision: str, by_alias: bool) -> str | None:
-    """Return the user who has asked for exactly this, as the server wrote it down; None where it did not."""
-    try:
-        noted = json.loads(tags.get(AUTHENTICATED_TAG, "null"))
-    except ValueError:
-        return None
-    asked = {"decision": decision, "by_alias": by_alias}
-    is_of_this = isinstance(noted, dict) and noted.items() >= asked.items()
-    return str(noted["name"]) if is_of_this else None
-
-
-def logged_name(label: str) -> str:
-    """Return a label as a logged model may have it: MLflow takes fewer characters there than in a registered name."""
-    return re.sub("[./:%'\"]", "_", label)
-
-
-def quoted(name: str) -> str:
-    """Return a name as MLflow's filters read it."""
-    quote = '"' if "'" in name else "'"
-    return f"{quote}{name}{quote}"

@@ -20,7 +20,9 @@ SHARED_TAG = "corrigenda.shared_files"
 FOLDER = "files"
 
 
-def keep_files(client: Any, experiment_id: str, group: str, files: Sequence[FileRef]) -> Mapping[str, str]:
+def keep_files(
+    client: Any, experiment_id: str, group: str, files: Sequence[FileRef], *, is_again: bool = False
+) -> Mapping[str, str]:
     """Upload those files that are not there yet; return digest -> URI of each.
 
     May be repeated after a kill at any point: a file counts as uploaded when one of its name and size is there.
@@ -30,6 +32,8 @@ def keep_files(client: Any, experiment_id: str, group: str, files: Sequence[File
         experiment_id: the experiment of the lineage.
         group: folder inside the run; short groups keep the listing short.
         files: what to keep.
+        is_again: whether a version with these files is there already and cannot be used: then what is there is read,
+            and put right where it is not what it was.
 
     Raises:
         IntegrityBroken: if a file does not have its digest.
@@ -41,7 +45,8 @@ def keep_files(client: Any, experiment_id: str, group: str, files: Sequence[File
     uris = {}
     for file in files:
         name = f"{file.digest}{Path(file.path).suffix}"
-        if there.get(f"{folder}/{name}") != Path(file.path).stat().st_size:
+        is_there = there.get(f"{folder}/{name}") == Path(file.path).stat().st_size
+        if not is_there or (is_again and _digest_of(client, run_id, f"{folder}/{name}") != file.digest):
             _upload(client, run_id, folder, name, file)
         uris[file.digest] = f"runs:/{run_id}/{folder}/{name}"
     return uris
@@ -56,6 +61,11 @@ def _run(client: Any, experiment_id: str) -> str:
     run_id = str(client.create_run(experiment_id, run_name="shared files", tags={SHARED_TAG: "true"}).info.run_id)
     client.update_run(run_id, status="FINISHED")
     return run_id
+
+
+def _digest_of(client: Any, run_id: str, path: str) -> str:
+    with scratch_folder("check") as folder:
+        return sha256_file(Path(client.download_artifacts(run_id, path, str(folder))))
 
 
 def _upload(client: Any, run_id: str, folder: str, name: str, file: FileRef) -> None:

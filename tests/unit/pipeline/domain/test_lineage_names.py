@@ -11,7 +11,7 @@ from mlflow.store.artifact.utils.models import _parse_model_uri
 from mlflow.utils.search_utils import SearchModelVersionUtils
 from mlflow.utils.validation import _validate_experiment_name, _validate_logged_model_name, _validate_model_name
 
-from pipeline.adapters.mlflow.registry import logged_name, quoted
+from pipeline.adapters.mlflow.tags import logged_name, quoted
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.lineages import check_name
 from pipeline.domain.wire import parse_object
