@@ -105,8 +105,8 @@ def _content(path: Path) -> bytes:
 def prior_lines(path: Path) -> list[str]:
     """Return the lines that a prior is measured over.
 
-    Of a text these are its lines that are not blank. Of a file of edits (.json, .jsonl) they are each edit's prompt and its neighbours
-    with their answers: nothing of what the edit changes.
+    Of a text these are its lines that are not blank. Of a file of edits (.json, .jsonl) they are each edit's prompt and
+    its neighbours with their answers: nothing of what the edit changes.
     """
     if path.suffix not in EDIT_FILES:
         return [line for line in read_text(path).split("\n") if line.strip()]
