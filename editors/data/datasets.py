@@ -20,6 +20,7 @@ from pipeline.domain.chat_wire import is_readable
 from pipeline.domain.edits import Edit, EditRequest, Probe
 from pipeline.domain.errors import InvalidInput, InvalidMessage, Misconfigured
 from pipeline.domain.json_lines import json_lines, json_object, located, text_lines
+from pipeline.domain.language.joining import joined
 from pipeline.domain.rank_api import SuiteProbe
 from pipeline.domain.wire import parse_object
 
@@ -114,7 +115,7 @@ def prior_lines(path: Path) -> list[str]:
     return [
         line
         for request in requests
-        for line in (request.prompt, *(f"{near.prompt} {near.target or ''}".strip() for near in request.locality))
+        for line in (request.prompt, *(joined(near.prompt, near.target or "") for near in request.locality))
     ]
 
 
