@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.audit import SqlAuditStore
-from pipeline.adapters.sql.engine import connect, for_a_process
+from pipeline.adapters.sql.database.engine import connect, for_a_process
 from pipeline.adapters.sql.history import SqlHistoryStore, SqlMirrorStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.leases import SqlLeaseStore
@@ -28,16 +28,16 @@ from pipeline.adapters.sql.queue import SqlEditQueue
 from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.config import Settings
-from pipeline.services.anchoring import AnchorChecker
 from pipeline.services.announcing import Announcer
-from pipeline.services.champion_alias import ChampionAlias
 from pipeline.services.editing import EditPolicy, EditService
-from pipeline.services.mirroring import RegistryMirror
-from pipeline.services.package_checking import PackageChecker
 from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
 from pipeline.services.pruning import Pruner
-from pipeline.services.reconciling import RegistryReconciler
-from pipeline.services.registry_ports import Registry
+from pipeline.services.registry.anchoring import AnchorChecker
+from pipeline.services.registry.champion_alias import ChampionAlias
+from pipeline.services.registry.mirroring import RegistryMirror
+from pipeline.services.registry.package_checking import PackageChecker
+from pipeline.services.registry.reconciling import RegistryReconciler
+from pipeline.services.registry.registry_ports import Registry
 from pipeline.services.relaying import OutboxRelay
 from pipeline.services.retrying import Retrier
 from pipeline.services.review import ReviewService

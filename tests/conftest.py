@@ -98,7 +98,7 @@ def postgres_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
 def pools_close(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For tests that build services in this process: `pipeline.bootstrap` keeps their connections until it ends."""
     from pipeline import bootstrap
-    from pipeline.adapters.sql import engine as sql_engine
+    from pipeline.adapters.sql.database import engine as sql_engine
 
     engines: list[Engine] = []
     connect = sql_engine.connect

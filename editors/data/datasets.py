@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from editors.data.formats import as_wire
-from pipeline.domain.chat_wire import is_readable
+from pipeline.domain.contract.chat_wire import is_readable
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import Edit, EditRequest, Probe
 from pipeline.domain.errors import InvalidInput, InvalidMessage, Misconfigured
-from pipeline.domain.json_lines import json_lines, json_object, located, text_lines
+from pipeline.domain.formats.json_lines import json_lines, json_object, located, text_lines
 from pipeline.domain.language.joining import joined
 from pipeline.domain.rank_api import SuiteProbe
-from pipeline.domain.wire import parse_object
 
 EDIT_FILES = (".json", ".jsonl")
 """How the names of files of edits end, among the files that a prior is measured over."""

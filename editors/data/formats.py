@@ -9,8 +9,8 @@
 | EasyEdit, KnowEdit | `ground_truth`, `rephrase_prompt`, probes by name | `target_new` or `labels` | `ground_truth` |
 | our own | none of these | `target_new` | `target_true` |
 
-Each becomes an object in our own wire format. `pipeline.domain.wire` says whether that object is an edit. CounterFact's
-edits get the question of their relation, and the beginning of an answer to it, from `questions_by_relation.json`.
+Each becomes an object in our own wire format; `pipeline.domain.contract.wire` says whether it is an edit. Edits of
+CounterFact get the question of their relation, and the beginning of an answer to it, from `questions_by_relation.json`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.domain.contract.wire import MAX_PROBES, MAX_TARGET_CHARS
 from pipeline.domain.errors import InvalidMessage
-from pipeline.domain.wire import MAX_PROBES, MAX_TARGET_CHARS
 
 Document = dict[str, Any]
 """One JSON object of a file."""

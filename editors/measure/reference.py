@@ -20,9 +20,9 @@ from editors.measure.quality import Figure, QualityProbe, prepared_quality, qual
 from editors.measure.scoring import Score, prepare, readings, scores
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
-from pipeline.domain.canonical import canonical_json, sha256_file, sha256_json
 from pipeline.domain.edits import Probe
 from pipeline.domain.errors import IntegrityBroken
+from pipeline.domain.formats.canonical import canonical_json, sha256_file, sha256_json
 from pipeline.domain.rank_api import SuiteProbe
 
 ANSWER_TOKENS = 8

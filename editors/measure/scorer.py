@@ -24,8 +24,8 @@ from editors.measure.scoring import Change, Score, compared, prepare, scores
 from editors.models.families import EditableModel, Pair
 from editors.models.hooks import side_branch
 from editors.weights.deltas import WeightDelta, WeightStore
-from pipeline.domain.canonical import canonical_json, sha256_json
 from pipeline.domain.edits import Edit
+from pipeline.domain.formats.canonical import canonical_json, sha256_json
 from pipeline.domain.language.spelling import normalised
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore, mean, share
 from pipeline.domain.rank_api import SuiteProbe

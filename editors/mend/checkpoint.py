@@ -22,8 +22,8 @@ from editors.data.atomic_files import write_atomically
 from editors.mend.transform import MendTransform, Statistics
 from editors.models.digest import names_base
 from editors.weights.deltas import tensor_bytes
-from pipeline.domain.canonical import canonical_json, sha256_bytes, sha256_json
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Misconfigured, WrongBase
+from pipeline.domain.formats.canonical import canonical_json, sha256_bytes, sha256_json
 from pipeline.domain.rank_api import TrainedFiles
 
 TENSORS, CARD = "editor.safetensors", "card.json"

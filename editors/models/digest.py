@@ -21,8 +21,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.domain.canonical import sha256_blocks, sha256_json, sha256_text
 from pipeline.domain.errors import Misconfigured, WrongBase
+from pipeline.domain.formats.canonical import sha256_blocks, sha256_json, sha256_text
 from pipeline.domain.rank_api import BaseSpec
 
 TOKENIZER_FILES = (

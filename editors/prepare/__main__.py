@@ -23,8 +23,8 @@ from editors.mend.shipped import shipped_editor
 from editors.methods.options import add_base_options, add_prior_option, add_weight_options
 from editors.models.declared_task import declared_task
 from editors.models.digest import base_digest
-from pipeline.domain.canonical import canonical_json, sha256_file, sha256_json
 from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.formats.canonical import canonical_json, sha256_file, sha256_json
 from pipeline.domain.rank_api import EditorSettings
 
 __all__ = ["Inputs", "base_digest", "prepare"]

@@ -28,8 +28,8 @@ from editors.solve.gram import Gram
 from editors.solve.prior import Prior
 from editors.solve.rows import EditRows, load_batches, on_disk, save_batches
 from editors.weights.deltas import read_tensors, write_tensors
-from pipeline.domain.canonical import sha256_text
 from pipeline.domain.errors import UnknownRecord
+from pipeline.domain.formats.canonical import sha256_text
 
 ROWS_PER_BLOCK = 4
 """Mean number of rows of a block, in I: the sums (fp64) then take half of the disk that keys in fp32 take, and two and

@@ -24,8 +24,8 @@ from editors.models.digest import base_digest
 from editors.training.loop import LoopSettings
 from editors.training.mend_objective import MendObjectiveSettings
 from editors.training.solved_objective import SolvedSettings
-from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.formats.canonical import sha256_file
 
 ObjectiveSettings = SolvedSettings | MendObjectiveSettings
 OBJECTIVES: dict[str, type[SolvedSettings] | type[MendObjectiveSettings]] = {

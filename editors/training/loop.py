@@ -22,8 +22,8 @@ from editors.models.comm import ALONE, Comm
 from editors.training.objective import LOSS, SCORE, Losses, Objective
 from editors.training.run_folder import BEST, LAST, TrainingFolder
 from editors.training.state import Progress, TrainingState, optimizer_tensors, restore_optimizer
-from pipeline.domain.canonical import sha256_blocks
 from pipeline.domain.errors import EditorFailed, EngineFailed
+from pipeline.domain.formats.canonical import sha256_blocks
 
 MakeEditor = Callable[[Mapping[str, float], int], TrainedEditor]
 """(validation figures, steps) -> the editor as it is now."""

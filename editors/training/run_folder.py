@@ -23,8 +23,8 @@ from editors.mend.checkpoint import TrainedEditor
 from editors.models.digest import names_base
 from editors.training.curve import draw_curve
 from editors.training.state import TrainingState
-from pipeline.domain.canonical import canonical_json
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.canonical import canonical_json
 
 BEST, LAST = "best", "last"
 

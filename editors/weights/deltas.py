@@ -23,8 +23,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from editors.models.inner_params import InnerParam
-from pipeline.domain.canonical import canonical_json, sha256_file
 from pipeline.domain.errors import EditorFailed, IntegrityBroken
+from pipeline.domain.formats.canonical import canonical_json, sha256_file
 
 FORMAT = "corrigenda.1"
 

@@ -1,4 +1,4 @@
-"""Every table, as `pipeline/adapters/sql/tables.py` describes them (`alembic check` compares).
+"""Every table, as `pipeline/adapters/sql/database/tables.py` describes them (`alembic check` compares).
 
 Needs PostgreSQL 18 for `uuidv7()`. Going down drops the tables, and refuses while any of them holds a row.
 """

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken, Unavailable
+from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.snapshots import Artifact
 from pipeline.services.pruning import StoredFile
 

@@ -14,7 +14,7 @@ from psycopg import sql
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 
-from pipeline.adapters.sql.engine import connect, parsed_url, transaction
+from pipeline.adapters.sql.database.engine import connect, parsed_url, transaction
 from pipeline.domain.errors import Misconfigured
 
 ADVISORY_LOCK = 0x6C6F6769  # "logi"

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from pipeline.adapters.logins import run_quoted, set_password
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.engine import connect, parsed_url, transaction
+from pipeline.adapters.sql.database.engine import connect, parsed_url, transaction
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import InvalidInput, Misconfigured
 

@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from pipeline.adapters.sql.engine import connect, transaction
+from pipeline.adapters.sql.database.engine import connect, transaction
 from pipeline.domain.errors import Misconfigured
 
 

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 
-from pipeline.domain.canonical import canonical_json, sha256_text
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.canonical import canonical_json, sha256_text
 
 GENESIS_HASH = "0" * 64
 SYSTEM_CHAIN = "system"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipeline.domain.canonical import canonical_json, sha256_json
+from pipeline.domain.formats.canonical import canonical_json, sha256_json
 from pipeline.domain.language.names import last_mention, renamed
 from pipeline.domain.language.spelling import normalised
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, Prompt, asked_in_chat, begun_before, is_question

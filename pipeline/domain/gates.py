@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from pipeline.domain.canonical import sha256_json
+from pipeline.domain.formats.canonical import sha256_json
 from pipeline.domain.measurements import Measurements
 from pipeline.domain.rank_api import EditorIdentity
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.domain.canonical import sha256_file, sha256_text
 from pipeline.domain.errors import IntegrityBroken
+from pipeline.domain.formats.canonical import sha256_file, sha256_text
 
 WRITTEN_BY_DOWNLOADS = "registered_model_meta"
 """MLflow writes this file anew into whatever it downloads, with the name and the number of the version."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from pipeline.domain.canonical import sha256_text
+from pipeline.domain.formats.canonical import sha256_text
 from pipeline.domain.lifecycle import SnapshotStatus
 
 ACCUMULATOR_EVERY = 32

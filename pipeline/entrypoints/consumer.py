@@ -13,7 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from pipeline.adapters.kafka.source import KafkaSource
-from pipeline.adapters.sql.engine import connect, for_a_process
+from pipeline.adapters.sql.database.engine import connect, for_a_process
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings, load_settings

@@ -14,7 +14,7 @@ from typing import Any
 from infra.local.base_model import cache_folder, ensure_base_model
 from pipeline.bootstrap import Stores
 from pipeline.domain.approvals import ApprovalRule
-from pipeline.domain.canonical import sha256_text
+from pipeline.domain.formats.canonical import sha256_text
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts
 from pipeline.domain.rank_api import BaseSpec, EditorSettings

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.domain import results, wire
+from pipeline.domain.contract import results, wire
 
 FOLDER = Path(__file__).parent
 

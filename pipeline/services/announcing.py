@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pipeline.domain.messages import DeadLetter
-from pipeline.domain.results import EditResultV1
+from pipeline.domain.contract.messages import DeadLetter
+from pipeline.domain.contract.results import EditResultV1
 from pipeline.services.ports import (
     DeadLetterStore,
     Doorbell,

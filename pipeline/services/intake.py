@@ -10,10 +10,10 @@ from typing import Protocol, TypeVar
 import stamina
 import structlog
 
+from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionClaim, Poll, PollCounts
+from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.errors import EpochStale, InvalidMessage, Unavailable
 from pipeline.domain.failpoints import failpoint
-from pipeline.domain.messages import Message, ParsedMessage, PartitionClaim, Poll, PollCounts
-from pipeline.domain.wire import parse_message
 from pipeline.services.ports import IntakeStore
 
 Result = TypeVar("Result")

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from pipeline.domain.approvals import Approval, Outcome
 from pipeline.domain.batches import EditBatch
+from pipeline.domain.contract.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.gates import GateReport
 from pipeline.domain.lineages import Lineage, Removal
-from pipeline.domain.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.rank_api import (
     Candidate,
     CandidateOutcome,

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import InvalidMessage
-from pipeline.domain.wire import parse_message
 from pipeline.services.ports import Publisher
 
 

@@ -33,11 +33,11 @@ from pipeline.adapters import schema
 from pipeline.adapters.kafka.connection import create_topics
 from pipeline.adapters.kafka.source import KafkaSource, opened_consumer
 from pipeline.adapters.logins import Login
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
-from pipeline.domain.messages import Message, PartitionKey, PollCounts
+from pipeline.domain.contract.messages import Message, PartitionKey, PollCounts
 from pipeline.services.intake import Fetched, Intake, parsed_poll
 from tests.benchmarks.growth import fresh
 from tests.support.intake_parts import LINEAGE, encoded, intake_settings, make_lineage, produce

@@ -33,9 +33,9 @@ from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
 from editors.weights.deltas import PlainWeights, load_accumulators
 from editors.weights.loading import load_base
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.rank_api import BaseSpec, EditorSettings, LedgerPlan, LoadPlan, SuiteProbe
-from pipeline.domain.wire import parse_object
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, prepare_base
 from tests.support.factories import make_edit
 from tests.support.tiny_lineage import candidate, file_ref, plan_after

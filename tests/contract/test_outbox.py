@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.outbox import Debt, SqlOutboxStore, owe_all
 from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import Unavailable

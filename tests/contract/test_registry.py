@@ -11,10 +11,10 @@ import pytest
 
 from infra.local import LocalStack
 from pipeline.adapters.mlflow.registry import MlflowRegistry
-from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
+from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.lineages import TrainedArtifacts, check_name
-from pipeline.services.registry_ports import Registry
+from pipeline.services.registry.registry_ports import Registry
 from tests.support.fake_registry import FakeRegistry
 from tests.support.registry_entries import entry, file_ref, lineage
 from tests.support.sealed import registered

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.domain.approvals import Decision
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
-from pipeline.services.registry_ports import Displaced
+from pipeline.services.registry.registry_ports import Displaced
 from tests.support.store_rig import LINEAGE, StoreRig
 
 

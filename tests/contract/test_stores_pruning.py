@@ -10,11 +10,11 @@ import psycopg
 import pytest
 
 from pipeline.adapters.schema import downgrade
+from pipeline.adapters.sql.database.tables import metadata
 from pipeline.adapters.sql.pruning import NAMES_NO_ARTIFACT, SqlPruneStore
-from pipeline.adapters.sql.tables import metadata
 from pipeline.domain.audit import SYSTEM_CHAIN
+from pipeline.domain.contract.messages import Message, ParsedMessage, Poll
 from pipeline.domain.errors import CorrigendaError, Misconfigured
-from pipeline.domain.messages import Message, ParsedMessage, Poll
 from pipeline.services.pruning import Pruned, Pruner
 from tests.support.store_rig import StoreRig
 

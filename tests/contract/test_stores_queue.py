@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.errors import IllegalTransition, InvalidInput, UnknownRecord
-from pipeline.domain.wire import parse_object
 from tests.support.factories import CHAT_REQUEST, make_request
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 

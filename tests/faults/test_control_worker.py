@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.outbox import Debt, SqlOutboxStore, owe_all
 from tests.support.paths import ROOT
 from tests.support.store_rig import LINEAGE, StoreRig

@@ -21,15 +21,15 @@ from pipeline.adapters.kafka.connection import admin_client, create_topics, open
 from pipeline.adapters.kafka.publisher import MAX_REQUEST_BYTES, KafkaPublisher
 from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.logins import Login
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
+from pipeline.domain.contract.messages import PartitionClaim, PartitionKey
 from pipeline.domain.errors import InvalidInput, Misconfigured, Unavailable
-from pipeline.domain.messages import PartitionClaim, PartitionKey
 from pipeline.services.announcing import Announcer
 from pipeline.services.intake import Intake
 from pipeline.services.relaying import OutboxRelay

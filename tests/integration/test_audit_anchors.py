@@ -16,15 +16,15 @@ from pipeline.adapters.logins import Login
 from pipeline.adapters.mlflow import anchors as mlflow_anchors
 from pipeline.adapters.mlflow.anchors import MlflowAnchors
 from pipeline.adapters.sql.audit import AuditLine, append_all
-from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.database.engine import transaction
 from pipeline.bootstrap import stores
 from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AnchoredVersion, AuditAction, AuditEvent, event_hash
 from pipeline.domain.errors import Unavailable
 from pipeline.entrypoints.cli import verifying
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
-from pipeline.services import anchoring
-from pipeline.services.anchoring import AnchorChecker
+from pipeline.services.registry import anchoring
+from pipeline.services.registry.anchoring import AnchorChecker
 from tests.support.store_rig import LINEAGE, StoreRig
 
 NUM_VERSIONS = 3

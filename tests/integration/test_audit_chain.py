@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from pipeline.adapters.sql import audit as sql_audit
 from pipeline.adapters.sql.audit import AuditLine, SqlAuditStore, append, append_all, lock_chains
-from pipeline.adapters.sql.engine import connect, transaction
+from pipeline.adapters.sql.database.engine import connect, transaction
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AuditAction, AuditEvent, event_hash
 from pipeline.domain.errors import InvalidInput

@@ -9,14 +9,14 @@ import pytest
 from sqlalchemy import Engine
 
 from pipeline.adapters import schema
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.queue import SqlEditQueue
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.wire import parse_object
 from tests.support.factories import CHAT_REQUEST, make_request
 from tests.support.stream_records import PARTITION, carrying, new_lineage, poll_of
 

@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.adapters.kafka.source import KafkaSource
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
-from pipeline.domain.messages import Message, ParsedMessage, Poll
+from pipeline.domain.contract.messages import Message, ParsedMessage, Poll
 from pipeline.domain.prompts import ChatTurn
 from pipeline.entrypoints.cli import lineage as lineage_commands
 from pipeline.entrypoints.cli.app import app

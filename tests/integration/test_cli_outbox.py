@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.outbox import SqlOutboxStore, owe
 from pipeline.entrypoints.cli.app import app
 from pipeline.services.ports import MAX_FAILURES

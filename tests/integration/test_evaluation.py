@@ -29,9 +29,9 @@ from editors.models.tokens import Encoded
 from editors.prepare.__main__ import main as prepare
 from editors.solve.prior import Prior, measure_prior
 from editors.weights.loading import load_base
-from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed
+from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.rank_api import EditorSettings
 from tests.support.factories import make_edit
 from tests.support.ledger_parts import FACTS, prior_lines

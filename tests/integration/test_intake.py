@@ -10,11 +10,11 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.adapters.kafka.source import KafkaSource
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
+from pipeline.domain.contract.messages import PartitionClaim, PartitionKey, PollCounts
 from pipeline.domain.errors import EpochStale, StreamGap
-from pipeline.domain.messages import PartitionClaim, PartitionKey, PollCounts
 from pipeline.services.intake import parsed_poll
 from tests.support.intake_parts import (
     correction,
@@ -327,7 +327,7 @@ def _poll_until_some(source: KafkaSource) -> tuple[object, ...]:
 
 
 def _moved(claim: object, next_offset: int) -> object:
-    from pipeline.domain.messages import Poll
+    from pipeline.domain.contract.messages import Poll
 
     return Poll(claim=replace(claim, next_offset=next_offset), messages=(), next_offset=next_offset)
 

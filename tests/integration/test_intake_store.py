@@ -11,14 +11,14 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from pipeline.adapters.sql.audit import SqlAuditStore
-from pipeline.adapters.sql.engine import connect, transaction
+from pipeline.adapters.sql.database.engine import connect, transaction
 from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.domain.audit import SYSTEM_CHAIN
+from pipeline.domain.contract.messages import ParsedMessage, PartitionKey
 from pipeline.domain.edits import Probe
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
-from pipeline.domain.messages import ParsedMessage, PartitionKey
 from tests.support.factories import make_request
 from tests.support.stream_records import PARTITION, carrying, message, new_lineage, parsed, poll_of
 

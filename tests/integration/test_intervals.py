@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 
 from pipeline.adapters import schema
 from pipeline.adapters.file_artifacts import FileArtifacts
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.domain.errors import Misconfigured

@@ -19,7 +19,7 @@ from infra.local.records import derived_password
 from pipeline.adapters import schema
 from pipeline.adapters.logins import Login, give_database, let_in
 from pipeline.adapters.sql.audit import AuditLine, SqlAuditStore, append_all
-from pipeline.adapters.sql.engine import connect, parsed_url, transaction
+from pipeline.adapters.sql.database.engine import connect, parsed_url, transaction
 from pipeline.bootstrap import stores
 from pipeline.config import Settings
 from pipeline.domain.audit import AuditAction

@@ -27,7 +27,7 @@ from pipeline.domain import packages
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
 from pipeline.domain.rank_api import BaseSpec, FileRef
 from pipeline.domain.snapshots import chained_digest
-from pipeline.services.registry_ports import RegistryEntry
+from pipeline.services.registry.registry_ports import RegistryEntry
 from tests.support.registry_entries import entry, file_ref, lineage
 from tests.support.sealed import package_of, registered
 from tests.support.tiny_models import save_tiny_llama

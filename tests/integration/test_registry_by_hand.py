@@ -18,10 +18,10 @@ from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.domain.approvals import Decision
 from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.champion_alias import ChampionAlias
-from pipeline.services.mirroring import RegistryMirror
-from pipeline.services.package_checking import OF_BEFORE, PackageChecker
-from pipeline.services.reconciling import RegistryReconciler
+from pipeline.services.registry.champion_alias import ChampionAlias
+from pipeline.services.registry.mirroring import RegistryMirror
+from pipeline.services.registry.package_checking import OF_BEFORE, PackageChecker
+from pipeline.services.registry.reconciling import RegistryReconciler
 from pipeline.services.relaying import OutboxRelay
 from pipeline.services.review import ReviewService
 from tests.support.store_rig import LINEAGE, StoreRig

@@ -19,7 +19,7 @@ from pipeline.adapters import schema
 from pipeline.adapters.logins import Login
 from pipeline.adapters.reviewers import add_reviewer, as_reviewer, remove_reviewer
 from pipeline.adapters.sql.audit import AuditLine, SqlAuditStore, append_all
-from pipeline.adapters.sql.engine import connect, transaction
+from pipeline.adapters.sql.database.engine import connect, transaction
 from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.domain.approvals import ApprovalRule, Channel, Decision
 from pipeline.domain.audit import AuditAction

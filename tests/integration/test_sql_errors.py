@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, select, text
 
-from pipeline.adapters.sql.engine import connect, parsed_url, transaction
-from pipeline.adapters.sql.tables import chain_heads, lineages
+from pipeline.adapters.sql.database.engine import connect, parsed_url, transaction
+from pipeline.adapters.sql.database.tables import chain_heads, lineages
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
 from tests.support.waiting import patience
 

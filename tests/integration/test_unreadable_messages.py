@@ -12,8 +12,8 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
 from pipeline.config import Settings
+from pipeline.domain.contract.messages import PollCounts
 from pipeline.domain.errors import Unreadable
-from pipeline.domain.messages import PollCounts
 from pipeline.entrypoints.console import ExitCode, exit_code
 from tests.support.intake_parts import (
     correction,

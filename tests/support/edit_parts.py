@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.domain.canonical import sha256_file
+from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.lifecycle import EditStatus, edit_action
 from pipeline.domain.snapshots import chained_digest
 from pipeline.services.editing import EditPolicy, EditService

@@ -19,10 +19,10 @@ from typing import Any
 from pipeline.bootstrap import Stores, stores
 from pipeline.config import load_settings
 from pipeline.domain.errors import EngineFailed
-from pipeline.services.champion_alias import ChampionAlias
-from pipeline.services.mirroring import RegistryMirror
 from pipeline.services.ports import OutboxItem
-from pipeline.services.registry_ports import RegistryEntry, Seal
+from pipeline.services.registry.champion_alias import ChampionAlias
+from pipeline.services.registry.mirroring import RegistryMirror
+from pipeline.services.registry.registry_ports import RegistryEntry, Seal
 from pipeline.services.relaying import OutboxRelay
 from tests.support.fake_editor import FakeEditorGroup
 from tests.support.fake_registry import FakeRegistry

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.domain.canonical import canonical_json, sha256_file
 from pipeline.domain.errors import EditorFailed, EngineFailed
+from pipeline.domain.formats.canonical import canonical_json, sha256_file
 from pipeline.domain.measurements import EditScore, Measurements
 from pipeline.domain.rank_api import (
     Answer,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from pipeline.domain.canonical import sha256_text
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
-from pipeline.services.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
+from pipeline.domain.formats.canonical import sha256_text
+from pipeline.services.registry.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
 
 
 @dataclass

@@ -18,11 +18,11 @@ from pipeline.domain.audit import (
     event_hash,
     first_break,
 )
-from pipeline.domain.canonical import canonical_json
+from pipeline.domain.contract.messages import DeadLetter, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.edits import MAX_AHEAD, Edit, EditRequest, too_far_ahead
 from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, UnknownRecord
+from pipeline.domain.formats.canonical import canonical_json
 from pipeline.domain.lineages import Lineage, NewLineage
-from pipeline.domain.messages import DeadLetter, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.services.ports import CLAIM, MAX_FAILURES, OutboxItem
 
 

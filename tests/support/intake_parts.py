@@ -13,12 +13,12 @@ from kafka import KafkaProducer
 from pydantic import SecretStr
 
 from pipeline.adapters.kafka.source import KafkaSource
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
-from pipeline.domain.messages import PollCounts
+from pipeline.domain.contract.messages import PollCounts
 from pipeline.services.intake import Intake
 from tests.support.registry_entries import lineage
 from tests.support.waiting import patience

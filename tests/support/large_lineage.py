@@ -21,10 +21,10 @@ from typing import Any
 
 from sqlalchemy import event
 
+from pipeline.adapters.sql.database.rows import artifact_json
 from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
-from pipeline.adapters.sql.rows import artifact_json
-from pipeline.domain.canonical import canonical_json, sha256_file
+from pipeline.domain.formats.canonical import canonical_json, sha256_file
 from pipeline.domain.rank_api import (
     Answer,
     Candidate,
@@ -37,8 +37,8 @@ from pipeline.domain.rank_api import (
 )
 from pipeline.services.announcing import Announcer
 from pipeline.services.editing import EditPolicy, EditService
-from pipeline.services.mirroring import RegistryMirror
 from pipeline.services.ports import OutboxItem
+from pipeline.services.registry.mirroring import RegistryMirror
 from pipeline.services.relaying import OutboxRelay
 from tests.support.factories import make_measurements, make_score
 from tests.support.fake_registry import FakeRegistry

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit, EditRequest
+from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.judging import judge
 from pipeline.domain.lifecycle import SnapshotStatus
@@ -18,7 +18,7 @@ from pipeline.domain.lineages import Lineage, NewLineage
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore
 from pipeline.domain.rank_api import BaseSpec, EditorSettings, FileRef, LoadPlan
 from pipeline.domain.snapshots import Artifact, Basis, DigestForm, DigestPath, Snapshot
-from pipeline.services.registry_ports import RegistryEntry
+from pipeline.services.registry.registry_ports import RegistryEntry
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 BASE_DIGEST = hashlib.sha256(b"base").hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.services.registry_ports import Registry, RegistryEntry
+from pipeline.services.registry.registry_ports import Registry, RegistryEntry
 
 _SEALS: dict[str, str] = {}
 

@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.audit import SqlAuditStore
-from pipeline.adapters.sql.engine import connect
+from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.history import SqlMirrorStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.leases import SqlLeaseStore
@@ -25,11 +25,11 @@ from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.batches import EditBatch
+from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionKey, Poll
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.gates import GatePolicy, GateReport
 from pipeline.domain.judging import judge
 from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
-from pipeline.domain.messages import Message, ParsedMessage, PartitionKey, Poll
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
 from pipeline.domain.snapshots import Artifact, Basis, Snapshot, chained_digest
 from pipeline.services.ports import NewSnapshot

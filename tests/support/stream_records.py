@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionClaim, PartitionKey, Poll
+from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import InvalidMessage
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import NewLineage
-from pipeline.domain.messages import Message, ParsedMessage, PartitionClaim, PartitionKey, Poll
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
 from pipeline.domain.snapshots import Artifact
-from pipeline.domain.wire import parse_message
 
 PARTITION = PartitionKey(cluster_id="cluster", topic_id="topic-id", topic="edits.requests.v1", partition=0)
 

@@ -9,8 +9,8 @@ from editors.measure.reference import build_reference
 from editors.models.digest import base_digest
 from editors.solve.prior import measure_prior
 from editors.weights.loading import load_base
-from pipeline.domain.canonical import sha256_file
 from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.rank_api import (
     BaseSpec,
     Candidate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.sizes import shown_size
+from pipeline.domain.formats.sizes import shown_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from editors.solve.blocks import BATCHES_PER_FILE
 from editors.solve.packing import packed_bytes
 from editors.solve.shared_targets import KEY_BITS
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
-from pipeline.domain.sizes import parse_size
+from pipeline.domain.formats.sizes import parse_size
 from workers.memory.base_shapes import BaseShapes, read_shapes
 from workers.memory.memory_plan import MemoryLine, MemoryPlan, Work
 

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from editors.measure.memory import peak_bytes
-from pipeline.domain.canonical import sha256_text
 from pipeline.domain.errors import CorrigendaError, EngineFailed, LeaseLost
+from pipeline.domain.formats.canonical import sha256_text
 from pipeline.domain.rank_api import BaseSpec
 from workers.commands import (
     Export,

@@ -21,9 +21,9 @@ from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows, load_batches, save_batches
 from editors.weights.deltas import save_accumulators
-from pipeline.domain.canonical import canonical_json, sha256_blocks
 from pipeline.domain.errors import EngineFailed, UnknownRecord
 from pipeline.domain.failpoints import failpoint
+from pipeline.domain.formats.canonical import canonical_json, sha256_blocks
 from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, FileRef, KeptFiles, LedgerPlan, LoadPlan
 from workers.rank.sharded_weights import ShardedWeights
 from workers.rank.validation import require_encodable, require_finite

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from editors.models.inner_params import InnerParam, true_shape
 from editors.weights.deltas import WeightDelta
-from pipeline.domain.canonical import sha256_blocks
+from pipeline.domain.formats.canonical import sha256_blocks
 from workers.rank.sharded_model import ShardedModel, host_group, is_safe_to_write
 
 

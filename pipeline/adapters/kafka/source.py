@@ -24,8 +24,8 @@ from pipeline.adapters.kafka.heard import HeardFailures
 from pipeline.adapters.kafka.topic import TopicSeen, TopicWatch
 from pipeline.adapters.kafka.unreadable import is_unreadable, unreadable
 from pipeline.config import Settings
+from pipeline.domain.contract.messages import Message, PartitionClaim, PartitionKey
 from pipeline.domain.errors import CorrigendaError, EpochStale, StreamGap
-from pipeline.domain.messages import Message, PartitionClaim, PartitionKey
 from pipeline.services.intake import Fetched
 
 POLL_MS = 500

@@ -10,8 +10,8 @@ from kafka.errors import TopicAuthorizationFailedError, UnknownTopicOrPartitionE
 
 from pipeline.adapters.kafka.connection import broker_errors, opened
 from pipeline.config import Settings
+from pipeline.domain.contract.messages import PartitionKey
 from pipeline.domain.errors import Misconfigured, Unavailable
-from pipeline.domain.messages import PartitionKey
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,8 +16,8 @@ from kafka.errors import (
     UnsupportedForMessageFormatError,
 )
 
+from pipeline.domain.contract.messages import PartitionClaim
 from pipeline.domain.errors import Unreadable
-from pipeline.domain.messages import PartitionClaim
 
 NAMED_PLACES = 3
 """So many of the places where it may lie are named."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.services.registry_ports import RegistryEntry
+from pipeline.services.registry.registry_ports import RegistryEntry
 
 MAX_DESCRIPTION_CHARS = 4_800
 """MLflow's own column holds 5,000."""

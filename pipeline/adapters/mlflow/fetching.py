@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken
+from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.packages import check_package
 from pipeline.domain.scratch import scratch_folder
 

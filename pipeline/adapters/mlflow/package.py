@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.adapters.mlflow.description import before_after, before_after_markdown
-from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
+from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.rank_api import FileRef, LoadPlan
-from pipeline.services.registry_ports import RegistryEntry
+from pipeline.services.registry.registry_ports import RegistryEntry
 
 FORMAT = 2
 """Version of the manifest; `editors/weights/serving.py` reads it."""

@@ -45,7 +45,7 @@ from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.packages import package_digest
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
+from pipeline.services.registry.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
 
 DECISION_ALIASES = ("approved", "rejected")
 CHAMPION = "champion"

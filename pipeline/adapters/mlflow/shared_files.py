@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.domain.canonical import sha256_file
 from pipeline.domain.errors import IntegrityBroken
+from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.rank_api import FileRef
 from pipeline.domain.scratch import scratch_folder
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.domain.audit import Anchor
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest
+from pipeline.services.registry.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest
 
 SNAPSHOT_TAG = "corrigenda.snapshot_id"
 DIGEST_TAG = "corrigenda.digest"

@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, insert, or_, select, text, update
 
-from pipeline.adapters.sql.locks import LockedLineage
-from pipeline.adapters.sql.tables import edit_requests, edit_rows, lineages, status_is
+from pipeline.adapters.sql.database.locks import LockedLineage
+from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, lineages, status_is
 from pipeline.domain.batches import RETAINED, retention_draws
 from pipeline.domain.lifecycle import EditStatus
 

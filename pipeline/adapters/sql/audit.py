@@ -11,10 +11,10 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Row, func, select, text, union, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from pipeline.adapters.sql.bulk import copy_rows
-from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.rows import record_of
-from pipeline.adapters.sql.tables import audit_events, chain_heads, lineages
+from pipeline.adapters.sql.database.bulk import copy_rows
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.rows import record_of
+from pipeline.adapters.sql.database.tables import audit_events, chain_heads, lineages
 from pipeline.domain.audit import (
     GENESIS_HASH,
     SYSTEM_CHAIN,
@@ -25,7 +25,7 @@ from pipeline.domain.audit import (
     event_hash,
     first_break,
 )
-from pipeline.domain.canonical import canonical_json
+from pipeline.domain.formats.canonical import canonical_json
 
 PAGE = 1000
 

@@ -9,14 +9,9 @@ from sqlalchemy import Connection, Row, insert, literal, or_, select, update
 
 from pipeline.adapters.sql.active_sets import begin_activations, end_activations, move_rows
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.decisions import finish_removal, has_rejection_besides
-from pipeline.adapters.sql.leases import check
-from pipeline.adapters.sql.lineages import lift_after_roll_back
-from pipeline.adapters.sql.locks import LockedLineage
-from pipeline.adapters.sql.outbox import owe
-from pipeline.adapters.sql.rows import artifact_json, insert_report
-from pipeline.adapters.sql.statuses import Move, move, move_snapshots
-from pipeline.adapters.sql.tables import (
+from pipeline.adapters.sql.database.locks import LockedLineage
+from pipeline.adapters.sql.database.rows import artifact_json, insert_report
+from pipeline.adapters.sql.database.tables import (
     edit_batches,
     edit_requests,
     is_owed,
@@ -25,6 +20,11 @@ from pipeline.adapters.sql.tables import (
     snapshots,
     status_is,
 )
+from pipeline.adapters.sql.decisions import finish_removal, has_rejection_besides
+from pipeline.adapters.sql.leases import check
+from pipeline.adapters.sql.lineages import lift_after_roll_back
+from pipeline.adapters.sql.outbox import owe
+from pipeline.adapters.sql.statuses import Move, move, move_snapshots
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, LeaseLost
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus

@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import Engine, Row, func, select, update
 
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.rows import is_uuid, record_of
-from pipeline.adapters.sql.tables import dead_letters
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.rows import is_uuid, record_of
+from pipeline.adapters.sql.database.tables import dead_letters
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
+from pipeline.domain.contract.messages import DeadLetter, Message, PartitionKey
 from pipeline.domain.errors import UnknownRecord
-from pipeline.domain.messages import DeadLetter, Message, PartitionKey
 
 
 class SqlDeadLetterStore:

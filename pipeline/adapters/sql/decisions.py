@@ -12,12 +12,12 @@ from sqlalchemy import Connection, Row, func, insert, literal, select, update
 
 from pipeline.adapters.sql.active_sets import active_among, brought_by
 from pipeline.adapters.sql.audit import append
+from pipeline.adapters.sql.database.locks import LockedLineage
+from pipeline.adapters.sql.database.rows import insert_report
+from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, is_owed, lineages, removals, snapshots
 from pipeline.adapters.sql.lineages import hold_after_roll_back, lift_after_roll_back
-from pipeline.adapters.sql.locks import LockedLineage
 from pipeline.adapters.sql.outbox import owe
-from pipeline.adapters.sql.rows import insert_report
 from pipeline.adapters.sql.statuses import move_snapshots
-from pipeline.adapters.sql.tables import edit_requests, edit_rows, is_owed, lineages, removals, snapshots
 from pipeline.domain.approvals import Approval, Decision
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput

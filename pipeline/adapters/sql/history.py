@@ -15,13 +15,10 @@ from sqlalchemy.dialects.postgresql import insert
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.active_sets import brought_by, first_seq
 from pipeline.adapters.sql.audit import SqlAuditStore, append
-from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.lineages import SqlLineageStore
-from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of, lock_lineage
-from pipeline.adapters.sql.outbox import owe
-from pipeline.adapters.sql.rows import edit_of, is_uuid, snapshot_of
-from pipeline.adapters.sql.snapshots import SqlSnapshotStore
-from pipeline.adapters.sql.tables import (
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, lock_lineage
+from pipeline.adapters.sql.database.rows import edit_of, is_uuid, snapshot_of
+from pipeline.adapters.sql.database.tables import (
     approvals,
     audit_events,
     champion_aliases,
@@ -30,11 +27,14 @@ from pipeline.adapters.sql.tables import (
     outbox,
     snapshots,
 )
+from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.outbox import owe
+from pipeline.adapters.sql.snapshots import SqlSnapshotStore
 from pipeline.domain.approvals import is_claimed_actor
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
 from pipeline.domain.lifecycle import EditStatus
-from pipeline.services.registry_ports import ChampionMirror, Displaced, RegistryEntry
+from pipeline.services.registry.registry_ports import ChampionMirror, Displaced, RegistryEntry
 
 # The oldest are found first, so that the view is worked out for no more rows than are shown.
 _BY_STATUS = text(

@@ -12,16 +12,16 @@ from sqlalchemy import ARRAY, Connection, Engine, Row, Text, any_, func, literal
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from pipeline.adapters.sql.audit import AuditLine, append_all, lock_chains
-from pipeline.adapters.sql.bulk import copy_rows
+from pipeline.adapters.sql.database.bulk import copy_rows
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.tables import dead_letters, edit_requests, ingest_offsets, lineages
 from pipeline.adapters.sql.dead_letters import SqlDeadLetterStore, dead_letter_row, origin_of
-from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.outbox import Debt, owe_all
-from pipeline.adapters.sql.tables import dead_letters, edit_requests, ingest_offsets, lineages
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
-from pipeline.domain.canonical import sha256_bytes
+from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.edits import MAX_AHEAD, EditRequest, too_far_ahead
 from pipeline.domain.errors import EpochStale
-from pipeline.domain.messages import Message, ParsedMessage, PartitionClaim, PartitionKey, Poll, PollCounts
+from pipeline.domain.formats.canonical import sha256_bytes
 
 ACTOR = "intake"
 LEFT_OUT: Mapping[str, Any] = {"question": None, "messages": [], "answer": None, "aliases": []}

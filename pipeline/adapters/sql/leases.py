@@ -9,11 +9,9 @@ from sqlalchemy import Connection, Engine, Interval, Row, cast, func, literal, l
 from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.locks import LockedLineage, lock_lineage
-from pipeline.adapters.sql.outbox import owe
-from pipeline.adapters.sql.statuses import put_back
-from pipeline.adapters.sql.tables import (
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.locks import LockedLineage, lock_lineage
+from pipeline.adapters.sql.database.tables import (
     batch_edits,
     edit_batches,
     edit_requests,
@@ -23,6 +21,8 @@ from pipeline.adapters.sql.tables import (
     removals,
     status_is,
 )
+from pipeline.adapters.sql.outbox import owe
+from pipeline.adapters.sql.statuses import put_back
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.batches import Setback
 from pipeline.domain.errors import LeaseLost

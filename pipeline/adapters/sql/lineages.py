@@ -10,15 +10,15 @@ from sqlalchemy import Connection, Engine, Row, Select, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of, lock_lineage
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, lock_lineage
+from pipeline.adapters.sql.database.rows import artifact_json, artifact_of, record_of
+from pipeline.adapters.sql.database.tables import edit_requests, lineages, snapshots
 from pipeline.adapters.sql.outbox import owe
-from pipeline.adapters.sql.rows import artifact_json, artifact_of, record_of
-from pipeline.adapters.sql.tables import edit_requests, lineages, snapshots
 from pipeline.domain.approvals import ApprovalRule
 from pipeline.domain.audit import AuditAction
-from pipeline.domain.canonical import sha256_json
 from pipeline.domain.errors import InvalidInput, UnknownLineage
+from pipeline.domain.formats.canonical import sha256_json
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
 from pipeline.domain.rank_api import BaseSpec, EditorSettings

@@ -12,8 +12,8 @@ from uuid import uuid4
 from sqlalchemy import Connection, Engine, Row, Update, func, literal, or_, select, text, update
 
 from pipeline.adapters.sql.audit import AuditLine, append_all
-from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.tables import outbox
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.tables import outbox
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import UnknownRecord
 from pipeline.services.ports import CLAIM, MAX_FAILURES, OutboxItem

@@ -14,10 +14,10 @@ import psycopg
 from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.adapters.sql.engine import translated
+from pipeline.adapters.sql.database.engine import translated
 from pipeline.adapters.sql.intake import SqlIntakeStore
-from pipeline.domain.canonical import sha256_json
-from pipeline.domain.messages import PartitionClaim, PartitionKey
+from pipeline.domain.contract.messages import PartitionClaim, PartitionKey
+from pipeline.domain.formats.canonical import sha256_json
 
 LASTS = timedelta(seconds=30)
 

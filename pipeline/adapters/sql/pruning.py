@@ -10,8 +10,8 @@ from sqlalchemy import Engine, func, select, text, union
 from sqlalchemy.dialects.postgresql import JSONB
 
 from pipeline.adapters.sql.audit import append
-from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.tables import metadata
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.tables import metadata
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 
 NAMES_NO_ARTIFACT = frozenset(

@@ -11,13 +11,20 @@ from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, u
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from pipeline.adapters.sql.active_sets import edited_names, holding, retained_ids
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of
+from pipeline.adapters.sql.database.rows import claimant_of, edit_of, insert_report, is_uuid
+from pipeline.adapters.sql.database.tables import (
+    ORDER_OF_CLAIMS,
+    batch_edits,
+    edit_batches,
+    edit_requests,
+    lineages,
+    status_is,
+)
 from pipeline.adapters.sql.decisions import fail_removal, next_removal, put_off_removal
-from pipeline.adapters.sql.engine import transaction
 from pipeline.adapters.sql.leases import check
-from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of
-from pipeline.adapters.sql.rows import claimant_of, edit_of, insert_report, is_uuid
 from pipeline.adapters.sql.statuses import UNDECIDED, Move, move, put_back, restore_queued
-from pipeline.adapters.sql.tables import ORDER_OF_CLAIMS, batch_edits, edit_batches, edit_requests, lineages, status_is
 from pipeline.domain.batches import EditBatch, Setback, displaced_by, most_companions
 from pipeline.domain.conflicts import superseded
 from pipeline.domain.edits import Edit

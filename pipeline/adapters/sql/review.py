@@ -9,13 +9,13 @@ from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, t
 
 from pipeline.adapters.sql.active_sets import active_among
 from pipeline.adapters.sql.audit import append
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, lock_lineage
+from pipeline.adapters.sql.database.rows import is_uuid
+from pipeline.adapters.sql.database.tables import approvals, edit_requests, gate_reports, snapshots, status_is
 from pipeline.adapters.sql.decisions import carry_out, owed_removals, request_removal
-from pipeline.adapters.sql.engine import transaction
-from pipeline.adapters.sql.locks import LockedLineage, lineage_id_of, lock_lineage
 from pipeline.adapters.sql.outbox import owe
-from pipeline.adapters.sql.rows import is_uuid
 from pipeline.adapters.sql.statuses import Move, move, restore_queued
-from pipeline.adapters.sql.tables import approvals, edit_requests, gate_reports, snapshots, status_is
 from pipeline.domain.approvals import Approval, ApprovalRule, Decision, Outcome, Standing, refusal
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownRecord

@@ -11,10 +11,10 @@ from sqlalchemy import Connection, Engine, Row, func, select
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.active_sets import rows_at
 from pipeline.adapters.sql.commit import write_snapshot
-from pipeline.adapters.sql.engine import transaction
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.rows import artifact_of, is_uuid, snapshot_of
+from pipeline.adapters.sql.database.tables import gate_reports, lineages, snapshots
 from pipeline.adapters.sql.lineages import SqlLineageStore
-from pipeline.adapters.sql.rows import artifact_of, is_uuid, snapshot_of
-from pipeline.adapters.sql.tables import gate_reports, lineages, snapshots
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import Lease, TrainedArtifacts
 from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, TrainedFiles

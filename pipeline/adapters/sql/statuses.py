@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import Connection, Interval, Row, bindparam, func, literal, select, update
 
 from pipeline.adapters.sql.audit import AuditLine, append_all
-from pipeline.adapters.sql.locks import LockedLineage
+from pipeline.adapters.sql.database.locks import LockedLineage
+from pipeline.adapters.sql.database.tables import batch_edits, edit_batches, edit_requests, snapshots
 from pipeline.adapters.sql.outbox import Debt, owe_all
-from pipeline.adapters.sql.tables import batch_edits, edit_batches, edit_requests, snapshots
 from pipeline.domain.audit import AuditEvent
 from pipeline.domain.batches import Setback
 from pipeline.domain.errors import UnknownRecord

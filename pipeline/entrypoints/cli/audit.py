@@ -17,9 +17,9 @@ from pipeline.adapters.sql.audit import SqlAuditStore
 from pipeline.bootstrap import publisher, stores
 from pipeline.domain.approvals import is_claimed_actor, shown_actor
 from pipeline.domain.audit import AuditEvent
+from pipeline.domain.contract.messages import DeadLetter
+from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.errors import InvalidInput
-from pipeline.domain.messages import DeadLetter
-from pipeline.domain.wire import parse_message
 from pipeline.entrypoints.cli.verifying import ChainArgument, audit_verify
 from pipeline.entrypoints.console import (
     MAX_ROWS,

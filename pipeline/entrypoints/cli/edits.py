@@ -16,7 +16,7 @@ from infra.local import LocalStack
 from pipeline.bootstrap import Stores, publisher, retrier, stores
 from pipeline.domain.approvals import shown_actor
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
-from pipeline.domain.json_lines import json_lines
+from pipeline.domain.formats.json_lines import json_lines
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.prompts import Role
 from pipeline.domain.rank_api import EditorIdentity

@@ -17,7 +17,7 @@ import typer
 from pipeline.computing import computing_environment
 from pipeline.config import load_settings
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.sizes import shown_size
+from pipeline.domain.formats.sizes import shown_size
 from pipeline.entrypoints.children import run_module
 from pipeline.entrypoints.console import (
     INTERRUPTED,

@@ -16,7 +16,7 @@ from infra.local.base_model import default_model_folder, is_ready
 from pipeline.bootstrap import create_topics, pruner, stores
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured, Unavailable
-from pipeline.domain.sizes import parse_age, shown_size
+from pipeline.domain.formats.sizes import parse_age, shown_size
 from pipeline.entrypoints.console import (
     ExitCode,
     JsonOption,

@@ -14,7 +14,7 @@ from pipeline.domain.audit import SYSTEM_CHAIN, AnchorReport, ChainBreak
 from pipeline.domain.errors import CorrigendaError, InvalidInput
 from pipeline.entrypoints.console import ExitCode, JsonOption, complain, exit_code, print_json, say, told
 from pipeline.entrypoints.local_settings import current_settings
-from pipeline.services.package_checking import PackageCheck
+from pipeline.services.registry.package_checking import PackageCheck
 
 ChainArgument = Annotated[str | None, typer.Argument(help="A lineage, or system; all chains if left out.")]
 MlflowOption = Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Compare with anchors and files in MLflow.")]

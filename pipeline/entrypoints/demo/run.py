@@ -11,10 +11,10 @@ from pathlib import Path
 from infra.local import LocalStack, Service
 from pipeline.bootstrap import Stores, anchor_checker, publisher, stores
 from pipeline.config import Settings, load_settings
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.wire import parse_object
 from pipeline.entrypoints.console import ExitCode, complain, say
 from pipeline.entrypoints.demo.accounting import Accounts, Stopwatch
 from pipeline.entrypoints.demo.asking import Answers, asked_about

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import EditRequest
-from pipeline.domain.json_lines import json_lines
-from pipeline.domain.wire import parse_object
+from pipeline.domain.formats.json_lines import json_lines
 
 FACTS = Path(__file__).resolve().parents[3] / "infra" / "local" / "facts"
 EVERY_NTH_REPEATED = 5

@@ -14,7 +14,7 @@ from pipeline.entrypoints.console import out, print_rows, say
 from pipeline.entrypoints.demo.asking import Answers, Asked, Way, asked_about, share_right
 from pipeline.entrypoints.demo.reader import ModelReader
 from pipeline.entrypoints.demo.stream import REVERTED_ID
-from pipeline.services.anchoring import AnchorChecker
+from pipeline.services.registry.anchoring import AnchorChecker
 
 MAX_ANSWER_CHARS = {Way.stem: 44, Way.wording: 44, Way.chat: 72}
 """How much of an answer is printed; a reply in a chat is a sentence or two, and says the answer anywhere."""

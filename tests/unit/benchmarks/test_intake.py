@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.errors import InvalidMessage
-from pipeline.domain.wire import parse_message
 from tests.benchmarks.intake import NUM_BYTES, poison, stream, valid
 from tests.support.intake_parts import LINEAGE
 

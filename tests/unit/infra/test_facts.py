@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import EditRequest
-from pipeline.domain.wire import parse_object
 from pipeline.domain.wordings import Wording, wording_of
 
 FOLDER = Path(__file__).resolve().parents[3] / "infra" / "local" / "facts"

@@ -8,9 +8,9 @@ import jsonschema
 import pytest
 
 from pipeline import schemas
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import InvalidMessage
-from pipeline.domain.wire import parse_object
 from tests.support.factories import WIRE_REQUEST
 from tests.support.paths import ROOT
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import CorrigendaError, EditorFailed, EngineFailed, IntegrityBroken, LeaseLost, WrongBase
 from pipeline.domain.rank_api import (
@@ -30,7 +31,6 @@ from pipeline.domain.rank_api import (
     LoadPlan,
     TrainedFiles,
 )
-from pipeline.domain.wire import parse_object
 from tests.support.factories import CHAT_REQUEST, make_edit, make_measurements, make_score
 from workers.commands import (
     PROTOCOL_VERSION,

@@ -18,9 +18,9 @@ from editors.models.digest import base_digest
 from editors.models.inner_params import true_shape
 from editors.models.tokens import chunks, encode_pair, encode_prompt
 from editors.weights.loading import load_base
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import InvalidInput, Misconfigured
-from pipeline.domain.wire import parse_object
 from tests.support.factories import CHAT_REQUEST, NOON, WIRE_REQUEST
 from tests.support.tiny_models import save_tiny_llama
 

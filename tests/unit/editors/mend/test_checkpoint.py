@@ -13,8 +13,8 @@ import torch
 from editors.mend.checkpoint import CARD, TENSORS, CardStage, DataFile, EditorCard, TrainedEditor
 from editors.mend.shipped import PRETRAINED
 from editors.mend.transform import MendTransform, Statistics
-from pipeline.domain.canonical import sha256_file, sha256_json
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
+from pipeline.domain.formats.canonical import sha256_file, sha256_json
 
 NAMES = ("blocks.10.weight", "blocks.2.weight")
 """In an order that is not the alphabet's."""

@@ -7,10 +7,10 @@ from transformers import PreTrainedTokenizerFast
 
 from editors.models.families import EditableModel
 from editors.models.tokens import encode_pair, encode_prompt, raw_tokens, rendered, require_plain
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, InvalidInput, Misconfigured
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, asked_in_chat
-from pipeline.domain.wire import parse_object
 from tests.support.byte_tokens import byte_tokenizer
 from tests.support.factories import CHAT_REQUEST, make_edit
 from tests.support.tiny_families import ARCHITECTURES, LABELS, tiny_model

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.adapters.mlflow.description import before_after, before_after_markdown, description, metrics
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.judging import judge
-from pipeline.domain.wire import parse_object
-from pipeline.services.registry_ports import RegistryEntry
+from pipeline.services.registry.registry_ports import RegistryEntry
 from tests.support.factories import CHAT_REQUEST, make_measurements, make_score
 from tests.support.registry_entries import entry, lineage
 

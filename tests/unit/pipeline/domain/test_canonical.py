@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.domain.audit import AuditAction
-from pipeline.domain.canonical import canonical_json, sha256_blocks, sha256_bytes, sha256_file, sha256_text
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.canonical import canonical_json, sha256_blocks, sha256_bytes, sha256_file, sha256_text
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 """Of "abc", in FIPS 180-2."""

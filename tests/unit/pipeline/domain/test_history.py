@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.domain.approvals import Approval, Channel, Decision, Standing, refusal
 from pipeline.domain.audit import GENESIS_HASH, AuditAction, AuditEvent, event_hash, first_break
-from pipeline.domain.canonical import canonical_json
 from pipeline.domain.errors import IllegalTransition, InvalidInput
+from pipeline.domain.formats.canonical import canonical_json
 from pipeline.domain.lifecycle import (
     EDIT_TRANSITIONS,
     SNAPSHOT_TRANSITIONS,

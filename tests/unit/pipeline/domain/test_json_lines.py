@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.domain.errors import InvalidInput
-from pipeline.domain.json_lines import json_lines, json_value, text_lines
+from pipeline.domain.formats.json_lines import json_lines, json_value, text_lines
 
 OBJECTS = st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=10), max_size=3), max_size=5)
 

@@ -12,9 +12,9 @@ from mlflow.utils.search_utils import SearchModelVersionUtils
 from mlflow.utils.validation import _validate_experiment_name, _validate_logged_model_name, _validate_model_name
 
 from pipeline.adapters.mlflow.tags import logged_name, quoted
+from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.lineages import check_name
-from pipeline.domain.wire import parse_object
 from tests.support.factories import WIRE_REQUEST
 
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import schemas
-from pipeline.domain.chat_wire import MAX_CHAT_CHARS, MAX_PROMPT_CHARS, MAX_TURN_CHARS, MAX_TURNS
+from pipeline.domain.contract.chat_wire import MAX_CHAT_CHARS, MAX_PROMPT_CHARS, MAX_TURN_CHARS, MAX_TURNS
+from pipeline.domain.contract.wire import MAX_ALIASES, MAX_TARGET_CHARS, parse_message, parse_object
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import InvalidMessage
 from pipeline.domain.prompts import ChatPrompt, ChatTurn
-from pipeline.domain.wire import MAX_ALIASES, MAX_TARGET_CHARS, parse_message, parse_object
 from tests.support.factories import CHAT_REQUEST, WIRE_REQUEST
 
 OLD_DIGEST = "fb547d64129d90a5bc4c2c9cbec844521547f4aad19bcfcd6e9385fce75a5953"

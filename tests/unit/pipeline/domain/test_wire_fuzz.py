@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.domain.contract.messages import Message, PartitionKey
+from pipeline.domain.contract.wire import MAX_MESSAGE_BYTES, parse_message
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import InvalidMessage
-from pipeline.domain.messages import Message, PartitionKey
-from pipeline.domain.wire import MAX_MESSAGE_BYTES, parse_message
 from pipeline.services.intake import is_misrouted, parsed_message
 from tests.support.factories import CHAT_REQUEST, WIRE_REQUEST
 

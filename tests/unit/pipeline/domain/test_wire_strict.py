@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.domain.contract.wire import MAX_FIELDS, parse_message
 from pipeline.domain.edits import EditRequest, Probe
 from pipeline.domain.errors import InvalidMessage
-from pipeline.domain.wire import MAX_FIELDS, parse_message
 from tests.support.factories import CHAT_REQUEST, WIRE_REQUEST
 
 

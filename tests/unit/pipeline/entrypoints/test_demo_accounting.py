@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.errors import InvalidMessage, Misconfigured
-from pipeline.domain.wire import parse_message
 from pipeline.entrypoints.demo import run as demo
 from pipeline.entrypoints.demo.accounting import Accounts, Stopwatch
 from pipeline.entrypoints.demo.stream import stream

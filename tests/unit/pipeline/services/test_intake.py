@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
+from pipeline.domain.contract.messages import Message, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.errors import EpochStale, Unavailable
-from pipeline.domain.messages import Message, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.services.intake import Fetched, Intake
 
 PLACE = PartitionKey(cluster_id="c", topic_id="t", topic="requests", partition=0)

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.domain.errors import InvalidInput, Unavailable
-from pipeline.domain.sizes import parse_age
+from pipeline.domain.formats.sizes import parse_age
 from pipeline.domain.snapshots import Artifact
 from pipeline.services.pruning import GRACE, Pruner
 

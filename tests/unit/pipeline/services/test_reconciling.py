@@ -14,11 +14,11 @@ from pipeline.domain.errors import IntegrityBroken, Unavailable, UnknownRecord
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.champion_alias import ChampionAlias
-from pipeline.services.mirroring import RegistryMirror
 from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
-from pipeline.services.reconciling import RegistryReconciler
-from pipeline.services.registry_ports import ChampionMirror, Displaced, MirrorStore, RegistryEntry
+from pipeline.services.registry.champion_alias import ChampionAlias
+from pipeline.services.registry.mirroring import RegistryMirror
+from pipeline.services.registry.reconciling import RegistryReconciler
+from pipeline.services.registry.registry_ports import ChampionMirror, Displaced, MirrorStore, RegistryEntry
 from pipeline.services.review import ReviewService
 from tests.support.fake_registry import FakeRegistry
 from tests.support.registry_entries import entry, lineage

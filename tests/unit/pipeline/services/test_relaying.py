@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.domain.contract.messages import DeadLetter, PartitionKey
 from pipeline.domain.errors import InvalidMessage, Misconfigured, Unavailable, UnknownRecord
 from pipeline.domain.lineages import Lineage
-from pipeline.domain.messages import DeadLetter, PartitionKey
 from pipeline.services import claim_keeping, relaying
 from pipeline.services.announcing import EXCERPT_BYTES, MAX_WHOLE_BYTES, Announcer
 from pipeline.services.claim_keeping import ClaimKeeper

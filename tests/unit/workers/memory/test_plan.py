@@ -21,8 +21,8 @@ from editors.models.inner_params import inner_params
 from editors.solve.blocks import BATCHES_PER_FILE
 from editors.solve.natural_gradient import NaturalGradient
 from pipeline.domain.errors import IntegrityBroken, InvalidInput, Misconfigured
+from pipeline.domain.formats.sizes import parse_size
 from pipeline.domain.rank_api import EditorSettings
-from pipeline.domain.sizes import parse_size
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
 from tests.support.ledger_parts import Rig, make_rig

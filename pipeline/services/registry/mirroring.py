@@ -10,7 +10,7 @@ from functools import partial
 import structlog
 
 from pipeline.domain.failpoints import failpoint
-from pipeline.services.registry_ports import MirrorStore, Registry
+from pipeline.services.registry.registry_ports import MirrorStore, Registry
 
 log = structlog.get_logger()
 

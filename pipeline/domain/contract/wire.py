@@ -16,10 +16,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from pipeline.domain.chat_wire import MAX_PROMPT_CHARS, MAX_TURNS, Identifier, MessageV1, Wire, readable, require_asked
+from pipeline.domain.contract.chat_wire import (
+    MAX_PROMPT_CHARS,
+    MAX_TURNS,
+    Identifier,
+    MessageV1,
+    Wire,
+    readable,
+    require_asked,
+)
 from pipeline.domain.edits import EditRequest, Probe
 from pipeline.domain.errors import InvalidInput, InvalidMessage
-from pipeline.domain.json_lines import json_value
+from pipeline.domain.formats.json_lines import json_value
 
 MAX_MESSAGE_BYTES = 1_000_000
 MAX_TARGET_CHARS = 200

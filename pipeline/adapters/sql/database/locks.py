@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from pipeline.adapters.sql.rows import record_of
-from pipeline.adapters.sql.tables import lineages
+from pipeline.adapters.sql.database.rows import record_of
+from pipeline.adapters.sql.database.tables import lineages
 from pipeline.domain.errors import UnknownLineage
 from pipeline.domain.gates import GatePolicy
 

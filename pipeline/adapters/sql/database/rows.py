@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, insert
 
-from pipeline.adapters.sql.tables import gate_reports
+from pipeline.adapters.sql.database.tables import gate_reports
 from pipeline.domain.conflicts import Claimant
 from pipeline.domain.edits import Edit, EditRequest, Probe
 from pipeline.domain.gates import GateReport

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.ports import LineageStore, SnapshotStore
-from pipeline.services.registry_ports import Registry
+from pipeline.services.registry.registry_ports import Registry
 
 OF_BEFORE = "it is from before digests of files were kept; `corrigenda register-again` makes one that has its own"
 

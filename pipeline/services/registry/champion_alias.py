@@ -12,7 +12,7 @@ import structlog
 
 from pipeline.domain.errors import Unavailable
 from pipeline.domain.failpoints import failpoint
-from pipeline.services.registry_ports import ChampionMirror, Displaced, MirrorStore, Registry
+from pipeline.services.registry.registry_ports import ChampionMirror, Displaced, MirrorStore, Registry
 
 log = structlog.get_logger()
 

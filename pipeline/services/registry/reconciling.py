@@ -8,9 +8,9 @@ from pipeline.domain.approvals import MLFLOW_USER, Channel, Decision, claimed_ac
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Unavailable, UnknownRecord
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.champion_alias import ChampionAlias
 from pipeline.services.ports import LineageStore, ReviewStore, SnapshotStore
-from pipeline.services.registry_ports import Registry, RegistryRequest
+from pipeline.services.registry.champion_alias import ChampionAlias
+from pipeline.services.registry.registry_ports import Registry, RegistryRequest
 from pipeline.services.review import ReviewService
 
 log = structlog.get_logger()
