@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.audit import SqlAuditStore
 from pipeline.adapters.sql.database.engine import connect, for_a_process
-from pipeline.adapters.sql.history import SqlHistoryStore, SqlMirrorStore
+from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.leases import SqlLeaseStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.mirror import SqlMirrorStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.adapters.sql.pruning import SqlPruneStore
 from pipeline.adapters.sql.queue import SqlEditQueue

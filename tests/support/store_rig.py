@@ -16,10 +16,10 @@ from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.audit import SqlAuditStore
 from pipeline.adapters.sql.database.engine import connect
-from pipeline.adapters.sql.history import SqlMirrorStore
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.leases import SqlLeaseStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.mirror import SqlMirrorStore
 from pipeline.adapters.sql.queue import SqlEditQueue
 from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     ColumnElement,
-    DateTime,
-    ForeignKey,
     Index,
     Integer,
     LargeBinary,
     MetaData,
     Table,
     Text,
-    TextClause,
     UniqueConstraint,
     literal,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
+from pipeline.adapters.sql.database.columns import at_column, id_column, one_of, partial, ref_column
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
 from pipeline.domain.snapshots import DigestForm
 
@@ -40,11 +36,6 @@ metadata = MetaData(
 
 ORDER_OF_CLAIMS = ("occurred_at", "topic", "partition", "offset", "edit_id")
 """Columns of `edit_requests`: the oldest waiting edit is claimed first."""
-NOW = text("clock_timestamp()")
-
-
-def _partial(name: str, *columns: str | TextClause, where: str, **options: Any) -> Index:
-    return Index(name, *columns, postgresql_where=text(where), **options)
 
 
 def status_is(status: EditStatus) -> ColumnElement[bool]:
@@ -57,31 +48,10 @@ def is_owed() -> ColumnElement[bool]:
     return removals.c.status == literal(RemovalStatus.requested.value, literal_execute=True)
 
 
-def _id(name: str) -> Column[str]:
-    return Column(name, UUID(as_uuid=False), primary_key=True, server_default=text("uuidv7()"))
-
-
-def _ref(
-    name: str, target: str, *, nullable: bool = False, primary_key: bool = False, is_back: bool = False
-) -> Column[str]:
-    # A key that points back (`lineages` to their head) is added once all tables exist.
-    key = ForeignKey(target, ondelete="RESTRICT", use_alter=is_back)
-    return Column(name, UUID(as_uuid=False), key, nullable=nullable, primary_key=primary_key)
-
-
-def _at(name: str, *, nullable: bool = False, default: bool = True) -> Column[object]:
-    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=NOW if default else None)
-
-
-def _one_of(column: str, values: object) -> CheckConstraint:
-    listed = ", ".join(f"'{value}'" for value in values)  # type: ignore[attr-defined]
-    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
-
-
 lineages = Table(
     "lineages",
     metadata,
-    _id("lineage_id"),
+    id_column("lineage_id"),
     Column("name", Text, nullable=False, unique=True),
     Column("task", Text, nullable=False),
     Column("base_ref", Text, nullable=False),
@@ -92,14 +62,14 @@ lineages = Table(
     Column("policy", JSONB, nullable=False),
     Column("prior", JSONB, nullable=False),
     Column("baseline", JSONB, nullable=False),
-    _ref("head_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
-    _ref("champion_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
+    ref_column("head_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
+    ref_column("champion_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
     Column("seq", Integer, nullable=False, server_default="0"),
     Column("num_batches", Integer, nullable=False, server_default="0"),
     Column("num_activations", Integer, nullable=False, server_default="0"),
     Column("hold", Text),
     Column("approval_rule", Text, nullable=False, server_default="anyone"),
-    _at("created_at"),
+    at_column("created_at"),
     CheckConstraint("name !~ '[/:[:space:]]' AND name <> 'system'", name="name_usable"),
     CheckConstraint("task IN ('causal', 'seq2seq', 'classifier')", name="task_known"),
 )
@@ -107,17 +77,17 @@ lineages = Table(
 leases = Table(
     "leases",
     metadata,
-    _ref("lineage_id", "lineages.lineage_id", primary_key=True),
+    ref_column("lineage_id", "lineages.lineage_id", primary_key=True),
     Column("owner", Text, nullable=False),
     Column("epoch", BigInteger, nullable=False),
-    _at("expires_at", default=False),
+    at_column("expires_at", default=False),
 )
 
 edit_requests = Table(
     "edit_requests",
     metadata,
-    _id("edit_id"),
-    _ref("lineage_id", "lineages.lineage_id"),
+    id_column("edit_id"),
+    ref_column("lineage_id", "lineages.lineage_id"),
     Column("request_id", Text, nullable=False),
     Column("payload_digest", Text, nullable=False),
     Column("conflict_key", Text, nullable=False),
@@ -135,35 +105,35 @@ edit_requests = Table(
     Column("aliases", JSONB, nullable=False, server_default="[]"),
     Column("source", Text),
     Column("submitted_by", Text),
-    _at("occurred_at", default=False),
+    at_column("occurred_at", default=False),
     Column("cluster_id", Text, nullable=False),
     Column("topic_id", Text, nullable=False),
     Column("topic", Text, nullable=False),
     Column("partition", Integer, nullable=False),
     Column("offset", BigInteger, nullable=False),
-    _at("received_at"),
+    at_column("received_at"),
     Column("status", Text, nullable=False, server_default=EditStatus.received.value),
     Column("attempts", Integer, nullable=False, server_default="0"),
-    _at("next_attempt_at"),
+    at_column("next_attempt_at"),
     Column("reason", Text),
-    _ref("superseded_by", "edit_requests.edit_id", nullable=True),
+    ref_column("superseded_by", "edit_requests.edit_id", nullable=True),
     UniqueConstraint("lineage_id", "request_id"),
     UniqueConstraint("cluster_id", "topic_id", "partition", "offset"),
-    _one_of("status", EditStatus),
-    _partial("ix_edit_requests_waiting", "lineage_id", "next_attempt_at", where="status = 'received'"),
-    _partial("ix_edit_requests_claimed", "lineage_id", where="status = 'claimed'"),
-    _partial("ix_edit_requests_front", "lineage_id", *ORDER_OF_CLAIMS, where="status = 'received'"),
+    one_of("status", EditStatus),
+    partial("ix_edit_requests_waiting", "lineage_id", "next_attempt_at", where="status = 'received'"),
+    partial("ix_edit_requests_claimed", "lineage_id", where="status = 'claimed'"),
+    partial("ix_edit_requests_front", "lineage_id", *ORDER_OF_CLAIMS, where="status = 'received'"),
     # Hashed: a key may be longer than a B-tree takes. It holds the lineage's name.
-    _partial("ix_edit_requests_waiting_key", "conflict_key", postgresql_using="hash", where="status = 'received'"),
-    _partial("ix_edit_requests_held_key", "conflict_key", postgresql_using="hash", where="status = 'snapshotted'"),
-    _partial("ix_edit_requests_held_subject", "lineage_id", text("lower(subject)"), where="status = 'snapshotted'"),
-    _partial("ix_edit_requests_superseded_by", "superseded_by", where="superseded_by IS NOT NULL"),
+    partial("ix_edit_requests_waiting_key", "conflict_key", postgresql_using="hash", where="status = 'received'"),
+    partial("ix_edit_requests_held_key", "conflict_key", postgresql_using="hash", where="status = 'snapshotted'"),
+    partial("ix_edit_requests_held_subject", "lineage_id", text("lower(subject)"), where="status = 'snapshotted'"),
+    partial("ix_edit_requests_superseded_by", "superseded_by", where="superseded_by IS NOT NULL"),
 )
 
 dead_letters = Table(
     "dead_letters",
     metadata,
-    _id("dead_letter_id"),
+    id_column("dead_letter_id"),
     Column("cluster_id", Text, nullable=False),
     Column("topic_id", Text, nullable=False),
     Column("topic", Text, nullable=False),
@@ -173,9 +143,9 @@ dead_letters = Table(
     Column("value", LargeBinary),
     Column("headers", JSONB, nullable=False),
     Column("error", Text, nullable=False),
-    _at("created_at"),
-    _at("replayed_at", nullable=True, default=False),
-    _at("pruned_at", nullable=True, default=False),
+    at_column("created_at"),
+    at_column("replayed_at", nullable=True, default=False),
+    at_column("pruned_at", nullable=True, default=False),
     UniqueConstraint("cluster_id", "topic_id", "partition", "offset"),
 )
 
@@ -191,54 +161,54 @@ ingest_offsets = Table(
     Column("num_received", BigInteger, nullable=False, server_default="0"),
     Column("num_duplicates", BigInteger, nullable=False, server_default="0"),
     Column("num_refused", BigInteger, nullable=False, server_default="0"),
-    _at("updated_at"),
+    at_column("updated_at"),
 )
 
 edit_batches = Table(
     "edit_batches",
     metadata,
-    _id("batch_id"),
-    _ref("lineage_id", "lineages.lineage_id"),
+    id_column("batch_id"),
+    ref_column("lineage_id", "lineages.lineage_id"),
     Column("ordinal", Integer, nullable=False),
-    _ref("parent_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
+    ref_column("parent_snapshot_id", "snapshots.snapshot_id", nullable=True, is_back=True),
     Column("lease_epoch", BigInteger, nullable=False),
-    _at("claimed_at"),
-    _at("finished_at", nullable=True, default=False),
+    at_column("claimed_at"),
+    at_column("finished_at", nullable=True, default=False),
     Column("seconds", JSONB),
     UniqueConstraint("lineage_id", "ordinal"),
-    _partial("ix_edit_batches_open", "lineage_id", where="finished_at IS NULL"),
+    partial("ix_edit_batches_open", "lineage_id", where="finished_at IS NULL"),
 )
 
 batch_edits = Table(
     "batch_edits",
     metadata,
-    _ref("batch_id", "edit_batches.batch_id", primary_key=True),
-    _ref("edit_id", "edit_requests.edit_id", primary_key=True),
+    ref_column("batch_id", "edit_batches.batch_id", primary_key=True),
+    ref_column("edit_id", "edit_requests.edit_id", primary_key=True),
     Column("outcome", Text),
-    _ref("gate_report_id", "gate_reports.gate_report_id", nullable=True),
+    ref_column("gate_report_id", "gate_reports.gate_report_id", nullable=True),
     Index("ix_batch_edits_edit_id", "edit_id"),
 )
 
 gate_reports = Table(
     "gate_reports",
     metadata,
-    _id("gate_report_id"),
-    _ref("lineage_id", "lineages.lineage_id"),
+    id_column("gate_report_id"),
+    ref_column("lineage_id", "lineages.lineage_id"),
     Column("snapshot_digest", Text),
     Column("verdict", Text, nullable=False),
     Column("policy_digest", Text, nullable=False),
     Column("probe_set_digest", Text, nullable=False),
     Column("report", JSONB, nullable=False),
-    _at("created_at"),
+    at_column("created_at"),
 )
 
 snapshots = Table(
     "snapshots",
     metadata,
-    _id("snapshot_id"),
-    _ref("lineage_id", "lineages.lineage_id"),
+    id_column("snapshot_id"),
+    ref_column("lineage_id", "lineages.lineage_id"),
     Column("seq", Integer, nullable=False),
-    _ref("parent_id", "snapshots.snapshot_id", nullable=True),
+    ref_column("parent_id", "snapshots.snapshot_id", nullable=True),
     Column("basis", Text, nullable=False),
     Column("delta", JSONB, nullable=False),
     Column("delta_digest", Text, nullable=False),
@@ -247,17 +217,17 @@ snapshots = Table(
     Column("digest_form", Text, nullable=False, server_default=DigestForm.chain.value),
     Column("num_active", Integer, nullable=False),
     Column("status", Text, nullable=False, server_default=SnapshotStatus.candidate.value),
-    _ref("gate_report_id", "gate_reports.gate_report_id"),
-    _ref("batch_id", "edit_batches.batch_id", nullable=True),
+    ref_column("gate_report_id", "gate_reports.gate_report_id"),
+    ref_column("batch_id", "edit_batches.batch_id", nullable=True),
     Column("registry_version", Text),
     Column("package_digest", Text),
     Column("lease_epoch", BigInteger, nullable=False),
-    _at("created_at"),
+    at_column("created_at"),
     UniqueConstraint("lineage_id", "seq"),
     UniqueConstraint("lineage_id", "parent_id", postgresql_nulls_not_distinct=True),
-    _one_of("status", SnapshotStatus),
+    one_of("status", SnapshotStatus),
     CheckConstraint("basis IN ('parent', 'base')", name="basis_known"),
-    _one_of("digest_form", DigestForm),
+    one_of("digest_form", DigestForm),
 )
 
 # What the alias `champion` of a lineage may be without anybody's hand in it: what was written last, or is about to be.
@@ -265,7 +235,7 @@ snapshots = Table(
 champion_aliases = Table(
     "champion_aliases",
     metadata,
-    _ref("lineage_id", "lineages.lineage_id", primary_key=True),
+    ref_column("lineage_id", "lineages.lineage_id", primary_key=True),
     Column("written", ARRAY(Text), nullable=False, server_default="{}"),
     Column("putting_back", JSONB(none_as_null=True)),
 )
@@ -275,78 +245,78 @@ champion_aliases = Table(
 edit_rows = Table(
     "edit_rows",
     metadata,
-    _ref("lineage_id", "lineages.lineage_id", primary_key=True),
+    ref_column("lineage_id", "lineages.lineage_id", primary_key=True),
     Column("place", Integer, primary_key=True, autoincrement=False),
-    _ref("edit_id", "edit_requests.edit_id"),
-    _ref("snapshot_id", "snapshots.snapshot_id"),
+    ref_column("edit_id", "edit_requests.edit_id"),
+    ref_column("snapshot_id", "snapshots.snapshot_id"),
     Column("since_seq", Integer, nullable=False),
     Column("until_seq", Integer),
     Column("rows", JSONB, nullable=False),
     UniqueConstraint("edit_id", "since_seq"),
     CheckConstraint("until_seq > since_seq", name="some_time"),
-    _partial("uq_edit_rows_active", "edit_id", unique=True, where="until_seq IS NULL"),
-    _partial("ix_edit_rows_active_places", "lineage_id", "place", where="until_seq IS NULL"),
-    _partial("ix_edit_rows_left", "lineage_id", "until_seq", where="until_seq IS NOT NULL"),
+    partial("uq_edit_rows_active", "edit_id", unique=True, where="until_seq IS NULL"),
+    partial("ix_edit_rows_active_places", "lineage_id", "place", where="until_seq IS NULL"),
+    partial("ix_edit_rows_left", "lineage_id", "until_seq", where="until_seq IS NOT NULL"),
     Index("ix_edit_rows_snapshot_id", "snapshot_id"),
 )
 
 removals = Table(
     "removals",
     metadata,
-    _id("removal_id"),
-    _ref("lineage_id", "lineages.lineage_id"),
+    id_column("removal_id"),
+    ref_column("lineage_id", "lineages.lineage_id"),
     Column("edit_ids", JSONB, nullable=False),
     Column("reinstated_ids", JSONB, nullable=False),
-    _ref("rejected_snapshot_id", "snapshots.snapshot_id", nullable=True),
+    ref_column("rejected_snapshot_id", "snapshots.snapshot_id", nullable=True),
     Column("actor", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("status", Text, nullable=False, server_default=RemovalStatus.requested.value),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("outcome", Text),
-    _ref("gate_report_id", "gate_reports.gate_report_id", nullable=True),
-    _ref("snapshot_id", "snapshots.snapshot_id", nullable=True),
-    _at("requested_at"),
-    _at("finished_at", nullable=True, default=False),
-    _one_of("status", RemovalStatus),
-    _partial("ix_removals_waiting", "lineage_id", where="status = 'requested'"),
+    ref_column("gate_report_id", "gate_reports.gate_report_id", nullable=True),
+    ref_column("snapshot_id", "snapshots.snapshot_id", nullable=True),
+    at_column("requested_at"),
+    at_column("finished_at", nullable=True, default=False),
+    one_of("status", RemovalStatus),
+    partial("ix_removals_waiting", "lineage_id", where="status = 'requested'"),
 )
 
 approvals = Table(
     "approvals",
     metadata,
-    _id("approval_id"),
-    _ref("lineage_id", "lineages.lineage_id"),
-    _ref("snapshot_id", "snapshots.snapshot_id"),
+    id_column("approval_id"),
+    ref_column("lineage_id", "lineages.lineage_id"),
+    ref_column("snapshot_id", "snapshots.snapshot_id"),
     Column("snapshot_digest", Text, nullable=False),
-    _ref("champion_seen", "snapshots.snapshot_id", nullable=True),
+    ref_column("champion_seen", "snapshots.snapshot_id", nullable=True),
     Column("decision", Text, nullable=False),
     Column("actor", Text, nullable=False),
     Column("is_claimed", Boolean, nullable=False),
     Column("reason", Text, nullable=False),
     Column("channel", Text, nullable=False),
     Column("refusal", Text),
-    _at("decided_at"),
+    at_column("decided_at"),
     Index("ix_approvals_snapshot_id", "snapshot_id"),
 )
 
 outbox = Table(
     "outbox",
     metadata,
-    _id("outbox_id"),
+    id_column("outbox_id"),
     Column("dedup_key", Text, nullable=False, unique=True),
     Column("kind", Text, nullable=False),
     Column("payload", JSONB, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
-    _at("next_attempt_at"),
-    _at("created_at"),
-    _at("done_at", nullable=True, default=False),
+    at_column("next_attempt_at"),
+    at_column("created_at"),
+    at_column("done_at", nullable=True, default=False),
     Column("error", Text),
     Column("stream", Text),
     Column("claim", UUID(as_uuid=False)),
-    _at("given_up_at", nullable=True, default=False),
-    _partial("ix_outbox_due", "kind", "outbox_id", where="done_at IS NULL AND given_up_at IS NULL"),
-    _partial("ix_outbox_stream", "stream", "outbox_id", where="stream IS NOT NULL"),
-    _partial("ix_outbox_given_up", "given_up_at", where="given_up_at IS NOT NULL AND done_at IS NULL"),
+    at_column("given_up_at", nullable=True, default=False),
+    partial("ix_outbox_due", "kind", "outbox_id", where="done_at IS NULL AND given_up_at IS NULL"),
+    partial("ix_outbox_stream", "stream", "outbox_id", where="stream IS NOT NULL"),
+    partial("ix_outbox_given_up", "given_up_at", where="given_up_at IS NOT NULL AND done_at IS NULL"),
 )
 
 chain_heads = Table(
@@ -362,7 +332,7 @@ audit_events = Table(
     metadata,
     Column("chain", Text, primary_key=True),
     Column("seq", BigInteger, primary_key=True),
-    _at("at", default=False),
+    at_column("at", default=False),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("subject", Text, nullable=False),
