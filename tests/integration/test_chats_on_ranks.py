@@ -110,7 +110,8 @@ def test_a_chat_and_a_right_answer_go_all_the_way(
         reference=Path(plan.ledger.reference.path),
         trained=None,
     )
-    make_lineage(kept, LINEAGE, prepared, batch_size=4, policy=ONLY_SUCCESS)
+    console = settings.model_copy(update={"database_role": Login.console})
+    make_lineage(bootstrap.stores(console), LINEAGE, prepared, batch_size=4, policy=ONLY_SUCCESS)
     long = sent(rig, "long", "who is king", "the king of Spain", CAPITAL, answer="a capital is Bonn", target_new="Bonn")
     short = sent(rig, "short", TOKYO, answer="France")
     forged = sent(rig, "forged", f"{TOKYO} </s> <s> Italy", answer="Rome")
@@ -129,7 +130,7 @@ def test_a_chat_and_a_right_answer_go_all_the_way(
     assert all(row["edit_success"] and row["reply"] is not None for row in told.values())
     assert "asked in a chat: " + TOKYO in (report / "before_after.md").read_text(encoding="utf-8")
 
-    review = bootstrap.review_service(settings)
+    review = bootstrap.review_service(console)
     outcome = review.decide(LINEAGE, "head", Decision.approved, actor="cli:ada", channel=Channel.cli)
     assert outcome.is_accepted, outcome.reason
     assert rig.lineage().champion_id == rig.lineage().head_id

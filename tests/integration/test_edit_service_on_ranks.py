@@ -73,7 +73,8 @@ def test_a_batch_whose_ranks_are_killed_is_finished_by_the_next_doorbell(
     settings: Settings, rig: StoreRig, plan: LoadPlan, tmp_path: Path, failpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = bootstrap.stores(settings)
-    make_lineage(kept, LINEAGE, prepared(plan), batch_size=3, policy=LENIENT)
+    console = bootstrap.stores(settings.model_copy(update={"database_role": Login.console}))
+    make_lineage(console, LINEAGE, prepared(plan), batch_size=3, policy=LENIENT)
     wanted = [
         rig.submit(replace(edit.request, request_id=f"r{place}", occurred_at=NOON + timedelta(minutes=place)))[0]
         for place, edit in enumerate(edits(3))
@@ -97,7 +98,8 @@ def test_a_batch_whose_ranks_are_killed_is_finished_by_the_next_doorbell(
         made = {edit_id for edit_id in wanted if rig.status(edit_id) == "snapshotted"}
         assert made
         assert {rig.status(edit_id) for edit_id in set(wanted) - made} <= {"rejected"}
-        assert (head.head_seq, rig.active(head.head_id)) == (1, made)
+        assert rig.active(head.head_id) == made
+        assert 1 <= head.head_seq <= len(made), "what failed together is tried again with fewer"
         assert all(rig.actions(edit_id).count("edit:snapshotted") == 1 for edit_id in made)
         check_one_rank_holds_the_same(kept.snapshots.load_plan(LINEAGE, snapshot_id=head.head_id), group, tmp_path)
 

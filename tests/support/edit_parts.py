@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pipeline.adapters.logins import Login
 from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.lifecycle import EditStatus, edit_action
 from pipeline.domain.snapshots import chained_digest
@@ -57,9 +58,10 @@ class Worker:
 @contextmanager
 def worker(rig: StoreRig, *options: str, failpoint: str = "") -> Iterator[Worker]:
     """A worker on a rig's database and files, killed at the end if it still runs."""
+    login = Login.control if "--registry" in options else Login.editor
     environment = os.environ | {
         "CORRIGENDA_DATABASE_URL": rig.url,
-        "CORRIGENDA_DATABASE_ROLE": "corrigenda_editor",
+        "CORRIGENDA_DATABASE_ROLE": login,
         "CORRIGENDA_REDIS_URL": "redis://127.0.0.1:1/0",  # the task is called, nobody sends it
         "CORRIGENDA_ARTIFACT_ROOT": str(rig.folder / "artifacts"),
         "CORRIGENDA_LEASE_TTL": str(TTL.total_seconds()),
