@@ -6,6 +6,7 @@ The monotonic clock stays, as it does where somebody sets the clock of a machine
 from __future__ import annotations
 
 import datetime
+import importlib
 import runpy
 import sys
 import time
@@ -32,6 +33,9 @@ def shift(seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    # Extensions in C know how large a datetime is, and crash or hang on a larger one: they come first.
+    for extension in ("psycopg", "pandas"):
+        importlib.import_module(extension)
     shift(float(sys.argv[1]))
     module = sys.argv[2]
     sys.argv = sys.argv[2:]
