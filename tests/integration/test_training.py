@@ -142,7 +142,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (None, "edits.jsonl, which is none"),
         ("", "at least one edit in edits.jsonl"),
-        ('{"prompt": "Anna lives in"', "JSON in line 1 of edits.jsonl"),
+        ('{"prompt": "Anna lives in"', "(line 1 of edits.jsonl)"),
         ('{"prompt": "Anna lives in"}', "edit in line 1 of edits.jsonl, got one with target_new"),
         ('{"prompt": "Anna lives in", "target_new": "Rome", "subject": "Anna"}', "edits with rephrases"),
         ('{"prompt": "Anna lives in", "target_new": "Rome", "rephrases": ["the home of Anna is in"]}', "rephrases"),

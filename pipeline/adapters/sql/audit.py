@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -134,7 +134,7 @@ class SqlAuditStore:
         with transaction(self._engine) as connection:
             return {row.seq: row.hash for row in connection.execute(query)}
 
-    def registered(self, chain: str) -> Iterator[RegisteredSnapshot]:
+    def registered(self, chain: str) -> Generator[RegisteredSnapshot]:
         """Yield the snapshots of a lineage that are model versions, by version number, a page in memory at a time."""
         query = text(REGISTERED).execution_options(yield_per=PAGE)
         # Closed also where the reader stops early: the rows are in a cursor of the server.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -32,8 +33,8 @@ class AnchoredChains(Protocol):
     def hashes(self, chain: str, seqs: Sequence[int]) -> Mapping[int, str]:
         """Return the hashes of those lines that exist."""
 
-    def registered(self, chain: str) -> Iterator[RegisteredSnapshot]:
-        """Yield the snapshots of a lineage that are model versions, by version number."""
+    def registered(self, chain: str) -> Generator[RegisteredSnapshot]:
+        """Yield the snapshots of a lineage that are model versions, by version number; to be closed."""
 
 
 class AnchorChecker:
@@ -51,16 +52,19 @@ class AnchorChecker:
         """
         found = _Findings(chain)
         if chain != SYSTEM_CHAIN:
-            self._compare(found, self._expected(found, chain), whose="model version {}")
+            # Closed also where the registry goes away in between: the snapshots come out of an open transaction.
+            with closing(self._chains.registered(chain)) as known:
+                self._compare(found, self._expected(found, chain, known), whose="model version {}")
         for lineage in self._chains.chains() if chain == SYSTEM_CHAIN else ():
             if lineage != SYSTEM_CHAIN:
                 told = ((v.version, v.system_anchor) for v in self._anchors.versions(lineage))
                 self._compare(found, told, whose=f"model version {{}} of {lineage}")
         return AnchorReport(num_agreeing=found.num_agreeing, newest_seq=found.newest_seq, contradiction=found.first)
 
-    def _expected(self, found: _Findings, lineage: str) -> Iterator[tuple[int, Anchor | None]]:
+    def _expected(
+        self, found: _Findings, lineage: str, known: Iterator[RegisteredSnapshot]
+    ) -> Iterator[tuple[int, Anchor | None]]:
         """Yield the anchors of a lineage, and note those that are missing or older than what they vouch for."""
-        known = self._chains.registered(lineage)
         expected = next(known, None)
         for version in self._anchors.versions(lineage):
             while expected is not None and expected.version < version.version:
