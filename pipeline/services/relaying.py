@@ -10,7 +10,7 @@ from enum import Enum, auto
 
 import structlog
 
-from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.errors import CorrigendaError, one_line
 from pipeline.services.claim_keeping import ClaimKeeper
 from pipeline.services.ports import OutboxItem, OutboxStore
 
@@ -126,7 +126,7 @@ class OutboxRelay:
         except Exception as error:
             # Whatever it is, it must not keep the others from being handled.
             self._log.exception("outbox_broken", item=item.kind, key=item.dedup_key)
-            return self._fail(item, f"{type(error).__name__}: {error}")
+            return self._fail(item, one_line(error))
         return _Outcome.REACHED
 
     def _fail(self, item: OutboxItem, error: str) -> _Outcome:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
-from sqlalchemy.dialects.postgresql import distinct_on
 
 from pipeline.adapters.sql.active_sets import edited_names, holding, retained_ids
+from pipeline.adapters.sql.companions import companions
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of
 from pipeline.adapters.sql.database.rows import claimant_of, edit_of, insert_report, is_uuid
@@ -25,7 +24,7 @@ from pipeline.adapters.sql.database.tables import (
 from pipeline.adapters.sql.decisions import fail_removal, next_removal, put_off_removal
 from pipeline.adapters.sql.leases import check
 from pipeline.adapters.sql.statuses import UNDECIDED, Move, move, put_back, restore_queued
-from pipeline.domain.batches import EditBatch, Setback, displaced_by, most_companions
+from pipeline.domain.batches import EditBatch, Setback, displaced_by
 from pipeline.domain.conflicts import superseded
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import InvalidInput, UnknownRecord
@@ -55,7 +54,7 @@ class SqlEditQueue:
                 return None
             _refuse_second_batch(connection, on)
             front = _resolved_front(connection, on, limit=limit, actor=lease.owner)
-            waiting, limit = _companions(connection, front, limit=limit)
+            waiting, limit = companions(connection, front, limit=limit)
             if not waiting or not _is_closed(connection, waiting, limit=limit, max_wait=max_wait):
                 return None
             return _claim(connection, on, lease, waiting)
@@ -241,57 +240,6 @@ def _front(connection: Connection, on: LockedLineage, limit: int) -> Sequence[Ro
         edit_requests.c.next_attempt_at <= func.clock_timestamp(),
     )
     return connection.execute(query.order_by(*_OLDEST_FIRST).limit(limit)).all()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Undecided:
-    """The last batch of an edit, which came to no verdict on it."""
-
-    ordinal: int
-    num_tried: int
-
-
-def _companions(connection: Connection, front: Sequence[Row[Any]], *, limit: int) -> tuple[Sequence[Row[Any]], int]:
-    """Return the edits of the front that may be tried together, and how many of such may be.
-
-    Those that were tried together without a verdict stay among themselves, at most half as many as then: after
-    O(log n) batches one is alone. Who was tried longest ago is next, so that nobody dies before all others had their
-    turn. Fresh edits share nothing of what befalls them.
-    """
-    undecided = _undecided(connection, [row.edit_id for row in front if row.reason is not None])
-    if not front or front[0].edit_id not in undecided:
-        return [row for row in front if row.edit_id not in undecided], limit
-    of_last = min((undecided[row.edit_id] for row in front if row.edit_id in undecided), key=lambda one: one.ordinal)
-    limit = min(limit, most_companions(of_last.num_tried))
-    return [row for row in front if undecided.get(row.edit_id) == of_last][:limit], limit
-
-
-def _undecided(connection: Connection, edit_ids: Sequence[str]) -> dict[str, _Undecided]:
-    """Return the last batch of each of those edits that came back from it undecided.
-
-    Args:
-        connection: a transaction.
-        edit_ids: edits with a reason; others have come back from nothing.
-    """
-    if not edit_ids:
-        return {}
-    last = (
-        select(batch_edits.c.edit_id, batch_edits.c.batch_id, batch_edits.c.outcome, edit_batches.c.ordinal)
-        .join(edit_batches, edit_batches.c.batch_id == batch_edits.c.batch_id)
-        .where(batch_edits.c.edit_id.in_(edit_ids))
-        .ext(distinct_on(batch_edits.c.edit_id))
-        .order_by(batch_edits.c.edit_id, edit_batches.c.ordinal.desc())
-        .subquery()
-    )
-    beside = batch_edits.alias()
-    query = (
-        select(last.c.edit_id, last.c.ordinal, func.count().label("num_tried"))
-        .join(beside, (beside.c.batch_id == last.c.batch_id) & (beside.c.outcome == UNDECIDED))
-        .where(last.c.outcome == UNDECIDED)
-        .group_by(last.c.edit_id, last.c.ordinal)
-    )
-    found = connection.execute(query)
-    return {row.edit_id: _Undecided(ordinal=row.ordinal, num_tried=row.num_tried) for row in found}
 
 
 def _waiting_of(connection: Connection, on: LockedLineage, keys: set[str]) -> Sequence[Row[Any]]:
