@@ -25,8 +25,9 @@ def test_a_kept_schema_is_a_schema(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads((schemas.FOLDER / name).read_text()))
 
 
-def test_what_the_readme_shows_a_producer_is_a_correction_in_every_field() -> None:
-    shown = (ROOT / "README.md").read_text(encoding="utf-8").partition("### What a producer sends")[2].split("```")[1]
+def test_what_a_producer_is_shown_is_a_correction_in_every_field() -> None:
+    told = (ROOT / "CORRECTIONS.md").read_text(encoding="utf-8").partition("## What a producer sends")[2]
+    shown = told.split("```")[1]
     stem, chat = (parse_object(json.loads(text)) for text in shown.strip().split("\n\n"))
     assert (stem.is_chat, stem.aliases, stem.target_new) == (False, ("Down Under",), "Canberra")
     assert (chat.is_chat, chat.prompt) == (True, "What is the capital of Australia?")
