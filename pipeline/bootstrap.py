@@ -1,7 +1,7 @@
 """The place where services are built out of settings, and where each port gets its adapter.
 
-Clients of the broker, Celery and MLflow are imported where they are built: a command that needs only the
-database starts without them.
+Whatever is built here is imported where it is built: a command starts with no more than it needs, and shows its help
+without any of it.
 """
 
 from __future__ import annotations
@@ -15,37 +15,32 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pipeline.adapters.file_artifacts import FileArtifacts
-from pipeline.adapters.sql.audit import SqlAuditStore
-from pipeline.adapters.sql.database.engine import connect, for_a_process
-from pipeline.adapters.sql.history import SqlHistoryStore
-from pipeline.adapters.sql.intake import SqlIntakeStore
-from pipeline.adapters.sql.leases import SqlLeaseStore
-from pipeline.adapters.sql.lineages import SqlLineageStore
-from pipeline.adapters.sql.mirror import SqlMirrorStore
-from pipeline.adapters.sql.outbox import SqlOutboxStore
-from pipeline.adapters.sql.pruning import SqlPruneStore
-from pipeline.adapters.sql.queue import SqlEditQueue
-from pipeline.adapters.sql.review import SqlReviewStore
-from pipeline.adapters.sql.snapshots import SqlSnapshotStore
-from pipeline.config import Settings
-from pipeline.services.announcing import Announcer
-from pipeline.services.editing import EditPolicy, EditService
-from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
-from pipeline.services.pruning import Pruner
-from pipeline.services.registry.anchoring import AnchorChecker
-from pipeline.services.registry.champion_alias import ChampionAlias
-from pipeline.services.registry.mirroring import RegistryMirror
-from pipeline.services.registry.package_checking import PackageChecker
-from pipeline.services.registry.reconciling import RegistryReconciler
-from pipeline.services.registry.registry_ports import Registry
-from pipeline.services.relaying import OutboxRelay
-from pipeline.services.retrying import Retrier
-from pipeline.services.review import ReviewService
-from pipeline.services.ringing import Reaper
-
 if TYPE_CHECKING:
+    from pipeline.adapters.file_artifacts import FileArtifacts
     from pipeline.adapters.kafka.publisher import KafkaPublisher
+    from pipeline.adapters.sql.audit import SqlAuditStore
+    from pipeline.adapters.sql.history import SqlHistoryStore
+    from pipeline.adapters.sql.intake import SqlIntakeStore
+    from pipeline.adapters.sql.leases import SqlLeaseStore
+    from pipeline.adapters.sql.lineages import SqlLineageStore
+    from pipeline.adapters.sql.mirror import SqlMirrorStore
+    from pipeline.adapters.sql.outbox import SqlOutboxStore
+    from pipeline.adapters.sql.pruning import SqlPruneStore
+    from pipeline.adapters.sql.queue import SqlEditQueue
+    from pipeline.adapters.sql.review import SqlReviewStore
+    from pipeline.adapters.sql.snapshots import SqlSnapshotStore
+    from pipeline.config import Settings
+    from pipeline.services.editing import EditService
+    from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
+    from pipeline.services.pruning import Pruner
+    from pipeline.services.registry.anchoring import AnchorChecker
+    from pipeline.services.registry.package_checking import PackageChecker
+    from pipeline.services.registry.reconciling import RegistryReconciler
+    from pipeline.services.registry.registry_ports import Registry
+    from pipeline.services.relaying import OutboxRelay
+    from pipeline.services.retrying import Retrier
+    from pipeline.services.review import ReviewService
+    from pipeline.services.ringing import Reaper
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +80,20 @@ def stores(settings: Settings) -> Stores:
     Raises:
         Misconfigured: if no database is named; later, if its login is a superuser.
     """
+    from pipeline.adapters.file_artifacts import FileArtifacts
+    from pipeline.adapters.sql.audit import SqlAuditStore
+    from pipeline.adapters.sql.database.engine import connect, for_a_process
+    from pipeline.adapters.sql.history import SqlHistoryStore
+    from pipeline.adapters.sql.intake import SqlIntakeStore
+    from pipeline.adapters.sql.leases import SqlLeaseStore
+    from pipeline.adapters.sql.lineages import SqlLineageStore
+    from pipeline.adapters.sql.mirror import SqlMirrorStore
+    from pipeline.adapters.sql.outbox import SqlOutboxStore
+    from pipeline.adapters.sql.pruning import SqlPruneStore
+    from pipeline.adapters.sql.queue import SqlEditQueue
+    from pipeline.adapters.sql.review import SqlReviewStore
+    from pipeline.adapters.sql.snapshots import SqlSnapshotStore
+
     settings.require("database_url")
     engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
     artifacts = FileArtifacts(settings.artifact_root.absolute())
@@ -106,6 +115,8 @@ def stores(settings: Settings) -> Stores:
 
 def edit_service(settings: Settings, group: EditorGroup) -> EditService:
     """The use case of an edit worker, around the group that it drives."""
+    from pipeline.services.editing import EditPolicy, EditService
+
     kept = stores(settings)
     return EditService(
         leases=kept.leases,
@@ -126,12 +137,16 @@ def edit_service(settings: Settings, group: EditorGroup) -> EditService:
 
 def review_service(settings: Settings) -> ReviewService:
     """What people decide, whatever channel it comes in by."""
+    from pipeline.services.review import ReviewService
+
     kept = stores(settings)
     return ReviewService(lineages=kept.lineages, snapshots=kept.snapshots, review=kept.review, history=kept.history)
 
 
 def retrier(settings: Settings) -> Retrier:
     """What gives dead edits another try."""
+    from pipeline.services.retrying import Retrier
+
     kept = stores(settings)
     return Retrier(review=kept.review, history=kept.history)
 
@@ -139,6 +154,11 @@ def retrier(settings: Settings) -> Retrier:
 @lru_cache(maxsize=4)
 def relay(settings: Settings) -> OutboxRelay:
     """The relay of the outbox, with a handler for every kind of item."""
+    from pipeline.services.announcing import Announcer
+    from pipeline.services.registry.champion_alias import ChampionAlias
+    from pipeline.services.registry.mirroring import RegistryMirror
+    from pipeline.services.relaying import OutboxRelay
+
     kept = stores(settings)
     mirror = RegistryMirror(mirror=kept.mirror, registry=_registry(settings))
     alias = ChampionAlias(mirror=kept.mirror, registry=_registry(settings))
@@ -169,12 +189,16 @@ def relay(settings: Settings) -> OutboxRelay:
 
 def reaper(settings: Settings) -> Reaper:
     """Rings again for lineages that have work and nobody at it."""
+    from pipeline.services.ringing import Reaper
+
     kept = stores(settings)
     return Reaper(leases=kept.leases, lineages=kept.lineages, doorbell=_doorbell(settings))
 
 
 def pruner(settings: Settings) -> Pruner:
     """Takes away what is old and needed by nothing."""
+    from pipeline.services.pruning import Pruner
+
     kept = stores(settings)
     return Pruner(store=kept.pruning, files=kept.artifacts)
 
@@ -182,6 +206,9 @@ def pruner(settings: Settings) -> Pruner:
 @lru_cache(maxsize=4)
 def reconciler(settings: Settings) -> RegistryReconciler:
     """Reads the registry back."""
+    from pipeline.services.registry.champion_alias import ChampionAlias
+    from pipeline.services.registry.reconciling import RegistryReconciler
+
     kept = stores(settings)
     return RegistryReconciler(
         lineages=kept.lineages,
@@ -195,6 +222,8 @@ def reconciler(settings: Settings) -> RegistryReconciler:
 
 def package_checker(settings: Settings) -> PackageChecker:
     """Compares the files of model versions with what the database says of them."""
+    from pipeline.services.registry.package_checking import PackageChecker
+
     kept = stores(settings)
     return PackageChecker(lineages=kept.lineages, snapshots=kept.snapshots, registry=_registry(settings))
 
@@ -209,6 +238,7 @@ def publisher(settings: Settings) -> Iterator[Publisher]:
 def anchor_checker(settings: Settings) -> AnchorChecker:
     """Compares audit chains with the anchors in the registry."""
     from pipeline.adapters.mlflow.anchors import MlflowAnchors
+    from pipeline.services.registry.anchoring import AnchorChecker
 
     settings.require("mlflow_uri")
     anchors = MlflowAnchors(

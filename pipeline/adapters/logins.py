@@ -6,7 +6,6 @@ Migrations make the roles and say what each may do. Here the owner of the schema
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import LiteralString
 
 from psycopg import Connection as PsycopgConnection
@@ -16,23 +15,9 @@ from sqlalchemy.engine import URL
 
 from pipeline.adapters.sql.database.engine import connect, parsed_url, transaction
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.logins import Login as Login
 
 ADVISORY_LOCK = 0x6C6F6769  # "logi"
-
-
-class Login(StrEnum):
-    """The database logins of our processes. None of them owns anything."""
-
-    intake = "corrigenda_intake"
-    """Records polls: requests, dead letters, offsets."""
-    editor = "corrigenda_editor"
-    """The edit worker: batches, snapshots, the ledger."""
-    control = "corrigenda_control"
-    """The control worker: side effects, requests in the registry."""
-    console = "corrigenda_console"
-    """Commands of people that no reviewer's token names."""
-    auditor = "corrigenda_auditor"
-    """Reads the history and its views, and writes nothing."""
 
 
 def let_in(owner_url: str, login_urls: Iterable[str]) -> None:

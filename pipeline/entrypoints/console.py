@@ -127,6 +127,7 @@ def exits_clearly(command: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        _log_events_to_stderr()
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
@@ -143,6 +144,13 @@ def exits_clearly(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(status) from None
 
     return wrapped
+
+
+def _log_events_to_stderr() -> None:
+    """Keep events out of a command's output; done here, and not at the start, so that help is shown without it."""
+    import structlog
+
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 def told(error: Exception) -> tuple[str, int]:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import os
 import pwd
 from pathlib import Path
-
-from pydantic import SecretStr
+from typing import TYPE_CHECKING
 
 from infra.local import LocalStack, LocalStackError
 from infra.local.records import Endpoints
-from pipeline.adapters.logins import Login
-from pipeline.adapters.reviewers import as_reviewer, token_from
 from pipeline.bootstrap import Stores
-from pipeline.config import Settings, load_settings
 from pipeline.domain.approvals import REVIEWER, claimed_actor
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.logins import Login
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
+
+
+def load_settings() -> Settings:
+    """Read the settings from all their sources; what reads them is imported now, and not to show a command's help.
+
+    Raises:
+        Misconfigured: naming each setting that is wrong.
+    """
+    from pipeline.config import load_settings as load
+
+    return load()
 
 
 def current_settings(login: Login = Login.console) -> Settings:
@@ -40,6 +51,8 @@ def current_settings(login: Login = Login.console) -> Settings:
 
 def with_endpoints(settings: Settings, endpoints: Endpoints, login: Login = Login.console) -> Settings:
     """Return the settings of a process that uses the embedded stack with a login of its own."""
+    from pydantic import SecretStr
+
     return settings.model_copy(
         update={
             "database_url": SecretStr(endpoints.login_url(login)),
@@ -58,6 +71,8 @@ def with_endpoints(settings: Settings, endpoints: Endpoints, login: Login = Logi
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """Return the variables that give a child process the same settings."""
+    from pydantic import SecretStr
+
     found: dict[str, str] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -82,6 +97,10 @@ def reviewing_settings() -> Settings:
     Raises:
         Misconfigured: if a setting or the token cannot be right.
     """
+    from pydantic import SecretStr
+
+    from pipeline.adapters.reviewers import as_reviewer, token_from
+
     settings = current_settings()
     token = settings.reviewer_token.get_secret_value()
     if not token and settings.reviewer_token_file is not None:

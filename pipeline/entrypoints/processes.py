@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from datetime import timedelta
 from pathlib import Path
-
-from pydantic import SecretStr
+from typing import TYPE_CHECKING
 
 from infra.local import LocalStack, LocalStackError, ProcessState, ProcessStatus
-from pipeline.adapters.logins import Login, let_in
-from pipeline.adapters.schema import upgrade
 from pipeline.bootstrap import create_topics
-from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.logins import Login
 from pipeline.domain.rank_api import BaseSpec
-from pipeline.entrypoints.local_settings import environment_of, with_endpoints
+from pipeline.entrypoints.local_settings import environment_of, load_settings, with_endpoints
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
 
 INTAKE = "intake"
 CONTROL_WORKER = "control-worker"
@@ -32,6 +32,9 @@ def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
     Raises:
         Misconfigured: if a service cannot be started, naming it and its log.
     """
+    from pipeline.adapters.logins import let_in
+    from pipeline.adapters.schema import upgrade
+
     settings = load_settings()
     settings = settings.model_copy(update={"home": (home or settings.home).absolute()})
     stack = LocalStack(settings.home)
@@ -48,6 +51,8 @@ def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
 
 def start_supervisor(stack: LocalStack, settings: Settings) -> None:
     """Start the process that starts again what ends by itself: services and our own processes."""
+    from pydantic import SecretStr
+
     # It needs no login: it hands each process the variables that this was first started with.
     secret = [name for name in type(settings).model_fields if isinstance(getattr(settings, name), SecretStr)]
     plain = settings.model_copy(update=dict.fromkeys(secret, SecretStr("")))

@@ -6,8 +6,8 @@ import io
 import logging
 import os
 import sys
+from typing import Annotated
 
-import structlog
 import typer
 
 from pipeline.entrypoints.cli import (
@@ -25,6 +25,15 @@ from pipeline.entrypoints.cli import (
 CHATTY = ("kafka", "urllib3", "alembic")
 """Libraries that tell of every attempt to connect."""
 
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(f"corrigenda {version('corrigenda')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="corrigenda",
     help="Keeps a deployed language model's facts right: corrections in, approved and audited snapshots out.",
@@ -37,6 +46,15 @@ app = typer.Typer(
 
 for group in (stack, edits, models, review, lineage, programs, audit, outbox, reviewers):
     group.add_commands(app)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Set what holds for every command: nothing yet but the version."""
 
 
 def main() -> None:
@@ -58,4 +76,3 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=level if is_level else logging.WARNING, handlers=[handler], format="%(message)s")
     if level and not is_level:
         logging.getLogger(__name__).warning("expected CORRIGENDA_LOG to be a level such as DEBUG, got %r", level)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

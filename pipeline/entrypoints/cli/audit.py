@@ -8,18 +8,15 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from pipeline.adapters.logins import Login
-from pipeline.adapters.sql.audit import SqlAuditStore
 from pipeline.bootstrap import publisher, stores
 from pipeline.domain.approvals import is_claimed_actor, shown_actor
 from pipeline.domain.audit import AuditEvent
-from pipeline.domain.contract.messages import DeadLetter
-from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.logins import Login
 from pipeline.entrypoints.cli.verifying import ChainArgument, audit_verify
 from pipeline.entrypoints.console import (
     MAX_ROWS,
@@ -31,6 +28,10 @@ from pipeline.entrypoints.console import (
     say,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
+
+if TYPE_CHECKING:
+    from pipeline.adapters.sql.audit import SqlAuditStore
+    from pipeline.domain.contract.messages import DeadLetter
 
 PAGE = 1000
 MAX_SEQ = 2**63 - 1
@@ -144,6 +145,8 @@ def dead_letters_replay(
 
 def _replacement(file: Path) -> tuple[str, bytes]:
     """Return the key and bytes of a corrected message; refused if it can never be an edit either."""
+    from pipeline.domain.contract.wire import parse_message
+
     try:
         value = file.read_bytes().removeprefix(BOM_UTF8)
     except OSError as error:

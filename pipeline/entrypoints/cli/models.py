@@ -7,12 +7,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.bootstrap import Stores, stores
-from pipeline.config import Settings
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints.children import run_module
@@ -26,6 +25,9 @@ from pipeline.entrypoints.console import (
     print_rows,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
 
 SnapshotOption = Annotated[str, typer.Option(help="champion, head, base, or a snapshot's seq.")]
 

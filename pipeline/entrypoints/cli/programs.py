@@ -15,7 +15,6 @@ from typing import Any
 import typer
 
 from pipeline.computing import computing_environment
-from pipeline.config import load_settings
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.formats.sizes import shown_size
 from pipeline.entrypoints.children import run_module
@@ -28,6 +27,7 @@ from pipeline.entrypoints.console import (
     print_rows,
     say,
 )
+from pipeline.entrypoints.local_settings import load_settings
 
 PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 SIGNALLED = 128

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.adapters.reviewers import add_reviewer, remove_reviewer
 from pipeline.domain.errors import InvalidInput
 from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, say
 from pipeline.entrypoints.local_settings import cli_actor, owner_url, reviewers_folder
@@ -37,6 +36,8 @@ def reviewer_add(
 
     Example: corrigenda reviewer add anna && CORRIGENDA_REVIEWER_TOKEN_FILE=anna.token corrigenda approve head
     """
+    from pipeline.adapters.reviewers import add_reviewer
+
     path = file or reviewers_folder() / f"{name}.token"
     token = add_reviewer(owner_url(), name, actor=cli_actor())
     try:
@@ -58,6 +59,8 @@ def reviewer_remove(name: NameArgument, as_json: JsonOption = False) -> None:
 
     Example: corrigenda reviewer remove anna
     """
+    from pipeline.adapters.reviewers import remove_reviewer
+
     remove_reviewer(owner_url(), name, actor=cli_actor())
     if as_json:
         print_json({"removed": name})

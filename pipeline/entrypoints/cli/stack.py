@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infra.local import LocalStack
 from infra.local.base_model import default_model_folder, is_ready
 from pipeline.bootstrap import create_topics, pruner, stores
-from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured, Unavailable
 from pipeline.domain.formats.sizes import parse_age, shown_size
 from pipeline.entrypoints.console import (
@@ -27,7 +26,7 @@ from pipeline.entrypoints.console import (
     say,
     told,
 )
-from pipeline.entrypoints.local_settings import cli_actor, current_settings
+from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings
 from pipeline.entrypoints.processes import (
     start_control_worker,
     start_edit_worker,
@@ -36,6 +35,9 @@ from pipeline.entrypoints.processes import (
     start_supervisor,
     told_of,
 )
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Folder of the stack; CORRIGENDA_HOME, or .corrigenda.")

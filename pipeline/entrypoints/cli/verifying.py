@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.adapters.logins import Login
 from pipeline.bootstrap import anchor_checker, package_checker, stores
-from pipeline.config import Settings
 from pipeline.domain.audit import SYSTEM_CHAIN, AnchorReport, ChainBreak
 from pipeline.domain.errors import CorrigendaError, InvalidInput
+from pipeline.domain.logins import Login
 from pipeline.entrypoints.console import ExitCode, JsonOption, complain, exit_code, print_json, say, told
 from pipeline.entrypoints.local_settings import current_settings
-from pipeline.services.registry.package_checking import PackageCheck
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
+    from pipeline.services.registry.package_checking import PackageCheck
 
 ChainArgument = Annotated[str | None, typer.Argument(help="A lineage, or system; all chains if left out.")]
 MlflowOption = Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Compare with anchors and files in MLflow.")]
