@@ -132,6 +132,8 @@ class Standing:
     """Its place; 0 for the base."""
     is_under_approved: bool
     """Whether an approved snapshot stands on this one."""
+    shortfall: str | None = "nobody has judged it again"
+    """What the lineage's policy of now finds wanting, where its report was judged by another; None if nothing."""
     rule: ApprovalRule = ApprovalRule.anyone
     """Whose decisions the lineage takes."""
     asked: Mapping[str, str | None] = field(default_factory=dict)
@@ -160,8 +162,8 @@ def _approval_refusal(standing: Standing) -> str | None:
         return f"a snapshot that is {standing.status} cannot be approved"
     if not standing.gate_passed:
         return "no passing gate report is bound to its digest"
-    if standing.policy_digest != standing.lineage_policy_digest:
-        return "the lineage's gate policy has changed since it was judged"
+    if standing.policy_digest != standing.lineage_policy_digest and standing.shortfall is not None:
+        return f"the lineage's gate policy has changed since it was judged, and it does not pass: {standing.shortfall}"
     if standing.seq <= standing.champion_seq:
         return f"it is behind the champion ({standing.seq} <= {standing.champion_seq}); roll back instead"
     return None

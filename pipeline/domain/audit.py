@@ -58,6 +58,7 @@ class AuditAction(StrEnum):
     reviewer_added = "reviewer:added"
     reviewer_removed = "reviewer:removed"
     lineage_ruled = "lineage:ruled"
+    lineage_policy_changed = "lineage:policy_changed"
     side_effect_given_up = "side_effect:given_up"
     side_effect_resent = "side_effect:resent"
     side_effect_closed = "side_effect:closed"

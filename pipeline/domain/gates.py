@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from typing import Any, Self
 
 from pipeline.domain.formats.canonical import sha256_json
 from pipeline.domain.measurements import Measurements
@@ -12,7 +14,7 @@ from pipeline.domain.rank_api import EditorIdentity
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatePolicy:
-    """What a snapshot has to show before anybody may approve it. Shares are 0 to 1."""
+    """What a snapshot has to show before anybody may approve it. Shares are 0 to 1; `bounds` says more of each."""
 
     edit_success_min: float = 0.9
     """Least share of the batch's edits whose target is the argmax at every token."""
@@ -47,17 +49,23 @@ class GatePolicy:
     accuracy_floor: float = 0.8
     """Least accuracy of a classifier, as a fraction of the base's; below it the lineage is saturated."""
 
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> Self:
+        """Read a policy from JSON; one that was stored before a bound came in does not judge by it."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in {**UNJUDGED, **stored}.items() if name in known})
+
     @property
     def digest(self) -> str:
         """SHA-256 of the thresholds, kept in every report.
 
         Thresholds that came later count only where they judge: policies and reports from before keep their digest.
         """
-        return sha256_json({name: value for name, value in asdict(self).items() if value or name not in LATER})
+        return sha256_json({name: value for name, value in asdict(self).items() if value or name not in UNJUDGED})
 
 
-LATER = ("other_context_min", "chat_success_min")
-"""Thresholds that the first policies did not have."""
+UNJUDGED: Mapping[str, Any] = {"other_context_min": 0.0, "chat_success_min": 0.0}
+"""Thresholds that the first policies did not have, each at the value that judges nothing."""
 
 
 class Verdict(StrEnum):
@@ -66,6 +74,8 @@ class Verdict(StrEnum):
     passed = "passed"
     failed = "failed"
     not_measured = "not_measured"
+    reported = "reported"
+    """It was measured, and the policy has no bound for it."""
     saturated = "saturated"
 
 
@@ -79,8 +89,8 @@ class GateRow:
     """What was measured; None if it was not."""
     reference: float | None
     """The parent's or the base's value, where the threshold is relative to one."""
-    threshold: float
-    """The bound that `value` is held against."""
+    threshold: float | None
+    """The bound that `value` is held against; None where it is only reported."""
     against: str
     """`parent`, `base` or `policy`."""
     verdict: Verdict
@@ -89,6 +99,13 @@ class GateRow:
     """Whether `not_measured` keeps the whole report from passing."""
     num_measured: int | None = None
     """How many probes of the batch's edits the value is a share of; None where it is no such share."""
+    is_most: bool = False
+    """Whether the threshold is the most that the value may be; otherwise it is the least."""
+
+    @property
+    def bound(self) -> str:
+        """The threshold in words."""
+        return bound_text(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +136,8 @@ class GateReport:
     """The figures behind the rows."""
     editor: EditorIdentity | None = None
     """What made the change that was measured."""
+    policy: GatePolicy | None = None
+    """The thresholds it was held against; None in reports from before they were kept."""
 
     @property
     def passed(self) -> bool:
@@ -135,10 +154,25 @@ class GateReport:
         """One sentence: the rows that did not pass, with their figures."""
         bad = [row for row in self.rows if row.verdict in (Verdict.failed, Verdict.saturated)]
         missing = [row for row in self.rows if row.verdict is Verdict.not_measured and row.required]
-        parts = [f"{row.metric} {_figure(row.value)} (bound {row.threshold:.3g})" for row in bad]
+        parts = [f"{row.metric} {_figure(row.value)} ({row.bound})" for row in bad]
         parts += [f"{row.metric} was not measured" for row in missing]
-        parts += [f"{len(self.offenders)} edits fail on their own"] if self.offenders else []
+        num = len(self.offenders)
+        parts += [f"{num} {'edit fails on its' if num == 1 else 'edits fail on their'} own"] if num else []
         return "; ".join(parts) or "every metric is within its bound"
+
+
+MOST = frozenset({"locality_kl", "perplexity", "change_norm", "perplexity_ceiling"})
+"""Metrics whose threshold is the most, in reports from before a row said so."""
+
+
+def bound_text(row: Mapping[str, Any]) -> str:
+    """Return the threshold of a report's row in words: `minimum 0.9`, `maximum 0.5`, or `none`."""
+    threshold = row.get("threshold")
+    # The first reports had a minimum of 0 where nothing was judged.
+    if not isinstance(threshold, int | float) or (threshold == 0 and row.get("num_measured") is not None):
+        return "none"
+    is_most = row.get("is_most", row.get("metric") in MOST)
+    return f"{'maximum' if is_most else 'minimum'} {threshold:.3g}"
 
 
 def _figure(value: float | None) -> str:

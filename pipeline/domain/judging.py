@@ -24,6 +24,7 @@ def judge(policy: GatePolicy, measurements: Measurements, *, editor: EditorIdent
         edits=edits,
         measurements=measurements,
         editor=editor,
+        policy=policy,
     )
 
 
@@ -85,7 +86,7 @@ def _wording_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
         "chat_success": ([s.chat_success for s in m.edits if s.chat_success is not None], policy.chat_success_min),
     }
     return tuple(
-        _row(name, share(flags), bound, required=False, num_measured=len(flags))
+        _row(name, share(flags), bound or None, required=False, num_measured=len(flags))
         for name, (flags, bound) in found.items()
     )
 
@@ -145,7 +146,7 @@ def _floor_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
 def _row(
     metric: str,
     value: float | None,
-    bound: float,
+    bound: float | None,
     *,
     is_most: bool = False,
     is_floor: bool = False,
@@ -154,9 +155,14 @@ def _row(
     required: bool = True,
     num_measured: int | None = None,
 ) -> GateRow:
-    """Hold a value against the least it may be, or the most (`is_most`); missing a floor saturates the lineage."""
+    """Hold a value against the least it may be, or the most (`is_most`); missing a floor saturates the lineage.
+
+    Without a bound it is only reported.
+    """
     if value is None:
         verdict = Verdict.not_measured
+    elif bound is None:
+        verdict = Verdict.reported
     elif value <= bound if is_most else value >= bound:
         verdict = Verdict.passed
     else:
@@ -170,6 +176,7 @@ def _row(
         verdict=verdict,
         required=required,
         num_measured=num_measured,
+        is_most=is_most,
     )
 
 
@@ -226,4 +233,5 @@ def unmeasured(
         edits=tuple(EditVerdict(edit_id=edit_id, passed=False, reason=reason) for edit_id in edit_ids),
         measurements=Measurements(edits=(), candidate=nothing, parent=nothing, base=nothing),
         editor=editor,
+        policy=policy,
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from statistics import fmean
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +99,19 @@ class Measurements:
     """Largest over inner parameters of the Frobenius norm of this change over that of the base weight."""
     probe_set_digest: str = ""
     """SHA-256 of the probes asked."""
+
+    @classmethod
+    def from_stored(cls, document: Mapping[str, Any]) -> Self:
+        """Read what a report in JSON holds; what it lacks was not measured, and what nobody knows is left out."""
+        parts: dict[str, Any] = {name: _record(ModelScore, document[name]) for name in ("candidate", "parent", "base")}
+        edits = tuple(_record(EditScore, score) for score in document["edits"])
+        return _record(cls, {**document, **parts, "edits": edits})
+
+
+def _record(kind: type[T], stored: Mapping[str, Any]) -> T:
+    """Return a record with those of some stored fields that it knows."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items() if key in known})
 
 
 def share(flags: Iterable[bool | None]) -> float | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from pipeline.adapters.sql.decisions import MAX_ATTEMPTS
 from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
+from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownLineage, UnknownRecord
+from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lease
 from pipeline.domain.snapshots import Snapshot
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
@@ -76,12 +80,44 @@ def test_a_decision_on_something_else_than_what_is_there_is_refused_and_recorded
     assert rig.debts("champion") == []
 
 
-def test_a_report_under_another_policy_or_digest_approves_nothing(rig: StoreRig) -> None:
-    _, (first, second, _) = three_snapshots(rig)
+def test_a_report_of_another_digest_approves_nothing(rig: StoreRig) -> None:
+    _, (first, _, _) = three_snapshots(rig)
     rig.query("UPDATE gate_reports SET snapshot_digest = 'f' WHERE snapshot_digest = %s", first.digest)
     assert "no passing gate report" in rig.decide(first, APPROVED).reason
-    rig.query("UPDATE lineages SET policy = policy || '{\"edit_success_min\": 0.99}'")
-    assert "gate policy has changed" in rig.decide(second, APPROVED).reason
+
+
+def test_what_was_judged_by_another_policy_is_judged_again_by_that_of_now(rig: StoreRig) -> None:
+    _, (first, second, _) = three_snapshots(rig)
+    change = rig.lineages.change_policy
+    change(LINEAGE, {"change_norm_max": "0.001"}, actor="cli:operator (claimed)", reason="too rough")
+    refused = rig.decide(second, APPROVED).reason
+    assert "gate policy has changed" in refused
+    assert "change_norm 0.01 (maximum 0.001)" in refused
+    change(LINEAGE, {"change_norm_max": "0.02"}, actor="cli:operator (claimed)", reason="now it is")
+    assert rig.decide(first, APPROVED).is_accepted
+
+
+def test_a_change_of_policy_is_audited_with_who_and_why_and_reports_keep_the_policy_they_were_judged_by(
+    rig: StoreRig,
+) -> None:
+    _, (first, _, _) = three_snapshots(rig)
+    given = {"generalization_min": "0.75", "locality_kl_max": "0.5"}
+    before = rig.lineages.change_policy(LINEAGE, given, actor="cli:ann (claimed)", reason="rephrases come now")
+    assert rig.lineages.lineage(LINEAGE).settings.policy == replace(before, generalization_min=0.75)
+    again = rig.lineages.change_policy(LINEAGE, given, actor="cli:ann (claimed)", reason="the same")
+    assert again.generalization_min == 0.75
+    with pytest.raises(InvalidInput, match="a key of a gate policy"):
+        rig.lineages.change_policy(LINEAGE, {"nope": "1"}, actor="cli:ann (claimed)", reason="")
+    [event] = [event for event in rig.audit.events(LINEAGE) if event.action == AuditAction.lineage_policy_changed]
+    said = json.loads(event.payload)
+    assert (event.actor, said["reason"]) == ("cli:ann (claimed)", "rephrases come now")
+    assert (said["was"], said["is"]) == (
+        {"generalization_min": before.generalization_min},
+        {"generalization_min": 0.75},
+    )
+    report = rig.snapshots.report(first.gate_report_id)
+    assert GatePolicy.from_stored(report["policy"]) == before
+    assert report["policy_digest"] == said["was_digest"] == before.digest
 
 
 @pytest.mark.parametrize("decision", [APPROVED, REJECTED, ROLLED_BACK])

@@ -86,9 +86,35 @@ def test_a_lineage_is_made_on_a_trained_editor(corrigenda: Command, tmp_path: Pa
     assert [one["editor"]["digest"] for one in listed if one["settings"]["name"] == "trained"] == [digest]
 
 
+def test_the_gate_policy_of_a_lineage_is_shown_and_changed(corrigenda: Command) -> None:
+    shown = corrigenda("lineage", "policy", "show", "facts").stdout
+    assert "generalization_min    minimum" in shown
+    assert "edit_locality_kl_max  maximum" in shown
+    change = ("lineage", "policy", "set", "facts", "free_success_min=0.75", "chat_success_min=off", "--reason", "why")
+    done = corrigenda(*change)
+    assert done.exit_code == ExitCode.done, done.stderr
+    assert "free_success_min, a minimum: 0.5 -> 0.75\n" in done.stdout
+    assert "is so already" in corrigenda(*change).stdout
+    found = json.loads(corrigenda("lineage", "policy", "show", "facts", "--json").stdout)
+    [row] = [row for row in found["bounds"] if row["key"] == "free_success_min"]
+    assert (row["value"], row["default"], row["direction"], found["policy"]["free_success_min"]) == (
+        0.75,
+        "0.5",
+        "minimum",
+        0.75,
+    )
+    assert "lineage:policy_changed" in corrigenda("audit", "show", "facts").stdout
+
+
 @pytest.mark.parametrize(
     "line",
     [
+        "lineage policy show nope",
+        "lineage policy set nope free_success_min=1 --reason r",
+        "lineage policy set facts nope=1 --reason r",
+        "lineage policy set facts free_success_min --reason r",
+        "lineage policy set facts free_success_min=1 free_success_min=0 --reason r",
+        "lineage policy set facts free_success_min=2 --reason r",
         "status -l nope",
         "edits --status nope",
         "edits -l a/b",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.domain.gates import bound_text
 from pipeline.services.registry.registry_ports import RegistryEntry
 
 MAX_DESCRIPTION_CHARS = 4_800
@@ -116,7 +117,7 @@ def _gates(entry: RegistryEntry) -> str:
     lines = [f"### Gates: {_cell(entry.report.get('verdict'))}", "", "| metric | value | bound | against | verdict |"]
     lines.append("|---|---|---|---|---|")
     for row in entry.report.get("rows") or ():
-        value, bound = _figure(row.get("value")), _figure(row.get("threshold"))
+        value, bound = _figure(row.get("value")), bound_text(row)
         value += f" of {count}" if (count := row.get("num_measured")) else ""
         verdict = _cell(row.get("verdict")).replace("_", " ")
         lines.append(f"| {_cell(row.get('metric'))} | {value} | {bound} | {_cell(row.get('against'))} | {verdict} |")

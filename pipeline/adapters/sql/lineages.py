@@ -17,6 +17,7 @@ from pipeline.adapters.sql.database.tables import edit_requests, lineages, snaps
 from pipeline.adapters.sql.outbox import owe
 from pipeline.domain.approvals import ApprovalRule
 from pipeline.domain.audit import AuditAction
+from pipeline.domain.bounds import changed
 from pipeline.domain.errors import InvalidInput, UnknownLineage
 from pipeline.domain.formats.canonical import sha256_json
 from pipeline.domain.gates import GatePolicy
@@ -151,6 +152,40 @@ class SqlLineageStore:
                 payload={"approval_rule": rule.value, "was": on.approval_rule},
             )
 
+    def change_policy(self, name: str, given: Mapping[str, str], *, actor: str, reason: str) -> GatePolicy:
+        """Change bounds of the gate policy, with an audit line; from the next batch on it judges.
+
+        Nothing is written if the policy has these bounds already. Returns the policy of before.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+            InvalidInput: if a bound is unknown or cannot have its value.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, name)
+            before = GatePolicy.from_stored(on.policy)
+            after = changed(before, given)
+            if after == before:
+                return before
+            values = {"policy": asdict(after)}
+            connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(values))
+            old, new = asdict(before), asdict(after)
+            append(
+                connection,
+                chain=name,
+                actor=actor,
+                action=AuditAction.lineage_policy_changed,
+                subject=on.lineage_id,
+                payload={
+                    "reason": reason,
+                    "was": {key: old[key] for key in old if old[key] != new[key]},
+                    "is": {key: new[key] for key in old if old[key] != new[key]},
+                    "was_digest": before.digest,
+                    "digest": after.digest,
+                },
+            )
+            return before
+
     def bind_base(self, name: str, config_digest: str) -> None:
         """Record the digest of a base's configurations and audit it, once: the first one that is recorded stays.
 
@@ -219,7 +254,7 @@ def _lineage(row: Row[Any]) -> Lineage:
         name=row.name,
         base=BaseSpec(ref=row.base_ref, digest=row.base_digest, task=row.task, config_digest=row.base_config_digest),
         editor=EditorSettings.from_stored(row.editor),
-        policy=GatePolicy(**row.policy),
+        policy=GatePolicy.from_stored(row.policy),
         prior=artifact_of(row.prior),
         reference=artifact_of(row.baseline),
         trained=_trained(row.editor.get(TRAINED)),

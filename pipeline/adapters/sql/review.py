@@ -19,8 +19,10 @@ from pipeline.adapters.sql.statuses import Move, move, restore_queued
 from pipeline.domain.approvals import Approval, ApprovalRule, Decision, Outcome, Standing, refusal
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownRecord
-from pipeline.domain.gates import Verdict
+from pipeline.domain.gates import GatePolicy, Verdict
+from pipeline.domain.judging import judge
 from pipeline.domain.lifecycle import EditStatus, SnapshotStatus
+from pipeline.domain.measurements import Measurements
 
 ASKED = text(
     """
@@ -198,9 +200,18 @@ def _standing(connection: Connection, on: LockedLineage, row: Row[Any]) -> Stand
         champion_id=on.champion_id,
         champion_seq=connection.scalar(champion_seq) or 0,
         is_under_approved=bool(connection.scalar(select(above.exists()))),
+        shortfall=_shortfall(connection, on, row) if report.policy_digest != on.policy_digest else None,
         rule=ApprovalRule(on.approval_rule),
         asked=_asked(connection, on, row) if on.approval_rule == ApprovalRule.four_eyes else {},
     )
+
+
+def _shortfall(connection: Connection, on: LockedLineage, row: Row[Any]) -> str | None:
+    """Judge again, by the policy of now, what was measured of a snapshot; return what does not pass."""
+    is_its = gate_reports.c.gate_report_id == row.gate_report_id
+    measured = connection.execute(select(gate_reports.c.report["measurements"]).where(is_its)).scalar_one()
+    report = judge(GatePolicy.from_stored(on.policy), Measurements.from_stored(measured))
+    return None if report.passed else report.summary
 
 
 def _asked(connection: Connection, on: LockedLineage, row: Row[Any]) -> dict[str, str | None]:

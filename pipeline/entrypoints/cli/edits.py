@@ -17,6 +17,7 @@ from pipeline.bootstrap import Stores, publisher, retrier, stores
 from pipeline.domain.approvals import shown_actor
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.formats.json_lines import json_lines
+from pipeline.domain.gates import bound_text
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.prompts import Role
 from pipeline.domain.rank_api import EditorIdentity
@@ -291,9 +292,10 @@ def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bo
     record["accumulator"] = snapshot.accumulator.digest[:12] if snapshot.accumulator else None
     print_record(record, as_json=False)
     say()
-    columns = {"metric": "metric", "value": "value", "num_measured": "of", "threshold": "bound"}
+    columns = {"metric": "metric", "value": "value", "num_measured": "of", "bound": "bound"}
     columns |= {"against": "against", "verdict": "verdict"}
-    print_rows(report.get("rows", []), columns, as_json=False, empty="no gate rows")
+    rows = [row | {"bound": bound_text(row)} for row in report.get("rows", [])]
+    print_rows(rows, columns, as_json=False, empty="no gate rows")
 
 
 def editor_line(editor: Mapping[str, Any] | None) -> str | None:

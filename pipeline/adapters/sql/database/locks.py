@@ -49,7 +49,7 @@ class LockedLineage:
     @property
     def policy_digest(self) -> str:
         """SHA-256 of the thresholds that are in force."""
-        return GatePolicy(**self.policy).digest
+        return GatePolicy.from_stored(self.policy).digest
 
 
 def lineage_id_of(connection: Connection, name: str) -> str:

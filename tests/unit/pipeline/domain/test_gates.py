@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
-from pipeline.domain.gates import GatePolicy, Verdict
+from pipeline.domain.gates import GatePolicy, Verdict, bound_text
 from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.measurements import Measurements, ModelScore
 from tests.support.factories import make_measurements, make_score
@@ -117,9 +118,34 @@ def test_other_contexts_and_chats_are_judged_only_where_the_policy_has_a_bound(b
 
 
 def test_policies_from_before_these_bounds_keep_their_digest() -> None:
-    known = GatePolicy(edit_success_min=0.9, free_success_min=0.5)
+    known = GatePolicy.from_stored({"generalization_min": 0.0, "edit_success_min": 0.9, "of_a_later_version": 1})
     assert known.digest == "b86ee05083f9950848c2a962d32e5b481880ab3c870b1fdd343d722dcc1ecab9"
     assert replace(known, chat_success_min=0.1).digest != known.digest
+
+
+def test_bounds_are_told_as_a_minimum_or_a_maximum_in_reports_of_before_too() -> None:
+    worse = make_measurements(make_score("a", edit_success=False), kl_from_parent=0.9)
+    report = judge(POLICY, worse)
+    assert "edit_success 0 (minimum 0.9); locality_kl 0.9 (maximum 0.5); 1 edit fails on its own" in report.summary
+    rows = {row.metric: asdict(row) for row in report.rows}
+    for metric, bound in {"locality_kl": "maximum 0.5", "locality": "minimum 0.85"}.items():
+        assert bound_text(rows[metric]) == bound
+        assert bound_text({key: value for key, value in rows[metric].items() if key != "is_most"}) == bound
+    assert bound_text({"metric": "generalization", "threshold": 0.0, "num_measured": 2}) == "none"
+
+
+def test_what_the_policy_has_no_bound_for_is_reported_and_does_not_pass_a_bound_of_0() -> None:
+    off = replace(POLICY, generalization_min=0.0)
+    row = next(r for r in judge(off, make_measurements(make_score("a", same_context=(False,)))).rows if r.num_measured)
+    assert (row.metric, row.verdict, row.threshold, row.bound) == ("generalization", Verdict.reported, None, "none")
+
+
+def test_measurements_of_a_stored_report_are_judged_as_they_were() -> None:
+    found = make_measurements(make_score("a", other_context=(True, False)), make_score("b", edit_success=False))
+    stored = json.loads(json.dumps(asdict(found)))
+    stored["edits"][0]["of_a_later_version"] = 1
+    del stored["candidate"]["accuracy"]
+    assert Measurements.from_stored(stored) == found
 
 
 def test_a_breached_floor_is_nobodys_fault() -> None:
