@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.adapters.sql.queue import SqlEditQueue
     from pipeline.adapters.sql.review import SqlReviewStore
     from pipeline.adapters.sql.snapshots import SqlSnapshotStore
+    from pipeline.adapters.sql.standing import SqlStanding
     from pipeline.config import Settings
     from pipeline.services.editing import EditService
     from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from pipeline.services.retrying import Retrier
     from pipeline.services.review import ReviewService
     from pipeline.services.ringing import Reaper
+    from pipeline.services.standing import AuditPatrol, StandingTeller
+    from pipeline.telemetry.health import Check
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +74,10 @@ class Stores:
     """Rows and files that nothing needs any more."""
     artifacts: FileArtifacts
     """Files of deltas, accumulators and ledger rows."""
+    standing: SqlStanding
+    """What waits, for those who operate this."""
+    is_answering: Check
+    """Raises if the database does not answer."""
 
 
 @lru_cache(maxsize=4)
@@ -80,6 +87,7 @@ def stores(settings: Settings) -> Stores:
     Raises:
         Misconfigured: if no database is named; later, if its login is a superuser.
     """
+    from pipeline.adapters import reachability
     from pipeline.adapters.file_artifacts import FileArtifacts
     from pipeline.adapters.sql.audit import SqlAuditStore
     from pipeline.adapters.sql.database.engine import connect, for_a_process
@@ -93,6 +101,7 @@ def stores(settings: Settings) -> Stores:
     from pipeline.adapters.sql.queue import SqlEditQueue
     from pipeline.adapters.sql.review import SqlReviewStore
     from pipeline.adapters.sql.snapshots import SqlSnapshotStore
+    from pipeline.adapters.sql.standing import SqlStanding
 
     settings.require("database_url")
     engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
@@ -110,11 +119,15 @@ def stores(settings: Settings) -> Stores:
         history=SqlHistoryStore(engine),
         pruning=SqlPruneStore(engine),
         artifacts=artifacts,
+        standing=SqlStanding(engine),
+        is_answering=reachability.database(engine),
     )
 
 
-def edit_service(settings: Settings, group: EditorGroup) -> EditService:
-    """The use case of an edit worker, around the group that it drives."""
+def edit_service(
+    settings: Settings, group: EditorGroup, *, on_progress: Callable[[], None] = lambda: None
+) -> EditService:
+    """The use case of an edit worker, around the group that it drives; it says whenever it goes on."""
     from pipeline.services.editing import EditPolicy, EditService
 
     kept = stores(settings)
@@ -132,6 +145,7 @@ def edit_service(settings: Settings, group: EditorGroup) -> EditService:
             max_attempts=settings.max_attempts,
             batches_per_turn=settings.batches_per_turn,
         ),
+        on_progress=on_progress,
     )
 
 
@@ -193,6 +207,21 @@ def reaper(settings: Settings) -> Reaper:
 
     kept = stores(settings)
     return Reaper(leases=kept.leases, lineages=kept.lineages, doorbell=_doorbell(settings))
+
+
+def standing_teller(settings: Settings) -> StandingTeller:
+    """Tells what waits, as metrics."""
+    from pipeline.services.standing import StandingTeller
+
+    return StandingTeller(stores(settings).standing, kinds=relay(settings).kinds)
+
+
+def audit_patrol(settings: Settings) -> AuditPatrol:
+    """Checks the audit chains over and over."""
+    from pipeline.services.standing import AuditPatrol
+
+    kept = stores(settings)
+    return AuditPatrol(kept.audit, kept.lineages)
 
 
 def pruner(settings: Settings) -> Pruner:

@@ -85,6 +85,15 @@ class Settings(BaseSettings):
     warm_base_task: Literal["causal", "seq2seq", "classifier"] = Field("causal", description="Its task.")
     num_ranks: int = Field(1, ge=1, description="Ranks behind an edit worker.")
     deepspeed_config: Path | None = Field(None, description="DeepSpeed JSON; None for infra/deepspeed/zero3.json.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How processes log: text on a terminal and JSON elsewhere, or always one of them."
+    )
+    health_host: str = Field("127.0.0.1", description="Address of /livez, /readyz and /metrics of each process.")
+    health_port: int = Field(0, ge=0, le=65535, description="Port of them; 0 for none, or where a file says it.")
+    health_file: Path | None = Field(
+        None, description="File in which a process says at which free port they are, for Prometheus' file_sd_configs."
+    )
+    traces_endpoint: str = Field("", description="OTLP/HTTP endpoint of traces, http://…:4318/v1/traces; empty: none.")
     failpoint: str = Field("", description="Testing only: name[:nth] of the boundary at which to die.")
 
     def require(self, *names: str) -> None:

@@ -8,14 +8,16 @@ that talks to the broker alive while a batch runs. Periodic work is no task: `pi
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 
 from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
 from pipeline.config import load_settings
 from pipeline.domain.errors import Misconfigured
+from pipeline.telemetry.logs import log_to_stderr
 
 EDITS = "edits"
 """Queue of work for any base. The workers of one base also have `celery_doorbell.edit_queue`."""
@@ -53,6 +55,12 @@ def configuration() -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_redirect_stdouts": False,
     }
+
+
+@signals.setup_logging.connect
+def _log_as_every_process_does(loglevel: int | None = None, **_: object) -> None:
+    """Keep Celery from a format of its own, in the worker and in its pool process."""
+    log_to_stderr("edit-worker", loglevel or logging.INFO)
 
 
 app = Celery("corrigenda", include=["workers.tasks"])

@@ -120,9 +120,17 @@ class ChainBreak:
     """What is wrong there."""
 
 
-def first_break(events: Iterable[AuditEvent]) -> ChainBreak | None:
-    """Check the lines of one chain, in order of seq; None if every line is as it was written."""
-    expected_seq, prev_hash = 1, GENESIS_HASH
+def first_break(
+    events: Iterable[AuditEvent], *, after_seq: int = 0, after_hash: str = GENESIS_HASH
+) -> ChainBreak | None:
+    """Check lines of one chain, in order of seq; None if every line is as it was written.
+
+    Args:
+        events: the lines.
+        after_seq: the line before them, 0 where they begin the chain.
+        after_hash: its hash.
+    """
+    expected_seq, prev_hash = after_seq + 1, after_hash
     for event in events:
         if event.seq != expected_seq:
             return ChainBreak(chain=event.chain, seq=expected_seq, reason=f"missing; the next line is {event.seq}")

@@ -184,6 +184,8 @@ class Edit:
     """What was asked."""
     attempts: int = 0
     """How often it was tried by itself so far and came to no verdict."""
+    traceparent: str | None = None
+    """Where the trace of the request goes on, as W3C writes it; None if there is no trace."""
 
 
 def too_far_ahead(occurred_at: datetime, now: datetime, most: timedelta) -> str:

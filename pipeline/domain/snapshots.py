@@ -74,6 +74,8 @@ class Snapshot:
     """Database time of the commit."""
     package_digest: str | None = None
     """Digest of the files of its model version, see `packages`; None for versions of before that was kept."""
+    traceparent: str | None = None
+    """Where the trace of its batch goes on, as W3C writes it; None if there is no trace."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from pipeline.bootstrap import create_topics
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.logins import Login
 from pipeline.domain.rank_api import BaseSpec
+from pipeline.entrypoints.liveness import health_file
 from pipeline.entrypoints.local_settings import environment_of, load_settings, with_endpoints
 
 if TYPE_CHECKING:
@@ -56,19 +57,20 @@ def start_supervisor(stack: LocalStack, settings: Settings) -> None:
     # It needs no login: it hands each process the variables that this was first started with.
     secret = [name for name in type(settings).model_fields if isinstance(getattr(settings, name), SecretStr)]
     plain = settings.model_copy(update=dict.fromkeys(secret, SecretStr("")))
-    stack.spawn(SUPERVISOR, [sys.executable, "-m", "pipeline.entrypoints.supervisor"], environment_of(plain))
+    argv = [sys.executable, "-m", "pipeline.entrypoints.supervisor"]
+    stack.spawn(SUPERVISOR, argv, environment_of(with_health(stack, plain, SUPERVISOR)))
 
 
 def start_intake(stack: LocalStack, settings: Settings) -> None:
     """Start the process that records corrections."""
     argv = [sys.executable, "-m", "pipeline.entrypoints.consumer"]
-    stack.spawn(INTAKE, argv, _environment(stack, settings, Login.intake))
+    stack.spawn(INTAKE, argv, _environment(stack, with_health(stack, settings, INTAKE), Login.intake))
 
 
 def start_control_worker(stack: LocalStack, settings: Settings) -> None:
     """Start the process that relays the outbox, rings again, and reconciles the registry."""
     argv = [sys.executable, "-m", "pipeline.entrypoints.control"]
-    stack.spawn(CONTROL_WORKER, argv, _environment(stack, settings, Login.control))
+    stack.spawn(CONTROL_WORKER, argv, _environment(stack, with_health(stack, settings, CONTROL_WORKER), Login.control))
 
 
 def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec) -> str:
@@ -83,8 +85,14 @@ def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec
     )
     name = f"edit-worker-{base}"
     argv = [*_celery(), "-P", "prefork", "-c", "1", "-Q", f"edits.{base}", "-n", f"edit-{base}@%h"]
+    settings = with_health(stack, settings, name)
     stack.spawn(name, argv, _environment(stack, settings, Login.editor), grace=EDIT_WORKER_GRACE)
     return name
+
+
+def with_health(stack: LocalStack, settings: Settings, name: str) -> Settings:
+    """Return the settings of a process of the stack that answers `/livez` and `/metrics` at a free port."""
+    return settings.model_copy(update={"health_port": 0, "health_file": health_file(stack.root, name)})
 
 
 def told_of(process: ProcessStatus) -> str:

@@ -24,6 +24,7 @@ from pipeline.domain.errors import (
 )
 from pipeline.services.lease_keeping import LeaseKeeper
 from pipeline.services.ports import LineageStore
+from pipeline.telemetry.metrics import BATCHES_GIVEN_BACK
 
 if TYPE_CHECKING:
     from pipeline.adapters.sql.queue import SqlEditQueue
@@ -93,6 +94,7 @@ class BatchInHand:
         others = [edit for edit in self._edits if edit not in tried]
         reason = one_line(error)
         setback = self._setback(tried, reason) if tried else Setback.hindered
+        BATCHES_GIVEN_BACK.labels(error=type(error).__name__).inc()
         log.warning("batch given back", tried=len(tried), others=len(others), setback=setback.value, error=reason)
         self.release(tried, reason=reason, setback=setback)
         self.release(others, reason=reason, setback=Setback.untried if tried else Setback.hindered)

@@ -10,6 +10,7 @@ from datetime import timedelta
 import structlog
 
 from pipeline.domain.errors import CorrigendaError
+from pipeline.telemetry.metrics import CHORES
 
 LONGEST_WAIT = timedelta(seconds=10)
 """A service that was away and came back is met within this."""
@@ -63,10 +64,13 @@ class Chores:
             try:
                 chore.run()
                 rest = chore.every
+                CHORES.labels(chore=chore.name, outcome="done").inc()
             except CorrigendaError as error:
+                CHORES.labels(chore=chore.name, outcome="failed").inc()
                 tell = self._log.warning if error.retryable else self._log.error
                 tell("chore_failed", chore=chore.name, error=str(error), ids=error.ids)
                 rest = min(rest * 2, LONGEST_WAIT)
             except Exception:
+                CHORES.labels(chore=chore.name, outcome="failed").inc()
                 self._log.exception("chore_broken", chore=chore.name)
                 rest = min(rest * 2, LONGEST_WAIT)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,8 +26,10 @@ from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator
 from pipeline.services.batch_in_hand import BatchInHand
 from pipeline.services.bisecting import Attempt, Sifted, sift
+from pipeline.services.edit_telling import tell_settled, telling_of_batch, telling_of_trial
 from pipeline.services.lease_keeping import LeaseKeeper
 from pipeline.services.ports import EditorGroup, LineageStore, NewSnapshot
+from pipeline.telemetry import tracing
 
 if TYPE_CHECKING:
     from pipeline.adapters.file_artifacts import FileArtifacts
@@ -82,6 +84,7 @@ class EditService:
         artifacts: FileArtifacts,
         group: EditorGroup,
         policy: EditPolicy,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._leases = leases
         self._lineages = lineages
@@ -90,6 +93,7 @@ class EditService:
         self._artifacts = artifacts
         self._group = group
         self._policy = policy
+        self._on_progress = on_progress
 
     def run(self, lineage: str) -> int:
         """Work until the lineage has nothing due or it is another one's turn; returns the number of snapshots made.
@@ -130,6 +134,7 @@ class EditService:
 
     def _next(self, lineage: str, keeper: LeaseKeeper) -> int | None:
         """Do the next piece of work; the number of snapshots it made, None if there was no work."""
+        self._on_progress()
         removal = self._queue.next_removal(keeper.lease)
         if removal is not None:
             return self._remove(removal, keeper)
@@ -139,7 +144,7 @@ class EditService:
             return None
         failpoint("edit.after_claim")
         in_hand = self._in_hand(batch.edits, keeper)
-        with in_hand.released_on_failure():
+        with telling_of_batch(batch), in_hand.released_on_failure():
             return self._edit(batch, in_hand, keeper)
 
     def _in_hand(self, edits: Sequence[Edit], keeper: LeaseKeeper) -> BatchInHand:
@@ -165,6 +170,7 @@ class EditService:
                 with in_hand.on_trial(sifted.accepted):
                     self._commit(on, sifted.kept, keeper, batch=kept, removal=None)
             self._settle(batch, sifted, in_hand, keeper)
+        tell_settled(batch.lineage, snapshotted=len(sifted.accepted), rejected=len(sifted.offenders))
         return int(sifted.kept is not None)
 
     def _settle(self, batch: EditBatch, sifted: Sifted, in_hand: BatchInHand, keeper: LeaseKeeper) -> None:
@@ -233,16 +239,19 @@ class EditService:
         _ = keeper.lease  # stop early when the lease is known to be lost
         candidate = self._candidate(on, added=added, removed_ids=removed_ids)
         policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
-        with on.in_hand.on_trial(added):
+        name = on.lineage.settings.name
+        with on.in_hand.on_trial(added), telling_of_trial(name, added) as judged:
             try:
                 outcome = self._group.try_edits(candidate)
             except EditorFailed as error:
                 report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error), editor=editor)
+                judged(report, {})
                 return Attempt(candidate_id=candidate.candidate_id, report=report, seconds={})
             report = judge(policy, outcome.measurements, editor=editor)
+            judged(report, outcome.seconds)
+        self._on_progress()
         failpoint("edit.after_trial")
         seconds = {phase: round(spent, 2) for phase, spent in outcome.seconds.items()}
-        name = on.lineage.settings.name
         log.info("candidate judged", lineage=name, edits=len(added), verdict=report.summary, **seconds)
         return Attempt(candidate_id=candidate.candidate_id, report=report, seconds=outcome.seconds)
 
@@ -270,11 +279,12 @@ class EditService:
         removal: Removal | None,
     ) -> Snapshot:
         seq = on.lineage.head_seq + 1
-        with scratch_folder("candidate") as folder:
-            new = self._stored(on, attempt, Path(folder), seq=seq, batch=batch, removal=removal)
-        failpoint("edit.before_commit")
-        snapshot = self._snapshots.commit(keeper.lease, new)
-        failpoint("edit.after_commit")
+        with tracing.span("snapshot.commit", snapshot=on.snapshot_id, seq=seq):
+            with scratch_folder("candidate") as folder:
+                new = self._stored(on, attempt, Path(folder), seq=seq, batch=batch, removal=removal)
+            failpoint("edit.before_commit")
+            snapshot = self._snapshots.commit(keeper.lease, new)
+            failpoint("edit.after_commit")
         self._group.held(snapshot.snapshot_id, digest=snapshot.digest)
         log.info("snapshot committed", lineage=snapshot.lineage, seq=snapshot.seq, digest=snapshot.digest[:12])
         return snapshot
@@ -309,4 +319,5 @@ class EditService:
             removal=removal,
             seconds=attempt.seconds,
             rewritten_ids=kept.rewritten_ids,
+            traceparent=tracing.current(),
         )

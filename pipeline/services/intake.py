@@ -15,6 +15,8 @@ from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.errors import EpochStale, InvalidMessage, Unavailable
 from pipeline.domain.failpoints import failpoint
 from pipeline.services.ports import IntakeStore
+from pipeline.telemetry import tracing
+from pipeline.telemetry.metrics import INTAKE_RECORD_SECONDS, MESSAGES
 
 Result = TypeVar("Result")
 
@@ -63,10 +65,26 @@ class MessageSource(Protocol):
 class Intake:
     """Poll, parse, record in one transaction, tell the broker; over and over."""
 
-    def __init__(self, *, source: MessageSource, store: IntakeStore, give_up_after: timedelta = GIVE_UP_AFTER) -> None:
+    def __init__(
+        self,
+        *,
+        source: MessageSource,
+        store: IntakeStore,
+        give_up_after: timedelta = GIVE_UP_AFTER,
+        on_poll: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take what both are told of.
+
+        Args:
+            source: the topic.
+            store: the database.
+            give_up_after: how long either may be away.
+            on_poll: called after each poll that went well, also one that brought nothing.
+        """
         self._source = source
         self._store = store
         self._give_up_after = give_up_after
+        self._on_poll = on_poll
         self._log = structlog.get_logger(__name__)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -80,6 +98,7 @@ class Intake:
         while not should_stop():
             try:
                 self.run_once(should_stop)
+                self._on_poll()
             except Unavailable:
                 if not should_stop():
                     raise
@@ -93,7 +112,8 @@ class Intake:
         failpoint("intake.before_record")
         try:
             # Retried with the same polls: after a commit whose outcome is unknown the store recognises them.
-            counts = self._patiently(lambda: self._store.record(polls), should_stop)
+            with INTAKE_RECORD_SECONDS.time():
+                counts = self._patiently(lambda: self._store.record(polls), should_stop)
         except EpochStale as error:
             self._log.warning("partition_lost", error=str(error), ids=error.ids)
             lost = error
@@ -120,6 +140,9 @@ class Intake:
         raise AssertionError("a retry either returns or raises")
 
     def _tell(self, polls: Sequence[Poll], counts: PollCounts) -> None:
+        MESSAGES.labels(outcome="received").inc(counts.received)
+        MESSAGES.labels(outcome="duplicate").inc(counts.duplicates)
+        MESSAGES.labels(outcome="refused").inc(counts.refused)
         misrouted = sum(is_misrouted(parsed) for poll in polls for parsed in poll.messages)
         self._log.info(
             "poll_recorded",
@@ -140,7 +163,16 @@ def parsed_poll(fetched: Fetched) -> Poll:
 def parsed_message(message: Message) -> ParsedMessage:
     """Return the message and its request, or the reason why it is none."""
     try:
-        return ParsedMessage(message=message, request=parse_message(message.value), refusal=None)
+        request = parse_message(message.value)
+        traceparent = tracing.mark(
+            "request.received",
+            parent=tracing.told_in(message.headers),
+            lineage=request.lineage,
+            request=request.request_id,
+            partition=message.partition.partition,
+            offset=message.offset,
+        )
+        return ParsedMessage(message=message, request=request, refusal=None, traceparent=traceparent)
     except InvalidMessage as error:
         return ParsedMessage(message=message, request=None, refusal=str(error))
 

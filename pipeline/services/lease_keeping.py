@@ -10,6 +10,7 @@ import structlog
 
 from pipeline.domain.errors import LeaseLost, one_line
 from pipeline.domain.lineages import Lease
+from pipeline.telemetry.metrics import LEASES_LOST
 
 if TYPE_CHECKING:
     from pipeline.adapters.sql.leases import SqlLeaseStore
@@ -65,6 +66,7 @@ class LeaseKeeper:
             try:
                 self._lease = self._leases.renew(self._lease, ttl=self._ttl)
             except LeaseLost as error:
+                LEASES_LOST.inc()
                 log.warning("lease lost", **self._about, error=one_line(error))
                 self._lost = error
                 return

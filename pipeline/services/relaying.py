@@ -13,6 +13,7 @@ import structlog
 from pipeline.domain.errors import CorrigendaError, one_line
 from pipeline.services.claim_keeping import ClaimKeeper
 from pipeline.services.ports import OutboxItem, OutboxStore
+from pipeline.telemetry.metrics import OUTBOX_HANDLED
 
 Handler = Callable[[OutboxItem], None]
 """Reaches the goal of an item, or raises. Doing it twice must be the same as doing it once."""
@@ -120,6 +121,7 @@ class OutboxRelay:
             self._log.warning("outbox_failed", item=item.kind, key=item.dedup_key, error=str(error), ids=error.ids)
             if not error.retryable:
                 return self._fail(item, str(error) or type(error).__name__)
+            OUTBOX_HANDLED.labels(kind=item.kind, outcome="postponed").inc()
             self._outbox.postponed(item, error=str(error) or type(error).__name__)
             is_slow = time.monotonic() - began > SLOW.total_seconds()
             return _Outcome.KEPT_WAITING if is_slow else _Outcome.FAILED
@@ -127,9 +129,12 @@ class OutboxRelay:
             # Whatever it is, it must not keep the others from being handled.
             self._log.exception("outbox_broken", item=item.kind, key=item.dedup_key)
             return self._fail(item, one_line(error))
+        OUTBOX_HANDLED.labels(kind=item.kind, outcome="reached").inc()
         return _Outcome.REACHED
 
     def _fail(self, item: OutboxItem, error: str) -> _Outcome:
-        if self._outbox.failed(item, error=error):
+        is_given_up = self._outbox.failed(item, error=error)
+        OUTBOX_HANDLED.labels(kind=item.kind, outcome="given_up" if is_given_up else "failed").inc()
+        if is_given_up:
             self._log.error("outbox_given_up", item=item.kind, key=item.dedup_key, error=error)
         return _Outcome.FAILED

@@ -7,6 +7,7 @@ from typing import Final
 
 from pipeline.domain.approvals import AUTHENTICATED, Approval, Channel, Decision, Outcome
 from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
+from pipeline.telemetry import tracing
 
 AS_IT_IS: Final = "as it is"
 """Stands for: whatever the champion is when the decision is carried out."""
@@ -58,19 +59,24 @@ class ReviewService:
         # The champion is read first: one that moves while the snapshot is looked up is then noticed.
         champion = self._lineages.lineage(lineage).champion_id
         snapshot = self._snapshots.snapshot(lineage, ref)
-        return self._review.decide(
-            Approval(
-                lineage=lineage,
-                snapshot_id=snapshot.snapshot_id,
-                snapshot_digest=_digest_seen(snapshot.digest, expected_digest),
-                champion_seen=champion if expected_champion == AS_IT_IS else expected_champion,
-                decision=decision,
-                actor=actor,
-                is_claimed=not actor.startswith(AUTHENTICATED),
-                reason=reason,
-                channel=channel,
+        with tracing.span(
+            "snapshot.decide", parent=snapshot.traceparent, lineage=lineage, decision=decision.value, actor=actor
+        ) as span:
+            outcome = self._review.decide(
+                Approval(
+                    lineage=lineage,
+                    snapshot_id=snapshot.snapshot_id,
+                    snapshot_digest=_digest_seen(snapshot.digest, expected_digest),
+                    champion_seen=champion if expected_champion == AS_IT_IS else expected_champion,
+                    decision=decision,
+                    actor=actor,
+                    is_claimed=not actor.startswith(AUTHENTICATED),
+                    reason=reason,
+                    channel=channel,
+                )
             )
-        )
+            span.set(accepted=outcome.is_accepted)
+        return outcome
 
     def revert(self, lineage: str, refs: Sequence[str], *, actor: str, reason: str = "") -> tuple[str, ...]:
         """Owe a candidate without some edits, named by edit id or request id; return the removal ids.

@@ -27,6 +27,7 @@ from pipeline.config import Settings
 from pipeline.domain.contract.messages import Message, PartitionClaim, PartitionKey
 from pipeline.domain.errors import CorrigendaError, EpochStale, StreamGap
 from pipeline.services.intake import Fetched
+from pipeline.telemetry.metrics import INTAKE_LAG
 
 POLL_MS = 500
 COMMIT_TIMEOUT_MS = 5_000
@@ -180,6 +181,8 @@ class KafkaSource:
         """
         for place, claim in self._claims.items():
             end = self._consumer.highwater(place)
+            if end is not None:
+                INTAKE_LAG.labels(partition=place.partition).set(max(0, end - claim.next_offset))
             is_short = end is not None and end < claim.next_offset
             self._num_short[place] = self._num_short[place] + 1 if is_short else 0
             if self._num_short[place] >= MAX_SHORT_POLLS:
@@ -225,10 +228,14 @@ class KafkaSource:
 
     def _drop(self, places: Collection[TopicPartition]) -> None:
         dropped = [claim for place in places if (claim := self._claims.pop(place, None))]
+        for claim in dropped:
+            _tell_no_lag(claim)
         self._holds.release(claim.partition for claim in dropped)
 
     def _forget(self) -> None:
         self._seen = None
+        for claim in self._claims.values():
+            _tell_no_lag(claim)
         self._claims.clear()
         self._num_short.clear()
         self._assignment.forget()
@@ -252,6 +259,12 @@ def opened_consumer(settings: Settings) -> Any:
         # What a transaction took back was never acknowledged.
         isolation_level="read_committed",
     )
+
+
+def _tell_no_lag(claim: PartitionClaim) -> None:
+    """Say nothing more of a partition that another process reads from now on."""
+    with suppress(KeyError):
+        INTAKE_LAG.remove(claim.partition.partition)
 
 
 def _checked(claim: PartitionClaim, first: int) -> PartitionClaim:

@@ -120,6 +120,7 @@ def _insert_snapshot(
         "gate_report_id": report_id,
         "batch_id": new.batch.batch_id if new.batch else None,
         "lease_epoch": lease.epoch,
+        "traceparent": new.traceparent,
     }
     row = connection.execute(insert(snapshots).values(values).returning(snapshots)).one()
     head = {"head_snapshot_id": new.snapshot_id, "seq": row.seq}

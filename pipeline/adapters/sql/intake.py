@@ -92,6 +92,7 @@ class _New:
     lineage: _LineageRef
     digest: str
     conflict_key: str
+    traceparent: str | None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -180,7 +181,12 @@ def _sort_one(
         _refuse(one.message, too_far_ahead(request.occurred_at, sorting.now, sorting.max_ahead), sorting)
     elif before is None:
         new = _New(
-            message=one.message, request=request, lineage=lineage, digest=digest, conflict_key=request.conflict_key
+            message=one.message,
+            request=request,
+            lineage=lineage,
+            digest=digest,
+            conflict_key=request.conflict_key,
+            traceparent=one.traceparent,
         )
         sorting.new.append(new)
         sorting.tally(one.message, "received")
@@ -246,6 +252,7 @@ def _edit_row(edit_id: str, new: _New) -> dict[str, Any]:
         "lineage_id": new.lineage.lineage_id,
         "payload_digest": new.digest,
         "conflict_key": new.conflict_key,
+        "traceparent": new.traceparent,
     }
 
 

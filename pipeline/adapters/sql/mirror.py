@@ -149,6 +149,7 @@ class SqlMirrorStore:
                 lineages.c.champion_snapshot_id,
                 snapshots.c.registry_version,
                 snapshots.c.package_digest,
+                snapshots.c.traceparent,
                 owed.exists().label("is_owed"),
                 champion_aliases.c.written,
                 champion_aliases.c.putting_back,
@@ -168,6 +169,7 @@ class SqlMirrorStore:
             is_owed=bool(row.is_owed),
             written=tuple(version or None for version in row.written) if row.written else None,
             putting_back=Displaced(**row.putting_back) if row.putting_back else None,
+            traceparent=row.traceparent,
         )
 
     def pointing(self, lineage: str, version: str | None) -> None:

@@ -60,6 +60,8 @@ class ParsedMessage:
     """The correction, if it is one."""
     refusal: str | None
     """Why it is none."""
+    traceparent: str | None = None
+    """Where the trace of the request goes on, as W3C writes it; None if there is no trace."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

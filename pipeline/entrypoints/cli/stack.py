@@ -26,6 +26,7 @@ from pipeline.entrypoints.console import (
     say,
     told,
 )
+from pipeline.entrypoints.liveness import asked
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings
 from pipeline.entrypoints.processes import (
     start_control_worker,
@@ -221,4 +222,12 @@ def _check_processes(home: Path) -> str:
     died = [process for process in found if process.state != "running"]
     if died:
         raise Unavailable("; ".join(f"{process.name} died, see {process.log}" for process in died))
+    stuck = [
+        f"{process.name} makes no progress ({part}: {why}), see {process.log}"
+        for process in found
+        if (alive := asked(home, process.name)) is not None
+        for part, why in alive.failing.items()
+    ]
+    if stuck:
+        raise Unavailable("; ".join(stuck))
     return ", ".join(told_of(process) for process in found) or "none of ours on this machine"

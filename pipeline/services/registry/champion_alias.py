@@ -13,6 +13,8 @@ import structlog
 from pipeline.domain.errors import Unavailable
 from pipeline.domain.failpoints import failpoint
 from pipeline.services.registry.registry_ports import ChampionMirror, Displaced, MirrorStore, Registry
+from pipeline.telemetry import tracing
+from pipeline.telemetry.metrics import REGISTRY_REPAIRS
 
 log = structlog.get_logger()
 
@@ -46,10 +48,13 @@ class ChampionAlias:
         if wanted.putting_back is not None or _is_by_hand(wanted, found):
             self._put_back(lineage, _displaced(wanted, found, back=wanted.version))
             return
-        self._mirror.pointing(lineage, wanted.version)
-        self._registry.point_champion(lineage, wanted.version)
-        failpoint("champion.after")
-        self._mirror.pointed(lineage, wanted.version)
+        with tracing.span(
+            "snapshot.live", parent=wanted.traceparent, lineage=lineage, version=wanted.version or "base"
+        ):
+            self._mirror.pointing(lineage, wanted.version)
+            self._registry.point_champion(lineage, wanted.version)
+            failpoint("champion.after")
+            self._mirror.pointed(lineage, wanted.version)
         log.info("champion mirrored", lineage=lineage, version=wanted.version)
 
     def guard(self, lineage: str) -> bool:
@@ -77,6 +82,7 @@ class ChampionAlias:
             return False
         self._mirror.pointing(lineage, None)  # MLflow takes the alias off with the version
         if self._mirror.unregistered(wanted.snapshot_id, version=wanted.version, actor=ACTOR, reason=reason):
+            REGISTRY_REPAIRS.labels(lineage=lineage, kind="version_missing").inc()
             log.warning("champion is missing and registered again", lineage=lineage, reason=reason)
         return True
 
@@ -106,6 +112,7 @@ class ChampionAlias:
             back = f"version {displaced.back}" if displaced.back else "none, for the base"
             text = f"{datetime.now(UTC).isoformat(timespec='seconds')}: {HOW_TO_APPROVE.format(back=back)}"
             self._registry.note(lineage, marked, text=text)
+        REGISTRY_REPAIRS.labels(lineage=lineage, kind="champion_moved").inc()
         log.warning("champion was moved by hand and put back", lineage=lineage, found=displaced.found)
         now = self._mirror.champion_mirror(lineage)
         if _is_settled(now) and now.version != displaced.back:

@@ -11,6 +11,7 @@ import structlog
 
 from pipeline.domain.failpoints import failpoint
 from pipeline.services.registry.registry_ports import MirrorStore, Registry
+from pipeline.telemetry import tracing
 
 log = structlog.get_logger()
 
@@ -31,9 +32,10 @@ class RegistryMirror:
             Unavailable: if the registry does not answer; the item stays owed.
         """
         entry = self._mirror.entry(snapshot_id)
-        failpoint("register.before")
-        version = self._registry.register(entry, seal=partial(self._mirror.seal, snapshot_id))
-        failpoint("register.after")
-        self._mirror.registered(snapshot_id, version=version)
+        with tracing.span("snapshot.register", parent=entry.snapshot.traceparent, snapshot=snapshot_id):
+            failpoint("register.before")
+            version = self._registry.register(entry, seal=partial(self._mirror.seal, snapshot_id))
+            failpoint("register.after")
+            self._mirror.registered(snapshot_id, version=version)
         log.info("snapshot registered", lineage=entry.lineage.settings.name, seq=entry.snapshot.seq, version=version)
         return version

@@ -12,6 +12,7 @@ from pipeline.services.ports import LineageStore, ReviewStore, SnapshotStore
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.registry_ports import Registry, RegistryRequest
 from pipeline.services.review import ReviewService
+from pipeline.telemetry.metrics import REGISTRY_REQUESTS
 
 log = structlog.get_logger()
 
@@ -77,6 +78,7 @@ class RegistryReconciler:
         else:
             outcome = self._decide(lineage, request, snapshot)
         self._registry.answer(lineage, request, outcome=outcome)
+        REGISTRY_REQUESTS.labels(lineage=lineage).inc()
         log.info("request answered", lineage=lineage, version=request.version, outcome=outcome)
         return True
 

@@ -132,6 +132,8 @@ class ChampionMirror:
     """What Corrigenda has written last, or is about to write; None where that was not kept yet."""
     putting_back: Displaced | None
     """A move by hand that is being put right: whoever began may have ended in between."""
+    traceparent: str | None = None
+    """Where the trace of the champion goes on; None if there is no trace."""
 
     @property
     def is_registered(self) -> bool:

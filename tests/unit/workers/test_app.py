@@ -38,7 +38,7 @@ class Service:
 
 
 def use(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    def edit_service(*_: Any) -> Service:
+    def edit_service(*_: Any, **__: Any) -> Service:
         return service
 
     monkeypatch.setattr(bootstrap, "edit_service", edit_service)
