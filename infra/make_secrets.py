@@ -6,7 +6,7 @@ A file of the same name from any other keeper of secrets will do as well.
 import secrets
 from pathlib import Path
 
-LOGINS = ("intake", "editor", "control", "console", "auditor")
+LOGINS = ("intake", "editor", "control", "console", "web", "auditor")
 """Processes with a login of their own in the database; the owner's is left to migrations."""
 FOLDER = Path(__file__).resolve().parent / "secrets"
 

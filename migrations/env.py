@@ -11,7 +11,7 @@ from alembic import context
 from sqlalchemy import Connection, Engine, text
 
 from pipeline.adapters.sql.database.engine import connect, transaction
-from pipeline.adapters.sql.database.tables import metadata
+from pipeline.adapters.sql.web.tables import metadata
 from pipeline.domain.errors import Misconfigured
 
 ADVISORY_LOCK = 0x636F7272  # "corr"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.adapters.sql.review import SqlReviewStore
     from pipeline.adapters.sql.snapshots import SqlSnapshotStore
     from pipeline.adapters.sql.standing import SqlStanding
+    from pipeline.adapters.sql.web.people import SqlPeopleStore
     from pipeline.config import Settings
     from pipeline.services.editing import EditService
     from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
@@ -78,6 +79,8 @@ class Stores:
     """What waits, for those who operate this."""
     is_answering: Check
     """Raises if the database does not answer."""
+    people: SqlPeopleStore
+    """Who may use the HTTP API."""
 
 
 @lru_cache(maxsize=4)
@@ -102,6 +105,7 @@ def stores(settings: Settings) -> Stores:
     from pipeline.adapters.sql.review import SqlReviewStore
     from pipeline.adapters.sql.snapshots import SqlSnapshotStore
     from pipeline.adapters.sql.standing import SqlStanding
+    from pipeline.adapters.sql.web.people import SqlPeopleStore
 
     settings.require("database_url")
     engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
@@ -121,6 +125,7 @@ def stores(settings: Settings) -> Stores:
         artifacts=artifacts,
         standing=SqlStanding(engine),
         is_answering=reachability.database(engine),
+        people=SqlPeopleStore(engine),
     )
 
 
@@ -255,6 +260,16 @@ def package_checker(settings: Settings) -> PackageChecker:
 
     kept = stores(settings)
     return PackageChecker(lineages=kept.lineages, snapshots=kept.snapshots, registry=_registry(settings))
+
+
+def web_parts(settings: Settings) -> tuple[Stores, Publisher]:
+    """What the HTTP API stands on; neither the database nor the broker is asked yet.
+
+    Raises:
+        Misconfigured: if one of them is not named.
+    """
+    settings.require("database_url", "kafka_bootstrap")
+    return stores(settings), _publisher(settings)
 
 
 @contextmanager

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     max_ahead: Annotated[Duration, Field(ge=timedelta(0))] = Field(
         MAX_AHEAD, description="How far ahead of the database's clock a correction may be dated."
     )
+    web_host: str = Field("127.0.0.1", description="Address that the HTTP API and the pages listen on.")
+    web_port: int = Field(8080, ge=0, le=65_535, description="Port of the same; 0 takes any free one.")
+    web_max_body_bytes: int = Field(4_000_000, ge=10_000, description="Largest body of a request to the HTTP API.")
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
     mlflow_username: str = Field("", description="Corrigenda's own user there; none where it lets everybody in.")
     mlflow_password: SecretStr = Field(SecretStr(""), description="Password of that user.")

@@ -70,7 +70,7 @@ class ProcessStatus:
     pid: int
     """Its process id, of no use once it died."""
     port: int | None
-    """The port that it listens on; None for spawned processes."""
+    """The port that it listens on; None for spawned processes that asked for none."""
     log: Path
     """Its standard output and error."""
     restarts: int

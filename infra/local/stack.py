@@ -18,7 +18,7 @@ from infra.local.processes import POLL_SECONDS, end, is_alive, launch
 from infra.local.recipe import HOST, Plan, Recipe
 from infra.local.records import ALL, Endpoints, ProcessState, ProcessStatus, Service, derived_password
 from infra.local.redis_server import RedisServer
-from infra.local.state import ProcessRecord, StackState, StateFolder, port_is_free
+from infra.local.state import ProcessRecord, StackState, StateFolder, free_port, port_is_free
 
 RECIPES: Mapping[Service, Recipe] = {
     Service.MLFLOW: MlflowServer(),
@@ -113,6 +113,21 @@ class LocalStack:
                 record = self._launch(name, argv, env or {}, stop_signal=signal.SIGTERM, grace=grace)
                 self._folder.save(state.with_process(record))
         return _status(record, state.ports)
+
+    def port_for(self, name: str) -> int:
+        """Return the port that a process of ours is to listen on: always the same one, unless another program has it.
+
+        Raises:
+            LocalStackError: the state cannot be read or written.
+        """
+        with self._folder.locked():
+            state = self._folder.load_or_create()
+            record, port = state.find(name), state.ports.get(name)
+            is_running = record is not None and is_alive(record.process)
+            if port is None or not (is_running or port_is_free(port)):
+                port = free_port(state.ports.values())
+                self._folder.save(replace(state, ports={**state.ports, name: port}))
+            return port
 
     def revive(self, name: str) -> bool:
         """Start a process again that ended by itself; return whether that was needed. It may not answer yet.

@@ -6,7 +6,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -51,7 +51,7 @@ class StackState:
     password: str = field(repr=False)
     """Password of PostgreSQL's owner; others are derived from it."""
     ports: dict[str, int]
-    """One for each service, chosen at the first start and kept."""
+    """One for each service and for each process that asked for one, chosen at the first start and kept."""
     kafka_incarnation: str = ""
     """Cluster id of the broker that was started last."""
     redis_password: str = field(default="", repr=False)
@@ -146,10 +146,16 @@ def _free_ports() -> dict[str, int]:
     return {service: next(free) for service in ALL}
 
 
+def free_port(taken: Iterable[int]) -> int:
+    """Return a port that nobody listens on and that is not one of those that are taken."""
+    candidates = random.SystemRandom().sample(range(*PORT_RANGE), 500)
+    return next(port for port in candidates if port not in frozenset(taken) and port_is_free(port))
+
+
 def _decode(text: str) -> StackState:
     raw = json.loads(text)
     processes = tuple(
         ProcessRecord(**{**record, "process": ProcessId(**record["process"]), "argv": tuple(record.get("argv", ()))})
         for record in raw.pop("processes")
     )
-    return StackState(**{**raw, "processes": processes, "ports": {Service(k): v for k, v in raw["ports"].items()}})
+    return StackState(**{**raw, "processes": processes, "ports": {str(k): int(v) for k, v in raw["ports"].items()}})

@@ -41,7 +41,9 @@ REVIEWER = "reviewer:"
 """Begins the name of an actor who logged in as a reviewer; the database lets nobody else write it."""
 MLFLOW_USER = "mlflow-user:"
 """Begins the name of an actor who logged in to an MLflow server that tells us so; the control worker writes it."""
-AUTHENTICATED = (REVIEWER, MLFLOW_USER)
+PERSON = "person:"
+"""Begins the name of an actor who showed a token to the HTTP API or logged in to its pages; its process writes it."""
+AUTHENTICATED = (REVIEWER, MLFLOW_USER, PERSON)
 CLAIMED = " (claimed)"
 """Ends the name of a person that somebody only wrote down."""
 _PERSONS = ("cli:", "api:", "mlflow:")

@@ -57,6 +57,8 @@ class AuditAction(StrEnum):
     lease_taken = "lease:taken"
     reviewer_added = "reviewer:added"
     reviewer_removed = "reviewer:removed"
+    person_added = "person:added"
+    person_removed = "person:removed"
     lineage_ruled = "lineage:ruled"
     lineage_policy_changed = "lineage:policy_changed"
     side_effect_given_up = "side_effect:given_up"

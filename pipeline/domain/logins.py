@@ -16,5 +16,7 @@ class Login(StrEnum):
     """The control worker: side effects, requests in the registry."""
     console = "corrigenda_console"
     """Commands of people that no reviewer's token names."""
+    web = "corrigenda_web"
+    """The HTTP API and the pages: what people submit and decide there, in their names."""
     auditor = "corrigenda_auditor"
     """Reads the history and its views, and writes nothing."""

@@ -99,7 +99,7 @@ def reviewing_settings() -> Settings:
     """
     from pydantic import SecretStr
 
-    from pipeline.adapters.reviewers import as_reviewer, token_from
+    from pipeline.adapters.people import as_reviewer, token_from
 
     settings = current_settings()
     token = settings.reviewer_token.get_secret_value()
@@ -124,6 +124,11 @@ def owner_url() -> str:
         return LocalStack(settings.home).endpoints().database_url
     except LocalStackError as error:
         raise Misconfigured(f"expected CORRIGENDA_DATABASE_URL or an embedded stack, got neither; {error}") from error
+
+
+def tokens_folder() -> Path:
+    """Return where tokens of people are written if nobody says where."""
+    return load_settings().home / "people"
 
 
 def reviewers_folder() -> Path:

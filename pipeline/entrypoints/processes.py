@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 INTAKE = "intake"
 CONTROL_WORKER = "control-worker"
 SUPERVISOR = "supervisor"
+WEB = "web"
+HOST = "127.0.0.1"
 EDIT_WORKER_GRACE = timedelta(seconds=60)
 
 
@@ -71,6 +73,23 @@ def start_control_worker(stack: LocalStack, settings: Settings) -> None:
     """Start the process that relays the outbox, rings again, and reconciles the registry."""
     argv = [sys.executable, "-m", "pipeline.entrypoints.control"]
     stack.spawn(CONTROL_WORKER, argv, _environment(stack, with_health(stack, settings, CONTROL_WORKER), Login.control))
+
+
+def start_web(stack: LocalStack, settings: Settings) -> str:
+    """Start the process of the HTTP API and the pages; return its address."""
+    port = stack.port_for(WEB)
+    settings = settings.model_copy(update={"web_host": HOST, "web_port": port})
+    argv = [sys.executable, "-m", "pipeline.entrypoints.web"]
+    stack.spawn(WEB, argv, _environment(stack, settings, Login.web))
+    return f"http://{HOST}:{port}"
+
+
+def web_address(stack: LocalStack) -> str | None:
+    """Return where the HTTP API and the pages of a stack answer; None while they do not run there."""
+    for process in stack.status():
+        if process.name == WEB and process.state is ProcessState.RUNNING and process.port:
+            return f"http://{HOST}:{process.port}"
+    return None
 
 
 def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec) -> str:

@@ -19,9 +19,9 @@ from sqlalchemy import Engine
 
 from pipeline.adapters import schema
 from pipeline.adapters.sql.database.engine import connect
-from pipeline.adapters.sql.database.tables import metadata
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
+from pipeline.adapters.sql.web.tables import metadata
 from pipeline.domain.errors import Misconfigured, Unavailable
 from tests.support.factories import make_request
 from tests.support.paths import ROOT

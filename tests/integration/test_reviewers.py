@@ -17,13 +17,14 @@ from typer.testing import CliRunner, Result
 
 from pipeline.adapters import schema
 from pipeline.adapters.logins import Login
-from pipeline.adapters.reviewers import add_reviewer, as_reviewer, remove_reviewer
+from pipeline.adapters.people import add_person, as_reviewer, remove_person
 from pipeline.adapters.sql.audit import AuditLine, SqlAuditStore, append_all
 from pipeline.adapters.sql.database.engine import connect, transaction
 from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.domain.approvals import ApprovalRule, Channel, Decision
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, Misconfigured
+from pipeline.domain.people import Role
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
@@ -65,6 +66,10 @@ def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def as_anna(rig: StoreRig, name: str) -> Iterator[SqlReviewStore]:
     """The decisions of a reviewer who logged in."""
     yield from reviewing(rig, name)
+
+
+def add_reviewer(url: str, name: str, *, actor: str) -> str:
+    return add_person(url, name, [Role.reviewer], actor=actor)
 
 
 def reviewing(rig: StoreRig, name: str) -> Iterator[SqlReviewStore]:
@@ -285,7 +290,7 @@ def test_tokens_that_others_can_read_or_that_are_wrong_old_or_taken_back_open_no
     "bad", ["corrigenda", Login.console, "postgres", "pg_monitor", "Anna", "a b", "", "a:b", 'a"b']
 )
 def test_a_reviewer_is_nobody_elses_role(rig: StoreRig, bad: str) -> None:
-    with pytest.raises(InvalidInput, match="expected a reviewer's name"):
+    with pytest.raises(InvalidInput, match="expected a person's name"):
         add_reviewer(rig.url, bad, actor="test")
 
 
@@ -294,7 +299,7 @@ def test_a_role_that_is_somebody_elses_is_not_made_a_reviewer(rig: StoreRig, nam
     with pytest.raises(InvalidInput, match="no role of the database has"):
         add_reviewer(rig.url, name, actor="test")
     with pytest.raises(InvalidInput, match="name of a reviewer"):
-        remove_reviewer(rig.url, name, actor="test")
+        remove_person(rig.url, name, [Role.reviewer], actor="test")
     # A login that an administrator makes a member, for example one of a directory, is a reviewer all the same.
     rig.query(f"ALTER ROLE {name} PASSWORD 'of-a-directory'")
     rig.query(f"GRANT corrigenda_reviewer TO {name}")

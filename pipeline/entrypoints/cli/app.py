@@ -16,9 +16,9 @@ from pipeline.entrypoints.cli import (
     lineage,
     models,
     outbox,
+    people,
     programs,
     review,
-    reviewers,
     stack,
 )
 
@@ -44,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for group in (stack, edits, models, review, lineage, programs, audit, outbox, reviewers):
+for group in (stack, edits, models, review, lineage, programs, audit, outbox, people):
     group.add_commands(app)
 
 

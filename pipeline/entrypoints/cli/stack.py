@@ -34,6 +34,7 @@ from pipeline.entrypoints.processes import (
     start_intake,
     start_stack,
     start_supervisor,
+    start_web,
     told_of,
 )
 
@@ -62,6 +63,7 @@ def up(home: HomeOption = None, as_json: JsonOption = False) -> None:
     stack, settings = start_stack(home)
     start_intake(stack, settings)
     start_control_worker(stack, settings)
+    web = start_web(stack, settings)
     for lineage in stores(settings).lineages.lineages():
         start_edit_worker(stack, settings, lineage.settings.base)
     start_supervisor(stack, settings)
@@ -70,6 +72,7 @@ def up(home: HomeOption = None, as_json: JsonOption = False) -> None:
         return
     _print_processes(stack)
     say(f"MLflow: {settings.mlflow_uri}")
+    say(f"HTTP API: {web}")
     if not stores(settings).lineages.lineages():
         say("next: corrigenda lineage create NAME")
 

@@ -1,0 +1,76 @@
+"""The process of the HTTP API: `python -m pipeline.entrypoints.web`.
+
+It listens on loopback unless CORRIGENDA_WEB_HOST says otherwise; put a proxy with TLS before it then. It needs the
+database and Kafka; each may go and come. It ends with 0 when it was told to stop (SIGTERM, SIGINT) and otherwise with
+the exit status of the error.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import structlog
+import uvicorn
+
+from pipeline import bootstrap
+from pipeline.config import Settings, load_settings
+from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.entrypoints.console import ExitCode, exit_code
+from pipeline.entrypoints.process_logs import log_to_stderr
+from pipeline.entrypoints.stopping import stop_on_signals
+from pipeline.entrypoints.web.app import create_app
+from pipeline.entrypoints.web.parts import WebParts
+
+GRACE_SECONDS = 10
+"""How long a request that was begun may take to end."""
+BACKLOG = 512
+
+
+def serve(settings: Settings) -> None:
+    """Answer requests until a signal says to stop.
+
+    Raises:
+        Misconfigured: if a service is not named, or the port cannot be listened on.
+    """
+    stores, publisher = bootstrap.web_parts(settings)
+    app = create_app(WebParts(settings=settings, stores=stores, publisher=publisher))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    with _listening(settings.web_host, settings.web_port) as listener:
+        structlog.get_logger(__name__).info("web_started", host=settings.web_host, port=listener.getsockname()[1])
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        where = f"{host}:{port} (CORRIGENDA_WEB_HOST, CORRIGENDA_WEB_PORT)"
+        raise Misconfigured(f"expected a free address to listen on, got {where}: {error.strerror}") from error
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; return the exit status."""
+    log_to_stderr()
+    log = structlog.get_logger(__name__)
+    # Uvicorn has handlers of its own while it serves, and hands the signal to these at its end.
+    stop_on_signals()
+    try:
+        serve(load_settings())
+    except CorrigendaError as error:
+        log.error("web_failed", kind=type(error).__name__, error=str(error), ids=error.ids)
+        return int(exit_code(error))
+    log.info("web_stopped")
+    return int(ExitCode.done)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

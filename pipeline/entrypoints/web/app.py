@@ -1,0 +1,38 @@
+"""The application: routers, errors and bounds put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI
+
+from pipeline.entrypoints.web import whoami
+from pipeline.entrypoints.web.middleware import BodyLimit, Told
+from pipeline.entrypoints.web.parts import WebParts
+from pipeline.entrypoints.web.problems import ProblemDetail, add_handlers, answers
+
+API_VERSION = "1.0.0"
+"""Of the contract; a change that breaks a client gets another path than /v1."""
+ROUTERS: Sequence[APIRouter] = (whoami.router,)
+
+
+def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastAPI:
+    """Return the application on its parts; nothing is opened before the first request needs it."""
+    app = FastAPI(
+        title="Corrigenda",
+        version=API_VERSION,
+        description="Send corrections of a deployed language model, and follow them until they are live.",
+        openapi_url="/v1/openapi.json",
+        # Both load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        responses=answers(401, 403, 500) | {"default": {"model": ProblemDetail, "description": "Any other problem"}},
+        redirect_slashes=False,
+    )
+    app.state.parts = parts
+    add_handlers(app)
+    for router in routers:
+        app.include_router(router)
+    app.add_middleware(BodyLimit, max_bytes=parts.settings.web_max_body_bytes)
+    app.add_middleware(Told)
+    return app
