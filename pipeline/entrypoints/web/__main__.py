@@ -17,10 +17,10 @@ from pipeline import bootstrap
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured
 from pipeline.entrypoints.console import ExitCode, exit_code
-from pipeline.entrypoints.process_logs import log_to_stderr
 from pipeline.entrypoints.stopping import stop_on_signals
 from pipeline.entrypoints.web.app import create_app
 from pipeline.entrypoints.web.parts import WebParts
+from pipeline.telemetry.logs import log_to_stderr
 
 GRACE_SECONDS = 10
 """How long a request that was begun may take to end."""
@@ -59,7 +59,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 def main() -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
-    log_to_stderr()
+    log_to_stderr("web")
     log = structlog.get_logger(__name__)
     # Uvicorn has handlers of its own while it serves, and hands the signal to these at its end.
     stop_on_signals()
