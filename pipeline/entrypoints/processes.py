@@ -78,7 +78,7 @@ def start_control_worker(stack: LocalStack, settings: Settings) -> None:
 def start_web(stack: LocalStack, settings: Settings) -> str:
     """Start the process of the HTTP API and the pages; return its address."""
     port = stack.port_for(WEB)
-    settings = settings.model_copy(update={"web_host": HOST, "web_port": port})
+    settings = with_health(stack, settings, WEB).model_copy(update={"web_host": HOST, "web_port": port})
     argv = [sys.executable, "-m", "pipeline.entrypoints.web"]
     stack.spawn(WEB, argv, _environment(stack, settings, Login.web))
     return f"http://{HOST}:{port}"

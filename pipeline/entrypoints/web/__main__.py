@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import socket
 import sys
+from datetime import timedelta
 
 import structlog
 import uvicorn
 
 from pipeline import bootstrap
+from pipeline.adapters import reachability
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured
 from pipeline.entrypoints.console import ExitCode, exit_code
 from pipeline.entrypoints.stopping import stop_on_signals
+from pipeline.entrypoints.watched import watched
 from pipeline.entrypoints.web.app import create_app
 from pipeline.entrypoints.web.parts import WebParts
+from pipeline.telemetry.health import Heartbeat
 from pipeline.telemetry.logs import log_to_stderr
 
 GRACE_SECONDS = 10
 """How long a request that was begun may take to end."""
 BACKLOG = 512
+STUCK_AFTER = timedelta(seconds=30)
+"""Nothing may block the event loop for so long."""
 
 
 def serve(settings: Settings) -> None:
@@ -43,9 +49,26 @@ def serve(settings: Settings) -> None:
         lifespan="on",
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    with _listening(settings.web_host, settings.web_port) as listener:
+    beat = Heartbeat("web", within=STUCK_AFTER)
+    checks = {"database": stores.is_answering, "kafka": reachability.kafka(settings.kafka_bootstrap)}
+    with (
+        _listening(settings.web_host, settings.web_port) as listener,
+        watched("web", settings, heartbeats=[beat], checks=checks),
+    ):
         structlog.get_logger(__name__).info("web_started", host=settings.web_host, port=listener.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[listener])
+        _BeatingServer(config, beat).run(sockets=[listener])
+
+
+class _BeatingServer(uvicorn.Server):
+    """A server whose event loop gives a sign of life as long as nothing blocks it."""
+
+    def __init__(self, config: uvicorn.Config, beat: Heartbeat) -> None:
+        super().__init__(config)
+        self._beat = beat
+
+    async def on_tick(self, counter: int) -> bool:
+        self._beat.beat()
+        return await super().on_tick(counter)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -10,6 +10,7 @@ from pipeline.entrypoints.web import whoami
 from pipeline.entrypoints.web.middleware import BodyLimit, Told
 from pipeline.entrypoints.web.parts import WebParts
 from pipeline.entrypoints.web.problems import ProblemDetail, add_handlers, answers
+from pipeline.telemetry.http_metrics import HttpMetrics
 
 API_VERSION = "1.0.0"
 """Of the contract; a change that breaks a client gets another path than /v1."""
@@ -35,4 +36,5 @@ def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastA
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=parts.settings.web_max_body_bytes)
     app.add_middleware(Told)
+    app.add_middleware(HttpMetrics)
     return app
