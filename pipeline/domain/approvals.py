@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from pipeline.domain.approval_policies import ApprovalPolicy, Risk
 from pipeline.domain.lifecycle import SnapshotStatus
 
 
@@ -14,6 +15,8 @@ class Decision(StrEnum):
     """What can be decided about a snapshot."""
 
     approved = "approved"
+    endorsed = "endorsed"
+    """An approval after which the lineage's policy asks for another person's."""
     rejected = "rejected"
     rolled_back = "rolled_back"
 
@@ -24,17 +27,8 @@ class Channel(StrEnum):
     cli = "cli"
     api = "api"
     registry = "registry"
-
-
-class ApprovalRule(StrEnum):
-    """Whose decisions a lineage takes."""
-
-    anyone = "anyone"
-    """Also those of names that are only claimed."""
-    authenticated = "authenticated"
-    """Those of reviewers who log in."""
-    four_eyes = "four_eyes"
-    """Those of reviewers who log in, and no approval of what they have asked for themselves."""
+    policy = "policy"
+    """By nobody: the lineage's policy lets such a snapshot go live by itself."""
 
 
 REVIEWER = "reviewer:"
@@ -43,7 +37,9 @@ MLFLOW_USER = "mlflow-user:"
 """Begins the name of an actor who logged in to an MLflow server that tells us so; the control worker writes it."""
 PERSON = "person:"
 """Begins the name of an actor who showed a token to the HTTP API or logged in to its pages; its process writes it."""
-AUTHENTICATED = (REVIEWER, MLFLOW_USER, PERSON)
+AUTOMATIC = "policy:automatic"
+"""The actor of approvals that a policy makes by itself; the control worker writes it."""
+AUTHENTICATED = (REVIEWER, MLFLOW_USER, PERSON, AUTOMATIC)
 CLAIMED = " (claimed)"
 """Ends the name of a person that somebody only wrote down."""
 _PERSONS = ("cli:", "api:", "mlflow:")
@@ -110,6 +106,22 @@ class Outcome:
     """Why not, in one sentence; empty when accepted."""
     approval_id: str | None = None
     """The approval row, also written for a refusal."""
+    num_approvals: int = 1
+    """How many people have approved the snapshot by now, if it was approved."""
+    num_needed: int = 1
+    """How many have to before it goes live."""
+
+    @property
+    def awaits_others(self) -> bool:
+        """Whether the decision was taken down, and the snapshot goes live only after other people's approval."""
+        return self.is_accepted and self.num_approvals < self.num_needed
+
+    @property
+    def awaited(self) -> str:
+        """What is still to come, in a few words."""
+        missing = self.num_needed - self.num_approvals
+        more = "one more person has" if missing == 1 else f"{missing} more people have"
+        return f"{self.num_approvals} of {self.num_needed} approvals; {more} to approve it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,8 +148,12 @@ class Standing:
     """Whether an approved snapshot stands on this one."""
     shortfall: str | None = "nobody has judged it again"
     """What the lineage's policy of now finds wanting, where its report was judged by another; None if nothing."""
-    rule: ApprovalRule = ApprovalRule.anyone
-    """Whose decisions the lineage takes."""
+    policy: ApprovalPolicy = field(default_factory=ApprovalPolicy)
+    """Who has to approve, and whose decisions the lineage takes."""
+    endorsers: tuple[str, ...] = ()
+    """Who has approved it so far, of those whom the policy needs, with the same champion before their eyes."""
+    risk: Risk | None = None
+    """The risk of all that would go live; None where the policy does not ask."""
     asked: Mapping[str, str | None] = field(default_factory=dict)
     """What would go live by approving it, one request for each who asked: its id, and who; None if nobody says."""
 
@@ -148,15 +164,40 @@ def refusal(approval: Approval, standing: Standing) -> str | None:
         return f"the digest seen ({approval.snapshot_digest[:12]}) is not the snapshot's ({standing.digest[:12]})"
     if approval.champion_seen != standing.champion_id:
         return "the champion has moved since it was looked at; look again and decide again"
-    if standing.rule is not ApprovalRule.anyone and approval.is_claimed:
-        return f"this lineage takes decisions of reviewers who log in, and {approval.actor} did not; see `reviewer add`"
+    if (objection := _actor_objection(approval, standing)) is not None:
+        return objection
     match approval.decision:
-        case Decision.approved:
+        case Decision.approved | Decision.endorsed:
             return _approval_refusal(standing) or _own_refusal(approval.actor, standing)
         case Decision.rejected:
             return _rejection_refusal(standing)
         case Decision.rolled_back:
             return _rollback_refusal(standing)
+
+
+def approvers(approval: Approval, standing: Standing) -> tuple[str, ...]:
+    """Return who has approved a snapshot once this approval counts, each person once."""
+    others = [actor for actor in standing.endorsers if not is_same_person(actor, approval.actor)]
+    return (*others, approval.actor)
+
+
+def is_last_needed(approval: Approval, standing: Standing) -> bool:
+    """Return whether an approval that is not refused makes the snapshot live."""
+    return approval.actor == AUTOMATIC or len(approvers(approval, standing)) >= standing.policy.num_needed
+
+
+def _actor_objection(approval: Approval, standing: Standing) -> str | None:
+    """Return why this actor does not decide here, or not without more words."""
+    policy = standing.policy
+    if approval.actor == AUTOMATIC:
+        if approval.decision is not Decision.approved:
+            return "without a person snapshots are approved, and nothing else"
+        return policy.automatic_objection(standing.risk)
+    if policy.requires_known_actor and approval.is_claimed:
+        return f"this lineage takes decisions of reviewers who log in, and {approval.actor} did not; see `reviewer add`"
+    if policy.requires_reason and not approval.reason.strip():
+        return "this lineage asks why: give a reason (`--reason`, or the tag approval.reason before you ask in MLflow)"
+    return None
 
 
 def _approval_refusal(standing: Standing) -> str | None:
@@ -172,7 +213,7 @@ def _approval_refusal(standing: Standing) -> str | None:
 
 
 def _own_refusal(actor: str, standing: Standing) -> str | None:
-    if standing.rule is not ApprovalRule.four_eyes:
+    if not standing.policy.not_own or actor == AUTOMATIC:
         return None
     for request, submitter in standing.asked.items():
         if submitter is None:

@@ -43,6 +43,7 @@ class AuditAction(StrEnum):
     snapshot_created = "snapshot:created"
     snapshot_registered = "snapshot:registered"
     snapshot_unregistered = "snapshot:unregistered"
+    snapshot_endorsed = "snapshot:endorsed"
     snapshot_approved = "snapshot:approved"
     snapshot_rejected = "snapshot:rejected"
     snapshot_retired = "snapshot:retired"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from pipeline.domain.approvals import ApprovalRule
+from pipeline.domain.approval_policies import ApprovalPolicy
 from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
@@ -47,8 +47,8 @@ class NewLineage:
     """The suite, the text, and what the base answers to them."""
     trained: TrainedArtifacts | None = None
     """The trained editor that `editor.transform` names; None for the gradient."""
-    approval_rule: ApprovalRule = ApprovalRule.anyone
-    """Whose decisions about its snapshots are taken."""
+    approval_policy: ApprovalPolicy = field(default_factory=ApprovalPolicy)
+    """Who has to approve its snapshots before they go live."""
 
     @property
     def editor_identity(self) -> EditorIdentity:

@@ -13,7 +13,7 @@ from typing import Any
 
 from infra.local.base_model import cache_folder, ensure_base_model
 from pipeline.bootstrap import Stores
-from pipeline.domain.approvals import ApprovalRule
+from pipeline.domain.approval_policies import ApprovalPolicy
 from pipeline.domain.formats.canonical import sha256_text
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts
@@ -97,7 +97,7 @@ def make_lineage(
     *,
     batch_size: int | None,
     policy: GatePolicy,
-    approval_rule: ApprovalRule = ApprovalRule.anyone,
+    approval_policy: ApprovalPolicy | None = None,
 ) -> Lineage:
     """Record a lineage on a prepared base; a batch holds what the editor's card says if `batch_size` is None."""
     new = NewLineage(
@@ -105,7 +105,7 @@ def make_lineage(
         base=prepared.base,
         editor=replace(prepared.editor, batch_size=batch_size or prepared.editor.batch_size),
         policy=policy,
-        approval_rule=approval_rule,
+        approval_policy=approval_policy or ApprovalPolicy(),
         prior=kept.artifacts.put(prepared.prior),
         reference=kept.artifacts.put(prepared.reference),
         trained=_stored(kept, prepared.trained) if prepared.trained else None,

@@ -124,6 +124,12 @@ class ReviewStore(Protocol):
         A refusal is recorded too (`approval:refused`). The same decision twice is accepted and changes nothing.
         """
 
+    def approve_automatically(self, lineage: str) -> Outcome | None:
+        """Make the head live where the lineage's policy does that without a person; else say why it does not.
+
+        Only what is accepted is recorded. None where there is nothing to decide.
+        """
+
     def request_revert(self, lineage: str, edit_ids: Sequence[str], *, actor: str, reason: str) -> tuple[str, ...]:
         """Owe a removal of active edits (queued ones are `reverted` at once); returns the removal ids.
 

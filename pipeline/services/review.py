@@ -78,6 +78,16 @@ class ReviewService:
             span.set(accepted=outcome.is_accepted)
         return outcome
 
+    def approve_automatically(self, lineage: str) -> Outcome | None:
+        """Make the head live where the lineage's policy does that without a person; else say why it does not.
+
+        Nothing is recorded where a person has to decide. None where there is nothing to decide.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        return self._review.approve_automatically(lineage)
+
     def revert(self, lineage: str, refs: Sequence[str], *, actor: str, reason: str = "") -> tuple[str, ...]:
         """Owe a candidate without some edits, named by edit id or request id; return the removal ids.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.adapters.sql.decisions import MAX_ATTEMPTS
+from pipeline.adapters.sql.approving.decisions import MAX_ATTEMPTS
 from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownLineage, UnknownRecord

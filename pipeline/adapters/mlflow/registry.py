@@ -139,8 +139,7 @@ class MlflowRegistry:
         """
         with translated(f"answer the request on {lineage} version {request.version}"):
             tags = {OUTCOME_TAG: outcome, ANSWERED_TAG: datetime.now(UTC).isoformat(timespec="seconds")}
-            if request.authenticated or request.actor:
-                tags[ASKED_BY_TAG] = request.authenticated or str(request.actor).removesuffix(CLAIMED) + CLAIMED
+            tags[ASKED_BY_TAG] = request.authenticated or (request.actor or "unknown").removesuffix(CLAIMED) + CLAIMED
             self._tag(lineage, request.version, tags)
             if request.by_alias:
                 if self._aliases(lineage).get(request.decision) == request.version:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, literal, or_, select, update
 
 from pipeline.adapters.sql.active_sets import begin_activations, end_activations, move_rows
+from pipeline.adapters.sql.approving.decisions import finish_removal, has_rejection_besides
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.rows import artifact_json, insert_report
@@ -20,7 +21,6 @@ from pipeline.adapters.sql.database.tables import (
     snapshots,
     status_is,
 )
-from pipeline.adapters.sql.decisions import finish_removal, has_rejection_besides
 from pipeline.adapters.sql.leases import check
 from pipeline.adapters.sql.lineages import lift_after_roll_back
 from pipeline.adapters.sql.outbox import owe

@@ -15,7 +15,7 @@ from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, l
 from pipeline.adapters.sql.database.rows import artifact_json, artifact_of, record_of
 from pipeline.adapters.sql.database.tables import edit_requests, lineages, snapshots
 from pipeline.adapters.sql.outbox import owe
-from pipeline.domain.approvals import ApprovalRule
+from pipeline.domain.approval_policies import ApprovalPolicy, ApprovalRule, named, policy_of
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.bounds import changed
 from pipeline.domain.errors import InvalidInput, UnknownLineage
@@ -132,24 +132,33 @@ class SqlLineageStore:
             owe(connection, kind="doorbell", dedup_key=f"doorbell:{name}:resumed:{event.seq}", payload=payload)
 
     def set_approval_rule(self, name: str, rule: ApprovalRule, *, actor: str) -> None:
-        """Change whose decisions are taken, with an audit line; nothing happens if that is so already.
+        """Change whose decisions are taken to one of the old rules; see `set_approval_policy`."""
+        self.set_approval_policy(name, named(rule), actor=actor)
+
+    def set_approval_policy(self, name: str, policy: ApprovalPolicy, *, actor: str) -> None:
+        """Change who has to approve from now on, with an audit line; nothing happens if that is so already.
 
         Raises:
             UnknownLineage: if there is no such lineage.
         """
         with transaction(self._engine) as connection:
             on = lock_lineage(connection, name)
-            if on.approval_rule == rule:
+            if on.approval == policy:
                 return
-            change = update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(approval_rule=rule.value)
-            connection.execute(change)
+            values = {"approval_rule": policy.rule.value, "approval_policy": asdict(policy)}
+            connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(values))
             append(
                 connection,
                 chain=name,
                 actor=actor,
                 action=AuditAction.lineage_ruled,
                 subject=on.lineage_id,
-                payload={"approval_rule": rule.value, "was": on.approval_rule},
+                payload={
+                    "approval_rule": policy.rule.value,
+                    "was": on.approval.rule.value,
+                    "policy": asdict(policy),
+                    "policy_was": asdict(on.approval),
+                },
             )
 
     def change_policy(self, name: str, given: Mapping[str, str], *, actor: str, reason: str) -> GatePolicy:
@@ -228,7 +237,8 @@ def _row(new: NewLineage) -> dict[str, Any]:
         "policy": asdict(new.policy),
         "prior": artifact_json(new.prior),
         "baseline": artifact_json(new.reference),
-        "approval_rule": new.approval_rule.value,
+        "approval_rule": new.approval_policy.rule.value,
+        "approval_policy": asdict(new.approval_policy),
     }
 
 
@@ -258,7 +268,7 @@ def _lineage(row: Row[Any]) -> Lineage:
         prior=artifact_of(row.prior),
         reference=artifact_of(row.baseline),
         trained=_trained(row.editor.get(TRAINED)),
-        approval_rule=ApprovalRule(row.approval_rule),
+        approval_policy=policy_of(row.approval_policy, row.approval_rule),
     )
     return record_of(
         Lineage,

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
 
 from pipeline.adapters.sql.active_sets import edited_names, holding, retained_ids
+from pipeline.adapters.sql.approving.decisions import fail_removal, next_removal, put_off_removal
 from pipeline.adapters.sql.companions import companions
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of
@@ -21,7 +22,6 @@ from pipeline.adapters.sql.database.tables import (
     lineages,
     status_is,
 )
-from pipeline.adapters.sql.decisions import fail_removal, next_removal, put_off_removal
 from pipeline.adapters.sql.leases import check
 from pipeline.adapters.sql.statuses import UNDECIDED, Move, move, put_back, restore_queued
 from pipeline.domain.batches import EditBatch, Setback, displaced_by

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, text
+from sqlalchemy import Connection, Engine, Row, func, insert, select, text
 
 from pipeline.adapters.sql.active_sets import active_among
+from pipeline.adapters.sql.approving.checks import standing_of
+from pipeline.adapters.sql.approving.decisions import about, carry_out, owed_removals, request_removal
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, lock_lineage
 from pipeline.adapters.sql.database.rows import is_uuid
-from pipeline.adapters.sql.database.tables import approvals, edit_requests, gate_reports, snapshots, status_is
-from pipeline.adapters.sql.decisions import carry_out, owed_removals, request_removal
+from pipeline.adapters.sql.database.tables import approvals, edit_requests, snapshots, status_is
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.statuses import Move, move, restore_queued
-from pipeline.domain.approvals import Approval, ApprovalRule, Decision, Outcome, Standing, refusal
+from pipeline.domain.approvals import (
+    AUTOMATIC,
+    Approval,
+    Channel,
+    Decision,
+    Outcome,
+    Standing,
+    approvers,
+    is_last_needed,
+    refusal,
+)
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownRecord
-from pipeline.domain.gates import GatePolicy, Verdict
-from pipeline.domain.judging import judge
 from pipeline.domain.lifecycle import EditStatus, SnapshotStatus
-from pipeline.domain.measurements import Measurements
-
-ASKED = text(
-    """
-    WITH live AS (SELECT coalesce(max(seq), 0) AS seq FROM snapshots WHERE snapshot_id = CAST(:champion_id AS uuid))
-    SELECT min(e.request_id) AS request, e.submitted_by AS asked_by
-    FROM live, edit_rows r JOIN edit_requests e USING (edit_id)
-    WHERE r.lineage_id = :lineage_id AND r.since_seq > live.seq AND r.since_seq <= :seq
-      AND int4range(r.since_seq, r.until_seq) @> CAST(:seq AS integer)
-    GROUP BY e.submitted_by
-    UNION ALL
-    SELECT 'the removal ' || min(m.removal_id::text), m.actor
-    FROM live, removals m JOIN snapshots s USING (snapshot_id)
-    WHERE m.lineage_id = :lineage_id AND s.seq > live.seq AND s.seq <= :seq
-    GROUP BY m.actor
-    """
-)
 
 
 class SqlReviewStore:
@@ -62,11 +55,47 @@ class SqlReviewStore:
             before = _same_decision(connection, on, row, approval)
             if before is not None:
                 return Outcome(is_accepted=True, reason="", approval_id=before)
-            reason = refusal(approval, _standing(connection, on, row))
-            approval_id = _record(connection, on, approval, refused=reason)
-            if reason is not None:
+            standing = standing_of(connection, on, row)
+            if (reason := refusal(approval, standing)) is not None:
+                approval_id = _record(connection, on, approval, refused=reason)
                 _audit_refusal(connection, on, approval, approval_id=approval_id, reason=reason)
                 return Outcome(is_accepted=False, reason=reason, approval_id=approval_id)
+            if approval.decision is Decision.approved and not is_last_needed(approval, standing):
+                return _endorse(connection, on, replace(approval, decision=Decision.endorsed), standing)
+            approval_id = _record(connection, on, approval, refused=None)
+            carry_out(connection, on, row, approval, approval_id=approval_id)
+            return _accepted(approval, standing, approval_id)
+
+    def approve_automatically(self, lineage: str) -> Outcome | None:
+        """Make the head live where the lineage's policy does that without a person; else return why it does not.
+
+        Nothing is recorded where a person has to decide. None where there is nothing to decide.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, lineage)
+            if not on.approval.is_automatic or on.head_id is None or on.head_id == on.champion_id:
+                return None
+            row = _locked_snapshot(connection, on, on.head_id)
+            if row.status != SnapshotStatus.candidate:
+                return None
+            approval = Approval(
+                lineage=on.name,
+                snapshot_id=row.snapshot_id,
+                snapshot_digest=row.digest,
+                champion_seen=on.champion_id,
+                decision=Decision.approved,
+                actor=AUTOMATIC,
+                is_claimed=False,
+                reason=on.approval.words(),
+                channel=Channel.policy,
+            )
+            standing = standing_of(connection, on, row)
+            if (reason := refusal(approval, standing)) is not None:
+                return Outcome(is_accepted=False, reason=reason)
+            approval_id = _record(connection, on, approval, refused=None)
             carry_out(connection, on, row, approval, approval_id=approval_id)
             return Outcome(is_accepted=True, reason="", approval_id=approval_id)
 
@@ -178,46 +207,33 @@ def _same_decision(connection: Connection, on: LockedLineage, row: Row[Any], app
     return connection.scalar(query.order_by(approvals.c.decided_at.desc()).limit(1))
 
 
-def _standing(connection: Connection, on: LockedLineage, row: Row[Any]) -> Standing:
-    report = connection.execute(
-        select(gate_reports.c.verdict, gate_reports.c.snapshot_digest, gate_reports.c.policy_digest).where(
-            gate_reports.c.gate_report_id == row.gate_report_id
-        )
-    ).one()
-    champion_seq = select(snapshots.c.seq).where(snapshots.c.snapshot_id == on.champion_id)
-    above = select(literal(1)).where(
-        snapshots.c.lineage_id == on.lineage_id,
-        snapshots.c.seq > row.seq,
-        snapshots.c.status == SnapshotStatus.approved,
+def _endorse(connection: Connection, on: LockedLineage, approval: Approval, standing: Standing) -> Outcome:
+    """Take down one of several approvals, once a person, and audit it; the snapshot stays a candidate."""
+    if len(approvers(approval, standing)) == len(standing.endorsers):
+        return _accepted(approval, standing, None)
+    approval_id = _record(connection, on, approval, refused=None)
+    found = _accepted(approval, standing, approval_id)
+    append(
+        connection,
+        chain=on.name,
+        actor=approval.actor,
+        action=AuditAction.snapshot_endorsed,
+        subject=approval.snapshot_id,
+        payload=about(approval, approval_id)
+        | {"digest": standing.digest, "num_approvals": found.num_approvals, "num_needed": found.num_needed},
     )
-    return Standing(
-        digest=row.digest,
-        status=SnapshotStatus(row.status),
-        seq=row.seq,
-        gate_passed=report.verdict == Verdict.passed and report.snapshot_digest == row.digest,
-        policy_digest=report.policy_digest,
-        lineage_policy_digest=on.policy_digest,
-        champion_id=on.champion_id,
-        champion_seq=connection.scalar(champion_seq) or 0,
-        is_under_approved=bool(connection.scalar(select(above.exists()))),
-        shortfall=_shortfall(connection, on, row) if report.policy_digest != on.policy_digest else None,
-        rule=ApprovalRule(on.approval_rule),
-        asked=_asked(connection, on, row) if on.approval_rule == ApprovalRule.four_eyes else {},
+    return found
+
+
+def _accepted(approval: Approval, standing: Standing, approval_id: str | None) -> Outcome:
+    is_approval = approval.decision in (Decision.approved, Decision.endorsed)
+    return Outcome(
+        is_accepted=True,
+        reason="",
+        approval_id=approval_id,
+        num_approvals=len(approvers(approval, standing)) if is_approval else 1,
+        num_needed=standing.policy.num_needed if is_approval else 1,
     )
-
-
-def _shortfall(connection: Connection, on: LockedLineage, row: Row[Any]) -> str | None:
-    """Judge again, by the policy of now, what was measured of a snapshot; return what does not pass."""
-    is_its = gate_reports.c.gate_report_id == row.gate_report_id
-    measured = connection.execute(select(gate_reports.c.report["measurements"]).where(is_its)).scalar_one()
-    report = judge(GatePolicy.from_stored(on.policy), Measurements.from_stored(measured))
-    return None if report.passed else report.summary
-
-
-def _asked(connection: Connection, on: LockedLineage, row: Row[Any]) -> dict[str, str | None]:
-    """Return one request of everybody who asked for something that the snapshot holds and the champion does not."""
-    values = {"lineage_id": on.lineage_id, "champion_id": on.champion_id, "seq": row.seq}
-    return {found.request: found.asked_by for found in connection.execute(ASKED, values)}
 
 
 def _record(connection: Connection, on: LockedLineage, approval: Approval, *, refused: str | None) -> str:

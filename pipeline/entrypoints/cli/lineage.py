@@ -11,10 +11,10 @@ import typer
 
 from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
-from pipeline.domain.approvals import ApprovalRule
+from pipeline.domain.approval_policies import NAMED, named
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.lineages import check_name
+from pipeline.domain.lineages import Lineage, check_name
 from pipeline.entrypoints.cli import policy
 from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, deciding_actor, reviewing_settings
@@ -55,7 +55,7 @@ def lineage_create(
     batch_size: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Most edits in a batch; the editor's own if left out.")
     ] = None,
-    approvals: Annotated[ApprovalRule, typer.Option(help="Whose decisions it takes.")] = ApprovalRule.anyone,
+    approvals: Annotated[str, typer.Option(help=f"Who has to approve: {', '.join(NAMED)}.")] = "anyone",
     as_json: JsonOption = False,
 ) -> None:
     """Make a lineage: measures the base once (answers, perplexity, statistics of its activations).
@@ -63,6 +63,7 @@ def lineage_create(
     Example: corrigenda lineage create demo
     """
     _check_options(task, editor, inner_param or [])
+    approval_policy = named(approvals)
     settings = current_settings()
     kept = stores(settings)
     _check_free(kept, name)
@@ -75,7 +76,9 @@ def lineage_create(
         task=task,
         editor=editor,
     )
-    made = make_lineage(kept, name, prepared, batch_size=batch_size, policy=GatePolicy(), approval_rule=approvals)
+    made = make_lineage(
+        kept, name, prepared, batch_size=batch_size, policy=GatePolicy(), approval_policy=approval_policy
+    )
     if settings.home.is_dir() and LocalStack(settings.home).status():
         start_edit_worker(LocalStack(settings.home), settings, prepared.base)
     if as_json:
@@ -112,7 +115,7 @@ def lineage_list(as_json: JsonOption = False) -> None:
     """
     found = stores(current_settings()).lineages.lineages()
     rows: list[Mapping[str, Any]] = (
-        [asdict(lineage) | {"editor": asdict(lineage.settings.editor_identity)} for lineage in found]
+        [asdict(lineage) | _in_other_words(lineage) for lineage in found]
         if as_json
         else [
             {
@@ -132,6 +135,12 @@ def lineage_list(as_json: JsonOption = False) -> None:
     print_rows(rows, columns, as_json=as_json, empty="no lineage yet; make one with `corrigenda lineage create`")
 
 
+def _in_other_words(lineage: Lineage) -> dict[str, Any]:
+    """Return which editor it is, and the settings with the name that earlier versions gave to who approves."""
+    settings = asdict(lineage.settings) | {"approval_rule": lineage.settings.approval_policy.rule.value}
+    return {"editor": asdict(lineage.settings.editor_identity), "settings": settings}
+
+
 def lineage_resume(
     name: Annotated[str, typer.Argument(help="Name of the lineage.")], as_json: JsonOption = False
 ) -> None:
@@ -149,18 +158,21 @@ def lineage_resume(
 
 def lineage_approvals(
     name: Annotated[str, typer.Argument(help="Name of the lineage.")],
-    rule: Annotated[ApprovalRule, typer.Argument(help="Whose decisions it takes from now on.")],
+    rule: Annotated[str, typer.Argument(help=f"Who has to approve from now on: {', '.join(NAMED)}.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say whose decisions a lineage takes: anyone's, those of reviewers who log in, or by four eyes.
+    """Say who has to approve a lineage's snapshots: anyone, whoever logs in, two people, nobody.
 
-    With four_eyes a reviewer approves nothing that they have submitted or asked to revert, and edits need a submitter.
+    With four_eyes and two_approvers nobody approves what they have submitted or asked to revert, and edits need a
+    submitter. With gates_only all that passes its gates goes live; with low_risk that of few edits does which moved
+    little else.
 
     Example: corrigenda lineage approvals demo four_eyes
     """
+    policy = named(rule)
     kept = stores(current_settings())
-    kept.lineages.set_approval_rule(name, rule, actor=cli_actor())
+    kept.lineages.set_approval_policy(name, policy, actor=cli_actor())
     if as_json:
-        print_json({"lineage": name, "approval_rule": rule.value})
+        print_json({"lineage": name, "approval_rule": policy.rule.value, "approval_policy": asdict(policy)})
     else:
-        say(f"lineage {name} takes approvals by the rule {rule.value}")
+        say(f"lineage {name} takes approvals by the rule {rule}: {policy.words()}")

@@ -39,7 +39,7 @@ def policy_show(name: NameArgument, as_json: JsonOption = False) -> None:
     rows = [row | {"default": row["default"] if row["is_changed"] else ""} for row in _rows(found.settings.policy)]
     columns = {"key": "key", "direction": "", "shown": "value", "default": "default", "unit": "unit", "meaning": "of"}
     print_rows(rows, columns, as_json=False, empty="no bounds", whole=("key",))
-    say(f"decisions are taken from: {found.settings.approval_rule.value} (`corrigenda lineage approvals`)")
+    say(f"{found.settings.approval_policy.words()} Change that with `corrigenda lineage approvals`.")
 
 
 def policy_set(
@@ -100,6 +100,7 @@ def _document(found: Lineage) -> dict[str, Any]:
         "lineage": found.settings.name,
         "policy": asdict(policy),
         "digest": policy.digest,
-        "approval_rule": found.settings.approval_rule.value,
+        "approval_rule": found.settings.approval_policy.rule.value,
+        "approval_policy": asdict(found.settings.approval_policy),
         "bounds": _rows(policy),
     }

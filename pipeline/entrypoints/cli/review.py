@@ -141,6 +141,8 @@ def _decided(decision: Decision, snapshot: str, lineage: str | None, reason: str
 def _tell(outcome: Outcome, done: str, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(outcome))
+    elif outcome.awaits_others:
+        say(f"noted: {outcome.awaited}")
     elif outcome.is_accepted:
         say(done)
     else:

@@ -7,6 +7,7 @@ import structlog
 from pipeline.domain.approvals import MLFLOW_USER, Channel, Decision, claimed_actor
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Unavailable, UnknownRecord
+from pipeline.domain.lineages import Lineage
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.ports import LineageStore, ReviewStore, SnapshotStore
 from pipeline.services.registry.champion_alias import ChampionAlias
@@ -39,6 +40,7 @@ class RegistryReconciler:
         self._champion = champion
         self._review = review
         self._notes = notes
+        self._waiting: dict[str, object] = {}  # what was found to need a person, so that it is not looked at again
 
     def run_once(self) -> int:
         """Look at every lineage; returns how many requests were answered and champions put back.
@@ -52,6 +54,7 @@ class RegistryReconciler:
         for lineage in self._lineages.lineages():
             try:
                 num_done += self.reconcile(lineage.settings.name)
+                num_done += self._approve_automatically(lineage)
             except Unavailable:
                 raise
             except CorrigendaError as error:
@@ -65,6 +68,25 @@ class RegistryReconciler:
         """Answer the requests of one lineage and put its champion back; returns how many things were done."""
         num_done = sum(self._settle(lineage, request) for request in self._registry.requests(lineage))
         return num_done + self._champion.guard(lineage)
+
+    def _approve_automatically(self, lineage: Lineage) -> bool:
+        """Let the head go live if the lineage's policy does that without a person; else say once why it does not."""
+        name, policy = lineage.settings.name, lineage.settings.approval_policy
+        seen = (lineage.head_id, lineage.champion_id, policy)
+        if not policy.is_automatic or lineage.head_id in (None, lineage.champion_id) or self._waiting.get(name) == seen:
+            return False
+        version = self._snapshots.snapshot(name, str(lineage.head_id)).registry_version
+        if version is None:
+            return False  # whoever looks at what went live finds its page
+        outcome = self._review.approve_automatically(name)
+        if outcome is not None and not outcome.is_accepted:
+            self._registry.note(name, version, text=f"a person has to decide: {outcome.reason}")
+            log.info("a person has to decide", lineage=name, version=version, reason=outcome.reason)
+        if outcome is None or not outcome.is_accepted:
+            self._waiting[name] = seen
+            return False
+        log.info("approved without a person", lineage=name, version=version)
+        return True
 
     def _settle(self, lineage: str, request: RegistryRequest) -> bool:
         """Decide and answer; False when it has to wait until the version is recorded."""
@@ -100,6 +122,8 @@ class RegistryReconciler:
             reason=_plain(request.reason, MAX_REASON_CHARS),
             expected_digest=request.digest,
         )
+        if outcome.awaits_others:
+            return outcome.awaited
         return request.decision if outcome.is_accepted else f"refused: {outcome.reason}"
 
     def _note_refusal(self, lineage: str, request: RegistryRequest, objection: str) -> None:

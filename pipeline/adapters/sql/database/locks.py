@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select
 
 from pipeline.adapters.sql.database.rows import record_of
 from pipeline.adapters.sql.database.tables import lineages
+from pipeline.domain.approval_policies import ApprovalPolicy, policy_of
 from pipeline.domain.errors import UnknownLineage
 from pipeline.domain.gates import GatePolicy
 
@@ -36,8 +37,8 @@ class LockedLineage:
     """Why no batch may start; None if one may."""
     base_digest: str
     """SHA-256 of the base model."""
-    approval_rule: str
-    """Whose decisions are taken."""
+    approval: ApprovalPolicy
+    """Who has to approve its snapshots."""
     policy: Mapping[str, Any]
     """Fields of its gate policy."""
 
@@ -76,7 +77,13 @@ def lock_lineage(connection: Connection, name: str) -> LockedLineage:
     row = connection.execute(query).one_or_none()
     if row is None:
         raise _unknown(name)
-    return record_of(LockedLineage, row, head_id=row.head_snapshot_id, champion_id=row.champion_snapshot_id)
+    return record_of(
+        LockedLineage,
+        row,
+        head_id=row.head_snapshot_id,
+        champion_id=row.champion_snapshot_id,
+        approval=policy_of(row.approval_policy, row.approval_rule),
+    )
 
 
 def _unknown(name: str) -> UnknownLineage:

@@ -69,6 +69,7 @@ lineages = Table(
     Column("num_activations", Integer, nullable=False, server_default="0"),
     Column("hold", Text),
     Column("approval_rule", Text, nullable=False, server_default="anyone"),
+    Column("approval_policy", JSONB),
     at_column("created_at"),
     CheckConstraint("name !~ '[/:[:space:]]' AND name <> 'system'", name="name_usable"),
     CheckConstraint("task IN ('causal', 'seq2seq', 'classifier')", name="task_known"),

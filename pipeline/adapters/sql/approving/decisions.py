@@ -45,20 +45,20 @@ def carry_out(
 def _approve(connection: Connection, on: LockedLineage, row: Row[Any], approval: Approval, approval_id: str) -> None:
     """Approve a snapshot and every candidate that it is built on, and make it the champion."""
     built_on = _ids(connection, on, snapshots.c.seq < row.seq, snapshots.c.status == SnapshotStatus.candidate)
-    about = _about(approval, approval_id)
+    about_it = about(approval, approval_id)
     approved = SnapshotStatus.approved
-    move_snapshots(connection, [*built_on, row.snapshot_id], approved, on=on, actor=approval.actor, about=about)
+    move_snapshots(connection, [*built_on, row.snapshot_id], approved, on=on, actor=approval.actor, about=about_it)
     _move_champion(connection, on, row, approval, approval_id)
     lift_after_roll_back(connection, on, because=f"snapshot {row.seq} was approved", actor=approval.actor)
 
 
 def _reject(connection: Connection, on: LockedLineage, row: Row[Any], approval: Approval, approval_id: str) -> None:
     """Reject a candidate, retire what stands on it, and owe a head without the edits it brought."""
-    about = _about(approval, approval_id)
+    about_it = about(approval, approval_id)
     rejected, retired = SnapshotStatus.rejected, SnapshotStatus.retired
-    move_snapshots(connection, [row.snapshot_id], rejected, on=on, actor=approval.actor, about=about)
+    move_snapshots(connection, [row.snapshot_id], rejected, on=on, actor=approval.actor, about=about_it)
     above = _ids(connection, on, snapshots.c.seq > row.seq, snapshots.c.status == SnapshotStatus.candidate)
-    move_snapshots(connection, above, retired, on=on, actor=approval.actor, about=about | {"stands_on": row.seq})
+    move_snapshots(connection, above, retired, on=on, actor=approval.actor, about=about_it | {"stands_on": row.seq})
     edit_ids = _brought_and_active(connection, row)
     if edit_ids:
         reason = f"snapshot {row.seq} was rejected" + (f": {approval.reason}" if approval.reason else "")
@@ -70,8 +70,8 @@ def _reject(connection: Connection, on: LockedLineage, row: Row[Any], approval: 
 def _roll_back(connection: Connection, on: LockedLineage, row: Row[Any], approval: Approval, approval_id: str) -> None:
     """Make an approved ancestor the champion at once, and hold the lineage."""
     above = _ids(connection, on, snapshots.c.seq > row.seq, snapshots.c.status == SnapshotStatus.approved)
-    about = _about(approval, approval_id) | {"rolled_back_to": row.seq}
-    move_snapshots(connection, above, SnapshotStatus.rolled_back, on=on, actor=approval.actor, about=about)
+    about_it = about(approval, approval_id) | {"rolled_back_to": row.seq}
+    move_snapshots(connection, above, SnapshotStatus.rolled_back, on=on, actor=approval.actor, about=about_it)
     _move_champion(connection, on, row, approval, approval_id)
     hold_after_roll_back(connection, on, seq=row.seq, reason=approval.reason, actor=approval.actor)
 
@@ -88,7 +88,7 @@ def _move_champion(
         actor=approval.actor,
         action=AuditAction.champion_moved,
         subject=row.snapshot_id,
-        payload=details | _about(approval, approval_id),
+        payload=details | about(approval, approval_id),
     )
     # The decision names the debt: it moves the champion once, and the goal is read back from the lineage.
     owe(connection, kind="champion", dedup_key=f"champion:{on.name}:{approval_id}", payload={"lineage": on.name})
@@ -106,7 +106,8 @@ def _ids(connection: Connection, on: LockedLineage, *conditions: Any) -> Sequenc
     return connection.execute(query.order_by(snapshots.c.seq)).scalars().all()
 
 
-def _about(approval: Approval, approval_id: str) -> dict[str, Any]:
+def about(approval: Approval, approval_id: str) -> dict[str, Any]:
+    """Return what an audit line says of the decision that it follows from."""
     return {
         "approval": approval_id,
         "decision": approval.decision.value,

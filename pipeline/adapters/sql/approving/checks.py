@@ -1,0 +1,110 @@
+"""What a decision about a snapshot is checked against, read on locked rows inside the transaction of its caller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, literal, select, text
+
+from pipeline.adapters.sql.database.locks import LockedLineage
+from pipeline.adapters.sql.database.tables import approvals, edit_rows, gate_reports, removals, snapshots
+from pipeline.domain.approval_policies import Risk, risk_of
+from pipeline.domain.approvals import Decision, Standing
+from pipeline.domain.gates import GatePolicy, Verdict
+from pipeline.domain.judging import judge
+from pipeline.domain.lifecycle import SnapshotStatus
+from pipeline.domain.measurements import Measurements
+
+ASKED = text(
+    """
+    WITH live AS (SELECT coalesce(max(seq), 0) AS seq FROM snapshots WHERE snapshot_id = CAST(:champion_id AS uuid))
+    SELECT min(e.request_id) AS request, e.submitted_by AS asked_by
+    FROM live, edit_rows r JOIN edit_requests e USING (edit_id)
+    WHERE r.lineage_id = :lineage_id AND r.since_seq > live.seq AND r.since_seq <= :seq
+      AND int4range(r.since_seq, r.until_seq) @> CAST(:seq AS integer)
+    GROUP BY e.submitted_by
+    UNION ALL
+    SELECT 'the removal ' || min(m.removal_id::text), m.actor
+    FROM live, removals m JOIN snapshots s USING (snapshot_id)
+    WHERE m.lineage_id = :lineage_id AND s.seq > live.seq AND s.seq <= :seq
+    GROUP BY m.actor
+    """
+)
+
+
+def standing_of(connection: Connection, on: LockedLineage, row: Row[Any]) -> Standing:
+    """Return everything that a decision about the snapshot of `row` is checked against."""
+    report = connection.execute(
+        select(gate_reports.c.verdict, gate_reports.c.snapshot_digest, gate_reports.c.policy_digest).where(
+            gate_reports.c.gate_report_id == row.gate_report_id
+        )
+    ).one()
+    champion_seq = select(snapshots.c.seq).where(snapshots.c.snapshot_id == on.champion_id)
+    above = select(literal(1)).where(
+        snapshots.c.lineage_id == on.lineage_id,
+        snapshots.c.seq > row.seq,
+        snapshots.c.status == SnapshotStatus.approved,
+    )
+    return Standing(
+        digest=row.digest,
+        status=SnapshotStatus(row.status),
+        seq=row.seq,
+        gate_passed=report.verdict == Verdict.passed and report.snapshot_digest == row.digest,
+        policy_digest=report.policy_digest,
+        lineage_policy_digest=on.policy_digest,
+        champion_id=on.champion_id,
+        champion_seq=connection.scalar(champion_seq) or 0,
+        is_under_approved=bool(connection.scalar(select(above.exists()))),
+        shortfall=_shortfall(connection, on, row) if report.policy_digest != on.policy_digest else None,
+        policy=on.approval,
+        endorsers=_endorsers(connection, on, row) if on.approval.num_needed > 1 else (),
+        risk=_risk(connection, on, row) if on.approval.automatic_below else None,
+        asked=_asked(connection, on, row) if on.approval.not_own else {},
+    )
+
+
+def _shortfall(connection: Connection, on: LockedLineage, row: Row[Any]) -> str | None:
+    """Judge again, by the policy of now, what was measured of a snapshot; return what does not pass."""
+    is_its = gate_reports.c.gate_report_id == row.gate_report_id
+    measured = connection.execute(select(gate_reports.c.report["measurements"]).where(is_its)).scalar_one()
+    report = judge(GatePolicy.from_stored(on.policy), Measurements.from_stored(measured))
+    return None if report.passed else report.summary
+
+
+def _endorsers(connection: Connection, on: LockedLineage, row: Row[Any]) -> tuple[str, ...]:
+    """Return who approved a snapshot, digest and champion being what they are now, oldest first."""
+    query = select(approvals.c.actor).where(
+        approvals.c.snapshot_id == row.snapshot_id,
+        approvals.c.snapshot_digest == row.digest,
+        approvals.c.champion_seen.is_not_distinct_from(on.champion_id),
+        approvals.c.decision == Decision.endorsed.value,
+        approvals.c.refusal.is_(None),
+    )
+    return tuple(connection.execute(query.order_by(approvals.c.decided_at)).scalars())
+
+
+def _risk(connection: Connection, on: LockedLineage, row: Row[Any]) -> Risk:
+    """Return the risk of all that goes live with a snapshot; no report is read where there are too many edits."""
+    champion_seq = select(func.coalesce(func.max(snapshots.c.seq), 0)).where(snapshots.c.snapshot_id == on.champion_id)
+    is_new = (snapshots.c.lineage_id == on.lineage_id) & (snapshots.c.seq <= row.seq)
+    is_new &= (snapshots.c.seq > champion_seq.scalar_subquery()) & (snapshots.c.status == SnapshotStatus.candidate)
+    brought = select(func.count()).select_from(edit_rows).join(snapshots, _is_of(edit_rows))
+    taken = select(func.coalesce(func.sum(func.jsonb_array_length(removals.c.edit_ids)), 0))
+    taken = taken.select_from(removals).join(snapshots, _is_of(removals))
+    num_edits = sum(int(connection.scalar(query.where(is_new)) or 0) for query in (brought, taken))
+    limit = on.approval.automatic_below
+    if limit is None or num_edits > limit.max_edits:
+        return Risk(num_edits=num_edits, worst_locality=None, quality_loss=None)
+    reports = select(gate_reports.c.report).join(snapshots, snapshots.c.gate_report_id == gate_reports.c.gate_report_id)
+    found = connection.execute(reports.where(is_new).order_by(snapshots.c.seq)).scalars().all()
+    return risk_of(found, num_edits=num_edits)
+
+
+def _is_of(table: Table) -> ColumnElement[bool]:
+    return snapshots.c.snapshot_id == table.c.snapshot_id
+
+
+def _asked(connection: Connection, on: LockedLineage, row: Row[Any]) -> dict[str, str | None]:
+    """Return one request of everybody who asked for something that the snapshot holds and the champion does not."""
+    values = {"lineage_id": on.lineage_id, "champion_id": on.champion_id, "seq": row.seq}
+    return {found.request: found.asked_by for found in connection.execute(ASKED, values)}
