@@ -13,7 +13,6 @@ import pytest
 
 from pipeline.domain.approvals import Decision
 from tests.support.edit_parts import (
-    ROOT,
     Worker,
     assert_everything_came_out,
     assert_history_holds,
@@ -24,6 +23,7 @@ from tests.support.edit_parts import (
     worker,
 )
 from tests.support.fake_editor import BREAKS, FAILS, SATURATES
+from tests.support.paths import ROOT
 from tests.support.store_rig import LINEAGE, MAX_ATTEMPTS, StoreRig
 from tests.support.waiting import eventually
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from infra.local import LocalStack, Service
 from pipeline.adapters.kafka.connection import create_topics
 from pipeline.config import Settings
 from pipeline.entrypoints.console import ExitCode
+from tests.support.forked import Forked, forked
 from tests.support.intake_parts import (
     correction,
     encoded,
@@ -27,7 +26,6 @@ from tests.support.intake_parts import (
     request_ids,
     rows,
 )
-from tests.support.paths import ROOT
 from tests.support.waiting import eventually, patience
 
 MakeTopic = Callable[..., str]
@@ -37,8 +35,8 @@ NUM_MESSAGES = 40
 @contextmanager
 def intake_process(
     settings: Settings, log: Path, *, mode: str = "assigned", failpoint: str = "", lease_ttl: str = "30"
-) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m pipeline.entrypoints.consumer`, killed at the end if it still runs."""
+) -> Iterator[Forked]:
+    """The intake process, killed at the end if it still runs."""
     environment = {
         **os.environ,
         "CORRIGENDA_DATABASE_URL": settings.database_url.get_secret_value(),
@@ -51,15 +49,8 @@ def intake_process(
         "CORRIGENDA_FAILPOINT": failpoint,
         "CORRIGENDA_LEASE_TTL": lease_ttl,
     }
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.entrypoints.consumer"], cwd=ROOT, env=environment, stderr=output
-        )
-    try:
+    with forked("pipeline.entrypoints.consumer", environment=environment, log=log) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait(timeout=patience())
 
 
 @pytest.fixture
@@ -78,7 +69,7 @@ def test_a_kill_at_any_boundary_loses_nothing_and_records_nothing_twice(
 ) -> None:
     log = tmp_path / "intake.log"
     with intake_process(settings, log, failpoint=f"{name}:{nth}") as process:
-        assert process.wait(timeout=patience()) == -signal.SIGKILL, log.read_text()
+        assert process.wait(patience()) == -signal.SIGKILL, log.read_text()
     with intake_process(settings, log) as process:
         _wait_for_all(settings, process, log)
         _stop(process, log)
@@ -138,7 +129,7 @@ def test_a_gap_in_the_log_ends_intake_with_a_sentence(settings: Settings, tmp_pa
         _stop(process, log)
     _execute(settings, "UPDATE ingest_offsets SET next_offset = next_offset + 5")
     with intake_process(settings, log) as process:
-        assert process.wait(timeout=patience()) == ExitCode.misconfigured
+        assert process.wait(patience()) == ExitCode.misconfigured
     assert f"expected offset {NUM_MESSAGES + 5} of {settings.requests_topic}[0] next" in log.read_text()
 
 
@@ -151,7 +142,7 @@ def test_a_batch_that_cannot_be_read_ends_intake_with_a_sentence_whenever_it_sta
         producer.send(settings.requests_topic, value=b"anything" * 40, partition=0).get(timeout=patience())
     for _ in range(2):
         with intake_process(settings, log) as process:
-            assert process.wait(timeout=patience()) == ExitCode.misconfigured, log.read_text()
+            assert process.wait(patience()) == ExitCode.misconfigured, log.read_text()
     _assert_everything_is_there_once(settings)
     assert log.read_text().count(f"can be read from offset {NUM_MESSAGES} of {settings.requests_topic}[0] on") == 2
     assert "Traceback" not in log.read_text()
@@ -162,7 +153,7 @@ def test_settings_that_cannot_work_end_intake_with_a_sentence(settings: Settings
     log = tmp_path / "intake.log"
     changed = intake_settings(wrong, settings.kafka_bootstrap, settings.requests_topic)
     with intake_process(changed, log) as process:
-        assert process.wait(timeout=patience()) == ExitCode.misconfigured
+        assert process.wait(patience()) == ExitCode.misconfigured
     assert "does not accept the user or its password" in log.read_text()
     assert "Traceback" not in log.read_text()
 
@@ -227,7 +218,7 @@ def _mixed() -> list[bytes | None]:
     return [value for one in good for value in (one, b"{bad")]
 
 
-def _wait_for_all(settings: Settings, process: subprocess.Popen[bytes], log: Path, *, num: int = NUM_MESSAGES) -> None:
+def _wait_for_all(settings: Settings, process: Forked, log: Path, *, num: int = NUM_MESSAGES) -> None:
     url = settings.database_url.get_secret_value()
 
     def is_there() -> bool:
@@ -237,9 +228,9 @@ def _wait_for_all(settings: Settings, process: subprocess.Popen[bytes], log: Pat
     eventually(is_there, lambda: f"offset {num}, got {next_offsets(url)}\n{log.read_text()}")
 
 
-def _stop(process: subprocess.Popen[bytes], log: Path) -> None:
+def _stop(process: Forked, log: Path) -> None:
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=patience()) == ExitCode.done, log.read_text()
+    assert process.wait(patience()) == ExitCode.done, log.read_text()
 
 
 def _assert_everything_is_there_once(settings: Settings) -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from pipeline.domain.lifecycle import EditStatus, edit_action
 from pipeline.domain.snapshots import chained_digest
 from pipeline.services.editing import EditPolicy, EditService
 from tests.support.fake_editor import FAILS, NEEDED, FakeEditorGroup, rebuilt
-from tests.support.paths import ROOT
+from tests.support.forked import Forked, forked
 from tests.support.store_rig import LINEAGE, MAX_ATTEMPTS, TTL, StoreRig
 from tests.support.waiting import patience
 
@@ -31,7 +29,7 @@ from tests.support.waiting import patience
 class Worker:
     """`edit_program` as a process."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked
     """It."""
     log: Path
     """What it says."""
@@ -46,7 +44,7 @@ class Worker:
 
     def status(self) -> int:
         """How it ended."""
-        return self.process.wait(timeout=patience())
+        return self.process.wait(patience())
 
     def loaded(self) -> dict[str, Any]:
         """What a fresh group loaded from the files at its end."""
@@ -69,15 +67,10 @@ def worker(rig: StoreRig, *options: str, failpoint: str = "") -> Iterator[Worker
         "CORRIGENDA_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
         "CORRIGENDA_FAILPOINT": failpoint,
     }
-    command = [sys.executable, "-m", "tests.support.edit_program", LINEAGE, *options]
     log = rig.folder / f"worker-{uuid.uuid4().hex}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
+    program = forked("tests.support.edit_program", LINEAGE, *options, environment=environment, log=log)
+    with program as process:
         yield Worker(process=process, log=log)
-    finally:
-        process.kill()
-        process.wait()
 
 
 def killed(rig: StoreRig, failpoint: str, *options: str) -> None:
