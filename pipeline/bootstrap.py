@@ -179,7 +179,7 @@ def relay(settings: Settings) -> OutboxRelay:
     from pipeline.services.relaying import OutboxRelay
 
     kept = stores(settings)
-    mirror = RegistryMirror(mirror=kept.mirror, registry=_registry(settings))
+    mirror = RegistryMirror(mirror=kept.mirror, registry=_registry(settings), pages=settings.mlflow_pages)
     alias = ChampionAlias(mirror=kept.mirror, registry=_registry(settings))
     announcer = Announcer(
         doorbell=_doorbell(settings),

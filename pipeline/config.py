@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     web_port: int = Field(8080, ge=0, le=65_535, description="Port of the same; 0 takes any free one.")
     web_max_body_bytes: int = Field(4_000_000, ge=10_000, description="Largest body of a request to the HTTP API.")
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
+    mlflow_public_uri: str = Field("", description="That server as browsers reach it, where that is another address.")
     mlflow_username: str = Field("", description="Corrigenda's own user there; none where it lets everybody in.")
     mlflow_password: SecretStr = Field(SecretStr(""), description="Password of that user.")
     mlflow_tells_actor: bool = Field(
@@ -98,6 +99,11 @@ class Settings(BaseSettings):
     )
     traces_endpoint: str = Field("", description="OTLP/HTTP endpoint of traces, http://…:4318/v1/traces; empty: none.")
     failpoint: str = Field("", description="Testing only: name[:nth] of the boundary at which to die.")
+
+    @property
+    def mlflow_pages(self) -> str:
+        """Where people open MLflow's pages."""
+        return self.mlflow_public_uri or self.mlflow_uri
 
     def require(self, *names: str) -> None:
         """Check that settings without a usable default are given.

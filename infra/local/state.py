@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 from infra.local.errors import LocalStackError
@@ -95,7 +96,7 @@ class StateFolder:
             return known
         password = secrets.token_urlsafe(24)
         redis_password = derived_password(password, Service.REDIS)
-        state = StackState(password=password, ports=_free_ports(), redis_password=redis_password)
+        state = StackState(password=password, ports=_free_ports(self.root), redis_password=redis_password)
         self.save(state)
         return state
 
@@ -140,10 +141,14 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def _free_ports() -> dict[str, int]:
+def _free_ports(root: Path) -> dict[str, int]:
+    """Return a port for each service; that of MLflow follows from the folder, so that bookmarks live on."""
+    first, last = PORT_RANGE
+    kept = first + int.from_bytes(sha256(str(root.resolve()).encode()).digest()) % (last - first)
     candidates = random.SystemRandom().sample(range(*PORT_RANGE), 500)
-    free = (port for port in candidates if port_is_free(port))
-    return {service: next(free) for service in ALL}
+    free = (port for port in candidates if port != kept and port_is_free(port))
+    ports: dict[str, int] = {service: next(free) for service in ALL}
+    return ports | ({Service.MLFLOW: kept} if port_is_free(kept) else {})
 
 
 def free_port(taken: Iterable[int]) -> int:

@@ -13,6 +13,7 @@ from pipeline.bootstrap import Stores
 from pipeline.domain.approvals import REVIEWER, claimed_actor
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.logins import Login
+from pipeline.services.registry.links import version_link
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -89,6 +90,11 @@ def mlflow_login(settings: Settings) -> dict[str, str]:
         return {}
     password = settings.mlflow_password.get_secret_value()
     return {"MLFLOW_TRACKING_USERNAME": settings.mlflow_username, "MLFLOW_TRACKING_PASSWORD": password}
+
+
+def page_of(settings: Settings, lineage: str, version: str | None) -> str | None:
+    """Return the address of a model version's page in MLflow; None where there is no version or no server yet."""
+    return version_link(settings.mlflow_pages, lineage, version) if version and settings.mlflow_pages else None
 
 
 def reviewing_settings() -> Settings:

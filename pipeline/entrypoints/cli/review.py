@@ -21,7 +21,7 @@ from pipeline.entrypoints.console import (
     print_rows,
     say,
 )
-from pipeline.entrypoints.local_settings import current_settings, deciding_actor, reviewing_settings
+from pipeline.entrypoints.local_settings import current_settings, deciding_actor, page_of, reviewing_settings
 
 SnapshotArgument = Annotated[str, typer.Argument(help="A snapshot: its seq, its id, or head.")]
 DigestOption = Annotated[
@@ -40,11 +40,16 @@ def snapshots(lineage: LineageOption = None, as_json: JsonOption = False) -> Non
 
     Example: corrigenda snapshots -l demo
     """
-    kept = stores(current_settings())
+    settings = current_settings()
+    kept = stores(settings)
     found = kept.lineages.lineage(lineage_name(kept, lineage))
     rows = [
-        asdict(snapshot) | {"champion": snapshot.snapshot_id == found.champion_id}
-        for snapshot in kept.snapshots.snapshots(found.settings.name)
+        asdict(one)
+        | {
+            "champion": one.snapshot_id == found.champion_id,
+            "page": page_of(settings, one.lineage, one.registry_version),
+        }
+        for one in kept.snapshots.snapshots(found.settings.name)
     ]
     marks = {True: "*", False: ""}
     short = [row | {"champion": marks[row["champion"]], "digest": row["digest"][:12]} for row in rows]
@@ -57,6 +62,8 @@ def snapshots(lineage: LineageOption = None, as_json: JsonOption = False) -> Non
         "created_at": "created",
     }
     print_rows(rows if as_json else short, columns, as_json=as_json, empty="no snapshots yet")
+    if not as_json and rows and (newest := rows[-1]["page"]):
+        say(f"the newest in MLflow: {newest}")
 
 
 def approve(

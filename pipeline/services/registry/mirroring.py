@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 
 from pipeline.domain.failpoints import failpoint
+from pipeline.services.registry.links import version_link
 from pipeline.services.registry.registry_ports import MirrorStore, Registry
 from pipeline.telemetry import tracing
 
@@ -19,9 +20,17 @@ log = structlog.get_logger()
 class RegistryMirror:
     """Writes snapshots to the registry."""
 
-    def __init__(self, *, mirror: MirrorStore, registry: Registry) -> None:
+    def __init__(self, *, mirror: MirrorStore, registry: Registry, pages: str = "") -> None:
+        """Name the stores.
+
+        Args:
+            mirror: what has to be shown.
+            registry: where.
+            pages: address of its pages, for the link in the log.
+        """
         self._mirror = mirror
         self._registry = registry
+        self._pages = pages
 
     def register(self, snapshot_id: str) -> str:
         """Make the model version of a snapshot and record its number; returns it.
@@ -37,5 +46,7 @@ class RegistryMirror:
             version = self._registry.register(entry, seal=partial(self._mirror.seal, snapshot_id))
             failpoint("register.after")
             self._mirror.registered(snapshot_id, version=version)
-        log.info("snapshot registered", lineage=entry.lineage.settings.name, seq=entry.snapshot.seq, version=version)
+        name = entry.lineage.settings.name
+        page = version_link(self._pages, name, version)
+        log.info("snapshot registered", lineage=name, seq=entry.snapshot.seq, version=version, page=page)
         return version

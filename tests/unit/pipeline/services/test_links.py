@@ -1,0 +1,23 @@
+"""Links to MLflow's pages, as browsers read them."""
+
+from __future__ import annotations
+
+from pipeline.services.registry.links import model_link, run_link, version_link
+
+PAGES = "http://127.0.0.1:5000/"
+
+
+def test_a_versions_link_opens_on_its_page_and_not_in_the_mode_without_models() -> None:
+    wanted = "http://127.0.0.1:5000/#/models/facts/versions/2?workflowType=machine_learning"
+    assert version_link(PAGES, "facts", "2") == wanted
+    assert model_link(PAGES, "facts") == "http://127.0.0.1:5000/#/models/facts?workflowType=machine_learning"
+
+
+def test_a_name_cannot_lead_elsewhere() -> None:
+    assert "/models/a%23b%26c%C3%A9/versions/" in version_link(PAGES, "a#b&cé", "1")
+
+
+def test_a_run_has_tabs() -> None:
+    assert run_link(PAGES, "7", "abc", tab="model-metrics") == (
+        "http://127.0.0.1:5000/#/experiments/7/runs/abc/model-metrics?workflowType=machine_learning"
+    )
