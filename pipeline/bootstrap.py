@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from pipeline.adapters.sql.review import SqlReviewStore
     from pipeline.adapters.sql.snapshots import SqlSnapshotStore
     from pipeline.adapters.sql.standing import SqlStanding
+    from pipeline.adapters.sql.web.corrections import SqlCorrectionStore
     from pipeline.adapters.sql.web.people import SqlPeopleStore
+    from pipeline.adapters.sql.web.submissions import SqlSubmissionStore
     from pipeline.config import Settings
+    from pipeline.services.accepting import BatchPublisher
     from pipeline.services.editing import EditService
     from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
     from pipeline.services.pruning import Pruner
@@ -81,6 +84,10 @@ class Stores:
     """Raises if the database does not answer."""
     people: SqlPeopleStore
     """Who may use the HTTP API."""
+    submissions: SqlSubmissionStore
+    """Corrections that came through the HTTP API."""
+    corrections: SqlCorrectionStore
+    """Where corrections stand, for whoever sent them."""
 
 
 @lru_cache(maxsize=4)
@@ -105,7 +112,9 @@ def stores(settings: Settings) -> Stores:
     from pipeline.adapters.sql.review import SqlReviewStore
     from pipeline.adapters.sql.snapshots import SqlSnapshotStore
     from pipeline.adapters.sql.standing import SqlStanding
+    from pipeline.adapters.sql.web.corrections import SqlCorrectionStore
     from pipeline.adapters.sql.web.people import SqlPeopleStore
+    from pipeline.adapters.sql.web.submissions import SqlSubmissionStore
 
     settings.require("database_url")
     engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
@@ -126,6 +135,8 @@ def stores(settings: Settings) -> Stores:
         standing=SqlStanding(engine),
         is_answering=reachability.database(engine),
         people=SqlPeopleStore(engine),
+        submissions=SqlSubmissionStore(engine),
+        corrections=SqlCorrectionStore(engine),
     )
 
 
@@ -262,14 +273,9 @@ def package_checker(settings: Settings) -> PackageChecker:
     return PackageChecker(lineages=kept.lineages, snapshots=kept.snapshots, registry=_registry(settings))
 
 
-def web_parts(settings: Settings) -> tuple[Stores, Publisher]:
-    """What the HTTP API stands on; neither the database nor the broker is asked yet.
-
-    Raises:
-        Misconfigured: if one of them is not named.
-    """
-    settings.require("database_url", "kafka_bootstrap")
-    return stores(settings), _publisher(settings)
+def batch_publisher(settings: Settings) -> BatchPublisher:
+    """A producer of the HTTP API, which is connected by the first correction."""
+    return _new_publisher(settings)
 
 
 @contextmanager

@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     web_host: str = Field("127.0.0.1", description="Address that the HTTP API and the pages listen on.")
     web_port: int = Field(8080, ge=0, le=65_535, description="Port of the same; 0 takes any free one.")
     web_max_body_bytes: int = Field(4_000_000, ge=10_000, description="Largest body of a request to the HTTP API.")
+    web_corrections_per_minute: int = Field(600, ge=1, description="Corrections that one token may send a minute.")
+    web_longest_wait: Annotated[Duration, Field(gt=timedelta(0))] = Field(
+        timedelta(hours=1), description="No more corrections of a lineage are taken while its oldest waits longer."
+    )
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
     mlflow_public_uri: str = Field("", description="That server as browsers reach it, where that is another address.")
     mlflow_username: str = Field("", description="Corrigenda's own user there; none where it lets everybody in.")

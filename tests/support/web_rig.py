@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from fastapi import FastAPI
+from httpx2 import Response
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
-from pipeline import bootstrap
 from pipeline.adapters.logins import Login
+from pipeline.bootstrap import batch_publisher
 from pipeline.config import Settings
 from pipeline.domain.errors import Unavailable
 from pipeline.domain.formats.canonical import sha256_text
 from pipeline.domain.people import Role
 from pipeline.entrypoints.web.app import create_app
-from pipeline.entrypoints.web.parts import WebParts
+from pipeline.entrypoints.web.parts import web_parts
+from pipeline.services.accepting import Place
 
 PASSWORD = "of-this-test"
 
@@ -27,20 +30,24 @@ class HeardPublisher:
     """Remembers what was sent, in place of a broker; or has none that answers."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[str, str, bytes | None]] = []
+        self.sent: list[tuple[str, dict[str, Any]]] = []
         self.is_away = False
 
-    def publish(self, topic: str, *, key: str, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
-        """Remember a message."""
+    def publish_all(
+        self, topic: str, messages: Sequence[tuple[str, bytes]], *, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> Sequence[Place]:
+        """Remember messages."""
         if self.is_away:
             raise Unavailable("the broker at secret-host:9092 does not answer")
-        self.sent.append((topic, key, value))
+        first = len(self.sent)
+        self.sent += [(key, json.loads(value)) for key, value in messages]
+        return [Place(topic=topic, partition=0, offset=first + number) for number in range(len(messages))]
 
 
 class WebRig:
     """The application, clients of it, and who they are."""
 
-    def __init__(self, url: str, folder: Path, **changes: Any) -> None:
+    def __init__(self, url: str, folder: Path, *, with_broker: bool = False, **changes: Any) -> None:
         fields: dict[str, Any] = {
             "home": folder,
             "database_url": SecretStr(url),
@@ -51,16 +58,17 @@ class WebRig:
         self.url = url
         self.settings = Settings(**(fields | changes))
         self.publisher = HeardPublisher()
-        self.parts = WebParts(settings=self.settings, stores=bootstrap.stores(self.settings), publisher=self.publisher)
+        sends = batch_publisher(self.settings) if with_broker else self.publisher
+        self.parts = web_parts(self.settings, sends)
         self.app: FastAPI = create_app(self.parts)
 
     def client(self, *roles: Role, name: str = "ada") -> TestClient:
         """A client that shows the token of somebody with these roles."""
-        return TestClient(self.app, headers=self.token_of(name, roles), raise_server_exceptions=False)
+        return TestClient(self.app, headers=self.token_of(name, roles))
 
     def anonymous(self) -> TestClient:
         """A client that shows nothing."""
-        return TestClient(self.app, raise_server_exceptions=False)
+        return TestClient(self.app)
 
     def token_of(self, name: str, roles: Sequence[Role]) -> Mapping[str, str]:
         """Make a person as `person add` does, but without a database login; return the header with their token."""
@@ -71,3 +79,17 @@ class WebRig:
                 (name, [str(role) for role in roles], sha256_text(PASSWORD)),
             )
         return {"Authorization": f"Bearer {name}:{PASSWORD}"}
+
+    def again(self, *, with_broker: bool = False, **changes: Any) -> WebRig:
+        """Another process on the same database, with other settings."""
+        return WebRig(self.url, self.settings.home, with_broker=with_broker, **changes)
+
+
+def is_problem(answer: Response, status: int) -> str:
+    """Check that an answer is a problem with this status; return what it says."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["status"] == status
+    assert body["title"]
+    return str(body["detail"])

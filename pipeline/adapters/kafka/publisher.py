@@ -10,6 +10,7 @@ from kafka import KafkaProducer
 
 from pipeline.adapters.kafka.connection import REQUEST_TIMEOUT_MS, broker_errors, opened
 from pipeline.config import Settings
+from pipeline.services.accepting import Place
 
 MAX_REQUEST_BYTES = 1_048_576
 """The broker's own default; a larger message is refused before it is sent."""
@@ -40,6 +41,28 @@ class KafkaPublisher:
             with self._lock, broker_errors(self._settings):
                 future = self._connected().send(topic, value=value, key=key.encode(), headers=list(headers))
                 future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 5)
+        except BaseException:
+            self.close()
+            raise
+
+    def publish_all(
+        self, topic: str, messages: Sequence[tuple[str, bytes]], *, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> Sequence[Place]:
+        """Send messages, each with its key, wait until all replicas acknowledged all of them, and say where they lie.
+
+        Raises:
+            InvalidInput, Misconfigured: as `publish`.
+            Unavailable: if the broker does not acknowledge; it may have some of them.
+        """
+        try:
+            with self._lock, broker_errors(self._settings):
+                producer = self._connected()
+                futures = [
+                    producer.send(topic, value=value, key=key.encode(), headers=list(headers))
+                    for key, value in messages
+                ]
+                written = [future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 5) for future in futures]
+                return [Place(topic=one.topic, partition=one.partition, offset=one.offset) for one in written]
         except BaseException:
             self.close()
             raise

@@ -22,7 +22,7 @@ from pipeline.entrypoints.console import ExitCode, exit_code
 from pipeline.entrypoints.stopping import stop_on_signals
 from pipeline.entrypoints.watched import watched
 from pipeline.entrypoints.web.app import create_app
-from pipeline.entrypoints.web.parts import WebParts
+from pipeline.entrypoints.web.parts import web_parts
 from pipeline.telemetry.health import Heartbeat
 from pipeline.telemetry.logs import log_to_stderr
 
@@ -39,8 +39,9 @@ def serve(settings: Settings) -> None:
     Raises:
         Misconfigured: if a service is not named, or the port cannot be listened on.
     """
-    stores, publisher = bootstrap.web_parts(settings)
-    app = create_app(WebParts(settings=settings, stores=stores, publisher=publisher))
+    settings.require("database_url", "kafka_bootstrap")
+    parts = web_parts(settings, bootstrap.batch_publisher(settings))
+    app = create_app(parts)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -50,7 +51,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     beat = Heartbeat("web", within=STUCK_AFTER)
-    checks = {"database": stores.is_answering, "kafka": reachability.kafka(settings.kafka_bootstrap)}
+    checks = {"database": parts.stores.is_answering, "kafka": reachability.kafka(settings.kafka_bootstrap)}
     with (
         _listening(settings.web_host, settings.web_port) as listener,
         watched("web", settings, heartbeats=[beat], checks=checks),

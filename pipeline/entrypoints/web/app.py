@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI
 
-from pipeline.entrypoints.web import whoami
+from pipeline.entrypoints.web import corrections, whoami
 from pipeline.entrypoints.web.middleware import BodyLimit, Told
+from pipeline.entrypoints.web.openapi import described
 from pipeline.entrypoints.web.parts import WebParts
 from pipeline.entrypoints.web.problems import ProblemDetail, add_handlers, answers
 from pipeline.telemetry.http_metrics import HttpMetrics
 
 API_VERSION = "1.0.0"
 """Of the contract; a change that breaks a client gets another path than /v1."""
-ROUTERS: Sequence[APIRouter] = (whoami.router,)
+ROUTERS: Sequence[APIRouter] = (corrections.router, whoami.router)
 
 
 def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastAPI:
@@ -31,6 +32,7 @@ def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastA
         redirect_slashes=False,
     )
     app.state.parts = parts
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]
     add_handlers(app)
     for router in routers:
         app.include_router(router)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.store_rig import StoreRig
 from tests.support.web_rig import WebRig
 
 
@@ -13,3 +15,12 @@ from tests.support.web_rig import WebRig
 def web(postgres_url: str, tmp_path: Path, pools_close: None) -> WebRig:
     """The HTTP API on the database of this test; what it produces is remembered and not sent."""
     return WebRig(postgres_url, tmp_path)
+
+
+@pytest.fixture
+def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
+    """The stores of the same database, which has the lineage `facts`."""
+    made = StoreRig(url=postgres_url, folder=tmp_path)
+    made.new_lineage()
+    yield made
+    made.close()

@@ -11,16 +11,7 @@ import pytest
 from pipeline.adapters.people import add_person, remove_person
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.people import Role
-from tests.support.web_rig import PASSWORD, WebRig
-
-
-def is_problem(answer: object, status: int) -> str:
-    """Check that an answer is a problem with this status; return what it says."""
-    assert answer.status_code == status  # type: ignore[attr-defined]
-    assert answer.headers["content-type"] == "application/problem+json"  # type: ignore[attr-defined]
-    body = answer.json()  # type: ignore[attr-defined]
-    assert body["status"] == status
-    return str(body["detail"])
+from tests.support.web_rig import PASSWORD, WebRig, is_problem
 
 
 def test_a_token_says_who_calls_as_bearer_and_as_basic(web: WebRig) -> None:

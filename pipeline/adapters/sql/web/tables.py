@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, Table, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Table, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from pipeline.adapters.sql.database.columns import at_column
+from pipeline.adapters.sql.database.columns import at_column, id_column, partial, ref_column
+from pipeline.adapters.sql.database.tables import dead_letters, edit_requests
 from pipeline.adapters.sql.database.tables import metadata as metadata
 from pipeline.domain.people import Role
 
@@ -22,3 +23,41 @@ people = Table(
     at_column("removed_at", nullable=True, default=False),
     CheckConstraint(text(f"roles <@ ARRAY[{_ROLES}]"), name="roles_known"),
 )
+
+# A correction that came through the API, noted before it is sent. `body_digest` is of what its sender sent,
+# `call_digest` of all that came with it in one call.
+submissions = Table(
+    "submissions",
+    metadata,
+    id_column("submission_id"),
+    ref_column("lineage_id", "lineages.lineage_id"),
+    Column("request_id", Text, nullable=False),
+    Column("submitted_by", Text, nullable=False),
+    Column("idempotency_key", Text),
+    Column("call_digest", Text, nullable=False),
+    Column("body_digest", Text, nullable=False),
+    at_column("occurred_at", default=False),
+    at_column("accepted_at"),
+    at_column("produced_at", nullable=True, default=False),
+    Column("topic", Text),
+    Column("partition", Integer),
+    Column("offset", BigInteger),
+    UniqueConstraint("lineage_id", "request_id"),
+    partial("ix_submissions_key", "submitted_by", "idempotency_key", where="idempotency_key IS NOT NULL"),
+)
+
+# How long the oldest waits; a page of a lineage's edits of one status, and of one person's; what became of a message.
+Index(
+    "ix_edit_requests_oldest",
+    edit_requests.c.lineage_id,
+    edit_requests.c.received_at,
+    postgresql_where=text("status = 'received'"),
+)
+Index("ix_edit_requests_listed", edit_requests.c.lineage_id, edit_requests.c.status, edit_requests.c.edit_id)
+Index(
+    "ix_edit_requests_submitted",
+    edit_requests.c.submitted_by,
+    edit_requests.c.edit_id,
+    postgresql_where=text("submitted_by IS NOT NULL"),
+)
+Index("ix_dead_letters_place", dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset)
