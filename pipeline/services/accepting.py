@@ -40,7 +40,7 @@ class Place:
     partition: int
     """Number of the partition."""
     offset: int
-    """Offset there."""
+    """Its place among the messages of that partition."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
