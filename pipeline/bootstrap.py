@@ -98,7 +98,6 @@ def stores(settings: Settings) -> Stores:
         Misconfigured: if no database is named; later, if its login is a superuser.
     """
     from pipeline.adapters import reachability
-    from pipeline.adapters.file_artifacts import FileArtifacts
     from pipeline.adapters.sql.audit import SqlAuditStore
     from pipeline.adapters.sql.database.engine import connect, for_a_process
     from pipeline.adapters.sql.history import SqlHistoryStore
@@ -118,7 +117,7 @@ def stores(settings: Settings) -> Stores:
 
     settings.require("database_url")
     engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
-    artifacts = FileArtifacts(settings.artifact_root.absolute())
+    artifacts = artifacts_of(settings)
     return Stores(
         intake=SqlIntakeStore(engine),
         lineages=SqlLineageStore(engine),
@@ -138,6 +137,21 @@ def stores(settings: Settings) -> Stores:
         submissions=SqlSubmissionStore(engine),
         corrections=SqlCorrectionStore(engine),
     )
+
+
+def artifacts_of(settings: Settings) -> FileArtifacts:
+    """Return the artifact store: a folder, or a bucket with that folder as cache.
+
+    Raises:
+        Misconfigured: if the bucket's URL is none.
+    """
+    from pipeline.adapters.file_artifacts import FileArtifacts
+    from pipeline.adapters.object_artifacts import ObjectArtifacts
+
+    root = settings.artifact_root.absolute()
+    if not settings.artifact_bucket:
+        return FileArtifacts(root)
+    return ObjectArtifacts(settings.artifact_bucket, cache=root, endpoint=settings.artifact_endpoint)
 
 
 def edit_service(

@@ -79,6 +79,10 @@ class Settings(BaseSettings):
         False, description="Whether that server says who asks for a decision (infra/mlflow_login.py)."
     )
     artifact_root: Path = Field(Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows.")
+    artifact_bucket: str = Field(
+        "", description="s3://bucket/prefix of deltas and ledger rows; artifact_root is then this machine's cache."
+    )
+    artifact_endpoint: str = Field("", description="Address of that object store, where it is not Amazon's.")
     lease_ttl: Duration = Field(timedelta(seconds=30), description="Life of a lease; renewed every third of it.")
     batch_max_wait: Duration = Field(
         timedelta(seconds=2), description="A batch closes when its oldest edit waited this."

@@ -9,6 +9,7 @@ that talks to the broker alive while a batch runs. Periodic work is no task: `pi
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -61,6 +62,12 @@ def configuration() -> dict[str, Any]:
 def _log_as_every_process_does(loglevel: int | None = None, **_: object) -> None:
     """Keep Celery from a format of its own, in the worker and in its pool process."""
     log_to_stderr("edit-worker", loglevel or logging.INFO)
+
+
+@signals.celeryd_after_setup.connect
+def _keep_billiard_quiet(**_: object) -> None:
+    """Keep the pool process from a log of billiard's own, which it would open before ours is there."""
+    os.environ.pop("_MP_FORK_LOGLEVEL_", None)
 
 
 app = Celery("corrigenda", include=["workers.tasks"])

@@ -94,7 +94,7 @@ def _begin_to_start_the_ranks(**_: object) -> None:
     rank_group().start()
     found = settings()
     checks = {
-        "database": bootstrap.stores(found).is_answering,
+        "database": lambda: bootstrap.stores(found).is_answering(),
         "redis": reachability.redis(found.redis_url.get_secret_value()),
         "ranks": _check_ranks,
     }
