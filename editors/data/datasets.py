@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,13 @@ def latest_of_each_fact(edits: list[Edit]) -> list[Edit]:
     """Return the edits without those whose fact a later edit of the list corrects again."""
     last: dict[str, EditRequest] = {edit.request.conflict_key: edit.request for edit in edits}
     return [edit for edit in edits if last[edit.request.conflict_key] is edit.request]
+
+
+def without_question(edit: Edit) -> Edit:
+    """Return an edit without what says how its fact is asked in a chat; one that came only as a chat stays as it is."""
+    if edit.request.is_chat:
+        return edit
+    return replace(edit, request=replace(edit.request, question=None, messages=(), answer=None))
 
 
 def edit_lines(edits: Sequence[Edit]) -> bytes:

@@ -14,13 +14,20 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from editors.data.atomic_files import write_atomically
-from editors.data.datasets import prior_lines, prior_subjects, read_edits, read_suite, read_text
+from editors.data.datasets import (
+    prior_lines,
+    prior_subjects,
+    read_edits,
+    read_suite,
+    read_text,
+    without_question,
+)
 from editors.evaluation.arguments import fine_tuning_of, parser, prior_texts, protocol_of
 from editors.evaluation.methods import methods_of
 from editors.evaluation.probes import MOST_REPHRASES, EditProbes
@@ -96,13 +103,6 @@ def _recorded(
 def _shown(settings: EditorSettings) -> dict[str, Any]:
     """Return settings as they are printed: with `rest` too, the first name of `stop_probability`."""
     return {**asdict(settings), "rest": settings.stop_probability}
-
-
-def without_question(edit: Edit) -> Edit:
-    """Return an edit without what says how its fact is asked in a chat; one that came only as a chat stays as it is."""
-    if edit.request.is_chat:
-        return edit
-    return replace(edit, request=replace(edit.request, question=None, messages=(), answer=None))
 
 
 def most_rephrases(given: argparse.Namespace) -> Mapping[Wording, int]:

@@ -89,18 +89,13 @@ def rows_of(batch: TargetBatch) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def divergence(before: Reading, log_TV: Tensor) -> Tensor:
-    """Return the mean over the tokens of `KL(before || now)`, nats: over the K kept tokens and all others as one.
+def divergences(before: Reading, log_TV: Tensor) -> Tensor:
+    """Return `KL(before || now)` at each token, T, nats: over the K kept tokens and all others as one.
 
     Args:
         before: what was answered.
         log_TV: log-probabilities now, fp32.
     """
-    return divergences(before, log_TV).mean()
-
-
-def divergences(before: Reading, log_TV: Tensor) -> Tensor:
-    """Return what `divergence` is the mean of: the KL at each token, T, nats."""
     top_TK = before.top_TK.to(log_TV.device)
     log_was_TK, log_was_rest_T = before.log_top_TK.to(log_TV.device), before.log_rest_T.to(log_TV.device)
     top_T = (log_was_TK.exp() * (log_was_TK - log_TV.gather(1, top_TK))).sum(dim=1)

@@ -64,7 +64,7 @@ class Change:
     is_unchanged: bool
     """Whether the argmax is the same at every position."""
     kl: float
-    """Mean over the positions of KL(earlier || now), nats; see `losses.divergence`."""
+    """Mean over the positions of KL(earlier || now), nats; see `losses.divergences`."""
 
 
 def prepare(model: EditableModel, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:

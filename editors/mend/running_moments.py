@@ -61,12 +61,14 @@ class RunningMoments(nn.Module):
 
     def std(self, kind: int = 0) -> Tensor:
         """Return the biased standard deviation, D, fp64; ones while there are not two rows to tell it from."""
-        seen = int(self.num_seen_S[kind])
-        return (self.squares_SD[kind] / seen).sqrt() if seen > 1 else torch.ones_like(self.mean_SD[kind])
+        seen = self.num_seen_S[kind]
+        std_D = (self.squares_SD[kind] / seen.clamp(min=1)).sqrt()
+        return torch.where(seen > 1, std_D, torch.ones_like(std_D))
 
     def normalised(self, rows_TD: Tensor, kind: int = 0) -> Tensor:
-        """Return `(x - mean) / (std + 1e-7)`, T x D, in the dtype of the rows; the rows themselves below two seen."""
-        if int(self.num_seen_S[kind]) < 2:
-            return rows_TD
+        """Return `(x - mean) / (std + 1e-7)`, T x D, in the dtype of the rows; the rows themselves below two seen.
+
+        Nothing is fetched from an accelerator for it.
+        """
         mean_D, std_D = self.mean_SD[kind].to(rows_TD.dtype), self.std(kind).to(rows_TD.dtype)
-        return (rows_TD - mean_D) / (std_D + EPSILON)
+        return torch.where(self.num_seen_S[kind] < 2, rows_TD, (rows_TD - mean_D) / (std_D + EPSILON))

@@ -102,9 +102,6 @@ class MendTransform(nn.Module):
         statistics: by what rows are normalised.
         stop_probability: target probability from which a token asks for nothing when called as a `Transform`.
         seed: of the initial V.
-
-    Attributes:
-        num_skipped: rows so far whose update would have moved their own key's output up the gradient (k . u~ <= 0).
     """
 
     def __init__(
@@ -122,7 +119,7 @@ class MendTransform(nn.Module):
         self.shapes, self.rank, self.statistics = dict(shapes), rank, statistics
         self.stop_probability = stop_probability
         self.names = tuple(shapes)
-        self.num_skipped = 0
+        self._skipped = torch.zeros((), dtype=torch.int64)
         generator = torch.Generator().manual_seed(seed)
         self.networks = nn.ModuleDict(
             {
@@ -133,6 +130,11 @@ class MendTransform(nn.Module):
             }
         )
         self.log_rate_M = nn.Parameter(torch.zeros(len(shapes)))
+
+    @property
+    def num_skipped(self) -> int:
+        """Rows so far whose update would have moved their own key's output up the gradient (k . u~ <= 0)."""
+        return int(self._skipped)
 
     def rate(self, name: str) -> Tensor:
         """Return alpha of an inner parameter, with gradient."""
@@ -180,7 +182,7 @@ class MendTransform(nn.Module):
         Raises:
             EditorFailed: if a parameter's pairs ask for nothing.
         """
-        skipped = self.num_skipped
+        skipped = self._skipped
         for place, name in enumerate(self.names):
             reach_T, edited_TO = self._reach(name, u_TI[name], delta_TO[name])
             asked = float((reach_T[:, None] * edited_TO).double().norm(dim=1).mean())
@@ -188,13 +190,14 @@ class MendTransform(nn.Module):
             if not 0 < asked < float("inf") or wanted <= 0:
                 raise EditorFailed(f"expected pairs of {name} that ask for something, got a mean shift of {asked}")
             self.log_rate_M[place] = torch.tensor(wanted / asked, dtype=torch.float64).log()
-        self.num_skipped = skipped
+        self._skipped = skipped
 
     def _reach(self, name: str, u_TI: Tensor, delta_TO: Tensor) -> tuple[Tensor, Tensor]:
         """`max(k . u~, 0)` and delta~ of each row; counts the rows that are skipped."""
         edited_TI, edited_TO = self.pseudo(name, u_TI, delta_TO)
         reach_T = (u_TI.float() * edited_TI).sum(dim=1)
-        self.num_skipped += int(((reach_T <= 0) & _is_pair(u_TI, delta_TO)).sum())
+        # Counted where the rows are: to ask for the number would be to wait for an accelerator.
+        self._skipped = self._skipped.to(reach_T.device) + ((reach_T <= 0) & _is_pair(u_TI, delta_TO)).sum()
         return reach_T.clamp(min=0), edited_TO
 
     def _network(self, name: str) -> ShapeNetwork:

@@ -20,7 +20,7 @@ Legend: T edit rows, H shifts, E edits, S sequences, I in_features, O out_featur
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob
 from editors.methods.batch_update import BatchUpdate, Factor, Factors, joined
 from editors.methods.edit_reading import Group, Reader, Rows, Sequences, read_keys_of
-from editors.methods.frames import frames_of
+from editors.methods.frames import EditFrames, frames_of
 from editors.methods.pairs import Pairs
 from editors.methods.steps import GradientTransform, Transform
 from editors.models.comm import agreed, own_share, together
@@ -41,6 +41,9 @@ from editors.solve.rows import consecutive
 from editors.solve.shared_targets import KEY_BITS
 from pipeline.domain.rank_api import EditorSettings
 
+Watch = Callable[[str, Tensor, Tensor, Tensor, Tensor], None]
+"""Gets the inner parameter, which shifts are asked for (H), and of each its key (H x I), its natural gradient (H x O)
+and the probability of its target (H): all that a transform makes shifts of."""
 MARGIN = 0.1
 """How far beyond the stop probability frames are aimed when their gradients are weighed against each other."""
 
@@ -67,9 +70,52 @@ def run_passes(
     Raises:
         EditorFailed: if a probability is not finite.
     """
-    natural = natural or NaturalGradient(job.ledger.prior, settings.damping)
-    passes = _Passes(job, settings, trained, natural, factor, start)
-    for group in _groups(job.model, settings):
+    model = job.model
+    frames = agreed(
+        model.comm,
+        lambda: {
+            edit.edit_id: frames_of(model, edit, settings, job.guards.get(edit.edit_id, ())) for edit in job.added
+        },
+    )
+    return passes_over(
+        model,
+        frames,
+        settings=settings,
+        trained=trained,
+        natural=natural or NaturalGradient(job.ledger.prior, settings.damping),
+        factor=factor,
+        start=start,
+        device=job.ledger.device,
+    )
+
+
+def passes_over(
+    model: EditableModel,
+    frames: Mapping[str, EditFrames],
+    *,
+    settings: EditorSettings,
+    trained: MendTransform | None,
+    natural: NaturalGradient,
+    factor: Factor,
+    start: Factors,
+    device: torch.device,
+    watch: Watch | None = None,
+) -> BatchUpdate:
+    """Make the passes of `run_passes` over edits whose frames are token ids already.
+
+    Args:
+        model: what is edited.
+        frames: edit id -> the edit's frames.
+        settings: as of `run_passes`.
+        trained: as of `run_passes`.
+        natural: turns gradients into natural ones.
+        factor: the solver.
+        start: as of `run_passes`.
+        device: where keys and shifts are kept.
+        watch: gets what every transform is asked, as training does.
+    """
+    passes = _Passes(model, frames, settings, trained, natural, factor, start, device, watch)
+    for group in _groups(model, settings):
         passes.ask(group)
     return passes.update
 
@@ -79,23 +125,22 @@ class _Passes:
 
     def __init__(
         self,
-        job: EditJob,
+        model: EditableModel,
+        frames: Mapping[str, EditFrames],
         settings: EditorSettings,
         trained: MendTransform | None,
         natural: NaturalGradient,
         factor: Factor,
         start: Factors,
+        device: torch.device,
+        watch: Watch | None,
     ) -> None:
-        self._model, self._settings, self._trained, self._natural = job.model, settings, trained, natural
-        self._factor, self._start, self._device = factor, start, job.ledger.device
-        self._edit_ids = [edit.edit_id for edit in job.added]
-        self._frames = agreed(
-            job.model.comm,
-            lambda: [frames_of(job.model, edit, settings, job.guards.get(edit.edit_id, ())) for edit in job.added],
-        )
-        self._are_shared = settings.frames_per_pass > 0 and job.model.has_subject_keys
+        self._model, self._settings, self._trained, self._natural = model, settings, trained, natural
+        self._factor, self._start, self._device, self._watch = factor, start, device, watch
+        self._edit_ids, self._frames = list(frames), list(frames.values())
+        self._are_shared = settings.frames_per_pass > 0 and model.has_subject_keys
         self.update = BatchUpdate(are_shared=self._are_shared)
-        self._shapes = {param.name: (param.in_features, param.out_features) for param in job.model.inner}
+        self._shapes = {param.name: (param.in_features, param.out_features) for param in model.inner}
         for name in self._shapes:
             self._open(name, None)
 
@@ -231,7 +276,10 @@ class _Passes:
             probability_H = probability_T.new_ones(len(shift_H)).scatter_reduce(
                 0, place_T, probability_T, how, include_self=False
             )
-        wanted_HO = transform(name=name, u_TI=u_HI, delta_TO=self._natural(name, delta_HO), probability_T=probability_H)
+        delta_HO = self._natural(name, delta_HO)
+        if self._watch is not None:
+            self._watch(name, shift_H, u_HI, delta_HO, probability_H)
+        wanted_HO = transform(name=name, u_TI=u_HI, delta_TO=delta_HO, probability_T=probability_H)
         factor_IT = self._factor(name, self.update.keys[name].double())
         return shift_H.to(self._device), wanted_HO.to(self._device).double(), factor_IT @ self.update.spread[name]
 

@@ -83,7 +83,8 @@ def side_branch(module: nn.Module, branches: Mapping[str, Branch]) -> Iterator[N
     def add(left: Tensor, right: Tensor) -> Any:
         def hook(_layer: nn.Module, arguments: tuple[Tensor, ...], out_BLO: Tensor) -> Tensor:
             # In fp32 whatever the model computes in: a change is orders of magnitude smaller than the output.
-            return out_BLO + ((arguments[0].float() @ left) @ right).to(out_BLO.dtype)
+            with torch.autocast(out_BLO.device.type, enabled=False):
+                return out_BLO + ((arguments[0].float() @ left) @ right).to(out_BLO.dtype)
 
         return hook
 

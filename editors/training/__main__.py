@@ -26,10 +26,10 @@ from editors.training.arguments import loop_settings, parsed, run_of
 from editors.training.loop import TrainingRun
 from editors.training.progress import TrainingScreen
 from editors.training.run_folder import BEST, TrainingFolder
-from editors.training.setup import LoadBase, Say, Setup, set_up
+from editors.training.setup import LoadBase, Say, Setup, prepare, set_up
 from editors.training.state import Progress, TrainingState
 from editors.weights.loading import load_base
-from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.errors import CorrigendaError, Misconfigured
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of the system for a file that there is no room for."""
@@ -62,6 +62,8 @@ def train(
         torch.set_num_threads(given.threads)
     versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
     folder, run = TrainingFolder(given.out), run_of(given, command, versions, comm.num_ranks if comm else None)
+    if given.only_prepare:
+        return [prepare(given, run, _say, load)]
     comm = comm or ALONE
     is_first = comm.rank == 0
     opened = agreed(comm, lambda: _opened(folder, run, resume=given.resume) if is_first else (None, run))
@@ -147,6 +149,10 @@ def main(
     given = None
     try:
         given = parsed(words)
+        if given.device and load is load_base:
+            load = partial(load_base, device=given.device)
+        elif given.device:
+            raise Misconfigured("expected --device for one process, got it with ranks, which each have their own")
         lines = train(given, command, load=load, comm=comm)
     except KeyboardInterrupt:
         say("stopped; --resume goes on from the last state")

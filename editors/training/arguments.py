@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from editors.methods.options import (
+    DEFAULTS,
     PRIOR_TEXT,
     add_base_options,
     add_prior_option,
@@ -21,25 +22,34 @@ from editors.methods.options import (
 )
 from editors.models.declared_task import declared_task
 from editors.models.digest import base_digest
+from editors.training.framed_objective import FramedSettings
 from editors.training.loop import LoopSettings
 from editors.training.mend_objective import MendObjectiveSettings
 from editors.training.solved_objective import SolvedSettings
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.formats.canonical import sha256_file
 
-ObjectiveSettings = SolvedSettings | MendObjectiveSettings
-OBJECTIVES: dict[str, type[SolvedSettings] | type[MendObjectiveSettings]] = {
-    "recursive": SolvedSettings,
-    "mend": MendObjectiveSettings,
-    "sum": MendObjectiveSettings,
+ObjectiveSettings = FramedSettings | SolvedSettings | MendObjectiveSettings
+SOLVERS = ("recursive", "mend", "sum")
+"""What makes weights of shifts; `sum` is the older word for `mend`."""
+FRAMED, ONE_ROW, PUBLISHED = "framed", "one row", "published"
+"""Objectives: for `recursive` with frames, for `recursive` with one row an edit, and for `mend`."""
+OBJECTIVES: dict[str, type[FramedSettings] | type[SolvedSettings] | type[MendObjectiveSettings]] = {
+    FRAMED: FramedSettings,
+    ONE_ROW: SolvedSettings,
+    PUBLISHED: MendObjectiveSettings,
 }
-"""Solver -> class with the constants of the objective that trains for it; `sum` is the older word for `mend`."""
+"""Objective -> class with its constants."""
 LOOPS = {
-    "recursive": LoopSettings(num_steps=1000, max_norm=1.0, warmup_steps=20, is_cosine=True),
-    "mend": LoopSettings(),
-    "sum": LoopSettings(),
+    FRAMED: LoopSettings(
+        num_steps=2000, validate_every=100, save_every=100, max_norm=1.0, warmup_steps=20, is_cosine=True
+    ),
+    ONE_ROW: LoopSettings(num_steps=1000, max_norm=1.0, warmup_steps=20, is_cosine=True),
+    PUBLISHED: LoopSettings(),
 }
-"""Solver -> settings of the loop, unless told otherwise."""
+"""Objective -> settings of the loop, unless told otherwise."""
+FRAMED_PASSES = 3
+"""Passes that an editor with frames is trained for, unless told otherwise."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Name -> dtype that the base may compute in."""
 USED = (
@@ -51,11 +61,13 @@ USED = (
     "num_passes",
     "trained_passes",
     "rephrase_rows",
+    "frames_per_pass",
+    "num_guards",
 )
-"""Fields of `EditorSettings` that the card of an editor for `recursive` fixes; training uses the first four too."""
+"""Fields of `EditorSettings` that the card of an editor for `recursive` fixes."""
 NAMED_OTHERWISE = {"batch": "edits_per_step", "network_lr": "lr"}
 """Constant of an objective -> name of its flag, where that is another."""
-SHAPE = ("rank", "held_out", "limit", "dtype", "inner_params", "subject_params")
+SHAPE = ("rank", "held_out", "limit", "dtype", "inner_params", "subject_params", "new_relations")
 """Options that a resume may not change, beside the settings of objective, loop and use."""
 
 
@@ -66,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
         description="Trains MEND's transform for a base, with the solver in the loop, into an editor directory.",
         allow_abbrev=False,
     )
-    made.add_argument("--data", type=Path, required=True, help="edits to learn from: our JSONL, CounterFact, zsRE ...")
+    words = "edits to learn from: our JSONL, CounterFact, zsRE ...; may be repeated"
+    made.add_argument("--data", type=Path, action="append", required=True, help=words)
     add_base_options(made, task=None)
     made.add_argument("--out", type=Path, required=True, help="folder of the run; new or empty without --resume")
     made.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -74,7 +87,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--held-out", type=positive, default=64, help="most edits to validate on")
     made.add_argument("--text", type=Path, default=PRIOR_TEXT, help="plain text that has to stay")
     add_prior_option(made, usual="--text")
-    made.add_argument("--limit", type=positive, help="how many of --data from the top")
+    made.add_argument("--limit", type=positive, help="how many of each --data from the top")
+    words = "a relation that is validated on and never learnt from; may be repeated"
+    made.add_argument("--new-relation", dest="new_relations", action="append", default=[], help=words)
+    words = "file of the edits as tokens, with frames: made if it is not there, so that a later run need not"
+    made.add_argument("--prepared", type=Path, help=words)
+    made.add_argument("--only-prepare", action="store_true", help="make the file of --prepared and end")
+    made.add_argument("--device", help="where to train: cpu, cuda or cuda:0; cpu if left out, with --ranks their own")
     made.add_argument("--licence", default="", help="what the data's licences ask for; stands in the card")
     made.add_argument("--threads", type=positive, help="of torch; another number gives other last bits")
     _add_transform(made)
@@ -85,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_transform(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("what is trained")
-    group.add_argument("--solver", choices=tuple(OBJECTIVES), default="recursive", help="what makes weights of shifts")
+    group.add_argument("--solver", choices=SOLVERS, default="recursive", help="what makes weights of shifts")
     group.add_argument("--rank", type=positive, default=256, help="of the network")
     group.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the base")
     add_weight_options(group)
@@ -94,6 +113,8 @@ def _add_transform(made: argparse.ArgumentParser) -> None:
 def _add_loop(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("steps")
     group.add_argument("--steps", type=positive, help="most steps")
+    words = "time after which the run ends, with its validations; then no two runs have the same bytes"
+    group.add_argument("--minutes", type=float, help=words)
     group.add_argument("--patience", type=positive, help="validations without a better score that end the run")
     group.add_argument("--validate-every", type=positive, help="steps between two validations")
     group.add_argument("--save-every", type=positive, help="steps between two states: what a kill can cost")
@@ -102,13 +123,14 @@ def _add_loop(made: argparse.ArgumentParser) -> None:
 
 
 def _add_constants(made: argparse.ArgumentParser) -> None:
-    group = made.add_argument_group("the objective", "of one solver each; see SolvedSettings and MendObjectiveSettings")
+    owners = "FramedSettings, SolvedSettings (--frames-per-pass 0) and MendObjectiveSettings (--solver mend)"
+    group = made.add_argument_group("the objective", f"see {owners}")
     constants = {field.name: type(field.default) for kind in OBJECTIVES.values() for field in fields(kind)}
     for name, kind in constants.items():
         if name != "seed":
             group.add_argument(_flag(name), dest=name, type=kind, help=f"see {_owners(name)}")
     group = made.add_argument_group("how it will be used", "see EditorSettings")
-    add_setting_options(group, USED)
+    add_setting_options(group, USED, is_filled=False)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -118,18 +140,57 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         Misconfigured: if the base declares no task, or a constant is not one of the solver's.
     """
     given = parser().parse_args(arguments)
-    known = {field.name for field in fields(OBJECTIVES[given.solver])}
+    given.task = given.task or declared_task(given.model)
+    _fill(given)
+    objective = objective_of(given)
+    known = {field.name for field in fields(OBJECTIVES[objective])}
     others = [field.name for kind in OBJECTIVES.values() for field in fields(kind) if field.name not in known]
     if wrong := [name for name in others if getattr(given, name) is not None]:
-        raise Misconfigured(f"expected constants of the solver {given.solver}, got {_flag(wrong[0])}")
-    given.task = given.task or declared_task(given.model)
+        how = {FRAMED: " with frames (--frames-per-pass 0 trains for one row an edit)", ONE_ROW: " without frames"}
+        raise Misconfigured(
+            f"expected constants of the solver {given.solver}{how.get(objective, '')}, got {_flag(wrong[0])}"
+        )
+    _check_intervals(given)
     given.prior_text = given.prior_text or [given.text]
     return given
 
 
+def objective_of(given: argparse.Namespace) -> str:
+    """Return which objective trains: of an editor for `recursive` it depends on whether edits have frames."""
+    if given.solver != "recursive":
+        return PUBLISHED
+    return FRAMED if given.frames_per_pass else ONE_ROW
+
+
+def _fill(given: argparse.Namespace) -> None:
+    """Fill in the later use: decoders are edited in frames, and one that is trained for frames asks all passes."""
+    has_frames = given.task == "causal" if given.frames_per_pass is None else given.frames_per_pass > 0
+    usual = {name: DEFAULTS[name] for name in USED}
+    usual |= (
+        {"num_passes": FRAMED_PASSES, "trained_passes": given.num_passes or FRAMED_PASSES}
+        if has_frames
+        else {"frames_per_pass": 0, "num_guards": 0}
+    )
+    for name in USED:
+        if getattr(given, name) is None:
+            setattr(given, name, usual[name])
+
+
+def _check_intervals(given: argparse.Namespace) -> None:
+    """Refuse states and validations between the beginnings of two streams: a resume would not find the same weights."""
+    settings, loop = objective_settings(given), loop_settings(given)
+    if not isinstance(settings, FramedSettings):
+        return
+    for name in ("validate_every", "save_every"):
+        if (found := getattr(loop, name)) % settings.stream_steps:
+            raise Misconfigured(
+                f"expected {flag(name)} in multiples of --stream-steps, {settings.stream_steps}, got {found}"
+            )
+
+
 def objective_settings(given: argparse.Namespace) -> ObjectiveSettings:
     """Return the constants of the objective: the solver's own, unless the command line says otherwise."""
-    kind = OBJECTIVES[given.solver]
+    kind = OBJECTIVES[objective_of(given)]
     told = {field.name: value for field in fields(kind) if (value := getattr(given, field.name)) is not None}
     return kind(**told)
 
@@ -137,8 +198,8 @@ def objective_settings(given: argparse.Namespace) -> ObjectiveSettings:
 def loop_settings(given: argparse.Namespace) -> LoopSettings:
     """Return the settings of the loop: the solver's own, unless the command line says otherwise."""
     told = {"num_steps": given.steps, "seed": given.seed}
-    told |= {name: getattr(given, name) for name in ("patience", "validate_every", "save_every", "max_norm")}
-    usual = asdict(LOOPS[given.solver])
+    told |= {name: getattr(given, name) for name in ("patience", "validate_every", "save_every", "max_norm", "minutes")}
+    usual = asdict(LOOPS[objective_of(given)])
     return LoopSettings(**usual | {name: value for name, value in told.items() if value is not None})
 
 
@@ -153,7 +214,9 @@ def data_files(given: argparse.Namespace) -> dict[str, Path]:
     Raises:
         Misconfigured: if one cannot be read.
     """
-    files = {"train": given.data, "validation": given.validation, "text": given.text}
+    first, *others = given.data
+    files = {"train": first, "validation": given.validation, "text": given.text}
+    files |= {f"train {place}": path for place, path in enumerate(others, start=2)}
     files |= {f"prior text {place}": path for place, path in enumerate(given.prior_text, start=1)}
     found = {use: path for use, path in files.items() if path is not None}
     for use, path in found.items():

@@ -86,17 +86,33 @@ def make_examples(
         InvalidInput: if there is nothing to learn from or to validate on, or the model cannot give a target.
     """
     chosen = split(edits, held_out, num_held_out=num_held_out)
-    _require_both(chosen, "rephrases", edits, held_out)
+    require_both(chosen, "rephrases", edits, held_out)
     taught, judged = (tuple(_example(model, edit, has_subjects) for edit in group) for group in chosen)
     if has_subjects:
         taught, judged = (tuple(one for one in group if one.edit.subject_end is not None) for group in (taught, judged))
-        _require_both((taught, judged), "a subject that stands in the prompt", edits, held_out)
+        require_both((taught, judged), "a subject that stands in the prompt", edits, held_out)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     return Examples(
         training=taught,
         held_out=judged,
         text=tuple(model.encode_text(line, max_tokens=text_tokens) for line in lines),
     )
+
+
+def require_both(
+    groups: Sequence[Sequence[object]], needed: str, edits: Sequence[Edit], held_out: Sequence[Edit]
+) -> None:
+    """Make sure that there is something to learn from and something to validate on.
+
+    Raises:
+        InvalidInput: saying what such edits need.
+    """
+    taught, judged = map(len, groups)
+    if not taught or not judged:
+        raise InvalidInput(
+            f"expected edits with {needed} to train and to validate on, got {taught} and {judged} "
+            f"out of {len(edits)} and {len(held_out)}"
+        )
 
 
 class Reader:
@@ -138,17 +154,6 @@ def _example(model: EditableModel, edit: Edit, has_subjects: bool) -> Example:
         rephrases=tuple(model.encode_pair(text, request.target_new, subject) for text in request.rephrases),
         locality=tuple(model.encode_pair(item.prompt, item.target) for item in request.locality if item.target),
     )
-
-
-def _require_both(
-    groups: Sequence[Sequence[object]], needed: str, edits: Sequence[Edit], held_out: Sequence[Edit]
-) -> None:
-    taught, judged = map(len, groups)
-    if not taught or not judged:
-        raise InvalidInput(
-            f"expected edits with {needed} to train and to validate on, got {taught} and {judged} "
-            f"out of {len(edits)} and {len(held_out)}"
-        )
 
 
 def _about(edit: Edit) -> set[str]:

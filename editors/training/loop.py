@@ -51,15 +51,22 @@ class LoopSettings:
     """Steps over which the learning rates rise from 0."""
     is_cosine: bool = False
     """Whether the learning rates then fall along a cosine until the last step."""
+    minutes: float = 0.0
+    """Time after which the run ends and to which the cosine falls, if that comes before the last step; 0 for none."""
     seed: int = 0
     """Seed of the data's order and of whatever an episode draws."""
 
-    def lr_factor(self, step: int) -> float:
-        """Return the factor of the learning rates in a step, counted from 0."""
+    def share_done(self, step: int, seconds: float) -> float:
+        """Return how far a run is, from 0 to 1, by its steps or by its time, whichever is further."""
+        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(step / self.num_steps, by_time))
+
+    def lr_factor(self, step: int, seconds: float = 0.0) -> float:
+        """Return the factor of the learning rates in a step, counted from 0, after so many seconds of a timed run."""
         rising = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         if not self.is_cosine:
             return rising
-        falling = (1 + math.cos(math.pi * step / self.num_steps)) / 2
+        falling = (1 + math.cos(math.pi * self.share_done(step, seconds))) / 2
         return rising * (COSINE_FLOOR + (1 - COSINE_FLOOR) * falling)
 
 
@@ -107,6 +114,7 @@ class TrainingRun:
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._optimizer = torch.optim.Adam(groups)
         self._why_skipped = ""
+        self._clock = 0.0
 
     def run(self, state: TrainingState | None) -> Progress:
         """Train from a state, or from the beginning, until the steps or the patience are used up.
@@ -115,21 +123,24 @@ class TrainingRun:
             EditorFailed: if step after step has to be skipped.
             EngineFailed: if the ranks hold different editors.
         """
+        self._clock = time.monotonic()
         progress = self._begun() if state is None else self._resumed(state)
         in_a_row = 0
-        while progress.step < self._settings.num_steps and progress.num_stale < self._settings.patience:
+        while not self._is_over(progress) and progress.num_stale < self._settings.patience:
             skipped = progress.num_skipped
             progress = self._stepped(progress)
             in_a_row = in_a_row + 1 if progress.num_skipped > skipped else 0
             if in_a_row == MAX_SKIPPED_IN_A_ROW:
                 skipped_steps = f"skipped {in_a_row} steps in a row up to {progress.step}"
                 raise EditorFailed(f"expected finite numbers, {skipped_steps}; the last: {self._why_skipped}")
-            is_last = progress.step == self._settings.num_steps
-            if is_last or progress.step % self._settings.validate_every == 0:
+            if self._is_over(progress) or progress.step % self._settings.validate_every == 0:
                 progress = self._validated(progress)
             elif progress.step % self._settings.save_every == 0:
                 self._save(progress)
         return progress
+
+    def _is_over(self, progress: Progress) -> bool:
+        return self._settings.share_done(progress.step, progress.seconds) >= 1
 
     def _begun(self) -> Progress:
         self._seed(-1)
@@ -144,7 +155,7 @@ class TrainingRun:
     def _stepped(self, progress: Progress) -> Progress:
         began, step = time.perf_counter(), progress.step
         for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = lr * self._settings.lr_factor(step)
+            group["lr"] = lr * self._settings.lr_factor(step, progress.seconds)
         self._optimizer.zero_grad(set_to_none=True)
         losses, norm = self._backward(step)
         is_used = math.isfinite(norm)
@@ -163,9 +174,18 @@ class TrainingRun:
         return replace(
             progress,
             step=step + 1,
+            seconds=self._counted(progress),
             num_edits=progress.num_edits + num_edits,
             num_skipped=progress.num_skipped + (not is_used),
         )
+
+    def _counted(self, progress: Progress) -> float:
+        """Return the time of a timed run: what was counted before, and what has passed since it was last counted."""
+        if not self._settings.minutes:
+            return 0.0
+        last, self._clock = self._clock, time.monotonic()
+        passed = self._comm.gathered(self._clock - last)[0]  # the first rank's, so that all of them end together
+        return progress.seconds + passed
 
     def _backward(self, step: int) -> tuple[Losses | None, float]:
         """Return the losses and the norm of their gradient, which is clipped; NaN for a step that has to be skipped."""

@@ -157,7 +157,7 @@ class MendObjective(Objective):
         # A reading takes all ranks, so they have to ask in one order: that of the questions, not that of a set.
         kept = [question.sequence for question in questions if not question.kind.is_target]
         before = {sequence: self._reader.reading(sequence) for sequence in kept}
-        return judge(self._model, self._reader, questions, before, branches_of, num_edits=num_edits)
+        return judge(self._model, self._reader.prepare, questions, before, branches_of, num_edits=num_edits)
 
 
 def _by_side(pairs: Mapping[str, Branch]) -> dict[str, Tensor]:

@@ -95,6 +95,8 @@ def summed_gradients(comm: Comm, leaves: Mapping[str, Tensor]) -> dict[str, Tens
         comm: the ranks.
         leaves: tensors by name, the same on every rank; one that no loss depends on is left out.
     """
+    if comm.num_ranks == 1:
+        return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     own = {name: leaf.grad.cpu() for name, leaf in leaves.items() if leaf.grad is not None}
     found: dict[str, Tensor] = {}
     for of_rank in comm.gathered(own):

@@ -1,6 +1,6 @@
 """What an edited model is asked in an episode; the answers give the loss, and the figures that a screen shows.
 
-Legend: N target tokens in a batch, T target tokens of one sequence, B sequences, V vocabulary.
+Legend: N target tokens in a batch, B sequences, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,17 +9,27 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from editors.measure.losses import Reading, divergence, rows_of
+from editors.measure.losses import Reading, divergences
+from editors.measure.scoring import Prepared
 from editors.models.comm import merged
 from editors.models.families import EditableModel, TargetBatch
 from editors.models.hooks import Branch, side_branch
 from editors.models.tokens import Encoded
-from editors.training.examples import Reader
 from editors.training.objective import LOSS, SCORE
+
+
+class Prepare(Protocol):
+    """Makes batches of sequences, as `examples.Reader.prepare` does."""
+
+    def __call__(self, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
+        """Return this rank's batches."""
+        ...
+
 
 BranchesOf = Callable[[Sequence[int], TargetBatch], Mapping[str, Branch]]
 """(places of a batch's rows among the questions, the batch) -> what the edits add, by inner parameter."""
@@ -53,7 +63,7 @@ class Question:
 
 def judge(
     model: EditableModel,
-    reader: Reader,
+    prepare: Prepare,
     questions: Sequence[Question],
     before: Mapping[Encoded, Reading],
     branches_of: BranchesOf,
@@ -68,7 +78,7 @@ def judge(
 
     Args:
         model: the base.
-        reader: prepares the sequences.
+        prepare: makes batches of the sequences.
         questions: at least one.
         before: what the base answers to every sequence whose own target is not what is right.
         branches_of: the edits, as side branches.
@@ -77,30 +87,50 @@ def judge(
         max_tokens: most padded tokens of a forward.
     """
     own: dict[int, tuple[float, bool]] = {}
-    for places, batch in reader.prepare([question.sequence for question in questions], max_tokens=max_tokens):
+    for places, batch in prepare([question.sequence for question in questions], max_tokens=max_tokens):
         with side_branch(model.module, branches_of(places, batch)):
             log_NV = model.target_logits(batch).float().log_softmax(dim=1)
-        parts = []
-        for place, of_row in zip(places, rows_of(batch), strict=False):  # a filler has a row and no place
-            question, log_TV = questions[place], log_NV[of_row]
-            earlier = None if question.kind.is_target else before[question.sequence]
-            right_T = batch.target_N[of_row] if earlier is None else earlier.argmax_T.to(log_TV.device)
-            is_right = bool((log_TV.argmax(dim=1) == right_T).all())
-            loss = log_TV.new_zeros(())
-            if question.kind.loss_name:
-                loss = target_loss(log_TV, right_T, aim=aim) if earlier is None else divergence(earlier, log_TV)
-                parts.append(question.weight * loss / num_edits)
-            own[place] = float(loss.detach()), is_right
+        asked = [questions[place] for place in places]  # a filler has rows and no places
+        loss_B, is_right_B = _of_sequences(asked, batch, log_NV, before, aim=aim)
         if torch.is_grad_enabled():
-            _backward(parts, log_NV)
+            weight_B = torch.tensor([_loss_weight(question) / num_edits for question in asked], device=loss_B.device)
+            # A filler has no loss, but the other ranks wait in their backward for this rank's part of the weights.
+            of_batch = (weight_B * loss_B).sum() if asked else 0.0 * log_NV.sum()
+            of_batch.backward()  # type: ignore[no-untyped-call]
+        found = torch.stack([loss_B.detach().float(), is_right_B.float()]).tolist()  # the only wait for the device
+        own |= {place: (loss, bool(right)) for place, loss, right in zip(places, *found, strict=True)}
     answers = merged(model.comm, own)
-    total = sum(question.weight * loss for question, (loss, _) in zip(questions, answers, strict=True))
+    total = sum(_loss_weight(question) * loss for question, (loss, _) in zip(questions, answers, strict=True))
     return {LOSS: total / num_edits} | _means_of_kinds(questions, answers)
 
 
-def target_loss(log_TV: Tensor, target_T: Tensor, *, aim: float) -> Tensor:
-    """Return the mean over a target's tokens of how far their log-probability is below `aim`, nats."""
-    return (aim - log_TV.gather(1, target_T[:, None])).clamp(min=0).mean()
+def _of_sequences(
+    asked: Sequence[Question], batch: TargetBatch, log_NV: Tensor, before: Mapping[Encoded, Reading], *, aim: float
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of each sequence and whether every argmax of it is right, B each, in a few large operations."""
+    device, row_N, num = log_NV.device, batch.row_N, len(asked)
+    is_kept_B = torch.tensor([not question.kind.is_target for question in asked], dtype=torch.bool, device=device)
+    if not num:
+        return log_NV.new_zeros(0), is_kept_B
+    right_N, loss_N = batch.target_N, target_losses(log_NV, batch.target_N, aim=aim)
+    kept = [before[question.sequence] for question in asked if not question.kind.is_target]
+    if kept:
+        earlier, place_N = Reading.joined(kept), is_kept_B[row_N].nonzero()[:, 0]
+        right_N = right_N.index_put((place_N,), earlier.argmax_T.to(device))
+        loss_N = loss_N.index_put((place_N,), divergences(earlier, log_NV[place_N]))
+    tokens_B = torch.bincount(row_N, minlength=num)
+    loss_B = log_NV.new_zeros(num).index_add(0, row_N, loss_N) / tokens_B
+    wrong_B = log_NV.new_zeros(num).index_add(0, row_N, (log_NV.detach().argmax(dim=1) != right_N).float())
+    return loss_B, wrong_B == 0
+
+
+def target_losses(log_NV: Tensor, target_N: Tensor, *, aim: float) -> Tensor:
+    """Return how far the log-probability of each target token is below `aim`, N, nats."""
+    return (aim - log_NV.gather(1, target_N[:, None])[:, 0]).clamp(min=0)
+
+
+def _loss_weight(question: Question) -> float:
+    return question.weight if question.kind.loss_name else 0.0
 
 
 def validation_figures(found: Sequence[tuple[Mapping[str, float], int]]) -> dict[str, float]:
@@ -117,9 +147,3 @@ def _means_of_kinds(questions: Sequence[Question], answers: Sequence[tuple[float
         if question.kind.loss_name:
             found[question.kind.loss_name].append(loss)
     return {name: fmean(values) for name, values in found.items()}
-
-
-def _backward(parts: Sequence[Tensor], log_NV: Tensor) -> None:
-    # A filler has no loss, but the other ranks wait in their backward pass for this rank's part of the weights.
-    total = torch.stack(list(parts)).sum() if parts else 0.0 * log_NV.sum()
-    total.backward()  # type: ignore[no-untyped-call]

@@ -130,6 +130,12 @@ def _check_same(path: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> N
         if old == new or (name == "base_digest" and names_base(str(old), new or "")):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            inner = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+            # What a run of before could not be told is the same where it is off now.
+            differing = [
+                key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and (key in old or new[key])
+            ]
+            if not differing:
+                continue
+            inner = differing[0]
             name, old, new = f"{name}.{inner}", old.get(inner), new.get(inner)
         raise InvalidInput(f"expected the run in {path} to be resumed with its own {name}, {old!r}, got {new!r}")

@@ -15,17 +15,30 @@ from editors.mend.transform import MendTransform, shapes_of
 from editors.methods.mend_sum import published_inner_params
 from editors.models.families import EditableModel, editable
 from editors.models.inner_params import default_subject_params
+from editors.models.tokens import Encoded
 from editors.solve.ledger import Ledger
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.prior import measure_prior
-from editors.training.arguments import DTYPES, data_files, loop_settings, objective_settings, use_settings
+from editors.training.arguments import (
+    DTYPES,
+    FRAMED,
+    data_files,
+    loop_settings,
+    objective_of,
+    objective_settings,
+    use_settings,
+)
 from editors.training.examples import Examples, make_examples, split
+from editors.training.framed_examples import FramedExamples, kept_in, make_framed_examples
+from editors.training.framed_objective import FramedObjective, FramedSettings
 from editors.training.mend_objective import MendObjective, MendObjectiveSettings
 from editors.training.objective import Objective
-from editors.training.solved_objective import SolvedObjective, SolvedSettings
+from editors.training.solved_objective import SolvedObjective
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.formats.canonical import sha256_json
+from pipeline.domain.rank_api import BEFORE_FRAMES, EditorSettings
 
 Say = Callable[[str], None]
 
@@ -69,8 +82,7 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: Lo
     Raises:
         CorrigendaError: if the base, a weight or the edits cannot be used.
     """
-    edits = read_edits(given.data, limit=given.limit)
-    judged = read_edits(given.validation) if given.validation else []
+    edits, judged = _edits(given)
     say(f"{len(edits)} edits; loading {given.model}")
     model, stages = _model(given, load)
     transform = MendTransform(
@@ -81,10 +93,31 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: Lo
         seed=given.seed,
     ).to(model.device)
     say(f"reading what the base says; training for {', '.join(model.inner_param_names)}")
-    objective = _objective(given, model, transform, edits, judged, say)
+    objective = _objective(given, run, model, transform, edits, judged, say)
     card = _card(given, run, stages=stages, transform=transform)
     held_out = split(edits, judged, num_held_out=given.held_out)[1]
     return Setup(objective=objective, transform=transform, card=card, held_out=tuple(held_out))
+
+
+def prepare(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: LoadBase = load_base) -> str:
+    """Make the file of examples that `--prepared` names, if it is not there; return what it holds in words.
+
+    Raises:
+        Misconfigured: if no file is named, or the solver trains on no frames.
+        CorrigendaError: as `set_up`.
+    """
+    if given.prepared is None or objective_of(given) != FRAMED:
+        raise Misconfigured("expected --prepared FILE and an editor with frames for --only-prepare")
+    edits, judged = _edits(given)
+    model, _ = _model(given, load)
+    examples = _framed_examples(given, run, model, edits, judged)
+    return f"{given.prepared}: {len(examples.training)} edits to learn from, {len(examples.held_out)} to validate on"
+
+
+def _edits(given: argparse.Namespace) -> tuple[list[Edit], list[Edit]]:
+    """Return the edits to learn from, and those to validate on where a file of them is named."""
+    edits = [edit for path in given.data for edit in read_edits(path, limit=given.limit)]
+    return edits, read_edits(given.validation) if given.validation else []
 
 
 def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tuple[CardStage, ...]]:
@@ -118,6 +151,7 @@ def _subject_params(model: EditableModel) -> tuple[str, ...]:
 
 def _objective(
     given: argparse.Namespace,
+    run: Mapping[str, Any],
     model: EditableModel,
     transform: MendTransform,
     edits: Sequence[Edit],
@@ -125,21 +159,63 @@ def _objective(
     say: Say,
 ) -> Objective:
     settings, lines = objective_settings(given), map(prior_lines, given.prior_text)
-    is_solved = isinstance(settings, SolvedSettings)
-    # The prior is measured in the dtype that the base is stored in, and so before `_compute_in`.
-    prior = measure_prior(model, *lines, subjects=prior_subjects(given.prior_text)) if is_solved else None
-    _compute_in(model, given.dtype)
-    text = read_text(given.text)
-    examples = make_examples(model, edits, judged, text, num_held_out=given.held_out, has_subjects=is_solved)
-    if is_solved:
-        _check_rows(model, examples)
-    say(_described(examples, edits, judged))
-    if prior is None or not isinstance(settings, SolvedSettings):
-        assert isinstance(settings, MendObjectiveSettings)
+    text, num_held_out = read_text(given.text), given.held_out
+    if isinstance(settings, MendObjectiveSettings):
+        _compute_in(model, given.dtype)
+        examples = make_examples(model, edits, judged, text, num_held_out=num_held_out, has_subjects=False)
+        _describe(examples, edits, judged, say)
         return MendObjective(model, transform, examples, settings)
-    ledger = Ledger(prior, strength=given.prior_strength, ridge=given.ridge)
+    # The prior is measured in the dtype that the base is stored in, and so before `_compute_in`.
+    prior = measure_prior(model, *lines, subjects=prior_subjects(given.prior_text))
+    ledger = Ledger(prior, strength=given.prior_strength, ridge=given.ridge, device=model.device)
     natural = NaturalGradient(prior, given.damping)
+    _compute_in(model, given.dtype)
+    if isinstance(settings, FramedSettings):
+        use = _use(given, model)
+        framed = _framed_examples(given, run, model, edits, judged)
+        _check_rows(model, framed.training[0].frames.asked[0])
+        _describe(framed, edits, judged, say)
+        return FramedObjective(model, transform, framed, ledger, natural, use, settings)
+    examples = make_examples(model, edits, judged, text, num_held_out=num_held_out, has_subjects=True)
+    _check_rows(model, examples.training[0].edit)
+    _describe(examples, edits, judged, say)
     return SolvedObjective(model, model.inner, transform, examples, ledger, natural, settings)
+
+
+def _use(given: argparse.Namespace, model: EditableModel) -> EditorSettings:
+    return EditorSettings(**use_settings(given), subject_params=model.inner_param_names)
+
+
+def _framed_examples(
+    given: argparse.Namespace,
+    run: Mapping[str, Any],
+    model: EditableModel,
+    edits: Sequence[Edit],
+    judged: Sequence[Edit],
+) -> FramedExamples:
+    """Return the edits in their frames, from the prepared file if there is one."""
+    use = _use(given, model)
+    return kept_in(
+        given.prepared,
+        _made_of(run, use),
+        lambda: make_framed_examples(
+            model,
+            edits,
+            judged,
+            read_text(given.text),
+            use=use,
+            num_held_out=given.held_out,
+            new_relations=given.new_relations,
+        ),
+    )
+
+
+def _made_of(run: Mapping[str, Any], use: EditorSettings) -> str:
+    """Return the digest of all that examples in their frames follow from."""
+    shape = {name: run["settings"][name] for name in ("held_out", "limit", "new_relations", "task")}
+    framed = {name: getattr(use, name) for name in (*BEFORE_FRAMES, "subject_params")}
+    files = {name: digest for name, digest in run["data"].items() if not name.startswith("prior")}
+    return sha256_json({"base": run["base_digest"], "data": files, **shape, **framed})
 
 
 def _compute_in(model: EditableModel, dtype: str) -> None:
@@ -151,17 +227,17 @@ def _compute_in(model: EditableModel, dtype: str) -> None:
         module.set_attn_implementation("eager")
 
 
-def _check_rows(model: EditableModel, examples: Examples) -> None:
-    """Refuse weights with more than one row for an edit, which the solved objective cannot take."""
-    batch = model.pack([examples.training[0].edit])
+def _check_rows(model: EditableModel, sequence: Encoded) -> None:
+    """Refuse weights with more than one row for an edit's prompt, which no solved objective can take."""
+    batch = model.pack([sequence])
     for param in model.inner:
         if (found := len(model.key_positions(batch, param, "subject")[0])) != 1:
             raise Misconfigured(f"expected a weight with one row for an edit's subject, got {found} in {param.name}")
 
 
-def _described(examples: Examples, edits: Sequence[Edit], judged: Sequence[Edit]) -> str:
+def _describe(examples: Examples | FramedExamples, edits: Sequence[Edit], judged: Sequence[Edit], say: Say) -> None:
     unused = len(edits) - len(examples.training) - (0 if judged else len(examples.held_out))
-    return (
+    say(
         f"{len(examples.training)} edits to learn from, {len(examples.held_out)} to validate on, "
         f"{unused} of no use: without rephrases or subject, or about what is validated on"
     )

@@ -250,7 +250,7 @@ class SolvedObjective(Objective):
         weights[TEXT] = settings.c_text * num_edits / max(settings.num_text, 1)
         return judge(
             self._model,
-            self._reader,
+            self._reader.prepare,
             [Question(sequence=sequence, kind=kind, weight=weights[kind]) for sequence, kind in asked],
             self._before,
             lambda _places, _batch: branches,

@@ -42,6 +42,8 @@ class Progress:
     """Figures of the best validation; None before the first one."""
     figures: dict[str, float] | None = None
     """Figures of the last validation; None before the first one."""
+    seconds: float = 0.0
+    """Time of a run with a budget of time, with its validations; 0 of others."""
     num_stale: int = 0
     """Validations since the best one."""
 

@@ -34,13 +34,13 @@ OPTIONS = {
     **{"data": "edits.jsonl", "model": "model", "out": "run", "text": "text.txt"},
     **{"subject-param": "model.layers.1.mlp.down_proj.weight", "inner-param": "model.layers.1.mlp.down_proj.weight"},
     **{"rank": 4, "edits-per-step": 2, "steps": 6, "validate-every": 3, "save-every": 1, "held-out": 1},
-    **{"prior-strength": 1.0, "seed": 3},
+    **{"prior-strength": 1.0, "seed": 3, "frames-per-pass": 0},
 }
 COMMAND = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
 
 
 # Number of ranks -> architectures and solvers; the ranks of one number are started once.
-RUNS = {2: [("llama", "recursive"), ("gpt2", "sum"), ("bert", "sum")], 3: [("t5", "recursive")]}
+RUNS = {2: [("llama", "recursive"), ("mistral", "framed"), ("gpt2", "sum"), ("bert", "sum")], 3: [("t5", "recursive")]}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from editors.evaluation.__main__ import main as evaluate
 from editors.mend.checkpoint import TrainedEditor
+from editors.methods.select import learnt_settings
 from editors.training.__main__ import main as train
 from editors.training.run_folder import TrainingFolder
 from editors.training.state import TrainingState
@@ -29,7 +30,7 @@ OPTIONS = {
     **{"data": "edits.jsonl", "model": "model", "out": "run", "text": "text.txt", "threads": 1},
     **{"rank": 16, "edits-per-step": 8, "lr": 1e-2, "rate-lr": 5e-2, "boost": 10, "first-step": 0.4},
     **{"steps": STEPS, "validate-every": 12, "save-every": 5, "held-out": 6},
-    **{"prior-strength": 1000, "step": 0.3, "num-passes": 24},
+    **{"prior-strength": 1000, "step": 0.3, "num-passes": 24, "frames-per-pass": 0},
 }
 COMMAND = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
 
@@ -224,3 +225,50 @@ def test_a_full_disk_is_said_so_and_the_run_goes_on_when_there_is_room(
     monkeypatch.chdir(files)
     assert train([*few, "--resume"]) == 0
     assert TrainedEditor.load(files / "run" / "last").card.num_steps == 3
+
+
+FRAMED = {
+    **{name: value for name, value in OPTIONS.items() if name not in ("boost", "num-passes", "frames-per-pass")},
+    **{"steps": 8, "validate-every": 4, "save-every": 4, "stream-steps": 4, "num-guards": 0, "prior-strength": 100},
+    **{"first-step": 3, "c-loc": 1, "c-text": 5, "prepared": "prepared.gz"},
+}
+FRAMED_COMMAND = [word for name, value in FRAMED.items() for word in (f"--{name}", str(value))]
+
+
+def success_of(editor: Sequence[str]) -> float:
+    """What a few edits come to that nothing was learnt from, one batch in three passes."""
+    data = ["--data", "run/held-out.jsonl", "--edits", "4", "--model", "model", "--json", "figures.json"]
+    quick = ["--text", "text.txt", "--prior-text", "text.txt", "--free-sample", "0", "--task", "causal"]
+    assert evaluate([*data, *quick, *editor]) == 0
+    found = json.loads(Path("figures.json").read_text())["solvers"]["recursive"]
+    assert found["settings"]["num_passes"] == 3
+    return float(found["token_fraction"])
+
+
+def test_an_editor_with_frames_is_trained_in_the_passes_of_the_product_and_goes_on_to_the_same_bytes(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--frames-per-pass 0" in refused(capsys, *FRAMED_COMMAND, "--boost", "2")
+    assert "multiples of --stream-steps, 4, got 3" in refused(capsys, *FRAMED_COMMAND, "--save-every", "3")
+    save = TrainingState.save
+
+    def interrupted(state: TrainingState, path: Path) -> None:
+        save(state, path)
+        if state.progress.step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingState, "save", interrupted)
+    assert train(FRAMED_COMMAND) == 130
+    monkeypatch.setattr(TrainingState, "save", save)
+    assert train([*FRAMED_COMMAND, "--resume"]) == 0
+    resumed = left_by(files / "run")
+    shutil.rmtree(files / "run")
+    assert train(FRAMED_COMMAND) == 0
+    assert left_by(files / "run") == resumed
+    checks = [line["validation"] for line in TrainingFolder(files / "run").logged() if "validation" in line]
+    assert checks[-1]["loss"] < checks[0]["loss"]
+
+    best = TrainedEditor.load(files / "run" / "best")
+    learnt = learnt_settings(best)
+    assert (learnt["frames_per_pass"], learnt["num_passes"], learnt["trained_passes"]) == (2, 3, 3)
+    assert success_of(["--editor", "run/best"]) > 0

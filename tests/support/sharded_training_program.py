@@ -26,11 +26,13 @@ from editors.solve.ledger import Ledger
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.prior import Prior, measure_prior
 from editors.training.examples import Examples, make_examples
+from editors.training.framed_examples import make_framed_examples
+from editors.training.framed_objective import FramedObjective, FramedSettings
 from editors.training.mend_objective import MendObjective, MendObjectiveSettings
 from editors.training.objective import Objective
 from editors.training.solved_objective import SolvedObjective, SolvedSettings
 from pipeline.domain.edits import Edit, Probe
-from pipeline.domain.rank_api import BaseSpec
+from pipeline.domain.rank_api import BaseSpec, EditorSettings
 from tests.support.ranks_of_tests import report
 from tests.support.tiny_lineage import TEXT, edits
 from workers.rank.rank_comm import RankComm
@@ -89,12 +91,24 @@ def objective_of(model: EditableModel, kind: str, prior: Prior) -> Objective:
     for network in transform.networks.values():
         assert isinstance(network, ShapeNetwork)
         torch.nn.init.normal_(network.first.left_DR, std=0.1, generator=torch.Generator().manual_seed(1))
+    if kind == "framed":
+        return framed_objective(model, transform, prior)
     examples = examples_of(model, has_subjects=kind != "sum")
     if kind == "sum":
         return MendObjective(model, transform, examples, MendObjectiveSettings(batch=2, first_step=0.2))
     ledger = Ledger(prior, strength=1.0, ridge=1e-3)
     settings = SolvedSettings(batch=2, share_edited=1.0, num_text=1)
     return SolvedObjective(model, model.inner, transform, examples, ledger, NaturalGradient(prior, 0.02), settings)
+
+
+def framed_objective(model: EditableModel, transform: MendTransform, prior: Prior) -> FramedObjective:
+    """Two passes over edits with frames, in a stream."""
+    names, asked = model.inner_param_names, [with_company(edit) for edit in edits(5, task=model.task)]
+    use = EditorSettings(subject_params=names, num_guards=0, num_passes=2, trained_passes=2, stop_probability=0.9)
+    examples = make_framed_examples(model, asked[:4], asked[4:], TEXT, use=use, num_held_out=1)
+    settings = FramedSettings(batch=2, share_edited=1.0, num_text=1)
+    ledger, natural = Ledger(prior, strength=1.0, ridge=1e-3), NaturalGradient(prior, 0.02)
+    return FramedObjective(model, transform, examples, ledger, natural, use, settings)
 
 
 def examples_of(model: EditableModel, *, has_subjects: bool) -> Examples:

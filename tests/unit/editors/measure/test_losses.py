@@ -11,7 +11,7 @@ from editors.measure.losses import (
     LEAST_REST,
     TOP,
     Reading,
-    divergence,
+    divergences,
     edit_loss,
     rows_of,
     target_log_probability,
@@ -55,7 +55,7 @@ def test_divergence_is_the_kl_over_the_kept_tokens_and_all_others_as_one() -> No
         top_TK = log_TV.gather(1, kept_TK).double().exp()
         grouped.append(torch.cat([top_TK, 1 - top_TK.sum(dim=1, keepdim=True)], dim=1).log())
     expected = kl_div(grouped[1], grouped[0], reduction="batchmean", log_target=True)
-    found = divergence(Reading.of(was_TV), now_TV)
+    found = divergences(Reading.of(was_TV), now_TV).mean()
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     assert 0 < float(found) < float(kl_div(now_TV, was_TV, reduction="batchmean", log_target=True))
 
@@ -67,7 +67,7 @@ def test_a_rest_that_is_rounding_moves_nothing() -> None:
     now_TV = (sure_TV + logits(1, 2 * TOP, 3) / 100).log_softmax(dim=1).requires_grad_()
     before = Reading.of(was_TV)
     assert float(before.log_rest_T.exp()) == pytest.approx(LEAST_REST)
-    found = divergence(before, now_TV)
+    found = divergences(before, now_TV).mean()
     found.backward()
     assert abs(float(found.detach())) < 1e-6
     assert now_TV.grad is not None
@@ -79,9 +79,9 @@ def test_descent_on_the_divergence_leads_back_to_what_was_answered() -> None:
     before = Reading.of(logits(4, 3 * TOP, 1).log_softmax(dim=1))
     now = logits(4, 3 * TOP, 2).requires_grad_()
     optimizer = torch.optim.Adam([now], lr=0.1)
-    first = float(divergence(before, now.log_softmax(dim=1)).detach())
+    first = float(divergences(before, now.log_softmax(dim=1)).mean().detach())
     for _ in range(200):
         optimizer.zero_grad()
-        divergence(before, now.log_softmax(dim=1)).backward()
+        divergences(before, now.log_softmax(dim=1)).mean().backward()
         optimizer.step()
-    assert float(divergence(before, now.log_softmax(dim=1)).detach()) < 0.1 * first
+    assert float(divergences(before, now.log_softmax(dim=1)).mean().detach()) < 0.1 * first
