@@ -75,7 +75,7 @@ def _add_editor(made: argparse.ArgumentParser) -> None:
     group.add_argument("--solver", type=_solvers, help=f"one or more of {','.join(SOLVERS)}; several with commas")
     group.add_argument("--editor", type=_editor, action="append", default=[], help=EDITOR_HELP)
     add_weight_options(group)
-    add_setting_options(group, CONSTANTS, is_filled=False)
+    add_setting_options(group, CONSTANTS)
     for field in fields(FineTuning):
         kind = int if isinstance(field.default, int) else float
         group.add_argument(flag(f"ft_{field.name}"), type=kind, default=field.default, help="see FineTuning")

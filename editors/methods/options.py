@@ -58,19 +58,12 @@ FORMER = {"stop_probability": ("--rest",)}
 """Settings that had another flag once, which is still understood."""
 
 
-def add_setting_options(group: argparse._ActionsContainer, names: Iterable[str], *, is_filled: bool = True) -> None:
-    """Add a flag for each setting of an editor that is named; left out, it is the default if filled, else None."""
+def add_setting_options(group: argparse._ActionsContainer, names: Iterable[str]) -> None:
+    """Add a flag for each setting of an editor that is named; left out, it is None, which every program fills in."""
     for name in names:
         usual = DEFAULTS[name]
-        words = f"see EditorSettings; {usual} if left out" if is_filled else "see EditorSettings"
-        group.add_argument(
-            flag(name),
-            *FORMER.get(name, ()),
-            dest=name,
-            type=type(usual),
-            default=usual if is_filled else None,
-            help=words,
-        )
+        words = f"see EditorSettings; {usual} there"
+        group.add_argument(flag(name), *FORMER.get(name, ()), dest=name, type=type(usual), help=words)
 
 
 def flag(name: str) -> str:

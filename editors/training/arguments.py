@@ -130,7 +130,7 @@ def _add_constants(made: argparse.ArgumentParser) -> None:
         if name != "seed":
             group.add_argument(_flag(name), dest=name, type=kind, help=f"see {_owners(name)}")
     group = made.add_argument_group("how it will be used", "see EditorSettings")
-    add_setting_options(group, USED, is_filled=False)
+    add_setting_options(group, USED)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -20,11 +20,11 @@ class Asked:
     shift_H: Tensor
     """Which of the batch's shifts."""
     u_HI: Tensor
-    """Keys."""
+    """Key of each shift: what enters the layer at the own prompt."""
     delta_HO: Tensor
-    """Natural gradients."""
+    """Natural gradient of each shift, the mean over the frames that were read."""
     probability_H: Tensor
-    """Probabilities of the targets."""
+    """Probability of the target in the frame that lags most."""
 
 
 class Recorder:

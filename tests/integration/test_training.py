@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,32 +229,32 @@ def test_a_full_disk_is_said_so_and_the_run_goes_on_when_there_is_room(
 
 FRAMED = {
     **{name: value for name, value in OPTIONS.items() if name not in ("boost", "num-passes", "frames-per-pass")},
-    **{"steps": 8, "validate-every": 4, "save-every": 4, "stream-steps": 4, "num-guards": 0, "prior-strength": 100},
-    **{"first-step": 3, "c-loc": 1, "c-text": 5, "prepared": "prepared.gz"},
+    **{"steps": 12, "validate-every": 6, "save-every": 6, "stream-steps": 6, "num-guards": 0, "prior-strength": 100},
+    **{"first-step": 3, "c-text": 5, "prepared": "prepared.gz"},
 }
 FRAMED_COMMAND = [word for name, value in FRAMED.items() for word in (f"--{name}", str(value))]
 
 
-def success_of(editor: Sequence[str]) -> float:
-    """What a few edits come to that nothing was learnt from, one batch in three passes."""
-    data = ["--data", "run/held-out.jsonl", "--edits", "4", "--model", "model", "--json", "figures.json"]
+def success_of(*editor: str) -> float:
+    """What six edits come to in three passes."""
+    data = ["--data", "edits.jsonl", "--edits", "6", "--model", "model", "--json", "figures.json"]
     quick = ["--text", "text.txt", "--prior-text", "text.txt", "--free-sample", "0", "--task", "causal"]
     assert evaluate([*data, *quick, *editor]) == 0
     found = json.loads(Path("figures.json").read_text())["solvers"]["recursive"]
-    assert found["settings"]["num_passes"] == 3
-    return float(found["token_fraction"])
+    assert (found["settings"]["num_passes"], found["settings"]["frames_per_pass"]) == (3, 2)
+    return float(found["edit_success"])
 
 
 def test_an_editor_with_frames_is_trained_in_the_passes_of_the_product_and_goes_on_to_the_same_bytes(
     files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "--frames-per-pass 0" in refused(capsys, *FRAMED_COMMAND, "--boost", "2")
-    assert "multiples of --stream-steps, 4, got 3" in refused(capsys, *FRAMED_COMMAND, "--save-every", "3")
+    assert "multiples of --stream-steps, 6, got 3" in refused(capsys, *FRAMED_COMMAND, "--save-every", "3")
     save = TrainingState.save
 
     def interrupted(state: TrainingState, path: Path) -> None:
         save(state, path)
-        if state.progress.step == 4:
+        if state.progress.step == 6:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainingState, "save", interrupted)
@@ -271,4 +271,6 @@ def test_an_editor_with_frames_is_trained_in_the_passes_of_the_product_and_goes_
     best = TrainedEditor.load(files / "run" / "best")
     learnt = learnt_settings(best)
     assert (learnt["frames_per_pass"], learnt["num_passes"], learnt["trained_passes"]) == (2, 3, 3)
-    assert success_of(["--editor", "run/best"]) > 0
+    same = [word for name in ("prior-strength", "step") for word in (f"--{name}", str(FRAMED[name]))]
+    untrained = success_of(*same, "--num-passes", "3", "--num-guards", "0")
+    assert success_of("--editor", "run/best") > untrained

@@ -10,7 +10,7 @@ import pytest
 from editors.evaluation.arguments import parser as evaluation_parser
 from editors.evaluation.arguments import settings_given
 from editors.methods.options import natural, positive
-from editors.training.arguments import USED, use_settings
+from editors.training.arguments import USED, parsed, use_settings
 from editors.training.arguments import parser as training_parser
 from pipeline.domain.rank_api import EditorSettings
 
@@ -30,7 +30,15 @@ def test_evaluation_and_training_read_the_same_words_alike() -> None:
 def test_what_is_left_out_is_the_editors_in_an_evaluation_and_the_default_in_a_training() -> None:
     assert settings_given(evaluation_parser().parse_args(EVALUATE)) == {}
     usual = {field.name: field.default for field in fields(EditorSettings)}
-    assert use_settings(training_parser().parse_args(TRAIN)) == {name: usual[name] for name in USED}
+    with_frames = {"num_passes": 3, "trained_passes": 3}
+    without = {"frames_per_pass": 0, "num_guards": 0}
+    for words, differing in (
+        (["--task", "causal"], with_frames),
+        (["--task", "causal", "--num-passes", "2"], {"num_passes": 2, "trained_passes": 2}),
+        (["--task", "causal", "--frames-per-pass", "0"], without),
+        (["--task", "seq2seq"], without),
+    ):
+        assert use_settings(parsed([*TRAIN, *words])) == {name: usual[name] for name in USED} | differing
     assert evaluation_parser().parse_args(EVALUATE).task == "causal"
     assert training_parser().parse_args(TRAIN).task is None
 

@@ -79,7 +79,7 @@ def test_every_word_of_a_training_arrives(data: Path, tmp_path: Path, monkeypatc
     assert corrigenda("train", *line.split()).exit_code == 0
     assert (started.program, started.arguments) == ("editors.training", line.split())
     given = training_parser().parse_args(started.arguments)
-    assert (given.data, given.model, given.out, given.resume) == (data, tmp_path, tmp_path / "run", True)
+    assert (given.data, given.model, given.out, given.resume) == ([data], tmp_path, tmp_path / "run", True)
     assert (given.validation, given.text, given.task, given.rank, given.limit) == (data, data, "causal", 8, 5)
     assert (given.inner_params, given.subject_params, given.threads) == (["a.weight", "b.weight"], ["a.weight"], 2)
     settings, loop = objective_settings(given), loop_settings(given)
