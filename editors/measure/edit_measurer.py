@@ -85,6 +85,10 @@ class EditMeasurer:
         """Return what the base said along its own answers to the neighbours of edits."""
         return {edit.edit_id: tuple(reading for _, reading in self._base[edit.edit_id]) for edit in edits}
 
+    def base_answers(self, edit: Edit) -> tuple[Encoded, ...]:
+        """Return the base's own answers to the neighbours of an edit, each behind its prompt."""
+        return tuple(sequence for sequence, _ in self._base[edit.edit_id])
+
     def readings(self, edits: Sequence[Edit]) -> dict[str, tuple[Reading, ...]]:
         """Return what the model says now along the base's answers to the neighbours of edits."""
         sequences = [sequence for edit in edits for sequence, _ in self._base[edit.edit_id]]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -21,13 +21,14 @@ from editors.measure.quality import Figure, chosen, prepared_quality
 from editors.measure.questions import EditMeasurement, EditQuestions, PromptMeasurement
 from editors.measure.reference import Reference
 from editors.measure.scoring import Change, Score, compared, prepare, scores
+from editors.measure.shown_answers import NUM_SHOWN, Said, moved, said_to, with_answers
 from editors.models.families import EditableModel, Pair
 from editors.models.hooks import side_branch
 from editors.weights.deltas import WeightDelta, WeightStore
 from pipeline.domain.edits import Edit
 from pipeline.domain.formats.canonical import canonical_json, sha256_json
 from pipeline.domain.language.spelling import normalised
-from pipeline.domain.measurements import EditScore, Measurements, ModelScore, mean, share
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore, Moved, mean, share
 from pipeline.domain.rank_api import SuiteProbe
 from pipeline.domain.wordings import can_be_asked
 
@@ -51,6 +52,10 @@ class Observed:
     """Readings of an edit's own locality probes, by edit id."""
     retained: dict[str, bool] = field(default_factory=dict)
     """Success of older edits, by edit id."""
+    said: dict[str, Said] = field(default_factory=dict)
+    """What is said to edits that are shown, by edit id."""
+    targets: dict[str, float] = field(default_factory=dict)
+    """Probabilities of edits' targets, by edit id."""
 
 
 class Scorer:
@@ -107,6 +112,7 @@ class Scorer:
             self._measurer.forget()
             parent.neighbours.clear()
         self._observe_neighbours(parent, [edit for edit in added if edit.edit_id not in parent.neighbours])
+        self._observe_answers(parent, added)
         if any(edit.edit_id not in parent.retained for edit in retained):
             parent.retained |= self._successes(retained)
 
@@ -132,8 +138,11 @@ class Scorer:
         self._candidate = candidate
         candidate.retained = self._successes(retained)
         asked = self._asked({*gone_keys, *(edit.request.conflict_key for edit in added)})
+        suite = [(self._reference.suite[place], from_parent[place]) for place in asked]
+        suite_moved = [(one.probe.probe.prompt, one.sequence, to.kl) for one, to in suite if not to.is_unchanged]
         return Measurements(
             edits=self._edit_scores(added, parent),
+            moved=moved(self._model, suite_moved),
             candidate=self._model_score(candidate, asked, retained),
             parent=self._model_score(parent, asked, retained),
             base=self._model_score(self._base, asked, ()),
@@ -155,6 +164,15 @@ class Scorer:
         # Without a shift the parent is the base, which has just been asked.
         parent.neighbours |= self._measurer.readings(edits) if negative else self._measurer.base_readings(edits)
 
+    def _observe_answers(self, parent: Observed, edits: Sequence[Edit]) -> None:
+        """Ask the parent for what people compare a candidate's answers with."""
+        new = [edit for edit in edits if edit.edit_id not in parent.targets]
+        pairs: dict[str, Pair] = {edit.edit_id: (edit.request.own_prompt, edit.request.target_new) for edit in new}
+        if pairs:
+            found = self._measurer.scores(list(pairs.values()))
+            parent.targets |= {edit_id: found[pair].probability for edit_id, pair in pairs.items()}
+        parent.said |= said_to(self._model, [edit for edit in edits[:NUM_SHOWN] if edit.edit_id not in parent.said])
+
     def _successes(self, edits: Sequence[Edit]) -> dict[str, bool]:
         pairs: dict[str, Pair] = {edit.edit_id: (edit.request.own_prompt, edit.request.target_new) for edit in edits}
         found = self._measurer.scores(list(pairs.values()))
@@ -166,9 +184,30 @@ class Scorer:
             questions_of(edit, rephrase_rows=self._rephrase_rows, replies=edit.edit_id in asking) for edit in added
         ]
         found = self._measurer.measure(questions, parent=parent.neighbours)
+        said = said_to(self._model, added[:NUM_SHOWN], only_wordings=True)
+        shown = zip(found, added, self._moved(found, added), strict=True)
         return tuple(
-            edit_score(one, names_subject=edit.request.names_subject) for one, edit in zip(found, added, strict=True)
+            with_answers(
+                replace(edit_score(one, names_subject=edit.request.names_subject), moved=own_moved),
+                edit,
+                before=parent.said.get(edit.edit_id, Said()),
+                after=said.get(edit.edit_id, Said()),
+                prob_before=parent.targets.get(edit.edit_id),
+            )
+            for one, edit, own_moved in shown
         )
+
+    def _moved(self, found: Sequence[EditMeasurement], edits: Sequence[Edit]) -> list[tuple[Moved, ...]]:
+        """Return, for each edit, its own locality probes that answer otherwise than on the parent; the first few."""
+        probes, places = [], []
+        for place, (one, edit) in enumerate(zip(found, edits, strict=True)):
+            answers = self._measurer.base_answers(edit)
+            for probe, answer, neighbour in zip(edit.request.locality, answers, one.neighbours, strict=True):
+                if neighbour.from_parent is not None and not neighbour.from_parent.is_unchanged:
+                    probes.append((probe.prompt, answer, neighbour.from_parent.kl))
+                    places.append(place)
+        said = list(zip(places, moved(self._model, probes), strict=False))
+        return [tuple(one for of, one in said if of == place) for place in range(len(edits))]
 
     def _asked(self, keys: Collection[str]) -> list[int]:
         """Return the places of the suite probes whose fact nobody edited."""

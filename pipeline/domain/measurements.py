@@ -11,6 +11,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """A probe of what should have stayed as it was, and did not."""
+
+    prompt: str
+    """What was asked."""
+    base: str
+    """What the base says."""
+    now: str
+    """What the candidate says."""
+    kl: float
+    """KL divergence of its answer from the parent's, nats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EditScore:
     """What was measured for one edit on the candidate weights."""
 
@@ -27,6 +41,20 @@ class EditScore:
     """What free generation said, for the reader of the report."""
     reply: str = ""
     """The reply to the question, for the same reader."""
+    generated_before: str | None = None
+    """What the parent says after the same prompt; None where it was not asked, and in earlier reports."""
+    reply_before: str | None = None
+    """The parent's reply to the question; None likewise."""
+    wording: str | None = None
+    """Another wording that was answered freely; None likewise."""
+    wording_before: str | None = None
+    """What the parent says after it."""
+    wording_after: str | None = None
+    """What the candidate says after it."""
+    prob_before: float | None = None
+    """Geometric mean probability of the target's tokens on the parent; None likewise."""
+    moved: tuple[Moved, ...] = ()
+    """Own locality probes that answer otherwise than the parent did; the first few."""
     token_fraction: float = 0.0
     """Share of target tokens that are the argmax (EasyEdit's rewrite accuracy)."""
     prob_new: float = 0.0
@@ -99,13 +127,19 @@ class Measurements:
     """Largest over inner parameters of the Frobenius norm of this change over that of the base weight."""
     probe_set_digest: str = ""
     """SHA-256 of the probes asked."""
+    moved: tuple[Moved, ...] = ()
+    """Probes of the suite that answer otherwise than the parent did; the first few."""
 
     @classmethod
     def from_stored(cls, document: Mapping[str, Any]) -> Self:
         """Read what a report in JSON holds; what it lacks was not measured, and what nobody knows is left out."""
         parts: dict[str, Any] = {name: _record(ModelScore, document[name]) for name in ("candidate", "parent", "base")}
-        edits = tuple(_record(EditScore, score) for score in document["edits"])
-        return _record(cls, {**document, **parts, "edits": edits})
+        edits = tuple(_record(EditScore, {**score, "moved": _moved(score)}) for score in document["edits"])
+        return _record(cls, {**document, **parts, "edits": edits, "moved": _moved(document)})
+
+
+def _moved(document: Mapping[str, Any]) -> tuple[Moved, ...]:
+    return tuple(_record(Moved, one) for one in document.get("moved") or ())
 
 
 def _record(kind: type[T], stored: Mapping[str, Any]) -> T:

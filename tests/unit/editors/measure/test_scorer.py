@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from editors.measure.quality import Figure, prepared_quality
 from editors.measure.reference import Reference, build_reference, own_answers
 from editors.measure.scorer import Scorer, negative_shift, questions_of
 from editors.measure.scoring import compared, prepare, readings, scores
+from editors.measure.shown_answers import SHOWN_TOKENS
 from editors.methods.base import EditJob
 from editors.methods.recursive import RecursiveEditor
 from editors.models.families import CausalModel
@@ -345,3 +348,37 @@ def test_gates_and_evaluation_say_the_same_of_an_edit(rig: Rig, reference: Refer
         changes = [neighbour.from_base for neighbour in found.neighbours]
         assert score.locality == score.locality_base == tuple(change.is_unchanged for change in changes)
         assert score.locality_kl == pytest.approx(sum(change.kl for change in changes) / len(changes), rel=1e-4)
+
+
+def test_people_see_what_parent_and_candidate_say_in_words(rig: Rig, reference: Reference) -> None:
+    scorer = Scorer(rig.model, rig.weights, reference)
+    added = [with_probes(0, question="what is it", messages=())]
+    stem, wording = added[0].request.prompt, added[0].request.rephrases[0]
+
+    def says(prompt: str) -> str:
+        [tokens] = rig.model.greedy([rig.model.encode_prompt(prompt)], max_new_tokens=SHOWN_TOKENS)
+        return rig.model.decode(tokens).strip()
+
+    before = [says(stem), says(wording)]
+    probability = score_pairs(rig.model, [(stem, added[0].request.target_new)])[0].probability
+    measured = candidate(rig, scorer, added, [])
+    [score] = measured.edits
+    assert [score.generated_before, score.wording_before] == before
+    assert (score.wording, score.wording_after) == (wording, says(wording))
+    assert score.prob_before == pytest.approx(probability, rel=1e-4)
+    assert score.prob_new > probability
+    moved = [probe for probe, same in zip(added[0].request.locality, score.locality, strict=True) if not same]
+    assert [(one.prompt, one.now) for one in score.moved] == [(probe.prompt, says(probe.prompt)) for probe in moved]
+    assert len(measured.moved) <= len(SUITE)
+    assert all(one.now == says(one.prompt) for one in measured.moved)
+    assert Measurements.from_stored(json.loads(json.dumps(asdict(measured)))) == measured
+
+
+def test_of_a_large_batch_only_the_first_edits_are_put_into_words(
+    rig: Rig, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editors.measure.scorer.NUM_SHOWN", 2)
+    added = edits_of(*range(len(FACTS)))
+    measured = candidate(rig, Scorer(rig.model, rig.weights, reference), added, [])
+    assert [score.generated_before is not None for score in measured.edits] == [True, True, False, False, False]
+    assert all(score.prob_before is not None for score in measured.edits)

@@ -1,0 +1,102 @@
+"""What a model says in words to a few edits of a batch: for people who compare a candidate with its parent.
+
+Nothing is judged by it, so it is short: a few edits, a few tokens, and of neighbours only those that moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from editors.measure.free_answers import REPLY_TOKENS
+from editors.models.families import EditableModel
+from editors.models.tokens import Encoded
+from pipeline.domain.edits import Edit
+from pipeline.domain.measurements import EditScore, Moved
+from pipeline.domain.prompts import Prompt
+from pipeline.domain.wordings import can_be_asked
+
+K = TypeVar("K")
+
+NUM_SHOWN = 8
+"""Edits of a batch whose answers are shown."""
+NUM_MOVED = 8
+"""Probes that moved whose answers are shown, of the suite and of the edits' own each."""
+SHOWN_TOKENS = 12
+"""Tokens of a shown answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What a model says to one edit."""
+
+    own: str | None = None
+    """After its own prompt; None where that was not asked."""
+    wording: str | None = None
+    """After its first rephrase that is no edit row."""
+    reply: str | None = None
+    """To its question in a chat."""
+
+
+def said_to(model: EditableModel, edits: Sequence[Edit], *, only_wordings: bool = False) -> dict[str, Said]:
+    """Return what a model says to edits, by edit id; every rank has to call it.
+
+    Args:
+        model: the model as it is now.
+        edits: at most `NUM_SHOWN`.
+        only_wordings: whether nothing but another wording is asked, where the rest is known.
+    """
+    asked: dict[tuple[str, str], Prompt] = {}
+    questions: dict[tuple[str, str], Prompt] = {}
+    for edit in edits:
+        asked |= {(edit.edit_id, "wording"): text for text in edit.request.unseen_rephrases(0)[:1]}
+        if only_wordings:
+            continue
+        asked[edit.edit_id, "own"] = edit.request.own_prompt
+        question = edit.request.chat_question if can_be_asked(edit.request) else None
+        if question is not None and model.has_chat_template:
+            questions[edit.edit_id, "reply"] = question
+    said = _said(model, asked, SHOWN_TOKENS) | _said(model, questions, REPLY_TOKENS)
+    return {
+        edit.edit_id: Said(**{kind: text for (of, kind), text in said.items() if of == edit.edit_id}) for edit in edits
+    }
+
+
+def with_answers(score: EditScore, edit: Edit, *, before: Said, after: Said, prob_before: float | None) -> EditScore:
+    """Return what was measured of an edit, with what parent and candidate say to it."""
+    return replace(
+        score,
+        generated_before=before.own,
+        reply_before=before.reply,
+        wording=None if after.wording is None else edit.request.unseen_rephrases(0)[0],
+        wording_before=before.wording,
+        wording_after=after.wording,
+        prob_before=prob_before,
+    )
+
+
+def moved(model: EditableModel, probes: Sequence[tuple[Prompt, Encoded, float]]) -> tuple[Moved, ...]:
+    """Return what a model says now to the first `NUM_MOVED` of some probes that moved; every rank has to call it.
+
+    Args:
+        model: the model as it is now.
+        probes: of each the prompt, the same with the base's answer, and how far the answer moved, in nats.
+    """
+    shown = probes[:NUM_MOVED]
+    says = _said(model, {place: prompt for place, (prompt, _, _) in enumerate(shown)}, SHOWN_TOKENS)
+    return tuple(
+        Moved(prompt=_text_of(prompt), base=model.decode(answer.target_ids).strip(), now=says[place], kl=kl)
+        for place, (prompt, answer, kl) in enumerate(shown)
+    )
+
+
+def _said(model: EditableModel, prompts: Mapping[K, Prompt], most: int) -> dict[K, str]:
+    if not prompts:
+        return {}
+    answers = model.greedy([model.encode_prompt(prompt) for prompt in prompts.values()], max_new_tokens=most)
+    return {key: model.decode(tokens).strip() for key, tokens in zip(prompts, answers, strict=True)}
+
+
+def _text_of(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else prompt.question
