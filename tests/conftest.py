@@ -107,7 +107,7 @@ def pools_close(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         engines.append(connect(url, role))
         return engines[-1]
 
-    monkeypatch.setattr(sql_engine, "connect", remembered)
+    monkeypatch.setattr(sql_engine, "connect", remembered)  # bootstrap imports it when it builds
     yield
     bootstrap.stores.cache_clear()
     for engine in engines:

@@ -12,7 +12,16 @@ from pydantic import Field
 
 from pipeline.domain import errors
 from pipeline.domain.errors import CorrigendaError, EngineFailed
-from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, ExportedModel, KeptFiles, Loaded, LoadPlan
+from pipeline.domain.rank_api import (
+    Answer,
+    Candidate,
+    CandidateOutcome,
+    ExportedModel,
+    KeptFiles,
+    Loaded,
+    LoadPlan,
+    Step,
+)
 
 PROTOCOL_VERSION = 4
 """Raised by every change that an older rank or controller would misread."""
@@ -177,6 +186,8 @@ class Reply:
     """Result of `generate`."""
     exported: ExportedModel | None = None
     """Result of `export`."""
+    step: Step | None = None
+    """A step that begins: then this is no answer yet, and nothing else is in it."""
     version: int = PROTOCOL_VERSION
     """Version of the protocol of who sends it."""
 

@@ -39,7 +39,7 @@ from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.packing import rounded
 from editors.solve.rows import consecutive
 from editors.solve.shared_targets import KEY_BITS
-from pipeline.domain.rank_api import EditorSettings
+from pipeline.domain.rank_api import EditorSettings, tell
 
 Watch = Callable[[str, Tensor, Tensor, Tensor, Tensor], None]
 """Gets the inner parameter, which shifts are asked for (H), and of each its key (H x I), its natural gradient (H x O)
@@ -140,6 +140,7 @@ class _Passes:
         self._edit_ids, self._frames = list(frames), list(frames.values())
         self._are_shared = settings.frames_per_pass > 0 and model.has_subject_keys
         self.update = BatchUpdate(are_shared=self._are_shared)
+        self._most_passes = settings.num_passes * len(_groups(model, settings))
         self._shapes = {param.name: (param.in_features, param.out_features) for param in model.inner}
         for name in self._shapes:
             self._open(name, None)
@@ -162,6 +163,7 @@ class _Passes:
         self.update.seconds["capture"] += time.perf_counter() - began
         for made in range(self._settings.num_passes if awake else 0):
             began = time.perf_counter()
+            tell("pass", self.update.num_passes + 1, self._most_passes)
             chosen = self._chosen(sequences, awake, least)
             pairs = reader.read(chosen, self._branches())
             least.take(chosen, pairs)

@@ -13,12 +13,13 @@ from infra.local.errors import LocalStackError
 from infra.local.kafka_broker import KafkaBroker
 from infra.local.mlflow_server import USER as MLFLOW_USER
 from infra.local.mlflow_server import MlflowServer
+from infra.local.ports import free_port, holder_of, port_is_free
 from infra.local.postgres_server import PostgresServer, database_url
 from infra.local.processes import POLL_SECONDS, end, is_alive, launch
 from infra.local.recipe import HOST, Plan, Recipe
 from infra.local.records import ALL, Endpoints, ProcessState, ProcessStatus, Service, derived_password
 from infra.local.redis_server import RedisServer
-from infra.local.state import ProcessRecord, StackState, StateFolder, free_port, port_is_free
+from infra.local.state import ProcessRecord, StackState, StateFolder
 
 RECIPES: Mapping[Service, Recipe] = {
     Service.MLFLOW: MlflowServer(),
@@ -65,6 +66,25 @@ class LocalStack:
             if wait:
                 self._wait_or_undo(wanted, undo=started)
         return self.endpoints()
+
+    def choose_ports(self, ports: Mapping[str, int]) -> None:
+        """Give services and processes other ports from their next start on; 0 stands for any that is free.
+
+        Raises:
+            LocalStackError: one of them runs, and so has its port.
+        """
+        with self._folder.locked():
+            state = self._folder.load_or_create()
+            chosen = dict(state.ports)
+            for name, port in ports.items():
+                record = state.find(name)
+                if record is not None and is_alive(record.process):
+                    if state.ports.get(name) == port:
+                        continue
+                    reason = f"it runs on port {state.ports.get(name)}; `corrigenda down` comes before another port"
+                    raise LocalStackError(service=name, reason=reason)
+                chosen[name] = port or free_port(chosen.values())
+            self._folder.save(replace(state, ports=chosen))
 
     def endpoints(self) -> Endpoints:
         """Return where the services answer, running or not.
@@ -189,7 +209,10 @@ class LocalStack:
             state = replace(state, redis_password=derived_password(state.password, service))
         plan = self._plan(service, state)
         if not _comes_free(plan.port):
-            raise plan.failed(f"port {plan.port} of {HOST}, which it was given, is in use by another program")
+            raise plan.failed(
+                f"its port {plan.port} of {HOST} is in use by {holder_of(plan.port)}; end that, or let it have another "
+                f"port, which is kept: `corrigenda up --port {service}=0` takes a free one"
+            )
         try:
             plan.folder.mkdir(mode=0o700, exist_ok=True)
             command = RECIPES[service].command(plan)

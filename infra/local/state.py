@@ -3,22 +3,19 @@
 import fcntl
 import json
 import os
-import random
 import secrets
-import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
 from infra.local.errors import LocalStackError
+from infra.local.ports import PORT_RANGE, free_port, port_is_free
 from infra.local.processes import ProcessId
 from infra.local.records import ALL, Service, derived_password
 
 STATE_FILE = "state.json"
-# Below the range that Linux hands out to outgoing connections: a port we chose stays free until its service binds it.
-PORT_RANGE = (20_000, 32_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,31 +127,14 @@ class StateFolder:
             yield
 
 
-def port_is_free(port: int) -> bool:
-    """Return whether nobody listens on 127.0.0.1:``port``."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
 def _free_ports(root: Path) -> dict[str, int]:
     """Return a port for each service; that of MLflow follows from the folder, so that bookmarks live on."""
     first, last = PORT_RANGE
     kept = first + int.from_bytes(sha256(str(root.resolve()).encode()).digest()) % (last - first)
-    candidates = random.SystemRandom().sample(range(*PORT_RANGE), 500)
-    free = (port for port in candidates if port != kept and port_is_free(port))
-    ports: dict[str, int] = {service: next(free) for service in ALL}
+    ports: dict[str, int] = {}
+    for service in ALL:
+        ports[service] = free_port([kept, *ports.values()])
     return ports | ({Service.MLFLOW: kept} if port_is_free(kept) else {})
-
-
-def free_port(taken: Iterable[int]) -> int:
-    """Return a port that nobody listens on and that is not one of those that are taken."""
-    candidates = random.SystemRandom().sample(range(*PORT_RANGE), 500)
-    return next(port for port in candidates if port not in frozenset(taken) and port_is_free(port))
 
 
 def _decode(text: str) -> StackState:

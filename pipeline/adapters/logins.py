@@ -13,9 +13,9 @@ from psycopg import sql
 from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 
+from pipeline.adapters.login_names import Login as Login
 from pipeline.adapters.sql.database.engine import connect, parsed_url, transaction
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.logins import Login as Login
 
 ADVISORY_LOCK = 0x6C6F6769  # "logi"
 

@@ -6,12 +6,14 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from pipeline.domain.approval_policies import ApprovalPolicy
 from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.rank_api import BaseSpec, EditorIdentity, EditorSettings
+from pipeline.domain.rank_api import BaseSpec, EditorIdentity, EditorSettings, Step
 from pipeline.domain.snapshots import Artifact
 
 _NAME = re.compile(r"[^/:?\\\s]{1,100}")
@@ -139,3 +141,65 @@ def check_name(name: str) -> None:
 
 def _refused(name: str, expected: str) -> InvalidInput:
     return InvalidInput(f"expected as the name of a lineage {expected}, got {name!r:.120}", lineage=name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """A piece of work under a lease."""
+
+    kind: str
+    """`editing` a batch, or `removing` edits."""
+    num_edits: int
+    """How many edits the batch or the removal holds."""
+    trial: int = 0
+    """Which trial of the batch runs, from 1; 0 before the first."""
+    num_tried: int = 0
+    """How many of the edits are in that trial."""
+    step: Step = field(default_factory=lambda: Step(name="starting"))
+    """The step that began last."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as it is kept beside the lease."""
+        return {
+            "kind": self.kind,
+            "num_edits": self.num_edits,
+            "trial": self.trial,
+            "num_tried": self.num_tried,
+            "step": {"name": self.step.name, "done": self.step.done, "of": self.step.of},
+        }
+
+    @staticmethod
+    def from_json(stored: dict[str, Any]) -> Work:
+        """Return what was kept; what a later version adds is left out."""
+        step = stored.get("step", {})
+        return Work(
+            kind=str(stored.get("kind", "working")),
+            num_edits=int(stored.get("num_edits", 0)),
+            trial=int(stored.get("trial", 0)),
+            num_tried=int(stored.get("num_tried", 0)),
+            step=Step(name=str(step.get("name", "working")), done=int(step.get("done", 0)), of=int(step.get("of", 0))),
+        )
+
+    def sentence(self) -> str:
+        """Return it for people: `editing a batch of 12 edits, trial 2 with 6 edits, pass 7 of at most 12`."""
+        edits = counted(self.num_edits, "edit")
+        parts = [f"editing a batch of {edits}" if self.kind == "editing" else f"taking out {edits}"]
+        if self.trial > 1:
+            parts.append(f"trial {self.trial} with {counted(self.num_tried, 'edit')}")
+        return ", ".join([*parts, self.step.sentence()])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Activity:
+    """What the holder of a lineage's lease does, by the database's clock."""
+
+    owner: str
+    """Name of the worker."""
+    work: Work | None
+    """The piece of work; None between two of them."""
+    seconds: float
+    """How long ago that work began; 0 if there is none."""
+
+    def sentence(self) -> str:
+        """Return it for people, with how long the work has taken."""
+        return f"{self.work.sentence()}, {self.seconds:.0f} s" if self.work else "waiting for a batch to fill"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -259,3 +261,38 @@ class SuiteProbe:
     """With the relation: the fact it asks for."""
     relation: str | None
     """With the subject: the fact it asks for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step of a piece of work."""
+
+    name: str
+    """What is being done, such as `pass` or `measuring`."""
+    done: int = 0
+    """Which one this is, from 1; 0 where the step has no parts."""
+    of: int = 0
+    """How many there are at most; 0 where the step has no parts."""
+
+    def sentence(self) -> str:
+        """Return it for people: `pass 7 of at most 12`."""
+        return f"{self.name} {self.done} of at most {self.of}" if self.of else self.name
+
+
+_listener: ContextVar[Callable[[Step], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def told_to(listener: Callable[[Step], None] | None) -> Iterator[None]:
+    """Send the steps that are told inside to a listener; None for nobody."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def tell(name: str, done: int = 0, of: int = 0) -> None:
+    """Say which step begins; free of charge where nobody listens."""
+    if (listener := _listener.get()) is not None:
+        listener(Step(name=name, done=done, of=of))

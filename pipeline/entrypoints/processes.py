@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.local import LocalStack, LocalStackError, ProcessState, ProcessStatus
+from pipeline.adapters.login_names import Login
 from pipeline.bootstrap import create_topics
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.logins import Login
 from pipeline.domain.rank_api import BaseSpec
 from pipeline.entrypoints.liveness import health_file
 from pipeline.entrypoints.local_settings import environment_of, load_settings, with_endpoints
@@ -26,11 +27,12 @@ HOST = "127.0.0.1"
 EDIT_WORKER_GRACE = timedelta(seconds=60)
 
 
-def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
+def start_stack(home: Path | None, ports: Mapping[str, int] | None = None) -> tuple[LocalStack, Settings]:
     """Start the services, bring the schema up to date, let our logins in and make the topics.
 
     Args:
         home: folder of the stack; what the settings say if None.
+        ports: other ports for what does not run; 0 for any that is free.
 
     Raises:
         Misconfigured: if a service cannot be started, naming it and its log.
@@ -42,6 +44,8 @@ def start_stack(home: Path | None) -> tuple[LocalStack, Settings]:
     settings = settings.model_copy(update={"home": (home or settings.home).absolute()})
     stack = LocalStack(settings.home)
     try:
+        if ports:
+            stack.choose_ports(ports)
         endpoints = stack.start()
     except LocalStackError as error:
         raise Misconfigured(str(error)) from error

@@ -21,7 +21,7 @@ from pipeline.domain.errors import EditorFailed, LeaseLost, one_line
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
-from pipeline.domain.rank_api import Candidate, Loaded
+from pipeline.domain.rank_api import Candidate, Loaded, tell
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator
 from pipeline.services.batch_in_hand import BatchInHand
@@ -137,14 +137,19 @@ class EditService:
         self._on_progress()
         removal = self._queue.next_removal(keeper.lease)
         if removal is not None:
-            return self._remove(removal, keeper)
+            with keeper.doing("removing", len(removal.edit_ids)):
+                return self._remove(removal, keeper)
         batch_size = self._lineages.lineage(lineage).settings.editor.batch_size
         batch = self._queue.claim_batch(keeper.lease, limit=batch_size, max_wait=self._policy.batch_max_wait)
         if batch is None:
             return None
         failpoint("edit.after_claim")
         in_hand = self._in_hand(batch.edits, keeper)
-        with telling_of_batch(batch), in_hand.released_on_failure():
+        with (
+            telling_of_batch(batch),
+            in_hand.released_on_failure(),
+            keeper.doing("editing", len(batch.edits)),
+        ):
             return self._edit(batch, in_hand, keeper)
 
     def _in_hand(self, edits: Sequence[Edit], keeper: LeaseKeeper) -> BatchInHand:
@@ -209,6 +214,7 @@ class EditService:
         return 0
 
     def _compose(self, lineage: str, parent_id: str | None, in_hand: BatchInHand, keeper: LeaseKeeper) -> _Composition:
+        tell("loading the model")
         found = self._lineages.lineage(lineage)
         loaded = self._loaded(found, parent_id, epoch=keeper.lease.epoch)
         return _Composition(
@@ -237,6 +243,7 @@ class EditService:
         self, on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str], keeper: LeaseKeeper
     ) -> Attempt:
         _ = keeper.lease  # stop early when the lease is known to be lost
+        keeper.tries(len(added))
         candidate = self._candidate(on, added=added, removed_ids=removed_ids)
         policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
         name = on.lineage.settings.name

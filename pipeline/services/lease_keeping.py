@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 
 from pipeline.domain.errors import LeaseLost, one_line
-from pipeline.domain.lineages import Lease
+from pipeline.domain.lineages import Lease, Work
+from pipeline.domain.rank_api import Step, told_to
 from pipeline.telemetry.metrics import LEASES_LOST
 
 if TYPE_CHECKING:
     from pipeline.adapters.sql.leases import SqlLeaseStore
 
 log = structlog.get_logger()
+
+NOTE_EVERY_SECONDS = 1.0
+"""Steps that come faster are not all written down."""
 
 
 class LeaseKeeper:
@@ -33,6 +41,8 @@ class LeaseKeeper:
         """Whether the lineage still has work when the lease is given back, so that a doorbell has to ring for it."""
         self._stop = threading.Event()
         self._lost: LeaseLost | None = None
+        self._work: Work | None = None
+        self._noted_at = 0.0
         self._thread = threading.Thread(target=self._renew_until_stopped, name="lease-keeper", daemon=True)
 
     @property
@@ -45,6 +55,36 @@ class LeaseKeeper:
         if self._lost is not None:
             raise LeaseLost(str(self._lost), lineage=self._lease.lineage) from self._lost
         return self._lease
+
+    @contextmanager
+    def doing(self, kind: str, num_edits: int) -> Iterator[None]:
+        """Tell whoever waits what is done inside, step by step; what cannot be told stops no work."""
+        self._note(Work(kind=kind, num_edits=num_edits), begins=True)
+        try:
+            with told_to(self._heard):
+                yield
+        finally:
+            self._note(None)
+
+    def tries(self, num_edits: int) -> None:
+        """Say that a trial of some of the edits begins."""
+        if self._work is not None:
+            self._note(replace(self._work, trial=self._work.trial + 1, num_tried=num_edits))
+
+    def _heard(self, step: Step) -> None:
+        if self._work is not None:
+            self._note(replace(self._work, step=step), is_step=True)
+
+    def _note(self, work: Work | None, *, begins: bool = False, is_step: bool = False) -> None:
+        self._work = work
+        now = time.monotonic()
+        if self._lost is not None or (is_step and now < self._noted_at + NOTE_EVERY_SECONDS):
+            return
+        self._noted_at = now if is_step else 0.0
+        try:
+            self._leases.note(self._lease, work, begins=begins)
+        except Exception as error:
+            log.warning("what is being done was not noted", **self._about, error=one_line(error))
 
     def __enter__(self) -> LeaseKeeper:
         self._thread.start()

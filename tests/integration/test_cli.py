@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +20,9 @@ from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.domain.contract.messages import Message, ParsedMessage, Poll
+from pipeline.domain.lineages import Work
 from pipeline.domain.prompts import ChatTurn
+from pipeline.domain.rank_api import Step
 from pipeline.entrypoints.cli import lineage as lineage_commands
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
@@ -346,7 +349,7 @@ def test_a_correction_in_options_may_come_as_a_chat(
     assert "Holy Father" in shown
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "[1]\n", "[" * 100_000, '{"a":' * 100_000, '{"request_id": "e1"}\n{'])
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "[1]\n", "[" * 100_000, '{"a":' * 100_000])
 def test_a_file_that_is_no_jsonl_is_not_sent_at_all(
     corrigenda: Command, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +361,123 @@ def test_a_file_that_is_no_jsonl_is_not_sent_at_all(
 
     assert result.exit_code == ExitCode.usage, result.output
     assert one_sentence(result)
+
+
+def test_lines_are_filled_in_sent_once_and_told_where_they_are_none(
+    corrigenda: Command,
+    postgres_url: str,
+    kafka_bootstrap: str,
+    new_topic: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = new_topic()
+    monkeypatch.setenv("CORRIGENDA_KAFKA_BOOTSTRAP", kafka_bootstrap)
+    monkeypatch.setenv("CORRIGENDA_REQUESTS_TOPIC", topic)
+    bare = {"prompt": "The capital of Australia is", "target_new": "Canberra"}
+    named = {"request_id": "n1", "prompt": "The capital of Peru is", "target_new": "Lima"}
+    whole = {"request_id": "w1", "prompt": "The euro is used in", "target_new": "Malta"}
+    whole |= {"occurred_at": "2026-01-01T00:00:00Z"}
+    lines = [json.dumps(line).encode() for line in (bare, named, whole, bare)]
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b"\n".join([*lines[:2], b"{", b"[1]", b"\xff\xfe", *lines[2:]]))
+
+    refused = corrigenda("submit", str(file), "--strict", "--json")
+    first = corrigenda("submit", str(file), "--json")
+    settings = intake_settings(postgres_url, kafka_bootstrap, topic)
+    engine = connect(postgres_url, settings.database_role)
+    with KafkaSource(settings, SqlPartitionHolds(engine)) as source:
+        counts = run_until(Intake(source=source, store=SqlIntakeStore(engine)), 3)
+    engine.dispose()
+    file.write_bytes(b"\n".join(lines[:2]))
+    again = corrigenda("submit", str(file), "--json")
+    file.write_text(json.dumps(named | {"target_new": "Cuzco"}), encoding="utf-8")
+    changed = corrigenda("submit", str(file))
+    row = json.loads(corrigenda("edits", "--json").stdout)[0]
+
+    assert (refused.exit_code, json.loads(refused.stdout)["sent"]) == (ExitCode.usage, [])
+    assert first.exit_code == ExitCode.usage
+    told = json.loads(first.stdout)
+    made_up = told["sent"][0]
+    assert told["sent"] == [made_up, "n1", "w1"]
+    assert made_up.startswith("line-")
+    assert [refusal["line"] for refusal in told["refused"]] == [3, 4, 5]
+    assert told["sent_before"] == [{"line": 7, "request_id": made_up}]
+    assert (counts.received, counts.refused) == (3, 0)
+    assert (again.exit_code, json.loads(again.stdout)["sent"]) == (ExitCode.done, [])
+    assert [one["line"] for one in json.loads(again.stdout)["sent_before"]] == [1, 2]
+    assert (changed.exit_code, "expected another request_id" in changed.stderr) == (ExitCode.usage, True)
+    assert row["submitted_by"].startswith("cli:")
+    assert row["submitted_by"].endswith("(claimed)")
+
+
+def test_waiting_for_a_correction_ends_with_its_verdict(corrigenda: Command, rig: StoreRig) -> None:
+    rig.correct("e1")
+    rig.commit_batch(rig.acquire())
+    rig.query("UPDATE snapshots SET registry_version = '7'")
+
+    class Sent:
+        def publish(self, topic: str, **_: object) -> None:
+            """Takes it; the database has it already."""
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.entrypoints.cli.submitting.publisher", lambda _: nullcontext(Sent()))
+        waited = corrigenda("submit", "--prompt", "a", "--target", "b", "--request-id", "e1", "--wait", "--json")
+        late = corrigenda("submit", "--prompt", "a", "--target", "b", "--request-id", "no", "--wait", "--timeout", "1")
+
+    assert waited.exit_code == ExitCode.done, waited.output
+    assert [(edit["request_id"], edit["state"]) for edit in json.loads(waited.stdout)["edits"]] == [("e1", "candidate")]
+    assert late.exit_code == ExitCode.unavailable
+    assert "on its way to intake" in late.stderr
+    assert "expected a verdict on no in time" in late.stderr
+
+
+def test_status_says_what_a_worker_does_and_what_waits_for_approval(corrigenda: Command, rig: StoreRig) -> None:
+    rig.correct("e1")
+    lease = rig.acquire()
+    rig.commit_batch(lease)
+    rig.leases.note(lease, Work(kind="editing", num_edits=2, step=Step(name="pass", done=3, of=12)), begins=True)
+
+    busy = json.loads(corrigenda("status", "--json").stdout)["lineages"][0]
+    shown = corrigenda("status").stdout
+    rig.leases.release(lease)
+    idle = json.loads(corrigenda("status", "--json").stdout)["lineages"][0]
+
+    assert busy["doing"].startswith("editing a batch of 2 edits, pass 3 of at most 12, ")
+    assert busy["activity"]["owner"] == lease.owner
+    assert "snapshot 1 waits for approval since" in shown
+    assert (idle["doing"], [one["seq"] for one in idle["waiting"]]) == (None, [1])
+    assert corrigenda("status", "--watch", "--json").exit_code == ExitCode.usage
+
+
+def test_the_database_is_asked_with_a_login_that_only_reads(corrigenda: Command, rig: StoreRig) -> None:
+    rig.correct("e1")
+
+    asked = corrigenda("sql", "SELECT request_id, 'a:b' AS text FROM edit_history", "--json")
+
+    assert json.loads(asked.stdout) == [{"request_id": "e1", "text": "a:b"}]
+    for wrong in ("SELECT nope", "DELETE FROM audit_events"):
+        result = corrigenda("sql", wrong)
+        assert (result.exit_code, result.stderr.count("\n")) == (ExitCode.usage, 1), result.output
+
+
+def test_logs_are_shown_by_process_and_as_sentences(corrigenda: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "logs"
+    assert corrigenda("logs").exit_code == ExitCode.misconfigured
+    folder.mkdir(parents=True)
+    event = {"event": "poll_recorded", "received": 1, "level": "info", "timestamp": "2026-11-28T12:00:00Z"}
+    (folder / "intake.log").write_text(f"first\n{json.dumps(event)}\n", encoding="utf-8")
+    (folder / "kafka.log").write_text("ready \x1b[31m\n", encoding="utf-8")
+
+    every = corrigenda("logs", "-n", "1").stdout.splitlines()
+    one = corrigenda("logs", "int").stdout.splitlines()
+
+    assert every[0].startswith("intake  ")
+    assert every[0].endswith("info    poll_recorded  received=1")
+    assert every[1] == "kafka   ready \\x1b[31m"
+    assert one[0] == "first"
+    assert json.loads(corrigenda("logs", "intake", "--raw", "-n", "1").stdout) == event
+    assert corrigenda("logs", "nobody").exit_code == ExitCode.usage
 
 
 def test_a_correction_that_no_broker_took_can_be_sent_again_under_its_id(
@@ -378,9 +498,13 @@ def test_a_line_changed_behind_our_back_makes_verify_say_no(corrigenda: Command,
         owner.execute(forge.encode())
 
     result = corrigenda("audit", "verify")
+    exported = corrigenda("audit", "export", "facts")
 
     assert result.exit_code == ExitCode.failed
     assert "facts: broken at line 2" in result.stderr
+    assert exported.exit_code == ExitCode.failed
+    assert "facts: broken at line 2" in exported.stderr
+    assert len(exported.stdout.splitlines()) == rig.audit.head("facts")[0]
 
 
 @pytest.mark.parametrize(

@@ -140,10 +140,18 @@ def test_a_port_in_use_is_named_with_the_service_and_nothing_is_left_running(sta
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", port))
         other.listen()
-        with pytest.raises(LocalStackError, match=rf"^kafka: port {port} .* in use") as caught:
+        with pytest.raises(
+            LocalStackError, match=rf"^kafka: its port {port} .* in use by \S+ \(pid {os.getpid()}\)"
+        ) as caught:
             stack.start([Service.POSTGRES, Service.KAFKA])
+        stack.choose_ports({Service.KAFKA: 0})
+        assert processes_of(stack) == set()
+        chosen = int(stack.start([Service.KAFKA]).kafka_bootstrap.rpartition(":")[2])
     assert caught.value.service == "kafka"
-    assert processes_of(stack) == set()
+    assert "corrigenda up --port kafka=0" in str(caught.value)
+    assert chosen != port
+    with pytest.raises(LocalStackError, match="it runs on port"):
+        stack.choose_ports({Service.KAFKA: 0})
 
 
 def test_a_service_that_dies_at_start_is_named_with_its_last_words_and_its_log(stack: LocalStack) -> None:

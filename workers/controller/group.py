@@ -26,6 +26,7 @@ from pipeline.domain.rank_api import (
     KeptFiles,
     Loaded,
     LoadPlan,
+    tell,
 )
 from workers.commands import Command, Export, Free, Generate, Held, Keep, Load, Ping, Reply, Request, Shutdown, TryEdits
 from workers.controller.rank_processes import RankProcesses, RankSpec
@@ -227,8 +228,18 @@ class RankGroup:
         self.start()
         assert self._processes is not None
         seq, request = self._request(command)
-        body = self._processes.ask(request, what=command.kind, seconds=self._timeout)
-        reply: Reply = REPLIES.decode(body)
+        answered: list[Reply] = []
+
+        def is_answer(body: bytes) -> bool:
+            heard: Reply = REPLIES.decode(body)
+            if heard.step is not None:
+                tell(heard.step.name, heard.step.done, heard.step.of)
+                return False
+            answered.append(heard)
+            return True
+
+        self._processes.ask(request, what=command.kind, seconds=self._timeout, is_answer=is_answer)
+        reply = answered[0]
         if reply.seq != seq:
             raise EngineFailed(f"expected the answer to command {seq}, got the one to {reply.seq}")
         return reply

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from pathlib import Path
@@ -90,14 +90,15 @@ class RankProcesses:
         self._failed.wait(within)
         return self._failure
 
-    def ask(self, request: bytes, *, what: str, seconds: float) -> bytes:
-        """Send rank 0 a request and return its answer.
+    def ask(self, request: bytes, *, what: str, seconds: float, is_answer: Callable[[bytes], bool]) -> None:
+        """Send rank 0 a request and read what it says until that is the answer.
 
         Args:
             request: JSON of the request.
             what: what it asks for, for errors.
             seconds: limit for the answer, and for the start of the ranks where this is their first request. Time in
                 which the ranks were waiting for a processor does not count.
+            is_answer: takes each message, and says whether it is the answer; those before it tell of steps.
 
         Raises:
             EngineFailed: if a rank has ended, does not answer in time, or is of another version of the protocol.
@@ -111,7 +112,8 @@ class RankProcesses:
                 self._check(self._received())
             with contextlib.suppress(OSError):  # a rank that is gone has said why, or is found to be gone below
                 send(self._connection, request)
-            return self._received()
+            while not is_answer(self._received()):
+                pass
         finally:
             self._limit = None
 

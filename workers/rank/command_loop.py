@@ -7,7 +7,9 @@ the ranks answer and end, and their controller starts new ones.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 from editors.measure.memory import peak_bytes
 from pipeline.domain.errors import CorrigendaError, EngineFailed, LeaseLost
 from pipeline.domain.formats.canonical import sha256_text
-from pipeline.domain.rank_api import BaseSpec
+from pipeline.domain.rank_api import BaseSpec, Step, told_to
 from workers.commands import (
     Export,
     Free,
@@ -85,7 +87,8 @@ def serve(connection: Connection | None, *, config_path: Path | None, warm_base:
         request = REQUESTS.decode(comm.hand_out(_next(connection) if connection else None))
         if isinstance(request.command, Shutdown):
             return 0
-        reply = compared(comm, answer(request, model, fence), model, request)
+        with told_to(_teller(connection, request) if connection else None):
+            reply = compared(comm, answer(request, model, fence), model, request)
         if connection is not None:
             send(connection, REPLIES.encode(reply))
         if reply.failure is not None and reply.failure.error == EngineFailed.__name__:
@@ -160,6 +163,16 @@ def _said(reply: Reply, model: HeldModel, request: Request) -> str:
     if isinstance(request.command, TryEdits) and reply.outcome is not None:
         evidence = model.snapshot.evidence(request.command.candidate.candidate_id)
     return sha256_text(REPLIES.encode(alike).decode() + evidence)
+
+
+def _teller(connection: Connection, request: Request) -> Callable[[Step], None]:
+    """Return what tells the controller of the steps of a request before its answer."""
+
+    def teller(step: Step) -> None:
+        with contextlib.suppress(OSError):  # the controller is gone, as the next read will find
+            send(connection, REPLIES.encode(Reply(seq=request.seq, step=step)))
+
+    return teller
 
 
 def _next(connection: Connection) -> bytes:

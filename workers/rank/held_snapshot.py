@@ -24,7 +24,7 @@ from editors.weights.deltas import save_accumulators
 from pipeline.domain.errors import EngineFailed, UnknownRecord
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.formats.canonical import canonical_json, sha256_blocks
-from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, FileRef, KeptFiles, LedgerPlan, LoadPlan
+from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, FileRef, KeptFiles, LedgerPlan, LoadPlan, tell
 from workers.rank.sharded_weights import ShardedWeights
 from workers.rank.validation import require_encodable, require_finite
 
@@ -105,6 +105,7 @@ class HeldSnapshot:
         editing = self._editing()
         scorer = editing.scorer
         require_encodable(self.model, candidate.added)
+        tell("reading the edits")
         with _unchanged(self.weights):
             result = editing.editor.edit(
                 EditJob(
@@ -116,6 +117,7 @@ class HeldSnapshot:
                     guards=editing.guards.of(candidate.added, {bare_name(name) for name in candidate.edited_names}),
                 )
             )
+            tell("measuring")
             clock = _Clock()
             scorer.observe_parent(candidate.added, candidate.retained)
             observing = clock.lap()

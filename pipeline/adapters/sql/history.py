@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
@@ -49,6 +49,15 @@ _ONE = text(
     )
     """
 )
+_STATES = text(
+    """
+    SELECT request_id, state, prompt, target_new, snapshot_seq, registry_version, reason, gate_reason
+    FROM edit_history WHERE edit_id IN (
+        SELECT edit_id FROM edit_requests JOIN lineages USING (lineage_id)
+        WHERE name = :lineage AND request_id = ANY(:ids)
+    )
+    """
+)
 _ABOUT = ("edit_id", "snapshot_id", "approved_snapshot_id", "removal_id")
 """Columns of `edit_history` that name what an edit's audit lines are about."""
 
@@ -88,6 +97,12 @@ class SqlHistoryStore:
                 raise UnknownRecord(message, lineage=lineage, edit=ref)
             found = _plain(row)
             return found | {"events": _events(connection, lineage, {found[name] for name in _ABOUT if found[name]})}
+
+    def states(self, lineage: str, request_ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        """Return where requests stand, by id; those that intake has not recorded are left out."""
+        with transaction(self._engine) as connection:
+            rows = connection.execute(_STATES, {"lineage": lineage, "ids": list(request_ids)}).mappings().all()
+        return {row["request_id"]: _plain(row) for row in rows}
 
     def snapshot_seq(self, edit_id: str) -> int | None:
         """Return the first snapshot that held an edit; None if none did, or there is no such edit."""

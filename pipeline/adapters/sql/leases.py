@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipeline.domain.audit import AuditAction
 from pipeline.domain.batches import Setback
 from pipeline.domain.errors import LeaseLost
 from pipeline.domain.lifecycle import EditStatus
-from pipeline.domain.lineages import Lease
+from pipeline.domain.lineages import Activity, Lease, Work
 
 NOBODY = ""
 """Owner of a lease that was given back; its epoch stays."""
@@ -96,13 +97,48 @@ class SqlLeaseStore:
 
     def release(self, lease: Lease, *, rings: bool = False) -> None:
         """Give it back, and ring if work is left; nothing happens if it was lost."""
-        give_back = update(leases).where(_is_ours(lease)).values(owner=NOBODY, expires_at=func.clock_timestamp())
+        give_back = (
+            update(leases)
+            .where(_is_ours(lease))
+            .values(owner=NOBODY, expires_at=func.clock_timestamp(), doing=None, doing_since=None)
+        )
         with transaction(self._engine) as connection:
             if connection.execute(give_back).rowcount and rings:
                 base = select(lineages.c.base_digest).where(lineages.c.name == lease.lineage)
                 payload = {"lineage": lease.lineage, "base_digest": connection.scalar(base)}
                 key = f"doorbell:{lease.lineage}:released:{lease.epoch}"
                 owe(connection, kind="doorbell", dedup_key=key, payload=payload)
+
+    def note(self, lease: Lease, work: Work | None, *, begins: bool = False) -> None:
+        """Say what the owner is doing; nothing happens if the lease was lost.
+
+        Args:
+            lease: of the owner.
+            work: the piece of work and how far it is; None between two pieces.
+            begins: whether the piece of work begins now.
+        """
+        since = func.clock_timestamp() if begins else leases.c.doing_since if work else None
+        with transaction(self._engine) as connection:
+            connection.execute(
+                update(leases).where(_is_ours(lease)).values(doing=work.as_json() if work else None, doing_since=since)
+            )
+
+    def activities(self) -> Mapping[str, Activity]:
+        """Return what is being done now, by the name of the lineage; a lineage without a living lease is left out."""
+        seconds = func.extract("epoch", func.clock_timestamp() - leases.c.doing_since)
+        query = (
+            select(lineages.c.name, leases.c.owner, leases.c.doing, func.coalesce(seconds, 0).label("seconds"))
+            .join(lineages, lineages.c.lineage_id == leases.c.lineage_id)
+            .where(leases.c.owner != NOBODY, leases.c.expires_at > func.clock_timestamp())
+        )
+        with transaction(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return {
+            row.name: Activity(
+                owner=row.owner, work=Work.from_json(row.doing) if row.doing else None, seconds=float(row.seconds)
+            )
+            for row in rows
+        }
 
     def waiting(self) -> tuple[str, ...]:
         """Return the names of lineages that have work (due edits or removals), no live lease and no hold that stops it.
@@ -127,7 +163,13 @@ def _take(connection: Connection, lineage: str, owner: str, ttl: timedelta) -> R
     fresh = insert(leases).from_select(["lineage_id", "owner", "epoch", "expires_at"], source)
     upsert = fresh.on_conflict_do_update(
         index_elements=["lineage_id"],
-        set_={"owner": owner, "epoch": leases.c.epoch + 1, "expires_at": _after(ttl)},
+        set_={
+            "owner": owner,
+            "epoch": leases.c.epoch + 1,
+            "expires_at": _after(ttl),
+            "doing": None,
+            "doing_since": None,
+        },
         where=or_(leases.c.expires_at <= func.clock_timestamp(), leases.c.owner == owner),
     )
     old_owner: Any = literal_column("old.owner").label("old_owner")

@@ -16,6 +16,7 @@ from pipeline.adapters.sql.database.rows import artifact_of, is_uuid, snapshot_o
 from pipeline.adapters.sql.database.tables import gate_reports, lineages, snapshots
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
+from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.lineages import Lease, TrainedArtifacts
 from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, TrainedFiles
 from pipeline.domain.snapshots import Artifact, Basis, DigestForm, DigestPath, Snapshot
@@ -130,6 +131,16 @@ class SqlSnapshotStore:
             of = _lineage_row(connection, lineage)
             query = select(snapshots).where(snapshots.c.lineage_id == of.lineage_id).order_by(snapshots.c.seq)
             return tuple(snapshot_of(row, lineage) for row in connection.execute(query))
+
+    def waiting(self, lineage: str, *, above_seq: int, limit: int) -> tuple[Snapshot, ...]:
+        """Return candidates above the champion that nobody has decided about yet, newest first."""
+        columns = snapshots.c
+        with transaction(self._engine) as connection:
+            of = _lineage_row(connection, lineage)
+            mine = (columns.lineage_id == of.lineage_id) & (columns.seq > above_seq)
+            query = select(snapshots).where(mine, columns.status == SnapshotStatus.candidate)
+            rows = connection.execute(query.order_by(columns.seq.desc()).limit(limit)).all()
+        return tuple(snapshot_of(row, lineage) for row in rows)
 
     def report(self, gate_report_id: str) -> Mapping[str, Any]:
         """Return a gate report as JSON.

@@ -58,23 +58,25 @@ def json_lines(
     Args:
         content: the file's bytes.
         file: its name, for complaints.
-        on_refused: is told the line and the reason of JSON that is refused for what it holds, which ends the reading
-            where nobody is told.
+        on_refused: is told the line and the reason of what is no JSON object, or no UTF-8, or refused for what it
+            holds; the first such line ends the reading where nobody is told.
 
     Raises:
-        InvalidInput: naming the line that holds no JSON object, or no UTF-8.
+        InvalidInput: naming the first line that is refused, where nobody is told.
     """
-    for number, line in text_lines(content, file):
-        if line.strip():
-            where = f"line {number} of {file}"
-            try:
-                value = located(line, where)
-            except InvalidMessage as error:
-                if on_refused is None:
-                    raise
-                on_refused(number, str(error.__cause__))
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        where = f"line {number} of {file}"
+        try:
+            line = _text(raw, where)
+            if not line.strip():
                 continue
-            yield number, json_object(value, where)
+            value = json_object(located(line, where), where)
+        except InvalidInput as error:
+            if on_refused is None:
+                raise
+            on_refused(number, str(error).removesuffix(f" ({where})").replace(f" in {where},", ","))
+            continue
+        yield number, value
 
 
 def text_lines(content: bytes, file: object) -> Iterator[tuple[int, str]]:
@@ -84,12 +86,16 @@ def text_lines(content: bytes, file: object) -> Iterator[tuple[int, str]]:
         InvalidInput: naming the first line that is not UTF-8.
     """
     for number, line in enumerate(content.split(b"\n"), start=1):
-        try:
-            # Files that were put together may have a mark at the head of any line.
-            yield number, line.decode("utf-8").removeprefix(BYTE_ORDER_MARK).removesuffix("\r")
-        except UnicodeDecodeError as error:
-            where = f"line {number} of {file}: {error.reason} at byte {error.start} of the line"
-            raise InvalidInput(f"expected a UTF-8 file, got {where}") from error
+        yield number, _text(line, f"line {number} of {file}")
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        # Files that were put together may have a mark at the head of any line.
+        return line.decode("utf-8").removeprefix(BYTE_ORDER_MARK).removesuffix("\r")
+    except UnicodeDecodeError as error:
+        found = f"{where}: {error.reason} at byte {error.start} of the line"
+        raise InvalidInput(f"expected a UTF-8 file, got {found}") from error
 
 
 def located(text: str, where: str) -> Any:

@@ -14,12 +14,16 @@ from pipeline.entrypoints.cli import (
     audit,
     edits,
     lineage,
+    logs,
     models,
     outbox,
     people,
     programs,
     review,
+    sql,
     stack,
+    standing,
+    submitting,
 )
 
 CHATTY = ("kafka", "urllib3", "alembic")
@@ -44,7 +48,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for group in (stack, edits, models, review, lineage, programs, audit, outbox, people):
+for group in (
+    stack,
+    submitting,
+    standing,
+    edits,
+    logs,
+    models,
+    review,
+    lineage,
+    programs,
+    audit,
+    sql,
+    outbox,
+    people,
+):
     group.add_commands(app)
 
 

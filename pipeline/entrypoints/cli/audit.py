@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from pipeline.adapters.login_names import Login
 from pipeline.bootstrap import publisher, stores
 from pipeline.domain.approvals import is_claimed_actor, shown_actor
 from pipeline.domain.audit import AuditEvent
 from pipeline.domain.errors import InvalidInput
-from pipeline.domain.logins import Login
 from pipeline.entrypoints.cli.verifying import ChainArgument, audit_verify
 from pipeline.entrypoints.console import (
     MAX_ROWS,
+    ExitCode,
     JsonOption,
+    complain,
     exits_clearly,
     plain,
     print_json,
@@ -76,6 +78,8 @@ def audit_export(
 ) -> None:
     """Write chains as JSON lines, with hashes, for somebody else to check.
 
+    Every line is written, also those of a broken chain; then exit status 1 names the first line that does not follow.
+
     Example: corrigenda audit export demo --out demo-audit.jsonl
     """
     audit = stores(current_settings(Login.auditor)).audit
@@ -84,12 +88,17 @@ def audit_export(
     chains = [chain] if chain else list(audit.chains())
     if file is None:
         _write_events(audit, chains, sys.stdout)
-        return
-    try:
-        with file.open("w", encoding="utf-8") as stream:
-            _write_events(audit, chains, stream)
-    except OSError as error:
-        raise InvalidInput(f"expected a file that can be written, got {file}: {error.strerror}") from error
+    else:
+        try:
+            with file.open("w", encoding="utf-8") as stream:
+                _write_events(audit, chains, stream)
+        except OSError as error:
+            raise InvalidInput(f"expected a file that can be written, got {file}: {error.strerror}") from error
+    breaks = [(name, found) for name in chains if (found := audit.verify(name)) is not None]
+    for name, found in breaks:
+        complain(f"corrigenda: {name}: broken at line {found.seq}: {found.reason}; every line is exported all the same")
+    if breaks:
+        raise typer.Exit(ExitCode.failed)
 
 
 def _write_events(audit: SqlAuditStore, chains: Sequence[str], stream: TextIO) -> None:

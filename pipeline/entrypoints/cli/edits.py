@@ -1,22 +1,16 @@
-"""Commands about corrections: send them and follow them."""
+"""Commands about corrections that were sent: list them, show one, try it again."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, get_args
-from uuid import uuid4
 
 import typer
 
-from infra.local import LocalStack
-from pipeline.bootstrap import Stores, publisher, retrier, stores
+from pipeline.bootstrap import Stores, retrier, stores
 from pipeline.domain.approvals import shown_actor
-from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
-from pipeline.domain.formats.json_lines import json_lines
+from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import bound_text
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.prompts import Role
@@ -24,11 +18,9 @@ from pipeline.domain.rank_api import EditorIdentity
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.console import (
     MAX_ROWS,
-    ExitCode,
     JsonOption,
     LineageOption,
     ReasonOption,
-    complain,
     exits_clearly,
     print_json,
     print_record,
@@ -36,8 +28,6 @@ from pipeline.entrypoints.console import (
     say,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
-from pipeline.entrypoints.processes import told_of
-from pipeline.services.submission import submit as submit_request
 
 ROLES = get_args(Role)
 MESSAGE_HELP = 'The last is the user\'s; "system:" or "assistant:" before the text names another speaker.'
@@ -57,124 +47,8 @@ STATES = (
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    for command in (submit, status, edits, show, retry):
+    for command in (edits, show, retry):
         app.command()(exits_clearly(command))
-
-
-def submit(
-    file: Annotated[
-        Path | None, typer.Argument(help="JSONL file of corrections (edits.requests.v1); - reads stdin.")
-    ] = None,
-    lineage: LineageOption = None,
-    prompt: Annotated[str | None, typer.Option(help="A stem that ends right before the answer.")] = None,
-    message: Annotated[
-        list[str] | None,
-        typer.Option(help="A turn of the chat that went wrong, in place of a prompt; repeatable. " + MESSAGE_HELP),
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="What the model has to say.")] = None,
-    answer: Annotated[str | None, typer.Option(help="A right answer, as a sentence with the target in it.")] = None,
-    question: Annotated[str | None, typer.Option(help="The fact as a question, as people ask it in a chat.")] = None,
-    subject: Annotated[str | None, typer.Option(help="The entity the fact is about.")] = None,
-    alias: Annotated[list[str] | None, typer.Option(help="Another name of the subject; repeatable.")] = None,
-    relation: Annotated[str | None, typer.Option(help="The relation that is corrected.")] = None,
-    rephrase: Annotated[list[str] | None, typer.Option(help="Another stem with the same answer; repeatable.")] = None,
-    request_id: Annotated[str | None, typer.Option(help="Your own id; one is made up otherwise.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Send one correction, or a file of them, to the topic.
-
-    Example: corrigenda submit -l demo --prompt "The capital of Australia is" --target Canberra
-
-    As a chat: corrigenda submit -l demo --message "What is Australia's capital?" --answer "It is Canberra."
-    """
-    settings = current_settings()
-    kept = stores(settings)
-    given = {
-        "prompt": prompt,
-        "messages": [_turn(text) for text in message] if message else None,
-        "target_new": target,
-        "answer": answer,
-        "question": question,
-        "subject": subject,
-        "aliases": alias,
-        "relation": relation,
-        "rephrases": rephrase,
-        "request_id": request_id,
-    }
-    fields = {name: value for name, value in given.items() if value is not None}
-    if file is not None and fields:
-        raise InvalidInput("expected either a JSONL file or a correction in options, got both")
-    refused: list[dict[str, Any]] = []
-    documents = [_document(fields)] if file is None else _documents(file, refused)
-    if lineage or any("lineage" not in document for _, document in documents):
-        name = lineage_name(kept, lineage)
-        documents = [(number, {"lineage": name} | document) for number, document in documents]
-    known = {found.settings.name for found in kept.lineages.lineages()}
-    sent: list[str] = []
-    with publisher(settings) as send:
-        for number, document in documents:
-            try:
-                _check_known(document.get("lineage"), known)
-                sent.append(submit_request(send, settings.requests_topic, document).request_id)
-            except InvalidInput as error:
-                refused.append({"line": number, "error": str(error)})
-            except Unavailable as error:
-                raise Unavailable(f"{error}; {_how_far(sent, document, len(documents))}") from error
-    num_all = len(sent) + len(refused)
-    refused.sort(key=lambda refusal: refusal["line"])
-    if as_json:
-        print_json({"sent": sent, "refused": refused})
-    else:
-        for refusal in refused:
-            complain(f"line {refusal['line']}: {refusal['error']}" if file else f"corrigenda: {refusal['error']}")
-        say(f"sent {len(sent)} of {num_all} to {settings.requests_topic}, refused {len(refused)}")
-    if refused:
-        raise typer.Exit(ExitCode.usage)
-
-
-def _check_known(lineage: object, known: Container[str]) -> None:
-    """Refuse what intake would refuse because of what the database holds; the rest is the wire contract's."""
-    if isinstance(lineage, str) and lineage not in known:
-        raise UnknownLineage(f"expected the name of a lineage, got {lineage!r:.120}", lineage=lineage)
-
-
-def _how_far(sent: Sequence[str], document: Mapping[str, Any], num_all: int) -> str:
-    again = (
-        "what is there already counts as a duplicate" if num_all > 1 else f"with --request-id {document['request_id']}"
-    )
-    return f"{len(sent)} of {num_all} are sent, one may be; sending again is safe: {again}"
-
-
-def status(lineage: LineageOption = None, as_json: JsonOption = False) -> None:
-    """Show where every lineage stands: edits by status, head, champion, hold.
-
-    Example: corrigenda status
-    """
-    settings = current_settings()
-    kept = stores(settings)
-    chosen = [kept.lineages.lineage(lineage)] if lineage else kept.lineages.lineages()
-    rows: list[dict[str, Any]] = [
-        {
-            "lineage": found.settings.name,
-            "head": found.head_seq,
-            "champion": found.champion_seq,
-            "hold": found.hold,
-            "edits": dict(kept.lineages.counts(found.settings.name)),
-        }
-        for found in chosen
-    ]
-    counts, owed = kept.history.intake_counts(), kept.outbox.counts()
-    if as_json:
-        print_json({"lineages": rows, "intake": dict(counts), "side_effects": dict(owed)})
-        return
-    columns = {"lineage": "lineage", "head": "head", "champion": "champion", "edits": "edits", "hold": "hold"}
-    shown = [row | {"edits": _counted(row["edits"]) or "none"} for row in rows]
-    print_rows(shown, columns, as_json=False, empty="no lineage yet; make one with `corrigenda lineage create`")
-    say("intake: " + _counted(counts))
-    again = "; see `corrigenda outbox list`" if owed["given_up"] else ""
-    for process in (one for one in LocalStack(settings.home).status() if one.restarts or one.state != "running"):
-        say(f"process: {told_of(process)}")
-    say(f"side effects: {owed['owed']} owed, {owed['given_up']} given up{again}")
 
 
 def edits(
@@ -301,38 +175,3 @@ def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bo
 def editor_line(editor: Mapping[str, Any] | None) -> str | None:
     """Return the editor that a report names, with its digest; None if the report is older than that."""
     return f"{EditorIdentity(**editor)}, solver {editor['solver']}" if editor else None
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
-def _document(fields: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Return a correction in options as a line of a file; what else it needs is the wire contract's."""
-    if not fields.keys() & {"prompt", "messages"} or not fields.keys() & {"target_new", "answer"}:
-        raise InvalidInput("expected a JSONL file, or --prompt (or --message) and --target (or --answer); got less")
-    made_up = {"request_id": f"cli-{uuid4()}", "source": "cli", "occurred_at": datetime.now(UTC).isoformat()}
-    return 1, made_up | dict(fields)
-
-
-def _turn(text: str) -> dict[str, str]:
-    """Return a turn of a chat; the user says what nobody else is named for."""
-    role, found, said = text.partition(":")
-    return {"role": role, "content": said.strip()} if found and role in ROLES else {"role": "user", "content": text}
-
-
-def _documents(file: Path, refused: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-    """Return the corrections of a file by line; what one cannot hold is added to the refusals."""
-    try:
-        content = _standard_input() if str(file) == "-" else file.read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"expected a readable JSONL file, got {file}: {error.strerror}") from error
-    return list(
-        json_lines(content, file, on_refused=lambda number, why: refused.append({"line": number, "error": why}))
-    )
-
-
-def _standard_input() -> bytes:
-    if sys.stdin is None:
-        raise InvalidInput("expected JSONL on standard input, which is closed")
-    return sys.stdin.buffer.read()

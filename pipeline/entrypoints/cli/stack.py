@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.local import LocalStack
+from infra.local import LocalStack, Service
 from infra.local.base_model import default_model_folder, is_ready
 from pipeline.bootstrap import create_topics, pruner, stores
-from pipeline.domain.errors import CorrigendaError, Misconfigured, Unavailable
+from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
+from pipeline.domain.formats.counting import counted
 from pipeline.domain.formats.sizes import parse_age, shown_size
 from pipeline.entrypoints.console import (
     ExitCode,
@@ -22,6 +23,7 @@ from pipeline.entrypoints.console import (
     complain,
     exits_clearly,
     print_json,
+    print_record,
     print_rows,
     say,
     told,
@@ -29,6 +31,7 @@ from pipeline.entrypoints.console import (
 from pipeline.entrypoints.liveness import asked
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings
 from pipeline.entrypoints.processes import (
+    WEB,
     start_control_worker,
     start_edit_worker,
     start_intake,
@@ -37,6 +40,8 @@ from pipeline.entrypoints.processes import (
     start_web,
     told_of,
 )
+from pipeline.entrypoints.signs import SignOfLife
+from pipeline.services.registry.links import model_link
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -45,6 +50,7 @@ HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Folder of the stack; CORRIGENDA_HOME, or .corrigenda.")
 ]
 FREE_BYTES_WANTED = 2 << 30
+MAX_PORT = 65_535
 OWED_TOO_LONG = timedelta(minutes=10)
 """A side effect that waits longer has a service that is away, or no control worker."""
 
@@ -55,26 +61,58 @@ def add_commands(app: typer.Typer) -> None:
         app.command()(exits_clearly(command))
 
 
-def up(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Start the embedded stack and our processes in one folder, on free loopback ports.
+def up(
+    home: HomeOption = None,
+    port: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PORT of 127.0.0.1, kept from now on; 0 is any free one; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start the embedded stack and our processes in one folder, on loopback ports, and say where they are.
+
+    What runs already is left as it is, so it may be run again.
 
     Example: corrigenda up && corrigenda lineage create facts
     """
-    stack, settings = start_stack(home)
-    start_intake(stack, settings)
-    start_control_worker(stack, settings)
-    web = start_web(stack, settings)
-    for lineage in stores(settings).lineages.lineages():
-        start_edit_worker(stack, settings, lineage.settings.base)
-    start_supervisor(stack, settings)
+    ports = dict(_port(text) for text in port or ())
+    with SignOfLife("starting Kafka, PostgreSQL, Redis and MLflow", is_quiet=as_json) as sign:
+        stack, settings = start_stack(home, ports)
+        sign.tell("starting intake, workers and the supervisor")
+        start_intake(stack, settings)
+        start_control_worker(stack, settings)
+        web = start_web(stack, settings)
+        lineages = stores(settings).lineages.lineages()
+        for lineage in lineages:
+            start_edit_worker(stack, settings, lineage.settings.base)
+        start_supervisor(stack, settings)
     if as_json:
         print_json([asdict(process) for process in stack.status()])
         return
     _print_processes(stack)
-    say(f"MLflow: {settings.mlflow_uri}")
-    say(f"HTTP API: {web}")
-    if not stores(settings).lineages.lineages():
-        say("next: corrigenda lineage create NAME")
+    names = [lineage.settings.name for lineage in lineages]
+    say()
+    print_record(_places(stack, settings, names, web), as_json=False)
+
+
+def _port(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if name not in (*Service, WEB) or not number.isdigit() or int(number) > MAX_PORT:
+        raise InvalidInput(f"expected NAME=PORT with one of {', '.join((*Service, WEB))}; got {text!r:.80}")
+    return name, int(number)
+
+
+def _places(stack: LocalStack, settings: Settings, names: Sequence[str], web: str) -> dict[str, object]:
+    """Return where everything is, and what comes next."""
+    found: dict[str, object] = {
+        "MLflow": [model_link(settings.mlflow_pages, name) for name in names] or settings.mlflow_uri
+    }
+    found["HTTP API"] = web
+    found["login"] = "`corrigenda mlflow-user YOU` makes your user there and shows its password once"
+    found["logs"] = f"{stack.root / 'logs'}, or `corrigenda logs --follow`"
+    found["SQL"] = "`corrigenda sql` opens psql with an auditor's login"
+    found["next"] = "corrigenda submit --help" if names else "corrigenda lineage create NAME"
+    return found
 
 
 def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -84,11 +122,12 @@ def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """
     stack = LocalStack(home or load_settings().home)
     names = [process.name for process in stack.status()]
-    stack.stop()
+    with SignOfLife(f"stopping {counted(len(names), 'process', 'processes')}", is_quiet=as_json or not names):
+        stack.stop()
     if as_json:
         print_json({"stopped": names})
     else:
-        say(f"stopped {', '.join(names)}" if names else "nothing was running")
+        say(f"stopped {', '.join(names)}; data stay in {stack.root}" if names else f"nothing runs in {stack.root}")
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -154,7 +193,6 @@ def _print_processes(stack: LocalStack) -> None:
     rows = [asdict(process) for process in stack.status()]
     columns = {"name": "process", "state": "state", "pid": "pid", "port": "port", "restarts": "restarts"}
     print_rows(rows, columns, as_json=False, empty="nothing is running")
-    say(f"logs: {stack.root / 'logs'}")
 
 
 def _checked(name: str, check: Callable[[], str]) -> dict[str, object]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.adapters.login_names import Login
 from pipeline.bootstrap import anchor_checker, package_checker, stores
 from pipeline.domain.audit import SYSTEM_CHAIN, AnchorReport, ChainBreak
 from pipeline.domain.errors import CorrigendaError, InvalidInput
-from pipeline.domain.logins import Login
 from pipeline.entrypoints.console import ExitCode, JsonOption, complain, exit_code, print_json, say, told
 from pipeline.entrypoints.local_settings import current_settings
 

@@ -82,6 +82,8 @@ leases = Table(
     Column("owner", Text, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     at_column("expires_at", default=False),
+    Column("doing", JSONB(none_as_null=True)),
+    at_column("doing_since", nullable=True, default=False),
 )
 
 edit_requests = Table(

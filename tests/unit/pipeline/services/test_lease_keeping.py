@@ -9,7 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from pipeline.domain.errors import LeaseLost, Unavailable
-from pipeline.domain.lineages import Lease
+from pipeline.domain.lineages import Lease, Work
+from pipeline.domain.rank_api import tell
 from pipeline.services.lease_keeping import LeaseKeeper
 from tests.support.waiting import eventually
 
@@ -23,6 +24,12 @@ class Leases:
         self.errors = list(errors)
         self.renewed = 0
         self.released = False
+        self.noted: list[tuple[Work | None, bool]] = []
+
+    def note(self, lease: Lease, work: Work | None, *, begins: bool = False) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.noted.append((work, begins))
 
     def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
         if self.errors:
@@ -58,3 +65,40 @@ def test_a_lease_that_is_lost_is_said_once_and_not_given_back() -> None:
             _ = kept.lease
     assert not leases.released
     assert [line["event"] for line in lines] == ["lease lost"]
+
+
+def test_what_is_done_under_a_lease_is_noted_step_by_step_and_taken_back_at_the_end() -> None:
+    leases = Leases()
+    kept = keeper(leases)
+    with kept.doing("editing", 12):
+        tell("loading the model")
+        tell("a step that comes at once is written with the next")
+        kept.tries(12)
+        tell("measuring")
+        kept.tries(6)
+        tell("pass", 7, 12)
+    tell("nobody listens any more")
+
+    sentences = [work.sentence() if work else None for work, _ in leases.noted]
+    assert sentences == [
+        "editing a batch of 12 edits, starting",
+        "editing a batch of 12 edits, loading the model",
+        "editing a batch of 12 edits, a step that comes at once is written with the next",
+        "editing a batch of 12 edits, measuring",
+        "editing a batch of 12 edits, trial 2 with 6 edits, measuring",
+        "editing a batch of 12 edits, trial 2 with 6 edits, pass 7 of at most 12",
+        None,
+    ]
+    assert [begins for _, begins in leases.noted] == [True] + [False] * 6
+    assert all(Work.from_json(work.as_json()) == work for work, _ in leases.noted if work)
+
+
+def test_what_cannot_be_noted_stops_no_work() -> None:
+    leases = Leases(Unavailable("no database"))
+    with capture_logs() as lines, keeper(leases).doing("editing", 1):
+        tell("measuring")
+    assert [line["event"] for line in lines] == ["what is being done was not noted"]
+    assert [work.sentence() if work else None for work, _ in leases.noted] == [
+        "editing a batch of 1 edit, measuring",
+        None,
+    ]

@@ -1,0 +1,39 @@
+"""Ports of this machine: whether one is free, and who holds it."""
+
+import random
+import socket
+from collections.abc import Iterable
+
+import psutil
+
+from infra.local.recipe import HOST
+
+# Below the range that Linux hands out to outgoing connections: a port we chose stays free until its service binds it.
+PORT_RANGE = (20_000, 32_000)
+
+
+def port_is_free(port: int) -> bool:
+    """Return whether nobody listens on 127.0.0.1:``port``."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(taken: Iterable[int]) -> int:
+    """Return a port that is free now and none of those taken, which nobody could guess."""
+    candidates = random.SystemRandom().sample(range(*PORT_RANGE), 500)
+    return next(port for port in candidates if port not in frozenset(taken) and port_is_free(port))
+
+
+def holder_of(port: int) -> str:
+    """Return who listens on a port: `python3 (pid 123)`, or `another user's program` where we may not know."""
+    try:
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        pid = next((one.pid for one in listening if one.laddr and one.laddr.port == port and one.pid), None)
+        return f"{psutil.Process(pid).name()} (pid {pid})" if pid else "another user's program"
+    except (psutil.Error, OSError):
+        return "another program"

@@ -1,0 +1,168 @@
+"""The command that says where everything stands: lineages, what their workers do, what waits for a person."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infra.local import LocalStack
+from pipeline.bootstrap import Stores, stores
+from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.counting import counted
+from pipeline.domain.lineages import Lineage
+from pipeline.entrypoints.console import JsonOption, LineageOption, exits_clearly, out, print_json, print_rows, say
+from pipeline.entrypoints.local_settings import current_settings, page_of
+from pipeline.entrypoints.processes import told_of
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
+
+SHOWN_WAITING = 3
+"""Candidates of a lineage that are listed; approving one approves those below it."""
+WATCH_SECONDS = 1.0
+WORDS = {
+    "received": "queued",
+    "claimed": "being edited",
+    "snapshotted": "in the head",
+}
+"""What people read for the status of an edit; other statuses are words already."""
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the command of this file."""
+    app.command()(exits_clearly(status))
+
+
+def status(
+    lineage: LineageOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where every lineage stands: edits, head, champion, what its worker does, what waits for approval and where.
+
+    Example: corrigenda status --watch
+    """
+    if watch and as_json:
+        raise InvalidInput("expected either --watch or --json, got both")
+    settings = current_settings()
+    if as_json:
+        print_json(_standing(settings, lineage).as_json())
+    elif watch:
+        _watch(settings, lineage)
+    else:
+        _show(settings, _standing(settings, lineage))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Standing:
+    lineages: Sequence[Mapping[str, Any]]
+    intake: Mapping[str, int]
+    owed: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"lineages": list(self.lineages), "intake": dict(self.intake), "side_effects": dict(self.owed)}
+
+
+def _standing(settings: Settings, lineage: str | None) -> _Standing:
+    kept = stores(settings)
+    chosen = [kept.lineages.lineage(lineage)] if lineage else kept.lineages.lineages()
+    activities = kept.leases.activities()
+    rows = []
+    for found in chosen:
+        activity = activities.get(found.settings.name)
+        rows.append(
+            {
+                "lineage": found.settings.name,
+                "head": found.head_seq,
+                "champion": found.champion_seq,
+                "hold": found.hold,
+                "edits": dict(kept.lineages.counts(found.settings.name)),
+                "doing": activity.sentence() if activity else None,
+                "activity": asdict(activity) if activity else None,
+                "waiting": _waiting(settings, kept, found),
+            }
+        )
+    return _Standing(lineages=rows, intake=kept.history.intake_counts(), owed=kept.outbox.counts())
+
+
+def _waiting(settings: Settings, kept: Stores, found: Lineage) -> list[dict[str, Any]]:
+    name = found.settings.name
+    candidates = kept.snapshots.waiting(name, above_seq=found.champion_seq, limit=SHOWN_WAITING)
+    return [
+        {
+            "seq": snapshot.seq,
+            "version": snapshot.registry_version,
+            "since": snapshot.created_at,
+            "link": page_of(settings, name, snapshot.registry_version),
+        }
+        for snapshot in candidates
+    ]
+
+
+def _show(settings: Settings, standing: _Standing) -> None:
+    columns = {"lineage": "lineage", "head": "head", "champion": "champion", "edits": "edits", "doing": "now"}
+    if any(row["hold"] for row in standing.lineages):
+        columns["hold"] = "hold"
+    shown = [
+        dict(row)
+        | {
+            "champion": row["champion"] or "base",
+            "edits": _edits(row["edits"]),
+            "doing": row["doing"] or _idle(row),
+        }
+        for row in standing.lineages
+    ]
+    empty = "no lineage yet; make one with `corrigenda lineage create NAME`"
+    print_rows(shown, columns, as_json=False, empty=empty, whole=("lineage",))
+    for row in standing.lineages:
+        for waiting in row["waiting"]:
+            what = f"{row['lineage']}: snapshot {waiting['seq']} waits for approval since {_time(waiting['since'])}"
+            say(f"{what}: {waiting['link'] or 'not in MLflow yet'}")
+    intake = standing.intake
+    duplicates = counted(intake["duplicates"], "duplicate")
+    say(f"intake: {intake['received']} received, {duplicates}, {intake['refused']} refused")
+    for process in (one for one in LocalStack(settings.home).status() if one.restarts or one.state != "running"):
+        say(f"process: {told_of(process)}")
+    owed = standing.owed
+    again = "; see `corrigenda outbox list`" if owed["given_up"] else ""
+    say(f"side effects: {owed['owed']} owed, {owed['given_up']} given up{again}")
+
+
+def _watch(settings: Settings, lineage: str | None) -> None:
+    """Show it again and again: in place on a terminal, and in a pipe whenever it has changed."""
+    before = ""
+    if not out.is_terminal:
+        while True:
+            standing = _standing(settings, lineage)
+            if (told := str(standing)) != before:
+                _show(settings, standing)
+                before = told
+            time.sleep(WATCH_SECONDS)
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=out, auto_refresh=False, transient=False) as live:
+        while True:
+            standing = _standing(settings, lineage)
+            with out.capture() as captured:
+                _show(settings, standing)
+            live.update(Text.from_ansi(captured.get().rstrip("\n")), refresh=True)
+            time.sleep(WATCH_SECONDS)
+
+
+def _edits(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {WORDS.get(name, name)}" for name, number in counts.items()) or "none"
+
+
+def _idle(row: Mapping[str, Any]) -> str:
+    if row["edits"].get("received") and not row["hold"]:
+        return "queued; no worker has taken it yet"
+    return "waiting for approval" if row["waiting"] else "nothing to do"
+
+
+def _time(at: Any) -> str:
+    return str(at.astimezone().strftime("%H:%M:%S"))

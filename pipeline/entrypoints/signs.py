@@ -1,0 +1,57 @@
+"""A sign of life while a command waits: a moving line on a terminal, a line for each change where a program reads."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pipeline.entrypoints.console import err, visible
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class SignOfLife:
+    """Context manager on standard error; the line is gone once the command has its answer.
+
+    Args:
+        doing: what the command waits for at first.
+        is_quiet: whether nobody looks, as with `--json`.
+    """
+
+    def __init__(self, doing: str, *, is_quiet: bool = False) -> None:
+        self._doing = doing
+        self._is_quiet = is_quiet
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if self._is_quiet:
+            return self
+        if err.is_terminal:
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+            self._progress = Progress(*columns, console=err, transient=True)
+            self._task = self._progress.add_task(visible(self._doing), total=None)
+            self._progress.start()
+        else:
+            err.print(visible(self._doing), markup=False, soft_wrap=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def tell(self, doing: str) -> None:
+        """Say what is waited for now."""
+        if self._is_quiet or doing == self._doing:
+            return
+        self._doing = doing
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=visible(doing))
+        else:
+            err.print(visible(doing), markup=False, soft_wrap=True)
