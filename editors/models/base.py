@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from editors.models.capacity import times_more
 from editors.models.comm import ALONE, Comm, own_share
-from editors.models.generation import IsDone, Prompts, never_done
+from editors.models.generation import Decoding, IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam, inner_params
 from editors.models.positions import max_positions, require_positions, rotation_change
 from editors.models.tokens import (
@@ -249,6 +249,18 @@ class EditableModel(ABC):
         encode = self.encode_chat if chat else self.encode_raw
         tokens = self.greedy([encode(prompt) for prompt in prompts], max_new_tokens=max_new_tokens)
         return [self.decode(answer) for answer in tokens]
+
+    @abstractmethod
+    def answered_together(self, prompts: Prompts, *, max_new_tokens: int) -> Iterator[tuple[list[int], int]]:
+        """Yield the places of prompts that `decoding` may take at once, each time with the most tokens of an answer.
+
+        Raises:
+            InvalidInput: if a prompt is longer than the model has positions for.
+        """
+
+    @abstractmethod
+    def decoding(self, prompts: Prompts) -> Decoding:
+        """Return the answers to prompts in the making, for who chooses each token; where one rank holds the model."""
 
     @abstractmethod
     def greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone = never_done) -> list[list[int]]:

@@ -110,9 +110,7 @@ class CausalModel(EditableModel):
             InvalidInput: if a prompt is longer than the model has positions for; answers stop where they end.
         """
         answers: dict[int, list[int]] = {}
-        change = self.rotation_change
-        batches = answered_together(prompts, max_new_tokens=max_new_tokens, most=self.max_positions, change=change)
-        for places, most in batches:
+        for places, most in self.answered_together(prompts, max_new_tokens=max_new_tokens):
             found = self._greedy(
                 [prompts[place] for place in places],
                 max_new_tokens=most,
@@ -121,12 +119,27 @@ class CausalModel(EditableModel):
             answers |= zip(places, found, strict=True)
         return [answers[place] for place in range(len(prompts))]
 
-    def _greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone) -> list[list[int]]:
+    def answered_together(self, prompts: Prompts, *, max_new_tokens: int) -> Iterator[tuple[list[int], int]]:
+        """Yield the places of prompts that are answered in one batch, as `positions.answered_together` has them."""
+        change = self.rotation_change
+        return answered_together(prompts, max_new_tokens=max_new_tokens, most=self.max_positions, change=change)
+
+    def decoding(self, prompts: Prompts) -> CausalDecoding:
+        """Return continuations in the making; see `EditableModel.decoding`."""
+        return self._decoding(prompts, self._num_shared(prompts))
+
+    def _decoding(self, prompts: Prompts, shared: int) -> CausalDecoding:
+        return CausalDecoding(self.module, prompts, shared=shared, pad_id=pad_id(self.tokenizer))
+
+    def _num_shared(self, prompts: Prompts) -> int:
         # A beginning by itself would be rotated in the short way.
         is_long = self.rotation_change is not None and max(map(len, prompts)) > self.rotation_change
-        shared = 0 if is_long else shared_length(prompts)
+        return 0 if is_long else shared_length(prompts)
+
+    def _greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone) -> list[list[int]]:
+        shared = self._num_shared(prompts)
         return greedy(
-            lambda own: CausalDecoding(self.module, own, shared=shared, pad_id=pad_id(self.tokenizer)),
+            lambda own: self._decoding(own, shared),
             prompts,
             comm=self.comm,
             max_new_tokens=max_new_tokens,

@@ -8,7 +8,7 @@ Legend: B claims, L padded length, N target labels in the batch (as many as clai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -126,6 +126,32 @@ class ClassifierModel(EditableModel):
             answers |= {place: [label] for place, label in zip(places, labels, strict=False)}
         return merged(self.comm, answers)
 
+    def answered_together(self, prompts: Prompts, *, max_new_tokens: int) -> Iterator[tuple[list[int], int]]:
+        """Yield all places at once, each with one token, its label."""
+        for prompt in prompts:
+            require_positions(len(prompt), self.max_positions)
+        yield list(range(len(prompts))), min(max_new_tokens, 1)
+
+    def decoding(self, prompts: Prompts) -> _Labels:
+        """Return the logits of labels as those of a first and only token."""
+        return _Labels(self, prompts)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the names of the labels with these ids."""
         return " ".join(self.labels[token] for token in tokens)
+
+
+class _Labels:
+    """Labels of claims as answers of one token; a `generation.Decoding`."""
+
+    def __init__(self, model: ClassifierModel, claims: Prompts) -> None:
+        self._model, self._claims = model, claims
+
+    def begin(self) -> Tensor:
+        """Run the claims and return the logits of their labels, B x V."""
+        claims = [Encoded(prompt_ids=tuple(claim), target_ids=(0,)) for claim in self._claims]
+        return self._model.target_logits(self._model.pack(claims))
+
+    def advance(self, tokens_B: Tensor, rows_B: Tensor | None) -> Tensor:
+        """Never asked for: an answer has no second token."""
+        raise AssertionError("expected an answer of one label, got asked for more")

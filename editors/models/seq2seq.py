@@ -9,7 +9,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -151,18 +151,27 @@ class Seq2SeqModel(EditableModel):
         Raises:
             InvalidInput: if a prompt is longer than the model has positions for; answers stop where they end.
         """
+        ((_, most),) = self.answered_together(prompts, max_new_tokens=max_new_tokens)
+        return greedy(
+            self.decoding,
+            prompts,
+            comm=self.comm,
+            max_new_tokens=most,
+            stop_ids=self.stop_ids,
+            is_done=is_done,
+        )
+
+    def answered_together(self, prompts: Prompts, *, max_new_tokens: int) -> Iterator[tuple[list[int], int]]:
+        """Yield all places at once: an encoder masks its padding."""
         for prompt in prompts:
             require_positions(len(prompt), self.max_positions)
         # The last token of an answer is not run.
         room = max_new_tokens if self.max_positions is None else self.max_positions - len(self._start_ids) + 1
-        return greedy(
-            lambda own: _Decoding(self.module, self.tokenizer, own, start_ids=self._start_ids),
-            prompts,
-            comm=self.comm,
-            max_new_tokens=min(max_new_tokens, room),
-            stop_ids=self.stop_ids,
-            is_done=is_done,
-        )
+        yield list(range(len(prompts))), min(max_new_tokens, room)
+
+    def decoding(self, prompts: Prompts) -> _Decoding:
+        """Return answers of the decoder in the making; see `EditableModel.decoding`."""
+        return _Decoding(self.module, self.tokenizer, prompts, start_ids=self._start_ids)
 
     def _logits(self, batch: TargetBatch, row_N: Tensor, position_N: Tensor) -> Tensor:
         head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]

@@ -158,10 +158,15 @@ class PlainWeights:
 
     def _write(self, name: str) -> None:
         """Write base plus accumulator, cast once: in bf16 a sum of casts would lose small shifts."""
-        base, shift = self._base[name], self._shift[name]
-        lying = shift if self._params[name].fan_in_fan_out else shift.T
+        edited = edited_weight(self._base[name], self._shift[name], self._params[name])
         with torch.no_grad():
-            self._weights[name].copy_((base.float() + lying).to(base.dtype))
+            self._weights[name].copy_(edited)
+
+
+def edited_weight(base: Tensor, shift_IO: Tensor, param: InnerParam) -> Tensor:
+    """Return `cast(base + shift)` as the layer stores its weight: a Conv1D as I x O, a Linear as O x I."""
+    lying = shift_IO if param.fan_in_fan_out else shift_IO.T
+    return (base.float() + lying).to(base.dtype).contiguous()
 
 
 def save_accumulators(path: Path, shifts: Mapping[str, Tensor]) -> str:

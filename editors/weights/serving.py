@@ -48,7 +48,7 @@ class ServedModel:
             WrongBase: if the base is another model.
             Misconfigured: if the base or a file in MLflow cannot be found, or the manifest is of another format.
         """
-        manifest = _manifest(folder)
+        manifest = read_manifest(folder)
         base = Path(base_ref or os.environ.get(BASE_REF_VARIABLE) or str(manifest["base"]["ref"]))
         if not base.is_dir():
             raise Misconfigured(
@@ -80,7 +80,13 @@ class ServedModel:
         return answers
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a snapshot's `manifest.json` and check that what it names makes the snapshot's digest.
+
+    Raises:
+        IntegrityBroken: if it makes another digest.
+        Misconfigured: if it is of another format.
+    """
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest.get("format") != FORMAT:
         raise Misconfigured(f"expected a snapshot manifest of format {FORMAT}, got {manifest.get('format')!r}")

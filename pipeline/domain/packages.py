@@ -18,13 +18,24 @@ WRITTEN_BY_DOWNLOADS = "registered_model_meta"
 
 
 def package_digest(folder: Path) -> str:
-    """Return SHA-256 over a line a file, in the order of their names: its own SHA-256, two blanks, its path.
+    """Return SHA-256 over what `package_lines` says.
+
+    Raises:
+        IntegrityBroken: if something in there is no plain file with a plain name.
+    """
+    return sha256_text(package_lines(folder))
+
+
+def package_lines(folder: Path) -> str:
+    """Return a line a file, in the order of their names: its own SHA-256, two blanks, its path.
+
+    Whoever keeps these lines can check one of the files later by the digest of them all, without the others.
 
     Raises:
         IntegrityBroken: if something in there is no plain file with a plain name.
     """
     names = sorted((path.relative_to(folder).as_posix() for path in _files(folder)), key=os.fsencode)
-    return sha256_text("".join(f"{sha256_file(folder / name)}  {name}\n" for name in names))
+    return "".join(f"{sha256_file(folder / name)}  {name}\n" for name in names)
 
 
 def check_package(folder: Path, expected: str) -> None:

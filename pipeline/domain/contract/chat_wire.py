@@ -36,7 +36,7 @@ def is_readable(text: str) -> bool:
     return any(char.isprintable() and not char.isspace() for char in text)
 
 
-def _joined(content: Any) -> Any:
+def as_text(content: Any) -> Any:
     """Return the parts of a turn's content as one text, a line each."""
     if not isinstance(content, list):
         return content
@@ -77,7 +77,7 @@ class MessageV1(Wire):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="Who speaks; `developer` is OpenAI's newer word for `system`."
     )
-    content: Annotated[TurnText, BeforeValidator(_joined, json_schema_input_type=TurnText | list[TextPartV1])] = Field(
+    content: Annotated[TurnText, BeforeValidator(as_text, json_schema_input_type=TurnText | list[TextPartV1])] = Field(
         description="What is said: a text, or parts of text, which become a line each. A system turn may be empty."
     )
     name: Identifier | None = Field(None, description="Which of several users speaks; not kept: models are not told.")

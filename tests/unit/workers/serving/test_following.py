@@ -1,0 +1,169 @@
+"""A lineage that is followed: what goes live, what is refused, what is fetched, and what holds while others fail."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from editors.weights.loading import load_snapshot
+from pipeline.domain.errors import Unavailable
+from pipeline.services.registry.registry_ports import RegistryEntry
+from tests.support.served import FolderRegistry, TinyHistory, chatting_base, following
+from workers.serving.following import Follower, require_live
+
+STEM = "the capital of Japan is"
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> TinyHistory:
+    folder = tmp_path_factory.mktemp("history")
+    return TinyHistory(chatting_base(folder / "base"), folder)
+
+
+@pytest.fixture(scope="module")
+def entries(history: TinyHistory) -> list[RegistryEntry]:
+    return [history.next() for _ in range(3)]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> FolderRegistry:
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    return FolderRegistry(folder)
+
+
+def said(follower: Follower) -> str:
+    answerable = require_live(follower).answerable
+    answerable.base.use(answerable.edited)
+    return answerable.base.model.generate([STEM], max_new_tokens=6)[0]
+
+
+def said_by(made: RegistryEntry) -> str:
+    """What the snapshot says that is loaded in the plain way."""
+    plan = made.plan
+    model = load_snapshot(
+        Path(plan.base.ref),
+        base=plan.base,
+        inner_param_names=plan.editor.inner_params,
+        accumulator=plan.accumulator,
+        deltas=plan.deltas,
+    )
+    return model.generate([STEM], max_new_tokens=6)[0]
+
+
+def test_what_the_alias_points_to_is_served_and_only_what_lacks_is_fetched(
+    entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path
+) -> None:
+    versions = [registry.add(made) for made in entries]
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        with pytest.raises(Unavailable, match="being loaded"):
+            require_live(follower)
+        follower.poll()
+        assert "got none yet" in str(follower.fault)
+        for made, version in zip(entries, versions, strict=True):
+            registry.aliases["facts"] = version
+            follower.poll()
+            assert follower.fault is None
+            assert said(follower) == said_by(made)
+            # Its own delta came with it, and those below it were here.
+            assert registry.fetched.pop() == version.source
+            assert not registry.fetched
+    assert len({said_by(made) for made in entries}) == 3
+
+
+def test_the_way_back_fetches_nothing_and_loads_nothing(
+    entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path
+) -> None:
+    first, second = (registry.add(made) for made in entries[:2])
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        for version in (first, second):
+            registry.aliases["facts"] = version
+            follower.poll()
+        kept = follower.previous
+        registry.fetched.clear()
+        registry.aliases["facts"] = first
+        follower.poll()
+        assert follower.serving is kept
+        assert not registry.fetched
+        assert said(follower) == said_by(entries[0])
+
+
+@pytest.mark.parametrize("wrong", ["manifest", "delta", "a file more", "unknown", "not approved", "no digest", "NaN"])
+def test_a_bad_version_is_refused_and_the_one_before_goes_on(
+    history: TinyHistory, entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path, wrong: str
+) -> None:
+    good = registry.add(entries[0])
+    if wrong == "NaN":
+        bad = registry.add(TinyHistory(history.base, tmp_path).next(scale=1e38))
+    else:
+        bad = registry.add(entries[1], is_approved=wrong != "not approved")
+    snapshot = Path(bad.source, "artifacts", "snapshot")
+    if wrong in ("manifest", "delta"):
+        path = snapshot / ("manifest.json" if wrong == "manifest" else "delta.safetensors")
+        path.write_bytes(path.read_bytes() + b" ")
+    elif wrong == "a file more":
+        (snapshot / "sitecustomize.py").write_text("raise SystemExit")
+    elif wrong == "unknown":
+        del registry.known["facts", bad.version]
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        if wrong == "no digest":
+            follower._sealed = None
+            bad = type(bad)(lineage="facts", version="2", source=bad.source, tagged_digest="")
+        for version in (good, bad, bad):
+            registry.aliases["facts"] = version
+            follower.poll()
+        assert str(follower.fault).startswith("version 2 is refused: ")
+        assert follower.wanted == "2"
+        assert require_live(follower).version == good
+        assert said(follower) == said_by(entries[0])
+        assert len(registry.fetched) <= 2, "it is not tried again at once"
+
+
+def test_a_registry_that_is_away_changes_nothing_not_even_across_a_restart(
+    entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path
+) -> None:
+    registry.aliases["facts"] = registry.add(entries[0])
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        follower.poll()
+        registry.is_away = True
+        follower.poll()
+        assert "connection refused" in str(follower.fault)
+        assert said(follower) == said_by(entries[0])
+    with following(registry, "facts", tmp_path / "cache") as again:
+        again.poll()
+        assert said(again) == said_by(entries[0])
+        registry.is_away = False
+        again.poll()
+        assert again.fault is None
+
+
+@pytest.mark.parametrize("of", ["files", "versions"])
+def test_a_damaged_cache_is_fetched_again(
+    entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path, of: str
+) -> None:
+    registry.aliases["facts"] = registry.add(entries[1])
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        follower.poll()
+    for path in [path for path in (tmp_path / "cache" / of).rglob("*") if path.is_file()]:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with following(registry, "facts", tmp_path / "cache") as again:
+        again.poll()
+        assert again.fault is None
+        assert said(again) == said_by(entries[1])
+
+
+def test_files_that_nobody_uses_go_after_a_week(
+    entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path
+) -> None:
+    registry.aliases["facts"] = registry.add(entries[0])
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        follower.poll()
+        unused = tmp_path / "cache" / "files" / f"{'0' * 64}.safetensors"
+        unused.write_bytes(b"old")
+        for path in unused.parent.iterdir():
+            os.utime(path, (1, 1))
+        registry.aliases["facts"] = registry.add(entries[1])
+        follower.poll()
+        assert {path.stem for path in unused.parent.iterdir()} == {file.digest for file in entries[1].plan.deltas}

@@ -1,0 +1,303 @@
+"""OpenAI's own client against a serving process: answers, streams, errors, health and metrics."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import openai
+import pytest
+
+from pipeline.services.registry.registry_ports import RegistryEntry
+from tests.support.served import FolderRegistry, TinyHistory, chatting_base
+from tests.support.waiting import eventually
+from workers.serving.application import SNAPSHOT_HEADER, ServingApplication
+from workers.serving.bases import Bases
+from workers.serving.following import Follower
+from workers.serving.generation_thread import GenerationThread
+from workers.serving.http_server import bound_socket, serve, url_of
+from workers.serving.lineages import ServedLineages
+from workers.serving.version_files import VersionFiles
+
+STEM = "the capital of Japan is"
+TOKEN = "a-token-of-this-test"
+
+
+class Served:
+    """A server in this process: two lineages on one base, the second without a champion at first."""
+
+    def __init__(self, folder: Path, *, tokens: tuple[str, ...] = (), most_waiting: int = 32) -> None:
+        self.base = chatting_base(folder / "base")
+        self.histories = {name: TinyHistory(self.base, folder, name) for name in ("facts", "other")}
+        (folder / "registry").mkdir()
+        self.registry = FolderRegistry(folder / "registry")
+        self.entries: dict[str, RegistryEntry] = {}
+        self.thread = GenerationThread(most_active=2, most_waiting=most_waiting)
+        self.bases = Bases()
+        files = VersionFiles(folder / "cache", self.registry.fetch)
+        registry: Any = self.registry
+
+        def follow(name: str) -> Follower:
+            return Follower(
+                name,
+                alias="champion",
+                versions=registry,
+                sealed=registry,
+                files=files,
+                bases=self.bases,
+                thread=self.thread,
+            )
+
+        self.lineages = ServedLineages(lambda: self.histories, follow, interval=timedelta(seconds=0.02))
+        self.app = ServingApplication(self.lineages, self.thread, tokens=tokens).app()
+        self.url = ""
+
+    def approve(self, name: str) -> RegistryEntry:
+        """Make a snapshot more, point the alias to it and wait until it is served."""
+        made = self.histories[name].next()
+        self.registry.aliases[name] = self.registry.add(made)
+        eventually(lambda: self.served_id(name) == made.snapshot.snapshot_id, "the snapshot to be served")
+        return made
+
+    def served_id(self, name: str) -> str | None:
+        follower = self.lineages.get(name)
+        return follower.serving.files.snapshot_id if follower and follower.serving else None
+
+    def client(self, token: str = "none") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0)
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urlopen(f"{self.url}{path}") as answer:  # noqa: S310 - our own server
+                return answer.status, answer.read().decode()
+        except HTTPError as error:
+            return error.code, error.read().decode()
+
+
+@contextmanager
+def running(served: Served) -> Iterator[Served]:
+    with bound_socket("127.0.0.1", 0) as made, served.thread, served.lineages:
+        served.url = url_of(made)
+        server = serve(served.app, made)
+        thread = threading.Thread(target=lambda: server.run(sockets=[made]))
+        thread.start()
+        try:
+            eventually(lambda: server.started, "a server that listens")
+            yield served
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with running(Served(tmp_path_factory.mktemp("served"))) as one:
+        assert one.get("/readyz")[0] == 503
+        one.entries["facts"] = one.approve("facts")
+        yield one
+
+
+def expected(served: Served, prompts: list[str], *, chat: bool = False, num: int = 6) -> list[str]:
+    follower = served.lineages.get("facts")
+    assert follower is not None
+    assert follower.serving is not None
+    answerable = follower.serving.answerable
+
+    def generate() -> list[str]:
+        answerable.base.use(answerable.edited)
+        return answerable.base.model.generate(prompts, chat=chat, max_new_tokens=num)
+
+    return served.thread.between_steps(generate)
+
+
+def test_a_completion_is_what_the_snapshot_says(served: Served) -> None:
+    raw = served.client().completions.with_raw_response.create(model="facts", prompt=STEM, max_tokens=6)
+    said = raw.parse()
+    assert said.choices[0].text == expected(served, [STEM])[0]
+    assert said.usage is not None
+    assert said.usage.prompt_tokens == 5
+    assert said.usage.total_tokens == 5 + said.usage.completion_tokens
+    assert said.choices[0].finish_reason in ("stop", "length")
+    assert raw.headers[SNAPSHOT_HEADER] == served.entries["facts"].snapshot.snapshot_id
+    assert str(said.system_fingerprint).startswith("facts-1-")
+
+
+def test_a_chat_is_answered_in_the_models_template_whole_and_streamed(served: Served) -> None:
+    messages: Any = [{"role": "user", "content": [{"type": "text", "text": STEM}]}]
+    client = served.client()
+    whole = client.chat.completions.create(model="facts", messages=messages, max_completion_tokens=6)
+    assert whole.choices[0].message.content == expected(served, [STEM], chat=True)[0]
+    stream = client.chat.completions.create(
+        model="facts", messages=messages, max_tokens=6, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    parts = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert "".join(parts) == whole.choices[0].message.content
+    assert len(parts) > 1
+    assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage == whole.usage
+
+
+def test_several_prompts_and_choices_are_numbered_in_order(served: Served) -> None:
+    prompts = [STEM, "a river located in", "who"]
+    said = served.client().completions.create(model="facts", prompt=prompts, max_tokens=6, n=2)
+    answers = expected(served, prompts)
+    assert [choice.text for choice in said.choices] == [answer for answer in answers for _ in range(2)]
+    assert [choice.index for choice in said.choices] == list(range(6))
+
+
+def test_seed_temperature_and_stop_do_what_they_say(served: Served) -> None:
+    client = served.client()
+
+    def warm(seed: int) -> list[str]:
+        said = client.completions.create(
+            model="facts", prompt=STEM, max_tokens=12, temperature=1.5, top_p=0.9, seed=seed, n=3
+        )
+        return [choice.text for choice in said.choices]
+
+    assert warm(1) == warm(1) != warm(2)
+    plain = expected(served, [STEM], num=12)[0]
+    stop = plain.split()[2]
+    said = client.completions.create(model="facts", prompt=STEM, max_tokens=12, stop=[stop, "never"])
+    assert said.choices[0].text == plain[: plain.index(stop)]
+    assert said.choices[0].finish_reason == "stop"
+
+
+def test_models_are_listed_and_one_without_champion_says_so(served: Served) -> None:
+    client = served.client()
+    assert [model.id for model in client.models.list()] == ["facts", "other"]
+    assert client.models.retrieve("facts").owned_by == "corrigenda"
+    with pytest.raises(openai.InternalServerError, match="got none yet") as refused:
+        client.completions.create(model="other", prompt=STEM)
+    assert refused.value.status_code == 503
+    status, body = served.get("/readyz")
+    assert status == 503
+    assert "got none yet" in json.loads(body)["lineages"]["other"]["fault"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
+        ({"prompt": ""}, "prompt.0: String should have at least 1 character"),
+        ({"logprobs": 5}, "logprobs: this server cannot do what this field asks for"),
+        ({"prompt": "the " * 200}, "expected a prompt of at most 128 tokens, got 200"),
+        ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+        ({"n": 99}, "n: Input should be less than or equal to 8"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_done_is_refused_in_openais_form(
+    served: Served, wrong: dict[str, Any], said: str, stream: bool
+) -> None:
+    asked: dict[str, Any] = {"model": "facts", "prompt": STEM, "stream": stream} | wrong
+    with pytest.raises(openai.BadRequestError, match=said.replace(".", r"\.")) as refused:
+        served.client().completions.create(**asked)
+    assert refused.value.type == "invalid_request_error"
+
+
+def test_fields_that_ask_for_nothing_are_read_over(served: Served) -> None:
+    served.client().chat.completions.create(
+        model="facts",
+        messages=[{"role": "developer", "content": "Answer."}, {"role": "user", "content": STEM}],
+        max_tokens=2,
+        frequency_penalty=0,
+        logprobs=False,
+        user="me",
+        metadata={"a": "b"},
+        response_format={"type": "text"},
+        tools=[],
+    )
+
+
+def test_an_unknown_model_path_and_body_are_openais_errors(served: Served) -> None:
+    with pytest.raises(openai.NotFoundError, match="expected a model that is served") as refused:
+        served.client().completions.create(model="nobody", prompt=STEM)
+    assert refused.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        served.client().embeddings.create(model="facts", input=STEM)
+    for body in (b"no JSON", b'{"prompt": "' + b"x" * 2**20 + b'"}'):
+        with pytest.raises(HTTPError) as wrong:
+            urlopen(Request(f"{served.url}/v1/completions", body))  # noqa: S310 - our own server
+        assert wrong.value.code == 400
+        assert json.loads(wrong.value.read())["error"]["type"] == "invalid_request_error"
+
+
+def test_a_client_that_goes_away_stops_the_work(served: Served) -> None:
+    stream = served.client().completions.create(model="facts", prompt=STEM, max_tokens=120, stream=True)
+    next(iter(stream))
+    stream.close()
+    eventually(lambda: served.thread.num_active == 0 and served.thread.num_waiting == 0, "an idle thread")
+    eventually(
+        lambda: 'corrigenda_serving_requests_total{lineage="facts",status="499"}' in served.get("/metrics")[1],
+        "a count",
+    )
+    assert served.get("/livez")[0] == 200
+
+
+def test_metrics_tell_of_requests_tokens_and_followers(served: Served) -> None:
+    served.client().completions.create(model="facts", prompt=STEM, max_tokens=2)
+    said = served.get("/metrics")[1]
+    for name in (
+        'corrigenda_serving_requests_total{lineage="facts",status="200"}',
+        'corrigenda_serving_tokens_total{kind="completion",lineage="facts"}',
+        'corrigenda_follower_snapshot{lineage="facts"} 1.0',
+        'corrigenda_follower_behind_seconds{lineage="facts"} 0.0',
+        'corrigenda_follower_faulty{lineage="other"} 1.0',
+        "corrigenda_serving_waiting 0.0",
+    ):
+        assert name in said
+
+
+def test_a_token_is_asked_for_where_there_is_one_and_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
+    with running(Served(tmp_path, tokens=(TOKEN, "another-token-1234"), most_waiting=0)) as served:
+        served.approve("facts")
+        with pytest.raises(openai.AuthenticationError):
+            served.client().models.list()
+        with pytest.raises(openai.AuthenticationError):
+            served.client("wrong").models.list()
+        assert [model.id for model in served.client(TOKEN).models.list()] == ["facts", "other"]
+        assert served.get("/livez")[0] == 200
+        with pytest.raises(openai.InternalServerError) as full:
+            served.client(TOKEN).completions.create(model="facts", prompt=STEM)
+        assert full.value.status_code == 503
+        assert full.value.response.headers["Retry-After"] == "1"
+        assert full.value.code == "overloaded"
+
+
+def test_no_request_fails_while_snapshots_are_swapped_under_it(tmp_path: Path) -> None:
+    with running(Served(tmp_path)) as served:
+        served.approve("facts")
+        failed: list[Exception] = []
+        answered: list[str] = []
+        is_over = threading.Event()
+
+        def ask() -> None:
+            with served.client() as client:
+                while not is_over.is_set():
+                    try:
+                        raw = client.completions.with_raw_response.create(model="facts", prompt=STEM, max_tokens=3)
+                        answered.append(raw.headers[SNAPSHOT_HEADER])
+                    except Exception as error:
+                        failed.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            made, num = served.approve("facts"), len(answered)
+            eventually(lambda num=num: len(answered) > num + 2 or bool(failed), "more answers")
+            assert made.snapshot.snapshot_id in answered
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        assert not failed
+        assert len(set(answered)) == 4

@@ -1,0 +1,128 @@
+"""Serves what is live of lineages over OpenAI's API, and follows their aliases."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+from pipeline.adapters.mlflow.versions import MlflowVersions
+from pipeline.adapters.sql.database.engine import connect, for_a_process
+from pipeline.adapters.sql.sealed import SqlSealedVersions
+from pipeline.config import Settings, load_settings
+from pipeline.domain.errors import CorrigendaError, Misconfigured
+from workers.serving.http_server import bound_socket, require_loopback, serve, url_of
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Serve until a signal comes; return 3 after one sentence on standard error if that cannot be done."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for chatty in ("httpx", "urllib3", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        _serve(_options().parse_args(words), load_settings())
+    except CorrigendaError as error:
+        print(f"corrigenda: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="corrigenda serve", description=__doc__)
+    parser.add_argument("-l", "--lineage", action="append", help="a lineage to serve; every one if left out")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8100, help="port to listen on; 0 for any free one")
+    parser.add_argument("--token-file", type=Path, help="file with a token a line, which nobody else may read")
+    parser.add_argument("--poll", type=float, default=2.0, metavar="SECONDS", help="time between two looks at an alias")
+    parser.add_argument("--alias", default="champion", help="which alias to follow")
+    parser.add_argument("--device", default="cpu", help="where models go: cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--cache", type=Path, help="folder for files of versions; `serving` in CORRIGENDA_HOME if left out"
+    )
+    parser.add_argument("--queue", type=int, default=32, help="most requests that wait; more get status 503")
+    parser.add_argument("--active", type=int, default=4, help="most requests that are answered at once, in turn")
+    parser.add_argument(
+        "--trust-tags",
+        action="store_true",
+        help="take digests of versions from MLflow's tags, where no database can be asked; needs --lineage",
+    )
+    return parser
+
+
+def _serve(options: argparse.Namespace, settings: Settings) -> None:
+    tokens = tokens_of(options.token_file) if options.token_file else ()
+    if not tokens:
+        require_loopback(options.host)
+    settings.require("mlflow_uri")
+    sealed = None if options.trust_tags else _sealed(settings)
+    if sealed is None and not options.lineage:
+        raise Misconfigured("expected --lineage with --trust-tags: nothing else says which there are")
+    with bound_socket(options.host, options.port) as made, ExitStack() as stack:
+        # Only now what takes seconds to import: a wrong word is refused before that.
+        from workers.serving.application import ServingApplication
+        from workers.serving.bases import Bases
+        from workers.serving.following import Follower
+        from workers.serving.generation_thread import GenerationThread
+        from workers.serving.lineages import ServedLineages
+        from workers.serving.version_files import VersionFiles
+
+        versions = MlflowVersions(
+            settings.mlflow_uri, username=settings.mlflow_username, password=settings.mlflow_password.get_secret_value()
+        )
+        files = VersionFiles((options.cache or settings.home / "serving").absolute(), versions.fetch)
+        thread = stack.enter_context(GenerationThread(most_active=options.active, most_waiting=options.queue))
+        bases = Bases(options.device)
+
+        def follow(lineage: str) -> Follower:
+            return Follower(
+                lineage,
+                alias=options.alias,
+                versions=versions,
+                sealed=sealed,
+                files=files,
+                bases=bases,
+                thread=thread,
+            )
+
+        def names() -> Iterable[str]:
+            return options.lineage or (sealed.lineages() if sealed else ())
+
+        lineages = ServedLineages(names, follow, interval=timedelta(seconds=options.poll))
+        stack.enter_context(lineages)
+        print(f"serving {url_of(made)}/v1", flush=True)
+        serve(ServingApplication(lineages, thread, tokens=tokens).app(), made).run(sockets=[made])
+
+
+def _sealed(settings: Settings) -> SqlSealedVersions:
+    if not settings.database_url.get_secret_value():
+        raise Misconfigured(
+            "expected CORRIGENDA_DATABASE_URL, which says what the files of a version have to be, got nothing; "
+            "--trust-tags takes the word of MLflow's tags instead"
+        )
+    return SqlSealedVersions(for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role)))
+
+
+def tokens_of(path: Path) -> tuple[str, ...]:
+    """Return the tokens of a file, one a line.
+
+    Raises:
+        Misconfigured: if it cannot be read, holds none, or others may read it.
+    """
+    try:
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise Misconfigured(f"expected a file of tokens that nobody else may read, got {path}; chmod 600 mends it")
+        tokens = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except OSError as error:
+        raise Misconfigured(f"expected a file of tokens at {path}, got: {error.strerror}") from error
+    if not tokens or any(len(token) < 16 for token in tokens):
+        raise Misconfigured(f"expected tokens of 16 characters or more in {path}, one a line")
+    return tokens
+
+
+if __name__ == "__main__":
+    sys.exit(main())
