@@ -3,6 +3,8 @@
 A file of the same name from any other keeper of secrets will do as well.
 """
 
+import configparser
+import json
 import secrets
 from pathlib import Path
 
@@ -23,7 +25,25 @@ def main() -> None:
         _keep(f"{process}_database_url", f"postgresql://{login}@postgres:5432/corrigenda")
     _keep("mlflow_forms_key", secrets.token_urlsafe(24))
     _keep("mlflow_password", secrets.token_urlsafe(24))
+    s3 = _keep("s3_credentials", _credentials(secrets.token_hex(10), secrets.token_urlsafe(30)))
+    _keep("s3_identities", _identities(s3))
+    _keep("grafana_password", secrets.token_urlsafe(24))
     _keep("mlflow_store_url", f"postgresql://mlflow:{secrets.token_urlsafe(24)}@postgres:5432/mlflow")
+
+
+def _credentials(key: str, secret: str) -> str:
+    """Return a credentials file as clients of S3 read it."""
+    return f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+
+
+def _identities(credentials: str) -> str:
+    """Return who may use the object store, in the form that SeaweedFS reads."""
+    parsed = configparser.ConfigParser(interpolation=None)
+    parsed.read_string(credentials)
+    found = parsed["default"]
+    keys = [{"accessKey": found["aws_access_key_id"], "secretKey": found["aws_secret_access_key"]}]
+    may = ["Admin", "Read", "List", "Tagging", "Write"]
+    return json.dumps({"identities": [{"name": "corrigenda", "credentials": keys, "actions": may}]})
 
 
 def _keep(name: str, value: str) -> str:

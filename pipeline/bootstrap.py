@@ -154,6 +154,15 @@ def artifacts_of(settings: Settings) -> FileArtifacts:
     return ObjectArtifacts(settings.artifact_bucket, cache=root, endpoint=settings.artifact_endpoint)
 
 
+def make_bucket(settings: Settings) -> None:
+    """Make the bucket of the artifact store, if that is one and is not there yet."""
+    from pipeline.adapters.object_artifacts import ObjectArtifacts
+
+    kept = artifacts_of(settings)
+    if isinstance(kept, ObjectArtifacts):
+        kept.make_bucket()
+
+
 def edit_service(
     settings: Settings, group: EditorGroup, *, on_progress: Callable[[], None] = lambda: None
 ) -> EditService:

@@ -51,6 +51,16 @@ class ObjectArtifacts(FileArtifacts):
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint = endpoint
 
+    def make_bucket(self) -> None:
+        """Make the bucket if it is not there; one that is kept by others has to be there."""
+        with self._answering(self._bucket):
+            try:
+                self._client.head_bucket(Bucket=self._bucket)
+            except self._errors.ClientError as error:
+                if _code(error) not in (*_GONE, "NoSuchBucket"):
+                    raise
+                self._client.create_bucket(Bucket=self._bucket)
+
     def put(self, path: Path) -> Artifact:
         """Keep a file's bytes under their digest, here and in the bucket; new to `older_than` when it returns."""
         artifact = super().put(path)

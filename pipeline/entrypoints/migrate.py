@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.adapters.logins import Login, give_database, let_in
 from pipeline.adapters.schema import upgrade
-from pipeline.bootstrap import create_topics
+from pipeline.bootstrap import create_topics, make_bucket
 from pipeline.config import SECRETS_FOLDER, load_settings
 from pipeline.domain.errors import CorrigendaError
 
@@ -17,7 +17,7 @@ MLFLOW_STORE = "mlflow_store_url"
 
 
 def main() -> int:
-    """Migrate the database, let logins in, then make the topics that are missing; may be run again.
+    """Migrate the database, let logins in, then make the topics and the bucket that are missing; may be run again.
 
     Returns:
         The exit status: 0, or 1 after one sentence on standard error.
@@ -29,6 +29,7 @@ def main() -> int:
         upgrade(owner_url)
         let_in_from(SECRETS_FOLDER, owner_url)
         create_topics(settings)
+        make_bucket(settings)
     except CorrigendaError as error:
         print(f"migrate: {error}", file=sys.stderr)
         return 1

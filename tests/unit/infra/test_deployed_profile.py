@@ -3,6 +3,7 @@
 No container engine is asked; what only an engine can tell is not tested here.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from pipeline.config import Settings
 INFRA = Path(__file__).parents[3] / "infra"
 IMAGES = sorted((INFRA / "images").glob("*.Dockerfile"))
 JOBS = {"migrate", "cli"}
+OURS = {"intake", "control-worker", "web", "edit-worker", "edit-worker-gpu"}
+"""Our own processes that run on."""
+HEALTH_PORT = 9464
 KNOWN_KEYS = {
-    "build", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image", "init",
-    "ports", "profiles", "restart", "secrets", "shm_size", "stop_grace_period", "stop_signal", "user", "volumes",
+    "build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image", "init",
+    "ports", "profiles", "read_only", "restart", "secrets", "security_opt", "shm_size", "stop_grace_period",
+    "stop_signal", "tmpfs", "user", "volumes",
 }  # fmt: skip
 
 
@@ -41,8 +46,62 @@ def given_as(service: dict[str, Any]) -> dict[str, str]:
 
 
 def test_it_has_every_part_of_the_deployed_profile(services: dict[str, dict[str, Any]]) -> None:
-    parts = {"kafka", "postgres", "redis", "mlflow", "migrate", "intake", "control-worker", "edit-worker"}
-    assert parts <= set(services)
+    theirs = {"kafka", "postgres", "redis", "mlflow", "objects", "prometheus", "grafana"}
+    assert {*theirs, *OURS, *JOBS} == set(services)
+
+
+def test_what_is_ours_runs_without_rights_on_files_that_nobody_changes(services: dict[str, dict[str, Any]]) -> None:
+    for name in {*OURS, *JOBS}:
+        assert services[name]["read_only"], name
+        assert services[name]["cap_drop"] == ["ALL"], name
+        assert "no-new-privileges:true" in services[name]["security_opt"], name
+        assert "/tmp" in services[name]["tmpfs"], name
+
+
+def test_each_of_our_processes_is_asked_itself_whether_it_goes_on(services: dict[str, dict[str, Any]]) -> None:
+    for name in OURS:
+        assert services[name]["healthcheck"]["test"] == ["CMD", "python", "-m", "pipeline.entrypoints.probe"], name
+        settings = services[name]["environment"]
+        assert settings["CORRIGENDA_HEALTH_PORT"] == str(HEALTH_PORT), name
+        assert settings["CORRIGENDA_LOG_FORMAT"] == "json", name
+    scraped = yaml.safe_load((INFRA / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    names = {name for job in scraped for found in job["dns_sd_configs"] for name in found["names"]}
+    assert names >= OURS
+    assert {found["port"] for job in scraped for found in job["dns_sd_configs"]} == {HEALTH_PORT}
+    for image in IMAGES:
+        text = image.read_text()
+        assert f"CORRIGENDA_HEALTH_PORT={HEALTH_PORT}" in text
+        assert re.search(r"^HEALTHCHECK .*pipeline.entrypoints.probe", text, flags=re.MULTILINE)
+
+
+def test_nothing_but_loopback_is_published(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+
+
+def test_the_device_worker_has_as_many_ranks_as_it_is_told(services: dict[str, dict[str, Any]]) -> None:
+    for name in ("edit-worker", "edit-worker-gpu"):
+        assert services[name]["environment"]["CORRIGENDA_NUM_RANKS"] == "${NUM_RANKS:-1}", name
+
+
+def test_artifacts_of_ours_and_of_mlflow_lie_in_one_bucket_that_our_key_opens(
+    services: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--artifacts-destination s3://corrigenda/mlflow" in services["mlflow"]["command"][-1]
+    for name in ("control-worker", "edit-worker", "edit-worker-gpu", "migrate", "cli", "mlflow"):
+        settings = services[name]["environment"]
+        assert settings["AWS_SHARED_CREDENTIALS_FILE"] == "/run/secrets/s3_credentials", name
+        assert "s3_credentials" in given_as(services[name]), name
+        assert settings.get("CORRIGENDA_ARTIFACT_BUCKET", "s3://corrigenda/artifacts") == "s3://corrigenda/artifacts"
+        address = settings.get("CORRIGENDA_ARTIFACT_ENDPOINT") or settings["MLFLOW_S3_ENDPOINT_URL"]
+        assert address == "http://objects:8333", name
+    from infra import make_secrets
+
+    monkeypatch.setattr(make_secrets, "FOLDER", tmp_path / "secrets")
+    make_secrets.main()
+    [identity] = json.loads((tmp_path / "secrets" / "s3_identities").read_text())["identities"]
+    held = (tmp_path / "secrets" / "s3_credentials").read_text()
+    assert all(value in held for value in identity["credentials"][0].values())
 
 
 def test_services_use_keys_that_compose_knows(compose: dict[str, Any], services: dict[str, dict[str, Any]]) -> None:
@@ -64,7 +123,7 @@ def test_every_variable_is_a_setting_that_exists(services: dict[str, dict[str, A
 def test_values_are_valid_settings(services: dict[str, dict[str, Any]]) -> None:
     for service in services.values():
         given = {
-            name.removeprefix("CORRIGENDA_").lower(): value
+            name.removeprefix("CORRIGENDA_").lower(): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
             for name, value in service.get("environment", {}).items()
             if name.startswith("CORRIGENDA_")
         }
@@ -89,13 +148,17 @@ def test_each_service_has_a_database_login_of_its_own_and_no_secret_of_another(
         "edit-worker": "editor_database_url",
         "edit-worker-gpu": "editor_database_url",
         "cli": "console_database_url",
+        "web": "web_database_url",
     }
     for name in set(services) - {"migrate"}:
         own = {logins[name], "corrigenda_redis_url", "redis_password", "postgres_password", "mlflow_store_url"}
+        own |= {"s3_credentials"} if name not in ("intake", "web") else set()
+        own |= {"s3_identities"} if name == "objects" else {"grafana_password"} if name == "grafana" else set()
         own |= {"mlflow_password", "mlflow_forms_key"} if name in ("mlflow", "control-worker", "cli") else set()
         assert set(given_as(services[name]).values()) <= own, name
     assert given_as(services["postgres"]) == {"postgres_password": "postgres_password"}
-    assert set(given_as(services["mlflow"])) == {"mlflow_store_url", "mlflow_password", "mlflow_forms_key"}
+    wanted = {"mlflow_store_url", "mlflow_password", "mlflow_forms_key", "s3_credentials"}
+    assert set(given_as(services["mlflow"])) == wanted
     assert {f"{login.name}_database_url" for login in Login} <= set(given_as(services["migrate"]))
 
 
@@ -114,7 +177,9 @@ def test_everything_that_is_named_is_declared(compose: dict[str, Any], services:
         assert set(given_as(service).values()) <= set(compose["secrets"]), name
         assert set(service.get("depends_on", {})) <= set(services), name
         volumes = {volume.split(":")[0] for volume in service.get("volumes", [])}
-        assert {volume for volume in volumes if not volume.startswith("$")} <= set(compose["volumes"]), name
+        ours = {volume for volume in volumes if volume.startswith(".")}
+        assert all((INFRA / volume).is_dir() for volume in ours), name
+        assert {volume for volume in volumes - ours if not volume.startswith("$")} <= set(compose["volumes"]), name
 
 
 def test_nobody_waits_for_the_health_of_a_service_without_a_check(services: dict[str, dict[str, Any]]) -> None:
@@ -133,7 +198,7 @@ def test_what_runs_on_has_a_health_check_and_starts_again(services: dict[str, di
 def test_no_secret_is_written_into_the_file(services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
         for variable, value in service.get("environment", {}).items():
-            is_secret = re.search("PASSWORD|TOKEN|DATABASE_URL|REDIS_URL", variable)
+            is_secret = re.search("PASSWORD|TOKEN|DATABASE_URL|REDIS_URL|CREDENTIALS", variable)
             assert not is_secret or str(value).startswith("/run/secrets/"), f"{name}: {variable}"
 
 
@@ -158,13 +223,16 @@ def test_secrets_are_made_once_and_agree(
 @pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
 def test_an_image_copies_what_the_package_needs_and_runs_as_nobody_special(image: Path) -> None:
     text = image.read_text()
-    copied = set(re.findall(r"^COPY (.+) \S+$", text, flags=re.MULTILINE))
+    build, run = text.split("\nFROM ", 2)[1:]
+    copied = set(re.findall(r"^COPY (.+) \S+$", build, flags=re.MULTILINE))
     files = {name for line in copied for name in line.split()}
     wanted = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
     assert files == wanted | {"pipeline", "editors", "workers", "migrations", "infra"}
     assert "--only-binary=:all:" in text
     assert "-c constraints.txt" in text
-    assert re.search(r"^USER corrigenda$", text, flags=re.MULTILINE)
+    assert re.findall(r"^COPY (.+)$", run, flags=re.MULTILINE) == ["--from=build /opt/corrigenda /opt/corrigenda"]
+    assert "pip install" not in run, "what runs has no more in it than what was installed"
+    assert re.search(r"^USER corrigenda$", run, flags=re.MULTILINE)
 
 
 def test_every_image_that_is_built_has_its_file(services: dict[str, dict[str, Any]]) -> None:
