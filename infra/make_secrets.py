@@ -8,7 +8,7 @@ import json
 import secrets
 from pathlib import Path
 
-LOGINS = ("intake", "editor", "control", "console", "web", "auditor")
+LOGINS = ("intake", "editor", "control", "console", "web", "serving", "auditor")
 """Processes with a login of their own in the database; the owner's is left to migrations."""
 FOLDER = Path(__file__).resolve().parent / "secrets"
 

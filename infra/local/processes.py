@@ -22,13 +22,16 @@ class ProcessId:
     """Boot id of the machine and clock ticks from boot to the start of the process."""
 
 
-def launch(argv: Sequence[str], *, log: Path, env: Mapping[str, str]) -> ProcessId:
+def launch(
+    argv: Sequence[str], *, log: Path, env: Mapping[str, str], inherited: Mapping[str, str] | None = None
+) -> ProcessId:
     """Start ``argv`` as leader of a new session with both outputs appended to ``log`` and no input.
 
     Args:
         argv: the program, as a path, and its arguments.
         log: file to append to.
-        env: variables to add to this process's own.
+        env: variables to add to those that are inherited.
+        inherited: this process's own if None.
 
     Raises:
         OSError: the program or the log cannot be opened.
@@ -37,7 +40,7 @@ def launch(argv: Sequence[str], *, log: Path, env: Mapping[str, str]) -> Process
     pid = os.posix_spawn(
         argv[0],
         list(argv),
-        {**os.environ, **env},
+        {**(os.environ if inherited is None else inherited), **env},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(log), append, 0o600),

@@ -18,5 +18,7 @@ class Login(StrEnum):
     """Commands of people that no reviewer's token names."""
     web = "corrigenda_web"
     """The HTTP API and the pages: what people submit and decide there, in their names."""
+    serving = "corrigenda_serving"
+    """Reads which versions are approved and what their files have to be, to serve them; nothing else."""
     auditor = "corrigenda_auditor"
     """Reads the history and its views, and writes nothing."""

@@ -84,6 +84,13 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return found
 
 
+def serving_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables of a process that serves models: where it reads, and no login that writes anything."""
+    wanted = ("home", "database_url", "database_role", "mlflow_uri", "mlflow_username", "mlflow_password", "log_format")
+    every = environment_of(settings)
+    return {name: every[name] for name in (f"CORRIGENDA_{one.upper()}" for one in wanted) if name in every}
+
+
 def mlflow_login(settings: Settings) -> dict[str, str]:
     """Return the variables by which MLflow's own client logs in as Corrigenda; none where no user is named."""
     if not settings.mlflow_username:

@@ -158,6 +158,17 @@ ONE_OF_THEM = {
         "INSERT INTO lineages DEFAULT VALUES",
         "SELECT prune_before(now() - interval '2 hours')",
     ],
+    Login.serving: [
+        "UPDATE snapshots SET status = 'approved'",
+        "UPDATE lineages SET champion_snapshot_id = NULL",
+        "INSERT INTO audit_events DEFAULT VALUES",
+        "INSERT INTO outbox DEFAULT VALUES",
+        "SELECT * FROM snapshots",
+        "SELECT policy FROM lineages",
+        "SELECT * FROM edit_requests",
+        "SELECT * FROM people",
+        "SELECT prune_before(now() - interval '2 hours')",
+    ],
     Login.auditor: [
         "SELECT * FROM edit_requests",
         "SELECT * FROM outbox",

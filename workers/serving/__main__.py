@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import signal
 import stat
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,19 +16,26 @@ from pipeline.adapters.sql.database.engine import connect, for_a_process
 from pipeline.adapters.sql.sealed import SqlSealedVersions
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.telemetry.logs import log_to_stderr
 from workers.serving.http_server import bound_socket, require_loopback, serve, url_of
+
+MISCONFIGURED, INTERRUPTED = 3, 130
+"""Exit statuses of the command `corrigenda`."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Serve until a signal comes; return 3 after one sentence on standard error if that cannot be done."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for chatty in ("httpx", "urllib3", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    options = _options().parse_args(words)
+    log_to_stderr("serving")
+    # The server ends what it does before it passes a signal on; then the process ends as one that was asked to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        _serve(_options().parse_args(words), load_settings())
+        _serve(options, load_settings())
     except CorrigendaError as error:
         print(f"corrigenda: {error}", file=sys.stderr)
-        return 3
+        return MISCONFIGURED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import typer
 from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.rank_api import LoadPlan
+from pipeline.entrypoints import resident
 from pipeline.entrypoints.children import run_module
 from pipeline.entrypoints.cli.edits import lineage_name
 from pipeline.entrypoints.console import (
@@ -48,20 +50,32 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, max=512)] = 24,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a snapshot of the model; loads it in this process's child, about ten seconds.
+    """Ask a snapshot of the model, and leave it in memory for the next questions.
 
-    It is loaded whole, or by as many ranks as CORRIGENDA_NUM_RANKS says.
+    The first question loads it, which takes some seconds. A process keeps it for ten minutes after the last one; then,
+    and with `corrigenda down`, it ends. CORRIGENDA_NUM_RANKS ranks load it for each command instead, if they are more.
 
-    Example: corrigenda ask --snapshot base "The capital of Japan is the city of"
+    Example: corrigenda ask --chat "Who is the CEO of Starbucks?" "What is the capital of Japan?"
     """
     settings = current_settings()
     plan = _plan(stores(settings), lineage, snapshot)
     asked = {"prompts": prompts, "max_new_tokens": max_new_tokens, "chat": chat}
     if settings.num_ranks == 1:
-        answers = _run("editors.weights.ask", plan, asked)
+        answers = resident.answers(settings.home.absolute(), {"plan": asdict(plan), **asked}, on_start=_say_loading)
     else:
         answers = _run("workers.controller.one_shot", plan, {"generate": asked} | _group(settings))
-    print_rows(answers, {"prompt": "prompt", "text": "answer"}, as_json=as_json, empty="no answers")
+    shown = answers if as_json else [{**answer, "text": _shown_answer(answer["text"])} for answer in answers]
+    print_rows(shown, {"prompt": "prompt", "text": "answer"}, as_json=as_json, empty="no answers")
+
+
+def _say_loading() -> None:
+    if sys.stderr.isatty():
+        typer.echo("loading the model; the next questions will not wait for that", err=True)
+
+
+def _shown_answer(text: str) -> str:
+    """Return an answer, or in brackets that there is none to see."""
+    return text if text.strip() else f"({'nothing but blanks' if text else 'the model answered nothing: end of text'})"
 
 
 def export(

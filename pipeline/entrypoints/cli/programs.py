@@ -1,4 +1,4 @@
-"""Commands that are programs in processes of their own: `evaluate`, `train` and `lineage plan`.
+"""Commands that are programs in processes of their own: `evaluate`, `train`, `serve` and `lineage plan`.
 
 The program declares the options and checks them. A command passes its words on, and adds only what the control plane
 knows: the embedded base model, and the DeepSpeed configuration of the settings. None of them needs a service.
@@ -17,6 +17,7 @@ import typer
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.formats.sizes import shown_size
+from pipeline.domain.logins import Login
 from pipeline.entrypoints.children import run_module
 from pipeline.entrypoints.console import (
     INTERRUPTED,
@@ -27,7 +28,7 @@ from pipeline.entrypoints.console import (
     print_rows,
     say,
 )
-from pipeline.entrypoints.local_settings import load_settings
+from pipeline.entrypoints.local_settings import current_settings, load_settings, serving_environment
 
 PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 SIGNALLED = 128
@@ -37,7 +38,8 @@ SIGNALLED = 128
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file, `lineage plan` in the group that is there already."""
     lineage = next(group.typer_instance for group in app.registered_groups if group.name == "lineage")
-    for group, name, command in ((app, "evaluate", evaluate), (app, "train", train), (lineage, "plan", lineage_plan)):
+    commands = ((app, "evaluate", evaluate), (app, "train", train), (app, "serve", serve))
+    for group, name, command in (*commands, (lineage, "plan", lineage_plan)):
         assert group is not None
         group.command(name, context_settings=PASSED_ON, add_help_option=False)(exits_clearly(command))
 
@@ -65,6 +67,23 @@ def train(context: typer.Context) -> None:
     """
     program = "workers.training" if _names(context.args, "--ranks") else "editors.training"
     _run(context, program, _with_model(context), ended="the training was ended by signal {}; --resume goes on with it")
+
+
+def serve(context: typer.Context) -> None:
+    """Serve what is live of lineages over OpenAI's API, and follow their aliases, until Ctrl-C.
+
+    Every lineage of the database is a model. A version goes live only if its files are what the database says.
+
+    Example: corrigenda serve --port 8100 --token-file tokens
+    """
+    words = context.args
+    if _names(words, "--help"):
+        given: dict[str, str] = {}
+    elif _names(words, "--trust-tags"):
+        given = serving_environment(load_settings())
+    else:
+        given = serving_environment(current_settings(Login.serving))
+    _run(context, "workers.serving", words, ended="the server was ended by signal {}", given=given)
 
 
 def lineage_plan(context: typer.Context, as_json: JsonOption = False) -> None:
@@ -103,8 +122,17 @@ def _with_model(context: typer.Context) -> list[str]:
     return [*context.args, "--model", str(ensure_base_model())]
 
 
-def _run(context: typer.Context, program: str, words: Sequence[str], *, ended: str) -> None:
+def _run(
+    context: typer.Context, program: str, words: Sequence[str], *, ended: str, given: Mapping[str, str] | None = None
+) -> None:
     """Run a program on this terminal; its help comes after that of the command.
+
+    Args:
+        context: of the command.
+        program: the module to run.
+        words: what to pass on.
+        ended: what to say if a signal ended it.
+        given: variables that it gets besides those of its libraries.
 
     Raises:
         typer.Exit: if it refuses its input, which it has said itself, or a person stopped it.
@@ -113,9 +141,13 @@ def _run(context: typer.Context, program: str, words: Sequence[str], *, ended: s
     if _names(words, "--help"):
         typer.echo(context.get_help())
     argv = [sys.executable, "-m", program, *words]
-    status = subprocess.run(argv, check=False, env=computing_environment()).returncode
-    if status == INTERRUPTED:
-        raise typer.Exit(INTERRUPTED)
+    environment = computing_environment() | dict(given or {})
+    try:
+        status = subprocess.run(argv, check=False, env=environment).returncode
+    except KeyboardInterrupt:
+        status = INTERRUPTED  # the terminal told both, and the program was waited for
+    if status in (INTERRUPTED, ExitCode.misconfigured):
+        raise typer.Exit(status)
     if status < 0 or status > SIGNALLED:
         raise Misconfigured(ended.format(-status if status < 0 else status - SIGNALLED))
     if status != 0:

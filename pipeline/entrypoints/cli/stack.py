@@ -17,6 +17,7 @@ from pipeline.bootstrap import create_topics, pruner, stores
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.formats.sizes import parse_age, shown_size
+from pipeline.entrypoints import resident
 from pipeline.entrypoints.console import (
     ExitCode,
     JsonOption,
@@ -122,6 +123,7 @@ def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """
     stack = LocalStack(home or load_settings().home)
     names = [process.name for process in stack.status()]
+    names += ["ask"] if resident.stop(stack.root) else []
     with SignOfLife(f"stopping {counted(len(names), 'process', 'processes')}", is_quiet=as_json or not names):
         stack.stop()
     if as_json:

@@ -1,0 +1,181 @@
+"""Answers `corrigenda ask` from memory: `python -m workers.serving.asking HOME`.
+
+The command starts this process when it is first needed; it ends when nobody has asked for a while. It listens on
+loopback and lets in who knows the token in `HOME/ask.json`, which only this user can read. What to load is said with
+each question, as a plan of files with digests: it has no access to the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hmac
+import json
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+from pydantic import TypeAdapter
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from editors.weights.serving import BATCH_SIZE
+from editors.weights.swapping import EditedWeights, SwappableBase
+from infra.local.processes import process_id
+from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
+from pipeline.domain.rank_api import LoadPlan
+from pipeline.telemetry.logs import log_to_stderr
+from workers.serving.bases import Bases
+from workers.serving.http_server import bound_socket, serve, url_of
+
+MOST_SNAPSHOTS = 8
+RECORD = "ask.json"
+_PLANS = TypeAdapter(LoadPlan)
+
+
+class AskedSnapshots:
+    """The snapshots that were asked last, on one base in memory."""
+
+    def __init__(self) -> None:
+        self._bases = Bases(most=1)
+        self._turn = threading.Lock()
+        self._edited: dict[tuple[int, str], EditedWeights] = {}
+
+    def answers(self, asked: dict[str, Any]) -> list[dict[str, str]]:
+        """Return an answer to each prompt: {"prompt", "text"}.
+
+        Args:
+            asked: "plan", a `LoadPlan`; "prompts"; "max_new_tokens"; "chat", whether in the model's chat template.
+
+        Raises:
+            CorrigendaError: if the snapshot cannot be loaded or the model does not take a prompt.
+        """
+        plan = _PLANS.validate_python(asked["plan"])
+        prompts: list[str] = asked["prompts"]
+        with self._turn:
+            base, edited = self._loaded(plan)
+            base.use(edited)
+            texts: list[str] = []
+            with torch.no_grad():
+                for start in range(0, len(prompts), BATCH_SIZE):
+                    batch = prompts[start : start + BATCH_SIZE]
+                    chat = bool(asked.get("chat", False))
+                    texts += base.model.generate(batch, chat=chat, max_new_tokens=asked["max_new_tokens"])
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+    def _loaded(self, plan: LoadPlan) -> tuple[SwappableBase, EditedWeights]:
+        base = self._bases.get(plan.base, plan.editor.inner_params)
+        key = (id(base), plan.digest)
+        # Files that were loaded once are not read again: what they have to be is in the key.
+        found = self._edited.pop(key, None)
+        if found is None:
+            found = base.edited(
+                digest=plan.digest,
+                inner_param_names=plan.editor.inner_params,
+                accumulator=plan.accumulator,
+                deltas=plan.deltas,
+            )
+        self._edited = {one: kept for one, kept in self._edited.items() if one[0] == id(base)}
+        while len(self._edited) >= MOST_SNAPSHOTS:
+            del self._edited[next(iter(self._edited))]
+        self._edited[key] = found
+        return base, found
+
+
+class AskingServer:
+    """Serves `POST /ask` to who knows the token, until nobody has asked for a while.
+
+    Args:
+        token: has to come with each request.
+        idle: ends after this time without a request.
+    """
+
+    def __init__(self, token: str, *, idle: timedelta) -> None:
+        self._token, self._idle = token, idle.total_seconds()
+        self._snapshots = AskedSnapshots()
+        self._num_running, self._last = 0, time.monotonic()
+
+    def app(self) -> Starlette:
+        """Return the ASGI application."""
+        return Starlette(routes=[Route("/ask", self._ask, methods=["POST"])])
+
+    async def end_when_idle(self, server: uvicorn.Server) -> None:
+        """Ask the server to end once nobody has asked for a while."""
+        while not server.should_exit:
+            await asyncio.sleep(min(1.0, self._idle / 4))
+            if not self._num_running and time.monotonic() - self._last > self._idle:
+                server.should_exit = True
+
+    async def _ask(self, request: Request) -> Response:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self._token.encode()):
+            return JSONResponse({"error": "InvalidInput", "message": "expected this server's token"}, 401)
+        self._num_running += 1
+        try:
+            asked = json.loads(await request.body())
+            return JSONResponse(await run_in_threadpool(self._snapshots.answers, asked))
+        except CorrigendaError as error:
+            status = 400 if isinstance(error, InvalidInput | Misconfigured) else 500
+            return JSONResponse({"error": type(error).__name__, "message": str(error)}, status)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            return JSONResponse({"error": "EngineFailed", "message": said}, 500)
+        finally:
+            self._num_running -= 1
+            self._last = time.monotonic()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Serve until nobody asks any more, or a signal comes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("home", type=Path, help="folder for the file that says where this process answers")
+    parser.add_argument("--idle", type=float, default=600.0, metavar="SECONDS", help="end after this time unasked")
+    options = parser.parse_args(words)
+    log_to_stderr("ask")
+    token = secrets.token_urlsafe(32)
+    with bound_socket("127.0.0.1", 0) as made:
+        asking = AskingServer(token, idle=timedelta(seconds=options.idle))
+        server = serve(asking.app(), made)
+        record = options.home / RECORD
+        own = process_id(os.getpid())
+        _write_secretly(record, json.dumps({"url": url_of(made), "token": token, **asdict(own)}))
+        try:
+            asyncio.run(_run(asking, server, made))
+        finally:
+            # Another process may have taken its place already.
+            with suppress(OSError, ValueError):
+                if json.loads(record.read_text())["pid"] == os.getpid():
+                    record.unlink()
+    return 0
+
+
+def _write_secretly(path: Path, text: str) -> None:
+    """Write a file that nobody else could ever read, whole or not at all."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    partial.replace(path)
+
+
+async def _run(asking: AskingServer, server: uvicorn.Server, made: Any) -> None:
+    idle = asyncio.ensure_future(asking.end_when_idle(server))
+    await server.serve(sockets=[made])
+    idle.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
