@@ -123,5 +123,5 @@ def _post(resident: _Resident, body: str) -> Any:
     if answer.status == 200:
         return said
     kind = getattr(errors, str(said.get("error")), None)
-    is_ours = isinstance(kind, type) and issubclass(kind, CorrigendaError)
-    raise (kind if is_ours else EngineFailed)(str(said.get("message")))
+    message = str(said.get("message"))
+    raise kind(message) if isinstance(kind, type) and issubclass(kind, CorrigendaError) else EngineFailed(message)

@@ -25,8 +25,10 @@ from pipeline.entrypoints.console import (
     exits_clearly,
     print_record,
     print_rows,
+    say,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
+from pipeline.entrypoints.model_cards import adapter_advice, model_card
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -82,19 +84,44 @@ def export(
     out: Annotated[Path, typer.Argument(help="Folder for the model; new or empty.")],
     lineage: LineageOption = None,
     snapshot: SnapshotOption = "champion",
+    peft: Annotated[bool, typer.Option("--peft", help="A LoRA adapter on the base, instead of a whole model.")] = False,
+    max_rank: Annotated[
+        int | None, typer.Option(min=1, help="Cut the adapter to this rank; the error is told.")
+    ] = None,
+    base_name: Annotated[
+        str, typer.Option(help="How the adapter names its base, such as a name on a hub; else its folder.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a snapshot as a whole model, in the format of transformers: weights, configuration, tokenizer.
+    """Write a snapshot for other servers: a whole model of transformers, or with --peft a LoRA adapter.
 
-    Ranks hold it meanwhile (CORRIGENDA_NUM_RANKS), and gather one parameter at a time. The digest that is shown is the
-    one it has as the base of another lineage.
+    A whole model has weights, configuration, tokenizer and a card that says where it comes from. Ranks hold it
+    meanwhile (CORRIGENDA_NUM_RANKS), and gather one parameter at a time. The digest that is shown is the one it has as
+    the base of another lineage. vLLM and others serve either one.
 
-    Example: corrigenda export --snapshot champion edited-model
+    Example: corrigenda export --snapshot champion --peft adapter
     """
+    if not peft and (max_rank is not None or base_name):
+        raise InvalidInput("expected --peft with --max-rank or --base-name, got a whole model, which has neither")
     settings = current_settings()
     plan = _plan(stores(settings), lineage, snapshot)
-    written = _run("workers.controller.one_shot", plan, {"export": str(out.absolute())} | _group(settings))
-    print_record({"snapshot": plan.snapshot_id or "base", **written}, as_json=as_json)
+    if peft:
+        asked = {"out": str(out.absolute()), "base_name": base_name, "max_rank": max_rank}
+        written = _run("editors.weights.peft_adapter", plan, asked)
+    else:
+        written = _run("workers.controller.one_shot", plan, {"export": str(out.absolute())} | _group(settings))
+    card = model_card(plan, written)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    if as_json:
+        print_record({"snapshot": plan.snapshot_id or "base", **written}, as_json=True)
+        return
+    print_record({"snapshot": plan.snapshot_id or "base", **_without_layers(written)}, as_json=False)
+    if peft:
+        say(adapter_advice(written))
+
+
+def _without_layers(written: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in written.items() if name != "errors"}
 
 
 def register_again(
