@@ -48,9 +48,9 @@ class LowRank:
     """The change of one weight as two factors, and what that leaves out."""
 
     left_IR: Tensor
-    """F, fp32."""
+    """The factor F, fp32, which PEFT calls A when it is transposed."""
     right_RO: Tensor
-    """D, fp32."""
+    """The factor D, fp32, which PEFT calls B when it is transposed."""
     error: float
     """Frobenius norm of what is left out, as a share of the change's."""
     is_cut: bool

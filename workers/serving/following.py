@@ -39,7 +39,7 @@ class ServedSnapshot:
     files: SnapshotFiles
     """What it was put together from."""
     answerable: AnswerableSnapshot
-    """Its weights."""
+    """Its weights, in memory and ready to answer."""
     since: float = field(default_factory=time.time)
     """When it went live, in seconds since 1970."""
 

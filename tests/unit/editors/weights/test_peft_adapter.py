@@ -23,6 +23,9 @@ from pipeline.entrypoints.model_cards import adapter_advice, model_card
 from tests.support.registry_entries import file_ref
 from tests.support.tiny_families import ARCHITECTURES, tiny_module
 
+# PEFT asks transformers by a name that is about to go.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 LOADERS: dict[str, Any] = {
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
