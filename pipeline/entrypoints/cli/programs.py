@@ -14,10 +14,10 @@ from typing import Any
 
 import typer
 
+from pipeline.adapters.login_names import Login
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.formats.sizes import shown_size
-from pipeline.domain.logins import Login
 from pipeline.entrypoints.children import run_module
 from pipeline.entrypoints.console import (
     INTERRUPTED,
