@@ -50,17 +50,19 @@ def said_to(model: EditableModel, edits: Sequence[Edit], *, only_wordings: bool 
     asked: dict[tuple[str, str], Prompt] = {}
     questions: dict[tuple[str, str], Prompt] = {}
     for edit in edits:
-        asked |= {(edit.edit_id, "wording"): text for text in edit.request.unseen_rephrases(0)[:1]}
+        if wordings := edit.request.unseen_rephrases(0):
+            asked[edit.edit_id, "wording"] = wordings[0]
         if only_wordings:
             continue
         asked[edit.edit_id, "own"] = edit.request.own_prompt
         question = edit.request.chat_question if can_be_asked(edit.request) else None
         if question is not None and model.has_chat_template:
             questions[edit.edit_id, "reply"] = question
+    found: dict[str, dict[str, str]] = {edit.edit_id: {} for edit in edits}
     said = _said(model, asked, SHOWN_TOKENS) | _said(model, questions, REPLY_TOKENS)
-    return {
-        edit.edit_id: Said(**{kind: text for (of, kind), text in said.items() if of == edit.edit_id}) for edit in edits
-    }
+    for (edit_id, kind), text in said.items():
+        found[edit_id][kind] = text
+    return {edit_id: Said(**texts) for edit_id, texts in found.items()}
 
 
 def with_answers(score: EditScore, edit: Edit, *, before: Said, after: Said, prob_before: float | None) -> EditScore:
