@@ -1,9 +1,10 @@
 """The embedded stack as a whole: start it, watch it, stop it."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -172,17 +173,21 @@ class LocalStack:
             self._count_restart(record)
             return True
 
-    def stop(self, *names: str) -> None:
+    def stop(self, *names: str, within: timedelta | None = None) -> None:
         """End the processes of those names, or all: what was spawned in reverse order, then the services at once.
 
         Ending what does not run is no error. Nothing but processes that this stack started is ever touched.
+
+        Args:
+            names: of the processes; all if none is given.
+            within: how long each may take before it is killed, if less than its own grace.
         """
         if not self.root.is_dir():
             return
         with self._folder.locked():
             state = self._folder.load()
             records = [r for r in reversed(state.processes) if not names or r.name in names] if state else []
-            self._end(records)
+            self._end(records, most=within.total_seconds() if within is not None else None)
 
     def _launch_missing(self, wanted: Sequence[Service]) -> list[str]:
         state = self._folder.load_or_create()
@@ -250,13 +255,19 @@ class LocalStack:
     def _wait_or_undo(self, wanted: Sequence[Service], *, undo: list[str]) -> None:
         state = self._folder.load_or_create()
         try:
+            given_up = threading.Event()
             with ThreadPoolExecutor(max_workers=len(ALL)) as pool:
-                list(pool.map(lambda service: self._wait(service, state), wanted))
+                waits = [pool.submit(self._wait, service, state, given_up) for service in wanted]
+                try:
+                    for one in as_completed(waits):
+                        one.result()
+                finally:
+                    given_up.set()  # nobody waits for the others once one has failed, or a person has enough
         except BaseException:
             self._undo(undo)
             raise
 
-    def _wait(self, service: Service, state: StackState) -> None:
+    def _wait(self, service: Service, state: StackState, given_up: threading.Event) -> None:
         plan = self._plan(service, state)
         record = state.find(service)
         deadline = time.monotonic() + START_TIMEOUT.total_seconds()
@@ -265,20 +276,21 @@ class LocalStack:
                 raise plan.failed(f"it ended while starting, saying: {plan.last_words()}")
             if time.monotonic() > deadline:
                 raise plan.failed(f"expected an answer on port {plan.port} within {START_TIMEOUT}, got none")
-            time.sleep(POLL_SECONDS)
+            if given_up.wait(POLL_SECONDS):
+                return
         RECIPES[service].settle(plan)
 
     def _undo(self, started: Sequence[str]) -> None:
         state = self._folder.load_or_create()
         self._end([record for record in reversed(state.processes) if record.name in started])
 
-    def _end(self, records: Sequence[ProcessRecord]) -> None:
+    def _end(self, records: Sequence[ProcessRecord], *, most: float | None = None) -> None:
         for record in (record for record in records if record.name not in ALL):
-            _end_one(record)
+            _end_one(record, most)
             self._forget(record)
         services = [record for record in records if record.name in ALL]
         with ThreadPoolExecutor(max_workers=len(ALL)) as pool:
-            list(pool.map(_end_one, services))
+            list(pool.map(lambda record: _end_one(record, most), services))
         for record in services:
             self._forget(record)
 
@@ -303,8 +315,9 @@ def _password(service: Service, state: StackState) -> str:
     return state.redis_password or state.password if service is Service.REDIS else state.password
 
 
-def _end_one(record: ProcessRecord) -> None:
-    end(record.process, first=signal.Signals(record.stop_signal), grace_seconds=record.grace_seconds)
+def _end_one(record: ProcessRecord, most: float | None = None) -> None:
+    grace = record.grace_seconds if most is None else min(most, record.grace_seconds)
+    end(record.process, first=signal.Signals(record.stop_signal), grace_seconds=grace)
 
 
 def _comes_free(port: int) -> bool:

@@ -1,10 +1,11 @@
-"""Starts again what ended by itself: services of a stack, and processes that were started under the same roof."""
+"""Starts again what ended by itself, services of a stack and processes under the same roof, and bounds their logs."""
 
 import logging
 import time
 from dataclasses import dataclass
 
 from infra.local.errors import LocalStackError
+from infra.local.log_files import bound
 from infra.local.records import ProcessState
 from infra.local.stack import LocalStack
 
@@ -33,6 +34,7 @@ class Supervisor:
 
     def run_once(self) -> list[str]:
         """Start again what ended and has waited long enough; return the names of what was started."""
+        bound(self._stack.root / "logs")
         died = [process.name for process in self._stack.status() if process.state is ProcessState.DIED]
         return [name for name in died if self._is_its_turn(name) and self._revive(name)]
 

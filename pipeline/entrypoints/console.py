@@ -67,8 +67,8 @@ def say(text: str = "") -> None:
 
 
 def complain(text: str) -> None:
-    """Print a sentence on standard error, on one line."""
-    err.print(Text(visible(text)), style="red", soft_wrap=True)
+    """Print a sentence on standard error: on one line in a pipe, broken between words on a terminal."""
+    err.print(Text(visible(text)), style="red", soft_wrap=not err.is_terminal)
 
 
 def print_json(value: Any) -> None:

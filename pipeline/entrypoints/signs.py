@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Self
 from pipeline.entrypoints.console import err, visible
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 
 class SignOfLife:
-    """Context manager on standard error; the line is gone once the command has its answer.
+    """Context manager; the line is gone once the command has its answer.
 
     Args:
         doing: what the command waits for at first.
         is_quiet: whether nobody looks, as with `--json`.
+        on: where it is shown; standard error if None. What else is printed meanwhile has to go there too.
     """
 
-    def __init__(self, doing: str, *, is_quiet: bool = False) -> None:
+    def __init__(self, doing: str, *, is_quiet: bool = False, on: Console | None = None) -> None:
         self._doing = doing
+        self._on = on or err
         self._is_quiet = is_quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -28,15 +31,15 @@ class SignOfLife:
     def __enter__(self) -> Self:
         if self._is_quiet:
             return self
-        if err.is_terminal:
+        if self._on.is_terminal:
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
             columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-            self._progress = Progress(*columns, console=err, transient=True)
+            self._progress = Progress(*columns, console=self._on, transient=True)
             self._task = self._progress.add_task(visible(self._doing), total=None)
             self._progress.start()
         else:
-            err.print(visible(self._doing), markup=False, soft_wrap=True)
+            self._on.print(visible(self._doing), markup=False, soft_wrap=True)
         return self
 
     def __exit__(
@@ -54,4 +57,4 @@ class SignOfLife:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=visible(doing))
         else:
-            err.print(visible(doing), markup=False, soft_wrap=True)
+            self._on.print(visible(doing), markup=False, soft_wrap=True)

@@ -1,10 +1,19 @@
-"""How long-running processes are told to stop."""
+"""How long-running processes are told to stop, and how a person stops a command."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
+
+from infra.local import LocalStack
+from pipeline.entrypoints.console import complain
+
+GRACE = timedelta(seconds=2)
+"""How long a process may take to end by itself once somebody has pressed Ctrl-C."""
 
 
 def stop_on_signals() -> threading.Event:
@@ -17,3 +26,32 @@ def stop_on_signals() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     return stop
+
+
+@contextmanager
+def said_at_once(sentence: str) -> Iterator[None]:
+    """Say a sentence the moment that Ctrl-C is pressed; what is inside takes its time to see it."""
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        complain(sentence)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def stop_at_once(stack: LocalStack) -> None:
+    """Stop a stack in a few seconds; a second Ctrl-C kills what is left."""
+    names = [process.name for process in stack.status()]
+    try:
+        stack.stop(within=GRACE)
+    except KeyboardInterrupt:
+        complain("killing what is left")
+        stack.stop(within=timedelta(0))
+    complain(f"stopped {', '.join(names)}")

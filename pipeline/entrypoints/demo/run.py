@@ -15,7 +15,7 @@ from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.gates import GatePolicy
-from pipeline.entrypoints.console import ExitCode, complain, say
+from pipeline.entrypoints.console import ExitCode, complain, out, say
 from pipeline.entrypoints.demo.accounting import Accounts, Stopwatch
 from pipeline.entrypoints.demo.asking import Answers, asked_about
 from pipeline.entrypoints.demo.reader import ModelReader
@@ -41,6 +41,8 @@ from pipeline.entrypoints.processes import (
     start_stack,
     start_supervisor,
 )
+from pipeline.entrypoints.signs import SignOfLife
+from pipeline.entrypoints.stopping import said_at_once, stop_at_once
 
 LINEAGE = "demo"
 BATCH_SIZE = 24
@@ -58,7 +60,11 @@ def run_demo(home: Path | None, *, keep: bool) -> int:
     folder = (home or load_settings().home / "demo").absolute()
     _emptied(folder)
     try:
-        found = _story(folder, watch)
+        with said_at_once("stopping everything that the demo started; Ctrl-C again kills it"):
+            found = _story(folder, watch)
+    except KeyboardInterrupt:
+        stop_at_once(LocalStack(folder))
+        raise
     finally:
         if keep:
             say(f"\nleft running in {folder}; stop it with `corrigenda down --home {folder}`")
@@ -76,14 +82,16 @@ def _story(folder: Path, watch: Stopwatch) -> Accounts:
     asked, staying = asked_about(facts), asked_about(unedited(LINEAGE))
     heading("Starting Kafka, PostgreSQL, Redis and MLflow; measuring the base model (once for each base and suite)")
     LocalStack(folder).start(wait=False)  # they get ready while the base is measured
-    prepared = _prepared()
+    with _sign("measuring the base model"):
+        prepared = _prepared()
     watch.lap("measuring the base")
     settings = _slow_processes(folder, prepared)
     # One reader answers in turn; what it is asked about a champion is asked while the next edits are made.
     with ThreadPoolExecutor(1) as pool, ModelReader(settings, LINEAGE) as reader:
         before = pool.submit(reader.ask_base, prepared.base.ref, [*asked, *staying])
         before.add_done_callback(lambda said: None if said.exception() else tell_base(asked, said.result()))
-        kept = _started(folder, settings, prepared)
+        with _sign("starting the services and our processes"):
+            kept = _started(folder, settings, prepared)
         watch.lap("starting")
         with publisher(settings) as send, StreamScreen(started_at=watch.started_at) as screen:
             steps = Steps(kept=kept, settings=settings, lineage=LINEAGE, send=send, screen=screen)
@@ -98,11 +106,13 @@ def _story(folder: Path, watch: Stopwatch) -> Accounts:
             after = pool.submit(reader.ask_champion, [*holding, *staying], package_digest=digest)
             last = _second_thoughts(steps, after)
             watch.lap("second thoughts")
-        said = after.result()
+            screen.doing("asking the champion")
+            said = after.result()
         answers = {one: said[one] for one in holding}
         tell_before_and_after(before.result(), answers)
         tell_unedited(staying, before.result(), said)
-        tell_what_holds(kept, LINEAGE, reader, [*facts, last])
+        with _sign("asking the champion once more"):
+            tell_what_holds(kept, LINEAGE, reader, [*facts, last])
         tell_refusals(kept, LINEAGE)
     broken = tell_history(kept, anchor_checker(settings), LINEAGE)
     watch.lap("reading back")
@@ -132,9 +142,14 @@ def _second_thoughts(steps: Steps, asked: Future[Answers]) -> EditRequest:
     again = [contested(f"again-{number}", number, target) for number, target in ((3, "Oslo"), (4, "Porto"))]
     steps.produce([message(LINEAGE, correction) for correction in again])
     steps.until_settled()
+    steps.screen.doing("asking the first champion, which has to stay until it has answered")
     asked.result()
     steps.approve_in_registry(reason="without the withdrawn edit; the last correction holds")
     return parse_object({"lineage": LINEAGE} | again[-1])
+
+
+def _sign(doing: str) -> SignOfLife:
+    return SignOfLife(doing, is_quiet=not out.is_terminal, on=out)
 
 
 def _prepared() -> Prepared:

@@ -42,6 +42,8 @@ class Steps:
     """Shows the counters and what happened."""
     num_produced: int = 0
     """Messages that the broker acknowledged so far."""
+    awaited: str = "the first correction"
+    """What the demo waits for, as long as no worker is at work."""
     told: int = 0
     """Newest snapshot that was announced on the screen."""
 
@@ -91,6 +93,7 @@ class Steps:
         return MlflowClient(uri)
 
     def _until(self, is_so: Callable[[], bool], what: str) -> None:
+        self.awaited = what
         deadline = time.monotonic() + PATIENCE.total_seconds()
         while not is_so():
             if time.monotonic() > deadline:
@@ -116,6 +119,8 @@ class Steps:
                 "registered": sum(snapshot.registry_version is not None for snapshot in snapshots),
             }
         )
+        activity = self.kept.leases.activities().get(self.lineage)
+        self.screen.doing(activity.sentence() if activity else f"waiting for {self.awaited}")
         for snapshot in snapshots:
             if snapshot.seq > self.told:
                 self.told = snapshot.seq
