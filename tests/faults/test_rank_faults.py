@@ -41,21 +41,37 @@ time.sleep(600)
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> LoadPlan:
+def tiny_lineage(tmp_path_factory: pytest.TempPathFactory) -> LoadPlan:
     """A lineage without a snapshot."""
     return make_tiny_lineage(tmp_path_factory.mktemp("lineage"))
 
 
 @pytest.fixture
-def ranks(tmp_path: Path) -> Iterator[RankGroup]:
-    """A group of one real rank, not started yet."""
-    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
+def plan(tiny_lineage: LoadPlan, request: pytest.FixtureRequest) -> LoadPlan:
+    """The lineage under a name of this test's own, so that no lease epoch of another test is in the way."""
+    return replace(tiny_lineage, lineage=request.node.name)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
+    """A group of one real rank that tests share: what they kill, the next load starts anew.
+
+    Ranks see the environment in which they are started: a test that changes it closes the group first.
+    """
+    yield from group_of(1, tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
+    """A group of two real ranks, shared in the same way."""
+    yield from group_of(2, tmp_path_factory.mktemp("two"))
+
+
+def group_of(num_ranks: int, folder: Path) -> Iterator[RankGroup]:
+    """A group that is not started yet, and its end."""
+    spec = RankSpec(num_ranks=num_ranks, log=folder / "ranks.log")
+    with RankGroup(spec, command_timeout=timedelta(seconds=patience())) as group:
         yield group
-
-
-def two_ranks(folder: Path) -> RankGroup:
-    """A group of two real ranks, not started yet."""
-    return RankGroup(RankSpec(num_ranks=2, log=folder / "ranks.log"), command_timeout=timedelta(seconds=patience()))
 
 
 def until_it_fails(group: RankGroup) -> None:
@@ -68,6 +84,7 @@ def until_it_fails(group: RankGroup) -> None:
 def test_a_rank_killed_in_a_trial_is_engine_failed_and_the_next_load_starts_another(
     ranks: RankGroup, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ranks.close()
     monkeypatch.setenv("CORRIGENDA_FAILPOINT", "rank:before_apply")
     ranks.load(plan, epoch=1)
     before, (pid,) = ranks.weights_digest(), ranks.pids
@@ -86,59 +103,54 @@ def test_a_rank_killed_in_a_trial_is_engine_failed_and_the_next_load_starts_anot
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "delay"), [(0, 0.4), (1, 0.05), (1, 0.4)])
 def test_either_of_two_ranks_killed_in_a_trial_ends_both_and_the_next_load_starts_two_others(
-    plan: LoadPlan, tmp_path: Path, rank: int, delay: float
+    two_ranks: RankGroup, plan: LoadPlan, rank: int, delay: float
 ) -> None:
-    with RankGroup(
-        RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())
-    ) as group:
-        group.load(plan, epoch=1)
-        before, pids = group.weights_digest(), group.pids
-        killer = threading.Timer(delay, os.kill, (pids[rank], signal.SIGKILL))
-        killer.start()
-        with pytest.raises(EngineFailed, match="ended with status"):
-            until_it_fails(group)
-        killer.join()
-        eventually(lambda: all(is_gone(pid) for pid in pids), "the end of both ranks")
-        group.load(plan, epoch=1)
-        assert not set(group.pids) & set(pids)
-        assert group.weights_digest() == before
-        assert group.try_edits(candidate("t", edits(3))).num_rows == 3
+    two_ranks.load(plan, epoch=1)
+    before, pids = two_ranks.weights_digest(), two_ranks.pids
+    killer = threading.Timer(delay, os.kill, (pids[rank], signal.SIGKILL))
+    killer.start()
+    with pytest.raises(EngineFailed, match="ended with status"):
+        until_it_fails(two_ranks)
+    killer.join()
+    eventually(lambda: all(is_gone(pid) for pid in pids), "the end of both ranks")
+    two_ranks.load(plan, epoch=1)
+    assert not set(two_ranks.pids) & set(pids)
+    assert two_ranks.weights_digest() == before
+    assert two_ranks.try_edits(candidate("t", edits(3))).num_rows == 3
 
 
 @pytest.mark.slow
 def test_ranks_killed_before_a_candidate_has_files_leave_none_and_the_next_load_holds_the_parent(
-    plan: LoadPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_ranks: RankGroup, plan: LoadPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    two_ranks.close()
     monkeypatch.setenv("CORRIGENDA_FAILPOINT", "rank:before_files")
-    with RankGroup(
-        RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())
-    ) as group:
-        group.load(plan, epoch=1)
-        before, pids = group.weights_digest(), group.pids
-        group.try_edits(candidate("t", edits(3)))
-        with pytest.raises(EngineFailed, match="ended with status"):
-            group.keep("t", folder=tmp_path, with_accumulator=True)
-        eventually(lambda: all(is_gone(pid) for pid in pids), "the end of both ranks")
-        assert not list(tmp_path.glob("*.safetensors"))
-        monkeypatch.delenv("CORRIGENDA_FAILPOINT")
-        group.load(plan, epoch=1)
-        assert group.weights_digest() == before
+    two_ranks.load(plan, epoch=1)
+    before, pids = two_ranks.weights_digest(), two_ranks.pids
+    two_ranks.try_edits(candidate("t", edits(3)))
+    with pytest.raises(EngineFailed, match="ended with status"):
+        two_ranks.keep("t", folder=tmp_path, with_accumulator=True)
+    eventually(lambda: all(is_gone(pid) for pid in pids), "the end of both ranks")
+    assert not list(tmp_path.glob("*.safetensors"))
+    monkeypatch.delenv("CORRIGENDA_FAILPOINT")
+    two_ranks.load(plan, epoch=1)
+    assert two_ranks.weights_digest() == before
 
 
 @pytest.mark.slow
 def test_ranks_at_work_listen_on_the_loopback_interface_only_and_hold_no_secret(
-    plan: LoadPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_ranks: RankGroup, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    two_ranks.close()
     monkeypatch.setenv("CORRIGENDA_DATABASE_URL", "postgresql://u:hunter2@db/x")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
-    with two_ranks(tmp_path) as group:
-        group.load(plan, epoch=1)
-        group.try_edits(candidate("t", edits(3)))
-        for pid in group.pids:
-            addresses = listening(pid)
-            assert addresses
-            assert all(address.is_loopback for address in addresses), addresses
-            assert "hunter2" not in "".join(environment_of(pid).values())
+    two_ranks.load(plan, epoch=1)
+    two_ranks.try_edits(candidate("t", edits(3)))
+    for pid in two_ranks.pids:
+        addresses = listening(pid)
+        assert addresses
+        assert all(address.is_loopback for address in addresses), addresses
+        assert "hunter2" not in "".join(environment_of(pid).values())
 
 
 BEFORE_THEY_MEET = {
@@ -169,23 +181,20 @@ def test_what_ranks_say_before_they_meet_reaches_the_user(
 
 
 @pytest.mark.slow
-def test_what_fails_on_one_rank_is_an_answer_of_both(plan: LoadPlan, tmp_path: Path) -> None:
+def test_what_fails_on_one_rank_is_an_answer_of_both(two_ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
     """The rank that solves for the second inner parameter has no prior of it: the other one waits for its factors."""
-    with RankGroup(
-        RankSpec(num_ranks=2, log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())
-    ) as group:
-        second = plan.editor.inner_params[1]
-        assert plan.ledger is not None
-        prior = Prior.load(Path(plan.ledger.prior.path))
-        del prior.moments[second]
-        prior.save(tmp_path / "prior.safetensors")
-        assert plan.ledger is not None
-        ledger = replace(plan.ledger, prior=file_ref(tmp_path / "prior.safetensors"))
-        group.load(replace(plan, ledger=ledger), epoch=1)
-        with pytest.raises(Misconfigured, match=f"expected a prior of inner parameter {second}"):
-            group.try_edits(candidate("t", edits(2)))
-        group.load(plan, epoch=1)
-        assert group.try_edits(candidate("t", edits(2))).num_rows == 2
+    second = plan.editor.inner_params[1]
+    assert plan.ledger is not None
+    prior = Prior.load(Path(plan.ledger.prior.path))
+    del prior.moments[second]
+    prior.save(tmp_path / "prior.safetensors")
+    assert plan.ledger is not None
+    ledger = replace(plan.ledger, prior=file_ref(tmp_path / "prior.safetensors"))
+    two_ranks.load(replace(plan, ledger=ledger), epoch=1)
+    with pytest.raises(Misconfigured, match=f"expected a prior of inner parameter {second}"):
+        two_ranks.try_edits(candidate("t", edits(2)))
+    two_ranks.load(plan, epoch=1)
+    assert two_ranks.try_edits(candidate("t", edits(2))).num_rows == 2
 
 
 @pytest.mark.slow
