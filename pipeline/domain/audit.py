@@ -62,6 +62,7 @@ class AuditAction(StrEnum):
     person_removed = "person:removed"
     lineage_ruled = "lineage:ruled"
     lineage_policy_changed = "lineage:policy_changed"
+    lineage_folded = "lineage:folded"
     side_effect_given_up = "side_effect:given_up"
     side_effect_resent = "side_effect:resent"
     side_effect_closed = "side_effect:closed"

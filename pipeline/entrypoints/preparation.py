@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,19 @@ def make_lineage(
     batch_size: int | None,
     policy: GatePolicy,
     approval_policy: ApprovalPolicy | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Lineage:
-    """Record a lineage on a prepared base; a batch holds what the editor's card says if `batch_size` is None."""
+    """Record a lineage on a prepared base; a batch holds what the editor's card says if `batch_size` is None.
+
+    Args:
+        kept: the stores.
+        name: of the lineage.
+        prepared: its base, and what was measured of it.
+        batch_size: most edits in a batch.
+        policy: what its snapshots have to show.
+        approval_policy: whose decisions it takes; the usual one if None.
+        origin: which lineage was folded into the base, if one was.
+    """
     new = NewLineage(
         name=name,
         base=prepared.base,
@@ -110,7 +121,7 @@ def make_lineage(
         reference=kept.artifacts.put(prepared.reference),
         trained=_stored(kept, prepared.trained) if prepared.trained else None,
     )
-    return kept.lineages.create(new, actor=cli_actor())
+    return kept.lineages.create(new, actor=cli_actor(), origin=origin)
 
 
 def _stored(kept: Stores, trained: PreparedEditor) -> TrainedArtifacts:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Select, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from pipeline.adapters.sql.audit import append
+from pipeline.adapters.sql.audit import AuditLine, append, append_all
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, lock_lineage
 from pipeline.adapters.sql.database.rows import artifact_json, artifact_of, record_of
@@ -40,8 +40,13 @@ class SqlLineageStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, new: NewLineage, *, actor: str) -> Lineage:
+    def create(self, new: NewLineage, *, actor: str, origin: Mapping[str, Any] | None = None) -> Lineage:
         """Make a lineage.
+
+        Args:
+            new: what it is made with.
+            actor: who makes it.
+            origin: which lineage was folded into its base, if one was; both get a line of audit.
 
         Raises:
             InvalidInput: if the name is taken or cannot be one.
@@ -53,14 +58,12 @@ class SqlLineageStore:
             lineage_id = connection.execute(made).scalar_one_or_none()
             if lineage_id is None:
                 raise InvalidInput(f"expected a free name for a lineage, got {new.name!r}, taken", lineage=new.name)
-            append(
-                connection,
-                chain=new.name,
-                actor=actor,
-                action=AuditAction.lineage_created,
-                subject=lineage_id,
-                payload=row,
-            )
+            lines = [_line(new.name, actor, AuditAction.lineage_created, lineage_id, row)]
+            if origin is not None:
+                told = {**origin, "new_lineage": new.name}
+                chains = (new.name, str(origin["lineage"]))
+                lines += [_line(chain, actor, AuditAction.lineage_folded, lineage_id, told) for chain in chains]
+            append_all(connection, lines)
             return _one(connection, new.name)
 
     def lineage(self, name: str) -> Lineage:
@@ -220,6 +223,10 @@ class SqlLineageStore:
     def _set_hold(connection: Connection, lineage_id: str, reason: str | None) -> str:
         change = update(lineages).where(lineages.c.lineage_id == lineage_id).values(hold=reason)
         return str(connection.execute(change.returning(lineages.c.base_digest)).scalar_one())
+
+
+def _line(chain: str, actor: str, action: AuditAction, lineage_id: str, payload: Mapping[str, Any]) -> AuditLine:
+    return AuditLine(chain=chain, actor=actor, action=action, subject=lineage_id, payload=payload)
 
 
 def _row(new: NewLineage) -> dict[str, Any]:

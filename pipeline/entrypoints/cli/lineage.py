@@ -15,7 +15,7 @@ from pipeline.domain.approval_policies import NAMED, named
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, check_name
-from pipeline.entrypoints.cli import policy
+from pipeline.entrypoints.cli import folding, policy
 from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, deciding_actor, reviewing_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
@@ -33,6 +33,7 @@ def add_commands(app: typer.Typer) -> None:
     lineage.command("resume")(exits_clearly(lineage_resume))
     lineage.command("approvals")(exits_clearly(lineage_approvals))
     policy.add_commands(lineage)
+    folding.add_commands(lineage)
     app.add_typer(lineage, name="lineage")
 
 

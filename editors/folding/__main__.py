@@ -1,0 +1,129 @@
+"""Learn edits into a copy of a base and measure it by a lineage's gates: `python -m editors.folding FILE`.
+
+FILE is JSON, as `Asked` has it. Prints what was measured, as JSON. The folder of the new base appears whole or not at
+all; asked again for the same, the program answers with what it measured then.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from editors.data.atomic_files import partial_of, write_atomically
+from editors.data.datasets import prior_lines
+from editors.measure.reference import Reference
+from editors.measure.scorer import Scorer
+from editors.methods.base import EditJob
+from editors.methods.folding import FoldEditor, Folding
+from editors.models.digest import base_digest, require_base
+from editors.solve.ledger import Ledger
+from editors.weights.deltas import PlainWeights
+from editors.weights.loading import load_base
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import CorrigendaError, InvalidInput
+from pipeline.domain.formats.canonical import canonical_json, sha256_json
+from pipeline.domain.rank_api import LoadPlan
+
+FOLDED = "fold.json"
+"""File in the folder of the new base: what was folded into it and what was measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What is to be folded into what."""
+
+    plan: LoadPlan
+    """The snapshot whose edits are folded; its base, its constants, its prior and its reference are used."""
+    edits: tuple[Edit, ...]
+    """The facts, oldest first."""
+    out: str
+    """Folder of the new base."""
+    texts: tuple[str, ...]
+    """Files with lines that have to stay, as the prior takes them."""
+    device: str
+    """Where to train."""
+    settings: dict[str, Any]
+    """Fields of `Folding` that are not as usual."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the new base follows from."""
+        requests = [edit.request.payload_digest for edit in self.edits]
+        ledger = self.plan.ledger
+        files = [ledger.prior.digest, ledger.reference.digest] if ledger else []
+        names = list(self.plan.editor.inner_params)
+        return sha256_json([self.plan.base.digest, requests, files, names, self.settings, self.lines])
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of all texts."""
+        return [line for path in self.texts for line in prior_lines(Path(path))]
+
+
+def fold(asked: Asked) -> dict[str, Any]:
+    """Make the new base, or find it made; return its digest and what was measured of it.
+
+    Raises:
+        InvalidInput: if the folder holds something else.
+        CorrigendaError: if the base, a file or an edit cannot be used.
+    """
+    out, made_of = Path(asked.out), asked.digest
+    if (out / FOLDED).is_file():
+        found: dict[str, Any] = json.loads((out / FOLDED).read_text(encoding="utf-8"))
+        if found["made_of"] == made_of:
+            return found
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidInput(f"expected a new or empty folder for the new base, got {out}")
+    partial = partial_of(out)
+    shutil.rmtree(partial, ignore_errors=True)  # what a crash left of an earlier try
+    partial.mkdir(parents=True)
+    measured = _made(asked, partial)
+    found = {"made_of": made_of, "digest": base_digest(partial), "measurements": measured}
+    write_atomically(partial / FOLDED, canonical_json(found).encode())
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+    return found
+
+
+def _made(asked: Asked, folder: Path) -> dict[str, Any]:
+    """Learn the edits, measure them beside the base as the gates do, and write the model."""
+    plan, ledger_plan = asked.plan, asked.plan.ledger
+    assert ledger_plan is not None, "expected a plan to edit by"
+    require_base(plan.base, base_digest(Path(plan.base.ref)))
+    model = load_base(Path(plan.base.ref), plan.editor.inner_params, task=plan.base.task, device=asked.device)
+    weights = PlainWeights(model.module, model.inner)
+    ledger = Ledger.from_files(ledger_plan.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
+    reference = Reference.load(Path(ledger_plan.reference.path), ledger_plan.reference.digest)
+    scorer = Scorer(model, weights, reference, rephrase_rows=plan.editor.rephrase_rows)
+    scorer.observe_parent(asked.edits, ())
+    editor = FoldEditor(Folding(**asked.settings), asked.lines, plan.editor)
+    result = editor.edit(EditJob(model=model, weights=weights, ledger=ledger, added=asked.edits))
+    weights.apply(result.delta)
+    measured = scorer.measure(added=asked.edits, retained=(), gone_keys=(), delta=result.delta)
+    module: Any = model.module
+    module.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return asdict(measured) | {"num_steps": result.num_passes}
+
+
+def main(file: str) -> int:
+    """Print what a file asks for; return 1 after one sentence on standard error if it cannot be had."""
+    try:
+        asked = TypeAdapter(Asked).validate_json(Path(file).read_text(encoding="utf-8"))
+        found = fold(asked)
+    except CorrigendaError as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

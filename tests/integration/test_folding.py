@@ -1,0 +1,134 @@
+"""`corrigenda lineage fold` on a real database and a tiny base: the facts become part of a base of their own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from editors.folding.__main__ import main as fold
+from editors.models.digest import base_digest
+from editors.prepare.__main__ import main as prepare
+from editors.weights.loading import load_base
+from pipeline.domain.approvals import Decision
+from pipeline.domain.errors import CorrigendaError
+from pipeline.entrypoints import children
+from pipeline.entrypoints.cli import folding
+from pipeline.entrypoints.cli.app import app
+from pipeline.entrypoints.console import ExitCode
+from tests.support.factories import make_request
+from tests.support.ledger_parts import prior_lines
+from tests.support.scored import score_pairs
+from tests.support.store_rig import LINEAGE, StoreRig
+from tests.support.tiny_models import TEXT, save_tiny_llama
+
+Command = Callable[..., Result]
+FACTS = (("Japan", "Milan"), ("Italy", "Kyoto"))
+LENIENT = (
+    *("locality_drop_max=1", "locality_kl_max=1000", "edit_locality_kl_max=1000", "perplexity_rise_max=1000"),
+    *("change_norm_max=1000", "locality_floor=0", "perplexity_ceiling=1000", "free_success_min=0"),
+)
+
+
+def in_this_process(module: str, *arguments: str) -> str:
+    """Run a program as `run_module` does, without starting Python and torch for it."""
+    said, complaint = io.StringIO(), io.StringIO()
+    with redirect_stdout(said), redirect_stderr(complaint):
+        status = fold(*arguments) if module == "editors.folding" else prepare(arguments)
+    if status:
+        error = children._named(complaint.getvalue().strip().splitlines()[-1])
+        assert isinstance(error, CorrigendaError), complaint.getvalue()
+        raise error
+    return said.getvalue()
+
+
+@pytest.fixture
+def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools_close: None) -> Command:
+    for name in [name for name in os.environ if name.startswith("CORRIGENDA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CORRIGENDA_DATABASE_URL", postgres_url)
+    monkeypatch.setenv("CORRIGENDA_DATABASE_ROLE", "corrigenda_console")
+    monkeypatch.setenv("CORRIGENDA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CORRIGENDA_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
+    monkeypatch.setattr(folding, "run_module", in_this_process)
+    monkeypatch.setattr("pipeline.entrypoints.preparation.run_module", in_this_process)
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
+    made = StoreRig(url=postgres_url, folder=tmp_path)
+    yield made
+    made.close()
+
+
+def approved_facts(rig: StoreRig) -> str:
+    """Bring the facts in and approve them; returns the champion's id."""
+    rig.submit(
+        *(
+            make_request(
+                subject, prompt=f"the capital of {subject} is", subject=subject, relation="capital", target_new=value
+            )
+            for subject, value in FACTS
+        )
+    )
+    snapshot = rig.commit_batch(rig.acquire())
+    rig.decide(snapshot, Decision.approved)
+    return snapshot.snapshot_id
+
+
+def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_base_comes_from(
+    corrigenda: Command, rig: StoreRig, tmp_path: Path
+) -> None:
+    save_tiny_llama(tmp_path / "model", hidden=32, mlp=32)
+    given = []
+    contents = {"text": TEXT, "prior-text": "\n".join(prior_lines()), "suite": '{"prompt": "Berlin is a city in"}'}
+    for option, content in contents.items():
+        (tmp_path / option).write_text(content)
+        given += [f"--{option}", str(tmp_path / option)]
+    made = corrigenda("lineage", "create", LINEAGE, "--model", str(tmp_path / "model"), *given)
+    assert made.exit_code == 0, made.stderr
+    words = ("lineage", "fold", LINEAGE, "folded", *given, "--out", str(tmp_path / "base"))
+    none = corrigenda(*words)
+    assert none.exit_code == ExitCode.usage
+    assert "live facts to fold" in none.stderr
+
+    champion = approved_facts(rig)
+    refused = corrigenda(*words)
+    assert refused.exit_code == ExitCode.usage, refused.stderr
+    assert "passes its gates" in refused.stderr
+    assert [one["settings"]["name"] for one in json.loads(corrigenda("lineage", "list", "--json").stdout)] == [LINEAGE]
+    trained = (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns
+
+    assert corrigenda("lineage", "policy", "set", LINEAGE, *LENIENT, "--reason", "a tiny base").exit_code == 0
+    done = corrigenda(*words)
+    assert done.exit_code == 0, done.stderr
+    assert "lineage folded: base" in done.stdout
+    assert (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns == trained, "it was trained once"
+    found = json.loads(corrigenda("lineage", "list", "--json").stdout)
+    [new] = [one for one in found if one["settings"]["name"] == "folded"]
+    assert (new["head_seq"], new["settings"]["base"]["digest"]) == (0, base_digest(tmp_path / "base"))
+
+    origin = json.loads((tmp_path / "base" / folding.PROVENANCE).read_text())
+    assert (origin["lineage"], origin["snapshot_id"]) == (LINEAGE, champion)
+    assert origin["pristine_base_digest"] == base_digest(tmp_path / "model")
+    assert [(one["subject"], one["approved_by"]) for one in origin["edits"]] == [
+        (subject, "cli:reviewer (claimed)") for subject, _ in FACTS
+    ]
+    for chain in (LINEAGE, "folded"):
+        [line] = [event for event in rig.audit.events(chain) if event.action == "lineage:folded"]
+        told = json.loads(line.payload)
+        assert (told["new_lineage"], told["num_edits"], told["snapshot_id"]) == ("folded", len(FACTS), champion)
+
+    model = load_base(tmp_path / "base")
+    scores = score_pairs(model, [(f"the capital of {subject} is", value) for subject, value in FACTS])
+    assert all(score.is_hit for score in scores)
+    taken = corrigenda(*words)
+    assert "expected a free name" in taken.stderr
