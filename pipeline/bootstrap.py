@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from pipeline.adapters.sql.review import SqlReviewStore
     from pipeline.adapters.sql.snapshots import SqlSnapshotStore
     from pipeline.adapters.sql.standing import SqlStanding
-    from pipeline.adapters.sql.web.corrections import SqlCorrectionStore
     from pipeline.adapters.sql.web.people import SqlPeopleStore
-    from pipeline.adapters.sql.web.submissions import SqlSubmissionStore
+    from pipeline.adapters.sql.web.stores import ApiStores
     from pipeline.config import Settings
     from pipeline.services.accepting import BatchPublisher
     from pipeline.services.editing import EditService
@@ -84,10 +83,8 @@ class Stores:
     """Raises if the database does not answer."""
     people: SqlPeopleStore
     """Who may use the HTTP API."""
-    submissions: SqlSubmissionStore
-    """Corrections that came through the HTTP API."""
-    corrections: SqlCorrectionStore
-    """Where corrections stand, for whoever sent them."""
+    api: ApiStores
+    """What only the HTTP API and its webhooks ask."""
 
 
 @lru_cache(maxsize=4)
@@ -111,9 +108,8 @@ def stores(settings: Settings) -> Stores:
     from pipeline.adapters.sql.review import SqlReviewStore
     from pipeline.adapters.sql.snapshots import SqlSnapshotStore
     from pipeline.adapters.sql.standing import SqlStanding
-    from pipeline.adapters.sql.web.corrections import SqlCorrectionStore
     from pipeline.adapters.sql.web.people import SqlPeopleStore
-    from pipeline.adapters.sql.web.submissions import SqlSubmissionStore
+    from pipeline.adapters.sql.web.stores import api_stores
 
     settings.require("database_url")
     engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))
@@ -134,8 +130,7 @@ def stores(settings: Settings) -> Stores:
         standing=SqlStanding(engine),
         is_answering=reachability.database(engine),
         people=SqlPeopleStore(engine),
-        submissions=SqlSubmissionStore(engine),
-        corrections=SqlCorrectionStore(engine),
+        api=api_stores(engine),
     )
 
 
@@ -207,10 +202,12 @@ def retrier(settings: Settings) -> Retrier:
 @lru_cache(maxsize=4)
 def relay(settings: Settings) -> OutboxRelay:
     """The relay of the outbox, with a handler for every kind of item."""
+    from pipeline.adapters.webhook_poster import post
     from pipeline.services.announcing import Announcer
     from pipeline.services.registry.champion_alias import ChampionAlias
     from pipeline.services.registry.mirroring import RegistryMirror
     from pipeline.services.relaying import OutboxRelay
+    from pipeline.services.webhooks import WebhookTeller
 
     kept = stores(settings)
     mirror = RegistryMirror(mirror=kept.mirror, registry=_registry(settings), pages=settings.mlflow_pages)
@@ -225,6 +222,14 @@ def relay(settings: Settings) -> OutboxRelay:
         dead_letter_topic=settings.dead_letter_topic,
     )
 
+    webhooks = WebhookTeller(
+        webhooks=kept.api.webhooks, post=partial(post, allow_private=settings.webhook_private_networks)
+    )
+
+    def result(item: OutboxItem) -> None:
+        webhooks.owe(item)
+        announcer.announce_result(item)
+
     def register(item: OutboxItem) -> None:
         mirror.register(item.payload["snapshot_id"])
 
@@ -234,10 +239,8 @@ def relay(settings: Settings) -> OutboxRelay:
     def champion(item: OutboxItem) -> None:
         alias.point(item.payload["lineage"])
 
-    return OutboxRelay(
-        outbox=kept.outbox,
-        handlers={**announcer.handlers(), "register": register, "reregister": reregister, "champion": champion},
-    )
+    own = {"result": result, "webhook": webhooks.deliver, "register": register, "reregister": reregister}
+    return OutboxRelay(outbox=kept.outbox, handlers={**announcer.handlers(), **own, "champion": champion})
 
 
 def reaper(settings: Settings) -> Reaper:

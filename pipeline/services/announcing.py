@@ -80,6 +80,7 @@ class Announcer:
             status=payload["status"],
             reason=payload["reason"],
             snapshot_seq=self._history.snapshot_seq(payload["edit_id"]),
+            is_live=payload.get("is_live"),
             at=datetime.fromisoformat(payload["at"]),
         )
 

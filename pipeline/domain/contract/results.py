@@ -22,6 +22,11 @@ class EditResultV1(BaseModel):
     status: EditStatus = Field(description="Where the correction stands now.")
     reason: str | None = Field(None, description="Why, where it was rejected, superseded, reverted or given up.")
     snapshot_seq: int | None = Field(None, description="Number of the snapshot that holds or held it, if any.")
+    is_live: bool | None = Field(
+        None,
+        description="Whether the approved model holds it, told when that changes; left out of other messages.",
+        exclude_if=lambda is_live: is_live is None,
+    )
     at: AwareDatetime = Field(description="When it came to this, in database time (RFC 3339 with an offset).")
 
 

@@ -235,7 +235,7 @@ def parse_object(document: object) -> EditRequest:
     try:
         return EditRequestV1.model_validate(document).to_domain()
     except ValidationError as error:
-        raise InvalidMessage(_reason(error)) from error
+        raise InvalidMessage(reasons_of(error)) from error
 
 
 def json_schema() -> dict[str, Any]:
@@ -268,7 +268,8 @@ def _after_leap_second(value: str) -> datetime:
     return after
 
 
-def _reason(error: ValidationError) -> str:
+def reasons_of(error: ValidationError) -> str:
+    """Return the first things that are wrong with an object, each with its field, and how many more there are."""
     parts = []
     for detail in error.errors(include_url=False, include_input=False)[:3]:
         where = ".".join(str(step) for step in detail["loc"]) or "message"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI
 
-from pipeline.entrypoints.web import corrections, whoami
+from pipeline.domain.contract.corrections import CorrectionV1, FeedbackV1
+from pipeline.entrypoints.web import corrections, webhooks, whoami
 from pipeline.entrypoints.web.middleware import BodyLimit, Told
 from pipeline.entrypoints.web.openapi import described
 from pipeline.entrypoints.web.parts import WebParts
@@ -15,7 +16,9 @@ from pipeline.telemetry.http_metrics import HttpMetrics
 
 API_VERSION = "1.0.0"
 """Of the contract; a change that breaks a client gets another path than /v1."""
-ROUTERS: Sequence[APIRouter] = (corrections.router, whoami.router)
+ROUTERS: Sequence[APIRouter] = (corrections.router, webhooks.router, whoami.router)
+BODIES = (CorrectionV1, FeedbackV1, webhooks.NewWebhook)
+"""Models of bodies that routes read by themselves, for OpenAPI."""
 
 
 def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastAPI:
@@ -32,7 +35,7 @@ def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastA
         redirect_slashes=False,
     )
     app.state.parts = parts
-    app.openapi = lambda: described(app)  # type: ignore[method-assign]
+    app.openapi = lambda: described(app, BODIES)  # type: ignore[method-assign]
     add_handlers(app)
     for router in routers:
         app.include_router(router)

@@ -11,11 +11,12 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from pipeline.adapters.sql.web.corrections import Standing
+from pipeline.domain.contract.answers import CorrectionStatus, Page, Receipt, Received, Refusal
 from pipeline.domain.contract.corrections import correction_of
 from pipeline.domain.errors import InvalidInput, Unavailable
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.people import SEES_EVERYTHING, Person, Role
-from pipeline.entrypoints.web.answers import Correction, Page, Receipt, Received, Refusal, correction_answer
+from pipeline.entrypoints.web.answers import correction_answer
 from pipeline.entrypoints.web.bodies import JSON, LINES, Body, items_of, media_type, object_of
 from pipeline.entrypoints.web.identity import SIGNED_IN, require
 from pipeline.entrypoints.web.openapi import CORRECTIONS_BODY, FEEDBACK_BODY
@@ -84,7 +85,7 @@ def show(
     person: Reader,
     ref: str,
     lineage: Annotated[str | None, Query(max_length=100, description="Where several lineages have the id.")] = None,
-) -> Correction:
+) -> CorrectionStatus:
     """Say where a correction stands and why, by the id of its receipt, of its edit, or its sender's own.
 
     Requesters see their own; reviewers, auditors and operators see everybody's.

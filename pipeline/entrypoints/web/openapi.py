@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from pipeline.domain.contract.corrections import CorrectionV1, FeedbackV1
 from pipeline.entrypoints.web.bodies import JSON, LINES, MAX_ITEMS
 
 _REF = "#/components/schemas/{model}"
-_MODELS = (CorrectionV1, FeedbackV1)
 STEM = {
     "prompt": "The capital of Australia is",
     "target_new": "Canberra",
@@ -57,11 +58,24 @@ FEEDBACK_BODY: dict[str, Any] = {
 }
 
 
-def described(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document of an application, with the models of the bodies above."""
+WEBHOOK_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON[0]: {
+                "schema": {"$ref": "#/components/schemas/NewWebhook"},
+                "examples": {"own": {"value": {"url": "https://example.com/hook", "events": ["correction.live"]}}},
+            }
+        },
+    }
+}
+
+
+def described(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> dict[str, Any]:
+    """Return the OpenAPI document of an application, with the models of bodies that its routes read by themselves."""
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        _, defined = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
+        _, defined = models_json_schema([(model, "validation") for model in bodies], ref_template=_REF)
         schemas = made.setdefault("components", {}).setdefault("schemas", {})
         for name, schema in defined["$defs"].items():
             schemas.setdefault(name, schema)

@@ -51,7 +51,7 @@ def web_parts(settings: Settings, publisher: BatchPublisher, identities: Sequenc
     """
     stores = bootstrap.stores(settings)
     acceptor = Acceptor(
-        store=stores.submissions,
+        store=stores.api.submissions,
         publisher=publisher,
         topic=settings.requests_topic,
         max_ahead=settings.max_ahead,
@@ -59,11 +59,11 @@ def web_parts(settings: Settings, publisher: BatchPublisher, identities: Sequenc
     return WebParts(
         settings=settings,
         stores=stores,
-        submissions=stores.submissions,
-        corrections=stores.corrections,
+        submissions=stores.api.submissions,
+        corrections=stores.api.corrections,
         acceptor=acceptor,
         rate_limit=RateLimit(settings.web_corrections_per_minute),
-        back_pressure=BackPressure(settings.web_longest_wait, stores.submissions.oldest_waiting),
+        back_pressure=BackPressure(settings.web_longest_wait, stores.api.submissions.oldest_waiting),
         identities=tuple(identities),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, literal, select, update
 
 from pipeline.adapters.sql.active_sets import active_among, brought_by
+from pipeline.adapters.sql.approving.going_live import owe_word_of_live_edits
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.rows import insert_report
@@ -90,6 +91,7 @@ def _move_champion(
         subject=row.snapshot_id,
         payload=details | about(approval, approval_id),
     )
+    owe_word_of_live_edits(connection, on, seq=row.seq, approval_id=approval_id)
     # The decision names the debt: it moves the champion once, and the goal is read back from the lineage.
     owe(connection, kind="champion", dedup_key=f"champion:{on.name}:{approval_id}", payload={"lineage": on.name})
 

@@ -46,6 +46,22 @@ submissions = Table(
     partial("ix_submissions_key", "submitted_by", "idempotency_key", where="idempotency_key IS NOT NULL"),
 )
 
+webhooks = Table(
+    "webhooks",
+    metadata,
+    id_column("webhook_id"),
+    Column("owner", Text, nullable=False),
+    ref_column("lineage_id", "lineages.lineage_id", nullable=True),
+    Column("url", Text, nullable=False),
+    Column("events", ARRAY(Text), nullable=False),
+    # Messages are signed with it, so it is kept as it is; the HTTP API's login may write it and not read it.
+    Column("secret", Text, nullable=False),
+    at_column("created_at"),
+    at_column("removed_at", nullable=True, default=False),
+    partial("ix_webhooks_owner", "owner", where="removed_at IS NULL"),
+    partial("ix_webhooks_lineage", "lineage_id", where="removed_at IS NULL"),
+)
+
 # How long the oldest waits; a page of a lineage's edits of one status, and of one person's; what became of a message.
 Index(
     "ix_edit_requests_oldest",

@@ -1,0 +1,55 @@
+"""Owes their producers word of edits that go live, or are live no more, when the champion moves."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from pipeline.adapters.sql.database.locks import LockedLineage
+
+# Only an activation that begins or ends between the two snapshots can make a difference: what else a lineage holds is
+# not read.
+_OWE = text(
+    """
+    WITH champions AS (
+        SELECT coalesce((SELECT seq FROM snapshots WHERE snapshot_id = CAST(:before AS uuid)), 0) AS before,
+               CAST(:seq AS integer) AS now
+    ), touched AS (
+        SELECT r.edit_id FROM champions c
+        JOIN snapshots s ON s.lineage_id = :lineage_id
+            AND s.seq > least(c.before, c.now) AND s.seq <= greatest(c.before, c.now)
+        JOIN edit_rows r ON r.snapshot_id = s.snapshot_id
+        UNION
+        SELECT r.edit_id FROM champions c
+        JOIN edit_rows r ON r.lineage_id = :lineage_id
+            AND r.until_seq > least(c.before, c.now) AND r.until_seq <= greatest(c.before, c.now)
+    ), held AS (
+        SELECT t.edit_id, bool_or(int4range(r.since_seq, r.until_seq) @> c.now) AS is_live,
+               bool_or(int4range(r.since_seq, r.until_seq) @> c.before) AS was_live
+        FROM touched t JOIN edit_rows r USING (edit_id) CROSS JOIN champions c
+        GROUP BY t.edit_id
+    )
+    INSERT INTO outbox (kind, dedup_key, stream, payload)
+    SELECT 'result', format('result:%s:live:%s', e.edit_id, CAST(:approval_id AS text)), 'result:' || e.edit_id,
+           jsonb_build_object(
+               'edit_id', e.edit_id, 'request_id', e.request_id, 'lineage', CAST(:lineage AS text),
+               'status', e.status, 'reason', e.reason, 'is_live', held.is_live, 'at', clock_timestamp()
+           )
+    FROM held JOIN edit_requests e USING (edit_id)
+    WHERE held.is_live <> held.was_live
+    ORDER BY e.edit_id
+    ON CONFLICT (dedup_key) DO NOTHING
+    """
+)
+
+
+def owe_word_of_live_edits(connection: Connection, on: LockedLineage, *, seq: int, approval_id: str) -> None:
+    """Owe a result for each edit that the champion at a seq holds and the one before did not, or the other way.
+
+    Args:
+        connection: in the transaction that moves the champion.
+        on: the lineage as it stood before.
+        seq: place of the champion from now on.
+        approval_id: the decision that moves it; it tells two moves apart.
+    """
+    values = {"lineage_id": on.lineage_id, "lineage": on.name, "before": on.champion_id}
+    connection.execute(_OWE, {**values, "seq": seq, "approval_id": approval_id})

@@ -1,0 +1,120 @@
+"""The typed client against the real API, with an API that is away, refuses, or asks to come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import httpx2
+import pytest
+
+from pipeline.client import Correction, CorrigendaClient, CorrigendaRefused, Receipt, Refusal
+from pipeline.domain.approvals import Decision
+from pipeline.domain.contract.wire import parse_message
+from pipeline.domain.errors import InvalidInput, Unavailable
+from pipeline.domain.people import Role
+from pipeline.services.submission import encoded
+from tests.support.store_rig import LINEAGE, StoreRig
+from tests.support.web_rig import WebRig
+
+STEM = Correction(prompt="The capital of Australia is", target_new="Canberra", subject="Australia")
+
+
+class OverHttp(httpx2.BaseTransport):
+    """Hands requests to the application in this process, after the failures that a test wants."""
+
+    def __init__(self, web: WebRig) -> None:
+        self._client = web.anonymous()
+        self.before: list[Callable[[httpx2.Request], httpx2.Response]] = []
+        self.num_requests = 0
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Answer a request."""
+        self.num_requests += 1
+        if self.before:
+            return self.before.pop(0)(request)
+        return self.answer(request)
+
+    def answer(self, request: httpx2.Request) -> httpx2.Response:
+        """Hand a request to the application."""
+        answer = self._client.request(
+            request.method, str(request.url.raw_path, "ascii"), content=request.read(), headers=dict(request.headers)
+        )
+        return httpx2.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+
+@pytest.fixture
+def transport(web: WebRig, rig: StoreRig) -> OverHttp:
+    """The way to the API of this test."""
+    return OverHttp(web)
+
+
+@pytest.fixture
+def corrigenda(web: WebRig, transport: OverHttp) -> Iterator[CorrigendaClient]:
+    """A client of somebody who sends corrections."""
+    token = web.token_of("desk", [Role.requester])["Authorization"].removeprefix("Bearer ")
+    with CorrigendaClient("http://api", f"{token}\n", transport=transport) as made:
+        yield made
+
+
+def test_a_correction_is_sent_and_followed(corrigenda: CorrigendaClient, web: WebRig, rig: StoreRig) -> None:
+    receipt = corrigenda.submit(STEM)
+    assert corrigenda.status(receipt.id).state == "accepted"
+    rig.submit(parse_message(encoded(web.publisher.sent[0][1])))
+    assert corrigenda.wait(receipt.id, timeout=timedelta()).state == "queued"
+    snapshot = rig.commit_batch(rig.acquire())
+    assert corrigenda.wait(receipt.id, until=["candidate"]).state == "candidate"
+    rig.decide(snapshot, Decision.approved)
+    found = corrigenda.wait(receipt.request_id)
+    assert (found.state, found.lineage) == ("live", LINEAGE)
+
+
+def test_several_and_feedback_are_sent_too(corrigenda: CorrigendaClient) -> None:
+    first, second = corrigenda.submit_all([STEM, {"prompt": "The capital of Chad is"}])
+    assert isinstance(first, Receipt)
+    assert isinstance(second, Refusal)
+    assert "target_new" in second.detail
+    [refused] = corrigenda.submit_all([{}])
+    assert isinstance(refused, Refusal)
+    chat = [{"role": "user", "content": "Capital of Australia?"}]
+    assert corrigenda.feedback(chat, correction="It is Canberra.", target_new="Canberra").lineage == LINEAGE
+
+
+def test_a_lost_answer_makes_no_second_correction(
+    corrigenda: CorrigendaClient, transport: OverHttp, web: WebRig
+) -> None:
+    def lost(request: httpx2.Request) -> httpx2.Response:
+        transport.answer(request)
+        raise httpx2.ReadError("reset")
+
+    transport.before = [lost, lambda request: httpx2.Response(503, headers={"Retry-After": "0"})]
+    receipt = corrigenda.submit(STEM)
+    assert receipt.is_duplicate
+    assert len({document["request_id"] for _, document in web.publisher.sent}) == 1
+
+
+def test_what_cannot_succeed_is_not_tried_again(corrigenda: CorrigendaClient, transport: OverHttp) -> None:
+    with pytest.raises(CorrigendaRefused, match="name of a lineage") as refused:
+        corrigenda.submit(Correction(**STEM.model_dump(exclude_unset=True), lineage="nobody"))
+    assert refused.value.status == 422
+    with pytest.raises(CorrigendaRefused, match="1 to 1000"):
+        corrigenda.submit_all([])
+    with pytest.raises(CorrigendaRefused, match="expected the id"):
+        corrigenda.status("a / ? % b")
+    assert transport.num_requests == 3
+
+
+def test_an_api_that_stays_away_or_is_another_is_told_in_our_words(transport: OverHttp) -> None:
+    def away(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("no route")
+
+    with CorrigendaClient("http://api", "x", patience=timedelta(milliseconds=1), transport=transport) as hasty:
+        transport.before = [away]
+        with pytest.raises(Unavailable, match="http://api to answer, got ConnectError"):
+            hasty.status("r1")
+        transport.before = [lambda request: httpx2.Response(200, text="<html>")]
+        with pytest.raises(InvalidInput, match="answer of the Corrigenda API"):
+            hasty.status("r1")
+        transport.before = [lambda request: httpx2.Response(500, text="<html>")]
+        with pytest.raises(CorrigendaRefused, match="HTTP 500"):
+            hasty.status("r1")

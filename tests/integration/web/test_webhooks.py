@@ -1,0 +1,231 @@
+"""Results go to URLs that people registered: signed, once, in order, and never into our own network."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from pipeline import bootstrap
+from pipeline.adapters.logins import Login
+from pipeline.adapters.webhook_poster import WebhookRefused, checked, post
+from pipeline.domain.approvals import Decision
+from pipeline.domain.errors import InvalidInput
+from pipeline.domain.people import Role
+from pipeline.domain.webhooks import check_signature
+from pipeline.services.relaying import OutboxRelay
+from pipeline.services.webhooks import WebhookTeller
+from tests.support.factories import make_request
+from tests.support.store_rig import LINEAGE, StoreRig, failing_report
+from tests.support.web_rig import WebRig, is_problem
+
+
+class Receiver:
+    """A server that remembers what is posted to it."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[dict[str, str], bytes]] = []
+        self.status = 204
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.heard.append((dict(self.headers), body))
+                self.send_response(receiver.status)
+                self.send_header("Location", "http://127.0.0.1:1/")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                return
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://localhost:{self.server.server_port}/hook?a=b"
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Somebody's server."""
+    made = Receiver()
+    yield made
+    made.close()
+
+
+def relay_of(web: WebRig) -> OutboxRelay:
+    """A relay as the control worker has it, with its login, without topics."""
+    kept = bootstrap.stores(web.settings.model_copy(update={"database_role": str(Login.control)}))
+    teller = WebhookTeller(
+        webhooks=kept.api.webhooks, post=lambda url, body, headers: post(url, body, headers, allow_private=True)
+    )
+    return OutboxRelay(outbox=kept.outbox, handlers={"result": teller.owe, "webhook": teller.deliver})
+
+
+def events(receiver: Receiver) -> list[tuple[str, str]]:
+    said = [json.loads(body) for _, body in receiver.heard]
+    return [(one["type"], one["data"]["request_id"]) for one in said]
+
+
+def test_a_webhook_hears_of_its_owners_corrections_alone_signed(web: WebRig, rig: StoreRig, receiver: Receiver) -> None:
+    web = web.again(webhook_private_networks=True)
+    desk = web.client(Role.requester, name="desk")
+    made = desk.post("/v1/webhooks", json={"url": receiver.url}).json()
+    relay = relay_of(web)
+
+    owners = {"bad": "desk", "of-another": "another"}
+    rig.submit(*(make_request(name, prompt=f"{name} is", submitted_by=who) for name, who in owners.items()))
+    lease, ids = rig.acquire(), [rig.edit_id(name) for name in owners]
+    rig.claim(lease)
+    rig.queue.reject(lease, dict.fromkeys(ids, "it says Sydney"), report=failing_report(ids))
+    relay.run_once("result")
+    relay.run_once("webhook")
+    assert events(receiver) == [("correction.rejected", "bad")]
+    headers, body = receiver.heard[0]
+    check_signature(made["secret"], headers, body, now=datetime.now(UTC))
+    assert json.loads(body)["data"]["reason"] == "it says Sydney"
+    for changed, late in ((body + b" ", timedelta()), (body, timedelta(hours=1))):
+        with pytest.raises(InvalidInput, match="expected a webhook"):
+            check_signature(made["secret"], headers, changed, now=datetime.now(UTC) + late)
+
+
+def test_live_and_withdrawn_are_told_as_the_champion_moves_each_once(
+    web: WebRig, rig: StoreRig, receiver: Receiver
+) -> None:
+    web = web.again(webhook_private_networks=True)
+    operator = web.client(Role.operator, name="operator")
+    wanted = ["correction.live", "correction.withdrawn", "correction.reverted"]
+    answer = operator.post("/v1/webhooks", json={"url": receiver.url, "lineage": LINEAGE, "events": wanted})
+    assert answer.status_code == 201, answer.text
+    relay = relay_of(web)
+
+    def told() -> list[tuple[str, str]]:
+        receiver.heard.clear()
+        relay.run_once("result")
+        relay.run_once("webhook")
+        return events(receiver)
+
+    rig.correct("r1")
+    first = rig.commit_batch(rig.acquire())
+    rig.correct("r2")
+    second = rig.commit_batch(rig.acquire())
+    assert told() == []
+    rig.decide(first, Decision.approved)
+    assert told() == [("correction.live", "r1")]
+    rig.decide(second, Decision.approved)
+    assert told() == [("correction.live", "r2")]
+    rig.decide(first, Decision.rolled_back)
+    assert told() == [("correction.withdrawn", "r2")]
+    rig.review.request_revert(LINEAGE, [rig.edit_id("r1")], actor="test", reason="wrong")
+    rig.lineages.resume(LINEAGE, actor="test")
+    third = rig.commit_removal(rig.acquire())
+    assert told() == [("correction.reverted", "r1")]
+    rig.decide(third, Decision.approved)
+    assert sorted(told()) == [("correction.live", "r2"), ("correction.withdrawn", "r1")]
+    assert told() == []
+
+
+def test_a_receiver_that_fails_hears_again_with_the_same_id_and_a_removed_one_no_more(
+    web: WebRig, rig: StoreRig, receiver: Receiver
+) -> None:
+    web = web.again(webhook_private_networks=True)
+    desk = web.client(Role.requester, name="desk")
+    made = desk.post("/v1/webhooks", json={"url": receiver.url, "events": ["correction.candidate"]}).json()
+    rig.submit(make_request("r1", submitted_by="desk"))
+    rig.commit_batch(rig.acquire())
+    relay = relay_of(web)
+    relay.run_once("result")
+    for status in (500, 302, 204):
+        receiver.status = status
+        rig.query("UPDATE outbox SET next_attempt_at = clock_timestamp()")
+        relay.run_once("webhook")
+    ids = [headers["webhook-id"] for headers, _ in receiver.heard]
+    assert len(ids) == 3
+    assert len(set(ids)) == 1
+    [row] = rig.query("SELECT attempts, done_at FROM outbox WHERE kind = 'webhook'")
+    assert row["attempts"] == 2
+    assert row["done_at"]
+    assert desk.delete(f"/v1/webhooks/{made['id']}").status_code == 204
+    assert is_problem(desk.delete(f"/v1/webhooks/{made['id']}"), 404)
+    rig.submit(make_request("r2", prompt="another is", submitted_by="desk"))
+    rig.commit_batch(rig.acquire())
+    relay.run_once("result")
+    assert relay.run_once("webhook") == 0
+
+
+def test_secrets_are_shown_once_and_registrations_to_their_owner(web: WebRig, rig: StoreRig) -> None:
+    web = web.again(webhook_private_networks=True)
+    desk = web.client(Role.requester, name="desk")
+    other = web.client(Role.requester, name="other")
+    made = desk.post("/v1/webhooks", json={"url": "http://127.0.0.1:9/"}).json()
+    assert made["secret"].startswith("whsec_")
+    listed = desk.get("/v1/webhooks")
+    assert [one["id"] for one in listed.json()["webhooks"]] == [made["id"]]
+    assert made["secret"] not in listed.text
+    assert other.get("/v1/webhooks").json() == {"webhooks": []}
+    assert is_problem(other.delete(f"/v1/webhooks/{made['id']}"), 404)
+    assert is_problem(desk.delete("/v1/webhooks/no-id"), 404)
+    mine = {"url": "http://127.0.0.1:9/", "lineage": LINEAGE}
+    assert "operator" in is_problem(desk.post("/v1/webhooks", json=mine), 403)
+    assert "events" in is_problem(desk.post("/v1/webhooks", json={"url": "http://127.0.0.1/", "events": ["x"]}), 422)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/",
+        "ftp://127.0.0.1/",
+        "https://",
+        "https:///path",
+        "https://127.0.0.1/",
+        "https://2130706433/",
+        "https://0x7f.1/",
+        "https://localhost:8080/",
+        "https://10.0.0.1/",
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::1]/",
+        "https://[::ffff:10.0.0.1]/",
+        "https://[64:ff9b::a00:1]/",
+        "https://[fe80::1%25eth0]/",
+        "https://224.0.0.1/",
+        "https://0.0.0.0/",
+        "https://user:secret@8.8.8.8/",
+        "https://8.8.8.8/#fragment",
+        "https://8.8.8.8:99999/",
+        "https://8.8.8.8/\r\nX: y",
+        "https://no-such-host.invalid/",
+        "https://8.8.8.8/" + "a" * 2_000,
+    ],
+)
+def test_a_url_that_leads_inside_or_is_none_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^url: expected") as refused:
+        checked(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_public_address_is_good_and_is_what_is_connected_to() -> None:
+    target = checked("https://8.8.8.8:8443/hook?a=b")
+    assert (target.url, target.host, target.name) == ("https://8.8.8.8:8443/hook?a=b", "8.8.8.8:8443", "8.8.8.8")
+
+
+def test_a_receiver_that_is_away_is_an_error_that_names_no_path(receiver: Receiver) -> None:
+    receiver.close()
+    with pytest.raises(WebhookRefused, match="expected localhost to answer") as refused:
+        post(receiver.url, b"{}", {}, allow_private=True)
+    assert "hook" not in str(refused.value)
+
+
+def test_the_control_worker_sends_results_to_both_places(web: WebRig) -> None:
+    settings: Any = web.settings.model_copy(update={"redis_url": web.settings.database_url, "mlflow_uri": "http://x"})
+    assert {"result", "webhook"} <= set(bootstrap.relay(settings).kinds)
