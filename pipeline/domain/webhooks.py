@@ -61,11 +61,11 @@ class Webhook:
     webhook_id: str
     """UUID of the registration."""
     url: str
-    """Where to."""
+    """Where messages are posted to."""
     owner: str
     """Who registered it."""
     lineage: str | None
-    """Of which lineage every result is sent; None for those of the owner's own corrections."""
+    """The lineage of which every result is sent; None for those of the owner's own corrections."""
     events: tuple[WebhookEvent, ...]
     """What is told."""
     created_at: datetime

@@ -109,7 +109,7 @@ def test_an_api_that_stays_away_or_is_another_is_told_in_our_words(transport: Ov
         raise httpx2.ConnectError("no route")
 
     with CorrigendaClient("http://api", "x", patience=timedelta(milliseconds=1), transport=transport) as hasty:
-        transport.before = [away]
+        transport.before = [away] * 20
         with pytest.raises(Unavailable, match="http://api to answer, got ConnectError"):
             hasty.status("r1")
         transport.before = [lambda request: httpx2.Response(200, text="<html>")]
