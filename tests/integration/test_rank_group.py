@@ -29,7 +29,7 @@ from pipeline.domain.errors import (
 )
 from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, TrainedFiles
 from tests.support.tiny_editors import tiny_editor
-from tests.support.tiny_families import ARCHITECTURES, LABELS
+from tests.support.tiny_families import LABELS
 from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage, plan_after
 from tests.support.waiting import patience
 from workers.controller.group import RankGroup
@@ -49,6 +49,27 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
     with RankGroup(RankSpec(log=log), command_timeout=timedelta(seconds=patience())) as group:
         group.start()
         yield group
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
+    """A group of two ranks, shared in the same way."""
+    spec = RankSpec(num_ranks=2, log=tmp_path_factory.mktemp("two ranks") / "ranks.log")
+    with RankGroup(spec, command_timeout=timedelta(seconds=patience())) as group:
+        group.start()
+        yield group
+
+
+@pytest.fixture(scope="module")
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RankGroup, LoadPlan]]:
+    """A rank of its own for a base of a family, and a lineage of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    plan = make_tiny_lineage(folder, request.param)
+    with RankGroup(RankSpec(log=folder / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
+        group.start()
+        yield group, plan
 
 
 @pytest.fixture
@@ -346,37 +367,35 @@ def test_a_model_without_known_inner_parameters_is_refused_in_one_sentence(ranks
     assert ranks.weights_digest()
 
 
-@pytest.mark.parametrize("name", ["t5", "bart", "bert"])
-def test_a_group_holds_a_base_of_any_family(name: str, tmp_path: Path) -> None:
-    plan, task = make_tiny_lineage(tmp_path, name), ARCHITECTURES[name].task
+@pytest.mark.parametrize("family", ["t5", "bart", "bert"], indirect=True)
+def test_a_group_holds_a_base_of_any_family(family: tuple[RankGroup, LoadPlan], tmp_path: Path) -> None:
+    group, plan = family
+    task = plan.base.task
     added = edits(2, task=task)
-    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
-        group.start()
-        group.load(plan, epoch=1)
-        before = group.weights_digest()
-        outcome = group.try_edits(candidate("t", added))
-        assert group.weights_digest() == before
-        assert (outcome.measurements.base.accuracy is None) == (task != "classifier")
-        kept = group.keep("t", folder=tmp_path, with_accumulator=False)
-        held = group.weights_digest()
-        assert held != before
-        group.load(plan_after(plan, kept, "s1", added), epoch=1)
-        assert group.weights_digest() == held
-        prompts = [edit.request.prompt for edit in added]
-        said = [answer.text for answer in group.generate(prompts, max_new_tokens=3)]
-        assert all(text in LABELS for text in said) or task != "classifier"
+    group.load(plan, epoch=1)
+    before = group.weights_digest()
+    outcome = group.try_edits(candidate("t", added))
+    assert group.weights_digest() == before
+    assert (outcome.measurements.base.accuracy is None) == (task != "classifier")
+    kept = group.keep("t", folder=tmp_path, with_accumulator=False)
+    held = group.weights_digest()
+    assert held != before
+    group.load(plan_after(plan, kept, "s1", added), epoch=1)
+    assert group.weights_digest() == held
+    prompts = [edit.request.prompt for edit in added]
+    said = [answer.text for answer in group.generate(prompts, max_new_tokens=3)]
+    assert all(text in LABELS for text in said) or task != "classifier"
 
 
-def test_an_edit_that_the_model_can_never_say_fails_by_itself(tmp_path: Path) -> None:
-    plan = make_tiny_lineage(tmp_path, "bert")
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_an_edit_that_the_model_can_never_say_fails_by_itself(family: tuple[RankGroup, LoadPlan]) -> None:
+    group, plan = family
     good, other = edits(2, task="classifier")
     bad = replace(other, request=replace(other.request, target_new="Paris"))
-    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
-        group.start()
-        group.load(plan, epoch=1)
-        with pytest.raises(EditorFailed, match=f"{bad.edit_id}.*labels false, true, unknown.*'Paris'"):
-            group.try_edits(candidate("both", (good, bad)))
-        assert len(group.try_edits(candidate("one", (good,))).measurements.edits) == 1
+    group.load(plan, epoch=1)
+    with pytest.raises(EditorFailed, match=f"{bad.edit_id}.*labels false, true, unknown.*'Paris'"):
+        group.try_edits(candidate("both", (good, bad)))
+    assert len(group.try_edits(candidate("one", (good,))).measurements.edits) == 1
 
 
 def with_trained_editor(plan: LoadPlan, folder: Path) -> LoadPlan:
@@ -427,39 +446,36 @@ def test_a_trained_editor_that_is_not_the_one_of_the_plan_is_not_used(
 @pytest.mark.slow
 @pytest.mark.parametrize("is_trained", [False, True], ids=["gradient", "trained"])
 def test_two_ranks_agree_and_give_what_one_gives(
-    ranks: RankGroup, plan: LoadPlan, tmp_path: Path, is_trained: bool
+    ranks: RankGroup, two_ranks: RankGroup, plan: LoadPlan, tmp_path: Path, is_trained: bool
 ) -> None:
     plan = with_trained_editor(plan, tmp_path) if is_trained else plan
-    spec = RankSpec(num_ranks=2, log=tmp_path / "ranks.log")
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     added = edits(3)
-    with RankGroup(spec, command_timeout=timedelta(seconds=patience())) as two:
-        two.start()
-        ranks.load(plan, epoch=1)
-        of_one = ranks.try_edits(candidate("t", added))
-        two.load(plan, epoch=1)
-        before = two.weights_digest()
-        of_two = two.try_edits(candidate("t", added))
-        assert two.weights_digest() == before
-        scores = [
-            [(score.edit_id, score.edit_success, score.generated) for score in outcome.measurements.edits]
-            for outcome in (of_one, of_two)
-        ]
-        assert scores[0] == scores[1]
-        ranks.keep("t", folder=tmp_path / "one", with_accumulator=True)
-        kept = two.keep("t", folder=tmp_path / "two", with_accumulator=True)
-        held = two.weights_digest()
-        assert held != before
-        two.load(plan_after(plan, kept, "s1", added), epoch=1)
-        assert two.weights_digest() == held
-        assert distance(tmp_path) < 1e-2, "ten passes on random weights make 1e-3 of rounding: measured 2e-4"
-        one_pass = replace(plan, lineage="one pass", editor=replace(plan.editor, num_passes=1))
-        for group, part in ((ranks, "one"), (two, "two")):
-            group.load(one_pass, epoch=1)
-            group.try_edits(candidate("t", added))
-            group.keep("t", folder=tmp_path / part, with_accumulator=True)
-        assert distance(tmp_path) < 1e-5
+    ranks.load(plan, epoch=1)
+    of_one = ranks.try_edits(candidate("t", added))
+    two_ranks.load(plan, epoch=1)
+    before = two_ranks.weights_digest()
+    of_two = two_ranks.try_edits(candidate("t", added))
+    assert two_ranks.weights_digest() == before
+    scores = [
+        [(score.edit_id, score.edit_success, score.generated) for score in outcome.measurements.edits]
+        for outcome in (of_one, of_two)
+    ]
+    assert scores[0] == scores[1]
+    ranks.keep("t", folder=tmp_path / "one", with_accumulator=True)
+    kept = two_ranks.keep("t", folder=tmp_path / "two", with_accumulator=True)
+    held = two_ranks.weights_digest()
+    assert held != before
+    two_ranks.load(plan_after(plan, kept, "s1", added), epoch=1)
+    assert two_ranks.weights_digest() == held
+    assert distance(tmp_path) < 1e-2, "ten passes on random weights make 1e-3 of rounding: measured 2e-4"
+    one_pass = replace(plan, lineage="one pass", editor=replace(plan.editor, num_passes=1))
+    for group, part in ((ranks, "one"), (two_ranks, "two")):
+        group.load(one_pass, epoch=1)
+        group.try_edits(candidate("t", added))
+        group.keep("t", folder=tmp_path / part, with_accumulator=True)
+    assert distance(tmp_path) < 1e-5
 
 
 def distance(folder: Path) -> float:
