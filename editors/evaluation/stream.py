@@ -14,7 +14,8 @@ from typing import Any
 from editors.data.datasets import latest_of_each_fact
 from editors.measure.memory import WatchedMemory
 from editors.methods.base import EditJob, Editor, EditResult
-from editors.methods.guards import Guards, bare_name
+from editors.methods.guards import Guards
+from editors.methods.nearest import bare_name
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior

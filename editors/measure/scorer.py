@@ -17,6 +17,7 @@ import torch
 
 from editors.measure.edit_measurer import EditMeasurer
 from editors.measure.losses import Reading
+from editors.measure.other_subjects import Others, OtherSubjects
 from editors.measure.quality import Figure, chosen, prepared_quality
 from editors.measure.questions import EditMeasurement, EditQuestions, PromptMeasurement
 from editors.measure.reference import Reference
@@ -28,7 +29,7 @@ from editors.weights.deltas import WeightDelta, WeightStore
 from pipeline.domain.edits import Edit
 from pipeline.domain.formats.canonical import canonical_json, sha256_json
 from pipeline.domain.language.spelling import normalised
-from pipeline.domain.measurements import EditScore, Measurements, ModelScore, Moved, mean, share
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore, Moved, OtherSubjectScore, mean, share
 from pipeline.domain.rank_api import SuiteProbe
 from pipeline.domain.wordings import can_be_asked
 
@@ -85,6 +86,7 @@ class Scorer:
         self._parent: Observed | None = None
         self._candidate: Observed | None = None
         self._measurer = EditMeasurer(model)
+        self._others = OtherSubjects(model)
         self._base = Observed(
             suite=[answer.reading for answer in reference.suite],
             changes=[Change(is_unchanged=True, kl=0.0) for _ in reference.suite],
@@ -99,12 +101,14 @@ class Scorer:
     def reset(self) -> None:
         """Forget the parent, because other weights have been loaded."""
         self._parent = self._candidate = None
+        self._others.reset()
 
     def keep(self) -> None:
         """Take the candidate that was measured last for the parent from now on."""
         self._parent, self._candidate = self._candidate, None
+        self._others.reset()
 
-    def observe_parent(self, added: Sequence[Edit], retained: Sequence[Edit]) -> None:
+    def observe_parent(self, added: Sequence[Edit], retained: Sequence[Edit], others: Others | None = None) -> None:
         """Ask the parent, whose weights are loaded now, all that a candidate of these edits is compared with."""
         parent = self._parent or self._observed()[0]
         self._parent = parent
@@ -115,6 +119,7 @@ class Scorer:
         self._observe_answers(parent, added)
         if any(edit.edit_id not in parent.retained for edit in retained):
             parent.retained |= self._successes(retained)
+        self._others.observe_parent(others or {})
 
     def measure(
         self,
@@ -123,6 +128,7 @@ class Scorer:
         retained: Sequence[Edit],
         gone_keys: Collection[str],
         delta: WeightDelta,
+        others: Others | None = None,
     ) -> Measurements:
         """Measure the candidate, whose weights are loaded now; `observe_parent` has seen the same edits.
 
@@ -131,6 +137,7 @@ class Scorer:
             retained: older active edits.
             gone_keys: conflict keys of edited facts, whose suite probes are left out.
             delta: what was applied to the parent.
+            others: what is asked about other subjects than the edits' own, as of the parent.
         """
         parent = self._parent
         assert parent is not None, "observe_parent comes before measure"
@@ -141,14 +148,14 @@ class Scorer:
         suite = [(self._reference.suite[place], from_parent[place]) for place in asked]
         suite_moved = [(one.probe.probe.prompt, one.sequence, to.kl) for one, to in suite if not to.is_unchanged]
         return Measurements(
-            edits=self._edit_scores(added, parent),
+            edits=self._edit_scores(added, parent, self._others.measure(added, others or {}, delta)),
             moved=moved(self._model, suite_moved),
             candidate=self._model_score(candidate, asked, retained),
             parent=self._model_score(parent, asked, retained),
             base=self._model_score(self._base, asked, ()),
             kl_from_parent=mean(from_parent[place].kl for place in asked),
             change_norm=max(norm / self._weights.base_norm(name) for name, norm in delta.norms.items()),
-            probe_set_digest=self._digest(added, retained, asked),
+            probe_set_digest=self._digest(added, retained, asked, others or {}),
         )
 
     def _observed(self, *parents: Observed) -> tuple[Observed, list[list[Change]]]:
@@ -178,7 +185,9 @@ class Scorer:
         found = self._measurer.scores(list(pairs.values()))
         return {edit_id: found[pair].is_hit for edit_id, pair in pairs.items()}
 
-    def _edit_scores(self, added: Sequence[Edit], parent: Observed) -> tuple[EditScore, ...]:
+    def _edit_scores(
+        self, added: Sequence[Edit], parent: Observed, others: Mapping[str, tuple[OtherSubjectScore, ...]]
+    ) -> tuple[EditScore, ...]:
         asking = [edit.edit_id for edit in added if can_be_asked(edit.request)][: self._num_chat]
         questions = [
             questions_of(edit, rephrase_rows=self._rephrase_rows, replies=edit.edit_id in asking) for edit in added
@@ -188,7 +197,11 @@ class Scorer:
         shown = zip(found, added, self._moved(found, added), strict=True)
         return tuple(
             with_answers(
-                replace(edit_score(one, names_subject=edit.request.names_subject), moved=own_moved),
+                replace(
+                    edit_score(one, names_subject=edit.request.names_subject),
+                    moved=own_moved,
+                    other_subjects=others.get(edit.edit_id, ()),
+                ),
                 edit,
                 before=parent.said.get(edit.edit_id, Said()),
                 after=said.get(edit.edit_id, Said()),
@@ -228,13 +241,14 @@ class Scorer:
             accuracy=figure.accuracy,
         )
 
-    def _digest(self, added: Sequence[Edit], retained: Sequence[Edit], asked: Sequence[int]) -> str:
+    def _digest(self, added: Sequence[Edit], retained: Sequence[Edit], asked: Sequence[int], others: Others) -> str:
         return sha256_json(
             {
                 "baseline": self._reference.digest,
                 "suite": list(asked),
                 "added": [[edit.edit_id, edit.request.payload_digest] for edit in added],
                 "retained": [edit.edit_id for edit in retained],
+                "other_subjects": [[edit_id, [one.name for one in asked]] for edit_id, asked in others.items()],
             }
         )
 
@@ -258,12 +272,18 @@ def questions_of(edit: Edit, *, rephrase_rows: int = 0, replies: bool = True) ->
     )
 
 
-def edit_score(found: EditMeasurement, *, names_subject: bool | None = None) -> EditScore:
+def edit_score(
+    found: EditMeasurement,
+    *,
+    names_subject: bool | None = None,
+    other_subjects: tuple[OtherSubjectScore, ...] = (),
+) -> EditScore:
     """Return the record that gates judge, from what was measured of an edit and compared with its parent.
 
     Args:
         found: what was measured.
         names_subject: whether the edit's own prompt names its subject; None where there is none.
+        other_subjects: what became of its prompt about other subjects.
     """
     own, free = found.own, found.own.free
     from_parent = [neighbour.from_parent for neighbour in found.neighbours if neighbour.from_parent is not None]
@@ -284,6 +304,7 @@ def edit_score(found: EditMeasurement, *, names_subject: bool | None = None) -> 
         locality=tuple(change.is_unchanged for change in from_parent),
         locality_base=tuple(neighbour.from_base.is_unchanged for neighbour in found.neighbours),
         locality_kl=mean(change.kl for change in from_parent),
+        other_subjects=other_subjects,
         portability=_hits(found.portability),
         names_subject=names_subject,
     )

@@ -82,6 +82,28 @@ class EditRequest:
         texts = (own,) if isinstance(own, str) else (*(turn.content for turn in own.turns), own.begun)
         return any(last_mention(text, self.subject) for text in texts) if self.subject else None
 
+    def own_prompt_about(self, other: str, *, subject: str | None = None) -> Prompt | None:
+        """Return the own prompt with another subject wherever it names its own; None where it names none.
+
+        Args:
+            other: the other subject.
+            subject: the name that it takes the place of; the request's subject and its aliases if None.
+        """
+        known = (self.subject, *self.aliases) if self.subject else ()
+        names = (subject,) if subject else sorted(known, key=len, reverse=True)
+
+        def told(text: str) -> str:
+            found = next((name for name in names if last_mention(text, name)), None)
+            return renamed(text, found, other) if found else text
+
+        own = self.own_prompt
+        if isinstance(own, str):
+            about: Prompt = told(own)
+        else:
+            turns = tuple(ChatTurn(role=turn.role, content=told(turn.content)) for turn in own.turns)
+            about = ChatPrompt(turns=turns, begun=told(own.begun))
+        return None if about == own else about
+
     @property
     def chat_prompt(self) -> ChatPrompt:
         """The fact in a chat, with the beginning of an answer where one is known.

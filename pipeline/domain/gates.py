@@ -32,6 +32,10 @@ class GatePolicy:
     """Most nats of KL divergence from the parent, mean over the suite's probes."""
     edit_locality_kl_max: float = 0.5
     """Most nats of KL divergence from the parent, mean over one edit's own locality probes, for edits with any."""
+    other_subjects_taken_max: float | None = 0.25
+    """Most of the other subjects that one edit's prompt is asked about, as a share, may get the edit's own answer."""
+    other_subjects_kl_max: float | None = 1.0
+    """Most nats of KL divergence from the parent, mean over one edit's other subjects, at an answer's first token."""
     retention_drop_max: float = 0.1
     """Most that the success of older active edits may fall below what it was on the parent."""
     perplexity_rise_max: float = 0.05
@@ -61,10 +65,18 @@ class GatePolicy:
 
         Thresholds that came later count only where they judge: policies and reports from before keep their digest.
         """
-        return sha256_json({name: value for name, value in asdict(self).items() if value or name not in UNJUDGED})
+        fields_of = asdict(self).items()
+        return sha256_json(
+            {name: value for name, value in fields_of if name not in UNJUDGED or value != UNJUDGED[name]}
+        )
 
 
-UNJUDGED: Mapping[str, Any] = {"other_context_min": 0.0, "chat_success_min": 0.0}
+UNJUDGED: Mapping[str, Any] = {
+    "other_context_min": 0.0,
+    "chat_success_min": 0.0,
+    "other_subjects_taken_max": None,
+    "other_subjects_kl_max": None,
+}
 """Thresholds that the first policies did not have, each at the value that judges nothing."""
 
 

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from pipeline.domain.edits import EditRequest
 from pipeline.domain.gates import EditVerdict, GatePolicy, GateReport, GateRow, Verdict
-from pipeline.domain.measurements import EditScore, Measurements, ModelScore, share
+from pipeline.domain.measurements import EditScore, Measurements, ModelScore, mean, share
 from pipeline.domain.rank_api import EditorIdentity
+from pipeline.domain.reasons import praise, refusal
 
 
-def judge(policy: GatePolicy, measurements: Measurements, *, editor: EditorIdentity | None = None) -> GateReport:
+def judge(
+    policy: GatePolicy,
+    measurements: Measurements,
+    *,
+    editor: EditorIdentity | None = None,
+    requests: Mapping[str, EditRequest] | None = None,
+) -> GateReport:
     """Hold what was measured of an editor's change against a policy.
 
     Bounds for the batch are against the parent, floors against the base. A breached floor is nobody's
     fault in this batch: the verdict is `saturated`.
+
+    Args:
+        policy: the bounds.
+        measurements: what was measured.
+        editor: what made the change.
+        requests: what was asked, by edit id, so that a reason can quote it.
     """
     rows = (*_batch_rows(policy, measurements), *_floor_rows(policy, measurements))
-    edits = tuple(_edit_verdict(policy, score) for score in measurements.edits)
+    asked = requests or {}
+    edits = tuple(_edit_verdict(policy, score, asked.get(score.edit_id)) for score in measurements.edits)
     return GateReport(
         verdict=_overall(rows, edits),
         policy_digest=policy.digest,
@@ -53,6 +68,7 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
             against="parent",
         ),
         _row("locality_kl", m.kl_from_parent, policy.locality_kl_max, is_most=True, against="parent"),
+        *_other_rows(m),
         _row(
             "retention",
             candidate.retention,
@@ -88,6 +104,20 @@ def _wording_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
     return tuple(
         _row(name, share(flags), bound or None, required=False, num_measured=len(flags))
         for name, (flags, bound) in found.items()
+    )
+
+
+def _other_rows(m: Measurements) -> tuple[GateRow, ...]:
+    """Return what became of the edits' own prompts about other subjects; single edits are judged by it."""
+    others = [other for score in m.edits for other in score.other_subjects]
+    found = {
+        "other_subjects_unchanged": share(other.is_unchanged for other in others),
+        "other_subjects_taken": share(other.takes_answer for other in others),
+        "other_subjects_kl": mean(other.kl for other in others),
+    }
+    return tuple(
+        _row(name, value, None, against="parent", required=False, num_measured=len(others))
+        for name, value in found.items()
     )
 
 
@@ -180,30 +210,9 @@ def _row(
     )
 
 
-def _edit_verdict(policy: GatePolicy, score: EditScore) -> EditVerdict:
-    if not score.edit_success:
-        found = f"({score.token_fraction:.2f} of its tokens are){_about_subject(score)}"
-        reason = f"the target is not the argmax after the prompt {found}"
-        return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
-    unchanged = share(score.locality)
-    if score.locality_kl is not None and score.locality_kl > policy.edit_locality_kl_max:
-        reason = f"its neighbours moved by {score.locality_kl:.2f} nats (bound {policy.edit_locality_kl_max:.2f})"
-        reason += _about_subject(score)
-        return EditVerdict(edit_id=score.edit_id, passed=False, reason=reason)
-    return EditVerdict(edit_id=score.edit_id, passed=True, reason=_praise(score, unchanged))
-
-
-def _praise(score: EditScore, unchanged: float | None) -> str:
-    follows = share(score.rephrases)
-    rephrases = "rephrases not measured" if follows is None else f"{follows:.2f} of its rephrases follow"
-    if score.chat_success is not None:
-        rephrases += f", a chat answers {'rightly' if score.chat_success else 'otherwise'}"
-    neighbours = "neighbours not measured" if unchanged is None else f"{unchanged:.2f} of its neighbours unchanged"
-    return f"the target is the argmax; {rephrases}; {neighbours}{_about_subject(score)}"
-
-
-def _about_subject(score: EditScore) -> str:
-    return "; its prompt does not name its subject as a word" if score.names_subject is False else ""
+def _edit_verdict(policy: GatePolicy, score: EditScore, request: EditRequest | None) -> EditVerdict:
+    reason = refusal(policy, score, request)
+    return EditVerdict(edit_id=score.edit_id, passed=reason is None, reason=reason or praise(score))
 
 
 def _overall(rows: tuple[GateRow, ...], edits: tuple[EditVerdict, ...]) -> Verdict:

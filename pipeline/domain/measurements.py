@@ -25,6 +25,28 @@ class Moved:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OtherSubjectScore:
+    """What an edit did to the same question about another subject, by the first token of the answer."""
+
+    subject: str
+    """The other subject."""
+    source: str
+    """Where its name is from: `request` (an earlier one of the relation), `suite` or `list` (the one that ships)."""
+    prompt: str
+    """The edit's own prompt with that subject; of a chat its last turn and the beginning of the answer."""
+    before: str
+    """What the parent answered: the first token, or some words for those that moved most."""
+    after: str
+    """What the candidate answers, as far as `before` goes."""
+    kl: float
+    """KL divergence from the parent at the first token of the answer, nats."""
+    is_unchanged: bool
+    """Whether the most probable first token is the parent's."""
+    takes_answer: bool
+    """Whether the most probable first token has become that of the edit's own target."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EditScore:
     """What was measured for one edit on the candidate weights."""
 
@@ -75,6 +97,8 @@ class EditScore:
     """For each own locality probe: answers as the base did."""
     locality_kl: float | None = None
     """Mean KL divergence from the parent on the own locality probes, nats."""
+    other_subjects: tuple[OtherSubjectScore, ...] = ()
+    """The edit's own prompt asked about other subjects, compared with the parent; none where it names no subject."""
     portability: tuple[bool, ...] = ()
     """Teacher-forced success on each portability probe."""
     names_subject: bool | None = None
@@ -85,6 +109,11 @@ class EditScore:
     def rephrases(self) -> tuple[bool, ...]:
         """Teacher-forced success on each rephrase that names the subject and was no edit row."""
         return self.same_context + self.other_context
+
+    @property
+    def other_subjects_kl(self) -> float | None:
+        """Mean KL divergence from the parent over the other subjects, nats; None where none was asked about."""
+        return mean(other.kl for other in self.other_subjects)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,12 +163,17 @@ class Measurements:
     def from_stored(cls, document: Mapping[str, Any]) -> Self:
         """Read what a report in JSON holds; what it lacks was not measured, and what nobody knows is left out."""
         parts: dict[str, Any] = {name: _record(ModelScore, document[name]) for name in ("candidate", "parent", "base")}
-        edits = tuple(_record(EditScore, {**score, "moved": _moved(score)}) for score in document["edits"])
+        edits = tuple(_edit_score(score) for score in document["edits"])
         return _record(cls, {**document, **parts, "edits": edits, "moved": _moved(document)})
 
 
 def _moved(document: Mapping[str, Any]) -> tuple[Moved, ...]:
     return tuple(_record(Moved, one) for one in document.get("moved") or ())
+
+
+def _edit_score(stored: Mapping[str, Any]) -> EditScore:
+    others = tuple(_record(OtherSubjectScore, other) for other in stored.get("other_subjects") or ())
+    return _record(EditScore, {**stored, "other_subjects": others, "moved": _moved(stored)})
 
 
 def _record(kind: type[T], stored: Mapping[str, Any]) -> T:

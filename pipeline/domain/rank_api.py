@@ -176,7 +176,7 @@ class Loaded:
     suite_keys: tuple[str, ...] = ()
     """Conflict keys of the facts that the lineage's suite asks for, sorted; none if the plan had no ledger."""
     guard_names: tuple[str, ...] = ()
-    """Names that may be guards of edits, in lower case; none if the plan had no ledger."""
+    """Names that may be guards of edits, or that gates may ask about, in lower case; none if the plan had no ledger."""
     config_digest: str | None = None
     """SHA-256 over the base's configurations, if it is still to be recorded for the lineage."""
 
@@ -198,7 +198,10 @@ class Candidate:
     gone_keys: tuple[str, ...] = ()
     """Those of the suite's conflict keys whose fact is edited on purpose: its suite probes are left out."""
     edited_names: tuple[str, ...] = ()
-    """Those of the names that may be guards which active edits are about, in lower case: these are none."""
+    """Those of the group's names (`Loaded.guard_names`) which active edits are about, in lower case: these are neither
+    guards nor asked about."""
+    related_subjects: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Added edit -> subjects of earlier requests of its relation which no active edit is about."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

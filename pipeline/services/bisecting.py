@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.domain.batches import halves, most_trials
 from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GateReport, Verdict
+from pipeline.domain.reasons import refusal_by_report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,5 +126,4 @@ def _split(edits: tuple[Edit, ...], report: GateReport) -> tuple[tuple[Edit, ...
 
 
 def _offender(edit: Edit, report: GateReport) -> Offender:
-    own = next((row for row in report.edits if row.edit_id == edit.edit_id and not row.passed), None)
-    return Offender(edit=edit, reason=own.reason if own else report.summary, report=report)
+    return Offender(edit=edit, reason=refusal_by_report(report, edit.edit_id, edit.request), report=report)

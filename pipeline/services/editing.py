@@ -68,6 +68,7 @@ class _Composition:
     snapshot_id: str
     suite_keys: tuple[str, ...]
     edited_names: tuple[str, ...]
+    related_subjects: dict[str, tuple[str, ...]]
     in_hand: BatchInHand
 
 
@@ -158,7 +159,7 @@ class EditService:
         )
 
     def _edit(self, batch: EditBatch, in_hand: BatchInHand, keeper: LeaseKeeper) -> int:
-        on = self._compose(batch.lineage, batch.parent_id, in_hand, keeper)
+        on = self._compose(batch.lineage, batch.parent_id, batch.edits, in_hand, keeper)
         log.info("batch claimed", lineage=batch.lineage, ordinal=batch.ordinal, edits=len(batch.edits))
 
         def attempt(edits: tuple[Edit, ...]) -> Attempt:
@@ -196,8 +197,8 @@ class EditService:
         head_id = self._lineages.lineage(removal.lineage).head_id
         in_hand = self._in_hand((), keeper)
         try:
-            on = self._compose(removal.lineage, head_id, in_hand, keeper)
             back = self._queue.edits(removal.lineage, removal.reinstated_ids)
+            on = self._compose(removal.lineage, head_id, back, in_hand, keeper)
             with in_hand.on_trial(back):
                 attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper)
                 if attempt.report.passed:
@@ -213,6 +214,14 @@ class EditService:
         failpoint("edit.after_removal_failed")
         return 0
 
+    def _compose(
+        self,
+        lineage: str,
+        parent_id: str | None,
+        edits: Sequence[Edit],
+        in_hand: BatchInHand,
+        keeper: LeaseKeeper,
+    ) -> _Composition:
     def _compose(self, lineage: str, parent_id: str | None, in_hand: BatchInHand, keeper: LeaseKeeper) -> _Composition:
         tell("loading the model")
         found = self._lineages.lineage(lineage)
@@ -223,6 +232,7 @@ class EditService:
             snapshot_id=str(uuid.uuid4()),
             suite_keys=loaded.suite_keys,
             edited_names=self._queue.edited_names(lineage, loaded.guard_names) if loaded.guard_names else (),
+            related_subjects=self._queue.related_subjects(lineage, edits),
             in_hand=in_hand,
         )
 
@@ -254,7 +264,8 @@ class EditService:
                 report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error), editor=editor)
                 judged(report, {})
                 return Attempt(candidate_id=candidate.candidate_id, report=report, seconds={})
-            report = judge(policy, outcome.measurements, editor=editor)
+            requests = {edit.edit_id: edit.request for edit in added}
+            report = judge(policy, outcome.measurements, editor=editor, requests=requests)
             judged(report, outcome.seconds)
         self._on_progress()
         failpoint("edit.after_trial")
@@ -274,6 +285,9 @@ class EditService:
             retained=self._queue.retention_sample(name, seed=on.snapshot_id, removed_ids=removed_ids),
             gone_keys=tuple(sorted(edited)),
             edited_names=on.edited_names,
+            related_subjects={
+                e.edit_id: on.related_subjects[e.edit_id] for e in added if e.edit_id in on.related_subjects
+            },
         )
 
     def _commit(

@@ -15,6 +15,7 @@ from editors.measure.scorer import Scorer
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.base import Editor
 from editors.methods.guards import Guards
+from editors.methods.other_subjects import OtherSubjectChoice
 from editors.methods.select import editor_for
 from editors.models.comm import Comm, agreed, own_share
 from editors.models.digest import BaseDigest, base_digest, config_to_record, require_base
@@ -200,7 +201,10 @@ class HeldModel:
             scorer = scorer or Scorer(model, weights, files.reference, rephrase_rows=plan.editor.rephrase_rows)
             guards = known.guards_for(plan.ledger) if known else None
             guards = guards or Guards(model, plan.editor, kept=files.reference.texts)
-            editing = Editing(ledger=files.ledger, scorer=scorer, editor=files.editor, guards=guards)
+            others = known.others_for(plan.ledger) if known else None
+            suite = [answer.probe for answer in files.reference.suite]
+            others = others or OtherSubjectChoice(model, plan.editor, suite=suite)
+            editing = Editing(ledger=files.ledger, scorer=scorer, editor=files.editor, guards=guards, others=others)
         recent = _recent_batches(plan.ledger.rows, len(plan.deltas)) if plan.ledger and self._comm.rank == 0 else []
         return HeldSnapshot(plan=plan, model=model, weights=weights, editing=editing, recent=recent)
 

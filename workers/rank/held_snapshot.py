@@ -16,7 +16,9 @@ from torch import Tensor
 
 from editors.measure.scorer import Scorer
 from editors.methods.base import EditJob, Editor, EditResult
-from editors.methods.guards import Guards, bare_name
+from editors.methods.guards import Guards
+from editors.methods.nearest import bare_name
+from editors.methods.other_subjects import OtherSubjectChoice
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows, load_batches, save_batches
@@ -44,6 +46,8 @@ class Editing:
     """The method that makes candidates."""
     guards: Guards
     """Chooses the other subjects that an edit holds."""
+    others: OtherSubjectChoice
+    """Chooses the other subjects that an edit's own prompt is asked about."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,8 +77,8 @@ class HeldSnapshot:
 
     @property
     def guard_names(self) -> tuple[str, ...]:
-        """Names that may be guards of edits, in lower case; none without a ledger."""
-        return self.editing.guards.names if self.editing else ()
+        """Names that may be guards of edits, or that gates may ask about, in lower case; none without a ledger."""
+        return (*self.editing.guards.names, *self.editing.others.names) if self.editing else ()
 
     def scorer_for(self, wanted: LedgerPlan) -> Scorer | None:
         """Return the scorer for another snapshot of the lineage, if that is measured by the same suite and text."""
@@ -86,6 +90,10 @@ class HeldSnapshot:
     def guards_for(self, wanted: LedgerPlan) -> Guards | None:
         """Return what chooses guards for another snapshot of the lineage, if that is measured by the same suite."""
         return self.editing.guards if self.editing is not None and self._is_measured_by(wanted) else None
+
+    def others_for(self, wanted: LedgerPlan) -> OtherSubjectChoice | None:
+        """Return what chooses other subjects for another snapshot of the lineage, if that is measured alike."""
+        return self.editing.others if self.editing is not None and self._is_measured_by(wanted) else None
 
     def _is_measured_by(self, wanted: LedgerPlan) -> bool:
         return self.plan.ledger is not None and self.plan.ledger.reference == wanted.reference
@@ -106,7 +114,9 @@ class HeldSnapshot:
         scorer = editing.scorer
         require_encodable(self.model, candidate.added)
         tell("reading the edits")
+        edited = {bare_name(name) for name in candidate.edited_names}
         with _unchanged(self.weights):
+            guards = editing.guards.of(candidate.added, edited)
             result = editing.editor.edit(
                 EditJob(
                     model=self.model,
@@ -114,19 +124,26 @@ class HeldSnapshot:
                     ledger=editing.ledger,
                     added=candidate.added,
                     removed_ids=candidate.removed_ids,
-                    guards=editing.guards.of(candidate.added, {bare_name(name) for name in candidate.edited_names}),
+                    guards=guards,
                 )
             )
             tell("measuring")
             clock = _Clock()
-            scorer.observe_parent(candidate.added, candidate.retained)
+            others = editing.others.of(
+                candidate.added, edited=edited, related=candidate.related_subjects, guards=guards
+            )
+            scorer.observe_parent(candidate.added, candidate.retained, others)
             observing = clock.lap()
             failpoint("rank:before_apply")
             self.weights.apply(result.delta)
             applying = clock.lap()
             self.last_candidate = ""  # what the scorer has from here on is of this one, also if its figures are refused
             measurements = scorer.measure(
-                added=candidate.added, retained=candidate.retained, gone_keys=candidate.gone_keys, delta=result.delta
+                added=candidate.added,
+                retained=candidate.retained,
+                gone_keys=candidate.gone_keys,
+                delta=result.delta,
+                others=others,
             )
             seconds = {**result.seconds, "apply": applying, "measure": observing + clock.lap()}
         require_finite(measurements)

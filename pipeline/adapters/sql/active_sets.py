@@ -5,7 +5,7 @@ Nothing here reads more rows than it is asked about, but `rows_at`, which says w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, insert, or_, select, text, update
@@ -56,6 +56,28 @@ _EDITED = text(
     """
 )
 
+# Of each relation only the newest few are looked at: a fact that is corrected again and again costs no more.
+_RELATED = text(
+    """
+    SELECT asked.relation, array_agg(found.subject ORDER BY found.received_at DESC, found.edit_id DESC) AS subjects
+    FROM unnest(CAST(:relations AS text[])) asked (relation)
+    CROSS JOIN LATERAL (
+        SELECT subject, received_at, edit_id FROM edit_requests
+        WHERE lineage_id = :lineage_id AND lower(relation) = lower(asked.relation) AND subject IS NOT NULL
+          AND status IN ('rejected', 'superseded', 'reverted', 'dead')
+        ORDER BY received_at DESC, edit_id DESC LIMIT :most
+    ) found
+    WHERE NOT EXISTS (
+        SELECT FROM edit_requests held
+        WHERE held.lineage_id = :lineage_id AND lower(held.subject) = lower(found.subject)
+          AND held.status = 'snapshotted'
+    )
+    GROUP BY asked.relation
+    """
+)
+RELATED = 8
+"""Earlier requests of a relation whose subjects are looked at, at most."""
+
 
 def rows_at(connection: Connection, lineage_id: str, seq: int) -> Sequence[Row[Any]]:
     """(edit_id, rows) of every edit that the snapshot at a seq holds, in the order in which they came in."""
@@ -93,6 +115,18 @@ def edited_names(connection: Connection, lineage_id: str, names: Sequence[str]) 
     return (
         connection.execute(_EDITED, {"lineage_id": lineage_id, "names": list(names)}).scalars().all() if names else ()
     )
+
+
+def related_subjects(
+    connection: Connection, lineage_id: str, relations: Collection[str]
+) -> Mapping[str, tuple[str, ...]]:
+    """Return subjects of the newest requests of some relations that ended without an active edit, by relation.
+
+    None of them has an active edit of any relation. Relations are compared without case.
+    """
+    asked = {"lineage_id": lineage_id, "relations": sorted(relations), "most": RELATED}
+    rows = connection.execute(_RELATED, asked).all() if relations else ()
+    return {row.relation: tuple(dict.fromkeys(row.subjects)) for row in rows}
 
 
 def retained_ids(connection: Connection, lineage_id: str, *, seed: str, removed_ids: Sequence[str]) -> Sequence[str]:

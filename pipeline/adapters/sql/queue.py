@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
 
-from pipeline.adapters.sql.active_sets import edited_names, holding, retained_ids
+from pipeline.adapters.sql.active_sets import edited_names, holding, related_subjects, retained_ids
 from pipeline.adapters.sql.approving.decisions import fail_removal, next_removal, put_off_removal
 from pipeline.adapters.sql.companions import companions
 from pipeline.adapters.sql.database.engine import transaction
@@ -198,6 +198,19 @@ class SqlEditQueue:
         """
         with transaction(self._engine) as connection:
             return tuple(edited_names(connection, lineage_id_of(connection, lineage), names))
+
+    def related_subjects(self, lineage: str, edits: Sequence[Edit]) -> dict[str, tuple[str, ...]]:
+        """Return, by edit, subjects of earlier requests of its relation that no active edit is about, newest first.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        relations = {edit.edit_id: edit.request.relation for edit in edits if edit.request.relation}
+        if not relations:
+            return {}
+        with transaction(self._engine) as connection:
+            found = related_subjects(connection, lineage_id_of(connection, lineage), set(relations.values()))
+        return {edit_id: found[relation] for edit_id, relation in relations.items() if relation in found}
 
 
 def _refuse_second_batch(connection: Connection, on: LockedLineage) -> None:

@@ -86,6 +86,8 @@ leases = Table(
     at_column("doing_since", nullable=True, default=False),
 )
 
+ENDED = "subject IS NOT NULL AND status IN ('rejected', 'superseded', 'reverted', 'dead')"
+
 edit_requests = Table(
     "edit_requests",
     metadata,
@@ -131,6 +133,7 @@ edit_requests = Table(
     partial("ix_edit_requests_waiting_key", "conflict_key", postgresql_using="hash", where="status = 'received'"),
     partial("ix_edit_requests_held_key", "conflict_key", postgresql_using="hash", where="status = 'snapshotted'"),
     partial("ix_edit_requests_held_subject", "lineage_id", text("lower(subject)"), where="status = 'snapshotted'"),
+    partial("ix_edit_requests_ended_relation", "lineage_id", text("lower(relation)"), "received_at", where=ENDED),
     partial("ix_edit_requests_superseded_by", "superseded_by", where="superseded_by IS NOT NULL"),
 )
 

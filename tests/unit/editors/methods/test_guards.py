@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from editors.methods.guards import FRAME, Guards, bare_name
+from editors.methods.guards import Guards
+from editors.methods.nearest import FRAME, NearestNames, bare_name
 from editors.models.families import CausalModel
 from editors.models.hooks import capturing
 from editors.models.tokens import Encoded
@@ -163,8 +164,8 @@ def test_models_without_subject_keys_have_no_guards(name: str) -> None:
 
 def test_the_list_is_read_once(model: CausalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    keys = Guards._keys
-    monkeypatch.setattr(Guards, "_keys", lambda self, names: (read.append(len(names)), keys(self, names))[1])
+    keys = NearestNames._keys
+    monkeypatch.setattr(NearestNames, "_keys", lambda self, names: (read.append(len(names)), keys(self, names))[1])
     guards = guards_of(model, [about()])
     for place in range(3):
         guards.of([about(request_id=f"r{place}")])

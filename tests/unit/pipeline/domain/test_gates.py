@@ -93,6 +93,9 @@ def test_generalization_is_reported_by_class_and_edit_rows_are_no_part_of_it() -
         "generalization_unnamed": 1,
         "row_rephrases": 1,
         "chat_success": 2,
+        "other_subjects_unchanged": 0,
+        "other_subjects_taken": 0,
+        "other_subjects_kl": 0,
     }
     assert values["generalization"] == 4 / 6
     assert values["generalization_same_context"] == 3 / 4

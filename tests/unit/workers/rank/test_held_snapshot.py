@@ -38,7 +38,7 @@ class Scorer:
         self._figures = iter(figures)
         self.became: list[str] = []
 
-    def observe_parent(self, added: object, retained: object) -> None:
+    def observe_parent(self, added: object, retained: object, others: object) -> None:
         pass
 
     def measure(self, **asked: object) -> Any:
@@ -58,6 +58,7 @@ def held(scorer: Scorer) -> HeldSnapshot:
         editor=SimpleNamespace(edit=lambda job: result),
         ledger=SimpleNamespace(commit=lambda rows, removed_ids: None),
         guards=SimpleNamespace(of=lambda added, edited: {}),
+        others=SimpleNamespace(of=lambda added, **known: {}),
     )
     parts: dict[str, Any] = {"plan": None, "model": None, "weights": Weights(), "editing": editing}
     return HeldSnapshot(**parts)
@@ -98,3 +99,16 @@ def test_the_editor_gets_the_guards_that_are_chosen_without_the_names_that_were_
     editing.guards = SimpleNamespace(of=lambda added, edited: {"an edit": tuple(sorted(edited))})
     snapshot.try_edits(replace(candidate("a"), edited_names=("peru", "the beatles")))
     assert chosen == [{"an edit": ("beatles", "peru")}]
+
+
+def test_other_subjects_are_chosen_by_all_that_is_known_of_the_trial() -> None:
+    known: list[Any] = []
+    snapshot = held(Scorer(0.1))
+    editing: Any = snapshot.editing
+    editing.guards = SimpleNamespace(of=lambda added, edited: {"an edit": ("Juventus",)})
+    editing.others = SimpleNamespace(of=lambda added, **told: known.append(told) or {})
+    asked = replace(candidate("a"), edited_names=("the beatles",), related_subjects={"an edit": ("Ajax",)})
+    snapshot.try_edits(asked)
+    assert known == [
+        {"edited": {"beatles"}, "related": {"an edit": ("Ajax",)}, "guards": {"an edit": ("Juventus",)}},
+    ]
