@@ -137,8 +137,12 @@ class OtherSubjects:
         with side_branch(self._model.module, branches):
             before = self._model.greedy(prompts, max_new_tokens=TOLD_TOKENS)
         for place, was, is_now in zip(places, before, after, strict=True):
-            said = {"before": self._model.decode(was).strip(), "after": self._model.decode(is_now).strip()}
-            scores[place] = replace(scores[place], **{key: text for key, text in said.items() if text})
+            told = scores[place]
+            scores[place] = replace(
+                told,
+                before=self._model.decode(was).strip() or told.before,
+                after=self._model.decode(is_now).strip() or told.after,
+            )
 
     def _encoded(self, prompt: Prompt) -> Encoded:
         # What comes next is read after the prompt alone, so that the token that stands for a target is never looked at.

@@ -222,7 +222,6 @@ class EditService:
         in_hand: BatchInHand,
         keeper: LeaseKeeper,
     ) -> _Composition:
-    def _compose(self, lineage: str, parent_id: str | None, in_hand: BatchInHand, keeper: LeaseKeeper) -> _Composition:
         tell("loading the model")
         found = self._lineages.lineage(lineage)
         loaded = self._loaded(found, parent_id, epoch=keeper.lease.epoch)

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from pipeline.domain.batches import RETAINED, retention_draws
+from tests.support.factories import make_edit, make_request
 from tests.support.large_lineage import GUARD_NAMES, SUITE_KEYS, Counted, HoldingGroup, fill, one_batch, submit
 from tests.support.store_rig import LINEAGE, StoreRig
 
@@ -111,3 +112,15 @@ def test_no_batch_copies_the_active_set(rig: StoreRig, tmp_path: Path) -> None:
         one_batch(rig, HoldingGroup(tmp_path))
     assert counted.written["edit_rows"] == BATCH + 1, "each edit that came in, and the one that left"
     assert counted.written.total() <= 20 * BATCH + 20
+
+
+def test_subjects_of_a_relation_are_those_of_its_newest_ended_requests_without_an_active_edit(rig: StoreRig) -> None:
+    for name, subject, relation in (("a", "Ajax", "Coach"), ("b", "Celtic", "coach"), ("c", "Porto", "stadium")):
+        rig.submit(make_request(name, subject=subject, relation=relation))
+    for name, subject in (("d", "Benfica"), ("e", "CELTIC")):
+        rig.submit(make_request(name, subject=subject, relation="coach", prompt=f"{name} is"))
+    rig.query("UPDATE edit_requests SET status = 'rejected' WHERE request_id IN ('a', 'b', 'c', 'd')")
+    rig.query("UPDATE edit_requests SET status = 'snapshotted' WHERE request_id = 'e'")
+    batch = [make_edit("x", relation="coach", subject="Lyon"), make_edit("y", relation="owner"), make_edit("z")]
+    assert rig.queue.related_subjects(LINEAGE, batch) == {batch[0].edit_id: ("Benfica", "Ajax")}
+    assert rig.queue.related_subjects(LINEAGE, batch[2:]) == {}

@@ -11,11 +11,9 @@ import typer
 from pipeline.bootstrap import Stores, retrier, stores
 from pipeline.domain.approvals import shown_actor
 from pipeline.domain.errors import InvalidInput
-from pipeline.domain.gates import bound_text
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.prompts import Role
-from pipeline.domain.rank_api import EditorIdentity
-from pipeline.domain.snapshots import Snapshot
+from pipeline.entrypoints.cli.reports import editor_line, parted_score, print_others, print_snapshot
 from pipeline.entrypoints.console import (
     MAX_ROWS,
     JsonOption,
@@ -101,7 +99,9 @@ def show(
     for key in ("approved_by", "removal_asked_by"):
         shown[key] = shown_actor(row[key]) if row[key] else None
     shown["messages"] = [f"{turn['role']}: {turn['content']}" for turn in row["messages"]]
+    shown["gate_score"], others = parted_score(row["gate_score"])
     print_record({key: value for key, value in shown.items() if value is not None and value != []}, as_json=False)
+    print_others(others)
     say()
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action"}
     lines = [dict(event) | {"actor": shown_actor(event["actor"])} for event in events]
@@ -153,25 +153,3 @@ def lineage_name(kept: Stores, given: str | None) -> str:
     if len(names) != 1:
         raise InvalidInput(f"expected --lineage, got none and there are {len(names)}: {', '.join(names) or 'none'}")
     return names[0]
-
-
-def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bool) -> None:
-    """Show a snapshot and the rows of its gate report."""
-    record = asdict(snapshot)
-    if as_json:
-        print_json(record | {"report": report})
-        return
-    record["delta"] = f"{snapshot.delta.num_bytes} bytes, {snapshot.delta.digest[:12]}"
-    record["editor"] = editor_line(report.get("editor"))
-    record["accumulator"] = snapshot.accumulator.digest[:12] if snapshot.accumulator else None
-    print_record(record, as_json=False)
-    say()
-    columns = {"metric": "metric", "value": "value", "num_measured": "of", "bound": "bound"}
-    columns |= {"against": "against", "verdict": "verdict"}
-    rows = [row | {"bound": bound_text(row)} for row in report.get("rows", [])]
-    print_rows(rows, columns, as_json=False, empty="no gate rows")
-
-
-def editor_line(editor: Mapping[str, Any] | None) -> str | None:
-    """Return the editor that a report names, with its digest; None if the report is older than that."""
-    return f"{EditorIdentity(**editor)}, solver {editor['solver']}" if editor else None

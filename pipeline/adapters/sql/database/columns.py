@@ -11,6 +11,9 @@ from sqlalchemy.dialects.postgresql import UUID
 NOW = text("clock_timestamp()")
 """The database's time when a statement reads it, not when its transaction began."""
 
+ENDED = "subject IS NOT NULL AND status IN ('rejected', 'superseded', 'reverted', 'dead')"
+"""Condition of requests about a subject that ended without an active edit."""
+
 
 def partial(name: str, *columns: str | TextClause, where: str, **options: Any) -> Index:
     """Return an index of the rows for which a condition holds."""

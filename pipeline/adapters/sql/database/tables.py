@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
-from pipeline.adapters.sql.database.columns import at_column, id_column, one_of, partial, ref_column
+from pipeline.adapters.sql.database.columns import ENDED, at_column, id_column, one_of, partial, ref_column
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
 from pipeline.domain.snapshots import DigestForm
 
@@ -85,8 +85,6 @@ leases = Table(
     Column("doing", JSONB(none_as_null=True)),
     at_column("doing_since", nullable=True, default=False),
 )
-
-ENDED = "subject IS NOT NULL AND status IN ('rejected', 'superseded', 'reverted', 'dead')"
 
 edit_requests = Table(
     "edit_requests",
