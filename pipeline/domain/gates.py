@@ -32,7 +32,7 @@ class GatePolicy:
     """Most nats of KL divergence from the parent, mean over the suite's probes."""
     edit_locality_kl_max: float = 0.5
     """Most nats of KL divergence from the parent, mean over one edit's own locality probes, for edits with any."""
-    other_subjects_taken_max: float | None = 0.25
+    other_subjects_taken_max: float | None = 0.5
     """Most of the other subjects that one edit's prompt is asked about, as a share, may get the edit's own answer."""
     other_subjects_kl_max: float | None = 1.0
     """Most nats of KL divergence from the parent, mean over one edit's other subjects, at an answer's first token."""
