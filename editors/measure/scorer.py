@@ -30,7 +30,7 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.formats.canonical import canonical_json, sha256_json
 from pipeline.domain.language.spelling import normalised
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore, Moved, OtherSubjectScore, mean, share
-from pipeline.domain.rank_api import SuiteProbe
+from pipeline.domain.rank_api import SuiteProbe, tell
 from pipeline.domain.wordings import can_be_asked
 
 NUM_CHAT = 8
@@ -141,8 +141,10 @@ class Scorer:
         """
         parent = self._parent
         assert parent is not None, "observe_parent comes before measure"
+        tell("measuring what must stay")
         candidate, [from_parent] = self._observed(parent)
         self._candidate = candidate
+        tell("measuring what was edited")
         candidate.retained = self._successes(retained)
         asked = self._asked({*gone_keys, *(edit.request.conflict_key for edit in added)})
         suite = [(self._reference.suite[place], from_parent[place]) for place in asked]

@@ -285,13 +285,14 @@ class LocalStack:
         self._end([record for record in reversed(state.processes) if record.name in started])
 
     def _end(self, records: Sequence[ProcessRecord], *, most: float | None = None) -> None:
-        for record in (record for record in records if record.name not in ALL):
-            _end_one(record, most)
+        in_order = [record for record in records if record.name not in ALL] if most is None else []
+        for record in in_order:
+            _end_one(record)
             self._forget(record)
-        services = [record for record in records if record.name in ALL]
-        with ThreadPoolExecutor(max_workers=len(ALL)) as pool:
-            list(pool.map(lambda record: _end_one(record, most), services))
-        for record in services:
+        at_once = [record for record in records if record not in in_order]
+        with ThreadPoolExecutor(max_workers=max(len(at_once), 1)) as pool:
+            list(pool.map(lambda record: _end_one(record, most), at_once))
+        for record in at_once:
             self._forget(record)
 
     def _forget(self, record: ProcessRecord) -> None:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from types import FrameType
 
 from infra.local import LocalStack
-from pipeline.entrypoints.console import complain
+from pipeline.entrypoints.console import complain, out, say
 
 GRACE = timedelta(seconds=2)
 """How long a process may take to end by itself once somebody has pressed Ctrl-C."""
@@ -33,7 +33,8 @@ def said_at_once(sentence: str) -> Iterator[None]:
     """Say a sentence the moment that Ctrl-C is pressed; what is inside takes its time to see it."""
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        complain(sentence)
+        # Where a live screen is shown, only its own console prints above it.
+        (say if out.is_terminal else complain)(sentence)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

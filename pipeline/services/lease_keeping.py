@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 NOTE_EVERY_SECONDS = 1.0
-"""Steps that come faster are not all written down."""
+"""Parts of one step that come faster are not all written down."""
 
 
 class LeaseKeeper:
@@ -73,14 +73,14 @@ class LeaseKeeper:
 
     def _heard(self, step: Step) -> None:
         if self._work is not None:
-            self._note(replace(self._work, step=step), is_step=True)
+            self._note(replace(self._work, step=step), is_part=step.name == self._work.step.name)
 
-    def _note(self, work: Work | None, *, begins: bool = False, is_step: bool = False) -> None:
+    def _note(self, work: Work | None, *, begins: bool = False, is_part: bool = False) -> None:
         self._work = work
         now = time.monotonic()
-        if self._lost is not None or (is_step and now < self._noted_at + NOTE_EVERY_SECONDS):
+        if self._lost is not None or (is_part and now < self._noted_at + NOTE_EVERY_SECONDS):
             return
-        self._noted_at = now if is_step else 0.0
+        self._noted_at = now
         try:
             self._leases.note(self._lease, work, begins=begins)
         except Exception as error:

@@ -127,7 +127,7 @@ class HeldSnapshot:
                     guards=guards,
                 )
             )
-            tell("measuring")
+            tell("measuring the model before")
             clock = _Clock()
             others = editing.others.of(
                 candidate.added, edited=edited, related=candidate.related_subjects, guards=guards

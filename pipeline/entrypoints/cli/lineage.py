@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
 from pipeline.domain.approval_policies import NAMED, named
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, check_name
 from pipeline.entrypoints.cli import folding, policy
@@ -20,9 +21,11 @@ from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, 
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, deciding_actor, reviewing_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
+from pipeline.entrypoints.signs import SignOfLife
 
 TASKS = ("causal", "seq2seq", "classifier")
 NO_EDITOR = "none"
+MOST_LISTED = 4
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -68,15 +71,17 @@ def lineage_create(
     settings = current_settings()
     kept = stores(settings)
     _check_free(kept, name)
-    prepared = prepare_base(
-        model,
-        suite=suite,
-        text=text,
-        prior_text=prior_text or [DEFAULT_FACTS / "prior.txt"],
-        inner_params=tuple(inner_param or ()),
-        task=task,
-        editor=editor,
-    )
+    measuring = "measuring the base model: its answers, its text, its activations; minutes the first time"
+    with SignOfLife(measuring, is_quiet=as_json):
+        prepared = prepare_base(
+            model,
+            suite=suite,
+            text=text,
+            prior_text=prior_text or [DEFAULT_FACTS / "prior.txt"],
+            inner_params=tuple(inner_param or ()),
+            task=task,
+            editor=editor,
+        )
     made = make_lineage(
         kept, name, prepared, batch_size=batch_size, policy=GatePolicy(), approval_policy=approval_policy
     )
@@ -87,7 +92,15 @@ def lineage_create(
     else:
         say(f"lineage {name}: base {prepared.base.digest[:12]}, task {prepared.base.task}")
         say(f"editor: {made.settings.editor_identity}, solver {made.settings.editor.solver}")
-        say(f"edits {', '.join(prepared.editor.inner_params)}")
+        say(f"edits {_listed(prepared.editor.inner_params)}")
+        say(f"next: corrigenda submit -l {name} --prompt STEM --target ANSWER --wait")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names of weights: all of a few, else the first and the last and how many there are."""
+    if len(names) <= MOST_LISTED:
+        return ", ".join(names)
+    return f"{counted(len(names), 'weight')}, {names[0]} to {names[-1]}; `lineage list --json` names all"
 
 
 def _check_options(task: str | None, editor: str | None, inner_params: list[str]) -> None:
