@@ -27,6 +27,7 @@ def main() -> None:
     _keep("mlflow_password", secrets.token_urlsafe(24))
     s3 = _keep("s3_credentials", _credentials(secrets.token_hex(10), secrets.token_urlsafe(30)))
     _keep("s3_identities", _identities(s3))
+    _keep("serving_tokens", secrets.token_urlsafe(24))
     _keep("grafana_password", secrets.token_urlsafe(24))
     _keep("mlflow_store_url", f"postgresql://mlflow:{secrets.token_urlsafe(24)}@postgres:5432/mlflow")
 

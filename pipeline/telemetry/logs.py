@@ -22,7 +22,7 @@ FORMAT_VARIABLE = "CORRIGENDA_LOG_FORMAT"
 LogFormat = Literal["auto", "json", "text"]
 """`auto` writes text to a terminal and JSON everywhere else."""
 
-QUIET = ("kafka", "stamina", "httpx", "botocore", "urllib3")
+QUIET = ("alembic", "botocore", "httpx", "kafka", "stamina", "urllib3")
 """Libraries that tell of every connection, request or retry; their warnings are enough."""
 
 _PASSWORD = re.compile(r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)")

@@ -2,7 +2,8 @@
 
 Names follow Prometheus' conventions: a unit as suffix, `_total` for what only grows. A process exposes what it counts.
 Gauges of what the database knows are at the end; the control worker sets them (`pipeline.services.standing`). Where
-several control workers run they all say the same, so queries take the largest.
+several control workers run they all say the same, so queries take the largest. What serves models has metrics of its
+own (`workers.serving.metrics`).
 """
 
 from __future__ import annotations
@@ -68,18 +69,6 @@ PROCESS_RESTARTS = Counter(
 
 HTTP_REQUESTS = Counter("corrigenda_http_requests", "Requests answered over HTTP.", ["route", "method", "status"])
 HTTP_SECONDS = Histogram("corrigenda_http_request_seconds", "Time to answer a request.", ["route"], buckets=SECONDS)
-
-TOKENS_SERVED = Counter("corrigenda_served_tokens", "Tokens that were generated for clients.", ["lineage"])
-FOLLOWER_SWAPS = Counter(
-    "corrigenda_follower_swaps",
-    "Swaps of the model that is served, by outcome: done or failed.",
-    ["lineage", "outcome"],
-)
-FOLLOWER_DRIFT = Gauge(
-    "corrigenda_follower_drift_seconds",
-    "Since when the model that is served is another one than the alias names; 0 while they agree.",
-    ["lineage"],
-)
 
 QUEUE_EDITS = Gauge(
     "corrigenda_queue_edits", "Edits without an answer yet, by status: received or claimed.", ["lineage", "status"]

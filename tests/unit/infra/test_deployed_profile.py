@@ -17,9 +17,10 @@ from pipeline.config import Settings
 INFRA = Path(__file__).parents[3] / "infra"
 IMAGES = sorted((INFRA / "images").glob("*.Dockerfile"))
 JOBS = {"migrate", "cli"}
-OURS = {"intake", "control-worker", "web", "edit-worker", "edit-worker-gpu"}
+OURS = {"intake", "control-worker", "web", "edit-worker", "edit-worker-gpu", "serve"}
 """Our own processes that run on."""
-HEALTH_PORT = 9464
+HEALTH_PORT, SERVING_PORT = 9464, 8100
+"""Of all of them but the serving process, which has the same paths at its own port."""
 KNOWN_KEYS = {
     "build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image", "init",
     "ports", "profiles", "read_only", "restart", "secrets", "security_opt", "shm_size", "stop_grace_period",
@@ -62,12 +63,14 @@ def test_each_of_our_processes_is_asked_itself_whether_it_goes_on(services: dict
     for name in OURS:
         assert services[name]["healthcheck"]["test"] == ["CMD", "python", "-m", "pipeline.entrypoints.probe"], name
         settings = services[name]["environment"]
-        assert settings["CORRIGENDA_HEALTH_PORT"] == str(HEALTH_PORT), name
+        port = SERVING_PORT if name == "serve" else HEALTH_PORT
+        assert settings["CORRIGENDA_HEALTH_PORT"] == str(port), name
         assert settings["CORRIGENDA_LOG_FORMAT"] == "json", name
     scraped = yaml.safe_load((INFRA / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
-    names = {name for job in scraped for found in job["dns_sd_configs"] for name in found["names"]}
-    assert names >= OURS
-    assert {found["port"] for job in scraped for found in job["dns_sd_configs"]} == {HEALTH_PORT}
+    ports = {name: found["port"] for job in scraped for found in job["dns_sd_configs"] for name in found["names"]}
+    assert ports == {name: SERVING_PORT if name == "serve" else HEALTH_PORT for name in OURS}
+    words = services["serve"]["command"][-1]
+    assert f"--host 0.0.0.0 --port {SERVING_PORT} --token-file" in words
     for image in IMAGES:
         text = image.read_text()
         assert f"CORRIGENDA_HEALTH_PORT={HEALTH_PORT}" in text
@@ -149,12 +152,13 @@ def test_each_service_has_a_database_login_of_its_own_and_no_secret_of_another(
         "edit-worker-gpu": "editor_database_url",
         "cli": "console_database_url",
         "web": "web_database_url",
+        "serve": "serving_database_url",
     }
     for name in set(services) - {"migrate"}:
         own = {logins[name], "corrigenda_redis_url", "redis_password", "postgres_password", "mlflow_store_url"}
-        own |= {"s3_credentials"} if name not in ("intake", "web") else set()
+        own |= {"s3_credentials"} if name not in ("intake", "web", "serve") else {"serving_tokens"}
         own |= {"s3_identities"} if name == "objects" else {"grafana_password"} if name == "grafana" else set()
-        own |= {"mlflow_password", "mlflow_forms_key"} if name in ("mlflow", "control-worker", "cli") else set()
+        own |= {"mlflow_password", "mlflow_forms_key"} if name in ("mlflow", "control-worker", "cli", "serve") else set()
         assert set(given_as(services[name]).values()) <= own, name
     assert given_as(services["postgres"]) == {"postgres_password": "postgres_password"}
     wanted = {"mlflow_store_url", "mlflow_password", "mlflow_forms_key", "s3_credentials"}

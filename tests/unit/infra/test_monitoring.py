@@ -10,7 +10,8 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import promql_parser as promql
 import pytest
@@ -19,6 +20,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from pipeline.telemetry import metrics
 from tests.support.paths import ROOT
+from workers.serving.metrics import ServingMetrics
 
 PROMETHEUS, GRAFANA = ROOT / "infra" / "prometheus", ROOT / "infra" / "grafana"
 OF_A_TARGET = {"job", "instance"}
@@ -37,15 +39,31 @@ def declared() -> dict[str, Counter | Gauge | Histogram]:
 
 def series() -> dict[str, set[str]]:
     """Every series that the code may expose, and its labels."""
-    found = {metrics.HEARTBEAT_AGE: {"loop"}, **NOT_OURS}
-    for name, metric in declared().items():
-        labels = set(metric._labelnames)
-        if isinstance(metric, Counter):
-            found[f"{name}_total"] = labels
-        elif isinstance(metric, Histogram):
-            found |= {f"{name}_bucket": labels | {"le"}, f"{name}_sum": labels, f"{name}_count": labels}
+    found = {metrics.HEARTBEAT_AGE: {"loop"}, **NOT_OURS, **served()}
+    for metric in declared().values():
+        found |= series_of(metric)
+    return found
+
+
+def series_of(metric: Counter | Gauge | Histogram) -> dict[str, set[str]]:
+    name, labels = metric._name, set(metric._labelnames)
+    if isinstance(metric, Counter):
+        return {f"{name}_total": labels}
+    if isinstance(metric, Histogram):
+        return {f"{name}_bucket": labels | {"le"}, f"{name}_sum": labels, f"{name}_count": labels}
+    return {name: labels}
+
+
+def served() -> dict[str, set[str]]:
+    """Every series of a process that serves models; they are in a registry of their own."""
+    thread = SimpleNamespace(num_waiting=0, num_active=0, seconds_without_progress=lambda: 0.0)
+    made = ServingMetrics(cast(Any, thread), lambda: ())
+    found: dict[str, set[str]] = {}
+    for collector in made.registry._collector_to_names:
+        if isinstance(collector, Counter | Gauge | Histogram):
+            found |= series_of(collector)
         else:
-            found[name] = labels
+            found |= {family.name: set(family._labelnames) for family in collector.collect()}  # type: ignore[attr-defined]
     return found
 
 
