@@ -158,7 +158,9 @@ def test_each_service_has_a_database_login_of_its_own_and_no_secret_of_another(
         own = {logins[name], "corrigenda_redis_url", "redis_password", "postgres_password", "mlflow_store_url"}
         own |= {"s3_credentials"} if name not in ("intake", "web", "serve") else {"serving_tokens"}
         own |= {"s3_identities"} if name == "objects" else {"grafana_password"} if name == "grafana" else set()
-        own |= {"mlflow_password", "mlflow_forms_key"} if name in ("mlflow", "control-worker", "cli", "serve") else set()
+        own |= (
+            {"mlflow_password", "mlflow_forms_key"} if name in ("mlflow", "control-worker", "cli", "serve") else set()
+        )
         assert set(given_as(services[name]).values()) <= own, name
     assert given_as(services["postgres"]) == {"postgres_password": "postgres_password"}
     wanted = {"mlflow_store_url", "mlflow_password", "mlflow_forms_key", "s3_credentials"}
