@@ -341,6 +341,7 @@ def _registry(settings: Settings) -> Registry:
         username=settings.mlflow_username,
         password=settings.mlflow_password.get_secret_value(),
         tells_actor=settings.mlflow_tells_actor,
+        pages=settings.mlflow_pages,
     )
 
 

@@ -260,15 +260,23 @@ class TestMlflow:
         made = entry(lineage(lineage_name), tmp_path)
         registered(MlflowRegistry(mlflow_uri), made)
         version = client.get_model_version(lineage_name, "1")
-        assert "| The capital of Japan is | Tokyo | Osaka |" in version.description
-        assert "| retention | not measured |" in version.description
-        assert "alias `approved`" in version.description
+        assert "**1. The capital of Japan is → Osaka**" in version.description
+        assert "not measured: generalization" in version.description
+        assert "click *Add*, type `approved`" in version.description
+        assert f"/runs/{version.run_id}/model-metrics?workflowType=machine_learning" in version.description
         names = {file.path for file in client.list_artifacts(version.run_id)}
-        assert names == {"before_after.json", "before_after.md", "gate_report.json"}
+        assert names == {"before_after.json", "before_after.md", "gate_report.json", "plots"}
+        assert [file.path for file in client.list_artifacts(version.run_id, "plots")] == ["plots/edits.png"]
         run = client.get_run(version.run_id)
         assert run.info.status == "FINISHED"
         assert run.data.metrics["edit_success"] == 1.0
         assert "retention" not in run.data.metrics
+        history = client.get_metric_history(version.run_id, "perplexity")
+        assert [(point.step, point.value) for point in history] == [(1, 20.0)]
+        assert run.data.params["num_edits"] == "1"
+        datasets = {one.dataset.name: one.dataset.digest for one in run.inputs.dataset_inputs}
+        assert datasets.keys() == {"edits", "suite"}
+        assert datasets["suite"] == made.lineage.settings.reference.digest[:36]
 
     @pytest.mark.parametrize("is_trained", [True, False])
     def test_a_version_names_the_editor_that_made_it(
@@ -342,7 +350,7 @@ class TestMlflow:
         text = client.get_model_version(lineage_name, "1").description
         assert len(text) <= 5_000
         assert "more in the artifact `before_after.md`" in text
-        assert "alias `approved`" in text
+        assert "click *Add*, type `approved`" in text
 
     def test_no_foreign_error_leaks_when_nobody_answers(
         self, lineage_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

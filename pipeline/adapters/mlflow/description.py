@@ -1,76 +1,54 @@
-"""What a person reads about a model version: its description, its answers before and after, its metrics."""
+"""The page of a model version, as a reviewer reads it: verdict, what changed, what else moved, bounds, how to decide.
+
+MLflow keeps few characters of it, so that a large batch is cut; the run's artifacts have all of it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.adapters.mlflow.answers import asked, before_after, measurements_of
+from pipeline.adapters.mlflow.markdown import counted, plain
 from pipeline.domain.gates import bound_text
-from pipeline.services.registry.registry_ports import RegistryEntry
+from pipeline.services.registry.links import version_link
+from pipeline.services.registry.registry_ports import RegistryEntry, Waiting
 
 MAX_DESCRIPTION_CHARS = 4_800
 """MLflow's own column holds 5,000."""
-MAX_CELL_CHARS = 120
-
+MAX_SAID = 60
+"""Characters of an answer on the page."""
+AGAINST = {"perplexity": "perplexity", "accuracy": "accuracy"}
+"""Metrics whose row also names what parent and base have."""
+MARKS = {"passed": "✓", "failed": "✗", "saturated": "✗", "reported": "·"}
 HOW_TO_APPROVE = """\
-### How to approve
+### How to decide
 
-Give this version the alias `approved`, or the tag `approval` with the value `approved` (`rejected` to turn it down).
-Say who you are in the tag `approval.actor` and why in `approval.reason`; the name is recorded as claimed, since MLflow
-does not say who set a tag. What `corrigenda approve` is asked with a reviewer's token is recorded as that reviewer's.
-Corrigenda checks the request, writes what became of it into the tag `approval.outcome`, and moves the alias `champion`
-itself; it puts that alias back when somebody else moves it.
+1. **Say why:** under *Tags* above, add the tag `approval.reason`{actor}.
+2. **Decide:** beside *Aliases*, click *Add*, type `approved` (or `rejected`), save. \
+The tag `approval` with that value does the same.
+
+In seconds Corrigenda checks the request, writes what became of it into the tag `approval.outcome`, \
+and moves the alias `champion` itself. Or: `corrigenda approve {seq} -l {name} --reason "…"`. **Policy:** {policy}
 """
 
 
-def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
-    """Return a row for each edit that the snapshot brought in: what was asked, what the model said, the verdict."""
-    scores = {str(row["edit_id"]): row for row in _measurements(entry).get("edits") or ()}
-    verdicts = {str(row["edit_id"]): row for row in entry.report.get("edits") or ()}
-    return [
-        {
-            "request_id": edit.request.request_id,
-            "edit_id": edit.edit_id,
-            "prompt": edit.request.prompt,
-            "question": edit.request.question,
-            "messages": [asdict(turn) for turn in edit.request.messages],
-            "answer": edit.request.answer,
-            "is_chat": edit.request.is_chat,
-            "before": edit.request.target_true,
-            "wanted": edit.request.target_new,
-            "after": scores.get(edit.edit_id, {}).get("generated"),
-            "edit_success": scores.get(edit.edit_id, {}).get("edit_success"),
-            "reply": scores.get(edit.edit_id, {}).get("reply"),
-            "chat_success": scores.get(edit.edit_id, {}).get("chat_success"),
-            "reason": verdicts.get(edit.edit_id, {}).get("reason", ""),
-        }
-        for edit in entry.edits
-    ]
-
-
-def before_after_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the same rows as a Markdown table.
-
-    `before` is what the producer said the model answered; `in a chat` the reply to the request's question, of those
-    edits that were asked it. Of an edit that came only as a chat, the prompt is the user's last turn.
-    """
-    head = "| request | prompt | before | wanted | after | in a chat | verdict |\n|---|---|---|---|---|---|---|\n"
-    keys = ("before", "wanted", "after", "reply", "reason")
-    cells = ([row["request_id"], _asked(row), *(row.get(key) for key in keys)] for row in rows)
-    return head + "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in cells)
-
-
 def metrics(entry: RegistryEntry) -> dict[str, float]:
-    """Return the run's metrics: every gate that was measured, and counts; never a NaN."""
-    rows = entry.report.get("rows") or ()
+    """Return the run's metrics: every gate that was measured, what parent and base have, counts; never a NaN."""
+    rows, measured = entry.report.get("rows") or (), measurements_of(entry)
     found = {str(row["metric"]): row.get("value") for row in rows}
     found |= {f"num_{row['metric']}": row.get("num_measured") for row in rows}
-    candidate = _measurements(entry).get("candidate") or {}
-    found["base_kl"] = candidate.get("suite_kl")
+    found["base_kl"] = (measured.get("candidate") or {}).get("suite_kl")
+    for of in ("parent", "base"):
+        score = measured.get(of) or {}
+        found |= {f"{of}_{name}": score.get(name) for name in AGAINST if score.get(name) is not None}
+    scores = measured.get("edits") or ()
+    found["prob_new"] = _mean(score.get("prob_new") for score in scores)
+    found["prob_before"] = _mean(score.get("prob_before") for score in scores)
     found["num_edits"] = len(entry.edits)
     found["num_active_edits"] = entry.snapshot.num_active
+    found["num_edits_going_live"] = _num_going_live(entry)
     return {
         name: float(value)
         for name, value in found.items()
@@ -78,78 +56,158 @@ def metrics(entry: RegistryEntry) -> dict[str, float]:
     }
 
 
-def description(entry: RegistryEntry) -> str:
-    """Return Markdown of at most `MAX_DESCRIPTION_CHARS`: what changed, the gates, how to approve, how to load."""
-    around = "\n".join([_title(entry), "{}", _gates(entry), HOW_TO_APPROVE, _how_to_load(entry)])
-    room = MAX_DESCRIPTION_CHARS - len(around)
-    return around.replace("{}", _changes(before_after(entry), room=room), 1)[:MAX_DESCRIPTION_CHARS]
+def description(entry: RegistryEntry, *, links: str = "", pages: str = "", tells_actor: bool = True) -> str:
+    """Return Markdown of at most `MAX_DESCRIPTION_CHARS`.
+
+    Args:
+        entry: the snapshot and all that is shown of it.
+        links: a line of links to the run, its charts and files.
+        pages: address of MLflow's pages, for links to other versions.
+        tells_actor: whether the server notes who asks; else they have to write their name down.
+    """
+    name = entry.lineage.settings.name
+    how = HOW_TO_APPROVE.format(
+        seq=entry.snapshot.seq,
+        name=name,
+        actor="" if tells_actor else ", and your name as `approval.actor` (it is recorded as claimed)",
+        policy=entry.lineage.settings.approval_policy.words(),
+    )
+    around = [_title(entry), links, _going_live(entry, pages), "{}", _moved(entry), _gates(entry), how, _origin(entry)]
+    text = "\n".join(part for part in around if part)
+    room = MAX_DESCRIPTION_CHARS - len(text)
+    return text.replace("{}", _changes(entry, room=room), 1)[:MAX_DESCRIPTION_CHARS]
 
 
 def _title(entry: RegistryEntry) -> str:
-    snapshot, (seq, head) = entry.snapshot, entry.audit_head
-    editor = entry.lineage.settings.editor_identity
-    parent = f"on `{snapshot.parent_id}`" if snapshot.parent_id else "on the base"
+    snapshot, verdict = entry.snapshot, str(entry.report.get("verdict", ""))
+    judged = "it passed its gates" if verdict == "passed" else f"**its gates say: {verdict}**"
     return (
-        f"## {_cell(entry.lineage.settings.name)}, snapshot {snapshot.seq}\n\n"
-        f"{len(entry.edits)} edits came in, {snapshot.num_active} are active. Snapshot `{snapshot.snapshot_id}` "
-        f"{parent}; digest `{snapshot.digest[:12]}`; audit line {seq} (`{head[:12]}`). "
-        f"Editor: {_cell(editor.transform)}{f' `{editor.digest}`' if editor.digest else ''}, solver {editor.solver}.\n"
+        f"## {plain(entry.lineage.settings.name)}, snapshot {snapshot.seq}: {judged}\n\n"
+        f"{counted(len(entry.edits), 'edit')} came in, {snapshot.num_active:,} are active.\n"
     )
 
 
-def _changes(rows: Sequence[Mapping[str, Any]], *, room: int) -> str:
-    """Return the table of edits, cut where the room ends."""
-    if not rows:
-        return "### What changed\n\nNo edit came in: this snapshot takes edits out.\n"
-    lines = ["### What changed", "", "| prompt | before | now |", "|---|---|---|"]
-    used = sum(map(len, lines)) + 120
-    for num_shown, row in enumerate(rows):
-        line = f"| {_cell(_asked(row))} | {_cell(row['before'])} | {_cell(row['wanted'])} |"
-        used += len(line) + 1
-        if used > room:
-            lines += ["", f"and {len(rows) - num_shown} more in the artifact `before_after.md`."]
-            break
-        lines.append(line)
+def _going_live(entry: RegistryEntry, pages: str) -> str:
+    """Say what else approving it makes live."""
+    around = entry.around
+    if not around.num_waiting:
+        return ""
+    left_out = around.num_waiting - len(around.waiting)
+    lines = [
+        f"**Approving it also makes live what it is built on: {counted(around.num_waiting, 'earlier candidate')}, "
+        f"{counted(_num_going_live(entry), 'edit')} in all.**",
+        "",
+    ]
+    lines += [f"- and {left_out} before these"] if left_out else []
+    lines += [_waiting(one, entry.lineage.settings.name, pages) for one in around.waiting[-5:]]
     return "\n".join(lines) + "\n"
+
+
+def _waiting(one: Waiting, lineage: str, pages: str) -> str:
+    called = f"version {one.version}" if one.version else f"snapshot {one.seq}"
+    linked = f"[{called}]({version_link(pages, lineage, one.version)})" if pages and one.version else called
+    named = "; ".join(plain(edit, most=MAX_SAID) for edit in one.edits)
+    return f"- {linked}: {counted(one.num_edits, 'edit')}{f': {named}' if named else ''}"
+
+
+def _num_going_live(entry: RegistryEntry) -> int:
+    return len(entry.edits) + sum(one.num_edits for one in entry.around.waiting)
+
+
+def _changes(entry: RegistryEntry, *, room: int) -> str:
+    """Return the edits with what was said before and after, as many as there is room for."""
+    rows, gone = before_after(entry), entry.around.gone
+    lines = ["### What changed", ""] if rows else ["### What changed", "", "No edit came in.", ""]
+    lines += [f"- taken out: {plain(one)}" for one in gone[:3]]
+    lines += [f"- and {len(gone) - 3} more taken out"] if len(gone) > 3 else []
+    lines += [""] if gone else []
+    used, num_shown = sum(len(line) + 1 for line in lines) + 100, 0
+    for row in rows:
+        block = _edit(row, place=num_shown + 1)
+        if used + len(block) > room:
+            break
+        used, num_shown = used + len(block) + 1, num_shown + 1
+        lines.append(block)
+    if num_shown < len(rows):
+        lines += ["", f"and {counted(len(rows) - num_shown, 'edit')} more in the artifact `before_after.md`."]
+    return "\n".join(lines) + "\n"
+
+
+def _edit(row: Mapping[str, Any], *, place: int) -> str:
+    who = f"by {plain(row['submitted_by'])}" if row["submitted_by"] else "by nobody named"
+    origin = f" ({plain(row['origin'])})" if row["origin"] else ""
+    claimed = "" if row["is_before_measured"] else " (as the request claims)"
+    lines = [
+        f"**{place}. {plain(asked(row))} → {plain(row['wanted'], most=MAX_SAID)}**",
+        "",
+        f"- answer: {_said(row['before'])}{claimed} → **{_said(row['after'])}**",
+    ]
+    if row["wording"] is not None:
+        lines.append(f"- *{plain(row['wording'])}*: {_said(row['wording_before'])} → **{_said(row['wording_after'])}**")
+    if row["reply"] is not None:
+        lines.append(f"- in a chat: {_said(row['reply_before'])} → **{_said(row['reply'])}**")
+    lines += [_probe(one) for one in row["moved"][:2]]
+    return "\n".join([*lines, f"- request {plain(row['request_id'])}, {who}{origin}", ""])
+
+
+def _moved(entry: RegistryEntry) -> str:
+    """Name neighbours that answer otherwise now, of the lineage's suite."""
+    found = measurements_of(entry).get("moved") or ()
+    if not found:
+        return ""
+    return "\n".join(["### What else moved in the suite", "", *map(_probe, found[:4]), ""])
+
+
+def _probe(one: Mapping[str, Any]) -> str:
+    to = f"{_said(one['base'])} → **{_said(one['now'])}**"
+    return f"- moved: *{plain(one['prompt'], most=80)}*: {to} ({one['kl']:.2g} nats)"
 
 
 def _gates(entry: RegistryEntry) -> str:
-    lines = [f"### Gates: {_cell(entry.report.get('verdict'))}", "", "| metric | value | bound | against | verdict |"]
-    lines.append("|---|---|---|---|---|")
-    for row in entry.report.get("rows") or ():
-        value, bound = _figure(row.get("value")), bound_text(row)
-        value += f" of {count}" if (count := row.get("num_measured")) else ""
-        verdict = _cell(row.get("verdict")).replace("_", " ")
-        lines.append(f"| {_cell(row.get('metric'))} | {value} | {bound} | {_cell(row.get('against'))} | {verdict} |")
+    """Return each bound on a line of its own, those that were missed first; what was not measured is one line."""
+    rows = sorted(entry.report.get("rows") or (), key=lambda row: row.get("verdict") not in ("failed", "saturated"))
+    shown = [row for row in rows if row.get("value") is not None]
+    missing = [str(row.get("metric")) for row in rows if row.get("value") is None]
+    lines = [f"### Gates: {entry.report.get('verdict')}", "", *(_gate(row, entry) for row in shown)]
+    lines += [f"- not measured: {', '.join(map(plain, missing))}"] if missing else []
     return "\n".join(lines) + "\n"
 
 
-def _how_to_load(entry: RegistryEntry) -> str:
-    name = entry.lineage.settings.name
+def _gate(row: Mapping[str, Any], entry: RegistryEntry) -> str:
+    metric, bound = str(row.get("metric")), bound_text(row)
+    count = f" of {num}" if (num := row.get("num_measured")) else ""
+    held = {"minimum": "at least", "maximum": "at most"}
+    words = " ".join(held.get(word, word) for word in bound.split()) if bound != "none" else "no bound"
+    mark = MARKS.get(str(row.get("verdict")), "·")
+    beside = _beside(entry, metric) if metric in AGAINST else ""
+    return f"- {mark} {plain(metric)}: **{row['value']:.3g}**{count} ({words}{beside})"
+
+
+def _beside(entry: RegistryEntry, metric: str) -> str:
+    measured = measurements_of(entry)
+    known = {of: (measured.get(of) or {}).get(AGAINST[metric]) for of in ("parent", "base")}
+    return "".join(f"; {of} {value:.3g}" for of, value in known.items() if value is not None)
+
+
+def _origin(entry: RegistryEntry) -> str:
+    snapshot, (seq, head) = entry.snapshot, entry.audit_head
+    editor, name = entry.lineage.settings.editor_identity, entry.lineage.settings.name
+    parent = f"on `{snapshot.parent_id}`" if snapshot.parent_id else "on the base"
     return (
-        "### How to load\n\n```python\n"
-        f'model = mlflow.pyfunc.load_model("models:/{name}@champion")  # or models:/{name}/VERSION\n'
-        'model.predict(["The capital of Japan is"], params={"max_new_tokens": 24, "chat": False})\n```\n'
+        f"Snapshot `{snapshot.snapshot_id}` {parent}; digest `{snapshot.digest[:12]}`; audit line {seq} "
+        f"(`{head[:12]}`). Editor: {plain(editor.transform)}{f' `{editor.digest}`' if editor.digest else ''}, "
+        f"solver {editor.solver}.\n\n"
+        f'`mlflow.pyfunc.load_model("models:/{name}@champion")` loads what is live.\n'
     )
 
 
-def _asked(row: Mapping[str, Any]) -> str:
-    """Return the prompt of a row, and that it is what a user asked where no stem was sent."""
-    return f"asked in a chat: {row['prompt']}" if row["is_chat"] else str(row["prompt"])
+def _said(text: object) -> str:
+    """Return an answer as text, and that it is empty where it is."""
+    if text is None:
+        return "not asked"
+    return plain(text, most=MAX_SAID) or "(nothing)"
 
 
-def _measurements(entry: RegistryEntry) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = entry.report.get("measurements") or {}
-    return found
-
-
-def _figure(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else "not measured"
-
-
-def _cell(value: object) -> str:
-    """Return text that cannot break out of a table: one line, no pipes, no markup."""
-    text = " ".join(str("" if value is None else value).split())
-    if len(text) > MAX_CELL_CHARS:
-        text = text[: MAX_CELL_CHARS - 1] + "…"
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+def _mean(values: Iterable[Any]) -> float | None:
+    known: Sequence[float] = [float(value) for value in values if isinstance(value, int | float)]
+    return math.fsum(known) / len(known) if known else None

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.adapters.mlflow.description import before_after, before_after_markdown
+from pipeline.adapters.mlflow.answers import before_after, before_after_markdown
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.rank_api import FileRef, LoadPlan

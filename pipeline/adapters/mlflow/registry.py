@@ -17,6 +17,8 @@ from pipeline.adapters.mlflow.description import description, metrics
 from pipeline.adapters.mlflow.errors import bound_requests, is_code, log_in, translated
 from pipeline.adapters.mlflow.fetching import check_files
 from pipeline.adapters.mlflow.package import shared_files, write_model
+from pipeline.adapters.mlflow.plots import write_plots
+from pipeline.adapters.mlflow.probe_sets import probe_sets
 from pipeline.adapters.mlflow.shared_files import keep_files
 from pipeline.adapters.mlflow.tags import (
     ACTOR_TAG,
@@ -45,6 +47,7 @@ from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.packages import package_digest
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Snapshot
+from pipeline.services.registry.links import run_link
 from pipeline.services.registry.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
 
 DECISION_ALIASES = ("approved", "rejected")
@@ -56,7 +59,9 @@ _MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 class MlflowRegistry:
     """The registry of one MLflow server, whose address is that of its tracking server."""
 
-    def __init__(self, uri: str, *, username: str = "", password: str = "", tells_actor: bool = False) -> None:
+    def __init__(
+        self, uri: str, *, username: str = "", password: str = "", tells_actor: bool = False, pages: str = ""
+    ) -> None:
         """Name the server; nothing is asked yet.
 
         Args:
@@ -64,6 +69,7 @@ class MlflowRegistry:
             username: Corrigenda's own user there; the environment's if left out.
             password: of that user.
             tells_actor: whether it runs `infra/mlflow_login.py`; else anybody could have written who asks.
+            pages: its address as browsers reach it, for links on its pages; `uri` if left out.
         """
         if not uri:
             raise Misconfigured("expected the address of an MLflow server, got nothing")
@@ -71,6 +77,7 @@ class MlflowRegistry:
         self._username = username
         self._password = password
         self._tells_actor = tells_actor
+        self._pages = pages or uri
 
     def register(self, entry: RegistryEntry, *, seal: Seal) -> str:
         """Make the model version of a snapshot, once; return its number.
@@ -202,6 +209,7 @@ class MlflowRegistry:
             seal(sealed)
             client.log_model_artifacts(model_id, str(model))
             client.log_artifacts(run_id, str(Path(folder, "report")))
+            client.log_artifacts(run_id, str(write_plots(entry, Path(folder))), "plots")
         client.finalize_logged_model(model_id, "READY")
         self._log_run(run_id, entry, model_id)
         version = client.create_model_version(
@@ -209,7 +217,12 @@ class MlflowRegistry:
             source=f"models:/{model_id}",
             run_id=run_id,
             tags=tags | {PACKAGE_TAG: sealed},
-            description=description(entry),
+            description=description(
+                entry,
+                links=_links(self._pages, experiment_id, run_id),
+                pages=self._pages,
+                tells_actor=self._tells_actor,
+            ),
             model_id=model_id,
             await_creation_for=None,
         ).version
@@ -229,6 +242,7 @@ class MlflowRegistry:
             "transform": str(entry.lineage.settings.editor_identity),
             "num_passes": editor.num_passes,
         }
+        params |= {"snapshot_seq": step, "num_edits": len(entry.edits), "gate_verdict": entry.report.get("verdict")}
         params |= {"base_ref": entry.plan.base.ref, "policy_digest": str(entry.report.get("policy_digest", ""))}
         self._client.log_batch(
             run_id,
@@ -237,6 +251,7 @@ class MlflowRegistry:
             ],
             params=[Param(key, str(value)) for key, value in params.items()],
         )
+        self._client.log_inputs(run_id, datasets=probe_sets(entry))
         self._client.update_run(run_id, status="FINISHED")  # set_terminated prints
 
     def _experiment(self, name: str) -> str:
@@ -303,3 +318,10 @@ class MlflowRegistry:
         except Exception as error:
             if not is_code(error, *_MISSING):
                 raise
+
+
+def _links(pages: str, experiment_id: str, run_id: str) -> str:
+    """Return the line of links to what MLflow shows beside a version."""
+    tabs = {"charts of its metrics": "model-metrics", "plots and reports": "artifacts", "its run": ""}
+    found = (f"[{words}]({run_link(pages, experiment_id, run_id, tab=tab)})" for words, tab in tabs.items())
+    return f"See {', '.join(found)}.\n"

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.active_sets import brought_by
+from pipeline.adapters.sql.approving.surroundings import surroundings_of
 from pipeline.adapters.sql.audit import SqlAuditStore, append
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import LockedLineage, lock_lineage
@@ -47,11 +48,14 @@ class SqlMirrorStore:
             UnknownRecord: if there is no such snapshot.
         """
         name = self._lineage_of(snapshot_id)
+        lineage = self._lineages.lineage(name)
         with transaction(self._engine) as connection:
             row = connection.execute(select(snapshots).where(snapshots.c.snapshot_id == snapshot_id)).one()
+            around = surroundings_of(connection, row, champion_seq=lineage.champion_seq)
             edits = tuple(edit_of(brought, name) for brought in brought_by(connection, snapshot_id))
         return RegistryEntry(
-            lineage=self._lineages.lineage(name),
+            lineage=lineage,
+            around=around,
             snapshot=snapshot_of(row, name),
             plan=self._snapshots.load_plan(name, snapshot_id=snapshot_id),
             digest_path=self._snapshots.digest_path(name, snapshot_id),

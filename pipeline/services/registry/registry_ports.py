@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.domain.audit import GENESIS_HASH
@@ -11,6 +11,46 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.rank_api import LoadPlan
 from pipeline.domain.snapshots import DigestPath, Snapshot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """A candidate below another one, which goes live with it."""
+
+    seq: int
+    """Its place in the lineage."""
+    version: str | None
+    """Its model version; None if it has none yet."""
+    num_edits: int
+    """How many edits it brought in."""
+    edits: tuple[str, ...]
+    """The first of them, as prompt and target."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrendPoint:
+    """What the gates measured of one snapshot of a lineage."""
+
+    seq: int
+    """Its place in the lineage."""
+    values: Mapping[str, float | None]
+    """Value by metric; None where it was not measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What a person has to know beside a snapshot itself."""
+
+    waiting: tuple[Waiting, ...] = ()
+    """Candidates that approving it makes live too, oldest first; the newest few."""
+    num_waiting: int = 0
+    """How many there are."""
+    gone: tuple[str, ...] = ()
+    """Edits of before that it does not hold any more, each with its request id; the first few."""
+    trend: tuple[TrendPoint, ...] = ()
+    """What was measured of the last snapshots, itself included, oldest first."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where each edit came in, by edit id: topic, partition and offset."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +73,8 @@ class RegistryEntry:
     """(seq, hash) of the lineage's chain after the commit."""
     system_audit_head: tuple[int, str] = (0, GENESIS_HASH)
     """(seq, hash) of the chain `system` at that time."""
+    around: Surroundings = field(default_factory=Surroundings)
+    """What is shown beside it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

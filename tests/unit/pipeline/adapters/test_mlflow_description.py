@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.adapters.mlflow.description import before_after, before_after_markdown, description, metrics
+from pipeline.adapters.mlflow.answers import before_after, before_after_markdown
+from pipeline.adapters.mlflow.description import MAX_DESCRIPTION_CHARS, description, metrics
+from pipeline.adapters.mlflow.markdown import plain
+from pipeline.adapters.mlflow.plots import write_plots
+from pipeline.adapters.mlflow.probe_sets import probe_sets
 from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.judging import judge
-from pipeline.services.registry.registry_ports import RegistryEntry
+from pipeline.domain.measurements import Moved
+from pipeline.services.registry.registry_ports import RegistryEntry, Surroundings, TrendPoint, Waiting
 from tests.support.factories import CHAT_REQUEST, make_measurements, make_score
-from tests.support.registry_entries import entry, lineage
+from tests.support.registry_entries import an_edit, entry, lineage
 
 
 @pytest.fixture
@@ -28,8 +33,8 @@ def test_the_reply_in_a_chat_stands_beside_the_answer_to_the_prompt(made: Regist
     [row] = before_after(made)
     assert (row["after"], row["reply"], row["chat_success"]) == ("Osaka", "It is | Osaka.", True)
     head, _, line = before_after_markdown([row]).splitlines()
-    assert "| after | in a chat |" in head
-    assert "| Osaka | It is \\| Osaka. |" in line
+    assert "| after | in a chat, before | in a chat |" in head
+    assert "| Osaka |  | It is \\| Osaka. |" in line
 
 
 def test_classes_of_generalization_are_metrics_of_the_run_if_they_were_measured(made: RegistryEntry) -> None:
@@ -37,7 +42,7 @@ def test_classes_of_generalization_are_metrics_of_the_run_if_they_were_measured(
     assert (found["generalization_other_context"], found["chat_success"]) == (0.5, 1.0)
     assert (found["num_generalization_other_context"], found["num_chat_success"]) == (2, 1)
     assert "generalization_unnamed" not in found
-    assert "| generalization_other_context | 0.5 of 2 | none | policy | reported |" in description(made)
+    assert "· generalization\\_other\\_context: **0.5** of 2 (no bound)" in description(made)
 
 
 def test_an_edit_that_came_as_a_chat_is_told_with_its_turns_and_its_answer(made: RegistryEntry) -> None:
@@ -47,14 +52,16 @@ def test_an_edit_that_came_as_a_chat_is_told_with_its_turns_and_its_answer(made:
     assert (row["prompt"], row["wanted"], row["answer"]) == ("Who is it now?", "Leo XIV", "The pope is now Leo XIV.")
     assert row["messages"] == CHAT_REQUEST["messages"]
     assert "| asked in a chat: Who is it now? |" in before_after_markdown([row])
-    assert "| asked in a chat: Who is it now? |  | Leo XIV |" in description(chat)
+    assert "**1. asked in a chat: Who is it now? → Leo XIV**" in description(chat)
     assert "asked in a chat" not in description(made)
 
 
 def test_a_chat_cannot_break_out_of_the_table(made: RegistryEntry) -> None:
     hostile = CHAT_REQUEST | {"messages": [{"role": "user", "content": "a | b\n\n# c <script> `d`"}]}
     chat = replace(made, edits=(replace(made.edits[0], request=parse_object(hostile)),))
-    assert "| asked in a chat: a \\| b # c &lt;script> 'd' |" in description(chat)
+    assert "**1. asked in a chat: a \\| b \\# c &lt;script> \\`d\\` → Leo XIV**" in description(chat)
+    [row] = before_after(chat)
+    assert "| asked in a chat: a \\| b # c &lt;script> 'd' |" in before_after_markdown([row])
 
 
 def test_a_report_from_before_replies_is_read_as_it_was(made: RegistryEntry) -> None:
@@ -64,3 +71,102 @@ def test_a_report_from_before_replies_is_read_as_it_was(made: RegistryEntry) -> 
     [row] = before_after(replace(made, report=report))
     assert (row["after"], row["reply"], row["chat_success"]) == ("Osaka", None, None)
     assert "| Osaka |  |" in before_after_markdown([row])
+    assert "Tokyo (as the request claims) → **Osaka**" in description(replace(made, report=report))
+
+
+def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
+    edit = made.edits[0]
+    asked = replace(edit, request=replace(edit.request, submitted_by="newsroom.world"))
+    score = make_score(
+        edit.edit_id,
+        generated="Osaka",
+        generated_before="Tokyo, a city",
+        wording="Japan is governed from",
+        wording_before="Tokyo",
+        wording_after="",
+        reply="It is Osaka.",
+        reply_before="It is Tokyo.",
+        moved=(Moved(prompt="The capital of Korea is", base="Seoul", now="Osaka", kl=1.5),),
+    )
+    measured = replace(
+        make_measurements(score), moved=(Moved(prompt="The king of Spain is", base="Felipe", now="Juan", kl=0.25),)
+    )
+    around = Surroundings(
+        waiting=(Waiting(seq=1, version="1", num_edits=2, edits=("The pope is Leo XIV",)),),
+        num_waiting=1,
+        origins={edit.edit_id: "edits.requests.v1, partition 0, offset 7"},
+        gone=("r9: The pope is Francis",),
+    )
+    shown = replace(made, edits=(asked,), report=asdict(judge(GatePolicy(), measured)), around=around)
+    page = description(shown, pages="http://m")
+    for told in (
+        "it passed its gates",
+        "1 edit came in",
+        "makes live what it is built on: 1 earlier candidate, 3 edits in all",
+        "[version 1](http://m/#/models/facts/versions/1?workflowType=machine_learning): 2 edits: The pope is Leo XIV",
+        "- answer: Tokyo, a city → **Osaka**",
+        "- *Japan is governed from*: Tokyo → **(nothing)**",
+        "- in a chat: It is Tokyo. → **It is Osaka.**",
+        "- moved: *The capital of Korea is*: Seoul → **Osaka** (1.5 nats)",
+        "- moved: *The king of Spain is*: Felipe → **Juan** (0.25 nats)",
+        "by newsroom.world (edits.requests.v1, partition 0, offset 7)",
+        "- taken out: r9: The pope is Francis",
+        "(at least 0.9)",
+        "; parent 20; base 20)",
+        "corrigenda approve 1 -l facts",
+        "**Policy:** One person has to approve.",
+    ):
+        assert told in page, told
+    assert "approval.actor" not in page
+    assert "`approval.actor` (it is recorded as claimed)" in description(shown, tells_actor=False)
+    assert metrics(shown)["num_edits_going_live"] == 3
+
+
+def test_a_thousand_edits_fit_and_the_rest_is_named(made: RegistryEntry) -> None:
+    edits = tuple(an_edit(f"r{place}", lineage="facts", prompt="ﷺ" * 300) for place in range(1_000))
+    measured = make_measurements(*(make_score(edit.edit_id) for edit in edits))
+    many = replace(made, edits=edits, report=asdict(judge(GatePolicy(), measured)))
+    page = description(many)
+    assert len(page) <= MAX_DESCRIPTION_CHARS
+    assert "edits more in the artifact `before_after.md`" in page
+    assert "corrigenda approve" in page
+    assert before_after_markdown(before_after(many)).count("\n") == 1_002
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\n# b", "a \\# b"),
+        ("[x](http://e.vil) @all", "\\[x\\](http&#58;//e.vil) &#64;all"),
+        ("<img src=x> &lt;", "&lt;img src=x> &amp;lt;"),
+        ("ירושלים", "\u2068ירושלים\u2069"),
+        ("a\u202eb\u200bc\x00", "abc"),
+        ("क्\u200cष", "क्\u200cष"),
+        ("東京*", "東京\\*"),
+        (None, ""),
+    ],
+)
+def test_text_of_users_stays_text_in_any_script(text: str | None, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_plots_are_pictures_and_take_any_text(made: RegistryEntry, tmp_path: Path) -> None:
+    edit = an_edit("r1", lineage="facts", prompt="$\\alpha_ 東京 ירושלים is")
+    measured = make_measurements(make_score(edit.edit_id, prob_before=0.1, prob_new=0.9))
+    trend = tuple(TrendPoint(seq=seq, values={"locality": 0.9, "perplexity": None}) for seq in (1, 2))
+    shown = replace(
+        made,
+        edits=(edit,),
+        report=asdict(judge(GatePolicy(), measured)),
+        around=Surroundings(trend=trend),
+    )
+    folder = write_plots(shown, tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["edits.png", "lineage.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
+
+
+def test_what_was_asked_are_datasets_with_digests(made: RegistryEntry) -> None:
+    report = made.report | {"measurements": made.report["measurements"] | {"probe_set_digest": "a" * 64}}
+    found = {one.dataset.name: one.dataset for one in probe_sets(replace(made, report=report))}
+    assert found.keys() == {"edits", "suite", "probes"}
+    assert found["probes"].digest == "a" * 36

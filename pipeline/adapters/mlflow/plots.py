@@ -1,0 +1,101 @@
+"""Plots of a snapshot as pictures: metrics along its lineage, and probabilities of its edits before and after.
+
+Drawn with matplotlib, which comes with MLflow, and without its global state: registrations run in threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.adapters.mlflow.answers import asked, before_after
+from pipeline.services.registry.registry_ports import RegistryEntry, TrendPoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHARES = ("edit_success", "free_success", "generalization", "locality", "retention", "chat_success")
+QUALITY = ("perplexity", "accuracy")
+MAX_BARS = 30
+"""Edits that are drawn."""
+BEFORE, AFTER = "#9aa5b1", "#1f6feb"
+
+
+def write_plots(entry: RegistryEntry, folder: Path) -> Path:
+    """Write `plots/`: `lineage.png` and, where edits were measured, `edits.png`."""
+    target = folder / "plots"
+    target.mkdir(parents=True)
+    if entry.around.trend:
+        _lineage(entry).savefig(target / "lineage.png", dpi=110)
+    rows = [row for row in before_after(entry) if row["prob_new"] is not None][:MAX_BARS]
+    if rows:
+        _edits(entry, rows).savefig(target / "edits.png", dpi=110)
+    return target
+
+
+def _lineage(entry: RegistryEntry) -> Figure:
+    trend = entry.around.trend
+    found = _figure(9, 6.5)
+    shares, quality = found.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    for names, axes in ((SHARES, shares), (QUALITY, quality)):
+        for name in names:
+            points = [(point.seq, value) for point in trend if (value := point.values.get(name)) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name.replace("_", " "))
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+        axes.grid(visible=True, alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    shares.set_ylim(-0.04, 1.04)
+    shares.set_ylabel("share")
+    quality.set_ylabel("quality")
+    quality.set_xlabel("snapshot")
+    quality.set_xticks(_ticks(trend))
+    found.suptitle(_plain(f"{entry.lineage.settings.name}: what the gates measured, snapshot by snapshot"), fontsize=11)
+    return found
+
+
+def _edits(entry: RegistryEntry, rows: Sequence[dict[str, Any]]) -> Figure:
+    found = _figure(9, 1.4 + 0.42 * len(rows))
+    axes = found.subplots()
+    places = range(len(rows))
+    axes.barh([place - 0.2 for place in places], [row["prob_before"] or 0.0 for row in rows], 0.36, color=BEFORE)
+    axes.barh([place + 0.2 for place in places], [row["prob_new"] for row in rows], 0.36, color=AFTER)
+    axes.set_yticks(list(places), [_label(row) for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("probability of the wanted answer, geometric mean over its tokens")
+    axes.legend(
+        ["before, on the parent", "after"], loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    shown = f"first {len(rows)} of {len(entry.edits)} edits" if len(rows) < len(entry.edits) else "edits"
+    axes.annotate(
+        _plain(f"snapshot {entry.snapshot.seq}: {shown}"), (1, 1.02), xycoords="axes fraction", ha="right", fontsize=9
+    )
+    return found
+
+
+def _label(row: dict[str, Any]) -> str:
+    text = f"{asked(row)} → {row['wanted']}"
+    return _plain(text if len(text) <= 60 else text[:59] + "…")
+
+
+def _plain(text: str) -> str:
+    """Return text that matplotlib takes as it is: dollars would begin a formula, and signs that its font lacks warn."""
+    from matplotlib.font_manager import fontManager, get_font
+
+    known = get_font(fontManager.findfont("DejaVu Sans")).get_charmap()
+    return "".join(char if ord(char) in known else "□" for char in " ".join(text.split())).replace("$", r"\$")
+
+
+def _ticks(trend: Sequence[TrendPoint]) -> list[int]:
+    step = max(1, len(trend) // 12)
+    return [point.seq for point in trend[::-1][::step]]
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
