@@ -139,7 +139,7 @@ def test_a_thousand_edits_fit_and_the_rest_is_named(made: RegistryEntry) -> None
         ("a\n# b", "a \\# b"),
         ("[x](http://e.vil) @all", "\\[x\\](http&#58;//e.vil) &#64;all"),
         ("<img src=x> &lt;", "&lt;img src=x> &amp;lt;"),
-        ("ירושלים", "\u2068ירושלים\u2069"),
+        ("שבת", "\u2068שבת\u2069"),
         ("a\u202eb\u200bc\x00", "abc"),
         ("क्\u200cष", "क्\u200cष"),
         ("東京*", "東京\\*"),
@@ -151,7 +151,7 @@ def test_text_of_users_stays_text_in_any_script(text: str | None, shown: str) ->
 
 
 def test_plots_are_pictures_and_take_any_text(made: RegistryEntry, tmp_path: Path) -> None:
-    edit = an_edit("r1", lineage="facts", prompt="$\\alpha_ 東京 ירושלים is")
+    edit = an_edit("r1", lineage="facts", prompt="$\\alpha_ 東京 שבת is")
     measured = make_measurements(make_score(edit.edit_id, prob_before=0.1, prob_new=0.9))
     trend = tuple(TrendPoint(seq=seq, values={"locality": 0.9, "perplexity": None}) for seq in (1, 2))
     shown = replace(
