@@ -29,11 +29,12 @@ from editors.data.datasets import (
     without_question,
 )
 from editors.evaluation.arguments import fine_tuning_of, parser, prior_texts, protocol_of
+from editors.evaluation.in_context import InContextModel
 from editors.evaluation.methods import methods_of
 from editors.evaluation.probes import MOST_REPHRASES, EditProbes
 from editors.evaluation.protocols import Evaluation, OnProgress
 from editors.evaluation.report import Reporter
-from editors.models.families import EditableModel, editable
+from editors.models.families import EditableModel
 from editors.solve.prior import measure_prior
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
@@ -68,9 +69,9 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
     found: dict[str, Any] = {}
     measured: Evaluation | None = None
     for name, method in methods.items():
-        model = editable(given.task, loaded.module, loaded.tokenizer, method.settings.inner_params)
+        model = method.model_of(loaded)
         settings, editor = method.on(model)
-        if measured is None or measured.model.inner_param_names != model.inner_param_names:
+        if measured is None or not _is_alike(measured.model, model):
             reporter.say("measuring the base")
             measured = _measured_base(given, model, edits, asked, num_rows)
             at_large = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
@@ -83,6 +84,12 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
             found[name] = {"settings": _shown(settings)} | measured.run(editor, settings, on_progress)
     reporter.table({"base": figures["base"]} | found)
     save(figures | {"is_complete": True})
+
+
+def _is_alike(model: EditableModel, other: EditableModel) -> bool:
+    """Return whether what was asked of one model holds for another: the same weights, and no facts before prompts."""
+    names = model.inner_param_names == other.inner_param_names
+    return names and not any(isinstance(one, InContextModel) for one in (model, other))
 
 
 def _recorded(

@@ -30,8 +30,9 @@ CONSTANTS = tuple(
     name for name, usual in DEFAULTS.items() if type(usual) in (int, float, str) and name not in NOT_CONSTANTS
 )
 """Settings that a flag of the same name changes."""
-SOLVERS = ("recursive", "least_squares", "row_sum", "mend", "sum", "ft")
-"""What `--solver` may name; `ft` is fine-tuning, the baseline."""
+SOLVERS = ("recursive", "least_squares", "row_sum", "mend", "sum", "ft", "context", "bm25")
+"""What `--solver` may name. Baselines: `ft` is fine-tuning; `context` puts an edit's own fact before what is asked of
+it, and `bm25` the fact that is most like the prompt."""
 REPHRASES_HELP = "unseen rephrases of each edit that are measured, of each class; 2 or 3 if left out"
 UNSEEN_HELP = "keep questions, chats and their answers from the editor, so that they are only asked"
 EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the natural gradient alone if left out"

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from editors.evaluation.arguments import fine_tuning_of, settings_given
+from editors.evaluation.in_context import IN_CONTEXT, InContextEditor, InContextModel, Memory
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.base import Editor
 from editors.methods.fine_tuning import FineTuningEditor
@@ -13,11 +14,12 @@ from editors.methods.mend_sum import MendSumEditor
 from editors.methods.select import editor_for, learnt_settings, resolved
 from editors.models.base import EditableModel
 from editors.models.digest import base_digest
+from editors.models.families import editable
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import EditorSettings
 
 UNTRAINED = "ft"
-"""The solver that takes no trained editor."""
+"""Fine-tuning, the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +33,26 @@ class Method:
     given: argparse.Namespace
     """The command line, for the constants of fine-tuning."""
 
+    def model_of(self, loaded: EditableModel) -> EditableModel:
+        """Return a base as this method edits it: with its weights, or behind facts.
+
+        Raises:
+            Misconfigured: for facts before the prompts of a model that is no decoder.
+        """
+        module, tokenizer, names = loaded.module, loaded.tokenizer, self.settings.inner_params
+        if self.settings.solver not in IN_CONTEXT:
+            return editable(loaded.task, module, tokenizer, names)
+        if loaded.task != "causal":
+            raise Misconfigured(f"expected a causal base for the method {self.settings.solver}, got {loaded.task}")
+        memory = Memory(self.settings.solver, keeps_one=self.given.protocol == "single")
+        return InContextModel(module, tokenizer, names, memory)
+
     def on(self, model: EditableModel) -> tuple[EditorSettings, Editor]:
         """Return its settings with the weights of a model named, and the editor that edits by them."""
         settings = resolved(self.settings, model)
         transform = self.trained.transform.to(model.device) if self.trained else None
+        if settings.solver in IN_CONTEXT:
+            return settings, InContextEditor()
         if settings.solver == UNTRAINED:
             return settings, FineTuningEditor(fine_tuning_of(self.given))
         if self.trained is not None and self.trained.card.is_published:
@@ -80,7 +98,9 @@ def _serves(trained: TrainedEditor, solver: str) -> bool:
 
     `sum` is the older word for both `mend` and `row_sum`: which one is meant, the editor says.
     """
-    return solver == "sum" or (solver != UNTRAINED and trained.card.is_published == (solver == "mend"))
+    return solver == "sum" or (
+        solver not in (UNTRAINED, *IN_CONTEXT) and trained.card.is_published == (solver == "mend")
+    )
 
 
 def _method(given: argparse.Namespace, solver: str, trained: TrainedEditor | None) -> Method:
