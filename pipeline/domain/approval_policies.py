@@ -34,7 +34,8 @@ class Risk:
     num_edits: int
     """Edits that come in, and edits that are taken out, since the champion."""
     worst_locality: float | None
-    """Least share of neighbours that answer as before: of the suite's, or of one edit's own; None if not measured."""
+    """Least share of neighbours that answer as before: of the suite's, of one edit's own, or of other subjects that one
+    edit's prompt was asked about; None if not measured."""
     quality_loss: float | None
     """How much perplexity rises over the champion's, as a fraction, or a classifier's accuracy falls; None if not
     measured."""
@@ -170,7 +171,9 @@ def risk_of(reports: Sequence[Mapping[str, Any]], *, num_edits: int) -> Risk:
     """Return the risk of snapshots that go live together, from their gate reports as JSON, oldest first."""
     measured: list[Mapping[str, Any]] = [report.get("measurements") or {} for report in reports]
     suites = [(found.get("candidate") or {}).get("suite_unchanged") for found in measured]
-    asked = [edit.get("locality") or () for found in measured for edit in found.get("edits") or ()]
+    edits = [edit for found in measured for edit in found.get("edits") or ()]
+    asked = [edit.get("locality") or () for edit in edits]
+    asked += [[other["is_unchanged"] for other in edit.get("other_subjects") or ()] for edit in edits]
     own = [sum(flags) / len(flags) for flags in asked if flags]
     if not measured or None in suites:
         return Risk(num_edits=num_edits, worst_locality=None, quality_loss=None)

@@ -73,6 +73,7 @@ def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
                 "wanted": request.target_new,
                 "after": score.get("generated"),
                 "moved": score.get("moved") or [],
+                "other_subjects": score.get("other_subjects") or [],
                 "reason": verdicts.get(edit.edit_id, {}).get("reason", ""),
             }
             | {name: score.get(name) for name in MEASURED}

@@ -147,7 +147,21 @@ def _edit(row: Mapping[str, Any], *, place: int) -> str:
     if row["reply"] is not None:
         lines.append(f"- in a chat: {_said(row['reply_before'])} → **{_said(row['reply'])}**")
     lines += [_probe(one) for one in row["moved"][:2]]
+    lines += _others(row["other_subjects"])
     return "\n".join([*lines, f"- request {plain(row['request_id'])}, {who}{origin}", ""])
+
+
+def _others(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how many other subjects answer the edit's prompt as before, and how the two do that moved most."""
+    if not found:
+        return []
+    changed = sorted((one for one in found if not one["is_unchanged"]), key=lambda one: -one["kl"])
+    lines = [f"- other subjects: {len(found) - len(changed)} of {len(found)} answer as before"]
+    for one in changed[:2]:
+        takes = ", **the edit's own answer**" if one["takes_answer"] else ""
+        to = f"{_said(one['before'])} → **{_said(one['after'])}**"
+        lines.append(f"- moved: *{plain(one['prompt'], most=80)}*: {to} ({one['kl']:.2g} nats){takes}")
+    return lines
 
 
 def _moved(entry: RegistryEntry) -> str:

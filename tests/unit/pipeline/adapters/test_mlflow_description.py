@@ -15,7 +15,7 @@ from pipeline.adapters.mlflow.probe_sets import probe_sets
 from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.judging import judge
-from pipeline.domain.measurements import Moved
+from pipeline.domain.measurements import Moved, OtherSubjectScore
 from pipeline.services.registry.registry_ports import RegistryEntry, Surroundings, TrendPoint, Waiting
 from tests.support.factories import CHAT_REQUEST, make_measurements, make_score
 from tests.support.registry_entries import an_edit, entry, lineage
@@ -74,6 +74,21 @@ def test_a_report_from_before_replies_is_read_as_it_was(made: RegistryEntry) -> 
     assert "Tokyo (as the request claims) → **Osaka**" in description(replace(made, report=report))
 
 
+def other(name: str, *, before: str = "Madrid", after: str = "Madrid", kl: float = 0.0) -> OtherSubjectScore:
+    """What an edit of Japan's capital did to another country's."""
+    is_moved = before != after
+    return OtherSubjectScore(
+        subject=name,
+        source="list",
+        prompt=f"The capital of {name} is",
+        before=before,
+        after=after,
+        kl=kl,
+        is_unchanged=not is_moved,
+        takes_answer=is_moved,
+    )
+
+
 def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
     edit = made.edits[0]
     asked = replace(edit, request=replace(edit.request, submitted_by="newsroom.world"))
@@ -87,6 +102,7 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
         reply="It is Osaka.",
         reply_before="It is Tokyo.",
         moved=(Moved(prompt="The capital of Korea is", base="Seoul", now="Osaka", kl=1.5),),
+        other_subjects=(other("China", before="Beijing", after="Osaka", kl=2.0), other("Spain")),
     )
     measured = replace(
         make_measurements(score), moved=(Moved(prompt="The king of Spain is", base="Felipe", now="Juan", kl=0.25),)
@@ -109,6 +125,8 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
         "- in a chat: It is Tokyo. → **It is Osaka.**",
         "- moved: *The capital of Korea is*: Seoul → **Osaka** (1.5 nats)",
         "- moved: *The king of Spain is*: Felipe → **Juan** (0.25 nats)",
+        "- other subjects: 1 of 2 answer as before",
+        "- moved: *The capital of China is*: Beijing → **Osaka** (2 nats), **the edit's own answer**",
         "by newsroom.world (edits.requests.v1, partition 0, offset 7)",
         "- taken out: r9: The pope is Francis",
         "(at least 0.9)",

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from pipeline.domain.approval_policies import named
 from pipeline.domain.approvals import Approval, Channel, Decision, Outcome, Standing, refusal
 from pipeline.domain.errors import IntegrityBroken, Unavailable, UnknownRecord
 from pipeline.domain.lifecycle import SnapshotStatus
@@ -41,6 +42,7 @@ class Books:
     written: tuple[str | None, ...] | None = None
     displaced: Displaced | None = None
     owed: list[str] = field(default_factory=list)
+    automatic: list[Outcome | None] = field(default_factory=list)
 
     def lineages(self) -> tuple[Lineage, ...]:
         return (self.lineage_,)
@@ -114,6 +116,9 @@ class Books:
             self.lineage_ = replace(self.lineage_, champion_id=approval.snapshot_id, champion_seq=made.snapshot.seq)
             self.is_owed = True
         return Outcome(is_accepted=reason is None, reason=reason or "")
+
+    def approve_automatically(self, name: str) -> Outcome | None:
+        return self.automatic.pop(0)
 
     def note(self, name: str, *, action: str, subject: str, actor: str, payload: Mapping[str, Any]) -> None:
         self.notes.append({"action": action, "subject": subject, "actor": actor, **payload})
@@ -559,3 +564,34 @@ def test_the_shown_part_of_a_digest_is_enough_and_a_wrong_one_is_refused(world: 
 def test_reverting_takes_request_ids_and_each_edit_once(world: World) -> None:
     assert world.review.revert(NAME, ["a", "b", "a"], actor="cli:anna", reason="retracted") == ("removal-1",)
     assert world.books.notes[-1]["reverted"] == ("edit-a", "edit-b")
+
+
+def automatic(world: World, *outcomes: Outcome | None) -> None:
+    """Let the lineage's head go live without a person, where the database says so."""
+    books = world.books
+    settings = replace(books.lineage_.settings, approval_policy=named("low_risk"))
+    books.lineage_ = replace(books.lineage_, settings=settings, head_id=world.snapshot_id(2), head_seq=2)
+    books.automatic = list(outcomes)
+
+
+def test_what_a_policy_lets_go_live_is_not_waited_for(world: World) -> None:
+    automatic(world, Outcome(is_accepted=True, reason=""))
+    assert world.reconciler.run_once() == 1
+
+
+def test_why_a_person_has_to_decide_is_said_once_on_the_version(world: World) -> None:
+    automatic(world, Outcome(is_accepted=False, reason="9 edits would go live"))
+    assert [world.reconciler.run_once() for _ in range(3)] == [0, 0, 0]
+    assert world.registry.tags(NAME, "2")["corrigenda.note"] == "a person has to decide: 9 edits would go live"
+    # What changes is looked at again.
+    world.books.automatic = [None]
+    world.books.lineage_ = replace(world.books.lineage_, head_id=world.snapshot_id(1))
+    assert world.reconciler.run_once() == 0
+    assert world.books.automatic == []
+
+
+def test_nothing_goes_live_by_itself_before_it_has_a_page_or_where_people_decide(world: World) -> None:
+    assert world.reconciler.run_once() == 0
+    automatic(world)
+    world.books.versions.clear()
+    assert world.reconciler.run_once() == 0
