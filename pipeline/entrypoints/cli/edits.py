@@ -12,7 +12,7 @@ from pipeline.domain.approvals import shown_actor
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.prompts import Role
-from pipeline.entrypoints.cli.reports import editor_line, parted_score, print_others, print_snapshot
+from pipeline.entrypoints.cli.reports import editor_line, parted_score, print_answers, print_others, print_snapshot
 from pipeline.entrypoints.console import (
     MAX_ROWS,
     JsonOption,
@@ -24,7 +24,7 @@ from pipeline.entrypoints.console import (
     print_rows,
     say,
 )
-from pipeline.entrypoints.local_settings import cli_actor, current_settings
+from pipeline.entrypoints.local_settings import cli_actor, current_settings, page_of
 
 ROLES = get_args(Role)
 MESSAGE_HELP = 'The last is the user\'s; "system:" or "assistant:" before the text names another speaker.'
@@ -40,6 +40,27 @@ STATES = (
     "gone",
 )
 """What an edit can be in the view `edit_history`."""
+FIRST = (
+    "request_id",
+    "state",
+    "prompt",
+    "messages",
+    "question",
+    "target_new",
+    "answer",
+    "subject",
+    "aliases",
+    "relation",
+    "submitted_by",
+    "received_at",
+    "snapshot_seq",
+    "reason",
+    "gate_reason",
+    "approved_by",
+    "approved_at",
+    "approval_reason",
+)
+"""What `show` says of an edit before its answers; ids and the rest come after them."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -83,7 +104,8 @@ def show(
 
     Example: corrigenda show fact-pope
     """
-    kept = stores(current_settings())
+    settings = current_settings()
+    kept = stores(settings)
     name = lineage_name(kept, lineage)
     if ref.isdigit() or ref in ("head", "champion"):
         snapshot = kept.snapshots.snapshot(name, ref)
@@ -98,9 +120,15 @@ def show(
     for key in ("approved_by", "removal_asked_by"):
         shown[key] = shown_actor(row[key]) if row[key] else None
     shown["messages"] = [f"{turn['role']}: {turn['content']}" for turn in row["messages"]]
-    shown["gate_score"], others = parted_score(row["gate_score"])
-    print_record({key: value for key, value in shown.items() if value is not None and value != []}, as_json=False)
+    score, others = parted_score(shown.pop("gate_score"))
+    shown = {key: value for key, value in shown.items() if value is not None and value != []}
+    page = page_of(settings, name, row["registry_version"])
+    first = {key: shown.pop(key) for key in FIRST if key in shown} | ({"page": page} if page else {})
+    print_record(first, as_json=False)
+    print_answers(row, score)
     print_others(others)
+    say()
+    print_record(shown, as_json=False)
     say()
     columns = {"seq": "line", "at": "at", "actor": "actor", "action": "action"}
     lines = [dict(event) | {"actor": shown_actor(event["actor"])} for event in events]

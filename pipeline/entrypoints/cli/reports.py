@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.domain.formats.sizes import shown_size
 from pipeline.domain.gates import bound_text
 from pipeline.domain.rank_api import EditorIdentity
 from pipeline.domain.snapshots import Snapshot
@@ -21,7 +22,7 @@ def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bo
     if as_json:
         print_json(record | {"report": report})
         return
-    record["delta"] = f"{snapshot.delta.num_bytes} bytes, {snapshot.delta.digest[:12]}"
+    record["delta"] = f"{shown_size(snapshot.delta.num_bytes)}, {snapshot.delta.digest[:12]}"
     record["editor"] = editor_line(report.get("editor"))
     record["accumulator"] = snapshot.accumulator.digest[:12] if snapshot.accumulator else None
     print_record(record, as_json=False)
@@ -54,3 +55,22 @@ def print_others(others: Sequence[Mapping[str, Any]]) -> None:
     columns = {"prompt": "other subjects, asked the same", "before": "before", "after": "after", "kl": "nats", "": ""}
     marked = [other | {"": "takes over the answer" if other["takes_answer"] else ""} for other in map(dict, others)]
     print_rows(sorted(marked, key=lambda other: -other["kl"]), columns, as_json=False, empty="")
+
+
+def print_answers(request: Mapping[str, Any], score: Mapping[str, Any] | None) -> None:
+    """Show what the model answered before and after an edit: its prompt, another wording, the chat, what moved."""
+    if not score or not score.get("generated"):
+        return
+    rows = [(request["prompt"], score.get("generated_before"), score["generated"])]
+    if score.get("wording"):
+        rows.append((score["wording"], score.get("wording_before"), score.get("wording_after")))
+    if score.get("reply"):
+        rows.append((f"(chat) {request['question'] or request['prompt']}", score.get("reply_before"), score["reply"]))
+    rows += [(f"(must stay; base before) {one['prompt']}", one["base"], one["now"]) for one in score.get("moved") or ()]
+    say()
+    shown = [{"asked": text, "before": _first_line(old), "after": _first_line(new)} for text, old, new in rows]
+    print_rows(shown, {name: name for name in ("asked", "before", "after")}, as_json=False, empty="")
+
+
+def _first_line(answer: str | None) -> str | None:
+    return answer.strip().partition("\n")[0] if answer else answer

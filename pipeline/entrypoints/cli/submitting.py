@@ -13,14 +13,6 @@ import typer
 from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.formats.counting import counted
-from pipeline.entrypoints.cli.correction_files import (
-    Line,
-    Refusal,
-    correction_in_options,
-    corrections_in,
-    turn,
-    with_lineage,
-)
 from pipeline.entrypoints.cli.edits import lineage_name
 from pipeline.entrypoints.console import (
     ExitCode,
@@ -30,6 +22,14 @@ from pipeline.entrypoints.console import (
     exits_clearly,
     print_json,
     say,
+)
+from pipeline.entrypoints.correction_files import (
+    Line,
+    Refusal,
+    correction_in_options,
+    corrections_in,
+    turn,
+    with_lineage,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, page_of
 from pipeline.entrypoints.signs import SignOfLife
