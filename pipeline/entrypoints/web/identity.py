@@ -36,8 +36,8 @@ class _ShownBasic(HTTPBasic):
 
 
 SIGNED_IN = [
-    Depends(_ShownBearer(description="NAME:PASSWORD, as `corrigenda person add` wrote it.")),
-    Depends(_ShownBasic(description="The same token as user name and password.")),
+    Depends(_ShownBearer(scheme_name="bearer", description="NAME:PASSWORD, as `corrigenda person add` wrote it.")),
+    Depends(_ShownBasic(scheme_name="basic", description="The same token as user name and password.")),
 ]
 """Dependencies of a router whose routes ask for a token.
 
