@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     max_ahead: Annotated[Duration, Field(ge=timedelta(0))] = Field(
         MAX_AHEAD, description="How far ahead of the database's clock a correction may be dated."
     )
+    api_url: str = Field("", description="HTTP API that `submit` sends corrections to; the topic itself if empty.")
+    api_token: SecretStr = Field(SecretStr(""), description="Token for it, NAME:PASSWORD.")
+    api_token_file: Path | None = Field(None, description="File with that token, which nobody else may read.")
     web_host: str = Field("127.0.0.1", description="Address that the HTTP API and the pages listen on.")
     web_port: int = Field(8080, ge=0, le=65_535, description="Port of the same; 0 takes any free one.")
     web_max_body_bytes: int = Field(4_000_000, ge=10_000, description="Largest body of a request to the HTTP API.")

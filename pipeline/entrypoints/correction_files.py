@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -32,6 +32,8 @@ class Line:
     """Line of the file, from 1; 1 for a correction in options."""
     document: Mapping[str, Any]
     """The correction, as a message will hold it."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What was given, without what was filled in here."""
     is_filled_in: bool = False
     """Whether the file did not say its id or its time, so that only the database knows whether it was sent before."""
 
@@ -55,7 +57,7 @@ def correction_in_options(fields: Mapping[str, Any], submitter: str) -> Line:
     if not fields.keys() & {"prompt", "messages"} or not fields.keys() & {"target_new", "answer"}:
         raise InvalidInput("expected a JSONL file, or --prompt (or --message) and --target (or --answer); got less")
     made_up = {"request_id": f"cli-{uuid4().hex[:12]}", "source": SOURCE, "submitted_by": submitter}
-    return Line(number=1, document=made_up | {"occurred_at": _now()} | dict(fields))
+    return Line(number=1, document=made_up | {"occurred_at": _now()} | dict(fields), given=fields)
 
 
 def turn(text: str) -> dict[str, str]:
@@ -81,7 +83,10 @@ def corrections_in(file: Path, submitter: str, *, is_named: bool) -> tuple[list[
         raise InvalidInput(f"expected a readable JSONL file, got {file}: {error.strerror}") from error
     refused: list[Refusal] = []
     found = json_lines(content, file, on_refused=lambda number, why: refused.append(Refusal(line=number, error=why)))
-    lines = [_filled_in(Line(number=number, document=document), submitter, is_named) for number, document in found]
+    lines = [
+        _filled_in(Line(number=number, document=document, given=document), submitter, is_named)
+        for number, document in found
+    ]
     if refused and not lines:
         first = refused[0]
         raise InvalidInput(

@@ -18,6 +18,9 @@ from pipeline.services.registry.links import version_link
 if TYPE_CHECKING:
     from pipeline.config import Settings
 
+OF_PEOPLE = ("failpoint", "reviewer_token", "reviewer_token_file", "api_token", "api_token_file")
+"""Settings that no child process is given: they are of the person at the command line."""
+
 
 def load_settings() -> Settings:
     """Read the settings from all their sources; what reads them is imported now, and not to show a command's help.
@@ -77,7 +80,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if value is None or name in ("failpoint", "reviewer_token", "reviewer_token_file"):
+        if value is None or name in OF_PEOPLE:
             continue
         plain = value.get_secret_value() if isinstance(value, SecretStr) else value
         found[f"CORRIGENDA_{name.upper()}"] = _text(plain)

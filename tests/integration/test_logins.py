@@ -132,6 +132,8 @@ ONE_OF_THEM = {
         "SELECT prune_before(now() - interval '2 hours')",
     ],
     Login.console: [
+        "SELECT * FROM people",
+        "SELECT secret FROM webhooks",
         "UPDATE snapshots SET status = 'approved'",
         "UPDATE snapshots SET registry_version = '1'",
         "UPDATE lineages SET head_snapshot_id = NULL",
@@ -152,6 +154,9 @@ ONE_OF_THEM = {
         "UPDATE outbox SET done_at = now()",
         "UPDATE people SET roles = ARRAY['operator']",
         "INSERT INTO people (name, roles) VALUES ('mine', ARRAY['operator'])",
+        "SELECT secret FROM webhooks",
+        "UPDATE webhooks SET url = 'https://elsewhere'",
+        "UPDATE submissions SET submitted_by = 'somebody else'",
         "INSERT INTO edit_requests DEFAULT VALUES",
         "INSERT INTO snapshots DEFAULT VALUES",
         "INSERT INTO gate_reports DEFAULT VALUES",

@@ -14,6 +14,7 @@ from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.formats.counting import counted
 from pipeline.entrypoints.cli.edits import lineage_name
+from pipeline.entrypoints.cli.http_submitting import api_client, submit_over_http
 from pipeline.entrypoints.console import (
     ExitCode,
     JsonOption,
@@ -31,7 +32,7 @@ from pipeline.entrypoints.correction_files import (
     turn,
     with_lineage,
 )
-from pipeline.entrypoints.local_settings import cli_actor, current_settings, page_of
+from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings, page_of
 from pipeline.entrypoints.signs import SignOfLife
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def submit(
 ) -> None:
     """Send one correction, or a file of them, to the topic.
 
+    Where CORRIGENDA_API_URL names an HTTP API they go there, in the name of the token beside it.
+
     Lines of a file may leave out request_id, occurred_at and lineage. What is no correction is told with its line, the
     others are sent, and the exit status is 2. A line without an id of its own is sent once, however often the file is.
 
@@ -87,8 +90,6 @@ def submit(
 
     As a chat: corrigenda submit -l demo --message "What is Australia's capital?" --answer "It is Canberra."
     """
-    settings = current_settings()
-    kept = stores(settings)
     given = {
         "prompt": prompt,
         "messages": [turn(text) for text in message] if message else None,
@@ -109,6 +110,21 @@ def submit(
     lines, refused = [correction_in_options(fields, who)] if file is None else [], list[Refusal]()
     if file is not None:
         lines, refused = corrections_in(file, who, is_named=submitter is not None)
+    client = api_client(load_settings())
+    if client is not None:
+        with client:
+            submit_over_http(
+                client,
+                lines,
+                refused,
+                lineage=lineage,
+                is_strict=strict,
+                wait_seconds=timeout if wait else None,
+                as_json=as_json,
+            )
+        return
+    settings = current_settings()
+    kept = stores(settings)
     if lineage or any("lineage" not in line.document for line in lines):
         lines = with_lineage(lines, lineage_name(kept, lineage))
     sending = _checked(kept, lines, refused)

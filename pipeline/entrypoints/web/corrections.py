@@ -10,7 +10,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from pipeline.adapters.sql.web.corrections import Standing
 from pipeline.domain.contract.answers import CorrectionStatus, Page, Receipt, Received, Refusal
 from pipeline.domain.contract.corrections import correction_of
 from pipeline.domain.errors import InvalidInput, Unavailable
@@ -112,7 +111,7 @@ def pages(
         before=str(before) if before else None,
         limit=limit + 1,
     )
-    listed = [correction_answer(Standing(submission=None, edit=row)) for row in rows[:limit]]
+    listed = [correction_answer(row) for row in rows[:limit]]
     more = {"lineage": lineage, "status": status, "before": listed[-1].edit_id if listed else None, "limit": limit}
     following = f"{PLACE}?{urlencode({name: value for name, value in more.items() if value is not None})}"
     return Page(corrections=listed, next=following if len(rows) > limit else None)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import httpx2
 import pytest
+from typer.testing import CliRunner, Result
 
 from pipeline.client import Correction, CorrigendaClient, CorrigendaRefused, Receipt, Refusal
 from pipeline.domain.approvals import Decision
 from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.errors import InvalidInput, Unavailable
 from pipeline.domain.people import Role
+from pipeline.entrypoints.cli.app import app
 from pipeline.services.submission import encoded
 from tests.support.store_rig import LINEAGE, StoreRig
 from tests.support.web_rig import WebRig
@@ -118,3 +123,31 @@ def test_an_api_that_stays_away_or_is_another_is_told_in_our_words(transport: Ov
         transport.before = [lambda request: httpx2.Response(500, text="<html>")]
         with pytest.raises(CorrigendaRefused, match="HTTP 500"):
             hasty.status("r1")
+
+
+def test_submit_goes_over_http_where_an_api_is_named(
+    web: WebRig, transport: OverHttp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("CORRIGENDA_")]:
+        monkeypatch.delenv(name)
+    file = tmp_path / "corrections.jsonl"
+    file.write_text('{"prompt": "The capital of Chad is", "target_new": "Ndjamena"}\n{"prompt": "The capital of"}\n')
+    token = web.token_of("desk", [Role.requester])["Authorization"].removeprefix("Bearer ")
+    monkeypatch.setenv("CORRIGENDA_API_URL", "http://api")
+    client = httpx2.Client
+    monkeypatch.setattr(httpx2, "Client", lambda **options: client(**(options | {"transport": transport})))
+
+    def corrigenda(*words: str) -> Result:
+        return CliRunner().invoke(app, ["submit", *words])
+
+    assert "CORRIGENDA_API_TOKEN" in corrigenda(str(file)).stderr
+    monkeypatch.setenv("CORRIGENDA_API_TOKEN", token)
+    told = [json.loads(corrigenda(str(file), "--json").stdout) for _ in range(2)]
+    assert told[0] == told[1]
+    assert (len(told[0]["sent"]), told[0]["refused"][0]["line"]) == (1, 2)
+    first, second = (document for _, document in web.publisher.sent)
+    assert first == second
+    assert (first["submitted_by"], first["source"]) == ("desk", "cli")
+    one = corrigenda("--prompt", "The capital of Mali is", "--target", "Bamako")
+    assert one.exit_code == 0, one.stderr
+    assert "to the HTTP API" in one.stdout

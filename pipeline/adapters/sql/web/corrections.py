@@ -54,6 +54,13 @@ _ACCEPTED = text(
     ORDER BY d.created_at LIMIT 1
     """
 )
+_SUBMITTED = text(
+    """
+    SELECT e.edit_id, s.submission_id, s.accepted_at
+    FROM edit_requests e JOIN submissions s ON s.lineage_id = e.lineage_id AND s.request_id = e.request_id
+    WHERE e.edit_id = ANY (CAST(:ids AS uuid[]))
+    """
+)
 # Each status has a page of its own in the index, newest first; the newest of them all are the page.
 _PAGE = text(
     """
@@ -130,8 +137,8 @@ class SqlCorrectionStore:
         submitted_by: str | None = None,
         before: str | None = None,
         limit: int = 50,
-    ) -> Sequence[Mapping[str, Any]]:
-        """Return rows of `edit_history`, newest first.
+    ) -> Sequence[Standing]:
+        """Return corrections that intake has recorded, newest first.
 
         Args:
             lineage: of which lineage; of all if None.
@@ -151,7 +158,8 @@ class SqlCorrectionStore:
                 ids = connection.execute(_PAGE, wanted).scalars().all()
             else:
                 ids = connection.execute(_OWN_PAGE, {**wanted, "submitted_by": submitted_by}).scalars().all()
-            return _history(connection, ids)
+            sent = _submissions_of(connection, ids)
+            return [Standing(submission=sent.get(row["edit_id"]), edit=row) for row in _history(connection, ids)]
 
 
 def _named(connection: Connection, ref: str, lineage: str | None) -> Sequence[RowMapping]:
@@ -166,6 +174,11 @@ def _one(connection: Connection, submission_id: Any) -> Mapping[str, Any] | None
     if submission_id is None:
         return None
     return dict(connection.execute(_ACCEPTED, {"id": str(submission_id)}).mappings().one())
+
+
+def _submissions_of(connection: Connection, ids: Sequence[Any]) -> Mapping[Any, Mapping[str, Any]]:
+    found = connection.execute(_SUBMITTED, {"ids": [str(one) for one in ids]}).mappings() if ids else ()
+    return {row["edit_id"]: dict(row) for row in found}
 
 
 def _history(connection: Connection, ids: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
