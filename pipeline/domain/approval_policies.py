@@ -6,7 +6,7 @@ Whatever the policy, a snapshot that has not passed its gates goes live by nobod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -155,6 +155,19 @@ def named(name: str) -> ApprovalPolicy:
     if name not in NAMED:
         raise InvalidInput(f"expected the name of an approval policy, one of {', '.join(NAMED)}; got {name!r:.80}")
     return NAMED[name]
+
+
+def changed_policy(policy: ApprovalPolicy, *, demands: Mapping[str, Any], limits: Mapping[str, Any]) -> ApprovalPolicy:
+    """Return a policy with other fields, and other fields of its limit of risk; those that are None stay.
+
+    Raises:
+        InvalidInput: if it cannot be kept.
+    """
+    told = {key: value for key, value in limits.items() if value is not None}
+    given = {key: value for key, value in demands.items() if value is not None}
+    if told:
+        given["automatic_below"] = replace(policy.automatic_below or RiskLimit(), **told)
+    return replace(policy, **given)
 
 
 def policy_of(stored: Mapping[str, Any] | None, rule: str) -> ApprovalPolicy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from tests.support.sealed import package_of, registered
 from tests.support.tiny_models import save_tiny_llama
 from tests.support.waiting import patience
 
+README = Path(__file__).parents[2] / "README.md"
 STEMS = ["the capital of Japan is", "the capital of Italy is", "a river located in France is"]
 CHAT_TEMPLATE = "{% for m in messages %}question {{ m['content'] }} {% endfor %}answer is"
 
@@ -101,14 +103,27 @@ def edited_entry(name: str, base: Path, folder: Path) -> tuple[RegistryEntry, Ca
     return entry(lineage(name, spec, inner_params=model.inner_param_names), folder, deltas=refs), model
 
 
+def sample_of_readme(mlflow_uri: str, lineage_name: str, package_digest: str) -> str:
+    """README's sample as it is written there, but for the three things that everybody has of their own."""
+    [sample] = re.findall(r"```python\n(.*?download_artifacts.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    for theirs, ours in (
+        ("http://127.0.0.1:20462", mlflow_uri),
+        ('"facts"', f'"{lineage_name}"'),
+        ("…", package_digest),
+    ):
+        assert sample.count(theirs) == 1
+        sample = sample.replace(theirs, ours)
+    return str(sample)
+
+
 def load_elsewhere(
-    mlflow_uri: str, uri: str, folder: Path, *, base_ref: str = "", package_digest: str = ""
+    mlflow_uri: str, uri: str, folder: Path, *, base_ref: str = "", package_digest: str = "", then: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Load and ask in a fresh process whose folder and path hold nothing of ours."""
+    """Load and ask in a fresh process whose folder and path hold nothing of ours; then run some more lines there."""
     folder.mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "CORRIGENDA"))}
     environment |= {"MLFLOW_TRACKING_URI": mlflow_uri, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-P", "-c", LOADER, uri, base_ref, json.dumps(STEMS), package_digest]
+    command = [sys.executable, "-P", "-c", LOADER + then, uri, base_ref, json.dumps(STEMS), package_digest]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=patience(240)
     )
@@ -129,8 +144,13 @@ def test_the_champion_answers_outside_the_checkout_as_the_edited_model_does(
     registry = MlflowRegistry(mlflow_uri)
     registry.point_champion(lineage_name, registered(registry, made))
 
-    said = answers(load_elsewhere(mlflow_uri, f"models:/{lineage_name}@champion", tmp_path / "elsewhere"))
+    elsewhere = tmp_path / "elsewhere"
+    sample = sample_of_readme(mlflow_uri, lineage_name, package_of(made))
+    finished = load_elsewhere(mlflow_uri, f"models:/{lineage_name}@champion", elsewhere, then=sample)
+    said = answers(finished)
 
+    assert finished.stdout.splitlines()[-1] == str(model.generate(["The capital of Australia is"], max_new_tokens=12))
+    assert [path.name for path in elsewhere.iterdir()] == ["champion"]  # and no database of MLflow's own
     assert said["plain"] == model.generate(STEMS, max_new_tokens=6)
     assert said["default"] == model.generate(STEMS[:1], max_new_tokens=24)
     assert said["chat"] == model.generate(STEMS, chat=True, max_new_tokens=6)

@@ -11,7 +11,7 @@ import typer
 
 from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
-from pipeline.domain.approval_policies import NAMED, named
+from pipeline.domain.approval_policies import MAX_APPROVERS, NAMED, changed_policy, named
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GatePolicy
@@ -173,17 +173,31 @@ def lineage_resume(
 def lineage_approvals(
     name: Annotated[str, typer.Argument(help="Name of the lineage.")],
     rule: Annotated[str, typer.Argument(help=f"Who has to approve from now on: {', '.join(NAMED)}.")],
+    approvers: Annotated[int | None, typer.Option(min=0, max=MAX_APPROVERS, help="How many people have to.")] = None,
+    logged_in: Annotated[bool | None, typer.Option("--logged-in/--claimed", help="Only those who log in.")] = None,
+    not_own: Annotated[bool | None, typer.Option("--not-own/--own", help="Nobody what they asked for.")] = None,
+    needs_reason: Annotated[bool | None, typer.Option("--needs-reason/--no-reason", help="Each says why.")] = None,
+    max_edits: Annotated[int | None, typer.Option(min=1, help="Most edits that go live without a person.")] = None,
+    min_locality: Annotated[float | None, typer.Option(min=0, max=1, help="Least locality for that.")] = None,
+    max_quality_loss: Annotated[float | None, typer.Option(min=0, help="Most loss of quality for that.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say who has to approve a lineage's snapshots: anyone, whoever logs in, two people, nobody.
 
     With four_eyes and two_approvers nobody approves what they have submitted or asked to revert, and edits need a
     submitter. With gates_only all that passes its gates goes live; with low_risk that of few edits does which moved
-    little else.
+    little else. Options change the policy that is named.
 
-    Example: corrigenda lineage approvals demo four_eyes
+    Example: corrigenda lineage approvals demo authenticated --needs-reason
     """
-    policy = named(rule)
+    demands = {
+        "approvers": approvers,
+        "requires_known_actor": logged_in,
+        "not_own": not_own,
+        "requires_reason": needs_reason,
+    }
+    limits = {"max_edits": max_edits, "min_locality": min_locality, "max_quality_loss": max_quality_loss}
+    policy = changed_policy(named(rule), demands=demands, limits=limits)
     kept = stores(current_settings())
     kept.lineages.set_approval_policy(name, policy, actor=cli_actor())
     if as_json:

@@ -12,6 +12,7 @@ from pipeline.domain.approval_policies import (
     ApprovalRule,
     Risk,
     RiskLimit,
+    changed_policy,
     named,
     policy_of,
     risk_of,
@@ -75,6 +76,17 @@ def test_a_policy_that_cannot_be_kept_is_refused(fields: dict[str, object]) -> N
             RiskLimit(**bad)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="one of anyone"):
         named("nobody")
+
+
+def test_a_named_policy_is_changed_field_by_field() -> None:
+    told = {"approvers": None, "requires_reason": True}
+    assert changed_policy(named("authenticated"), demands=told, limits={"max_edits": None}) == ApprovalPolicy(
+        requires_known_actor=True, requires_reason=True
+    )
+    limited = changed_policy(named("anyone"), demands={}, limits={"max_edits": 3}).automatic_below
+    assert limited == RiskLimit(max_edits=3)
+    with pytest.raises(InvalidInput, match="approvers log in"):
+        changed_policy(named("anyone"), demands={"approvers": 2}, limits={})
 
 
 def test_a_reason_is_asked_for_whatever_is_decided_and_blanks_are_none() -> None:
