@@ -106,11 +106,16 @@ def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec
             "warm_base_task": base_spec.task,
         }
     )
-    name = f"edit-worker-{base}"
+    name = edit_worker_name(base_spec)
     argv = [*_celery(), "-P", "prefork", "-c", "1", "-Q", f"edits.{base}", "-n", f"edit-{base}@%h"]
     settings = with_health(stack, settings, name)
     stack.spawn(name, argv, _environment(stack, settings, Login.editor), grace=EDIT_WORKER_GRACE)
     return name
+
+
+def edit_worker_name(base_spec: BaseSpec) -> str:
+    """Return the name of the worker of a base among the stack's processes."""
+    return f"edit-worker-{base_spec.digest[:12]}"
 
 
 def with_health(stack: LocalStack, settings: Settings, name: str) -> Settings:

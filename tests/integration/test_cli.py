@@ -450,6 +450,17 @@ def test_status_says_what_a_worker_does_and_what_waits_for_approval(corrigenda: 
     assert corrigenda("status", "--watch", "--json").exit_code == ExitCode.usage
 
 
+def test_doctor_says_what_is_held_and_whether_the_schema_is_the_newest(corrigenda: Command, rig: StoreRig) -> None:
+    rig.lineages.hold("facts", reason="saturated: perplexity", actor="worker:a")
+
+    checked = corrigenda("doctor", "--json")
+
+    rows = {row["check"]: row for row in json.loads(checked.stdout)}
+    assert checked.exit_code == ExitCode.unavailable
+    assert rows["schema"]["ok"], rows["schema"]
+    assert (rows["lineages"]["ok"], rows["lineages"]["detail"]) == (False, "facts is held: saturated: perplexity")
+
+
 def test_the_database_is_asked_with_a_login_that_only_reads(corrigenda: Command, rig: StoreRig) -> None:
     rig.correct("e1")
 

@@ -33,6 +33,7 @@ from pipeline.entrypoints.liveness import asked
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings
 from pipeline.entrypoints.processes import (
     WEB,
+    edit_worker_name,
     start_control_worker,
     start_edit_worker,
     start_intake,
@@ -140,6 +141,7 @@ def doctor(as_json: JsonOption = False) -> None:
     settings = current_settings()
     checks: dict[str, Callable[[], str]] = {
         "database": lambda: f"answers, {stores(settings).history.now():%Y-%m-%d %H:%M:%S} UTC",
+        "schema": lambda: _check_schema(settings),
         "broker": lambda: _check_broker(settings),
         "celery broker": lambda: _check_redis(settings),
         "mlflow": lambda: _check_mlflow(settings),
@@ -147,6 +149,7 @@ def doctor(as_json: JsonOption = False) -> None:
         "artifacts": lambda: _check_disk(settings.artifact_root),
         "embedded model": lambda: _check_model(),
         "processes": lambda: _check_processes(settings.home),
+        "lineages": lambda: _check_lineages(settings),
     }
     rows = [_checked(name, check) for name, check in checks.items()]
     if as_json:
@@ -216,6 +219,28 @@ def _check_outbox(settings: Settings) -> str:
     if counts["owed"] and now - counts["owed_since"] > OWED_TOO_LONG:
         raise Unavailable(f"{counts['owed']} are owed, the oldest since {counts['owed_since']:%Y-%m-%d %H:%M:%S}")
     return f"{counts['owed']} are owed, none was given up"
+
+
+def _check_schema(settings: Settings) -> str:
+    from pipeline.adapters.schema import current
+
+    found, newest = current(settings.database_url.get_secret_value())
+    if found != newest:
+        raise Misconfigured(f"expected revision {newest}, got {found or 'none'}; `corrigenda up` brings it there")
+    return f"revision {found}, the newest"
+
+
+def _check_lineages(settings: Settings) -> str:
+    """Say which lineages are held, and on this machine's stack which base nobody edits."""
+    lineages = stores(settings).lineages.lineages()
+    held = [f"{one.settings.name} is held: {one.hold}" for one in lineages if one.hold is not None]
+    running = {process.name for process in LocalStack(settings.home).status()}
+    idle = [one.settings.name for one in lineages if edit_worker_name(one.settings.base) not in running]
+    if running and idle:
+        held.append(f"no edit worker for {', '.join(idle)}; `corrigenda up` starts it")
+    if held:
+        raise Unavailable("; ".join(held))
+    return f"{counted(len(lineages), 'lineage')}, none is held"
 
 
 def _check_broker(settings: Settings) -> str:
