@@ -36,7 +36,7 @@ class Bound:
     @property
     def least(self) -> float:
         """The smallest value that makes sense."""
-        return 1.0 if self.unit == TIMES else 0.0
+        return 1.0 if self.unit in (TIMES, COUNT) else 0.0
 
     @property
     def most(self) -> float:
@@ -57,13 +57,14 @@ class Bound:
         return OFF if self.is_off(policy) else f"{getattr(policy, self.key):g}"
 
 
-SHARE, NATS, FRACTION, TIMES = "share, 0 to 1", "nats", "fraction", "times the base's"
+SHARE, NATS, FRACTION, TIMES, COUNT = "share, 0 to 1", "nats", "fraction", "times the base's", "number"
 _TOLD = (
     ("edit_success_min", SHARE, "edits of the batch whose target is the most probable answer to their own prompt"),
     ("free_success_min", SHARE, "edits of the batch whose target the model says freely after their own prompt"),
     ("generalization_min", SHARE, "rephrases that follow, of those that name the subject and no editor has seen"),
     ("other_context_min", SHARE, "the same of rephrases that name the subject behind other text than the prompt"),
     ("chat_success_min", SHARE, "questions that a chat answers rightly, of those that were asked"),
+    ("judged_wordings_min", COUNT, "rephrases or questions that the three shares above have to be of to be judged"),
     ("locality_drop_max", SHARE, "what the unchanged share of the suite falls below the parent's"),
     ("locality_kl_max", NATS, "how far the suite's answers are from the parent's, mean over the suite"),
     ("edit_locality_kl_max", NATS, "how far one edit's own neighbours are from the parent's, mean over them"),
@@ -78,7 +79,7 @@ _TOLD = (
     ("perplexity_ceiling", TIMES, "perplexity against the base's; above it the lineage is held"),
     ("accuracy_floor", SHARE, "a classifier's accuracy, as a share of the base's; below it the lineage is held"),
 )
-_MAY_BE_OFF = ("generalization_min", *UNJUDGED)
+_MAY_BE_OFF = ("generalization_min", *(key for key in UNJUDGED if key != "judged_wordings_min"))
 BOUNDS = tuple(
     Bound(
         key=key,
@@ -114,13 +115,10 @@ def _value(bound: Bound, text: str) -> float | None:
         value = float(text)
     except ValueError:
         value = math.nan
-    if math.isfinite(value) and bound.least <= value <= bound.most:
-        return value
-    wanted = f"a number from {bound.least:g} to {bound.most:g}" if bound.most < math.inf else _from(bound.least)
+    if math.isfinite(value) and bound.least <= value <= bound.most and (bound.unit != COUNT or value.is_integer()):
+        return int(value) if bound.unit == COUNT else value
+    kind = "a whole number" if bound.unit == COUNT else "a number"
+    limits = f"from {bound.least:g} to {bound.most:g}" if bound.most < math.inf else f"of {bound.least:g} or more"
     raise InvalidInput(
-        f"expected for {bound.key} {wanted}{f', or {OFF}' if bound.may_be_off else ''}; got {text!r:.80}"
+        f"expected for {bound.key} {kind} {limits}{f', or {OFF}' if bound.may_be_off else ''}; got {text!r:.80}"
     )
-
-
-def _from(least: float) -> str:
-    return f"a number of {least:g} or more"

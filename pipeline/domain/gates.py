@@ -20,12 +20,14 @@ class GatePolicy:
     """Least share of the batch's edits whose target is the argmax at every token."""
     free_success_min: float = 0.5
     """Least share of the batch's edits that free greedy generation of the raw prompt confirms."""
-    generalization_min: float = 0.0
+    generalization_min: float = 0.1
     """Least share of rephrases that follow, of those that name the subject; 0 reports without judging."""
     other_context_min: float = 0.0
     """The same of rephrases that name the subject behind other text than the edit's prompt."""
-    chat_success_min: float = 0.0
+    chat_success_min: float = 0.25
     """Least share of questions that a chat answers rightly, of those that were asked; 0 reports without judging."""
+    judged_wordings_min: int = 4
+    """Least number of rephrases, or of questions, that a share has to be of before it is judged by these three."""
     locality_drop_max: float = 0.1
     """Most that the unchanged share of the lineage's suite may fall below the parent's."""
     locality_kl_max: float = 0.5
@@ -74,6 +76,7 @@ class GatePolicy:
 UNJUDGED: Mapping[str, Any] = {
     "other_context_min": 0.0,
     "chat_success_min": 0.0,
+    "judged_wordings_min": 1,
     "other_subjects_taken_max": None,
     "other_subjects_kl_max": None,
 }

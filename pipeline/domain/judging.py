@@ -101,8 +101,16 @@ def _wording_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
         "row_rephrases": ([flag for s in m.edits for flag in s.row_rephrases], 0.0),
         "chat_success": ([s.chat_success for s in m.edits if s.chat_success is not None], policy.chat_success_min),
     }
+    # A share of one or two is 0 or 1 by chance: it is told, and judges nobody.
+    least = policy.judged_wordings_min
     return tuple(
-        _row(name, share(flags), bound or None, required=False, num_measured=len(flags))
+        _row(
+            name,
+            share(flags),
+            (bound or None) if len(flags) >= least else None,
+            required=False,
+            num_measured=len(flags),
+        )
         for name, (flags, bound) in found.items()
     )
 

@@ -18,6 +18,7 @@ from uuid import uuid4
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.canonical import sha256_text
 from pipeline.domain.formats.json_lines import json_lines
+from pipeline.domain.language.guessing import guessed_subject
 from pipeline.domain.prompts import Role
 
 ROLES = get_args(Role)
@@ -51,12 +52,18 @@ class Refusal:
 def correction_in_options(fields: Mapping[str, Any], submitter: str) -> Line:
     """Return the correction that options give; whether it can be an edit is the wire contract's to say.
 
+    Where they name no subject it is the name that the prompt, or the chat's last turn, is probably about: an edit that
+    names none moves every other subject of its kind with it.
+
     Raises:
         InvalidInput: if it says neither what is asked nor what is right.
     """
     if not fields.keys() & {"prompt", "messages"} or not fields.keys() & {"target_new", "answer"}:
         raise InvalidInput("expected a JSONL file, or --prompt (or --message) and --target (or --answer); got less")
     made_up = {"request_id": f"cli-{uuid4().hex[:12]}", "source": SOURCE, "submitted_by": submitter}
+    asked = fields.get("prompt") or fields["messages"][-1]["content"]
+    if (subject := guessed_subject(asked)) and subject not in fields.get("target_new", ""):
+        made_up["subject"] = subject
     return Line(number=1, document=made_up | {"occurred_at": _now()} | dict(fields), given=fields)
 
 

@@ -31,6 +31,10 @@ LENIENT = GatePolicy(
     locality_drop_max=1.0,
     locality_kl_max=100.0,
     edit_locality_kl_max=100.0,
+    generalization_min=0.0,
+    chat_success_min=0.0,
+    other_subjects_taken_max=None,
+    other_subjects_kl_max=None,
     retention_drop_max=1.0,
     perplexity_rise_max=1e6,
     change_norm_max=1e6,
@@ -101,6 +105,9 @@ def test_a_batch_whose_ranks_are_killed_is_finished_by_the_next_doorbell(
         assert rig.active(head.head_id) == made
         assert 1 <= head.head_seq <= len(made), "what failed together is tried again with fewer"
         assert all(rig.actions(edit_id).count("edit:snapshotted") == 1 for edit_id in made)
+        report = kept.snapshots.report(kept.snapshots.snapshot(LINEAGE, "head").gate_report_id)
+        asked = [other["prompt"] for score in report["measurements"]["edits"] for other in score["other_subjects"]]
+        assert asked, "what ranks agree on about other subjects is kept"
         check_one_rank_holds_the_same(kept.snapshots.load_plan(LINEAGE, snapshot_id=head.head_id), group, tmp_path)
 
 

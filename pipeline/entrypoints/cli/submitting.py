@@ -132,6 +132,8 @@ def submit(
         _send(settings, sending)
     if not (wait and as_json):  # what was sent is in the one document that waiting ends with
         _tell(sending, settings.requests_topic, is_file=file is not None, as_json=as_json)
+    if sending.sent and file is None and subject is None and not as_json:
+        _tell_subject(lines[0])
     if wait:
         _wait(kept, settings, sending, seconds=timeout, as_json=as_json)
     if sending.refused:
@@ -241,6 +243,15 @@ def _tell(sending: _Sending, topic: str, *, is_file: bool, as_json: bool) -> Non
     parts += [f"{len(sending.repeated)} sent before"] if sending.repeated else []
     parts += ["none is sent, as --strict asks"] if sending.lines and not sending.sent else []
     say(", ".join(parts))
+
+
+def _tell_subject(line: Line) -> None:
+    """Say what a correction is about that names no subject."""
+    about = line.document.get("subject")
+    if about:
+        say(f"it is about {about}, as its prompt says; --subject names another")
+    else:
+        say("no subject was given or found: others of its kind may move with it; --subject says what it is about")
 
 
 def _wait(kept: Stores, settings: Settings, sending: _Sending, *, seconds: int, as_json: bool) -> None:

@@ -40,6 +40,7 @@ def test_what_is_off_judges_nothing() -> None:
         ("locality_kl_max", "-1", "a number of 0 or more; got '-1'"),
         ("locality_kl_max", "nan", "a number of 0 or more; got 'nan'"),
         ("change_norm_max", "inf", "a number of 0 or more; got 'inf'"),
+        ("judged_wordings_min", "2.5", "a whole number of 1 or more; got '2.5'"),
         ("perplexity_ceiling", "0.9", "a number of 1 or more; got '0.9'"),
     ],
 )

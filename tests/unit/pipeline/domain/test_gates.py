@@ -113,11 +113,20 @@ def test_generalization_is_reported_by_class_and_edit_rows_are_no_part_of_it() -
 )
 def test_other_contexts_and_chats_are_judged_only_where_the_policy_has_a_bound(bound: str, metric: str) -> None:
     missed = make_measurements(make_score("a", other_context=(True, False), chat_success=False))
-    strict = replace(POLICY, **{bound: 0.6})  # type: ignore[arg-type]
+    strict = replace(POLICY, **{"judged_wordings_min": 1, "chat_success_min": 0.0, bound: 0.6})  # type: ignore[arg-type]
     assert judge(POLICY, missed).passed
     report = judge(strict, missed)
     assert [row.metric for row in report.rows if row.verdict is Verdict.failed] == [metric]
     assert judge(strict, make_measurements(make_score("a"))).passed  # what was not measured fails nobody
+
+
+def test_a_share_of_few_wordings_is_reported_and_judges_nobody_and_of_enough_it_does() -> None:
+    def verdict(num: int) -> Verdict:
+        report = judge(POLICY, make_measurements(make_score("a", same_context=(False,) * num)))
+        return next(row.verdict for row in report.rows if row.metric == "generalization")
+
+    least = POLICY.judged_wordings_min
+    assert (verdict(least - 1), verdict(least)) == (Verdict.reported, Verdict.failed)
 
 
 def test_policies_from_before_these_bounds_keep_their_digest() -> None:

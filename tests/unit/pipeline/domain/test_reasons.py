@@ -55,7 +55,7 @@ def test_a_chat_is_told_by_its_last_turn_and_the_reply() -> None:
     assert "answers 'Lyon' to 'And its capital?' (wanted 'Paris')" in refused(
         chat, edit_success=False, generated="Lyon"
     )
-    strict = GatePolicy(chat_success_min=0.5)
+    strict = GatePolicy(chat_success_min=0.5, judged_wordings_min=1)
     told = refused(chat, strict, chat_success=False, reply="It is Lyon.")
     assert (
         told == f"in a chat the model replies 'It is Lyon.' to 'And its capital?': chat_success 0 (minimum 0.5){REWORD}"
@@ -63,7 +63,10 @@ def test_a_chat_is_told_by_its_last_turn_and_the_reply() -> None:
 
 
 def test_other_wordings_that_do_not_follow_are_told_with_one_of_them() -> None:
-    strict, asked = GatePolicy(generalization_min=0.5), make_request("France", rephrases=("France's capital is",))
+    strict, asked = (
+        GatePolicy(generalization_min=0.5, judged_wordings_min=1),
+        make_request("France", rephrases=("France's capital is",)),
+    )
     told = refused(asked, strict, same_context=(False,))
     wordings = "other wordings do not follow, as after 'France's capital is'"
     assert told == f"{wordings}: generalization 0 (minimum 0.5){REWORD}"
