@@ -21,7 +21,6 @@ from typing import Any
 from editors.data.atomic_files import recover_folder, replace_folder, write_atomically
 from editors.mend.checkpoint import TrainedEditor
 from editors.models.digest import names_base
-from editors.training.curve import draw_curve
 from editors.training.state import TrainingState
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.canonical import canonical_json
@@ -92,7 +91,13 @@ class TrainingFolder:
         replace_folder(new, self.path / name)
 
     def draw(self) -> None:
-        """Draw the curve of what is in the log."""
+        """Draw the curve of what is in the log; a bare machine without matplotlib gets none."""
+        try:
+            from editors.training.curve import draw_curve
+        except ModuleNotFoundError as error:
+            if error.name != "matplotlib":
+                raise
+            return
         draw_curve(self.curve, self.logged())
 
     def log(self, line: Mapping[str, Any]) -> None:

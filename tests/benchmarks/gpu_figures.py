@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.local.base_model import ensure_base_model
-from tests.benchmarks.train_editor import OTHER_TEXT, TEXT, TRAIN, training_words
+from tests.benchmarks.train_editor import OTHER_TEXT, TEXT, TRAIN, embedded_base, training_words
 
 SHARE_OF_TRAINING = 0.45
 """Part of the time that is spent on training."""
@@ -133,7 +132,7 @@ def training_speed(run: Path) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every stage; return 1 if one failed or was late."""
     given = _parser().parse_args(arguments)
-    given.model = given.model or ensure_base_model()
+    given.model = given.model or embedded_base()
     given.out.mkdir(parents=True, exist_ok=True)
     total, run = 60 * given.minutes, given.out / "run"
     words = training_words(given.data, given.model, run, device=given.device, minutes=SHARE_OF_TRAINING * given.minutes)

@@ -17,7 +17,6 @@ from pathlib import Path
 from editors.evaluation.__main__ import main as evaluate
 from editors.mend.checkpoint import TrainedEditor
 from editors.training.__main__ import main as train
-from infra.local.base_model import ensure_base_model
 
 TRAIN = ("counterfact_pararel_train.jsonl", "zsre_train.jsonl", "wikibigedit_train.jsonl")
 VALIDATION, TEXT, OTHER_TEXT = "counterfact_pararel_val.jsonl", "wikitext2_prior.txt", "wikitext2_perplexity.txt"
@@ -63,7 +62,7 @@ def evaluation_words(data: Path, model: Path, editor: Path, *, device: str, num_
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, measure and check the size; return 1 if one of them fails, which says so itself."""
     given = _parser().parse_args(arguments)
-    model = given.model or ensure_base_model()
+    model = given.model or embedded_base()
     words = training_words(given.data, model, given.out, device=given.device, minutes=given.minutes) + given.more
     if given.only_prepare:
         return train([*words, "--only-prepare"])
@@ -81,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     card, found = TrainedEditor.load(best).card, json.loads(figures.read_text(encoding="utf-8"))["solvers"]
     print(json.dumps({"editor": str(best), "bytes": size, "steps": card.num_steps, "measured": found}, indent=2))
     return 0
+
+
+def embedded_base() -> Path:
+    """Return the folder of the embedded base, which is converted on first use."""
+    from infra.local.base_model import ensure_base_model  # a bare machine that is given a base lacks what it needs
+
+    return ensure_base_model()
 
 
 def _parser() -> argparse.ArgumentParser:
