@@ -25,7 +25,7 @@ MARKS = {"passed": "✓", "failed": "✗", "saturated": "✗", "reported": "·"}
 HOW_TO_APPROVE = """\
 ### How to decide
 
-1. **Say why:** under *Tags* above, add the tag `approval.reason`{actor}.
+1. **Say why:** under *Tags*, add the tag `approval.reason`{actor}.
 2. **Decide:** beside *Aliases*, click *Add*, type `approved` (or `rejected`), save. \
 The tag `approval` with that value does the same.
 
