@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     web_longest_wait: Annotated[Duration, Field(gt=timedelta(0))] = Field(
         timedelta(hours=1), description="No more corrections of a lineage are taken while its oldest waits longer."
     )
+    web_session_key: SecretStr = Field(
+        SecretStr(""), description="Secret that signs sessions of the pages; without one, each start ends all sessions."
+    )
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
     mlflow_public_uri: str = Field("", description="That server as browsers reach it, where that is another address.")
     mlflow_username: str = Field("", description="Corrigenda's own user there; none where it lets everybody in.")

@@ -26,6 +26,8 @@ class Channel(StrEnum):
 
     cli = "cli"
     api = "api"
+    page = "page"
+    """On the review pages."""
     registry = "registry"
     policy = "policy"
     """By nobody: the lineage's policy lets such a snapshot go live by itself."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI
+from fastapi.responses import RedirectResponse
 
 from pipeline.domain.contract.corrections import CorrectionV1, FeedbackV1
 from pipeline.entrypoints.web import corrections, webhooks, whoami
 from pipeline.entrypoints.web.middleware import BodyLimit, Told
 from pipeline.entrypoints.web.openapi import described
+from pipeline.entrypoints.web.pages.app import create_pages
+from pipeline.entrypoints.web.pages.rendering import ROOT
 from pipeline.entrypoints.web.parts import WebParts
 from pipeline.entrypoints.web.problems import ProblemDetail, add_handlers, answers
 from pipeline.telemetry.http_metrics import HttpMetrics
@@ -39,6 +42,8 @@ def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastA
     add_handlers(app)
     for router in routers:
         app.include_router(router)
+    app.add_api_route("/", lambda: RedirectResponse(f"{ROOT}/"), include_in_schema=False)
+    app.mount(ROOT, create_pages(parts))
     app.add_middleware(BodyLimit, max_bytes=parts.settings.web_max_body_bytes)
     app.add_middleware(Told)
     app.add_middleware(HttpMetrics)

@@ -1,0 +1,148 @@
+"""What the review pages show, read a page at a time: no query costs more because more was edited before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.locks import lineage_id_of
+from pipeline.adapters.sql.database.rows import is_uuid
+
+_WAITING = text(
+    """
+    SELECT l.name AS lineage, s.seq, s.snapshot_id::text, s.created_at, s.num_active, g.report -> 'rows' AS rows,
+        clock_timestamp() - s.created_at AS age, s.seq = head.seq AS is_head,
+        (SELECT count(*) FROM edit_rows r WHERE r.lineage_id = l.lineage_id AND r.snapshot_id = s.snapshot_id) AS edits
+    FROM lineages l
+    LEFT JOIN snapshots champion ON champion.snapshot_id = l.champion_snapshot_id
+    JOIN snapshots head ON head.snapshot_id = l.head_snapshot_id
+    JOIN snapshots s ON s.lineage_id = l.lineage_id AND s.seq > coalesce(champion.seq, 0) AND s.status = 'candidate'
+    JOIN gate_reports g ON g.gate_report_id = s.gate_report_id
+    ORDER BY s.created_at DESC LIMIT :limit
+    """
+)
+_SNAPSHOTS = text(
+    """
+    SELECT s.seq, s.snapshot_id::text, s.status, s.created_at, s.num_active, s.registry_version,
+        s.snapshot_id = l.champion_snapshot_id AS is_champion
+    FROM lineages l JOIN snapshots s USING (lineage_id)
+    WHERE l.lineage_id = :lineage_id AND s.seq < :before ORDER BY s.seq DESC LIMIT :limit
+    """
+)
+_BROUGHT = text(
+    """
+    SELECT e.edit_id::text, e.request_id, e.prompt, e.question, e.messages, e.target_new, e.target_true, e.submitted_by,
+        e.source, e.status
+    FROM edit_rows r JOIN edit_requests e USING (edit_id)
+    WHERE r.lineage_id = :lineage_id AND r.since_seq = :seq
+    ORDER BY r.place LIMIT :limit
+    """
+)
+_TAKEN_OUT = text(
+    """
+    SELECT e.edit_id::text, e.request_id, e.prompt, e.target_new, e.status
+    FROM edit_rows r JOIN edit_requests e USING (edit_id)
+    WHERE r.lineage_id = :lineage_id AND r.until_seq = :seq AND r.until_seq IS NOT NULL
+    ORDER BY r.place LIMIT :limit
+    """
+)
+_BELOW = text(
+    """
+    SELECT s.seq, (SELECT count(*) FROM edit_rows r WHERE r.snapshot_id = s.snapshot_id) AS edits
+    FROM snapshots s
+    WHERE s.lineage_id = :lineage_id AND s.seq > :champion_seq AND s.seq < :seq AND s.status = 'candidate'
+    ORDER BY s.seq LIMIT :limit
+    """
+)
+_EDITS = text(
+    """
+    SELECT edit_id::text, request_id, prompt, target_new, status, submitted_by, received_at
+    FROM edit_requests
+    WHERE lineage_id = :lineage_id AND (CAST(:before AS uuid) IS NULL OR edit_id < CAST(:before AS uuid))
+    ORDER BY edit_id DESC LIMIT :limit
+    """
+)
+# Superseded edits point at what holds, and so on; the chain is walked from one of them, both ways.
+_SAME_FACT = text(
+    """
+    WITH RECURSIVE later AS (
+        SELECT edit_id, superseded_by, 0 AS steps FROM edit_requests WHERE edit_id = CAST(:edit_id AS uuid)
+        UNION ALL
+        SELECT e.edit_id, e.superseded_by, steps + 1 FROM later JOIN edit_requests e ON e.edit_id = later.superseded_by
+        WHERE steps < :limit
+    ), every AS (
+        SELECT edit_id, 0 AS steps FROM later
+        UNION
+        SELECT e.edit_id, steps + 1 FROM every JOIN edit_requests e ON e.superseded_by = every.edit_id
+        WHERE steps < :limit
+    )
+    SELECT DISTINCT e.edit_id::text, e.request_id, e.target_new, e.status, e.submitted_by, e.occurred_at
+    FROM every JOIN edit_requests e USING (edit_id) ORDER BY e.occurred_at DESC LIMIT :limit
+    """
+)
+_NEWS = text(
+    """
+    SELECT seq, chain, at, actor, action, subject FROM audit_events
+    WHERE chain = :chain AND seq > :after ORDER BY seq DESC LIMIT :limit
+    """
+)
+
+Rows = Sequence[Mapping[str, Any]]
+"""Rows as dictionaries by column."""
+
+
+class SqlPageStore:
+    """Reads of the review pages, as the login of their process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def waiting(self, *, limit: int) -> Rows:
+        """Return candidates above the champion of every lineage, newest first, with the rows of their gate reports."""
+        return self._rows(_WAITING, limit=limit)
+
+    def snapshots(self, lineage: str, *, before: int, limit: int) -> Rows:
+        """Return snapshots below a place, newest first.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        return self._rows(_SNAPSHOTS, lineage, before=before, limit=limit)
+
+    def brought(self, lineage: str, seq: int, *, limit: int) -> Rows:
+        """Return the edits that came in with a snapshot, in their order."""
+        return self._rows(_BROUGHT, lineage, seq=seq, limit=limit)
+
+    def taken_out(self, lineage: str, seq: int, *, limit: int) -> Rows:
+        """Return the edits that left with a snapshot."""
+        return self._rows(_TAKEN_OUT, lineage, seq=seq, limit=limit)
+
+    def goes_live_with(self, lineage: str, seq: int, *, champion_seq: int, limit: int) -> Rows:
+        """Return the candidates below a snapshot, which go live with it, and how many edits each brought."""
+        return self._rows(_BELOW, lineage, seq=seq, champion_seq=champion_seq, limit=limit)
+
+    def edits(self, lineage: str, *, before: str | None, limit: int) -> Rows:
+        """Return edits that were received before one, newest first; ids that are none count as no bound.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        bound = before if before is not None and is_uuid(before) else None
+        return self._rows(_EDITS, lineage, before=bound, limit=limit)
+
+    def same_fact(self, edit_id: str, *, limit: int) -> Rows:
+        """Return an edit, those that it superseded, and those that superseded it; the latest correction first."""
+        return self._rows(_SAME_FACT, edit_id=edit_id, limit=limit)
+
+    def news(self, chain: str, *, after: int, limit: int) -> Rows:
+        """Return the last audit lines of a chain above a place, oldest first."""
+        return list(reversed(self._rows(_NEWS, chain=chain, after=after, limit=limit)))
+
+    def _rows(self, query: Any, lineage: str | None = None, **values: Any) -> Rows:
+        with transaction(self._engine) as connection:
+            if lineage is not None:
+                values["lineage_id"] = lineage_id_of(connection, lineage)
+            return [dict(row) for row in connection.execute(query, values).mappings()]

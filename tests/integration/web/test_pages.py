@@ -1,0 +1,207 @@
+"""The review pages on a real database: who sees what, what forms do, and what other sites cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from pipeline.domain.people import Role
+from pipeline.entrypoints.web.pages import stream
+from tests.support.factories import make_request
+from tests.support.store_rig import LINEAGE, StoreRig
+from tests.support.web_rig import PASSWORD, WebRig
+
+HOME = f"/review/lineages/{LINEAGE}"
+ARABIC = "عاصمة أستراليا هي <script>alert(1)</script>"
+
+
+@pytest.fixture
+def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
+    """A lineage with one candidate of two edits."""
+    found = StoreRig(url=postgres_url, folder=tmp_path)
+    found.new_lineage()
+    found.correct("capital", target="Canberra")
+    found.submit(make_request("arabic", prompt=ARABIC, submitted_by="ليلى", target_new="كانبرا"))
+    found.commit_batch(found.acquire())
+    yield found
+    found.close()
+
+
+def browser(web: WebRig, *roles: Role, name: str = "ada") -> TestClient:
+    """A browser in which somebody with these roles has logged in."""
+    web.token_of(name, roles)
+    client = web.anonymous()
+    told = client.post("/review/login", data={"token": f"{name}:{PASSWORD}"}, follow_redirects=False)
+    assert told.status_code == 303, told.text
+    return client
+
+
+def fields_on(page: Any, action: str) -> dict[str, str]:
+    """What the hidden fields of a page's form hold."""
+    (form,) = re.findall(rf'<form[^>]+action="{re.escape(action)}">(.*?)</form>', page.text, flags=re.DOTALL)
+    return {name: unescape(value) for name, value in re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', form)}
+
+
+def text_of(page: Any) -> str:
+    """What a page says, without its tags."""
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page.text)).split())
+
+
+def test_whoever_is_not_logged_in_is_asked_to_and_comes_back(web: WebRig, rig: StoreRig) -> None:
+    client = web.anonymous()
+    asked = client.get(f"{HOME}/edits?before=x", follow_redirects=False)
+    assert asked.status_code == 303
+    page = client.get(asked.headers["location"])
+    assert fields_on(page, "/review/login") == {"back": f"{HOME}/edits?before=x"}
+    wrong = client.post("/review/login", data={"token": "ada:guess"})
+    assert wrong.status_code == 401
+    assert "nobody's" in text_of(wrong)
+    assert "guess" not in wrong.text
+
+
+@pytest.mark.parametrize("back", ["https://evil.example/", "//evil.example", "/review//evil.example", "/v1/me", "a\nb"])
+def test_a_login_leads_to_no_other_site(web: WebRig, back: str) -> None:
+    web.token_of("ada", [Role.reviewer])
+    login = {"token": f"ada:{PASSWORD}", "back": back}
+    told = web.anonymous().post("/review/login", data=login, follow_redirects=False)
+    assert told.headers["location"] == "/review/queue"
+
+
+def test_a_session_ends_with_the_persons_last_role_and_with_the_logout(web: WebRig, rig: StoreRig) -> None:
+    client = browser(web, Role.auditor)
+    queue = client.get("/review/queue")
+    assert queue.status_code == 200
+    assert PASSWORD not in "".join(cookie.value or "" for cookie in client.cookies.jar)
+    rig.query("UPDATE people SET roles = '{}', removed_at = clock_timestamp() WHERE name = 'ada'")
+    assert client.get("/review/queue", follow_redirects=False).status_code == 303
+    web.token_of("ada", [Role.auditor])
+    rig.query("UPDATE people SET removed_at = NULL WHERE name = 'ada'")
+    assert client.get("/review/queue", follow_redirects=False).status_code == 200
+    client.post("/review/logout", data=fields_on(queue, "/review/logout"))
+    assert client.get("/review/queue", follow_redirects=False).status_code == 303
+
+
+def test_a_candidate_is_shown_with_its_edits_and_approved_with_a_reason(web: WebRig, rig: StoreRig) -> None:
+    client = browser(web, Role.reviewer)
+    assert "2 edits" in text_of(client.get("/review/queue"))
+    page = client.get(f"{HOME}/snapshots/1")
+    said = text_of(page)
+    for part in ("Canberra", "كانبرا", "ليلى", "minimum 0.9", "Nothing else goes live", "edit success"):
+        assert part in said
+    assert "<script>alert" not in page.text
+    fields = {**fields_on(page, f"{HOME}/snapshots/1"), "decision": "approved", "reason": "checked ✅ بخير"}
+    done = client.post(f"{HOME}/snapshots/1", data=fields)
+    assert "is the champion now" in text_of(done)
+    assert rig.lineage().champion_seq == 1
+    line = rig.query("SELECT actor, is_claimed, reason, channel FROM approvals")
+    assert line == [{"actor": "person:ada", "is_claimed": False, "reason": "checked ✅ بخير", "channel": "page"}]
+
+
+def test_a_form_that_is_out_of_date_is_told_so_and_changes_nothing(web: WebRig, rig: StoreRig) -> None:
+    ada, ben = browser(web, Role.reviewer), browser(web, Role.reviewer, name="ben")
+    here = f"{HOME}/snapshots/1"
+    first, second = (fields_on(one.get(here), here) for one in (ada, ben))
+    assert ada.post(here, data={**first, "decision": "approved", "reason": "good"}).status_code == 200
+    late = ben.post(here, data={**second, "decision": "rejected", "reason": "bad"})
+    assert late.status_code == 409
+    assert "Not carried out" in text_of(late)
+    assert rig.lineage().champion_seq == 1
+    refusals = [row["refusal"] for row in rig.query("SELECT refusal FROM approvals ORDER BY decided_at")]
+    assert refusals[0] is None
+    assert refusals[1]
+
+
+def test_a_decision_needs_a_reason_a_reviewer_and_a_form_of_this_session(web: WebRig, rig: StoreRig) -> None:
+    reviewer, auditor = browser(web, Role.reviewer), browser(web, Role.auditor, name="ben")
+    here = f"{HOME}/snapshots/1"
+    good = {**fields_on(reviewer.get(here), here), "decision": "approved", "reason": "good"}
+    theirs = auditor.get(here)
+    assert "Decide" not in text_of(theirs)
+    their_csrf = fields_on(theirs, "/review/logout")
+    cases: tuple[tuple[TestClient, dict[str, str], dict[str, str], int], ...] = (
+        (auditor, good | their_csrf, {}, 403),
+        (reviewer, good | their_csrf, {}, 403),
+        (reviewer, {name: value for name, value in good.items() if name != "csrf"}, {}, 403),
+        (reviewer, good | {"reason": " \n "}, {}, 422),
+        (reviewer, good | {"decision": "deleted"}, {}, 422),
+        (reviewer, good, {"sec-fetch-site": "cross-site"}, 403),
+        (reviewer, good, {"origin": "https://evil.example"}, 403),
+        (reviewer, good, {"origin": "null"}, 403),
+    )
+    for client, fields, headers, status in cases:
+        told = client.post(here, data=fields, headers=headers)
+        assert (told.status_code, rig.lineage().champion_seq) == (status, 0), (fields, headers, told.text)
+    # A token in a header logs nobody in to the pages.
+    header = dict(web.token_of("ada", [Role.reviewer]))
+    told = web.anonymous().post(here, data=good, headers=header, follow_redirects=False)
+    assert told.status_code == 303
+    assert rig.lineage().champion_seq == 0
+
+
+def test_requesters_are_told_that_the_pages_are_for_others(web: WebRig, rig: StoreRig) -> None:
+    told = browser(web, Role.requester).get("/review/queue")
+    assert told.status_code == 403
+    assert "auditor or operator or reviewer" in text_of(told)
+
+
+def test_an_edit_is_reverted_from_its_page_and_the_history_of_its_fact_is_there(web: WebRig, rig: StoreRig) -> None:
+    rig.correct("later", fact="capital", target="Sydney", minute=5)
+    rig.expire_lease()
+    rig.commit_batch(rig.acquire("worker:b"))
+    client = browser(web, Role.reviewer)
+    page = client.get(f"{HOME}/find", params={"id": "later"})
+    here = page.url.path
+    said = text_of(page)
+    for part in ("Canberra", "superseded", "edit:received"):
+        assert part in said
+    candidate = text_of(client.get(f"{HOME}/snapshots/2"))
+    for part in ("2 edits of 1 earlier candidate live", "What left"):
+        assert part in candidate
+    done = client.post(here, data={**fields_on(page, here), "reason": "retracted"})
+    assert "Asked for" in text_of(done)
+    assert [row["actor"] for row in rig.query("SELECT actor FROM removals")] == ["person:ada"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/review/nowhere", 404),
+        ("/review/lineages/none/snapshots", 404),
+        (f"{HOME}/snapshots/99", 404),
+        (f"{HOME}/snapshots/0", 422),
+        (f"{HOME}/snapshots/{2**40}", 422),
+        (f"{HOME}/edits/nobody", 404),
+        (f"{HOME}/edits/%F0%9F%99%82", 404),
+        (f"{HOME}/find?id=%00", 422),
+        ("/review/lineages/%00/edits", 422),
+        (f"{HOME}/edits?before=xx", 200),
+    ],
+)
+def test_what_is_not_there_is_a_page_without_a_traceback(web: WebRig, rig: StoreRig, path: str, status: int) -> None:
+    told = browser(web, Role.reviewer).get(path)
+    assert told.status_code == status
+    assert told.headers["content-type"].startswith("text/html")
+    assert "Traceback" not in told.text
+    assert "frame-ancestors 'none'" in told.headers["content-security-policy"]
+
+
+def test_the_stream_shows_lines_and_sends_those_that_come_later(
+    web: WebRig, rig: StoreRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stream, "LIFE_SECONDS", 0.2)
+    client = browser(web, Role.operator)
+    page = client.get(f"{HOME}/stream")
+    last = int(re.findall(r"events\?after=(\d+)", page.text)[0])
+    rig.correct("new one")
+    sent = client.get(f"{HOME}/stream/events", params={"after": last})
+    assert sent.headers["content-type"].startswith("text/event-stream")
+    assert f"id: {last + 1}\nevent: lines\ndata: <tr>" in sent.text
+    again = client.get(f"{HOME}/stream/events", headers={"last-event-id": str(last + 1)})
+    assert "event: lines" not in again.text
