@@ -42,7 +42,7 @@ app = typer.Typer(
     name="corrigenda",
     help="Keeps a deployed language model's facts right: corrections in, approved and audited snapshots out.",
     epilog="Exit status: 0 done, 1 the answer is no, 2 wrong input, 3 misconfigured, 4 a service does not answer, "
-    "5 stored data does not match its digest.",
+    "5 stored data does not match its digest, 130 Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -10,6 +10,7 @@ import typer
 from pipeline.bootstrap import Stores, retrier, stores
 from pipeline.domain.approvals import shown_actor
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.counting import counted
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.prompts import Role
 from pipeline.entrypoints.cli.reports import editor_line, parted_score, print_answers, print_others, print_snapshot
@@ -165,7 +166,8 @@ def retry(
         return
     for edit_id, found in done.left.items():
         say(f"left as it is: {edit_id}, which is {found}")
-    say(f"{len(done.edit_ids)} dead edits of {name} wait to be tried again")
+    num = len(done.edit_ids)
+    say(f"{counted(num, 'dead edit')} of {name} {'waits' if num == 1 else 'wait'} to be tried again")
 
 
 def lineage_name(kept: Stores, given: str | None) -> str:

@@ -175,10 +175,10 @@ def prune(
     if as_json:
         print_json(asdict(found))
         return
-    say(
-        f"{'would take' if dry_run else 'took'} away {found.num_outbox} done side effects, the bytes of "
-        f"{found.num_dead_letters} dead letters, and {found.num_artifacts} files, {shown_size(found.num_bytes)}"
-    )
+    outbox = counted(found.num_outbox, "done side effect")
+    letters, files = counted(found.num_dead_letters, "dead letter"), counted(found.num_artifacts, "file")
+    size = shown_size(found.num_bytes)
+    say(f"{'would take' if dry_run else 'took'} away {outbox}, the bytes of {letters}, and {files}, {size}")
 
 
 def demo(

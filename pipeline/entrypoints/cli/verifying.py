@@ -11,6 +11,7 @@ from pipeline.adapters.login_names import Login
 from pipeline.bootstrap import anchor_checker, package_checker, stores
 from pipeline.domain.audit import SYSTEM_CHAIN, AnchorReport, ChainBreak
 from pipeline.domain.errors import CorrigendaError, InvalidInput
+from pipeline.domain.formats.counting import counted
 from pipeline.entrypoints.console import ExitCode, JsonOption, complain, exit_code, print_json, say, told
 from pipeline.entrypoints.local_settings import current_settings
 
@@ -103,14 +104,15 @@ class CheckedChain:
         """Return it for people, and say what was not checked."""
         if self.first_break:
             return f"{self.chain}: broken at line {self.first_break.seq}: {self.first_break.reason}"
-        follows = f"{self.chain}: {self.lines} lines, every one follows the one before"
+        follows = f"{self.chain}: {counted(self.lines, 'line')}, every one follows the one before"
         if self.unasked:
             return f"{follows}; anchors and files in MLflow were not checked: {told(self.unasked)[0]}"
         if self.anchors is None:
             return f"{follows}; MLflow was not asked"
         if not self.anchors.num_agreeing:
             return f"{follows}; no anchor yet"
-        return f"{follows}; {self.anchors.num_agreeing} anchors agree, the newest of line {self.anchors.newest_seq}"
+        agreeing = counted(self.anchors.num_agreeing, "anchor agrees", "anchors agree")
+        return f"{follows}; {agreeing}, the newest of line {self.anchors.newest_seq}"
 
 
 def _checked(settings: Settings, chain: str, *, with_mlflow: bool, every: bool) -> CheckedChain:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -25,6 +26,7 @@ from pipeline.domain.errors import (
     UnknownLineage,
     WrongBase,
 )
+from pipeline.domain.formats.counting import counted
 from pipeline.entrypoints import console
 from pipeline.entrypoints.cli import programs
 from pipeline.entrypoints.cli.app import app
@@ -167,3 +169,22 @@ def test_every_command_has_help_with_an_example_that_fits_eighty_columns(
 
 def test_an_unknown_command_is_wrong_input() -> None:
     assert CliRunner().invoke(app, ["nope"]).exit_code == ExitCode.usage
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_columns_stay_aligned_in_wide_scripts(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=shown, width=width, force_terminal=True, color_system=None))
+    texts = ["The capital of", "日本の首都は", "عاصمة مصر هي", "Столица", "flag 🇪🇬 is", "हिन्दी में"]
+    print_rows([{"a": text, "b": "|"} for text in texts], {"a": "asked", "b": "b"}, as_json=False, empty="")
+
+    lines = shown.getvalue().splitlines()[1:]
+    assert len(lines) == len(texts)
+    assert len({cell_len(line.partition("|")[0]) for line in lines}) == 1
+    assert all(cell_len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, "0 edits"), (1, "1 edit"), (1200, "1,200 edits")])
+def test_a_number_and_its_noun_agree(number: int, told: str) -> None:
+    assert counted(number, "edit") == told
+    assert counted(1, "process", "processes") == "1 process"
