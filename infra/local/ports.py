@@ -4,8 +4,6 @@ import random
 import socket
 from collections.abc import Iterable
 
-import psutil
-
 from infra.local.recipe import HOST
 
 # Below the range that Linux hands out to outgoing connections: a port we chose stays free until its service binds it.
@@ -31,6 +29,8 @@ def free_port(taken: Iterable[int]) -> int:
 
 def holder_of(port: int) -> str:
     """Return who listens on a port: `python3 (pid 123)`, or `another user's program` where we may not know."""
+    import psutil  # of the embedded stack alone: commands of a deployment come without it
+
     try:
         listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
         pid = next((one.pid for one in listening if one.laddr and one.laddr.port == port and one.pid), None)
