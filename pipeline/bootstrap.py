@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pipeline.services.registry.package_checking import PackageChecker
     from pipeline.services.registry.reconciling import RegistryReconciler
     from pipeline.services.registry.registry_ports import Registry
-    from pipeline.services.relaying import OutboxRelay
+    from pipeline.services.relaying import DueKinds, OutboxRelay
     from pipeline.services.retrying import Retrier
     from pipeline.services.review import ReviewService
     from pipeline.services.ringing import Reaper
@@ -241,6 +241,14 @@ def relay(settings: Settings) -> OutboxRelay:
 
     own = {"result": result, "webhook": webhooks.deliver, "register": register, "reregister": reregister}
     return OutboxRelay(outbox=kept.outbox, handlers={**announcer.handlers(), **own, "champion": champion})
+
+
+def due_kinds(settings: Settings) -> DueKinds:
+    """Says which kinds of side effects are worth a look of their relay."""
+    from pipeline.services.relaying import DueKinds
+
+    outbox, kinds = stores(settings).outbox, relay(settings).kinds
+    return DueKinds(lambda: outbox.kinds_due(kinds))
 
 
 def reaper(settings: Settings) -> Reaper:

@@ -28,7 +28,7 @@ from pipeline.telemetry.logs import log_to_stderr
 
 RELAY_EVERY = timedelta(seconds=0.5)
 RING_EVERY = timedelta(seconds=5)
-RECONCILE_EVERY = timedelta(seconds=2)
+RECONCILE_EVERY = timedelta(seconds=3)
 STANDING_EVERY = timedelta(seconds=15)
 AUDIT_EVERY = timedelta(seconds=30)
 STUCK_AFTER = timedelta(minutes=15)
@@ -47,6 +47,7 @@ def chores(
     """
     settings.require("database_url", "redis_url", "kafka_bootstrap", "mlflow_uri")
     relay = bootstrap.relay(settings)
+    due = bootstrap.due_kinds(settings)
     beats = {} if beats is None else beats
 
     def beating(name: str, every: timedelta, run: Callable[[], object]) -> Chore:
@@ -63,7 +64,9 @@ def chores(
         # What is handled item by item goes on with every item, however many there are.
         name = f"relay-{kind}"
         beat = beats.setdefault(name, Heartbeat(name, within=STUCK_AFTER))
-        return beating(name, RELAY_EVERY, lambda: relay.run_once(kind, beat.told(should_stop)))
+        return beating(
+            name, RELAY_EVERY, lambda: relay.run_once(kind, beat.told(should_stop)) if due.include(kind) else None
+        )
 
     return [
         *(carry_out(kind) for kind in relay.kinds),

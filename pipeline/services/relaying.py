@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +25,10 @@ SLOW = timedelta(seconds=2)
 
 MOMENT = timedelta(seconds=0.5)
 """For so long goals that are reached may wait to be noted."""
+
+
+GLANCE = timedelta(seconds=0.25)
+"""For so long it stands which kinds are due."""
 
 
 class _Outcome(Enum):
@@ -60,6 +66,31 @@ class _Reached:
         if self._ids:
             self._outbox.done(self._ids)
         self._ids, self._noted_at = [], time.monotonic()
+
+
+class DueKinds:
+    """Which kinds have something due, asked once for all relays of a process: most looks find nothing.
+
+    Args:
+        ask: asks the outbox.
+    """
+
+    def __init__(self, ask: Callable[[], frozenset[str]]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._found: frozenset[str] = frozenset()
+        self._asked_at = -math.inf
+
+    def include(self, kind: str) -> bool:
+        """Return whether something of a kind is due, or was a moment ago.
+
+        Raises:
+            Unavailable: if the outbox does not answer.
+        """
+        with self._lock:
+            if time.monotonic() - self._asked_at > GLANCE.total_seconds():
+                self._found, self._asked_at = self._ask(), time.monotonic()
+            return kind in self._found
 
 
 class OutboxRelay:

@@ -138,3 +138,20 @@ def test_one_of_several_is_sent_again(rig: StoreRig, choose: Callable[[str], lis
     assert outbox.resend(choose(chosen), actor="cli:ada") == (chosen,)
     assert outbox.counts()["given_up"] == 1
     assert keys(outbox.due()) == ["one"]
+
+
+def test_only_kinds_of_which_something_is_due_are_looked_at(rig: StoreRig) -> None:
+    outbox = SqlOutboxStore(rig.engine)
+    kinds = ("doorbell", "result", "register")
+    assert outbox.kinds_due(kinds) == frozenset()
+    owe(rig, "a")
+    assert outbox.kinds_due(kinds) == {"result"}
+    assert outbox.kinds_due(("doorbell",)) == frozenset()
+    (item,) = outbox.due("result")
+    assert outbox.kinds_due(kinds) == frozenset(), "it is claimed"
+    outbox.postponed(item, error="the broker is away")
+    assert outbox.kinds_due(kinds) == frozenset(), "it waits"
+    hurry(rig)
+    assert outbox.kinds_due(kinds) == {"result"}
+    outbox.done([item.outbox_id])
+    assert outbox.kinds_due(kinds) == frozenset()

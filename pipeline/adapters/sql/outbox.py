@@ -43,6 +43,14 @@ SELECT * FROM unnest(
 ON CONFLICT (dedup_key) DO NOTHING
 """)
 
+_KINDS_DUE = text("""
+SELECT named.kind FROM unnest(CAST(:kinds AS text[])) AS named (kind)
+WHERE EXISTS (
+    SELECT FROM outbox o WHERE o.kind = named.kind AND o.done_at IS NULL AND o.given_up_at IS NULL
+    AND o.next_attempt_at <= clock_timestamp()
+)
+""")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Debt:
@@ -104,6 +112,11 @@ class SqlOutboxStore:
         with transaction(self._engine) as connection:
             rows = connection.execute(take).mappings().all()
         return tuple(OutboxItem(**row) for row in sorted(rows, key=lambda row: str(row["outbox_id"])))
+
+    def kinds_due(self, kinds: Sequence[str]) -> frozenset[str]:
+        """Return which of these kinds have an item that is due; claims nothing."""
+        with transaction(self._engine) as connection:
+            return frozenset(connection.execute(_KINDS_DUE, {"kinds": list(kinds)}).scalars())
 
     def renew(self, items: Sequence[OutboxItem]) -> frozenset[str]:
         """Keep the claims of items for another minute; return the ids of those that are still ours and not done."""

@@ -304,3 +304,33 @@ def test_a_submission_is_checked_before_it_is_sent_and_keyed_by_its_lineage() ->
         with pytest.raises(InvalidMessage):
             submit(recorder, "requests", document | wrong)
     assert len(recorder.published) == 1
+
+
+def test_relays_of_a_process_ask_once_in_a_moment_which_kinds_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ask() -> frozenset[str]:
+        asked.append("asked")
+        return frozenset({"result"})
+
+    due = relaying.DueKinds(ask)
+    assert [due.include(kind) for kind in ("doorbell", "result", "register")] == [False, True, False]
+    assert len(asked) == 1
+    monkeypatch.setattr(relaying, "GLANCE", timedelta(seconds=-1))
+    assert due.include("result")
+    assert len(asked) == 2
+
+
+def test_an_outbox_that_is_away_is_asked_again_by_the_next_relay() -> None:
+    answers: list[frozenset[str] | Exception] = [Unavailable("away"), frozenset({"result"})]
+
+    def ask() -> frozenset[str]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    due = relaying.DueKinds(ask)
+    with pytest.raises(Unavailable):
+        due.include("result")
+    assert due.include("result")
