@@ -160,6 +160,16 @@ def test_a_tag_is_a_request_with_a_claimed_name_and_a_reason(
     assert not {"approval", "approval.actor", "approval.reason"} & set(tags)
 
 
+def test_an_alias_of_nobody_known_is_marked_as_claimed(
+    registry: Registry, person: Person, lineage_name: str, tmp_path: Path
+) -> None:
+    registered(registry, entry(lineage(lineage_name), tmp_path))
+    person.set_alias(lineage_name, "approved", "1")
+    (request,) = registry.requests(lineage_name)
+    registry.answer(lineage_name, request, outcome="approved")
+    assert person.tags(lineage_name, "1")["approval.asked_by"] == "unknown (claimed)"
+
+
 def test_answering_twice_is_the_same_as_once(
     registry: Registry, person: Person, lineage_name: str, tmp_path: Path
 ) -> None:
@@ -263,7 +273,7 @@ class TestMlflow:
         assert "**1. The capital of Japan is → Osaka**" in version.description
         assert "not measured: generalization" in version.description
         assert "click *Add*, type `approved`" in version.description
-        assert f"/runs/{version.run_id}/model-metrics?workflowType=machine_learning" in version.description
+        assert f"/runs/{version.run_id}/artifacts/plots?workflowType=machine_learning" in version.description
         names = {file.path for file in client.list_artifacts(version.run_id)}
         assert names == {"before_after.json", "before_after.md", "gate_report.json", "plots"}
         assert [file.path for file in client.list_artifacts(version.run_id, "plots")] == ["plots/edits.png"]

@@ -83,8 +83,7 @@ class FakeRegistry:
         model = self._models[lineage]
         tags = model.tags[request.version]
         tags |= {"approval.outcome": outcome, "approval.answered_at": "2026-11-01T12:00:00+00:00"}
-        if request.authenticated or request.actor:
-            tags["approval.asked_by"] = request.authenticated or f"{request.actor} (claimed)"
+        tags["approval.asked_by"] = request.authenticated or f"{request.actor or 'unknown'} (claimed)"
         if not request.by_alias:
             tags.pop("approval", None)
         elif model.aliases.get(request.decision) == request.version:

@@ -47,7 +47,7 @@ from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.packages import package_digest
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.registry.links import run_link
+from pipeline.services.registry.links import charts_link, run_link
 from pipeline.services.registry.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
 
 DECISION_ALIASES = ("approved", "rejected")
@@ -322,6 +322,10 @@ class MlflowRegistry:
 
 def _links(pages: str, experiment_id: str, run_id: str) -> str:
     """Return the line of links to what MLflow shows beside a version."""
-    tabs = {"charts of its metrics": "model-metrics", "plots and reports": "artifacts", "its run": ""}
-    found = (f"[{words}]({run_link(pages, experiment_id, run_id, tab=tab)})" for words, tab in tabs.items())
-    return f"See {', '.join(found)}.\n"
+    found = {
+        "snapshots compared in charts": charts_link(pages, experiment_id),
+        "plots": run_link(pages, experiment_id, run_id, tab="artifacts/plots"),
+        "reports": run_link(pages, experiment_id, run_id, tab="artifacts"),
+        "the run": run_link(pages, experiment_id, run_id),
+    }
+    return f"See {', '.join(f'[{words}]({link})' for words, link in found.items())}.\n"

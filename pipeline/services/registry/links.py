@@ -27,6 +27,11 @@ def model_link(pages: str, lineage: str) -> str:
     return f"{pages.rstrip('/')}/#/models/{quote(lineage, safe='')}?{MODE}"
 
 
+def charts_link(pages: str, experiment_id: str) -> str:
+    """Return the address of the charts that compare a lineage's snapshots, which are the runs of its experiment."""
+    return f"{pages.rstrip('/')}/#/experiments/{experiment_id}/runs?{MODE}&compareRunsMode=CHART"
+
+
 def run_link(pages: str, experiment_id: str, run_id: str, *, tab: str = "") -> str:
-    """Return the address of a run's page, or of one of its tabs: `model-metrics`, `artifacts`."""
+    """Return the address of a run's page, or of one of its tabs, such as `artifacts/plots`."""
     return f"{pages.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}{f'/{tab}' if tab else ''}?{MODE}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.services.registry.links import model_link, run_link, version_link
+from pipeline.services.registry.links import charts_link, model_link, run_link, version_link
 
 PAGES = "http://127.0.0.1:5000/"
 
@@ -17,7 +17,8 @@ def test_a_name_cannot_lead_elsewhere() -> None:
     assert "/models/a%23b%26c%C3%A9/versions/" in version_link(PAGES, "a#b&cé", "1")
 
 
-def test_a_run_has_tabs() -> None:
-    assert run_link(PAGES, "7", "abc", tab="model-metrics") == (
-        "http://127.0.0.1:5000/#/experiments/7/runs/abc/model-metrics?workflowType=machine_learning"
-    )
+def test_runs_have_tabs_and_are_compared_in_charts() -> None:
+    mode = "workflowType=machine_learning"
+    artifacts = f"http://127.0.0.1:5000/#/experiments/7/runs/abc/artifacts/plots?{mode}"
+    assert run_link(PAGES, "7", "abc", tab="artifacts/plots") == artifacts
+    assert charts_link(PAGES, "7") == f"http://127.0.0.1:5000/#/experiments/7/runs?{mode}&compareRunsMode=CHART"
