@@ -19,6 +19,7 @@ SETTINGS = {
     "shared_buffers": "64MB",
     "timezone": "UTC",
     "log_timezone": "UTC",
+    "log_checkpoints": "off",  # two lines every five minutes that say nothing to anybody
 }
 # A crash of the machine may lose everything then; a killed server still loses nothing that was committed.
 FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off"}

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -188,3 +189,12 @@ def test_columns_stay_aligned_in_wide_scripts(width: int, monkeypatch: pytest.Mo
 def test_a_number_and_its_noun_agree(number: int, told: str) -> None:
     assert counted(number, "edit") == told
     assert counted(1, "process", "processes") == "1 process"
+
+
+def test_help_is_shown_without_what_only_running_a_command_needs() -> None:
+    heavy = "pydantic sqlalchemy psycopg structlog alembic kafka celery mlflow fastapi prometheus_client numpy torch"
+    program = "import sys, pipeline.entrypoints.cli.app; print(*({*sys.argv[1:]} & {*sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *heavy.split()], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == []
