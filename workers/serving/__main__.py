@@ -25,12 +25,8 @@ MISCONFIGURED, INTERRUPTED = 3, 130
 
 def main(words: Sequence[str] | None = None) -> int:
     """Serve until a signal comes; return 3 after one sentence on standard error if that cannot be done."""
-    options = _options().parse_args(words)
-    log_to_stderr("serving")
-    # The server ends what it does before it passes a signal on; then the process ends as one that was asked to.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        _serve(options, load_settings())
+        _serve(_options().parse_args(words), load_settings())
     except CorrigendaError as error:
         print(f"corrigenda: {error}", file=sys.stderr)
         return MISCONFIGURED
@@ -70,6 +66,9 @@ def _serve(options: argparse.Namespace, settings: Settings) -> None:
     if sealed is None and not options.lineage:
         raise Misconfigured("expected --lineage with --trust-tags: nothing else says which there are")
     with bound_socket(options.host, options.port) as made, ExitStack() as stack:
+        log_to_stderr("serving")
+        # The server ends what it does before it passes a signal on; then the process ends as one that was asked to.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         # Only now what takes seconds to import: a wrong word is refused before that.
         from workers.serving.application import ServingApplication
         from workers.serving.bases import Bases

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.adapters.mlflow.errors import bound_requests, is_code, log_in, translated
-from pipeline.adapters.mlflow.tags import PACKAGE_TAG
+from pipeline.adapters.mlflow.tags import MODEL_SCHEME, PACKAGE_TAG
 from pipeline.domain.errors import Misconfigured
 
 
@@ -76,7 +76,10 @@ class MlflowVersions:
         from mlflow.artifacts import download_artifacts
 
         with translated(f"fetch {uri}"):
-            self._client  # noqa: B018 - logs in
+            client = self._client
+            if uri.startswith(MODEL_SCHEME):
+                # MLflow would look for the model where its own settings point, not on this server.
+                uri = str(client.get_logged_model(uri.removeprefix(MODEL_SCHEME)).artifact_location)
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=self._uri))
 
     @cached_property

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -15,85 +12,12 @@ from urllib.request import Request, urlopen
 import openai
 import pytest
 
-from pipeline.services.registry.registry_ports import RegistryEntry
-from tests.support.served import FolderRegistry, TinyHistory, chatting_base
+from tests.support.openai_server import Served, running
 from tests.support.waiting import eventually
-from workers.serving.application import SNAPSHOT_HEADER, ServingApplication
-from workers.serving.bases import Bases
-from workers.serving.following import Follower
-from workers.serving.generation_thread import GenerationThread
-from workers.serving.http_server import bound_socket, serve, url_of
-from workers.serving.lineages import ServedLineages
-from workers.serving.version_files import VersionFiles
+from workers.serving.application import SNAPSHOT_HEADER
 
 STEM = "the capital of Japan is"
 TOKEN = "a-token-of-this-test"
-
-
-class Served:
-    """A server in this process: two lineages on one base, the second without a champion at first."""
-
-    def __init__(self, folder: Path, *, tokens: tuple[str, ...] = (), most_waiting: int = 32) -> None:
-        self.base = chatting_base(folder / "base")
-        self.histories = {name: TinyHistory(self.base, folder, name) for name in ("facts", "other")}
-        (folder / "registry").mkdir()
-        self.registry = FolderRegistry(folder / "registry")
-        self.entries: dict[str, RegistryEntry] = {}
-        self.thread = GenerationThread(most_active=2, most_waiting=most_waiting)
-        self.bases = Bases()
-        files = VersionFiles(folder / "cache", self.registry.fetch)
-        registry: Any = self.registry
-
-        def follow(name: str) -> Follower:
-            return Follower(
-                name,
-                alias="champion",
-                versions=registry,
-                sealed=registry,
-                files=files,
-                bases=self.bases,
-                thread=self.thread,
-            )
-
-        self.lineages = ServedLineages(lambda: self.histories, follow, interval=timedelta(seconds=0.02))
-        self.app = ServingApplication(self.lineages, self.thread, tokens=tokens).app()
-        self.url = ""
-
-    def approve(self, name: str) -> RegistryEntry:
-        """Make a snapshot more, point the alias to it and wait until it is served."""
-        made = self.histories[name].next()
-        self.registry.aliases[name] = self.registry.add(made)
-        eventually(lambda: self.served_id(name) == made.snapshot.snapshot_id, "the snapshot to be served")
-        return made
-
-    def served_id(self, name: str) -> str | None:
-        follower = self.lineages.get(name)
-        return follower.serving.files.snapshot_id if follower and follower.serving else None
-
-    def client(self, token: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0)
-
-    def get(self, path: str) -> tuple[int, str]:
-        try:
-            with urlopen(f"{self.url}{path}") as answer:  # noqa: S310 - our own server
-                return answer.status, answer.read().decode()
-        except HTTPError as error:
-            return error.code, error.read().decode()
-
-
-@contextmanager
-def running(served: Served) -> Iterator[Served]:
-    with bound_socket("127.0.0.1", 0) as made, served.thread, served.lineages:
-        served.url = url_of(made)
-        server = serve(served.app, made)
-        thread = threading.Thread(target=lambda: server.run(sockets=[made]))
-        thread.start()
-        try:
-            eventually(lambda: server.started, "a server that listens")
-            yield served
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -271,33 +195,3 @@ def test_a_token_is_asked_for_where_there_is_one_and_a_full_queue_says_when_to_c
         assert full.value.status_code == 503
         assert full.value.response.headers["Retry-After"] == "1"
         assert full.value.code == "overloaded"
-
-
-def test_no_request_fails_while_snapshots_are_swapped_under_it(tmp_path: Path) -> None:
-    with running(Served(tmp_path)) as served:
-        served.approve("facts")
-        failed: list[Exception] = []
-        answered: list[str] = []
-        is_over = threading.Event()
-
-        def ask() -> None:
-            with served.client() as client:
-                while not is_over.is_set():
-                    try:
-                        raw = client.completions.with_raw_response.create(model="facts", prompt=STEM, max_tokens=3)
-                        answered.append(raw.headers[SNAPSHOT_HEADER])
-                    except Exception as error:
-                        failed.append(error)
-
-        threads = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for _ in range(3):
-            made, num = served.approve("facts"), len(answered)
-            eventually(lambda num=num: len(answered) > num + 2 or bool(failed), "more answers")
-            assert made.snapshot.snapshot_id in answered
-        is_over.set()
-        for thread in threads:
-            thread.join()
-        assert not failed
-        assert len(set(answered)) >= 3

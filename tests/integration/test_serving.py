@@ -1,0 +1,220 @@
+"""`corrigenda serve` as its user has it: a process that follows the champion in MLflow, checked by the database."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import openai
+import pytest
+
+from editors.weights.loading import load_base, load_snapshot
+from pipeline.adapters.logins import Login
+from pipeline.adapters.mlflow.registry import MlflowRegistry
+from pipeline.domain.approvals import Approval, Channel, Decision
+from pipeline.domain.gates import GatePolicy
+from pipeline.domain.lineages import NewLineage
+from pipeline.domain.rank_api import BaseSpec, EditorSettings
+from pipeline.domain.snapshots import Snapshot, chained_digest
+from pipeline.services.registry.champion_alias import ChampionAlias
+from pipeline.services.registry.mirroring import RegistryMirror
+from tests.support.factories import make_request
+from tests.support.paths import ROOT
+from tests.support.served import chatting_base, random_delta
+from tests.support.store_rig import MAX_ATTEMPTS, TTL, StoreRig
+from tests.support.waiting import eventually, patience
+from workers.serving.application import SNAPSHOT_HEADER, VERSION_HEADER
+
+STEM = "the capital of Japan is"
+
+
+@dataclass(kw_only=True)
+class Publisher:
+    """A lineage on a tiny base whose snapshots change what is said, from the commit to the alias."""
+
+    rig: StoreRig
+    name: str
+    base: BaseSpec
+    mlflow_uri: str
+    made: list[Snapshot] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model = load_base(Path(self.base.ref))
+        registry = MlflowRegistry(self.mlflow_uri)
+        self.mirror = RegistryMirror(mirror=self.rig.mirror, registry=registry)
+        self.alias = ChampionAlias(mirror=self.rig.mirror, registry=registry)
+        settings = NewLineage(
+            name=self.name,
+            base=self.base,
+            editor=EditorSettings(inner_params=self.model.inner_param_names),
+            policy=GatePolicy(),
+            prior=self.rig.file("prior"),
+            reference=self.rig.file("baseline"),
+        )
+        self.rig.lineages.create(settings, actor="cli:tester")
+
+    def candidate(self) -> Snapshot:
+        """Commit a snapshot and register it; nobody has approved it."""
+        rig, number = self.rig, len(self.made) + 1
+        rig.submit(make_request(f"r{number}", lineage=self.name))
+        lease = rig.leases.acquire(self.name, owner=f"worker:{number}", ttl=TTL, max_attempts=MAX_ATTEMPTS)
+        assert lease is not None
+        batch = rig.queue.claim_batch(lease, limit=32, max_wait=timedelta())
+        assert batch is not None
+        delta = random_delta(self.model, rig.folder / f"delta-{number}.safetensors", seed=number)
+        parent = self.made[-1].digest if self.made else self.base.digest
+        # The rig asks for the parent under its own lineage's name; here there is another.
+        new = replace(
+            rig.new_snapshot(batch=replace(batch, parent_id=None)),
+            batch=batch,
+            parent_id=batch.parent_id,
+            delta=rig.artifacts.put(Path(delta.path)),
+            digest=chained_digest(parent, delta.digest),
+        )
+        snapshot = rig.snapshots.commit(lease, new)
+        rig.leases.release(lease)
+        self.mirror.register(snapshot.snapshot_id)
+        self.made.append(rig.snapshots.snapshot(self.name, snapshot.snapshot_id))
+        return self.made[-1]
+
+    def decide(self, snapshot: Snapshot, decision: Decision) -> None:
+        """Decide as somebody does, and let the alias follow."""
+        asked = Approval(
+            lineage=self.name,
+            snapshot_id=snapshot.snapshot_id,
+            snapshot_digest=snapshot.digest,
+            champion_seen=self.rig.lineages.lineage(self.name).champion_id,
+            decision=decision,
+            actor="cli:reviewer (claimed)",
+            is_claimed=True,
+            reason="looked at it",
+            channel=Channel.cli,
+        )
+        outcome = self.rig.review.decide(asked)
+        assert outcome.is_accepted, outcome.reason
+        self.alias.point(self.name)
+
+    def says(self, snapshot: Snapshot) -> str:
+        """What a snapshot says that is loaded in the plain way."""
+        plan = self.rig.snapshots.load_plan(self.name, snapshot_id=snapshot.snapshot_id)
+        model = load_snapshot(
+            Path(plan.base.ref),
+            base=plan.base,
+            inner_param_names=plan.editor.inner_params,
+            accumulator=plan.accumulator,
+            deltas=plan.deltas,
+        )
+        return model.generate([STEM], max_new_tokens=6)[0]
+
+
+@pytest.fixture
+def publisher(postgres_url: str, mlflow_uri: str, lineage_name: str, tmp_path: Path) -> Iterator[Publisher]:
+    rig = StoreRig(url=postgres_url, folder=tmp_path)
+    yield Publisher(rig=rig, name=lineage_name, base=chatting_base(tmp_path / "base"), mlflow_uri=mlflow_uri)
+    rig.close()
+
+
+@pytest.fixture
+def environment(postgres_url: str, mlflow_uri: str, tmp_path: Path) -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("CORRIGENDA_")}
+    return plain | {
+        "PYTHONPATH": str(ROOT),
+        "CORRIGENDA_HOME": str(tmp_path / "home"),
+        "CORRIGENDA_DATABASE_URL": postgres_url,
+        "CORRIGENDA_DATABASE_ROLE": Login.serving,
+        "CORRIGENDA_MLFLOW_URI": mlflow_uri,
+        "CORRIGENDA_MLFLOW_USERNAME": os.environ["MLFLOW_TRACKING_USERNAME"],
+        "CORRIGENDA_MLFLOW_PASSWORD": os.environ["MLFLOW_TRACKING_PASSWORD"],
+    }
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.entrypoints.cli", "serve", *words]
+
+
+def answered(client: openai.OpenAI, name: str) -> tuple[str, str, str]:
+    raw = client.completions.with_raw_response.create(model=name, prompt=STEM, max_tokens=6)
+    said: Any = raw.parse()
+    return said.choices[0].text, raw.headers[SNAPSHOT_HEADER], raw.headers[VERSION_HEADER]
+
+
+def status_of(url: str) -> int:
+    try:
+        with urlopen(url) as answer:  # noqa: S310 - our own server
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+
+
+@pytest.mark.slow
+def test_what_people_approve_and_take_back_is_what_openais_client_is_answered_with(
+    publisher: Publisher, environment: dict[str, str], tmp_path: Path
+) -> None:
+    first = publisher.candidate()
+    publisher.decide(first, Decision.approved)
+    (tmp_path / "tokens").write_text("a-token-of-sixteen-characters\n")
+    (tmp_path / "tokens").chmod(0o600)
+    argv = command("--port", "0", "--poll", "0.1", "--token-file", str(tmp_path / "tokens"))
+    with subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            found = re.fullmatch(r"serving (http://127\.0\.0\.1:\d+)/v1\n", server.stdout.readline())
+            assert found is not None
+            url = found[1]
+            eventually(lambda: status_of(f"{url}/readyz") == 200, "the first snapshot to be served")
+            client = openai.OpenAI(base_url=f"{url}/v1", api_key="a-token-of-sixteen-characters", max_retries=0)
+            assert answered(client, publisher.name) == (publisher.says(first), first.snapshot_id, "1")
+
+            second = publisher.candidate()
+            assert answered(client, publisher.name)[1] == first.snapshot_id, "nobody has approved the second"
+            publisher.decide(second, Decision.approved)
+            eventually(lambda: answered(client, publisher.name)[2] == "2", "the second to be served")
+            assert answered(client, publisher.name)[0] == publisher.says(second) != publisher.says(first)
+
+            publisher.decide(first, Decision.rolled_back)
+            eventually(lambda: answered(client, publisher.name)[2] == "1", "the way back")
+            assert answered(client, publisher.name)[0] == publisher.says(first)
+        finally:
+            os.kill(child_of(server.pid), signal.SIGTERM)
+            server.wait(patience(60))
+    assert server.returncode == 0
+    kept = {path.stem for path in (tmp_path / "home" / "serving" / "files").iterdir()}
+    assert kept == {snapshot.delta.digest for snapshot in publisher.made}
+
+
+def child_of(pid: int) -> int:
+    """The program that a command runs."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--host", "0.0.0.0"), "expected a token file for an address that others reach"),
+        (("--token-file", "/nope"), "expected a file of tokens at /nope"),
+        (("--trust-tags",), "expected --lineage with --trust-tags"),
+    ],
+)
+def test_a_server_that_cannot_work_says_why(
+    environment: dict[str, str],
+    words: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from workers.serving.__main__ import MISCONFIGURED, main
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(words) == MISCONFIGURED
+    assert said in capsys.readouterr().err.splitlines()[-1]
