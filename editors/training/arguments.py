@@ -114,7 +114,7 @@ def _add_loop(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("steps")
     group.add_argument("--steps", type=positive, help="most steps")
     words = "time after which the run ends, with its validations; then no two runs have the same bytes"
-    group.add_argument("--minutes", type=float, help=words)
+    group.add_argument("--minutes", type=_minutes, help=words)
     group.add_argument("--patience", type=positive, help="validations without a better score that end the run")
     group.add_argument("--validate-every", type=positive, help="steps between two validations")
     group.add_argument("--save-every", type=positive, help="steps between two states: what a kill can cost")
@@ -150,7 +150,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise Misconfigured(
             f"expected constants of the solver {given.solver}{how.get(objective, '')}, got {_flag(wrong[0])}"
         )
-    _check_intervals(given)
+    _check_framed(given)
     given.prior_text = given.prior_text or [given.text]
     return given
 
@@ -176,8 +176,11 @@ def _fill(given: argparse.Namespace) -> None:
             setattr(given, name, usual[name])
 
 
-def _check_intervals(given: argparse.Namespace) -> None:
-    """Refuse states and validations between the beginnings of two streams: a resume would not find the same weights."""
+def _check_framed(given: argparse.Namespace) -> None:
+    """Refuse what an objective with frames cannot be told.
+
+    States and validations have to come where a stream begins: a resume would not find the same weights elsewhere.
+    """
     settings, loop = objective_settings(given), loop_settings(given)
     if not isinstance(settings, FramedSettings):
         return
@@ -186,6 +189,12 @@ def _check_intervals(given: argparse.Namespace) -> None:
             raise Misconfigured(
                 f"expected {flag(name)} in multiples of --stream-steps, {settings.stream_steps}, got {found}"
             )
+    if settings.forward_dtype not in DTYPES:
+        raise Misconfigured(f"expected --forward-dtype, one of {', '.join(DTYPES)}; got {settings.forward_dtype!r}")
+    if not 1 <= given.trained_passes <= given.num_passes:
+        raise Misconfigured(
+            f"expected --trained-passes from 1 to --num-passes, {given.num_passes}, got {given.trained_passes}"
+        )
 
 
 def objective_settings(given: argparse.Namespace) -> ObjectiveSettings:
@@ -250,6 +259,14 @@ def run_of(
         "data": {use: sha256_file(path) for use, path in data.items()},
         "settings": settings,
     }
+
+
+def _minutes(text: str) -> float:
+    """Read a time above 0; ValueError for another."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 def _owners(name: str) -> str:

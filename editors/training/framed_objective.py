@@ -41,6 +41,7 @@ from editors.training.held_edits import HeldEdits
 from editors.training.objective import LOSS, Deck, Losses, Objective, summed_gradients
 from editors.training.questions import Kind, Question, judge, validation_figures
 from editors.training.recorder import Asked, Recorder, gathered_asks
+from pipeline.domain.errors import EditorFailed
 from pipeline.domain.rank_api import EditorSettings
 
 FORWARD_TOKENS = 768
@@ -152,8 +153,12 @@ class FramedObjective(Objective):
         examples = [self._training[place] for place in places]
         is_in_stream = rng.random() < self._settings.share_edited
         held = self._held if is_in_stream else self._held.at_base()
-        recorder = Recorder()
-        update = self._passes(examples, rng.randint(1, self._use.trained_passes), held, recorder)
+        recorder, num_passes = Recorder(), rng.randint(1, self._use.trained_passes)
+        try:
+            update = self._passes(examples, num_passes, held, recorder)
+        except EditorFailed:
+            self._held.clear()  # whatever they hold would fail the steps to come too
+            raise
         leaves = {name: asked_HO.float().requires_grad_() for name, asked_HO in update.asked.items()}
         earlier = [self._training[place] for place in _sampled(held.places, places, self._settings.num_earlier, rng)]
         figures = self._judged(self._drawn(examples, earlier, rng), update, leaves, held, len(examples))

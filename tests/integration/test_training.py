@@ -245,11 +245,14 @@ def success_of(*editor: str) -> float:
     return float(found["edit_success"])
 
 
+@pytest.mark.slow
 def test_an_editor_with_frames_is_trained_in_the_passes_of_the_product_and_goes_on_to_the_same_bytes(
     files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "--frames-per-pass 0" in refused(capsys, *FRAMED_COMMAND, "--boost", "2")
     assert "multiples of --stream-steps, 6, got 3" in refused(capsys, *FRAMED_COMMAND, "--save-every", "3")
+    assert "one of float32, bfloat16; got 'int8'" in refused(capsys, *FRAMED_COMMAND, "--forward-dtype", "int8")
+    assert "from 1 to --num-passes, 3, got 4" in refused(capsys, *FRAMED_COMMAND, "--trained-passes", "4")
     save = TrainingState.save
 
     def interrupted(state: TrainingState, path: Path) -> None:

@@ -26,7 +26,7 @@ from editors.training.objective import LOSS, Losses
 from editors.training.recorder import Recorder
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import IntegrityBroken, InvalidInput
+from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput
 from pipeline.domain.rank_api import EditorSettings
 from tests.support.taught import FACTS, correction, sentences
 
@@ -194,6 +194,22 @@ def test_edits_in_whose_stream_text_has_changed_too_far_are_given_up(
 ) -> None:
     objective, _ = objective_of(model, prior, examples, share_edited=1.0, max_text_kl=0.0)
     assert episode(objective).parts[TEXT.loss_name or ""] > 0
+    assert not objective._held.places
+
+
+def test_held_edits_on_which_a_pass_fails_are_given_up(
+    model: EditableModel, prior: Prior, examples: FramedExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, _ = objective_of(model, prior, examples, share_edited=1.0)
+    episode(objective)
+    assert objective._held.places
+
+    def failing(*_: object, **__: object) -> BatchUpdate:
+        raise EditorFailed("on purpose")
+
+    monkeypatch.setattr("editors.training.framed_objective.passes_over", failing)
+    with pytest.raises(EditorFailed, match="on purpose"):
+        episode(objective, 1)
     assert not objective._held.places
 
 

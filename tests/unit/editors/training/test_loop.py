@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -267,3 +270,28 @@ def test_a_state_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert read.progress == progress
     assert torch.equal(read.objective[NAME], torch.ones(2))
     assert torch.equal(read.optimizer["0/step"], torch.tensor(3.0))
+
+
+def test_a_run_with_a_budget_of_time_ends_with_it_validated_and_with_its_learning_rate_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = itertools.count(step=10.0)  # ten seconds a look
+    clock = SimpleNamespace(monotonic=lambda: next(looked), perf_counter=time.perf_counter)
+    monkeypatch.setattr("editors.training.loop.time", clock)
+    timed = LoopSettings(num_steps=1000, validate_every=500, save_every=500, minutes=1.0, is_cosine=True)
+    watcher = Silent()
+    done = train(tmp_path / "run", settings=timed, watcher=watcher)
+    assert (done.step, done.seconds) == (6, 60.0)
+    assert [step for step, _ in watcher.validations] == [0, 6]
+    assert timed.lr_factor(5, 60.0) == pytest.approx(timed.lr_factor(1000))
+    assert timed.lr_factor(5, 0.0) > 0.99
+    again = train(tmp_path / "run", settings=timed, resume=True)
+    assert again == done, "its time is used up"
+
+
+def test_a_run_from_before_a_setting_came_in_goes_on_where_that_is_off(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    new = {**RUN, "settings": {"lr": 0.02, "minutes": 0.0, "new_relations": []}}
+    train(tmp_path / "run", resume=True, run=new)
+    with pytest.raises(InvalidInput, match=r"its own settings.minutes, None, got 1"):
+        train(tmp_path / "run", resume=True, run={**RUN, "settings": {"lr": 0.02, "minutes": 1.0}})
