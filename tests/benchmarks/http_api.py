@@ -1,0 +1,123 @@
+"""What an answer of the HTTP API costs as the database grows: `python -m tests.benchmarks.http_api [--sizes 1024 ...]`.
+
+Prints milliseconds a request, the median and the 95th percentile, at every number of active edits; the API runs in this
+process, on PostgreSQL and Kafka of the embedded stack. Its client is in the figures too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from statistics import quantiles
+
+import structlog
+
+from infra.local import LocalStack, Service
+from pipeline.adapters import schema
+from pipeline.bootstrap import create_topics
+from pipeline.domain.people import Role
+from tests.benchmarks.growth import fresh
+from tests.support.large_lineage import fill, submit
+from tests.support.store_rig import LINEAGE, StoreRig
+from tests.support.web_rig import WebRig
+
+SIZES = (1_024, 100_000)
+TIMES = 100
+"""Requests of each kind."""
+WAITING = 1_000
+"""Edits in the queue."""
+
+
+def requests(web: WebRig, rig: StoreRig) -> Mapping[str, Callable[[], object]]:
+    """What is asked, by what it is; each call is one request that has to succeed."""
+    desk, auditor = web.client(Role.requester, name="desk"), web.client(Role.auditor, name="auditor")
+    numbers: Iterator[int] = count()
+    edits = rig.query("SELECT edit_id, request_id FROM edit_requests ORDER BY edit_id LIMIT 1")
+    [counted] = rig.query("SELECT count(*) FROM edit_requests")
+    half = rig.query("SELECT edit_id FROM edit_requests ORDER BY edit_id OFFSET %s LIMIT 1", counted["count"] // 2)
+
+    def new() -> dict[str, str]:
+        return {"prompt": f"The number {next(numbers)} is", "target_new": "prime", "lineage": LINEAGE}
+
+    receipt = good(desk.post("/v1/corrections", json=new()).json())["id"]
+    return {
+        "POST one correction": lambda: ok(desk.post("/v1/corrections", json=new())),
+        "POST a hundred": lambda: ok(desk.post("/v1/corrections", json=[new() for _ in range(100)])),
+        "GET what was accepted": lambda: ok(desk.get(f"/v1/corrections/{receipt}")),
+        "GET an old edit by its id": lambda: ok(auditor.get(f"/v1/corrections/{edits[0]['edit_id']}")),
+        "GET it by its request id": lambda: ok(auditor.get(f"/v1/corrections/{edits[0]['request_id']}")),
+        "GET the first page": lambda: ok(auditor.get("/v1/corrections")),
+        "GET a page in the middle": lambda: ok(auditor.get(f"/v1/corrections?before={half[0]['edit_id']}")),
+        "GET rejected ones, of which there are none": lambda: ok(auditor.get("/v1/corrections?status=rejected")),
+        "GET one's own, of which there are none": lambda: ok(desk.get("/v1/corrections")),
+    }
+
+
+def good(body: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an answer that is none of a problem."""
+    assert "detail" not in body, body
+    return body
+
+
+def ok(answer: object) -> None:
+    """Check that a request succeeded."""
+    status = answer.status_code  # type: ignore[attr-defined]
+    assert status in (200, 202), answer.text  # type: ignore[attr-defined]
+
+
+def measured(web: WebRig, rig: StoreRig, *, times: int = TIMES) -> dict[str, tuple[float, float]]:
+    """Median and 95th percentile of the milliseconds of each kind of request."""
+    found = {}
+    for name, call in requests(web, rig).items():
+        call()
+        spent = []
+        for _ in range(times):
+            began = time.perf_counter()
+            call()
+            spent.append(1000 * (time.perf_counter() - began))
+        cuts = quantiles(spent, n=20, method="inclusive") if len(spent) > 1 else [spent[0]] * 19
+        found[name] = (cuts[9], cuts[18])
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of active edits")
+    sizes = parser.parse_args().sizes
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    columns = []
+    with tempfile.TemporaryDirectory(prefix="corrigenda-http-") as name:
+        stack = LocalStack(Path(name) / "stack", is_durable=False)
+        try:
+            ends = stack.start([Service.POSTGRES, Service.KAFKA])
+            for size in sizes:
+                url = fresh(ends.database_url, f"http_{size}")
+                schema.upgrade(url)
+                rig = StoreRig(url=url, folder=Path(name))
+                rig.new_lineage()
+                fill(rig, size)
+                submit(rig, WAITING, stem="waiting")
+                web = WebRig(
+                    url,
+                    Path(name),
+                    with_broker=True,
+                    kafka_bootstrap=ends.kafka_bootstrap,
+                    web_corrections_per_minute=10_000_000,
+                )
+                create_topics(web.settings)
+                columns.append(measured(web, rig))
+                rig.close()
+        finally:
+            stack.stop()
+    print(f"{'ms a request: median and p95':46}" + "".join(f"{size:>20,}" for size in sizes))
+    for what in columns[0]:
+        print(f"{what:46}" + "".join(f"{column[what][0]:11.1f}{column[what][1]:9.1f}" for column in columns))
+
+
+if __name__ == "__main__":
+    main()
