@@ -155,7 +155,7 @@ def test_a_tag_is_a_request_with_a_claimed_name_and_a_reason(
     tags = person.tags(lineage_name, "1")
     assert registry.requests(lineage_name) == ()
     assert tags["approval.outcome"] == "refused: it is late"
-    assert tags["approval.asked_by"] == "anna (claimed)"
+    assert (tags["approval.asked_by"], tags["approval.because"]) == ("anna (claimed)", "read the report")
     assert tags["approval.answered_at"]
     assert not {"approval", "approval.actor", "approval.reason"} & set(tags)
 
@@ -273,7 +273,9 @@ class TestMlflow:
         assert "**1. The capital of Japan is → Osaka**" in version.description
         assert "not measured: generalization" in version.description
         assert "click *Add*, type `approved`" in version.description
-        assert f"/runs/{version.run_id}/artifacts/plots?workflowType=machine_learning" in version.description
+        assert (
+            f"/runs/{version.run_id}/artifacts/plots/lineage.png?workflowType=machine_learning" in version.description
+        )
         names = {file.path for file in client.list_artifacts(version.run_id)}
         assert names == {"before_after.json", "before_after.md", "gate_report.json", "plots"}
         assert [file.path for file in client.list_artifacts(version.run_id, "plots")] == ["plots/edits.png"]

@@ -84,6 +84,7 @@ class FakeRegistry:
         tags = model.tags[request.version]
         tags |= {"approval.outcome": outcome, "approval.answered_at": "2026-11-01T12:00:00+00:00"}
         tags["approval.asked_by"] = request.authenticated or f"{request.actor or 'unknown'} (claimed)"
+        tags |= {"approval.because": request.reason} if request.reason else {}
         if not request.by_alias:
             tags.pop("approval", None)
         elif model.aliases.get(request.decision) == request.version:

@@ -25,6 +25,7 @@ from pipeline.adapters.mlflow.tags import (
     ANSWERED_TAG,
     ASKED_BY_TAG,
     AUTHENTICATED_TAG,
+    BECAUSE_TAG,
     DIGEST_TAG,
     DUPLICATE_TAG,
     NOTE_TAG,
@@ -147,6 +148,8 @@ class MlflowRegistry:
         with translated(f"answer the request on {lineage} version {request.version}"):
             tags = {OUTCOME_TAG: outcome, ANSWERED_TAG: datetime.now(UTC).isoformat(timespec="seconds")}
             tags[ASKED_BY_TAG] = request.authenticated or (request.actor or "unknown").removesuffix(CLAIMED) + CLAIMED
+            if request.reason:
+                tags[BECAUSE_TAG] = request.reason
             self._tag(lineage, request.version, tags)
             if request.by_alias:
                 if self._aliases(lineage).get(request.decision) == request.version:
@@ -324,7 +327,7 @@ def _links(pages: str, experiment_id: str, run_id: str) -> str:
     """Return the line of links to what MLflow shows beside a version."""
     found = {
         "snapshots compared in charts": charts_link(pages, experiment_id),
-        "plots": run_link(pages, experiment_id, run_id, tab="artifacts/plots"),
+        "plots": run_link(pages, experiment_id, run_id, tab="artifacts/plots/lineage.png"),
         "reports": run_link(pages, experiment_id, run_id, tab="artifacts"),
         "the run": run_link(pages, experiment_id, run_id),
     }

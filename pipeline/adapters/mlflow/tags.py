@@ -27,6 +27,8 @@ REASON_TAG = "approval.reason"
 OUTCOME_TAG = "approval.outcome"
 ANSWERED_TAG = "approval.answered_at"
 ASKED_BY_TAG = "approval.asked_by"
+BECAUSE_TAG = "approval.because"
+"""The reason of the last request that was answered: that of a new one is asked for in `approval.reason`."""
 NOTE_TAG = "corrigenda.note"
 MODEL_SCHEME = "models:/"
 

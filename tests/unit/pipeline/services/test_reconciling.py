@@ -595,3 +595,13 @@ def test_nothing_goes_live_by_itself_before_it_has_a_page_or_where_people_decide
     automatic(world)
     world.books.versions.clear()
     assert world.reconciler.run_once() == 0
+
+
+def test_the_first_of_two_approvals_is_told_on_the_version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = Outcome(is_accepted=True, reason="", num_approvals=1, num_needed=2)
+    monkeypatch.setattr(world.books, "decide", lambda approval: noted)
+    world.registry.set_alias(NAME, "approved", "1")
+    assert world.reconciler.run_once() == 1
+    told = world.registry.tags(NAME, "1")["approval.outcome"]
+    assert told == "1 of 2 approvals; one more person has to approve it"
+    assert world.registry.champion(NAME) is None
