@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from infra.local import LocalStack, LocalStackError, ProcessState, ProcessStatus
 from pipeline.adapters.login_names import Login
@@ -94,6 +95,12 @@ def web_address(stack: LocalStack) -> str | None:
         if process.name == WEB and process.state is ProcessState.RUNNING and process.port:
             return f"http://{HOST}:{process.port}"
     return None
+
+
+def review_page(stack: LocalStack, lineage: str, seq: int) -> str | None:
+    """Return the address of a snapshot's page for reviewers; None while no page is served there."""
+    address = web_address(stack)
+    return f"{address}/review/lineages/{quote(lineage, safe='')}/snapshots/{seq}" if address else None
 
 
 def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec) -> str:

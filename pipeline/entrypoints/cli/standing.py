@@ -16,7 +16,7 @@ from pipeline.domain.formats.counting import counted
 from pipeline.domain.lineages import Lineage
 from pipeline.entrypoints.console import JsonOption, LineageOption, exits_clearly, out, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import current_settings, page_of
-from pipeline.entrypoints.processes import told_of
+from pipeline.entrypoints.processes import review_page, told_of
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -98,6 +98,7 @@ def _waiting(settings: Settings, kept: Stores, found: Lineage) -> list[dict[str,
             "version": snapshot.registry_version,
             "since": snapshot.created_at,
             "link": page_of(settings, name, snapshot.registry_version),
+            "review": review_page(LocalStack(settings.home), name, snapshot.seq),
         }
         for snapshot in candidates
     ]
@@ -122,6 +123,8 @@ def _show(settings: Settings, standing: _Standing) -> None:
         for waiting in row["waiting"]:
             what = f"{row['lineage']}: snapshot {waiting['seq']} waits for approval since {_time(waiting['since'])}"
             say(f"{what}: {waiting['link'] or 'not in MLflow yet'}")
+            if waiting["review"]:
+                say(f"  or {waiting['review']}")
     intake = standing.intake
     duplicates = counted(intake["duplicates"], "duplicate")
     say(f"intake: {intake['received']} received, {duplicates}, {intake['refused']} refused")
