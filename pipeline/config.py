@@ -80,6 +80,17 @@ class Settings(BaseSettings):
     web_session_key: SecretStr = Field(
         SecretStr(""), description="Secret that signs sessions of the pages; without one, each start ends all sessions."
     )
+    oidc_issuer: str = Field(
+        "", description="OpenID Connect provider that people log in to the pages with, https://…; empty for none."
+    )
+    oidc_client_id: str = Field("", description="What that provider calls these pages.")
+    oidc_client_secret: SecretStr = Field(SecretStr(""), description="Secret of that client; none of a public one.")
+    oidc_name_claim: str = Field(
+        "preferred_username", description="Claim of its ID tokens that is the name of a person (`corrigenda person add`)."
+    )
+    web_public_url: str = Field(
+        "", description="Address of the HTTP API as browsers see it, where a proxy is before it: https://…."
+    )
     mlflow_uri: str = Field("", description="MLflow tracking and registry server.")
     mlflow_public_uri: str = Field("", description="That server as browsers reach it, where that is another address.")
     mlflow_username: str = Field("", description="Corrigenda's own user there; none where it lets everybody in.")

@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from pipeline.domain.errors import CorrigendaError
-from pipeline.entrypoints.web.pages import edits, login, snapshots, stream
+from pipeline.entrypoints.web.pages import edits, login, oidc, snapshots, stream
 from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, page
 from pipeline.entrypoints.web.pages.sessions import Denied, LoginNeeded, Sessions
 from pipeline.entrypoints.web.parts import WebParts
@@ -28,7 +28,8 @@ def create_pages(parts: WebParts) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state.parts = parts
     app.state.sessions = Sessions(parts.settings.web_session_key.get_secret_value(), ROOT)
-    for router in (login.router, snapshots.router, edits.router, stream.router):
+    app.state.oidc = oidc.OidcProvider(parts.settings) if parts.settings.oidc_issuer else None
+    for router in (login.router, oidc.router, snapshots.router, edits.router, stream.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))
     _add_handlers(app)

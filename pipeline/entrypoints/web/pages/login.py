@@ -28,7 +28,7 @@ def start() -> Response:
 @router.get("/login")
 def ask(request: Request, back: str = "") -> Response:
     """Show the form that takes a token."""
-    return page(request, "login.html", None, back=safe_path(back, under=ROOT), wrong=False)
+    return _form(request, safe_path(back, under=ROOT))
 
 
 @router.post("/login")
@@ -41,7 +41,9 @@ def log_in(
     person = parts.stores.people.with_token(token.strip())
     if person is None:
         log.warning("login_refused")
-        return page(request, "login.html", None, status=HTTPStatus.UNAUTHORIZED, back=target, wrong=True)
+        return page(
+            request, "login.html", None, status=HTTPStatus.UNAUTHORIZED, **_login_form(request, target, wrong=True)
+        )
     response = RedirectResponse(target, HTTPStatus.SEE_OTHER, headers=HEADERS)
     sessions_of(request).begin(request, response, person)
     log.info("logged_in", person=person.name)
@@ -54,3 +56,8 @@ def log_out(request: Request, session: Annotated[Session, Depends(form_of(*Role)
     response = RedirectResponse(f"{ROOT}/login", HTTPStatus.SEE_OTHER, headers=HEADERS)
     sessions_of(request).end(response)
     return response
+
+
+def _form(request: Request, back: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    has_provider, wrong = request.app.state.oidc is not None, status is not HTTPStatus.OK
+    return page(request, "login.html", None, status=status, back=back, wrong=wrong, has_provider=has_provider)

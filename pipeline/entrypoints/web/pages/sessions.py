@@ -71,8 +71,13 @@ class Sessions:
     """
 
     def __init__(self, key: str, path: str) -> None:
-        self._serializer = URLSafeTimedSerializer(key or secrets.token_urlsafe(32), salt="corrigenda.session")
+        self._key = key or secrets.token_urlsafe(32)
+        self._serializer = self.signer("corrigenda.session")
         self._path = path
+
+    def signer(self, purpose: str) -> URLSafeTimedSerializer:
+        """Return what signs values for one purpose with the key; no other purpose takes them."""
+        return URLSafeTimedSerializer(self._key, salt=purpose)
 
     def begin(self, request: Request, response: Response, person: Person) -> None:
         """Log a person in with a response."""
