@@ -32,6 +32,26 @@ def test_an_entry_holds_everything_of_its_snapshot(rig: StoreRig) -> None:
         rig.mirror.entry(str(uuid.UUID(int=7)))
 
 
+def test_an_entry_says_what_goes_live_with_it_what_leaves_and_how_the_lineage_went(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rig.correct("a", fact="one")
+    live = rig.commit_batch(lease)
+    assert rig.mirror.entry(live.snapshot_id).around.num_waiting == 0
+    rig.decide(live, Decision.approved)
+    rig.correct("b", fact="two")
+    below = rig.commit_batch(lease)
+    rig.mirror.registered(below.snapshot_id, version="2")
+    newest = rig.correct("c", fact="one", target="Perth", minute=5)
+    around = rig.mirror.entry(rig.commit_batch(lease).snapshot_id).around
+    [waiting] = around.waiting
+    assert (waiting.seq, waiting.version, waiting.num_edits, len(waiting.edits)) == (2, "2", 1, 1)
+    assert (around.num_waiting, around.num_waiting_edits) == (1, 1)
+    assert [one.partition(":")[0] for one in around.gone] == ["a"]
+    assert [point.seq for point in around.trend] == [1, 2, 3]
+    assert around.trend[-1].values["edit_success"] == 1.0
+    assert around.origins == {newest: "requests, partition 0, offset 2"}
+
+
 def test_a_version_is_recorded_once_and_the_first_one_stays(rig: StoreRig) -> None:
     rig.correct("a")
     snapshot = rig.commit_batch(rig.acquire())

@@ -111,7 +111,7 @@ def _waiting(one: Waiting, lineage: str, pages: str) -> str:
 
 
 def _num_going_live(entry: RegistryEntry) -> int:
-    return len(entry.edits) + sum(one.num_edits for one in entry.around.waiting)
+    return len(entry.edits) + entry.around.num_waiting_edits
 
 
 def _changes(entry: RegistryEntry, *, room: int) -> str:

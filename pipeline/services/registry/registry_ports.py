@@ -45,6 +45,8 @@ class Surroundings:
     """Candidates that approving it makes live too, oldest first; the newest few."""
     num_waiting: int = 0
     """How many there are."""
+    num_waiting_edits: int = 0
+    """How many edits those brought in."""
     gone: tuple[str, ...] = ()
     """Edits of before that it does not hold any more, each with its request id; the first few."""
     trend: tuple[TrendPoint, ...] = ()

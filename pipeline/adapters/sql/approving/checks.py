@@ -31,6 +31,9 @@ ASKED = text(
     """
 )
 
+COUNTED = 10_000
+"""What would go live is counted up to here."""
+
 
 def standing_of(connection: Connection, on: LockedLineage, row: Row[Any]) -> Standing:
     """Return everything that a decision about the snapshot of `row` is checked against."""
@@ -88,10 +91,11 @@ def _risk(connection: Connection, on: LockedLineage, row: Row[Any]) -> Risk:
     champion_seq = select(func.coalesce(func.max(snapshots.c.seq), 0)).where(snapshots.c.snapshot_id == on.champion_id)
     is_new = (snapshots.c.lineage_id == on.lineage_id) & (snapshots.c.seq <= row.seq)
     is_new &= (snapshots.c.seq > champion_seq.scalar_subquery()) & (snapshots.c.status == SnapshotStatus.candidate)
-    brought = select(func.count()).select_from(edit_rows).join(snapshots, _is_of(edit_rows))
-    taken = select(func.coalesce(func.sum(func.jsonb_array_length(removals.c.edit_ids)), 0))
-    taken = taken.select_from(removals).join(snapshots, _is_of(removals))
-    num_edits = sum(int(connection.scalar(query.where(is_new)) or 0) for query in (brought, taken))
+    brought = select(edit_rows.c.place).join(snapshots, _is_of(edit_rows)).where(is_new).limit(COUNTED)
+    length = func.jsonb_array_length(removals.c.edit_ids).label("length")
+    taken = select(length).join(snapshots, _is_of(removals)).where(is_new).limit(COUNTED).subquery()
+    num_edits = connection.scalar(select(func.count()).select_from(brought.subquery())) or 0
+    num_edits += connection.scalar(select(func.coalesce(func.sum(taken.c.length), 0))) or 0
     limit = on.approval.automatic_below
     if limit is None or num_edits > limit.max_edits:
         return Risk(num_edits=num_edits, worst_locality=None, quality_loss=None)

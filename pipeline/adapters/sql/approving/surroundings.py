@@ -1,13 +1,13 @@
 """What a person has to know beside a snapshot itself: what goes live with it, what leaves, how the lineage went so far.
 
-Each query reads a bounded number of rows, however many edits and snapshots there were before.
+Each query reads a bounded number of rows, however many edits and snapshots there were before or wait.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, Select, func, select
 
 from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, gate_reports, snapshots
 from pipeline.domain.lifecycle import SnapshotStatus
@@ -15,6 +15,8 @@ from pipeline.services.registry.registry_ports import Surroundings, TrendPoint, 
 
 MOST = 20
 """Snapshots and edits that are named at most, of each kind."""
+COUNTED = 10_000
+"""What waits is counted up to here."""
 TREND = 50
 """Snapshots that a lineage's plot goes back."""
 EXAMPLES = 2
@@ -36,6 +38,7 @@ def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int)
         & (snapshots.c.status == SnapshotStatus.candidate)
     )
     waiting = connection.execute(select(snapshots).where(is_waiting).order_by(snapshots.c.seq.desc()).limit(MOST)).all()
+    is_brought = snapshots.c.snapshot_id == edit_rows.c.snapshot_id
     is_gone = (edit_rows.c.lineage_id == row.lineage_id) & (edit_rows.c.until_seq == row.seq)
     gone = (
         select(edit_requests.c.request_id, edit_requests.c.prompt, edit_requests.c.target_new)
@@ -51,7 +54,8 @@ def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int)
     )
     return Surroundings(
         waiting=tuple(_waiting(connection, one) for one in reversed(waiting)),
-        num_waiting=connection.scalar(select(func.count()).select_from(snapshots).where(is_waiting)) or 0,
+        num_waiting=_count(connection, select(snapshots.c.seq).where(is_waiting)),
+        num_waiting_edits=_count(connection, select(edit_rows.c.place).join(snapshots, is_brought).where(is_waiting)),
         gone=tuple(f"{one.request_id}: {one.prompt} {one.target_new}" for one in connection.execute(gone.limit(MOST))),
         trend=_trend(connection, row),
         origins={
@@ -59,6 +63,10 @@ def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int)
             for one in connection.execute(brought)
         },
     )
+
+
+def _count(connection: Connection, query: Select[Any]) -> int:
+    return connection.scalar(select(func.count()).select_from(query.limit(COUNTED).subquery())) or 0
 
 
 def _waiting(connection: Connection, row: Row[Any]) -> Waiting:

@@ -110,6 +110,7 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
     around = Surroundings(
         waiting=(Waiting(seq=1, version="1", num_edits=2, edits=("The pope is Leo XIV",)),),
         num_waiting=1,
+        num_waiting_edits=2,
         origins={edit.edit_id: "edits.requests.v1, partition 0, offset 7"},
         gone=("r9: The pope is Francis",),
     )
