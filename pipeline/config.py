@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     oidc_client_id: str = Field("", description="What that provider calls these pages.")
     oidc_client_secret: SecretStr = Field(SecretStr(""), description="Secret of that client; none of a public one.")
     oidc_name_claim: str = Field(
-        "preferred_username", description="Claim of its ID tokens that is the name of a person (`corrigenda person add`)."
+        "preferred_username", description="Claim of its ID tokens that is a person's name here (`person add`)."
     )
     web_public_url: str = Field(
         "", description="Address of the HTTP API as browsers see it, where a proxy is before it: https://…."

@@ -27,7 +27,9 @@ def create_pages(parts: WebParts) -> FastAPI:
     """Return the application of the pages on the parts of the process."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state.parts = parts
-    app.state.sessions = Sessions(parts.settings.web_session_key.get_secret_value(), ROOT)
+    settings = parts.settings
+    is_secure = settings.web_public_url.startswith("https:")
+    app.state.sessions = Sessions(settings.web_session_key.get_secret_value(), ROOT, is_secure=is_secure)
     app.state.oidc = oidc.OidcProvider(parts.settings) if parts.settings.oidc_issuer else None
     for router in (login.router, oidc.router, snapshots.router, edits.router, stream.router):
         app.include_router(router)

@@ -41,9 +41,7 @@ def log_in(
     person = parts.stores.people.with_token(token.strip())
     if person is None:
         log.warning("login_refused")
-        return page(
-            request, "login.html", None, status=HTTPStatus.UNAUTHORIZED, **_login_form(request, target, wrong=True)
-        )
+        return _form(request, target, HTTPStatus.UNAUTHORIZED)
     response = RedirectResponse(target, HTTPStatus.SEE_OTHER, headers=HEADERS)
     sessions_of(request).begin(request, response, person)
     log.info("logged_in", person=person.name)

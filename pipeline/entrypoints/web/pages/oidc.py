@@ -111,10 +111,9 @@ class OidcProvider:
             "client_id": self._settings.oidc_client_id,
             "code_verifier": begun.verifier,
         }
-        secret = self._settings.oidc_client_secret.get_secret_value()
-        answer = self._asked(
-            str(self._description()["token_endpoint"]), form | ({"client_secret": secret} if secret else {})
-        )
+        if secret := self._settings.oidc_client_secret.get_secret_value():
+            form["client_secret"] = secret
+        answer = self._asked(str(self._description()["token_endpoint"]), form)
         claims = self._claims(str(answer.get("id_token", "")), begun.nonce)
         name = claims.get(self._settings.oidc_name_claim)
         if not isinstance(name, str) or not name:
@@ -196,9 +195,8 @@ def end(
     person = parts.stores.people.named(name.casefold())
     if person is None:
         log.warning("login_refused", name=name[:100])
-        raise Denied(
-            HTTPStatus.FORBIDDEN, f"You are {name:.100} there, and nobody here: ask for `corrigenda person add`."
-        )
+        detail = f"You are {name:.100} there, and nobody here: ask for `corrigenda person add`."
+        raise Denied(HTTPStatus.FORBIDDEN, detail)
     # A strict cookie goes with no request that began at another site: this page goes on to the next one by itself.
     response = page(request, "continue.html", None, back=begun.back)
     sessions_of(request).begin(request, response, person)

@@ -68,12 +68,14 @@ class Sessions:
     Args:
         key: what cookies are signed with; empty makes one that ends with the process.
         path: under which the pages are, which the cookie is for.
+        is_secure: whether browsers always come by TLS, though a proxy may take it off.
     """
 
-    def __init__(self, key: str, path: str) -> None:
+    def __init__(self, key: str, path: str, *, is_secure: bool = False) -> None:
         self._key = key or secrets.token_urlsafe(32)
         self._serializer = self.signer("corrigenda.session")
         self._path = path
+        self._is_secure = is_secure
 
     def signer(self, purpose: str) -> URLSafeTimedSerializer:
         """Return what signs values for one purpose with the key; no other purpose takes them."""
@@ -89,7 +91,7 @@ class Sessions:
             path=self._path,
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=self._is_secure or request.url.scheme == "https",
         )
 
     def end(self, response: Response) -> None:
