@@ -94,11 +94,8 @@ def span(
     if _tracer is None:
         yield _NoSpan(valid(parent))
         return
-    from opentelemetry.trace import Link, get_current_span
-
-    found = [get_current_span(context).get_span_context() for link in links if (context := _context(link)) is not None]
     with _tracer.start_as_current_span(
-        name, context=_context(parent), links=[Link(other) for other in found], attributes=_named(attributes)
+        name, context=_context(parent), links=_links(links), attributes=_named(attributes)
     ) as started:
         yield _RecordedSpan(started, _text(started.get_span_context()))
 
@@ -109,10 +106,21 @@ def mark(name: str, *, parent: str | None = None, links: Iterable[str | None] = 
         return marked.context
 
 
-def past_span(name: str, *, began: int, ended: int) -> None:
-    """Record a part of the current span that is over; times are nanoseconds since 1970."""
+def past_span(
+    name: str,
+    *,
+    began: int,
+    ended: int,
+    parent: str | None = None,
+    links: Iterable[str | None] = (),
+    **attributes: Value,
+) -> None:
+    """Record a part that is over, of the current span or of `parent`; times are nanoseconds since 1970."""
     if _tracer is not None:
-        _tracer.start_span(name, start_time=began).end(end_time=ended)
+        made = _tracer.start_span(
+            name, context=_context(parent), links=_links(links), attributes=_named(attributes), start_time=began
+        )
+        made.end(end_time=ended)
 
 
 def current() -> str | None:
@@ -147,6 +155,13 @@ def _context(traceparent: str | None) -> Any:
 
     known = valid(traceparent)
     return TraceContextTextMapPropagator().extract({HEADER: known}) if known is not None else None
+
+
+def _links(traceparents: Iterable[str | None]) -> list[Any]:
+    from opentelemetry.trace import Link, get_current_span
+
+    contexts = [context for text in traceparents if (context := _context(text)) is not None]
+    return [Link(get_current_span(context).get_span_context()) for context in contexts]
 
 
 def _text(context: Any) -> str:

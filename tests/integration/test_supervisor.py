@@ -23,7 +23,9 @@ from infra.local import (
     supervisor,
 )
 from infra.local.state import StateFolder
+from pipeline.entrypoints.liveness import StuckProcesses, health_file
 from pipeline.entrypoints.processes import told_of
+from pipeline.entrypoints.supervisor import end_stuck
 from tests.support.paths import ROOT
 from tests.support.processes import is_gone
 from tests.support.waiting import eventually
@@ -176,3 +178,33 @@ def test_an_ephemeral_stack_whose_owner_was_killed_goes_at_the_next_start(
         assert not left.root.exists()
     assert is_gone(redis.pid)
     assert list(tmp_path.iterdir()) == []
+
+
+STUCK = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+from pipeline.config import Settings
+from pipeline.entrypoints.watched import watched
+from pipeline.telemetry.health import Heartbeat
+within = timedelta(seconds=float(sys.argv[2]))
+with watched("ours", Settings(health_file=Path(sys.argv[1])), heartbeats=[Heartbeat("loop", within=within)]):
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("within", "is_ended"), [("0", True), ("3600", False)])
+def test_a_process_that_makes_no_progress_is_ended_and_started_again(
+    within: str, is_ended: bool, stack: LocalStack
+) -> None:
+    file = health_file(stack.root, "ours")
+    argv = [sys.executable, "-c", STUCK, str(file), within]
+    before = stack.spawn("ours", argv, {"PYTHONPATH": str(ROOT)})
+    eventually(file.exists, lambda: f"its address; {before.log.read_text()}")
+    end_stuck(stack, StuckProcesses(stack.root))
+    if not is_ended:
+        assert process(stack, "ours").state is ProcessState.RUNNING
+        return
+    eventually(lambda: process(stack, "ours").state is ProcessState.DIED, "its end")
+    assert Supervisor(stack).run_once() == ["ours"]
+    assert process(stack, "ours").pid != before.pid

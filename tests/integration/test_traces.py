@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from pipeline.adapters.kafka.publisher import KafkaPublisher
 from pipeline.adapters.logins import Login
+from pipeline.adapters.mlflow.tags import TRACE_TAG, tags_of
 from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.domain.approvals import Channel, Decision
 from pipeline.services.registry.champion_alias import ChampionAlias
@@ -69,6 +70,8 @@ def test_one_trace_leads_from_the_producer_to_the_champion(
     assert review.decide(LINEAGE, "head", Decision.approved, actor="cli:a", channel=Channel.cli).is_accepted
     ChampionAlias(mirror=rig.mirror, registry=registry).point(LINEAGE)
 
+    entry = rig.mirror.entry(head.snapshot_id)
+    assert tags_of(entry)[TRACE_TAG] == head.traceparent, "which a server that loads the version finds there"
     found = [span for span in spans.get_finished_spans() if trace_of(span) == TRACE_ID]
     names = [span.name for span in found]
     phases = [name for name in names if name.startswith("edit.phase.")]

@@ -85,7 +85,10 @@ class FolderRegistry:
             package_digest=digest,
             is_approved=is_approved,
         )
-        return FollowedVersion(lineage=name, version=number, source=str(source), tagged_digest=digest)
+        trace = made.snapshot.traceparent
+        return FollowedVersion(
+            lineage=name, version=number, source=str(source), tagged_digest=digest, traceparent=trace
+        )
 
     def live(self, lineage: str, alias: str) -> FollowedVersion | None:
         """What `MlflowVersions.live` says."""

@@ -16,6 +16,7 @@ from pipeline.adapters.sql.database.engine import connect, for_a_process
 from pipeline.adapters.sql.sealed import SqlSealedVersions
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.telemetry import tracing
 from pipeline.telemetry.logs import log_to_stderr
 from workers.serving.http_server import bound_socket, require_loopback, serve, url_of
 
@@ -100,6 +101,9 @@ def _serve(options: argparse.Namespace, settings: Settings) -> None:
 
         lineages = ServedLineages(names, follow, interval=timedelta(seconds=options.poll))
         stack.enter_context(lineages)
+        if settings.traces_endpoint:
+            tracing.send_traces("serve", endpoint=settings.traces_endpoint)
+            stack.callback(tracing.stop_traces)
         print(f"serving {url_of(made)}/v1", flush=True)
         serve(ServingApplication(lineages, thread, tokens=tokens).app(), made).run(sockets=[made])
 

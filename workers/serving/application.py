@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
+from pipeline.telemetry import tracing
 from workers.serving.following import Follower, ServedSnapshot, require_live
 from workers.serving.generation_thread import GenerationThread, QueueFull
 from workers.serving.lineages import ServedLineages
@@ -133,7 +134,7 @@ class ServingApplication:
         # Refuses what is too long before a stream has begun.
         list(served.answerable.base.model.answered_together(prompts, max_new_tokens=sampling.max_tokens))
         reply = Reply(self._thread, served.answerable, prompts, sampling)
-        timed = _Timed(self._metrics, served.version.lineage, reply)
+        timed = _Timed(self._metrics, served, reply, asked_by=request.headers.get(tracing.HEADER))
         headers = {SNAPSHOT_HEADER: served.files.snapshot_id, VERSION_HEADER: served.version.version}
         about = {
             "id": f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid4().hex}",
@@ -176,9 +177,10 @@ class ServingApplication:
 class _Timed:
     """A reply whose times and tokens are counted when it ends, however it ends."""
 
-    def __init__(self, metrics: ServingMetrics, lineage: str, reply: Reply) -> None:
+    def __init__(self, metrics: ServingMetrics, served: ServedSnapshot, reply: Reply, *, asked_by: str | None) -> None:
         self.reply = reply
-        self._metrics, self._lineage, self._begun = metrics, lineage, time.monotonic()
+        self._metrics, self._lineage, self._begun = metrics, served.version.lineage, time.monotonic()
+        self._served, self._asked_by, self._begun_at = served, asked_by, time.time_ns()
         self._is_begun = False
 
     async def pieces(self) -> AsyncIterator[Any]:
@@ -201,6 +203,22 @@ class _Timed:
             self._metrics.seconds.labels(self._lineage).observe(self._seconds)
             self._metrics.tokens.labels(self._lineage, "prompt").inc(usage["prompt_tokens"])
             self._metrics.tokens.labels(self._lineage, "completion").inc(usage["completion_tokens"])
+            self._trace(status, usage["completion_tokens"])
+
+    def _trace(self, status: str, num_tokens: int) -> None:
+        """Record the answer as a part of the client's trace, and lead to that of the edits that it was made with."""
+        tracing.past_span(
+            "answer",
+            began=self._begun_at,
+            ended=time.time_ns(),
+            parent=tracing.valid(self._asked_by),
+            links=[self._served.version.traceparent],
+            lineage=self._lineage,
+            version=self._served.version.version,
+            snapshot=self._served.files.snapshot_id,
+            status=status,
+            tokens=num_tokens,
+        )
 
     @property
     def _seconds(self) -> float:

@@ -18,6 +18,7 @@ EDITOR_TAG = "corrigenda.editor"
 EDITOR_DIGEST_TAG = "corrigenda.editor_digest"
 AUDIT_TAG = "corrigenda.audit_head"
 SYSTEM_AUDIT_TAG = "corrigenda.system_audit_head"
+TRACE_TAG = "corrigenda.traceparent"
 """Anchors of the lineage's chain and of the chain `system`; `corrigenda audit verify` reads them."""
 DUPLICATE_TAG = "corrigenda.duplicate_of"
 REQUEST_TAG = "approval"
@@ -65,6 +66,7 @@ def tags_of(entry: RegistryEntry) -> dict[str, str]:
         "corrigenda.gate_verdict": str(entry.report.get("verdict", "")),
         AUDIT_TAG: _anchor(entry.audit_head),
         SYSTEM_AUDIT_TAG: _anchor(entry.system_audit_head),
+        **({TRACE_TAG: snapshot.traceparent} if snapshot.traceparent else {}),
     }
 
 

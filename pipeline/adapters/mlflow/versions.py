@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.adapters.mlflow.errors import bound_requests, is_code, log_in, translated
-from pipeline.adapters.mlflow.tags import MODEL_SCHEME, PACKAGE_TAG
+from pipeline.adapters.mlflow.tags import MODEL_SCHEME, PACKAGE_TAG, TRACE_TAG
 from pipeline.domain.errors import Misconfigured
 
 
@@ -27,6 +27,8 @@ class FollowedVersion:
     """Where MLflow keeps its files."""
     tagged_digest: str
     """The digest of its files as the version's tag says; empty where there is none. Whoever writes tags writes this."""
+    traceparent: str | None = None
+    """Where the trace of its batch goes on, as its tag says; None if there is no trace."""
 
 
 class MlflowVersions:
@@ -64,6 +66,7 @@ class MlflowVersions:
                 version=str(found.version),
                 source=str(found.source),
                 tagged_digest=str(found.tags.get(PACKAGE_TAG, "")),
+                traceparent=found.tags.get(TRACE_TAG),
             )
 
     def fetch(self, uri: str, into: Path) -> Path:

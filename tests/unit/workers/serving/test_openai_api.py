@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -11,7 +12,10 @@ from urllib.request import Request, urlopen
 
 import openai
 import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from pipeline.telemetry import tracing
 from tests.support.openai_server import Served, running
 from tests.support.waiting import eventually
 from workers.serving.application import SNAPSHOT_HEADER
@@ -195,3 +199,30 @@ def test_a_token_is_asked_for_where_there_is_one_and_a_full_queue_says_when_to_c
         assert full.value.status_code == 503
         assert full.value.response.headers["Retry-After"] == "1"
         assert full.value.code == "overloaded"
+
+
+def test_an_answer_is_a_part_of_the_clients_trace_and_leads_to_that_of_the_edits(served: Served) -> None:
+    follower = served.lineages.get("facts")
+    assert follower is not None
+    edits = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    client = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    served.registry.aliases["facts"] = replace(before := served.registry.aliases["facts"], traceparent=edits)
+    eventually(lambda: follower.serving and follower.serving.version.traceparent == edits, "the version with its trace")
+    exporter = InMemorySpanExporter()
+    tracing.record_traces("serve", SimpleSpanProcessor(exporter))
+    try:
+        served.client().completions.create(
+            model="facts", prompt=STEM, max_tokens=2, extra_headers={tracing.HEADER: client}
+        )
+        eventually(lambda: len(exporter.get_finished_spans()) == 1, "the span of an answer")
+    finally:
+        tracing.stop_traces()
+        served.registry.aliases["facts"] = before
+    [span] = exporter.get_finished_spans()
+    said = dict(span.attributes or {})
+    assert (span.name, said["corrigenda.lineage"], said["corrigenda.status"]) == ("answer", "facts", "200")
+    assert said["corrigenda.snapshot"] == served.served_id("facts")
+    assert said["corrigenda.tokens"] == 2
+    assert span.parent is not None
+    assert f"{span.parent.trace_id:032x}" in client
+    assert [f"{link.context.trace_id:032x}" in edits for link in span.links] == [True]
