@@ -205,6 +205,11 @@ def test_every_view_is_described(postgres_url: str) -> None:
         "edit_history",
         "lineage_history",
         "live_edits",
+        "request_log",
+        "edit_times",
+        "snapshot_contents",
+        "decisions",
+        "live_history",
     }
 
 

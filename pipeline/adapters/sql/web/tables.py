@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Table, Text, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Table, Text, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from pipeline.adapters.sql.database.columns import at_column, id_column, partial, ref_column
-from pipeline.adapters.sql.database.tables import dead_letters, edit_requests
+from pipeline.adapters.sql.database.tables import approvals, dead_letters, edit_requests
 from pipeline.adapters.sql.database.tables import metadata as metadata
 from pipeline.domain.people import Role
 
@@ -77,3 +77,13 @@ Index(
     postgresql_where=text("submitted_by IS NOT NULL"),
 )
 Index("ix_dead_letters_place", dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset)
+
+# What auditors ask of one subject, one prompt, and of decisions in their order.
+Index(
+    "ix_edit_requests_subject",
+    edit_requests.c.lineage_id,
+    func.lower(edit_requests.c.subject),
+    postgresql_where=text("subject IS NOT NULL"),
+)
+Index("ix_edit_requests_prompt", edit_requests.c.prompt, postgresql_using="hash")
+Index("ix_approvals_decided", approvals.c.lineage_id, approvals.c.decided_at)
