@@ -35,7 +35,9 @@ UPDATE approvals SET decided_at = timestamptz '2026-06-01 00:00Z'
 def write_history(rig: StoreRig) -> None:
     """Give the rig a lineage with corrections of three producers, and decisions of two reviewers."""
     rig.new_lineage()
-    rig.owner.execute(b"INSERT INTO people (name, roles) VALUES ('anna', ARRAY['reviewer']), ('ben', ARRAY['reviewer'])")
+    rig.owner.execute(
+        b"INSERT INTO people (name, roles) VALUES ('anna', ARRAY['reviewer']), ('ben', ARRAY['reviewer'])"
+    )
     lease = rig.acquire()
     _ask(rig, "australia-1", "09:00", "Australia", "Sydney", source="import", submitted_by="wiki-import")
     _ask(rig, "france-1", "09:01", "France", "Lyon", source="desk", submitted_by="cleo")
