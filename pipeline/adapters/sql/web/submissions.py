@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, bindparam, func, select, text, update
+from sqlalchemy import Connection, Engine, Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from pipeline.adapters.sql.database.engine import transaction
@@ -24,6 +24,16 @@ _BY_IDS = text(
     JOIN lineages l ON l.name = asked.name
     LEFT JOIN submissions s ON s.lineage_id = l.lineage_id AND s.request_id = asked.request_id
     LEFT JOIN edit_requests e ON e.lineage_id = l.lineage_id AND e.request_id = asked.request_id
+    """
+)
+_SENT = text(
+    """
+    UPDATE submissions s
+    SET produced_at = clock_timestamp(), topic = p.topic, partition = p.partition, "offset" = p.place
+    FROM unnest(
+        CAST(:ids AS uuid[]), CAST(:topics AS text[]), CAST(:partitions AS integer[]), CAST(:offsets AS bigint[])
+    ) AS p (submission_id, topic, partition, place)
+    WHERE s.submission_id = p.submission_id
     """
 )
 _LOCK_KEY = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
@@ -61,23 +71,14 @@ class SqlSubmissionStore:
 
     def sent(self, places: Mapping[str, Place]) -> None:
         """Note where corrections lie in the topic, by the ids of their submissions."""
-        columns = submissions.c
-        change = (
-            update(submissions)
-            .where(columns.submission_id == bindparam("which"))
-            .values(
-                produced_at=func.clock_timestamp(),
-                topic=bindparam("in_topic"),
-                partition=bindparam("in_partition"),
-                offset=bindparam("at_offset"),
-            )
-        )
-        rows = [
-            {"which": which, "in_topic": place.topic, "in_partition": place.partition, "at_offset": place.offset}
-            for which, place in places.items()
-        ]
+        values = {
+            "ids": list(places),
+            "topics": [place.topic for place in places.values()],
+            "partitions": [place.partition for place in places.values()],
+            "offsets": [place.offset for place in places.values()],
+        }
         with transaction(self._engine) as connection:
-            connection.execute(change, rows)
+            connection.execute(_SENT, values)
 
     def oldest_waiting(self, lineage: str) -> timedelta:
         """Return for how long the oldest correction of a lineage waits to be edited; zero if none waits."""
