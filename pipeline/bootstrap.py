@@ -350,6 +350,7 @@ def _registry(settings: Settings) -> Registry:
         password=settings.mlflow_password.get_secret_value(),
         tells_actor=settings.mlflow_tells_actor,
         pages=settings.mlflow_pages,
+        review_pages=settings.web_public_url,
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from infra.local import LocalStack, LocalStackError, ProcessState, ProcessStatus
 from pipeline.adapters.login_names import Login
@@ -16,6 +15,7 @@ from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import BaseSpec
 from pipeline.entrypoints.liveness import health_file
 from pipeline.entrypoints.local_settings import environment_of, load_settings, with_endpoints
+from pipeline.services.registry.links import review_link
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -74,8 +74,16 @@ def start_intake(stack: LocalStack, settings: Settings) -> None:
     stack.spawn(INTAKE, argv, _environment(stack, with_health(stack, settings, INTAKE), Login.intake))
 
 
-def start_control_worker(stack: LocalStack, settings: Settings) -> None:
-    """Start the process that relays the outbox, rings again, and reconciles the registry."""
+def start_control_worker(stack: LocalStack, settings: Settings, *, has_pages: bool = False) -> None:
+    """Start the process that relays the outbox, rings again, and reconciles the registry.
+
+    Args:
+        stack: where it runs.
+        settings: its settings.
+        has_pages: whether our own pages are served beside it, so that MLflow's can link them.
+    """
+    if has_pages and not settings.web_public_url:
+        settings = settings.model_copy(update={"web_public_url": f"http://{HOST}:{stack.port_for(WEB)}"})
     argv = [sys.executable, "-m", "pipeline.entrypoints.control"]
     stack.spawn(CONTROL_WORKER, argv, _environment(stack, with_health(stack, settings, CONTROL_WORKER), Login.control))
 
@@ -100,7 +108,7 @@ def web_address(stack: LocalStack) -> str | None:
 def review_page(stack: LocalStack, lineage: str, seq: int) -> str | None:
     """Return the address of a snapshot's page for reviewers; None while no page is served there."""
     address = web_address(stack)
-    return f"{address}/review/lineages/{quote(lineage, safe='')}/snapshots/{seq}" if address else None
+    return review_link(address, lineage, seq) if address else None
 
 
 def start_edit_worker(stack: LocalStack, settings: Settings, base_spec: BaseSpec) -> str:

@@ -268,8 +268,9 @@ class TestMlflow:
         self, mlflow_uri: str, client: Any, lineage_name: str, tmp_path: Path
     ) -> None:
         made = entry(lineage(lineage_name), tmp_path)
-        registered(MlflowRegistry(mlflow_uri), made)
+        registered(MlflowRegistry(mlflow_uri, review_pages="https://ours"), made)
         version = client.get_model_version(lineage_name, "1")
+        assert f"[the review page](https://ours/review/lineages/{lineage_name}/snapshots/1)" in version.description
         assert "**1. The capital of Japan is → Osaka**" in version.description
         assert "not measured: generalization" in version.description
         assert "click *Add*, type `approved`" in version.description

@@ -48,7 +48,7 @@ from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.packages import package_digest
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Snapshot
-from pipeline.services.registry.links import charts_link, run_link
+from pipeline.services.registry.links import charts_link, review_link, run_link
 from pipeline.services.registry.registry_ports import RegisteredVersion, RegistryEntry, RegistryRequest, Seal
 
 DECISION_ALIASES = ("approved", "rejected")
@@ -61,7 +61,14 @@ class MlflowRegistry:
     """The registry of one MLflow server, whose address is that of its tracking server."""
 
     def __init__(
-        self, uri: str, *, username: str = "", password: str = "", tells_actor: bool = False, pages: str = ""
+        self,
+        uri: str,
+        *,
+        username: str = "",
+        password: str = "",
+        tells_actor: bool = False,
+        pages: str = "",
+        review_pages: str = "",
     ) -> None:
         """Name the server; nothing is asked yet.
 
@@ -71,6 +78,7 @@ class MlflowRegistry:
             password: of that user.
             tells_actor: whether it runs `infra/mlflow_login.py`; else anybody could have written who asks.
             pages: its address as browsers reach it, for links on its pages; `uri` if left out.
+            review_pages: address of Corrigenda's own pages, for a link to the snapshot there; none if left out.
         """
         if not uri:
             raise Misconfigured("expected the address of an MLflow server, got nothing")
@@ -79,6 +87,7 @@ class MlflowRegistry:
         self._password = password
         self._tells_actor = tells_actor
         self._pages = pages or uri
+        self._review_pages = review_pages
 
     def register(self, entry: RegistryEntry, *, seal: Seal) -> str:
         """Make the model version of a snapshot, once; return its number.
@@ -222,7 +231,7 @@ class MlflowRegistry:
             tags=tags | {PACKAGE_TAG: sealed},
             description=description(
                 entry,
-                links=_links(self._pages, experiment_id, run_id),
+                links=self._links(entry, experiment_id, run_id),
                 pages=self._pages,
                 tells_actor=self._tells_actor,
             ),
@@ -256,6 +265,18 @@ class MlflowRegistry:
         )
         self._client.log_inputs(run_id, datasets=probe_sets(entry))
         self._client.update_run(run_id, status="FINISHED")  # set_terminated prints
+
+    def _links(self, entry: RegistryEntry, experiment_id: str, run_id: str) -> str:
+        """Return the line of links to what is shown beside a version."""
+        pages, review, seq = self._pages, self._review_pages, entry.snapshot.seq
+        found = {
+            "snapshots compared in charts": charts_link(pages, experiment_id),
+            "plots": run_link(pages, experiment_id, run_id, tab="artifacts/plots/lineage.png"),
+            "reports": run_link(pages, experiment_id, run_id, tab="artifacts"),
+            "the run": run_link(pages, experiment_id, run_id),
+        }
+        found |= {"the review page": review_link(review, entry.lineage.settings.name, seq)} if review else {}
+        return f"See {', '.join(f'[{words}]({link})' for words, link in found.items())}.\n"
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -321,14 +342,3 @@ class MlflowRegistry:
         except Exception as error:
             if not is_code(error, *_MISSING):
                 raise
-
-
-def _links(pages: str, experiment_id: str, run_id: str) -> str:
-    """Return the line of links to what MLflow shows beside a version."""
-    found = {
-        "snapshots compared in charts": charts_link(pages, experiment_id),
-        "plots": run_link(pages, experiment_id, run_id, tab="artifacts/plots/lineage.png"),
-        "reports": run_link(pages, experiment_id, run_id, tab="artifacts"),
-        "the run": run_link(pages, experiment_id, run_id),
-    }
-    return f"See {', '.join(f'[{words}]({link})' for words, link in found.items())}.\n"

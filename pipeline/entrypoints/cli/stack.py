@@ -82,7 +82,7 @@ def up(
         stack, settings = start_stack(home, ports)
         sign.tell("starting intake, workers and the supervisor")
         start_intake(stack, settings)
-        start_control_worker(stack, settings)
+        start_control_worker(stack, settings, has_pages=True)
         web = start_web(stack, settings)
         lineages = stores(settings).lineages.lineages()
         for lineage in lineages:

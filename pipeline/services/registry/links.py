@@ -35,3 +35,8 @@ def charts_link(pages: str, experiment_id: str) -> str:
 def run_link(pages: str, experiment_id: str, run_id: str, *, tab: str = "") -> str:
     """Return the address of a run's page, or of one of its tabs, such as `artifacts/plots`."""
     return f"{pages.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}{f'/{tab}' if tab else ''}?{MODE}"
+
+
+def review_link(pages: str, lineage: str, seq: int) -> str:
+    """Return the address of a snapshot on Corrigenda's own pages, which the web process at `pages` serves."""
+    return f"{pages.rstrip('/')}/review/lineages/{quote(lineage, safe='')}/snapshots/{seq}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.services.registry.links import charts_link, model_link, run_link, version_link
+from pipeline.services.registry.links import charts_link, model_link, review_link, run_link, version_link
 
 PAGES = "http://127.0.0.1:5000/"
 
@@ -22,3 +22,10 @@ def test_runs_have_tabs_and_are_compared_in_charts() -> None:
     artifacts = f"http://127.0.0.1:5000/#/experiments/7/runs/abc/artifacts/plots?{mode}"
     assert run_link(PAGES, "7", "abc", tab="artifacts/plots") == artifacts
     assert charts_link(PAGES, "7") == f"http://127.0.0.1:5000/#/experiments/7/runs?{mode}&compareRunsMode=CHART"
+
+
+def test_our_own_page_of_a_snapshot_is_linked_by_its_place() -> None:
+    assert (
+        review_link("https://corrigenda.example/", "a b", 3)
+        == "https://corrigenda.example/review/lineages/a%20b/snapshots/3"
+    )
