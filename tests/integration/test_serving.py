@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,8 +17,12 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import openai
+import peft
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from editors.models.families import CausalModel
 from editors.weights.loading import load_base, load_snapshot
 from pipeline.adapters.logins import Login
 from pipeline.adapters.mlflow.registry import MlflowRegistry
@@ -26,6 +31,8 @@ from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import NewLineage
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
 from pipeline.domain.snapshots import Snapshot, chained_digest
+from pipeline.entrypoints import resident
+from pipeline.entrypoints.cli.app import app
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.mirroring import RegistryMirror
 from tests.support.factories import make_request
@@ -36,6 +43,8 @@ from tests.support.waiting import eventually, patience
 from workers.serving.application import SNAPSHOT_HEADER, VERSION_HEADER
 
 STEM = "the capital of Japan is"
+# PEFT asks transformers by a name that is about to go.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 @dataclass(kw_only=True)
@@ -63,7 +72,7 @@ class Publisher:
         )
         self.rig.lineages.create(settings, actor="cli:tester")
 
-    def candidate(self) -> Snapshot:
+    def candidate(self, *, is_registered: bool = True) -> Snapshot:
         """Commit a snapshot and register it; nobody has approved it."""
         rig, number = self.rig, len(self.made) + 1
         rig.submit(make_request(f"r{number}", lineage=self.name))
@@ -83,7 +92,8 @@ class Publisher:
         )
         snapshot = rig.snapshots.commit(lease, new)
         rig.leases.release(lease)
-        self.mirror.register(snapshot.snapshot_id)
+        if is_registered:
+            self.mirror.register(snapshot.snapshot_id)
         self.made.append(rig.snapshots.snapshot(self.name, snapshot.snapshot_id))
         return self.made[-1]
 
@@ -195,6 +205,41 @@ def test_what_people_approve_and_take_back_is_what_openais_client_is_answered_wi
 def child_of(pid: int) -> int:
     """The program that a command runs."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+@pytest.mark.slow
+def test_a_snapshot_is_asked_and_exported_as_an_adapter_by_commands(
+    publisher: Publisher,
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pools_close: None,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    own = {"CORRIGENDA_DATABASE_ROLE": Login.console, "CORRIGENDA_ARTIFACT_ROOT": str(tmp_path / "artifacts")}
+    for name, value in (environment | own).items():
+        monkeypatch.setenv(name, value)
+    snapshots = [publisher.candidate(is_registered=False) for _ in range(2)]
+
+    def corrigenda(*words: str) -> Any:
+        done = CliRunner().invoke(app, [*words, "-l", publisher.name, "--json"])
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    try:
+        for seq, snapshot in enumerate(snapshots, start=1):
+            said = corrigenda("ask", STEM, "--snapshot", str(seq), "--max-new-tokens", "6")
+            assert said == [{"prompt": STEM, "text": publisher.says(snapshot)}]
+    finally:
+        assert resident.stop(tmp_path / "home")
+    written = corrigenda("export", "--peft", str(tmp_path / "adapter"), "--snapshot", "2")
+    assert written["rank"] == 4, "two deltas of rank 2"
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert snapshots[1].digest in card
+    plain = AutoModelForCausalLM.from_pretrained(publisher.base.ref)
+    adapted = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).merge_and_unload()
+    model = CausalModel(adapted, AutoTokenizer.from_pretrained(publisher.base.ref))
+    assert model.generate([STEM], max_new_tokens=6)[0] == publisher.says(snapshots[1])
 
 
 @pytest.mark.parametrize(

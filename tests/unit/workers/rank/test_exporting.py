@@ -52,6 +52,29 @@ def test_an_export_has_the_files_and_the_digest_that_transformers_gives_it(
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_plain_transformers_gets_the_same_logits_chats_and_endings_from_an_export(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    save_tiny_llama(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.chat_template = "{% for m in messages %}question {{ m['content'] }} {% endfor %}answer is"
+    tokenizer.save_pretrained(tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "base").to(dtype).save_pretrained(tmp_path / "base")
+    model = resident(tmp_path / "base")
+    export_model(model, tmp_path / "ours", is_writer=True, file_bytes=5_000)
+    read: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    ids = torch.arange(4, 12)[None, :]
+    module: Any = model.module
+    assert next(read.parameters()).dtype == dtype
+    assert torch.equal(read(ids).logits, module(ids).logits)
+    assert read.get_input_embeddings().weight is read.get_output_embeddings().weight, "tied in the base, tied here"
+    assert read.generation_config.eos_token_id == 2
+    turns = [{"role": "user", "content": "who"}]
+    templated = AutoTokenizer.from_pretrained(tmp_path / "ours").apply_chat_template(turns, tokenize=False)
+    assert templated == tokenizer.apply_chat_template(turns, tokenize=False) == "question who answer is"
+
+
 def test_a_folder_that_is_taken_is_refused(tmp_path: Path) -> None:
     require_free(tmp_path / "new")
     require_free(tmp_path)
