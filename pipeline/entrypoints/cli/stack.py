@@ -110,7 +110,7 @@ def _places(stack: LocalStack, settings: Settings, names: Sequence[str], web: st
         "MLflow": [model_link(settings.mlflow_pages, name) for name in names] or settings.mlflow_uri
     }
     found["HTTP API"] = web
-    found["review"] = f"{web}/review; `corrigenda person add YOU --role reviewer` prints your token for it"
+    found["review"] = f"{web}/review; `corrigenda person add YOU --role reviewer` makes your token for it"
     found["MLflow login"] = "`corrigenda mlflow-user YOU` makes your user there and shows its password once"
     found["logs"] = f"{stack.root / 'logs'}, or `corrigenda logs --follow`"
     found["SQL"] = "`corrigenda sql` opens psql with an auditor's login"
