@@ -155,7 +155,7 @@ class Work:
     """Which trial of the batch runs, from 1; 0 before the first."""
     num_tried: int = 0
     """How many of the edits are in that trial."""
-    step: Step = field(default_factory=lambda: Step(name="starting"))
+    step: Step = field(default_factory=lambda: Step(name="loading the model"))
     """The step that began last."""
 
     def as_json(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class Activity:
     owner: str
     """Name of the worker."""
     work: Work | None
-    """The piece of work; None between two of them."""
+    """The piece of work; None before the first under this lease."""
     seconds: float
     """How long ago that work began; 0 if there is none."""
 

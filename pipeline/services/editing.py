@@ -21,7 +21,7 @@ from pipeline.domain.errors import EditorFailed, LeaseLost, one_line
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
-from pipeline.domain.rank_api import Candidate, Loaded, tell
+from pipeline.domain.rank_api import Candidate, Loaded
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator
 from pipeline.services.batch_in_hand import BatchInHand
@@ -222,7 +222,6 @@ class EditService:
         in_hand: BatchInHand,
         keeper: LeaseKeeper,
     ) -> _Composition:
-        tell("loading the model")
         found = self._lineages.lineage(lineage)
         loaded = self._loaded(found, parent_id, epoch=keeper.lease.epoch)
         return _Composition(

@@ -64,7 +64,7 @@ class LeaseKeeper:
             with told_to(self._heard):
                 yield
         finally:
-            self._note(None)
+            self._work = None  # the next piece of work is written over it, or the lease is given back
 
     def tries(self, num_edits: int) -> None:
         """Say that a trial of some of the edits begins."""
@@ -75,7 +75,7 @@ class LeaseKeeper:
         if self._work is not None:
             self._note(replace(self._work, step=step), is_part=step.name == self._work.step.name)
 
-    def _note(self, work: Work | None, *, begins: bool = False, is_part: bool = False) -> None:
+    def _note(self, work: Work, *, begins: bool = False, is_part: bool = False) -> None:
         self._work = work
         now = time.monotonic()
         if self._lost is not None or (is_part and now < self._noted_at + NOTE_EVERY_SECONDS):

@@ -109,19 +109,17 @@ class SqlLeaseStore:
                 key = f"doorbell:{lease.lineage}:released:{lease.epoch}"
                 owe(connection, kind="doorbell", dedup_key=key, payload=payload)
 
-    def note(self, lease: Lease, work: Work | None, *, begins: bool = False) -> None:
+    def note(self, lease: Lease, work: Work, *, begins: bool = False) -> None:
         """Say what the owner is doing; nothing happens if the lease was lost.
 
         Args:
             lease: of the owner.
-            work: the piece of work and how far it is; None between two pieces.
+            work: the piece of work and how far it is; it stands until the next one begins or the lease is given back.
             begins: whether the piece of work begins now.
         """
-        since = func.clock_timestamp() if begins else leases.c.doing_since if work else None
+        since = func.clock_timestamp() if begins else leases.c.doing_since
         with transaction(self._engine) as connection:
-            connection.execute(
-                update(leases).where(_is_ours(lease)).values(doing=work.as_json() if work else None, doing_since=since)
-            )
+            connection.execute(update(leases).where(_is_ours(lease)).values(doing=work.as_json(), doing_since=since))
 
     def activities(self) -> Mapping[str, Activity]:
         """Return what is being done now, by the name of the lineage; a lineage without a living lease is left out."""

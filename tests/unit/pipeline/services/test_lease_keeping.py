@@ -24,9 +24,9 @@ class Leases:
         self.errors = list(errors)
         self.renewed = 0
         self.released = False
-        self.noted: list[tuple[Work | None, bool]] = []
+        self.noted: list[tuple[Work, bool]] = []
 
-    def note(self, lease: Lease, work: Work | None, *, begins: bool = False) -> None:
+    def note(self, lease: Lease, work: Work, *, begins: bool = False) -> None:
         if self.errors:
             raise self.errors.pop(0)
         self.noted.append((work, begins))
@@ -67,11 +67,10 @@ def test_a_lease_that_is_lost_is_said_once_and_not_given_back() -> None:
     assert [line["event"] for line in lines] == ["lease lost"]
 
 
-def test_what_is_done_under_a_lease_is_noted_step_by_step_and_taken_back_at_the_end() -> None:
+def test_what_is_done_under_a_lease_is_noted_step_by_step() -> None:
     leases = Leases()
     kept = keeper(leases)
     with kept.doing("editing", 12):
-        tell("loading the model")
         kept.tries(12)
         tell("pass", 1, 12)
         tell("pass", 2, 12)
@@ -80,19 +79,17 @@ def test_what_is_done_under_a_lease_is_noted_step_by_step_and_taken_back_at_the_
         tell("pass", 7, 12)
     tell("nobody listens any more")
 
-    sentences = [work.sentence() if work else None for work, _ in leases.noted]
+    sentences = [work.sentence() for work, _ in leases.noted]
     assert sentences == [
-        "editing a batch of 12 edits, starting",
         "editing a batch of 12 edits, loading the model",
         "editing a batch of 12 edits, loading the model",
         "editing a batch of 12 edits, pass 1 of at most 12",
         "editing a batch of 12 edits, measuring",
         "editing a batch of 12 edits, trial 2 with 6 edits, measuring",
         "editing a batch of 12 edits, trial 2 with 6 edits, pass 7 of at most 12",
-        None,
     ]
-    assert [begins for _, begins in leases.noted] == [True] + [False] * 7
-    assert all(Work.from_json(work.as_json()) == work for work, _ in leases.noted if work)
+    assert [begins for _, begins in leases.noted] == [True] + [False] * 5
+    assert all(Work.from_json(work.as_json()) == work for work, _ in leases.noted)
 
 
 def test_what_cannot_be_noted_stops_no_work() -> None:
@@ -100,7 +97,4 @@ def test_what_cannot_be_noted_stops_no_work() -> None:
     with capture_logs() as lines, keeper(leases).doing("editing", 1):
         tell("measuring")
     assert [line["event"] for line in lines] == ["what is being done was not noted"]
-    assert [work.sentence() if work else None for work, _ in leases.noted] == [
-        "editing a batch of 1 edit, measuring",
-        None,
-    ]
+    assert [work.sentence() for work, _ in leases.noted] == ["editing a batch of 1 edit, measuring"]
