@@ -13,7 +13,6 @@ from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.prompts import Role
-from pipeline.entrypoints.cli.reports import editor_line, parted_score, print_answers, print_others, print_snapshot
 from pipeline.entrypoints.console import (
     MAX_ROWS,
     JsonOption,
@@ -26,6 +25,7 @@ from pipeline.entrypoints.console import (
     say,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, page_of
+from pipeline.entrypoints.reports import editor_line, parted_score, print_answers, print_others, print_snapshot
 
 ROLES = get_args(Role)
 MESSAGE_HELP = 'The last is the user\'s; "system:" or "assistant:" before the text names another speaker.'
