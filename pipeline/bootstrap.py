@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.services.editing import EditService
     from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
     from pipeline.services.pruning import Pruner
-    from pipeline.services.registry.anchoring import AnchorChecker
+    from pipeline.services.registry.anchoring import AnchorChecker, AnchorSource
     from pipeline.services.registry.package_checking import PackageChecker
     from pipeline.services.registry.reconciling import RegistryReconciler
     from pipeline.services.registry.registry_ports import Registry
@@ -319,16 +319,21 @@ def publisher(settings: Settings) -> Iterator[Publisher]:
         yield made
 
 
-def anchor_checker(settings: Settings) -> AnchorChecker:
-    """Compares audit chains with the anchors in the registry."""
+def anchor_source(settings: Settings) -> AnchorSource:
+    """Reads the anchors in the registry."""
     from pipeline.adapters.mlflow.anchors import MlflowAnchors
-    from pipeline.services.registry.anchoring import AnchorChecker
 
     settings.require("mlflow_uri")
-    anchors = MlflowAnchors(
+    return MlflowAnchors(
         settings.mlflow_uri, username=settings.mlflow_username, password=settings.mlflow_password.get_secret_value()
     )
-    return AnchorChecker(chains=stores(settings).audit, anchors=anchors)
+
+
+def anchor_checker(settings: Settings) -> AnchorChecker:
+    """Compares audit chains with the anchors in the registry."""
+    from pipeline.services.registry.anchoring import AnchorChecker
+
+    return AnchorChecker(chains=stores(settings).audit, anchors=anchor_source(settings))
 
 
 def create_topics(settings: Settings) -> None:

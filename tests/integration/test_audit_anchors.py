@@ -20,7 +20,7 @@ from pipeline.adapters.sql.database.engine import transaction
 from pipeline.bootstrap import stores
 from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AnchoredVersion, AuditAction, AuditEvent, event_hash
 from pipeline.domain.errors import Unavailable
-from pipeline.entrypoints.cli import verifying
+from pipeline.entrypoints.cli import bundles, verifying
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
 from pipeline.services.registry import anchoring
@@ -268,6 +268,30 @@ def test_an_mlflow_that_does_not_answer_is_told_with_what_was_not_checked_and_an
         owner.execute("UPDATE audit_events SET actor = 'x' WHERE chain = 'facts' AND seq = 2")
     broken = verify()
     assert (broken.exit_code, "facts: broken at line 2" in broken.stderr) == (ExitCode.failed, True)
+
+
+def test_a_bundle_is_checked_with_its_public_key_alone_and_names_the_line_that_an_anchor_contradicts(
+    verify: Callable[..., Result], anchored: Anchored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "anchor_source", lambda settings: anchored.source)
+    monkeypatch.setenv("CORRIGENDA_HOME", str(tmp_path / "home"))
+    file = tmp_path / "june.jsonl"
+    made = CliRunner().invoke(app, ["audit", "bundle", str(file)])
+    assert made.exit_code == ExitCode.done, made.output
+    key = made.stdout.split()[-1]
+    assert (tmp_path / "home" / "audit-signing.key").stat().st_mode & 0o777 == 0o600
+    check = ["audit", "verify-bundle", str(file), "--public-key", key]
+    with monkeypatch.context() as offline:
+        offline.setenv("CORRIGENDA_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none")
+        fine = CliRunner().invoke(app, check)
+    assert fine.exit_code == ExitCode.done, fine.output
+    assert f"facts: {anchored.rig.audit.head(LINEAGE)[0]} lines, every one follows the one before; 3" in fine.stdout
+    anchored.rewrite(with_another(3, actor="cli:ceo"))
+    again = CliRunner().invoke(app, ["audit", "bundle", str(file)])
+    found = CliRunner().invoke(app, check)
+    assert (again.exit_code, again.stdout.split()[-1], found.exit_code) == (ExitCode.failed, key, ExitCode.failed)
+    for said in (again, found):
+        assert f"facts: broken at line {anchored.anchors[0]}: model version 1 of facts says" in said.stderr
 
 
 def test_without_an_mlflow_in_the_settings_that_is_what_is_said(

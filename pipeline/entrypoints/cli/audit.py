@@ -17,6 +17,7 @@ from pipeline.bootstrap import publisher, stores
 from pipeline.domain.approvals import is_claimed_actor, shown_actor
 from pipeline.domain.audit import AuditEvent
 from pipeline.domain.errors import InvalidInput
+from pipeline.entrypoints.cli.bundles import audit_bundle, audit_verify_bundle
 from pipeline.entrypoints.cli.verifying import ChainArgument, audit_verify
 from pipeline.entrypoints.console import (
     MAX_ROWS,
@@ -46,6 +47,8 @@ def add_commands(app: typer.Typer) -> None:
     audit.command("show")(exits_clearly(audit_show))
     audit.command("verify")(exits_clearly(audit_verify))
     audit.command("export")(exits_clearly(audit_export))
+    audit.command("bundle")(exits_clearly(audit_bundle))
+    audit.command("verify-bundle")(exits_clearly(audit_verify_bundle))
     app.add_typer(audit, name="audit")
     letters = typer.Typer(help="Messages that could never be an edit.", no_args_is_help=True)
     letters.command("list")(exits_clearly(dead_letters_list))
