@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipeline.adapters.anchor_file import AnchorFile
     from pipeline.adapters.file_artifacts import FileArtifacts
     from pipeline.adapters.kafka.publisher import KafkaPublisher
     from pipeline.adapters.sql.audit import SqlAuditStore
@@ -334,6 +335,13 @@ def anchor_checker(settings: Settings) -> AnchorChecker:
     from pipeline.services.registry.anchoring import AnchorChecker
 
     return AnchorChecker(chains=stores(settings).audit, anchors=anchor_source(settings))
+
+
+def anchor_notes(settings: Settings) -> AnchorFile | None:
+    """Return the file of anchors; None where the settings name none."""
+    from pipeline.adapters.anchor_file import AnchorFile
+
+    return AnchorFile(settings.anchor_file) if settings.anchor_file else None
 
 
 def create_topics(settings: Settings) -> None:

@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     mlflow_tells_actor: bool = Field(
         False, description="Whether that server says who asks for a decision (infra/mlflow_login.py)."
     )
+    anchor_file: Path | None = Field(
+        None, description="File that only grows, in which the control worker notes where the audit chains stand."
+    )
     artifact_root: Path = Field(Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows.")
     artifact_bucket: str = Field(
         "", description="s3://bucket/prefix of deltas and ledger rows; artifact_root is then this machine's cache."

@@ -179,6 +179,18 @@ def parse_anchor(text: str | None) -> Anchor | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AnchorNote:
+    """Where a chain stood at a time, as it is noted outside of the database."""
+
+    at: str
+    """When it was noted, in RFC 3339."""
+    chain: str
+    """Name of the chain."""
+    anchor: Anchor
+    """Its newest line then."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AnchoredVersion:
     """What a model version says about the chains at the moment when it was registered."""
 

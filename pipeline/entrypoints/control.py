@@ -23,6 +23,7 @@ from pipeline.entrypoints.console import ExitCode, exit_code
 from pipeline.entrypoints.stopping import stop_on_signals
 from pipeline.entrypoints.watched import watched
 from pipeline.services.chores import Chore, Chores
+from pipeline.services.registry.anchoring import AnchorKeeper
 from pipeline.telemetry.health import Check, Heartbeat
 from pipeline.telemetry.logs import log_to_stderr
 
@@ -74,6 +75,11 @@ def chores(
         beating("reconcile", RECONCILE_EVERY, bootstrap.reconciler(settings).run_once),
         beating("standing", STANDING_EVERY, bootstrap.standing_teller(settings).run_once),
         beating("audit", AUDIT_EVERY, bootstrap.audit_patrol(settings).run_once),
+        *(
+            beating("anchor", AUDIT_EVERY, AnchorKeeper(chains=bootstrap.stores(settings).audit, file=file).run_once)
+            for file in [bootstrap.anchor_notes(settings)]
+            if file is not None
+        ),
     ]
 
 

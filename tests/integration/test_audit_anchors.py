@@ -12,10 +12,11 @@ import psycopg
 import pytest
 from typer.testing import CliRunner, Result
 
+from pipeline.adapters.anchor_file import AnchorFile
 from pipeline.adapters.logins import Login
 from pipeline.adapters.mlflow import anchors as mlflow_anchors
 from pipeline.adapters.mlflow.anchors import MlflowAnchors
-from pipeline.adapters.sql.audit import AuditLine, append_all
+from pipeline.adapters.sql.audit import AuditLine, SqlAuditStore, append_all
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.bootstrap import stores
 from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AnchoredVersion, AuditAction, AuditEvent, event_hash
@@ -24,7 +25,7 @@ from pipeline.entrypoints.cli import bundles, verifying
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
 from pipeline.services.registry import anchoring
-from pipeline.services.registry.anchoring import AnchorChecker
+from pipeline.services.registry.anchoring import AnchorChecker, AnchorKeeper
 from tests.support.store_rig import LINEAGE, StoreRig
 
 NUM_VERSIONS = 3
@@ -292,6 +293,31 @@ def test_a_bundle_is_checked_with_its_public_key_alone_and_names_the_line_that_a
     assert (again.exit_code, again.stdout.split()[-1], found.exit_code) == (ExitCode.failed, key, ExitCode.failed)
     for said in (again, found):
         assert f"facts: broken at line {anchored.anchors[0]}: model version 1 of facts says" in said.stderr
+
+
+def test_anchors_in_a_file_name_the_line_that_was_rewritten_also_where_mlflow_is_not_asked(
+    verify: Callable[..., Result], anchored: Anchored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "anchors.jsonl"
+    monkeypatch.setenv("CORRIGENDA_ANCHOR_FILE", str(path))
+    missing = verify("--no-mlflow")
+    assert (missing.exit_code, "cannot read the anchor file" in missing.stderr) == (ExitCode.misconfigured, True)
+    keeper = AnchorKeeper(chains=SqlAuditStore(anchored.rig.engines[Login.control]), file=AnchorFile(path))
+    keeper.run_once()
+    keeper.run_once()
+    anchored.rig.correct("later")
+    keeper.run_once()
+    at = anchored.rig.audit.head(LINEAGE)[0]
+    assert [note.anchor.seq for note in AnchorFile(path).notes() if note.chain == LINEAGE] == [at - 1, at]
+    fine = verify("facts", "--no-mlflow")
+    assert (fine.exit_code, f"2 anchors of the file agree, the newest of line {at}" in fine.stdout) == (0, True)
+    anchored.rewrite(with_another(at, actor="cli:ceo"))
+    found = verify("facts", "--no-mlflow")
+    assert found.exit_code == ExitCode.failed
+    assert f"facts: broken at line {at}: the anchor file says that at 2" in found.stderr
+    with path.open("a") as file:
+        file.write('{"at": "now", "chain": "facts", "anchor": "nonsense"}\n')
+    assert "expected an anchor in line 4 of" in verify("facts").stderr
 
 
 def test_without_an_mlflow_in_the_settings_that_is_what_is_said(

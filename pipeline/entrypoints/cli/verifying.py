@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.adapters.login_names import Login
-from pipeline.bootstrap import anchor_checker, package_checker, stores
+from pipeline.bootstrap import anchor_checker, anchor_notes, package_checker, stores
 from pipeline.domain.audit import SYSTEM_CHAIN, AnchorReport, ChainBreak
 from pipeline.domain.errors import CorrigendaError, InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.entrypoints.console import ExitCode, JsonOption, complain, exit_code, print_json, say, told
 from pipeline.entrypoints.local_settings import current_settings
+from pipeline.services.registry.anchoring import check_notes
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -72,6 +73,8 @@ class CheckedChain:
     """The first line that does not follow the one before, or lacks its hash."""
     anchors: AnchorReport | None
     """What the anchors say; None where they were not asked."""
+    notes: AnchorReport | None
+    """What the anchor file says; None where the settings name none."""
     versions: tuple[PackageCheck, ...]
     """What was found of the files of model versions."""
     unasked: CorrigendaError | None
@@ -80,7 +83,8 @@ class CheckedChain:
     @property
     def first_break(self) -> ChainBreak | None:
         """The first line that is wrong, by itself or by an anchor."""
-        found = [one for one in (self.own_break, self.anchors and self.anchors.contradiction) if one]
+        by_anchors = [one.contradiction for one in (self.anchors, self.notes) if one]
+        found = [one for one in (self.own_break, *by_anchors) if one]
         return min(found, key=lambda one: one.seq, default=None)
 
     @property
@@ -96,6 +100,7 @@ class CheckedChain:
             "head": self.head,
             "break": asdict(self.first_break) if self.first_break else None,
             "anchors": asdict(self.anchors) if self.anchors else None,
+            "anchor_file": asdict(self.notes) if self.notes else None,
             "versions": [asdict(one) for one in self.versions],
             "not_checked": f"anchors and files in MLflow: {told(self.unasked)[0]}" if self.unasked else None,
         }
@@ -105,6 +110,10 @@ class CheckedChain:
         if self.first_break:
             return f"{self.chain}: broken at line {self.first_break.seq}: {self.first_break.reason}"
         follows = f"{self.chain}: {counted(self.lines, 'line')}, every one follows the one before"
+        if self.notes:
+            follows += (
+                f"; {self.notes.num_agreeing} anchors of the file agree, the newest of line {self.notes.newest_seq}"
+            )
         if self.unasked:
             return f"{follows}; anchors and files in MLflow were not checked: {told(self.unasked)[0]}"
         if self.anchors is None:
@@ -118,6 +127,8 @@ class CheckedChain:
 def _checked(settings: Settings, chain: str, *, with_mlflow: bool, every: bool) -> CheckedChain:
     audit = stores(settings).audit
     own_break = audit.verify(chain)
+    file = anchor_notes(settings)
+    notes = check_notes(audit, chain, file) if file else None
     anchors: AnchorReport | None = None
     versions: tuple[PackageCheck, ...] = ()
     unasked: CorrigendaError | None = None
@@ -130,7 +141,14 @@ def _checked(settings: Settings, chain: str, *, with_mlflow: bool, every: bool) 
         unasked = error
     seq, head = audit.head(chain)
     return CheckedChain(
-        chain=chain, lines=seq, head=head, own_break=own_break, anchors=anchors, versions=versions, unasked=unasked
+        chain=chain,
+        lines=seq,
+        head=head,
+        own_break=own_break,
+        anchors=anchors,
+        notes=notes,
+        versions=versions,
+        unasked=unasked,
     )
 
 

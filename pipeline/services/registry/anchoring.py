@@ -1,14 +1,23 @@
-"""Compares audit chains with the anchors in the model registry."""
+"""Compares audit chains with their anchors, in the model registry and in a file, and notes new ones in that file."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Protocol
 
-from pipeline.domain.audit import SYSTEM_CHAIN, Anchor, AnchoredVersion, AnchorReport, ChainBreak, RegisteredSnapshot
+from pipeline.domain.audit import (
+    SYSTEM_CHAIN,
+    Anchor,
+    AnchoredVersion,
+    AnchorNote,
+    AnchorReport,
+    ChainBreak,
+    RegisteredSnapshot,
+)
 
 PAGE = 500
 
@@ -54,11 +63,11 @@ class AnchorChecker:
         if chain != SYSTEM_CHAIN:
             # Closed also where the registry goes away in between: the snapshots come out of an open transaction.
             with closing(self._chains.registered(chain)) as known:
-                self._compare(found, self._expected(found, chain, known), whose="model version {}")
+                self._compare(found, self._expected(found, chain, known), whose="model version {} was registered when")
         for lineage in self._chains.chains() if chain == SYSTEM_CHAIN else ():
             if lineage != SYSTEM_CHAIN:
                 told = ((v.version, v.system_anchor) for v in self._anchors.versions(lineage))
-                self._compare(found, told, whose=f"model version {{}} of {lineage}")
+                self._compare(found, told, whose=f"model version {{}} of {lineage} was registered when")
         return AnchorReport(num_agreeing=found.num_agreeing, newest_seq=found.newest_seq, contradiction=found.first)
 
     def _expected(
@@ -79,11 +88,73 @@ class AnchorChecker:
             expected = next(known, None)
 
     def _compare(self, found: _Findings, anchors: Iterable[tuple[int, Anchor | None]], *, whose: str) -> None:
-        told = ((version, anchor) for version, anchor in anchors if anchor is not None and anchor.seq > 0)
-        while page := list(islice(told, PAGE)):
-            hashes = self._chains.hashes(found.chain, sorted({anchor.seq for _, anchor in page}))
-            for version, anchor in page:
-                found.compare(anchor, hashes.get(anchor.seq), said_by=whose.format(version))
+        _compare(self._chains, found, anchors, whose=whose)
+
+
+class AnchorNotes(Protocol):
+    """A file of anchors that only grows."""
+
+    def append(self, notes: Iterable[AnchorNote]) -> None:
+        """Add notes at its end."""
+
+    def notes(self) -> Iterator[AnchorNote]:
+        """Yield what was noted, oldest first."""
+
+
+def check_notes(chains: AnchoredChains, chain: str, file: AnchorNotes) -> AnchorReport:
+    """Return what a file of anchors says about a chain.
+
+    Raises:
+        Misconfigured: if the file cannot be read.
+        Unavailable: if the database cannot be asked.
+    """
+    found = _Findings(chain)
+    told = ((note.at, note.anchor) for note in file.notes() if note.chain == chain)
+    _compare(chains, found, told, whose="the anchor file says that at {}")
+    return AnchorReport(num_agreeing=found.num_agreeing, newest_seq=found.newest_seq, contradiction=found.first)
+
+
+class AnchorKeeper:
+    """Notes in a file where each chain stands, whenever one has gone on."""
+
+    def __init__(self, *, chains: ChainHeads, file: AnchorNotes) -> None:
+        self._chains = chains
+        self._file = file
+        self._noted: dict[str, Anchor] = {}
+
+    def run_once(self) -> None:
+        """Note the chains that have gone on since the last time; after a restart, all of them."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        heads = {
+            chain: Anchor(seq=seq, hash=digest)
+            for chain in self._chains.chains()
+            for seq, digest in [self._chains.head(chain)]
+            if seq > 0
+        }
+        new = {chain: anchor for chain, anchor in heads.items() if self._noted.get(chain) != anchor}
+        if new:
+            self._file.append(AnchorNote(at=at, chain=chain, anchor=anchor) for chain, anchor in new.items())
+            self._noted |= new
+
+
+class ChainHeads(Protocol):
+    """Where the chains stand now."""
+
+    def chains(self) -> tuple[str, ...]:
+        """Return the names of all chains."""
+
+    def head(self, chain: str) -> tuple[int, str]:
+        """Return place and hash of the newest line; 0 for an empty chain."""
+
+
+def _compare(
+    chains: AnchoredChains, found: _Findings, anchors: Iterable[tuple[object, Anchor | None]], *, whose: str
+) -> None:
+    told = ((said_by, anchor) for said_by, anchor in anchors if anchor is not None and anchor.seq > 0)
+    while page := list(islice(told, PAGE)):
+        hashes = chains.hashes(found.chain, sorted({anchor.seq for _, anchor in page}))
+        for said_by, anchor in page:
+            found.compare(anchor, hashes.get(anchor.seq), said_by=whose.format(said_by))
 
 
 @dataclass(slots=True)
@@ -99,7 +170,7 @@ class _Findings:
             self.newest_seq = max(self.newest_seq, anchor.seq)
             return
         has = "it is missing" if found is None else f"it has {found[:12]}"
-        reason = f"{said_by} was registered when this line had the hash {anchor.hash[:12]}, and now {has}"
+        reason = f"{said_by} this line had the hash {anchor.hash[:12]}, and now {has}"
         self.note(ChainBreak(chain=self.chain, seq=anchor.seq, reason=reason))
 
     def note(self, one: ChainBreak | None) -> None:
