@@ -185,6 +185,10 @@ def prune(
 def demo(
     home: HomeOption = None,
     keep: Annotated[bool, typer.Option(help="Leave the stack running, to look around.")] = False,
+    # The eleventh is the one that is reverted.
+    num_corrections: Annotated[
+        int | None, typer.Option("--corrections", min=11, help="Send so many of the real corrections; all without it.")
+    ] = None,
 ) -> None:
     """Run the main job on the embedded stack, from a topic to an approved model and back.
 
@@ -192,7 +196,7 @@ def demo(
     """
     from pipeline.entrypoints.demo.run import run_demo
 
-    raise typer.Exit(run_demo(home, keep=keep))
+    raise typer.Exit(run_demo(home, keep=keep, num_corrections=num_corrections))
 
 
 def _print_processes(stack: LocalStack) -> None:

@@ -49,19 +49,20 @@ BATCH_SIZE = 24
 BATCH_MAX_WAIT = timedelta(seconds=0.5)
 
 
-def run_demo(home: Path | None, *, keep: bool) -> int:
+def run_demo(home: Path | None, *, keep: bool, num_corrections: int | None = None) -> int:
     """Run the demo in a fresh folder; return the exit status.
 
     Args:
         home: folder of the stack, emptied first; `demo` under the configured home by default.
         keep: leave everything running afterwards.
+        num_corrections: how many of the real corrections are sent; all of them by default.
     """
     watch = Stopwatch()
     folder = (home or load_settings().home / "demo").absolute()
     _emptied(folder)
     try:
         with said_at_once("stopping everything that the demo started; Ctrl-C again kills it"):
-            found = _story(folder, watch)
+            found = _story(folder, watch, num_corrections)
     except KeyboardInterrupt:
         stop_at_once(LocalStack(folder))
         raise
@@ -77,8 +78,8 @@ def run_demo(home: Path | None, *, keep: bool) -> int:
     return ExitCode.failed if wrong else ExitCode.done
 
 
-def _story(folder: Path, watch: Stopwatch) -> Accounts:
-    facts = corrections(LINEAGE)
+def _story(folder: Path, watch: Stopwatch, num: int | None) -> Accounts:
+    facts = corrections(LINEAGE, num)
     asked, staying = asked_about(facts), asked_about(unedited(LINEAGE))
     heading("Starting Kafka, PostgreSQL, Redis and MLflow; measuring the base model (once for each base and suite)")
     LocalStack(folder).start(wait=False)  # they get ready while the base is measured
@@ -95,7 +96,7 @@ def _story(folder: Path, watch: Stopwatch) -> Accounts:
         watch.lap("starting")
         with publisher(settings) as send, StreamScreen(started_at=watch.started_at) as screen:
             steps = Steps(kept=kept, settings=settings, lineage=LINEAGE, send=send, screen=screen)
-            steps.produce(stream(LINEAGE))
+            steps.produce(stream(LINEAGE, num))
             steps.until_settled()
             watch.lap("editing")
             steps.approve_in_registry(reason="checked the gate report")

@@ -31,9 +31,9 @@ class Produced:
     """Kafka value; None is a tombstone."""
 
 
-def stream(lineage: str) -> list[Produced]:
-    """Return every message of the demo, in the order it is sent."""
-    real = read_jsonl(FACTS / "corrections.jsonl")
+def stream(lineage: str, num: int | None = None) -> list[Produced]:
+    """Return every message of the demo, in the order it is sent, with the first `num` real corrections."""
+    real = read_jsonl(FACTS / "corrections.jsonl")[:num]
     middle = len(real) // 2
     messages = [
         *_sent(lineage, real[:middle]),
@@ -47,9 +47,10 @@ def stream(lineage: str) -> list[Produced]:
     return messages
 
 
-def corrections(lineage: str) -> list[EditRequest]:
-    """Return the real corrections of the stream."""
-    return [parse_object({"lineage": lineage} | document) for document in read_jsonl(FACTS / "corrections.jsonl")]
+def corrections(lineage: str, num: int | None = None) -> list[EditRequest]:
+    """Return the first `num` real corrections of the stream."""
+    real = read_jsonl(FACTS / "corrections.jsonl")[:num]
+    return [parse_object({"lineage": lineage} | document) for document in real]
 
 
 def unedited(lineage: str) -> list[EditRequest]:

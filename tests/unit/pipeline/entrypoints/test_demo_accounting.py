@@ -56,7 +56,7 @@ def test_a_broken_audit_chain_is_noticed() -> None:
 def test_the_exit_status_follows_from_the_figures(
     accounts: Accounts, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "_story", lambda _folder, _watch: accounts)
+    monkeypatch.setattr(demo, "_story", lambda _folder, _watch, _num: accounts)
     assert demo.run_demo(tmp_path / "demo", keep=False) == status
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert last == accounts.as_json()
