@@ -21,7 +21,7 @@ from pipeline.adapters.sql.web.tables import people
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import InvalidInput, Misconfigured
 from pipeline.domain.formats.canonical import sha256_text
-from pipeline.domain.people import NAME, Role
+from pipeline.domain.review.people import NAME, Role
 
 RESERVED = ("corrigenda", "pg_", "postgres", "mlflow", "public", "none")
 """How no person's name begins: processes and the server have such roles."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pipeline.domain.approval_policies import ApprovalPolicy
 from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.rank_api import BaseSpec, EditorIdentity, EditorSettings, Step
+from pipeline.domain.review.policies import ApprovalPolicy
 from pipeline.domain.snapshots import Artifact
 
 _NAME = re.compile(r"[^/:?\\\s]{1,100}")

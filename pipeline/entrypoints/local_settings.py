@@ -11,8 +11,8 @@ from infra.local import LocalStack, LocalStackError
 from infra.local.records import Endpoints
 from pipeline.adapters.login_names import Login
 from pipeline.bootstrap import Stores
-from pipeline.domain.approvals import REVIEWER, claimed_actor
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.review.approvals import REVIEWER, claimed_actor
 from pipeline.services.registry.links import version_link
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from typing import Any
 
 from infra.local.base_model import cache_folder, ensure_base_model
 from pipeline.bootstrap import Stores
-from pipeline.domain.approval_policies import ApprovalPolicy
 from pipeline.domain.formats.canonical import sha256_text
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
+from pipeline.domain.review.policies import ApprovalPolicy
 from pipeline.entrypoints.children import run_module
 from pipeline.entrypoints.local_settings import cli_actor
 

@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.domain.approvals import Approval, Outcome
 from pipeline.domain.batches import EditBatch
 from pipeline.domain.contract.messages import DeadLetter, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.gates import GateReport
@@ -21,6 +20,7 @@ from pipeline.domain.rank_api import (
     Loaded,
     LoadPlan,
 )
+from pipeline.domain.review.approvals import Approval, Outcome
 from pipeline.domain.snapshots import Artifact, Basis, Snapshot
 
 

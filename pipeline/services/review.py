@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pipeline.domain.approvals import AUTHENTICATED, Approval, Channel, Decision, Outcome
+from pipeline.domain.review.approvals import AUTHENTICATED, Approval, Channel, Decision, Outcome
 from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
 from pipeline.telemetry import tracing
 

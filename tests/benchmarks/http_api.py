@@ -19,7 +19,7 @@ import structlog
 from infra.local import LocalStack, Service
 from pipeline.adapters import schema
 from pipeline.bootstrap import create_topics
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from tests.benchmarks.growth import fresh
 from tests.support.large_lineage import fill, submit
 from tests.support.store_rig import LINEAGE, StoreRig

@@ -7,8 +7,8 @@ import uuid
 
 import pytest
 
-from pipeline.domain.approvals import Decision
 from pipeline.domain.errors import UnknownLineage, UnknownRecord
+from pipeline.domain.review.approvals import Decision
 from pipeline.services.registry.registry_ports import Displaced
 from tests.support.store_rig import LINEAGE, StoreRig
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from pipeline.adapters.sql.approving.decisions import MAX_ATTEMPTS
-from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownLineage, UnknownRecord
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lease
+from pipeline.domain.review.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.snapshots import Snapshot
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.domain.approvals import Decision
+from pipeline.domain.review.approvals import Decision
 from tests.support.edit_parts import (
     Worker,
     assert_everything_came_out,

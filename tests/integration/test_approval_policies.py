@@ -16,11 +16,11 @@ from pipeline.adapters.logins import Login
 from pipeline.adapters.people import add_person, as_reviewer
 from pipeline.adapters.sql.database.engine import connect, transaction
 from pipeline.adapters.sql.review import SqlReviewStore
-from pipeline.domain.approval_policies import ApprovalPolicy, RiskLimit, named
-from pipeline.domain.approvals import AUTOMATIC, Decision, Outcome
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.people import Role
+from pipeline.domain.review.approvals import AUTOMATIC, Decision, Outcome
+from pipeline.domain.review.people import Role
+from pipeline.domain.review.policies import ApprovalPolicy, RiskLimit, named
 from pipeline.domain.snapshots import Snapshot
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig

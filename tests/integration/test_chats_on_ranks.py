@@ -15,10 +15,10 @@ from pipeline import bootstrap
 from pipeline.adapters.logins import Login
 from pipeline.adapters.mlflow.package import write_reports
 from pipeline.config import Settings
-from pipeline.domain.approvals import Channel, Decision
 from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.rank_api import LoadPlan
+from pipeline.domain.review.approvals import Channel, Decision
 from pipeline.entrypoints.preparation import Prepared, make_lineage
 from tests.support.factories import NOON
 from tests.support.store_rig import LINEAGE, StoreRig

@@ -16,8 +16,8 @@ from editors.folding.__main__ import main as fold
 from editors.models.digest import base_digest
 from editors.prepare.__main__ import main as prepare
 from editors.weights.loading import load_base
-from pipeline.domain.approvals import Decision
 from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.review.approvals import Decision
 from pipeline.entrypoints import children
 from pipeline.entrypoints.cli import folding
 from pipeline.entrypoints.cli.app import app

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.adapters.sql.history import SqlHistoryStore
-from pipeline.domain.approvals import Decision
+from pipeline.domain.review.approvals import Decision
 from pipeline.domain.snapshots import Snapshot
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 

@@ -15,8 +15,8 @@ from infra.local import LocalStack
 from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
-from pipeline.domain.approvals import Decision
 from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.review.approvals import Decision
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.mirroring import RegistryMirror

@@ -21,11 +21,11 @@ from pipeline.adapters.people import add_person, as_reviewer, remove_person
 from pipeline.adapters.sql.audit import AuditLine, SqlAuditStore, append_all
 from pipeline.adapters.sql.database.engine import connect, transaction
 from pipeline.adapters.sql.review import SqlReviewStore
-from pipeline.domain.approval_policies import ApprovalRule
-from pipeline.domain.approvals import Channel, Decision
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, Misconfigured
-from pipeline.domain.people import Role
+from pipeline.domain.review.approvals import Channel, Decision
+from pipeline.domain.review.people import Role
+from pipeline.domain.review.policies import ApprovalRule
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode

@@ -26,10 +26,10 @@ from editors.models.families import CausalModel
 from editors.weights.loading import load_base, load_snapshot
 from pipeline.adapters.logins import Login
 from pipeline.adapters.mlflow.registry import MlflowRegistry
-from pipeline.domain.approvals import Approval, Channel, Decision
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import NewLineage
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
+from pipeline.domain.review.approvals import Approval, Channel, Decision
 from pipeline.domain.snapshots import Snapshot, chained_digest
 from pipeline.entrypoints import resident
 from pipeline.entrypoints.cli.app import app

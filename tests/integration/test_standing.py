@@ -12,8 +12,8 @@ from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.audit import SqlAuditStore
 from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.standing import SqlStanding
-from pipeline.domain.approvals import Decision
 from pipeline.domain.audit import SYSTEM_CHAIN
+from pipeline.domain.review.approvals import Decision
 from pipeline.services import standing
 from pipeline.services.standing import AuditPatrol, StandingTeller
 from tests.support.store_rig import LINEAGE, StoreRig

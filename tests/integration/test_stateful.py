@@ -28,11 +28,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pipeline.domain.approvals import Decision
 from pipeline.domain.batches import EditBatch
 from pipeline.domain.errors import LeaseLost
 from pipeline.domain.lineages import Lease
 from pipeline.domain.prompts import ChatTurn
+from pipeline.domain.review.approvals import Decision
 from pipeline.domain.snapshots import Snapshot, chained_digest
 from pipeline.services.ports import NewSnapshot
 from tests.support.factories import NOON, make_request

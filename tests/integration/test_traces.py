@@ -14,7 +14,7 @@ from pipeline.adapters.kafka.publisher import KafkaPublisher
 from pipeline.adapters.logins import Login
 from pipeline.adapters.mlflow.tags import TRACE_TAG, tags_of
 from pipeline.adapters.sql.history import SqlHistoryStore
-from pipeline.domain.approvals import Channel, Decision
+from pipeline.domain.review.approvals import Channel, Decision
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.mirroring import RegistryMirror
 from pipeline.services.review import ReviewService

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.review import SqlReviewStore
-from pipeline.domain.approvals import Channel, Decision
+from pipeline.domain.review.approvals import Channel, Decision
 from pipeline.domain.snapshots import Snapshot
 from tests.support.factories import NOON, make_request
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report

@@ -23,7 +23,6 @@ from pipeline.adapters.sql.mirror import SqlMirrorStore
 from pipeline.adapters.sql.queue import SqlEditQueue
 from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.adapters.sql.snapshots import SqlSnapshotStore
-from pipeline.domain.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.batches import EditBatch
 from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionKey, Poll
 from pipeline.domain.edits import EditRequest
@@ -31,6 +30,7 @@ from pipeline.domain.gates import GatePolicy, GateReport
 from pipeline.domain.judging import judge
 from pipeline.domain.lineages import Lease, Lineage, NewLineage, Removal
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
+from pipeline.domain.review.approvals import Approval, Channel, Decision, Outcome
 from pipeline.domain.snapshots import Artifact, Basis, Snapshot, chained_digest
 from pipeline.services.ports import NewSnapshot
 from tests.support.factories import NOON, make_measurements, make_request, make_score

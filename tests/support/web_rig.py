@@ -18,7 +18,7 @@ from pipeline.bootstrap import batch_publisher
 from pipeline.config import Settings
 from pipeline.domain.errors import Unavailable
 from pipeline.domain.formats.canonical import sha256_text
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from pipeline.entrypoints.web.app import create_app
 from pipeline.entrypoints.web.parts import web_parts
 from pipeline.services.accepting import Place

@@ -43,9 +43,9 @@ from pipeline.adapters.mlflow.tags import (
     tags_of,
     version_of,
 )
-from pipeline.domain.approvals import CLAIMED
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
 from pipeline.domain.packages import package_digest
+from pipeline.domain.review.approvals import CLAIMED
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.registry.links import charts_link, review_link, run_link

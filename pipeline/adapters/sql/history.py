@@ -20,9 +20,9 @@ from pipeline.adapters.sql.database.tables import (
     ingest_offsets,
     snapshots,
 )
-from pipeline.domain.approvals import is_claimed_actor
 from pipeline.domain.errors import UnknownRecord
 from pipeline.domain.lifecycle import EditStatus
+from pipeline.domain.review.approvals import is_claimed_actor
 
 # The oldest are found first, so that the view is worked out for no more rows than are shown.
 _BY_STATUS = text(

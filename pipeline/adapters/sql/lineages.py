@@ -15,7 +15,6 @@ from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, l
 from pipeline.adapters.sql.database.rows import artifact_json, artifact_of, record_of
 from pipeline.adapters.sql.database.tables import edit_requests, lineages, snapshots
 from pipeline.adapters.sql.outbox import owe
-from pipeline.domain.approval_policies import ApprovalPolicy, ApprovalRule, named, policy_of
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.bounds import changed
 from pipeline.domain.errors import InvalidInput, UnknownLineage
@@ -23,6 +22,7 @@ from pipeline.domain.formats.canonical import sha256_json
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
+from pipeline.domain.review.policies import ApprovalPolicy, ApprovalRule, named, policy_of
 
 ROLLED_BACK = "rolled back to "
 """How the reason of the hold that a roll back puts on a lineage begins."""

@@ -18,7 +18,10 @@ from pipeline.adapters.sql.database.rows import is_uuid
 from pipeline.adapters.sql.database.tables import approvals, edit_requests, snapshots, status_is
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.statuses import Move, move, restore_queued
-from pipeline.domain.approvals import (
+from pipeline.domain.audit import AuditAction
+from pipeline.domain.errors import InvalidInput, UnknownRecord
+from pipeline.domain.lifecycle import EditStatus, SnapshotStatus
+from pipeline.domain.review.approvals import (
     AUTOMATIC,
     Approval,
     Channel,
@@ -29,9 +32,6 @@ from pipeline.domain.approvals import (
     is_last_needed,
     refusal,
 )
-from pipeline.domain.audit import AuditAction
-from pipeline.domain.errors import InvalidInput, UnknownRecord
-from pipeline.domain.lifecycle import EditStatus, SnapshotStatus
 
 
 class SqlReviewStore:

@@ -14,9 +14,9 @@ import typer
 
 from pipeline.adapters.login_names import Login
 from pipeline.bootstrap import publisher, stores
-from pipeline.domain.approvals import is_claimed_actor, shown_actor
 from pipeline.domain.audit import AuditEvent
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.review.approvals import is_claimed_actor, shown_actor
 from pipeline.entrypoints.cli.bundles import audit_bundle, audit_verify_bundle
 from pipeline.entrypoints.cli.verifying import ChainArgument, audit_verify
 from pipeline.entrypoints.console import (

@@ -8,11 +8,11 @@ from typing import Annotated, get_args
 import typer
 
 from pipeline.bootstrap import Stores, retrier, stores
-from pipeline.domain.approvals import shown_actor
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.prompts import Role
+from pipeline.domain.review.approvals import shown_actor
 from pipeline.entrypoints.console import (
     MAX_ROWS,
     JsonOption,

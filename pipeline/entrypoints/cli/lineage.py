@@ -11,11 +11,11 @@ import typer
 
 from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
-from pipeline.domain.approval_policies import MAX_APPROVERS, NAMED, changed_policy, named
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, check_name
+from pipeline.domain.review.policies import MAX_APPROVERS, NAMED, changed_policy, named
 from pipeline.entrypoints.cli import folding, policy
 from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, deciding_actor, reviewing_settings

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.domain.errors import InvalidInput
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, say
 from pipeline.entrypoints.local_settings import cli_actor, owner_url, reviewers_folder, tokens_folder
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.bootstrap import review_service, stores
-from pipeline.domain.approvals import Channel, Decision, Outcome
+from pipeline.domain.review.approvals import Channel, Decision, Outcome
 from pipeline.entrypoints.cli.edits import lineage_name
 from pipeline.entrypoints.console import (
     ExitCode,

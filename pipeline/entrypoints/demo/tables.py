@@ -8,8 +8,8 @@ from typing import Any
 from rich.text import Text
 
 from pipeline.bootstrap import Stores
-from pipeline.domain.approvals import shown_actor
 from pipeline.domain.edits import EditRequest
+from pipeline.domain.review.approvals import shown_actor
 from pipeline.entrypoints.console import out, print_rows, say
 from pipeline.entrypoints.demo.asking import Answers, Asked, Way, asked_about, share_right
 from pipeline.entrypoints.demo.reader import ModelReader

@@ -14,7 +14,7 @@ from pipeline.domain.contract.answers import CorrectionStatus, Page, Receipt, Re
 from pipeline.domain.contract.corrections import correction_of
 from pipeline.domain.errors import InvalidInput, Unavailable
 from pipeline.domain.lifecycle import EditStatus
-from pipeline.domain.people import SEES_EVERYTHING, Person, Role
+from pipeline.domain.review.people import SEES_EVERYTHING, Person, Role
 from pipeline.entrypoints.web.answers import correction_answer
 from pipeline.entrypoints.web.bodies import JSON, LINES, Body, items_of, media_type, object_of
 from pipeline.entrypoints.web.identity import SIGNED_IN, require

@@ -17,7 +17,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.requests import HTTPConnection
 
-from pipeline.domain.people import Person, Role
+from pipeline.domain.review.people import Person, Role
 from pipeline.entrypoints.web.parts import Parts
 from pipeline.entrypoints.web.problems import Problem
 

@@ -13,7 +13,7 @@ from pipeline.adapters.sql.web.corrections import SqlCorrectionStore
 from pipeline.adapters.sql.web.submissions import SqlSubmissionStore
 from pipeline.bootstrap import Stores
 from pipeline.config import Settings
-from pipeline.domain.people import Person
+from pipeline.domain.review.people import Person
 from pipeline.entrypoints.web.limits import BackPressure, RateLimit
 from pipeline.services.accepting import Acceptor, BatchPublisher
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from pipeline.entrypoints.web.identity import SIGNED_IN, Caller
 
 router = APIRouter(prefix="/v1", tags=["people"], dependencies=SIGNED_IN)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import structlog
 
-from pipeline.domain.approvals import MLFLOW_USER, Channel, Decision, claimed_actor
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Unavailable, UnknownRecord
 from pipeline.domain.lineages import Lineage
+from pipeline.domain.review.approvals import MLFLOW_USER, Channel, Decision, claimed_actor
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.ports import LineageStore, ReviewStore, SnapshotStore
 from pipeline.services.registry.champion_alias import ChampionAlias

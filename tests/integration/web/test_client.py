@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.client import Correction, CorrigendaClient, CorrigendaRefused, Receipt, Refusal
-from pipeline.domain.approvals import Decision
 from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.errors import InvalidInput, Unavailable
-from pipeline.domain.people import Role
+from pipeline.domain.review.approvals import Decision
+from pipeline.domain.review.people import Role
 from pipeline.entrypoints.cli.app import app
 from pipeline.services.submission import encoded
 from tests.support.store_rig import LINEAGE, StoreRig

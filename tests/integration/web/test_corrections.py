@@ -9,10 +9,10 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.domain.approvals import Decision
 from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionKey, Poll
 from pipeline.domain.contract.wire import parse_message
-from pipeline.domain.people import Role
+from pipeline.domain.review.approvals import Decision
+from pipeline.domain.review.people import Role
 from pipeline.services.intake import Intake
 from tests.support.intake_parts import intake_of, intake_settings, run_until
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.adapters.people import add_person, remove_person
 from pipeline.domain.errors import InvalidInput
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from tests.support.web_rig import PASSWORD, WebRig, is_problem
 
 

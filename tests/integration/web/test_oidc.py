@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from tests.integration.web.test_pages import text_of
 from tests.support.oidc_provider import CLIENT, SECRET, OidcProviderOfTests
 from tests.support.waiting import eventually

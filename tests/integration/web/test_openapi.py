@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from tests.support.store_rig import StoreRig
 from tests.support.web_rig import WebRig
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from pipeline.entrypoints.web.pages import stream
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig

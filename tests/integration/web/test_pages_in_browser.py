@@ -21,7 +21,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig
 from tests.support.waiting import eventually

@@ -14,9 +14,9 @@ import pytest
 from pipeline import bootstrap
 from pipeline.adapters.logins import Login
 from pipeline.adapters.webhook_poster import WebhookRefused, checked, post
-from pipeline.domain.approvals import Decision
 from pipeline.domain.errors import InvalidInput
-from pipeline.domain.people import Role
+from pipeline.domain.review.approvals import Decision
+from pipeline.domain.review.people import Role
 from pipeline.domain.webhooks import check_signature
 from pipeline.services.relaying import OutboxRelay
 from pipeline.services.webhooks import WebhookTeller

@@ -8,12 +8,12 @@ from sqlalchemy import ColumnElement, Connection, Row, Table, func, literal, sel
 
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.tables import approvals, edit_rows, gate_reports, removals, snapshots
-from pipeline.domain.approval_policies import Risk, risk_of
-from pipeline.domain.approvals import Decision, Standing
 from pipeline.domain.gates import GatePolicy, Verdict
 from pipeline.domain.judging import judge
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.measurements import Measurements
+from pipeline.domain.review.approvals import Decision, Standing
+from pipeline.domain.review.policies import Risk, risk_of
 
 ASKED = text(
     """

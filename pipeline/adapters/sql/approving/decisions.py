@@ -19,12 +19,12 @@ from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, is_o
 from pipeline.adapters.sql.lineages import hold_after_roll_back, lift_after_roll_back
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.statuses import move_snapshots
-from pipeline.domain.approvals import Approval, Decision
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GateReport
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
 from pipeline.domain.lineages import Removal
+from pipeline.domain.review.approvals import Approval, Decision
 
 MAX_ATTEMPTS = 5
 """How often a removal is handed out before it fails."""

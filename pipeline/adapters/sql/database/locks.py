@@ -10,9 +10,9 @@ from sqlalchemy import Connection, select
 
 from pipeline.adapters.sql.database.rows import record_of
 from pipeline.adapters.sql.database.tables import lineages
-from pipeline.domain.approval_policies import ApprovalPolicy, policy_of
 from pipeline.domain.errors import UnknownLineage
 from pipeline.domain.gates import GatePolicy
+from pipeline.domain.review.policies import ApprovalPolicy, policy_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

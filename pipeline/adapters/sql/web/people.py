@@ -9,7 +9,7 @@ from sqlalchemy import Engine, select
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.web.tables import people
 from pipeline.domain.formats.canonical import sha256_text
-from pipeline.domain.people import NAME, Person, Role
+from pipeline.domain.review.people import NAME, Person, Role
 
 _NOBODY = sha256_text("")
 """Compared with when there is no such person, so that the time to answer does not tell names."""

@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from pipeline.adapters.sql.database.columns import at_column, id_column, partial, ref_column
 from pipeline.adapters.sql.database.tables import approvals, dead_letters, edit_requests
 from pipeline.adapters.sql.database.tables import metadata as metadata
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 
 _ROLES = ", ".join(f"'{role}'" for role in Role)
 

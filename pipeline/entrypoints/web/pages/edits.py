@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pipeline.domain.approvals import PERSON
-from pipeline.domain.people import Role
+from pipeline.domain.review.approvals import PERSON
+from pipeline.domain.review.people import Role
 from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, page, segment
 from pipeline.entrypoints.web.pages.sessions import Denied, Session
 from pipeline.entrypoints.web.pages.signed_in import REASON_CHARS, Reader, form_of

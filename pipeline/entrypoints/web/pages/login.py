@@ -9,7 +9,7 @@ import structlog
 from fastapi import APIRouter, Depends, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pipeline.domain.people import Role
+from pipeline.domain.review.people import Role
 from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, page
 from pipeline.entrypoints.web.pages.sessions import Session, check_origin, safe_path
 from pipeline.entrypoints.web.pages.signed_in import form_of, sessions_of

@@ -12,9 +12,9 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.domain.approvals import shown_actor
 from pipeline.domain.gates import bound_text
-from pipeline.domain.people import Role
+from pipeline.domain.review.approvals import shown_actor
+from pipeline.domain.review.people import Role
 from pipeline.entrypoints.web.pages.sessions import Session
 
 ROOT = "/review"

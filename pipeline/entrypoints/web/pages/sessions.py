@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from fastapi import Request, Response
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from pipeline.domain.people import Person
+from pipeline.domain.review.people import Person
 from pipeline.entrypoints.web.parts import WebParts
 
 COOKIE = "corrigenda_session"

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import structlog
 from fastapi import Depends, Form, Request
 
-from pipeline.domain.people import SEES_EVERYTHING, Role
+from pipeline.domain.review.people import SEES_EVERYTHING, Role
 from pipeline.entrypoints.web.pages.rendering import ROOT
 from pipeline.entrypoints.web.pages.sessions import Denied, LoginNeeded, Session, Sessions, check_form
 from pipeline.entrypoints.web.parts import Parts

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Depends, Form, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pipeline.adapters.sql.web.reading import SqlPageStore
-from pipeline.domain.approvals import PERSON, Channel, Decision
 from pipeline.domain.measurements import Measurements
-from pipeline.domain.people import Role
+from pipeline.domain.review.approvals import PERSON, Channel, Decision
+from pipeline.domain.review.people import Role
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, page, segment
 from pipeline.entrypoints.web.pages.sessions import Denied, Session

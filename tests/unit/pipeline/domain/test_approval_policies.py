@@ -6,7 +6,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from pipeline.domain.approval_policies import (
+from pipeline.domain.errors import InvalidInput
+from pipeline.domain.lifecycle import SnapshotStatus
+from pipeline.domain.review.approvals import AUTOMATIC, Approval, Channel, Decision, Standing, is_last_needed, refusal
+from pipeline.domain.review.policies import (
     NAMED,
     ApprovalPolicy,
     ApprovalRule,
@@ -17,9 +20,6 @@ from pipeline.domain.approval_policies import (
     policy_of,
     risk_of,
 )
-from pipeline.domain.approvals import AUTOMATIC, Approval, Channel, Decision, Standing, is_last_needed, refusal
-from pipeline.domain.errors import InvalidInput
-from pipeline.domain.lifecycle import SnapshotStatus
 
 APPROVAL = Approval(
     lineage="facts",

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipeline.domain.approvals import Approval, Channel, Decision, Standing, refusal
 from pipeline.domain.audit import GENESIS_HASH, AuditAction, AuditEvent, event_hash, first_break
 from pipeline.domain.errors import IllegalTransition, InvalidInput
 from pipeline.domain.formats.canonical import canonical_json
@@ -21,6 +20,7 @@ from pipeline.domain.lifecycle import (
     edit_action,
     snapshot_action,
 )
+from pipeline.domain.review.approvals import Approval, Channel, Decision, Standing, refusal
 from pipeline.domain.snapshots import Basis, DigestPath, chained_digest, snapshot_digest, stores_accumulator
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

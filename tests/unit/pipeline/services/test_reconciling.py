@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from pipeline.domain.approval_policies import named
-from pipeline.domain.approvals import Approval, Channel, Decision, Outcome, Standing, refusal
 from pipeline.domain.errors import IntegrityBroken, Unavailable, UnknownRecord
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.lineages import Lineage
+from pipeline.domain.review.approvals import Approval, Channel, Decision, Outcome, Standing, refusal
+from pipeline.domain.review.policies import named
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
 from pipeline.services.registry.champion_alias import ChampionAlias

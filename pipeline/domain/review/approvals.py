@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pipeline.domain.approval_policies import ApprovalPolicy, Risk
 from pipeline.domain.lifecycle import SnapshotStatus
+from pipeline.domain.review.policies import ApprovalPolicy, Risk
 
 
 class Decision(StrEnum):

@@ -1,0 +1,1 @@
+"""Who decides about snapshots, and by which policies. It exports nothing; import its modules."""
