@@ -11,7 +11,7 @@ import pytest
 
 from infra.local.recipe import program
 from pipeline.adapters import schema
-from pipeline.domain.approvals import Decision
+from pipeline.domain.review.approvals import Decision
 from tests.support.store_rig import LINEAGE, StoreRig
 
 LAST_RELEASE = "0013"

@@ -80,7 +80,7 @@ def test_a_rejected_edit_shows_what_was_measured(rig: StoreRig) -> None:
     found = row(rig, edit_id)
     assert (found["state"], found["reason"], found["batch_outcome"]) == ("rejected", "not the argmax", "rejected")
     assert (found["gate_verdict"], found["gate_passed"], found["snapshot_id"]) == ("failed", False, None)
-    assert "argmax" in found["gate_reason"]
+    assert "the model answers" in found["gate_reason"]
 
 
 def test_a_reverted_edit_is_live_until_the_removal_is_approved(rig: StoreRig) -> None:
