@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy import Connection, Row, Select, func, select, text
 
 from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, gate_reports, snapshots
 from pipeline.domain.lifecycle import SnapshotStatus
@@ -21,6 +21,20 @@ TREND = 50
 """Snapshots that a lineage's plot goes back."""
 EXAMPLES = 2
 """Edits that are named of each snapshot that goes live too."""
+# One statement for all of them: a page costs the same however many wait.
+_WAITING = text(
+    """
+    SELECT s.seq, s.registry_version,
+        (SELECT count(*) FROM edit_rows r WHERE r.snapshot_id = s.snapshot_id) AS num_edits,
+        ARRAY(
+            SELECT e.prompt || ' ' || e.target_new FROM edit_rows r JOIN edit_requests e USING (edit_id)
+            WHERE r.snapshot_id = s.snapshot_id ORDER BY r.place LIMIT :examples
+        ) AS edits
+    FROM snapshots s
+    WHERE s.lineage_id = :lineage_id AND s.seq > :champion_seq AND s.seq < :seq AND s.status = 'candidate'
+    ORDER BY s.seq DESC LIMIT :most
+    """
+)
 
 
 def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int) -> Surroundings:
@@ -37,7 +51,6 @@ def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int)
         & (snapshots.c.seq < row.seq)
         & (snapshots.c.status == SnapshotStatus.candidate)
     )
-    waiting = connection.execute(select(snapshots).where(is_waiting).order_by(snapshots.c.seq.desc()).limit(MOST)).all()
     is_brought = snapshots.c.snapshot_id == edit_rows.c.snapshot_id
     is_gone = (edit_rows.c.lineage_id == row.lineage_id) & (edit_rows.c.until_seq == row.seq)
     gone = (
@@ -53,7 +66,7 @@ def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int)
         .where(edit_rows.c.snapshot_id == row.snapshot_id)
     )
     return Surroundings(
-        waiting=tuple(_waiting(connection, one) for one in reversed(waiting)),
+        waiting=_waiting(connection, row, champion_seq),
         num_waiting=_count(connection, select(snapshots.c.seq).where(is_waiting)),
         num_waiting_edits=_count(connection, select(edit_rows.c.place).join(snapshots, is_brought).where(is_waiting)),
         gone=tuple(f"{one.request_id}: {one.prompt} {one.target_new}" for one in connection.execute(gone.limit(MOST))),
@@ -69,20 +82,12 @@ def _count(connection: Connection, query: Select[Any]) -> int:
     return connection.scalar(select(func.count()).select_from(query.limit(COUNTED).subquery())) or 0
 
 
-def _waiting(connection: Connection, row: Row[Any]) -> Waiting:
-    is_its = edit_rows.c.snapshot_id == row.snapshot_id
-    asked = (
-        select(edit_requests.c.prompt, edit_requests.c.target_new)
-        .join(edit_rows, edit_rows.c.edit_id == edit_requests.c.edit_id)
-        .where(is_its)
-        .order_by(edit_rows.c.place)
-        .limit(EXAMPLES)
-    )
-    return Waiting(
-        seq=row.seq,
-        version=row.registry_version,
-        num_edits=connection.scalar(select(func.count()).select_from(edit_rows).where(is_its)) or 0,
-        edits=tuple(f"{one.prompt} {one.target_new}" for one in connection.execute(asked)),
+def _waiting(connection: Connection, row: Row[Any], champion_seq: int) -> tuple[Waiting, ...]:
+    between = {"lineage_id": row.lineage_id, "champion_seq": champion_seq, "seq": row.seq}
+    found = connection.execute(_WAITING, between | {"most": MOST, "examples": EXAMPLES})
+    return tuple(
+        Waiting(seq=one.seq, version=one.registry_version, num_edits=one.num_edits, edits=tuple(one.edits))
+        for one in reversed(found.all())
     )
 
 
