@@ -23,6 +23,7 @@ def main() -> None:
     for process in LOGINS:
         login = f"corrigenda_{process}:{secrets.token_urlsafe(24)}"
         _keep(f"{process}_database_url", f"postgresql://{login}@postgres:5432/corrigenda")
+    _keep("corrigenda_web_session_key", secrets.token_urlsafe(32))
     _keep("mlflow_forms_key", secrets.token_urlsafe(24))
     _keep("mlflow_password", secrets.token_urlsafe(24))
     s3 = _keep("s3_credentials", _credentials(secrets.token_hex(10), secrets.token_urlsafe(30)))

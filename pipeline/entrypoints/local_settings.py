@@ -89,7 +89,10 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 def serving_environment(settings: Settings) -> dict[str, str]:
     """Return the variables of a process that serves models: where it reads, and no login that writes anything."""
-    wanted = ("home", "database_url", "database_role", "mlflow_uri", "mlflow_username", "mlflow_password", "log_format")
+    wanted = (
+        *("home", "database_url", "database_role", "mlflow_uri", "mlflow_username", "mlflow_password"),
+        *("log_format", "traces_endpoint"),
+    )
     every = environment_of(settings)
     return {name: every[name] for name in (f"CORRIGENDA_{one.upper()}" for one in wanted) if name in every}
 

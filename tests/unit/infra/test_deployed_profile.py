@@ -136,7 +136,8 @@ def test_values_are_valid_settings(services: dict[str, dict[str, Any]]) -> None:
 def test_every_secret_file_of_ours_is_named_like_its_setting(services: dict[str, dict[str, Any]]) -> None:
     known = {f"corrigenda_{name}" for name in Settings.model_fields}
     ours = {secret for s in services.values() for secret in given_as(s) if secret.startswith("corrigenda")}
-    assert ours == {"corrigenda_database_url", "corrigenda_redis_url", "corrigenda_mlflow_password"}
+    passwords = {"corrigenda_mlflow_password", "corrigenda_web_session_key"}
+    assert ours == {"corrigenda_database_url", "corrigenda_redis_url", *passwords}
     assert ours <= known
 
 
@@ -157,6 +158,7 @@ def test_each_service_has_a_database_login_of_its_own_and_no_secret_of_another(
     for name in set(services) - {"migrate"}:
         own = {logins[name], "corrigenda_redis_url", "redis_password", "postgres_password", "mlflow_store_url"}
         own |= {"s3_credentials"} if name not in ("intake", "web", "serve") else {"serving_tokens"}
+        own |= {"corrigenda_web_session_key"} if name == "web" else set()
         own |= {"s3_identities"} if name == "objects" else {"grafana_password"} if name == "grafana" else set()
         own |= (
             {"mlflow_password", "mlflow_forms_key"} if name in ("mlflow", "control-worker", "cli", "serve") else set()
@@ -166,6 +168,13 @@ def test_each_service_has_a_database_login_of_its_own_and_no_secret_of_another(
     wanted = {"mlflow_store_url", "mlflow_password", "mlflow_forms_key", "s3_credentials"}
     assert set(given_as(services["mlflow"])) == wanted
     assert {f"{login.name}_database_url" for login in Login} <= set(given_as(services["migrate"]))
+
+
+def test_sessions_outlive_a_start_and_pages_link_where_browsers_are(services: dict[str, dict[str, Any]]) -> None:
+    assert "corrigenda_web_session_key" in given_as(services["web"])
+    for name in ("web", "control-worker"):
+        told = services[name]["environment"]["CORRIGENDA_WEB_PUBLIC_URL"]
+        assert told == "${WEB_PUBLIC_URL:-http://localhost:8080}", name
 
 
 def test_mlflow_lets_nobody_in_without_a_password_and_says_who_asks(services: dict[str, dict[str, Any]]) -> None:

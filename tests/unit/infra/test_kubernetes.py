@@ -163,6 +163,14 @@ def test_each_pod_logs_in_as_itself_and_sees_no_other_secret() -> None:
     assert ours <= {f"corrigenda_{name}" for name in Settings.model_fields}
 
 
+def test_every_replica_of_the_pages_knows_a_session_and_sends_it_over_tls_alone() -> None:
+    assert secret_files(pods()["web"])["corrigenda_web_session_key"] == ("web", "session-key")
+    assert "CORRIGENDA_WEB_PUBLIC_URL=https://" in (BASE / "settings.env").read_text()
+    for name in ("web", "control-worker"):
+        [container] = pods()[name]["spec"]["containers"]
+        assert {"configMapRef": {"name": "settings"}} in container["envFrom"], name
+
+
 def test_the_head_of_the_base_names_every_secret() -> None:
     head = (BASE / "kustomization.yaml").read_text().split("apiVersion")[0]
     used = {pair for pod in pods().values() for pair in secret_files(pod).values()}
@@ -192,6 +200,16 @@ def test_every_pod_has_a_policy_and_meets_those_it_talks_to() -> None:
         if peer.get("podSelector", {}).get("matchLabels") == {NAME: "mlflow"}
     }
     assert callers == to_mlflow == {"control-worker", "serve"}
+
+
+def test_what_is_outside_is_reached_by_those_that_ask_it() -> None:
+    """Receivers of webhooks and an OpenID Connect provider at 443, a collector of traces at 4318."""
+    anywhere = {
+        name: {port["port"] for rule in policy["spec"].get("egress", ()) if "to" not in rule for port in rule["ports"]}
+        for name, policy in of_kind("NetworkPolicy").items()
+    }
+    assert {name for name, ports in anywhere.items() if 443 in ports} == {"control-worker", "web"}
+    assert {name for name, ports in anywhere.items() if 4318 in ports} == set(LOGIN_OF) - {"migrate"}
 
 
 def test_budgets_and_services_select_pods_that_there_are() -> None:
