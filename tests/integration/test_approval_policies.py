@@ -176,6 +176,26 @@ def test_what_passes_its_gates_goes_live_by_itself_where_nobody_has_to_approve(
     assert (moved["channel"], moved["is_claimed"]) == ("policy", False)
 
 
+def test_after_a_roll_back_nothing_goes_live_by_itself_until_a_person_acts(
+    rig: StoreRig, control: SqlReviewStore
+) -> None:
+    rig.lineages.set_approval_policy(LINEAGE, named("gates_only"), actor="test")
+    first, _ = snapshot_of(rig, "r1"), control.approve_automatically(LINEAGE)
+    snapshot_of(rig, "r2")
+    control.approve_automatically(LINEAGE)
+    rig.submit(make_request("r3", prompt="The capital of r3 is"))
+    lease = rig.acquire()
+    batch = rig.claim(lease)
+    assert rig.decide(first, Decision.rolled_back).is_accepted
+    under_way = rig.snapshots.commit(lease, rig.new_snapshot(batch=batch))
+    assert control.approve_automatically(LINEAGE) is None
+    assert rig.lineage().champion_id == first.snapshot_id
+    assert str(rig.lineage().hold).startswith("rolled back to 1")
+    rig.lineages.resume(LINEAGE, actor="cli:ada")
+    assert control.approve_automatically(LINEAGE) is not None
+    assert rig.lineage().champion_id == under_way.snapshot_id
+
+
 def test_below_a_risk_nobody_is_asked_and_above_it_a_person_is(rig: StoreRig, control: SqlReviewStore) -> None:
     limit = RiskLimit(max_edits=2, min_locality=0.5, max_quality_loss=0.5)
     rig.lineages.set_approval_policy(LINEAGE, ApprovalPolicy(automatic_below=limit), actor="test")

@@ -69,16 +69,18 @@ class SqlReviewStore:
     def approve_automatically(self, lineage: str) -> Outcome | None:
         """Make the head live where the lineage's policy does that without a person; else return why it does not.
 
-        Nothing is recorded where a person has to decide. None where there is nothing to decide.
+        Nothing is recorded where a person has to decide. None where there is nothing to decide, and while the lineage
+        is held.
 
         Raises:
             UnknownLineage: if there is no such lineage.
         """
         with transaction(self._engine) as connection:
             on = lock_lineage(connection, lineage)
-            if not on.approval.is_automatic or on.head_id is None or on.head_id == on.champion_id:
+            # A held lineage waits for a person: what a batch under way commits after a roll back does not go live.
+            if not on.approval.is_automatic or on.hold is not None or on.head_id in (None, on.champion_id):
                 return None
-            row = _locked_snapshot(connection, on, on.head_id)
+            row = _locked_snapshot(connection, on, str(on.head_id))
             if row.status != SnapshotStatus.candidate:
                 return None
             approval = Approval(

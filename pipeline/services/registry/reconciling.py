@@ -73,7 +73,9 @@ class RegistryReconciler:
         """Let the head go live if the lineage's policy does that without a person; else say once why it does not."""
         name, policy = lineage.settings.name, lineage.settings.approval_policy
         seen = (lineage.head_id, lineage.champion_id, policy)
-        if not policy.is_automatic or lineage.head_id in (None, lineage.champion_id) or self._waiting.get(name) == seen:
+        if not policy.is_automatic or lineage.hold is not None or lineage.head_id in (None, lineage.champion_id):
+            return False
+        if self._waiting.get(name) == seen:
             return False
         version = self._snapshots.snapshot(name, str(lineage.head_id)).registry_version
         if version is None:
@@ -82,8 +84,8 @@ class RegistryReconciler:
         if outcome is not None and not outcome.is_accepted:
             self._registry.note(name, version, text=f"a person has to decide: {outcome.reason}")
             log.info("a person has to decide", lineage=name, version=version, reason=outcome.reason)
-        if outcome is None or not outcome.is_accepted:
             self._waiting[name] = seen
+        if outcome is None or not outcome.is_accepted:
             return False
         log.info("approved without a person", lineage=name, version=version)
         return True

@@ -590,6 +590,16 @@ def test_why_a_person_has_to_decide_is_said_once_on_the_version(world: World) ->
     assert world.books.automatic == []
 
 
+def test_a_held_lineage_is_looked_at_again_once_a_person_lifts_the_hold(world: World) -> None:
+    automatic(world, None, Outcome(is_accepted=True, reason=""))
+    assert world.reconciler.run_once() == 0  # the hold came between two looks
+    resumed = world.books.lineage_
+    world.books.lineage_ = replace(resumed, hold="rolled back to 1: no reason given")
+    assert [world.reconciler.run_once() for _ in range(2)] == [0, 0]
+    world.books.lineage_ = resumed
+    assert world.reconciler.run_once() == 1
+
+
 def test_nothing_goes_live_by_itself_before_it_has_a_page_or_where_people_decide(world: World) -> None:
     assert world.reconciler.run_once() == 0
     automatic(world)
