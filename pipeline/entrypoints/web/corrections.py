@@ -131,8 +131,7 @@ def _accept(
     request: Request,
 ) -> Response:
     parts.rate_limit.take(person.name, len(found))
-    named = {one["lineage"] for one in found if isinstance(one, Mapping) and isinstance(one.get("lineage"), str)}
-    parts.back_pressure.check(named & {*parts.submissions.lineage_names()})
+    parts.back_pressure.check(_lineages_of(found, parts.submissions.lineage_names()))
     traced = tracing.valid(request.headers.get("traceparent"))
     headers = [("traceparent", traced.encode())] if traced else []
     try:
@@ -147,6 +146,13 @@ def _accept(
         again = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=again) from error
     return _one(results[0]) if is_one else _several(results)
+
+
+def _lineages_of(found: Sequence[Mapping[str, Any] | InvalidInput], known: Sequence[str]) -> set[str]:
+    """Return the lineages that corrections are for; one that names none is for the only one there is."""
+    only = known[0] if len(known) == 1 else None
+    named = {one.get("lineage", only) for one in found if isinstance(one, Mapping)}
+    return {name for name in known if name in named}
 
 
 def _one(result: Result) -> Response:

@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from pipeline.domain.review.people import Role
+from pipeline.domain.review.policies import ApprovalPolicy
 from pipeline.entrypoints.web.pages import stream
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig
@@ -142,6 +143,34 @@ def test_a_decision_needs_a_reason_a_reviewer_and_a_form_of_this_session(web: We
     told = web.anonymous().post(here, data=good, headers=header, follow_redirects=False)
     assert told.status_code == 303
     assert rig.lineage().champion_seq == 0
+
+
+def test_the_first_of_two_approvals_is_shown_to_the_second_person(web: WebRig, rig: StoreRig) -> None:
+    two = ApprovalPolicy(approvers=2, requires_known_actor=True)
+    rig.lineages.set_approval_policy(LINEAGE, two, actor="cli:tester")
+    here = f"{HOME}/snapshots/1"
+    for name, before, after in (
+        ("ada", "2 people have to approve", "asks for another"),
+        ("ben", "(1 of 2)", "champion"),
+    ):
+        client = browser(web, Role.reviewer, name=name)
+        page = client.get(here)
+        assert before in text_of(page)
+        decided = client.post(here, data={**fields_on(page, here), "decision": "approved", "reason": "good"})
+        assert after in text_of(decided)
+    assert rig.lineage().champion_seq == 1
+
+
+def test_what_was_rolled_back_may_be_approved_again(web: WebRig, rig: StoreRig) -> None:
+    rig.correct("second")
+    rig.expire_lease()
+    rig.commit_batch(rig.acquire("worker:b"))
+    client = browser(web, Role.reviewer)
+    for seq, decision in ((1, "approved"), (2, "approved"), (1, "rolled_back"), (2, "approved")):
+        here = f"{HOME}/snapshots/{seq}"
+        fields = fields_on(client.get(here), here)
+        assert client.post(here, data={**fields, "decision": decision, "reason": "good"}).status_code == 200
+        assert rig.lineage().champion_seq == seq
 
 
 def test_requesters_are_told_that_the_pages_are_for_others(web: WebRig, rig: StoreRig) -> None:

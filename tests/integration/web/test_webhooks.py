@@ -136,6 +136,24 @@ def test_live_and_withdrawn_are_told_as_the_champion_moves_each_once(
     assert told() == []
 
 
+def test_a_webhook_hears_nothing_more_once_its_owner_has_left(web: WebRig, rig: StoreRig, receiver: Receiver) -> None:
+    web = web.again(webhook_private_networks=True)
+    for name, role, lineage in (("desk", Role.requester, None), ("ops", Role.operator, LINEAGE)):
+        wanted = {"url": receiver.url, "events": ["correction.candidate"], "lineage": lineage}
+        made = web.client(role, name=name).post("/v1/webhooks", json=wanted)
+        assert made.status_code == 201, made.text
+    relay = relay_of(web)
+    for request_id in ("r1", "r2"):
+        rig.submit(make_request(request_id, submitted_by="desk"))
+        rig.commit_batch(rig.acquire())
+        relay.run_once("result")
+        # What was owed before they left is not sent either.
+        rig.query("UPDATE people SET roles = '{auditor}' WHERE name = 'ops'")
+        rig.query("UPDATE people SET roles = '{}', removed_at = clock_timestamp() WHERE name = 'desk'")
+        relay.run_once("webhook")
+    assert events(receiver) == []
+
+
 def test_a_receiver_that_fails_hears_again_with_the_same_id_and_a_removed_one_no_more(
     web: WebRig, rig: StoreRig, receiver: Receiver
 ) -> None:

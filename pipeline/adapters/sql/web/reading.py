@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 
+from pipeline.adapters.sql.approving.surroundings import surroundings_of
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import lineage_id_of
 from pipeline.adapters.sql.database.rows import is_uuid
+from pipeline.adapters.sql.database.tables import lineages, snapshots
+from pipeline.domain.errors import UnknownRecord
+from pipeline.services.registry.registry_ports import Surroundings
 
 _WAITING = text(
     """
@@ -19,7 +23,8 @@ _WAITING = text(
     FROM lineages l
     LEFT JOIN snapshots champion ON champion.snapshot_id = l.champion_snapshot_id
     JOIN snapshots head ON head.snapshot_id = l.head_snapshot_id
-    JOIN snapshots s ON s.lineage_id = l.lineage_id AND s.seq > coalesce(champion.seq, 0) AND s.status = 'candidate'
+    JOIN snapshots s ON s.lineage_id = l.lineage_id AND s.seq > coalesce(champion.seq, 0)
+        AND s.status IN ('candidate', 'rolled_back')
     JOIN gate_reports g ON g.gate_report_id = s.gate_report_id
     ORDER BY s.created_at DESC LIMIT :limit
     """
@@ -41,20 +46,12 @@ _BROUGHT = text(
     ORDER BY r.place LIMIT :limit
     """
 )
-_TAKEN_OUT = text(
+_APPROVERS = text(
     """
-    SELECT e.edit_id::text, e.request_id, e.prompt, e.target_new, e.status
-    FROM edit_rows r JOIN edit_requests e USING (edit_id)
-    WHERE r.lineage_id = :lineage_id AND r.until_seq = :seq AND r.until_seq IS NOT NULL
-    ORDER BY r.place LIMIT :limit
-    """
-)
-_BELOW = text(
-    """
-    SELECT s.seq, (SELECT count(*) FROM edit_rows r WHERE r.snapshot_id = s.snapshot_id) AS edits
-    FROM snapshots s
-    WHERE s.lineage_id = :lineage_id AND s.seq > :champion_seq AND s.seq < :seq AND s.status = 'candidate'
-    ORDER BY s.seq LIMIT :limit
+    SELECT DISTINCT p.actor FROM approvals p JOIN lineages l USING (lineage_id)
+    WHERE p.snapshot_id = CAST(:snapshot_id AS uuid) AND p.decision = 'endorsed' AND p.refusal IS NULL
+      AND p.champion_seen IS NOT DISTINCT FROM l.champion_snapshot_id
+    ORDER BY p.actor
     """
 )
 _EDITS = text(
@@ -116,13 +113,29 @@ class SqlPageStore:
         """Return the edits that came in with a snapshot, in their order."""
         return self._rows(_BROUGHT, lineage, seq=seq, limit=limit)
 
-    def taken_out(self, lineage: str, seq: int, *, limit: int) -> Rows:
-        """Return the edits that left with a snapshot."""
-        return self._rows(_TAKEN_OUT, lineage, seq=seq, limit=limit)
+    def surroundings(self, lineage: str, seq: int) -> Surroundings:
+        """Return what goes live with a snapshot and what left with it.
 
-    def goes_live_with(self, lineage: str, seq: int, *, champion_seq: int, limit: int) -> Rows:
-        """Return the candidates below a snapshot, which go live with it, and how many edits each brought."""
-        return self._rows(_BELOW, lineage, seq=seq, champion_seq=champion_seq, limit=limit)
+        Raises:
+            UnknownRecord: if there is no such snapshot.
+        """
+        with transaction(self._engine) as connection:
+            lineage_id = lineage_id_of(connection, lineage)
+            query = select(snapshots).where(snapshots.c.lineage_id == lineage_id, snapshots.c.seq == seq)
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                raise UnknownRecord(f"expected a snapshot of {lineage!r}, got {seq}", lineage=lineage)
+            champion = (
+                select(snapshots.c.seq)
+                .join(lineages, lineages.c.champion_snapshot_id == snapshots.c.snapshot_id)
+                .where(lineages.c.lineage_id == lineage_id)
+            )
+            return surroundings_of(connection, row, champion_seq=connection.scalar(champion) or 0)
+
+    def approvers(self, snapshot_id: str) -> Sequence[str]:
+        """Return who has approved a snapshot so far where its lineage's policy asks for more than one person."""
+        found = self._rows(_APPROVERS, snapshot_id=snapshot_id)
+        return [str(row["actor"]) for row in found]
 
     def edits(self, lineage: str, *, before: str | None, limit: int) -> Rows:
         """Return edits that were received before one, newest first; ids that are none count as no bound.

@@ -21,12 +21,24 @@ _SHOWN = (
     webhooks.c.webhook_id, webhooks.c.url, webhooks.c.owner, webhooks.c.events, webhooks.c.created_at,
     lineages.c.name.label("lineage"),
 )  # fmt: skip
+# Whoever is no longer a requester hears nothing more of their own, and who is no operator nothing of a lineage.
+_MAY_HEAR = """
+    p.name = w.owner AND p.removed_at IS NULL
+    AND ('operator' = ANY (p.roles) OR w.lineage_id IS NULL AND 'requester' = ANY (p.roles))
+"""
 _LISTENING = text(
-    """
+    f"""
     SELECT w.webhook_id FROM edit_requests e
     JOIN webhooks w ON w.lineage_id = e.lineage_id OR w.lineage_id IS NULL AND w.owner = e.submitted_by
+    JOIN people p ON {_MAY_HEAR}
     WHERE e.edit_id = CAST(:edit_id AS uuid) AND w.removed_at IS NULL AND :event = ANY (w.events)
     ORDER BY w.webhook_id
+    """
+)
+_TARGET = text(
+    f"""
+    SELECT w.url, w.secret FROM webhooks w JOIN people p ON {_MAY_HEAR}
+    WHERE w.webhook_id = CAST(:webhook_id AS uuid) AND w.removed_at IS NULL
     """
 )
 
@@ -103,13 +115,12 @@ class SqlWebhookStore:
             owe_all(connection, debts)
 
     def target(self, webhook_id: str) -> tuple[str, str] | None:
-        """Return URL and secret; None if it was removed. Only the control worker may read this."""
-        columns = webhooks.c
-        query = select(columns.url, columns.secret).where(
-            columns.webhook_id == webhook_id, columns.removed_at.is_(None)
-        )
+        """Return URL and secret; None if it was removed, or its owner may not hear it any more.
+
+        Only the control worker may read this.
+        """
         with transaction(self._engine) as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(_TARGET, {"webhook_id": webhook_id}).one_or_none()
         return (row.url, row.secret) if row else None
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Form, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pipeline.adapters.sql.web.reading import SqlPageStore
+from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.measurements import Measurements
 from pipeline.domain.review.approvals import PERSON, Channel, Decision
 from pipeline.domain.review.people import Role
@@ -27,6 +28,8 @@ MAX_EDITS = 200
 """Edits of one snapshot that its page shows; MLflow's artifact holds all of them."""
 HEADLINE = ("edit_success", "generalization", "chat_success", "locality", "retention", "perplexity")
 """Metrics that the queue shows of each candidate."""
+WAITING = frozenset({SnapshotStatus.candidate, SnapshotStatus.rolled_back})
+"""What may be approved, above the champion; what was rolled back may be approved again."""
 SAID = {
     Decision.approved: "Approved: this snapshot is the champion now.",
     Decision.endorsed: "Your approval is recorded. The lineage's policy asks for another person's before it goes live.",
@@ -38,12 +41,21 @@ SAID = {
 @router.get("/queue")
 def queue(request: Request, parts: Parts, session: Reader) -> Response:
     """Show every candidate above its lineage's champion, and the lineages."""
+    found = parts.stores.api.pages.waiting(limit=PAGE_ROWS + 1)
     waiting = [
         {**row, "figures": {one["metric"]: one for one in row["rows"] if one["metric"] in HEADLINE}}
-        for row in parts.stores.api.pages.waiting(limit=PAGE_ROWS)
+        for row in found[:PAGE_ROWS]
     ]
     lineages = parts.stores.lineages.lineages()
-    return page(request, "queue.html", session, waiting=waiting, lineages=lineages, headline=HEADLINE)
+    return page(
+        request,
+        "queue.html",
+        session,
+        waiting=waiting,
+        has_more=len(found) > PAGE_ROWS,
+        lineages=lineages,
+        headline=HEADLINE,
+    )
 
 
 @router.get("/lineages/{lineage}/snapshots")
@@ -125,7 +137,7 @@ def _shown(
     measured = Measurements.from_stored(report["measurements"])
     pages: SqlPageStore = parts.stores.api.pages
     brought = pages.brought(lineage, seq, limit=MAX_EDITS + 1)
-    below = pages.goes_live_with(lineage, seq, champion_seq=of.champion_seq, limit=PAGE_ROWS)
+    endorsers = pages.approvers(found.snapshot_id) if of.settings.approval_policy.approvers > 1 else ()
     return page(
         request,
         "snapshot.html",
@@ -139,9 +151,8 @@ def _shown(
         edits=_with_results(brought[:MAX_EDITS], measured, report),
         moved=measured.moved,
         has_more_edits=len(brought) > MAX_EDITS,
-        taken_out=pages.taken_out(lineage, seq, limit=MAX_EDITS),
-        below=below,
-        num_below=sum(row["edits"] for row in below),
+        around=pages.surroundings(lineage, seq),
+        endorsers=endorsers,
         may=_may(session, found, of.champion_id, of.champion_seq),
         said=said,
         refused=refused,
@@ -162,5 +173,5 @@ def _may(session: Session, snapshot: Snapshot, champion_id: str | None, champion
     if Role.reviewer not in session.person.roles or snapshot.snapshot_id == champion_id:
         return []
     if snapshot.seq > champion_seq:
-        return [Decision.approved, Decision.rejected] if snapshot.status == "candidate" else []
+        return [Decision.approved, Decision.rejected] if snapshot.status in WAITING else []
     return [Decision.rolled_back] if snapshot.status == "approved" else []
