@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from uuid import uuid4
@@ -18,12 +19,13 @@ from pipeline.adapters.sql.database.engine import connect, transaction
 from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.judging import judge
 from pipeline.domain.review.approvals import AUTOMATIC, Decision, Outcome
 from pipeline.domain.review.people import Role
 from pipeline.domain.review.policies import ApprovalPolicy, RiskLimit, named
 from pipeline.domain.snapshots import Snapshot
-from tests.support.factories import make_request
-from tests.support.store_rig import LINEAGE, StoreRig
+from tests.support.factories import make_measurements, make_request
+from tests.support.store_rig import LINEAGE, POLICY, StoreRig
 
 APPROVED = Decision.approved
 TWO = ApprovalPolicy(approvers=2, requires_known_actor=True)
@@ -218,6 +220,56 @@ def test_below_a_risk_nobody_is_asked_and_above_it_a_person_is(rig: StoreRig, co
     refused = control.approve_automatically(LINEAGE)
     assert refused is not None
     assert refused.reason.startswith("3 edits would go live")
+
+
+def test_edits_of_a_snapshot_that_was_rolled_back_go_live_with_what_stands_on_it(
+    rig: StoreRig, control: SqlReviewStore
+) -> None:
+    limit = RiskLimit(max_edits=2, min_locality=0.5, max_quality_loss=0.5)
+    rig.lineages.set_approval_policy(LINEAGE, ApprovalPolicy(automatic_below=limit), actor="test")
+    first, _ = snapshot_of(rig, "r1"), control.approve_automatically(LINEAGE)
+    second, _ = snapshot_of(rig, "r2", "r3"), control.approve_automatically(LINEAGE)
+    assert rig.decide(first, Decision.rolled_back).is_accepted
+    rig.lineages.resume(LINEAGE, actor="cli:ada")
+    third = snapshot_of(rig, "r4")
+    refused = control.approve_automatically(LINEAGE)
+    assert refused is not None
+    assert refused.reason == "3 edits would go live, and 2 may without a person"
+    around = rig.mirror.entry(third.snapshot_id).around
+    assert (around.num_waiting, around.num_waiting_edits) == (1, 2)
+    assert [(one.seq, one.num_edits, len(one.edits)) for one in around.waiting] == [(second.seq, 2, 2)]
+
+
+def test_edits_that_stood_on_a_rejected_snapshot_go_live_with_what_came_after(
+    rig: StoreRig, control: SqlReviewStore
+) -> None:
+    rejected, retired = snapshot_of(rig, "r1", "r2"), snapshot_of(rig, "r3")
+    assert rig.decide(rejected, Decision.rejected).is_accepted
+    last = rig.commit_removal(rig.acquire())
+    around = rig.mirror.entry(last.snapshot_id).around
+    assert (around.num_waiting, around.num_waiting_edits) == (1, 1)
+    assert [(one.seq, one.num_edits) for one in around.waiting] == [(retired.seq, 1)]
+    limit = RiskLimit(max_edits=2, min_locality=0.5, max_quality_loss=0.5)
+    rig.lineages.set_approval_policy(LINEAGE, ApprovalPolicy(automatic_below=limit), actor="test")
+    refused = control.approve_automatically(LINEAGE)
+    assert refused is not None
+    assert refused.reason.startswith("3 edits would go live")
+
+
+def test_quality_is_compared_with_that_of_the_champion(rig: StoreRig, control: SqlReviewStore) -> None:
+    limit = RiskLimit(min_locality=0.5, max_quality_loss=0.02)
+    rig.lineages.set_approval_policy(LINEAGE, ApprovalPolicy(automatic_below=limit), actor="test")
+    snapshot_of(rig, "r1")
+    control.approve_automatically(LINEAGE)
+    rig.submit(make_request("r2", prompt="The capital of r2 is"))
+    lease = rig.acquire()
+    worse = replace(make_measurements().candidate, perplexity=21.0)
+    new = rig.new_snapshot(batch=rig.claim(lease))
+    report = judge(POLICY, replace(new.report.measurements, parent=worse, candidate=worse))
+    rig.snapshots.commit(lease, replace(new, report=report))
+    refused = control.approve_automatically(LINEAGE)
+    assert refused is not None
+    assert refused.reason.startswith("quality falls by 0.05")
 
 
 def test_a_policy_is_changed_with_a_line_that_says_what_it_was(rig: StoreRig) -> None:

@@ -180,8 +180,11 @@ def policy_of(stored: Mapping[str, Any] | None, rule: str) -> ApprovalPolicy:
     return found if found.rule == rule else named(rule)
 
 
-def risk_of(reports: Sequence[Mapping[str, Any]], *, num_edits: int) -> Risk:
-    """Return the risk of snapshots that go live together, from their gate reports as JSON, oldest first."""
+def risk_of(reports: Sequence[Mapping[str, Any]], *, num_edits: int, champion: Mapping[str, Any] | None = None) -> Risk:
+    """Return the risk of snapshots that go live together, from their gate reports as JSON, oldest first.
+
+    Quality is compared with the report of the champion; where that lacks it, with what the oldest was edited from.
+    """
     measured: list[Mapping[str, Any]] = [report.get("measurements") or {} for report in reports]
     suites = [(found.get("candidate") or {}).get("suite_unchanged") for found in measured]
     edits = [edit for found in measured for edit in found.get("edits") or ()]
@@ -190,8 +193,10 @@ def risk_of(reports: Sequence[Mapping[str, Any]], *, num_edits: int) -> Risk:
     own = [sum(flags) / len(flags) for flags in asked if flags]
     if not measured or None in suites:
         return Risk(num_edits=num_edits, worst_locality=None, quality_loss=None)
+    live = ((champion or {}).get("measurements") or {}).get("candidate") or {}
     before, after = measured[0].get("parent") or {}, measured[-1].get("candidate") or {}
-    return Risk(num_edits=num_edits, worst_locality=min([*suites, *own]), quality_loss=_quality_loss(before, after))
+    loss = _quality_loss({**before, **{name: value for name, value in live.items() if value is not None}}, after)
+    return Risk(num_edits=num_edits, worst_locality=min([*suites, *own]), quality_loss=loss)
 
 
 def _quality_loss(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:

@@ -15,14 +15,14 @@ from pipeline.domain.snapshots import DigestPath, Snapshot
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting:
-    """A candidate below another one, which goes live with it."""
+    """A snapshot between the champion and another one, which goes live with it: a candidate, or rolled back."""
 
     seq: int
     """Its place in the lineage."""
     version: str | None
     """Its model version; None if it has none yet."""
     num_edits: int
-    """How many edits it brought in."""
+    """How many edits it brought in that go live."""
     edits: tuple[str, ...]
     """The first of them, as prompt and target."""
 
@@ -42,11 +42,11 @@ class Surroundings:
     """What a person has to know beside a snapshot itself."""
 
     waiting: tuple[Waiting, ...] = ()
-    """Candidates that approving it makes live too, oldest first; the newest few."""
+    """Snapshots that approving it makes live too, oldest first; the newest few."""
     num_waiting: int = 0
     """How many there are."""
     num_waiting_edits: int = 0
-    """How many edits those brought in."""
+    """How many edits those brought in that go live."""
     gone: tuple[str, ...] = ()
     """Edits of before that it does not hold any more, each with its request id; the first few."""
     trend: tuple[TrendPoint, ...] = ()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, func, literal, select, text
+from sqlalchemy import Connection, Row, func, literal, select, text
 
+from pipeline.adapters.sql.approving.going_live import goes_live_with, is_brought_and_held
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.tables import approvals, edit_rows, gate_reports, removals, snapshots
 from pipeline.domain.gates import GatePolicy, Verdict
@@ -90,22 +91,26 @@ def _risk(connection: Connection, on: LockedLineage, row: Row[Any]) -> Risk:
     """Return the risk of all that goes live with a snapshot; no report is read where there are too many edits."""
     champion_seq = select(func.coalesce(func.max(snapshots.c.seq), 0)).where(snapshots.c.snapshot_id == on.champion_id)
     is_new = (snapshots.c.lineage_id == on.lineage_id) & (snapshots.c.seq <= row.seq)
-    is_new &= (snapshots.c.seq > champion_seq.scalar_subquery()) & (snapshots.c.status == SnapshotStatus.candidate)
-    brought = select(edit_rows.c.place).join(snapshots, _is_of(edit_rows)).where(is_new).limit(COUNTED)
+    is_new &= snapshots.c.seq > champion_seq.scalar_subquery()
+    brought = select(edit_rows.c.place).join(snapshots, is_brought_and_held(row.seq)).where(is_new).limit(COUNTED)
     length = func.jsonb_array_length(removals.c.edit_ids).label("length")
-    taken = select(length).join(snapshots, _is_of(removals)).where(is_new).limit(COUNTED).subquery()
+    taken = (
+        select(length)
+        .join(snapshots, snapshots.c.snapshot_id == removals.c.snapshot_id)
+        .where(is_new)
+        .limit(COUNTED)
+        .subquery()
+    )
     num_edits = connection.scalar(select(func.count()).select_from(brought.subquery())) or 0
     num_edits += connection.scalar(select(func.coalesce(func.sum(taken.c.length), 0))) or 0
     limit = on.approval.automatic_below
     if limit is None or num_edits > limit.max_edits:
         return Risk(num_edits=num_edits, worst_locality=None, quality_loss=None)
     reports = select(gate_reports.c.report).join(snapshots, snapshots.c.gate_report_id == gate_reports.c.gate_report_id)
-    found = connection.execute(reports.where(is_new).order_by(snapshots.c.seq)).scalars().all()
-    return risk_of(found, num_edits=num_edits)
-
-
-def _is_of(table: Table) -> ColumnElement[bool]:
-    return snapshots.c.snapshot_id == table.c.snapshot_id
+    is_part = is_new & goes_live_with(row.seq)
+    found = connection.execute(reports.where(is_part).order_by(snapshots.c.seq)).scalars().all()
+    champion = connection.scalar(reports.where(snapshots.c.snapshot_id == on.champion_id))
+    return risk_of(found, num_edits=num_edits, champion=champion)
 
 
 def _asked(connection: Connection, on: LockedLineage, row: Row[Any]) -> dict[str, str | None]:

@@ -1,10 +1,12 @@
-"""Owes their producers word of edits that go live, or are live no more, when the champion moves."""
+"""What goes live with a snapshot, and word of it to the producers of its edits when the champion moves."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from sqlalchemy import ColumnElement, Connection, literal, or_, select, text
 
 from pipeline.adapters.sql.database.locks import LockedLineage
+from pipeline.adapters.sql.database.tables import edit_rows, snapshots
+from pipeline.domain.lifecycle import SnapshotStatus
 
 # Only an activation that begins or ends between the two snapshots can make a difference: what else a lineage holds is
 # not read.
@@ -53,3 +55,18 @@ def owe_word_of_live_edits(connection: Connection, on: LockedLineage, *, seq: in
     """
     values = {"lineage_id": on.lineage_id, "lineage": on.name, "before": on.champion_id}
     connection.execute(_OWE, {**values, "seq": seq, "approval_id": approval_id})
+
+
+def is_brought_and_held(seq: int) -> ColumnElement[bool]:
+    """Return the condition that the snapshot at a seq holds an edit that a snapshot up to there brought."""
+    is_held = or_(edit_rows.c.until_seq.is_(None), edit_rows.c.until_seq > seq)
+    return (edit_rows.c.snapshot_id == snapshots.c.snapshot_id) & is_held
+
+
+def goes_live_with(seq: int) -> ColumnElement[bool]:
+    """Return the condition that a snapshot above the champion goes live with the one at a seq, which is built on it.
+
+    The status alone does not say so: edits of one that was rejected, or retired by that, stay until they are removed.
+    """
+    stands = snapshots.c.status.in_((SnapshotStatus.candidate, SnapshotStatus.rolled_back))
+    return or_(stands, select(literal(1)).where(is_brought_and_held(seq)).exists())

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select, text
 
+from pipeline.adapters.sql.approving.going_live import goes_live_with, is_brought_and_held
 from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, gate_reports, snapshots
-from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.services.registry.registry_ports import Surroundings, TrendPoint, Waiting
 
 MOST = 20
@@ -21,17 +21,26 @@ TREND = 50
 """Snapshots that a lineage's plot goes back."""
 EXAMPLES = 2
 """Edits that are named of each snapshot that goes live too."""
-# One statement for all of them: a page costs the same however many wait.
+# One statement for all of them: a page costs the same however many wait. Which go live is said as in `goes_live_with`.
 _WAITING = text(
     """
     SELECT s.seq, s.registry_version,
-        (SELECT count(*) FROM edit_rows r WHERE r.snapshot_id = s.snapshot_id) AS num_edits,
+        (
+            SELECT count(*) FROM edit_rows r
+            WHERE r.snapshot_id = s.snapshot_id AND (r.until_seq IS NULL OR r.until_seq > :seq)
+        ) AS num_edits,
         ARRAY(
             SELECT e.prompt || ' ' || e.target_new FROM edit_rows r JOIN edit_requests e USING (edit_id)
-            WHERE r.snapshot_id = s.snapshot_id ORDER BY r.place LIMIT :examples
+            WHERE r.snapshot_id = s.snapshot_id AND (r.until_seq IS NULL OR r.until_seq > :seq)
+            ORDER BY r.place LIMIT :examples
         ) AS edits
     FROM snapshots s
-    WHERE s.lineage_id = :lineage_id AND s.seq > :champion_seq AND s.seq < :seq AND s.status = 'candidate'
+    WHERE s.lineage_id = :lineage_id AND s.seq > :champion_seq AND s.seq < :seq AND (
+        s.status IN ('candidate', 'rolled_back') OR EXISTS (
+            SELECT 1 FROM edit_rows r
+            WHERE r.snapshot_id = s.snapshot_id AND (r.until_seq IS NULL OR r.until_seq > :seq)
+        )
+    )
     ORDER BY s.seq DESC LIMIT :most
     """
 )
@@ -45,13 +54,10 @@ def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int)
         row: the snapshot's.
         champion_seq: place of the champion; 0 for the base.
     """
-    is_waiting = (
-        (snapshots.c.lineage_id == row.lineage_id)
-        & (snapshots.c.seq > champion_seq)
-        & (snapshots.c.seq < row.seq)
-        & (snapshots.c.status == SnapshotStatus.candidate)
+    is_between = (
+        (snapshots.c.lineage_id == row.lineage_id) & (snapshots.c.seq > champion_seq) & (snapshots.c.seq < row.seq)
     )
-    is_brought = snapshots.c.snapshot_id == edit_rows.c.snapshot_id
+    held = select(edit_rows.c.place).join(snapshots, is_brought_and_held(row.seq))
     is_gone = (edit_rows.c.lineage_id == row.lineage_id) & (edit_rows.c.until_seq == row.seq)
     gone = (
         select(edit_requests.c.request_id, edit_requests.c.prompt, edit_requests.c.target_new)
@@ -67,8 +73,8 @@ def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int)
     )
     return Surroundings(
         waiting=_waiting(connection, row, champion_seq),
-        num_waiting=_count(connection, select(snapshots.c.seq).where(is_waiting)),
-        num_waiting_edits=_count(connection, select(edit_rows.c.place).join(snapshots, is_brought).where(is_waiting)),
+        num_waiting=_count(connection, select(snapshots.c.seq).where(is_between, goes_live_with(row.seq))),
+        num_waiting_edits=_count(connection, held.where(is_between)),
         gone=tuple(f"{one.request_id}: {one.prompt} {one.target_new}" for one in connection.execute(gone.limit(MOST))),
         trend=_trend(connection, row),
         origins={

@@ -153,6 +153,9 @@ def test_the_risk_is_that_of_all_that_goes_live_together() -> None:
     found = risk_of([report(10, 11, 0.97, [True, False], []), report(11, 12, 0.99)], num_edits=3)
     assert (found.num_edits, found.worst_locality) == (3, 0.5)
     assert found.quality_loss == pytest.approx(0.2)
+    live = risk_of([report(10, 11, 0.97)], num_edits=1, champion=report(7, 8, 0.9))
+    assert live.quality_loss == pytest.approx(11 / 8 - 1)
+    assert risk_of([report(10, 11, 0.97)], num_edits=1, champion={}).quality_loss == pytest.approx(0.1)
     assert risk_of([report(10, 10, None)], num_edits=1).worst_locality is None
     assert (
         risk_of([{}], num_edits=1)
