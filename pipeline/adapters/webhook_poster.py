@@ -2,23 +2,32 @@
 
 The name is looked up once, every address that it has must be a public one, and the connection goes to the address
 that was checked: a name that changes its address between check and connection leads nowhere else. Redirects are not
-followed.
+followed. A delivery ends in time however slowly its receiver talks.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.domain.errors import CorrigendaError, InvalidInput
 
 TIMEOUT_SECONDS = 5.0
+"""Of a connect, of a write and of a read."""
+DELIVERY_SECONDS = 10.0
+"""Of all of them together: a receiver that sends a byte at a time never exceeds the time of a read."""
 MAX_URL_CHARS = 2_000
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-"""Public addresses that stand for any of IPv4, private ones too."""
+_LEADING_INSIDE = tuple(
+    map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "::/96", "fec0::/10"))
+)
+"""Addresses that count as public: those of NAT64, 6to4 and others stand for any of IPv4, private ones too; the last are
+those of a site."""
 
 
 class WebhookRefused(CorrigendaError):
@@ -57,6 +66,8 @@ def checked(url: str, *, allow_private: bool = False) -> Target:
         raise InvalidInput(f"url: expected {' or '.join(schemes)}://host/path, got {url!r:.120}")
     if parts.username is not None or parts.password is not None or parts.fragment:
         raise InvalidInput("url: expected a URL without user, password and fragment, got one with them")
+    if not parts.netloc.isascii():
+        raise InvalidInput(f"url: expected a host in ASCII, as xn--… for other letters, got {name!r:.120}")
     address = _address_of(name, port or 443, allow_private=allow_private)
     shown = f"[{address}]" if ":" in address else address
     netloc = shown if port is None else f"{shown}:{port}"
@@ -75,20 +86,47 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bo
     target = checked(url, allow_private=allow_private)
     # No proxy of the environment: it would look the name up again.
     with httpx2.Client(timeout=TIMEOUT_SECONDS, follow_redirects=False, trust_env=False) as client:
-        request = client.build_request(
-            "POST",
-            target.url,
-            content=body,
-            headers={**headers, "Host": target.host},
-            extensions={"sni_hostname": target.name},
-        )
         try:
-            answer = client.send(request, stream=True)
-            answer.close()
+            with _deadline(DELIVERY_SECONDS) as trace:
+                request = client.build_request(
+                    "POST",
+                    target.url,
+                    content=body,
+                    headers={**headers, "Host": target.host},
+                    extensions={"sni_hostname": target.name, "trace": trace},
+                )
+                answer = client.send(request, stream=True)
+                answer.close()
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             raise WebhookRefused(f"expected {target.name} to answer, got {type(error).__name__}") from error
     if not answer.is_success:
         raise WebhookRefused(f"expected {target.name} to take the message with 2xx, got {answer.status_code}")
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
+    """Hang up on the connection that is told of by a request's trace, if it is still open after a time."""
+    own: list[socket.socket] = []
+
+    def trace(event: str, info: Mapping[str, Any]) -> None:
+        # TLS takes the socket away from whom has it, so this one is our own; both stand for the same connection.
+        if event == "connection.connect_tcp.complete":
+            own.append(info["return_value"].get_extra_info("socket").dup())
+
+    def hang_up() -> None:
+        for connection in own:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield trace
+    finally:
+        timer.cancel()
+        for connection in own:
+            connection.close()
 
 
 def _address_of(name: str, port: int, *, allow_private: bool) -> str:
@@ -106,4 +144,4 @@ def _is_public(text: str) -> bool:
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address):
         address = address.ipv4_mapped or address
-    return address.is_global and not address.is_multicast and address not in _NAT64
+    return address.is_global and not address.is_multicast and not any(address in one for one in _LEADING_INSIDE)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline import bootstrap
+from pipeline.adapters import webhook_poster
 from pipeline.adapters.logins import Login
 from pipeline.adapters.webhook_poster import WebhookRefused, checked, post
 from pipeline.domain.errors import InvalidInput
@@ -215,6 +218,11 @@ def test_secrets_are_shown_once_and_registrations_to_their_owner(web: WebRig, ri
         "https://[::1]/",
         "https://[::ffff:10.0.0.1]/",
         "https://[64:ff9b::a00:1]/",
+        "https://[64:ff9b:1::a00:1]/",
+        "https://[2002:a00:1::1]/",
+        "https://[::10.0.0.1]/",
+        "https://[fec0::1]/",
+        "https://bücher.example/",
         "https://[fe80::1%25eth0]/",
         "https://224.0.0.1/",
         "https://0.0.0.0/",
@@ -242,6 +250,26 @@ def test_a_receiver_that_is_away_is_an_error_that_names_no_path(receiver: Receiv
     with pytest.raises(WebhookRefused, match="expected localhost to answer") as refused:
         post(receiver.url, b"{}", {}, allow_private=True)
     assert "hook" not in str(refused.value)
+
+
+def test_a_receiver_that_never_comes_to_an_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook_poster, "DELIVERY_SECONDS", 0.3)
+
+    def talk(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        # A byte of this comes before each read has waited too long, for ever.
+        with connection, suppress(OSError):
+            while True:
+                connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+                pause.wait(0.01)
+
+    pause = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        talker = threading.Thread(target=talk, args=(listener,), daemon=True)
+        talker.start()
+        with pytest.raises(WebhookRefused, match=r"expected 127\.0\.0\.1 to answer"):
+            post(f"http://127.0.0.1:{listener.getsockname()[1]}/", b"{}", {}, allow_private=True)
+        talker.join()
 
 
 def test_the_control_worker_sends_results_to_both_places(web: WebRig) -> None:
