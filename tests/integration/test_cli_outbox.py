@@ -88,6 +88,14 @@ def test_a_wrong_choice_is_one_sentence(corrigenda: Command, rig: StoreRig, word
     assert result.stderr.count("\n") == 1
 
 
+def test_a_webhook_that_was_given_up_is_told_and_fails_nothing(corrigenda: Command, rig: StoreRig) -> None:
+    rig.query("UPDATE outbox SET kind = 'webhook' WHERE given_up_at IS NOT NULL")
+    found = outbox_check(corrigenda)
+    assert found["ok"]
+    assert found["detail"] == "1 are owed, none was given up but 1 webhook: `corrigenda outbox list`"
+    assert "1 given up" in corrigenda("status").stdout
+
+
 def test_what_is_owed_for_too_long_fails_the_check(corrigenda: Command, rig: StoreRig) -> None:
     corrigenda("outbox", "resend", "--all")
     rig.query("UPDATE outbox SET created_at = created_at - interval '11 minutes'")

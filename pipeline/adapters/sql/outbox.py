@@ -57,7 +57,7 @@ class Debt:
     """A side effect to owe."""
 
     kind: str
-    """`doorbell`, `result`, `dead_letter`, `register`, `reregister` or `champion`."""
+    """`doorbell`, `result`, `dead_letter`, `register`, `reregister`, `champion` or `webhook`."""
     dedup_key: str
     """Deterministic: a transaction that runs twice owes it once."""
     payload: Mapping[str, Any]
@@ -169,10 +169,15 @@ class SqlOutboxStore:
                 _audit(connection, rows, AuditAction.side_effect_given_up, actor=RELAY, details=details)
         return is_last and bool(rows)
 
-    def counts(self) -> Mapping[str, Any]:
-        """Return how many items are owed and given up, and since when the oldest of each waits."""
-        waiting = select(func.count(), func.min(outbox.c.created_at)).where(_is_open)
-        given_up = select(func.count(), func.min(outbox.c.given_up_at)).where(_is_given_up())
+    def counts(self, *, without: Sequence[str] = ()) -> Mapping[str, Any]:
+        """Return how many items are owed and given up, and since when the oldest of each waits.
+
+        Args:
+            without: kinds that are left out.
+        """
+        is_counted = outbox.c.kind.not_in(without)
+        waiting = select(func.count(), func.min(outbox.c.created_at)).where(_is_open, is_counted)
+        given_up = select(func.count(), func.min(outbox.c.given_up_at)).where(_is_given_up(), is_counted)
         with transaction(self._engine) as connection:
             num_owed, owed_since = connection.execute(waiting).one()
             num_given_up, given_up_since = connection.execute(given_up).one()

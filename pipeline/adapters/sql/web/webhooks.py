@@ -15,6 +15,7 @@ from pipeline.adapters.sql.outbox import Debt, owe_all
 from pipeline.adapters.sql.web.tables import webhooks
 from pipeline.domain.errors import InvalidInput, UnknownRecord
 from pipeline.domain.webhooks import Webhook, WebhookEvent
+from pipeline.services.ports import WEBHOOK
 
 MAX_PER_OWNER = 20
 _SHOWN = (
@@ -105,7 +106,7 @@ class SqlWebhookStore:
             found = connection.execute(_LISTENING, {"edit_id": edit_id, "event": str(event)}).scalars()
             debts = [
                 Debt(
-                    kind="webhook",
+                    kind=WEBHOOK,
                     dedup_key=f"webhook:{webhook_id}:{result_key}",
                     stream=f"webhook:{webhook_id}:{edit_id}",
                     payload={"webhook_id": str(webhook_id), **payload},
