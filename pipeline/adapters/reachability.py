@@ -13,7 +13,6 @@ from pipeline.adapters.sql.database.engine import transaction
 from pipeline.domain.errors import Unavailable
 
 SECONDS = 3.0
-DEFAULT_PORTS = {"redis": 6379, "http": 80, "https": 443}
 
 
 def database(engine: Engine) -> Callable[[], None]:

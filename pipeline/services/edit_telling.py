@@ -17,9 +17,6 @@ from pipeline.telemetry.metrics import BATCH_EDITS, EDITS_SETTLED, LOCALITY_MARG
 NEIGHBOURS = "locality"
 """The row of a report whose margin is shown."""
 
-Judged = Callable[[GateReport, Mapping[str, float]], None]
-"""Takes the report on a trial and the seconds of each phase."""
-
 
 @contextmanager
 def telling_of_batch(batch: EditBatch) -> Iterator[None]:

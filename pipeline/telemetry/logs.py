@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Literal
 
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
@@ -19,8 +18,6 @@ from structlog.types import EventDict, Processor, WrappedLogger
 from pipeline.telemetry.tracing import current_trace_id
 
 FORMAT_VARIABLE = "CORRIGENDA_LOG_FORMAT"
-LogFormat = Literal["auto", "json", "text"]
-"""`auto` writes text to a terminal and JSON everywhere else."""
 
 QUIET = ("alembic", "botocore", "httpx", "kafka", "stamina", "urllib3")
 """Libraries that tell of every connection, request or retry; their warnings are enough."""

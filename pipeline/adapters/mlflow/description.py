@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.adapters.mlflow.answers import asked, before_after, measurements_of
-from pipeline.adapters.mlflow.markdown import counted, plain
+from pipeline.adapters.mlflow.markdown import plain
+from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import bound_text
 from pipeline.services.registry.links import version_link
 from pipeline.services.registry.registry_ports import RegistryEntry, Waiting

@@ -32,11 +32,6 @@ def cell(text: object) -> str:
     return said.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
 
 
-def counted(num: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where there is not one of it."""
-    return f"{num:,} {noun}{'' if num == 1 else 's'}"
-
-
 def _visible(text: str) -> str:
     """Return text on one line, without characters that are there and not seen."""
     kept = (char for char in text if unicodedata.category(char) != "Cf" or char in _JOINERS)

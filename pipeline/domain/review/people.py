@@ -21,7 +21,7 @@ class Role(StrEnum):
     auditor = "auditor"
     """Reads everything and changes nothing."""
     operator = "operator"
-    """Holds, resumes, retries, and decides where the results of a lineage are sent."""
+    """Decides where the results of a lineage are sent, and sees every webhook and correction."""
 
 
 SEES_EVERYTHING = frozenset({Role.reviewer, Role.auditor, Role.operator})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,6 @@ from pipeline.bootstrap import Stores, retrier, stores
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.lifecycle import EditStatus
-from pipeline.domain.prompts import Role
 from pipeline.domain.review.approvals import shown_actor
 from pipeline.entrypoints.console import (
     MAX_ROWS,
@@ -27,8 +26,6 @@ from pipeline.entrypoints.console import (
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, page_of
 from pipeline.entrypoints.reports import editor_line, parted_score, print_answers, print_others, print_snapshot
 
-ROLES = get_args(Role)
-MESSAGE_HELP = 'The last is the user\'s; "system:" or "assistant:" before the text names another speaker.'
 STATES = (
     *EditStatus,
     "queued",

@@ -26,7 +26,7 @@ from pipeline.domain.lineages import Lineage, check_name
 from pipeline.domain.measurements import Measurements
 from pipeline.domain.rank_api import EditorIdentity, LoadPlan
 from pipeline.entrypoints.children import run_module
-from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, say
+from pipeline.entrypoints.console import ExitCode, JsonOption, complain, exits_clearly, print_json, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
@@ -91,7 +91,8 @@ def lineage_fold(
         editor=EditorIdentity(solver="fold", transform="training from the pristine base"),
     )
     if not report.passed:
-        raise InvalidInput(f"expected a fold of {name} that passes its gates, got {report.summary}; see {folder}")
+        complain(f"refused: the fold of {name} does not pass its gates: {report.summary}; see {folder}")
+        raise typer.Exit(ExitCode.failed)
     origin = _origin(lineage, plan, found["digest"], report, told)
     text_of_origin = canonical_json(origin)
     (folder / PROVENANCE).write_text(text_of_origin + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Who sends a request, and whether they may.
 
 A program shows a token: `Authorization: Bearer NAME:PASSWORD`, or the same as user and password of HTTP's basic
-authentication (`curl --user`). A browser has a session: the pages add that proof to `WebParts.identities`.
+authentication (`curl --user`). A browser has a session, which only the pages take (`pages/sessions.py`).
 """
 
 from __future__ import annotations
@@ -51,15 +51,11 @@ def caller(request: Request, parts: Parts) -> Person:
         Problem: 401 if nobody is shown, or the token is nobody's.
     """
     header = request.headers.get("authorization")
-    if header is not None:
-        return parts.stores.people.with_token(_token(header)) or _refuse(
-            "expected a token that is still valid, got another"
-        )
-    for source in parts.identities:
-        person = source(request)
-        if person is not None:
-            return person
-    _refuse("expected a token (Authorization: Bearer NAME:PASSWORD), got none; see `corrigenda person add`")
+    if header is None:
+        _refuse("expected a token (Authorization: Bearer NAME:PASSWORD), got none; see `corrigenda person add`")
+    return parts.stores.people.with_token(_token(header)) or _refuse(
+        "expected a token that is still valid, got another"
+    )
 
 
 Caller = Annotated[Person, Depends(caller)]

@@ -1,9 +1,8 @@
-"""What the routes stand on: settings, stores, the producer, and how a caller shows who they are."""
+"""What the routes stand on: settings, stores, the producer, and limits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -13,12 +12,8 @@ from pipeline.adapters.sql.web.corrections import SqlCorrectionStore
 from pipeline.adapters.sql.web.submissions import SqlSubmissionStore
 from pipeline.bootstrap import Stores
 from pipeline.config import Settings
-from pipeline.domain.review.people import Person
 from pipeline.entrypoints.web.limits import BackPressure, RateLimit
 from pipeline.services.accepting import Acceptor, BatchPublisher
-
-IdentitySource = Callable[[Request], Person | None]
-"""Says who sends a request, by one kind of proof; None where there is no such proof. It raises where it is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +34,9 @@ class WebParts:
     """How many corrections each caller may send."""
     back_pressure: BackPressure
     """When no more corrections of a lineage are taken."""
-    identities: tuple[IdentitySource, ...] = field(default=())
-    """Proofs besides the header Authorization, such as the session of a browser; the first that is there counts."""
 
 
-def web_parts(settings: Settings, publisher: BatchPublisher, identities: Sequence[IdentitySource] = ()) -> WebParts:
+def web_parts(settings: Settings, publisher: BatchPublisher) -> WebParts:
     """Return what the routes stand on; neither the database nor the broker is asked yet.
 
     Raises:
@@ -64,7 +57,6 @@ def web_parts(settings: Settings, publisher: BatchPublisher, identities: Sequenc
         acceptor=acceptor,
         rate_limit=RateLimit(settings.web_corrections_per_minute),
         back_pressure=BackPressure(settings.web_longest_wait, stores.api.submissions.oldest_waiting),
-        identities=tuple(identities),
     )
 
 

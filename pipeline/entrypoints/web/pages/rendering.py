@@ -12,6 +12,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import bound_text
 from pipeline.domain.review.approvals import shown_actor
 from pipeline.domain.review.people import Role
@@ -36,11 +37,6 @@ def age(passed: timedelta) -> str:
         if seconds >= size:
             return counted(seconds // size, unit)
     return counted(seconds, "second")
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number and a noun: `1 edit`, `2 edits`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def figure(value: Any) -> str:
