@@ -72,7 +72,7 @@ class RegistryReconciler:
     def _approve_automatically(self, lineage: Lineage) -> bool:
         """Let the head go live if the lineage's policy does that without a person; else say once why it does not."""
         name, policy = lineage.settings.name, lineage.settings.approval_policy
-        seen = (lineage.head_id, lineage.champion_id, policy)
+        seen = (lineage.head_id, lineage.champion_id, policy, lineage.settings.policy.digest)
         if not policy.is_automatic or lineage.hold is not None or lineage.head_id in (None, lineage.champion_id):
             return False
         if self._waiting.get(name) == seen:

@@ -600,6 +600,15 @@ def test_a_held_lineage_is_looked_at_again_once_a_person_lifts_the_hold(world: W
     assert world.reconciler.run_once() == 1
 
 
+def test_a_head_is_looked_at_again_when_the_gate_policy_changes(world: World) -> None:
+    automatic(world, Outcome(is_accepted=False, reason="it does not pass"), Outcome(is_accepted=True, reason=""))
+    assert [world.reconciler.run_once() for _ in range(2)] == [0, 0]
+    settings = world.books.lineage_.settings
+    looser = replace(settings, policy=replace(settings.policy, locality_drop_max=0.5))
+    world.books.lineage_ = replace(world.books.lineage_, settings=looser)
+    assert world.reconciler.run_once() == 1
+
+
 def test_nothing_goes_live_by_itself_before_it_has_a_page_or_where_people_decide(world: World) -> None:
     assert world.reconciler.run_once() == 0
     automatic(world)
