@@ -7,7 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
+from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.approving.decisions import MAX_ATTEMPTS
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownLineage, UnknownRecord
@@ -427,3 +430,13 @@ def test_a_removal_that_never_comes_to_an_end_fails_at_last(rig: StoreRig) -> No
     assert rig.lineage().head_id == third.snapshot_id
     assert rig.status(rig.edit_id("b")) == "snapshotted"
     assert rig.actions(removal_id) == ["removal:requested", "removal:failed"]
+
+
+@pytest.mark.parametrize("login", [Login.web, Login.console, Login.control])
+def test_no_statement_makes_live_what_nobody_has_approved(rig: StoreRig, login: Login) -> None:
+    rig.correct("r1")
+    snapshot = rig.commit_batch(rig.acquire())
+    statement = text("UPDATE lineages SET champion_snapshot_id = CAST(:snapshot AS uuid)")
+    with pytest.raises(DBAPIError, match="it is not approved"), rig.engines[login].begin() as connection:
+        connection.execute(statement, {"snapshot": snapshot.snapshot_id})
+    assert rig.lineage().champion_id is None

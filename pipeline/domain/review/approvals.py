@@ -156,8 +156,8 @@ class Standing:
     """Who has approved it so far, of those whom the policy needs, with the same champion before their eyes."""
     risk: Risk | None = None
     """The risk of all that would go live; None where the policy does not ask."""
-    asked: Mapping[str, str | None] = field(default_factory=dict)
-    """What would go live by approving it, one request for each who asked: its id, and who; None if nobody says."""
+    asked: Mapping[str | None, str] = field(default_factory=dict)
+    """Who asked for what would go live by approving it, and a request of each; None asked where nobody says."""
 
 
 def refusal(approval: Approval, standing: Standing) -> str | None:
@@ -217,7 +217,7 @@ def _approval_refusal(standing: Standing) -> str | None:
 def _own_refusal(actor: str, standing: Standing) -> str | None:
     if not standing.policy.not_own or actor == AUTOMATIC:
         return None
-    for request, submitter in standing.asked.items():
+    for submitter, request in standing.asked.items():
         if submitter is None:
             return f"nobody is named as the submitter of {request}, so it cannot be told from your own"
         if is_same_person(actor, submitter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,40}")
@@ -36,6 +36,8 @@ class Person:
     """The name under which they submit and decide."""
     roles: frozenset[Role]
     """What they may do."""
+    token_mark: str = field(default="", compare=False, repr=False)
+    """Another one with every new token, so that sessions which an earlier token has opened end."""
 
     def has_any(self, roles: Iterable[Role]) -> bool:
         """Return whether the person has at least one of some roles."""

@@ -61,7 +61,7 @@ def at_provider(address: str) -> str:
 def test_somebody_whom_the_provider_names_is_logged_in_with_the_roles_of_here(
     postgres_url: str, tmp_path: Path, pools_close: None
 ) -> None:
-    with running(OidcProviderOfTests("Ada")) as issuer:
+    with running(OidcProviderOfTests("ada")) as issuer:
         web = pages(postgres_url, tmp_path, issuer)
         assert "organisation" in text_of(web.anonymous().get("/review/login"))
         _, nobody = logged_in(web)
@@ -94,6 +94,18 @@ def test_a_token_that_is_wrong_in_one_way_logs_nobody_in(
     with running(OidcProviderOfTests("ada", **wrong)) as issuer:
         web = pages(postgres_url, tmp_path, issuer)
         web.token_of("ada", [Role.reviewer])
+        browser, told = logged_in(web)
+        assert told.status_code == 403
+        assert browser.get(QUEUE, follow_redirects=False).status_code == 303
+
+
+@pytest.mark.parametrize("name", ["\u212aarl", "Karl", "karl ", "karl\u0000", "KARL"])
+def test_a_name_that_only_folds_into_somebodys_logs_nobody_in(
+    postgres_url: str, tmp_path: Path, pools_close: None, name: str
+) -> None:
+    with running(OidcProviderOfTests(name)) as issuer:
+        web = pages(postgres_url, tmp_path, issuer)
+        web.token_of("karl", [Role.reviewer])
         browser, told = logged_in(web)
         assert told.status_code == 403
         assert browser.get(QUEUE, follow_redirects=False).status_code == 303

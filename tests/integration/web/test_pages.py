@@ -84,6 +84,9 @@ def test_a_session_ends_with_the_persons_last_role_and_with_the_logout(web: WebR
     web.token_of("ada", [Role.auditor])
     rig.query("UPDATE people SET removed_at = NULL WHERE name = 'ada'")
     assert client.get("/review/queue", follow_redirects=False).status_code == 200
+    rig.query("UPDATE people SET token_digest = repeat('0', 64) WHERE name = 'ada'")
+    assert client.get("/review/queue", follow_redirects=False).status_code == 303, "another token ends the session"
+    web.token_of("ada", [Role.auditor])
     client.post("/review/logout", data=fields_on(queue, "/review/logout"))
     assert client.get("/review/queue", follow_redirects=False).status_code == 303
 
@@ -131,6 +134,7 @@ def test_a_decision_needs_a_reason_a_reviewer_and_a_form_of_this_session(web: We
         (reviewer, {name: value for name, value in good.items() if name != "csrf"}, {}, 403),
         (reviewer, good | {"reason": " \n "}, {}, 422),
         (reviewer, good | {"decision": "deleted"}, {}, 422),
+        (reviewer, good | {"decision": "endorsed"}, {}, 422),
         (reviewer, good, {"sec-fetch-site": "cross-site"}, 403),
         (reviewer, good, {"origin": "https://evil.example"}, 403),
         (reviewer, good, {"origin": "null"}, 403),

@@ -113,7 +113,10 @@ def _risk(connection: Connection, on: LockedLineage, row: Row[Any]) -> Risk:
     return risk_of(found, num_edits=num_edits, champion=champion)
 
 
-def _asked(connection: Connection, on: LockedLineage, row: Row[Any]) -> dict[str, str | None]:
-    """Return one request of everybody who asked for something that the snapshot holds and the champion does not."""
+def _asked(connection: Connection, on: LockedLineage, row: Row[Any]) -> dict[str | None, str]:
+    """Return one request of everybody who asked for something that the snapshot holds and the champion does not.
+
+    They are told apart by who asked: anybody may choose a request's id.
+    """
     values = {"lineage_id": on.lineage_id, "champion_id": on.champion_id, "seq": row.seq}
-    return {found.request: found.asked_by for found in connection.execute(ASKED, values)}
+    return {found.asked_by: found.request for found in connection.execute(ASKED, values)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 
 from sqlalchemy import Engine, select
 
@@ -11,6 +12,7 @@ from pipeline.adapters.sql.web.tables import people
 from pipeline.domain.formats.canonical import sha256_text
 from pipeline.domain.review.people import NAME, Person, Role
 
+MARK_CHARS = 16
 _NOBODY = sha256_text("")
 """Compared with when there is no such person, so that the time to answer does not tell names."""
 
@@ -32,11 +34,19 @@ class SqlPeopleStore:
         known = row.token_digest if row and row.token_digest else _NOBODY
         # `_NOBODY` is the digest of no password at all.
         is_theirs = hmac.compare_digest(sha256_text(password), known) and bool(password)
-        return Person(name=name, roles=frozenset(map(Role, row.roles))) if row and is_theirs else None
+        return _person(name, row.roles, row.token_digest) if row and is_theirs else None
 
     def named(self, name: str) -> Person | None:
         """Return a person who has a role; None if nobody of that name has one. Sessions are checked with this."""
-        query = select(people.c.roles).where(people.c.name == name, people.c.removed_at.is_(None))
+        if not NAME.fullmatch(name):
+            return None
+        query = select(people.c.roles, people.c.token_digest)
         with transaction(self._engine) as connection:
-            roles = connection.scalar(query)
-        return Person(name=name, roles=frozenset(map(Role, roles))) if roles else None
+            found = query.where(people.c.name == name, people.c.removed_at.is_(None))
+            row = connection.execute(found).one_or_none()
+        return _person(name, row.roles, row.token_digest) if row and row.roles else None
+
+
+def _person(name: str, roles: Sequence[str], token_digest: str | None) -> Person:
+    mark = sha256_text(token_digest or "")[:MARK_CHARS]
+    return Person(name=name, roles=frozenset(map(Role, roles)), token_mark=mark)

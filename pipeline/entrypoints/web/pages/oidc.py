@@ -192,7 +192,8 @@ def end(
     if begun is None or not code or not hmac.compare_digest(begun.state.encode(), state.encode()):
         raise _refused("this login was not begun in this browser, or took too long")
     name = _provider(request).name(code, begun, _redirect_uri(request, parts.settings))
-    person = parts.stores.people.named(name.casefold())
+    # Compared as it is: letters that fold into others would let one person in as another.
+    person = parts.stores.people.named(name)
     if person is None:
         log.warning("login_refused", name=name[:100])
         detail = f"You are {name:.100} there, and nobody here: ask for `corrigenda person add`."

@@ -1,7 +1,8 @@
 """Who is logged in to the pages: a signed cookie that names a person, and forms that only our pages can have made.
 
-The cookie says who logged in and when; roles are read from the database at every request, so whoever is removed is out
-at once. Nothing is stored: a process with another key, or started anew without one, asks everybody to log in again.
+The cookie says who logged in and when; roles are read from the database at every request, so whoever is removed, or
+gets another token, is out at once. Nothing is stored: a process with another key, or started anew without one, asks
+everybody to log in again.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Sessions:
 
     def begin(self, request: Request, response: Response, person: Person) -> None:
         """Log a person in with a response."""
-        value = self._serializer.dumps([person.name, secrets.token_urlsafe(18)])
+        value = self._serializer.dumps([person.name, person.token_mark, secrets.token_urlsafe(18)])
         response.set_cookie(
             COOKIE,
             value,
@@ -99,14 +100,17 @@ class Sessions:
         response.delete_cookie(COOKIE, path=self._path, httponly=True, samesite="strict")
 
     def of(self, request: Request, parts: WebParts) -> Session | None:
-        """Return the session of a request; None if there is none, it is too old, or its person has no role left."""
+        """Return the session of a request; None if there is none, it is too old, or its person has no role left.
+
+        A session also ends when its person gets another token, whichever way they logged in.
+        """
         try:
             stored = self._serializer.loads(request.cookies.get(COOKIE, ""), max_age=int(LIFE.total_seconds()))
-            name, nonce = map(str, stored)
+            name, mark, nonce = map(str, stored)
         except (BadData, ValueError, TypeError):
             return None
         person = parts.stores.people.named(name)
-        return Session(person=person, csrf=nonce) if person else None
+        return Session(person=person, csrf=nonce) if person and person.token_mark == mark else None
 
 
 def check_form(request: Request, session: Session, token: str) -> None:

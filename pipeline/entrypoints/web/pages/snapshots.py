@@ -28,6 +28,7 @@ MAX_EDITS = 200
 """Edits of one snapshot that its page shows; MLflow's artifact holds all of them."""
 HEADLINE = ("edit_success", "generalization", "chat_success", "locality", "retention", "perplexity")
 """Metrics that the queue shows of each candidate."""
+_DECIDED_HERE = frozenset({Decision.approved, Decision.rejected, Decision.rolled_back})
 WAITING = frozenset({SnapshotStatus.candidate, SnapshotStatus.rolled_back})
 """What may be approved, above the champion; what was rolled back may be approved again."""
 SAID = {
@@ -95,6 +96,8 @@ def decide(
     reason: Annotated[str, Form(max_length=REASON_CHARS)] = "",
 ) -> Response:
     """Carry out a decision about what the person saw; a page that is out of date is told so."""
+    if decision not in _DECIDED_HERE:
+        raise Denied(HTTPStatus.UNPROCESSABLE_ENTITY, f"{decision} is nothing that somebody decides.")
     if not reason.strip():
         raise Denied(HTTPStatus.UNPROCESSABLE_ENTITY, "Please go back and give a reason: auditors will look for it.")
     outcome = review_of(parts).decide(
