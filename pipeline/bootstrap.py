@@ -188,8 +188,11 @@ def package_checker(settings: Settings) -> PackageChecker:
 
 
 def batch_publisher(settings: Settings) -> BatchPublisher:
-    """A producer of the HTTP API, which is connected by the first correction."""
-    return _new_publisher(settings)
+    """A producer of the HTTP API, which is connected by the first correction.
+
+    It is impatient: threads that wait for a broker are threads that answer nobody.
+    """
+    return _new_publisher(settings, patience=2.0)
 
 
 @contextmanager
@@ -258,11 +261,11 @@ def _publisher(settings: Settings) -> Publisher:
     return _new_publisher(settings)
 
 
-def _new_publisher(settings: Settings) -> KafkaPublisher:
+def _new_publisher(settings: Settings, *, patience: float | None = None) -> KafkaPublisher:
     from pipeline.adapters.kafka.publisher import KafkaPublisher
 
     settings.require("kafka_bootstrap")
-    return KafkaPublisher(settings)
+    return KafkaPublisher(settings, patience=patience)
 
 
 @lru_cache(maxsize=1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 from kafka import KafkaProducer
 
 from pipeline.adapters.kafka.connection import REQUEST_TIMEOUT_MS, broker_errors, opened
 from pipeline.config import Settings
+from pipeline.domain.errors import Unavailable
 from pipeline.services.accepting import Place
 
 MAX_REQUEST_BYTES = 1_048_576
@@ -22,10 +25,17 @@ class KafkaPublisher:
 
     The producer is idempotent: what its retries send twice is in the log once. After an error it is thrown away,
     because one that a broker no longer knows never recovers. Threads may share it: they take turns.
+
+    Args:
+        settings: name the broker.
+        patience: seconds that a thread waits for its turn, and for which a broker that was away is taken to be away
+            still. None to wait as long as it takes, and to try anew with each message.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, patience: float | None = None) -> None:
         self._settings = settings
+        self._patience = patience
+        self._away: tuple[float, Unavailable] | None = None
         self._producer: Any = None
         self._lock = threading.RLock()
 
@@ -37,13 +47,9 @@ class KafkaPublisher:
             Unavailable: if the broker does not acknowledge; it may have the message all the same.
             Misconfigured: if the broker refuses us.
         """
-        try:
-            with self._lock, broker_errors(self._settings):
-                future = self._connected().send(topic, value=value, key=key.encode(), headers=list(headers))
-                future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 5)
-        except BaseException:
-            self.close()
-            raise
+        with self._turn():
+            future = self._connected().send(topic, value=value, key=key.encode(), headers=list(headers))
+            future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 5)
 
     def publish_all(
         self, topic: str, messages: Sequence[tuple[str, bytes]], *, headers: Sequence[tuple[str, bytes]] = ()
@@ -54,18 +60,13 @@ class KafkaPublisher:
             InvalidInput, Misconfigured: as `publish`.
             Unavailable: if the broker does not acknowledge; it may have some of them.
         """
-        try:
-            with self._lock, broker_errors(self._settings):
-                producer = self._connected()
-                futures = [
-                    producer.send(topic, value=value, key=key.encode(), headers=list(headers))
-                    for key, value in messages
-                ]
-                written = [future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 5) for future in futures]
-                return [Place(topic=one.topic, partition=one.partition, offset=one.offset) for one in written]
-        except BaseException:
-            self.close()
-            raise
+        with self._turn():
+            producer = self._connected()
+            futures = [
+                producer.send(topic, value=value, key=key.encode(), headers=list(headers)) for key, value in messages
+            ]
+            written = [future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 5) for future in futures]
+            return [Place(topic=one.topic, partition=one.partition, offset=one.offset) for one in written]
 
     def close(self) -> None:
         """Leave the broker; a later message connects again."""
@@ -80,8 +81,29 @@ class KafkaPublisher:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=-1 if self._patience is None else self._patience):
+            raise Unavailable(
+                f"expected a turn at the Kafka broker at {self._settings.kafka_bootstrap} within {self._patience} s, "
+                "got none: it is slow to acknowledge what others send"
+            )
+        try:
+            with broker_errors(self._settings):
+                yield
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._lock.release()
+
     def _connected(self) -> Any:
-        if self._producer is None:
+        if self._producer is not None:
+            return self._producer
+        # Of many threads that found the broker away, one at a time finds out whether it is back.
+        if self._away is not None and time.monotonic() < self._away[0]:
+            raise Unavailable(str(self._away[1]))
+        try:
             self._producer = opened(
                 KafkaProducer,
                 self._settings,
@@ -92,4 +114,7 @@ class KafkaPublisher:
                 max_block_ms=REQUEST_TIMEOUT_MS,
                 delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
             )
+        except Unavailable as error:
+            self._away = time.monotonic() + (self._patience or 0.0), error
+            raise
         return self._producer

@@ -1,0 +1,61 @@
+"""Threads that share a producer while the broker is away: none of them is kept for long."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from pipeline.adapters.kafka import publisher
+from pipeline.adapters.kafka.publisher import KafkaPublisher
+from pipeline.config import Settings
+from pipeline.domain.errors import Unavailable
+
+
+class AbsentBroker:
+    """Stands in for `opened`: says that a connect has begun, and fails it when it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.let_go = threading.Event(), threading.Event()
+        self.num_tries = 0
+
+    def __call__(self, *_: object, **__: object) -> None:
+        self.num_tries += 1
+        self.begun.set()
+        self.let_go.wait()
+        raise Unavailable("the Kafka broker does not answer")
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> AbsentBroker:
+    made = AbsentBroker()
+    monkeypatch.setattr(publisher, "opened", made)
+    return made
+
+
+def send(publisher: KafkaPublisher) -> None:
+    with pytest.raises(Unavailable, match="does not answer"):
+        publisher.publish_all("requests", [("facts", b"{}")])
+
+
+def test_who_cannot_have_a_turn_is_told_so_while_another_connects(broker: AbsentBroker) -> None:
+    shared = KafkaPublisher(Settings(kafka_bootstrap="broker:9092"), patience=0.01)
+    first = threading.Thread(target=send, args=(shared,), daemon=True)
+    first.start()
+    broker.begun.wait()
+    with pytest.raises(Unavailable, match=r"expected a turn at the Kafka broker at broker:9092"):
+        shared.publish_all("requests", [("facts", b"{}")])
+    broker.let_go.set()
+    first.join()
+    assert broker.num_tries == 1
+
+
+@pytest.mark.parametrize(("patience", "num_tries"), [(3600.0, 1), (None, 2)])
+def test_a_broker_that_was_away_is_away_for_the_next_ones_too_if_they_are_impatient(
+    broker: AbsentBroker, patience: float | None, num_tries: int
+) -> None:
+    broker.let_go.set()
+    shared = KafkaPublisher(Settings(kafka_bootstrap="broker:9092"), patience=patience)
+    send(shared)
+    send(shared)
+    assert broker.num_tries == num_tries
