@@ -187,6 +187,14 @@ def test_mlflow_lets_nobody_in_without_a_password_and_says_who_asks(services: di
     assert names[0] == names[1]["CORRIGENDA_MLFLOW_USERNAME"]
 
 
+@pytest.mark.parametrize("file", ["compose.yaml", "kubernetes/mlflow.yaml"])
+def test_the_store_is_upgraded_without_its_password_among_a_programs_arguments(file: str) -> None:
+    lines = [line.partition("#")[0] for line in (INFRA / file).read_text().splitlines()]
+    assert not [line for line in lines if "mlflow db" in line]
+    [upgrades] = [line for line in lines if "upgrade" in line]
+    assert 'os.environ["MLFLOW_BACKEND_STORE_URI"]' in upgrades
+
+
 def test_everything_that_is_named_is_declared(compose: dict[str, Any], services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
         assert set(given_as(service).values()) <= set(compose["secrets"]), name
