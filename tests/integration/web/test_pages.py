@@ -194,7 +194,7 @@ def test_an_edit_is_reverted_from_its_page_and_the_history_of_its_fact_is_there(
     for part in ("Canberra", "superseded", "edit:received"):
         assert part in said
     candidate = text_of(client.get(f"{HOME}/snapshots/2"))
-    for part in ("2 edits of 1 earlier candidate live", "What left"):
+    for part in ("1 edit of 1 earlier candidate live", "What left"):
         assert part in candidate
     done = client.post(here, data={**fields_on(page, here), "reason": "retracted"})
     assert "Asked for" in text_of(done)
