@@ -32,6 +32,7 @@ from workers.serving.openai_wire import (
     chunk,
     error_body,
     read,
+    require_bounded,
     whole,
 )
 from workers.serving.replies import Reply
@@ -131,8 +132,9 @@ class ServingApplication:
         prompts: Sequence[Sequence[int]],
     ) -> Response:
         sampling = asked.sampling(DEFAULT_TOKENS[kind])
-        # Refuses what is too long before a stream has begun.
-        list(served.answerable.base.model.answered_together(prompts, max_new_tokens=sampling.max_tokens))
+        # Refuses what is too long or too much before a stream has begun.
+        together = served.answerable.base.model.answered_together(prompts, max_new_tokens=sampling.max_tokens)
+        require_bounded([len(prompts[place]) + most for places, most in together for place in places], asked)
         reply = Reply(self._thread, served.answerable, prompts, sampling)
         timed = _Timed(self._metrics, served, reply, asked_by=request.headers.get(tracing.HEADER))
         headers = {SNAPSHOT_HEADER: served.files.snapshot_id, VERSION_HEADER: served.version.version}

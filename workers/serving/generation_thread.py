@@ -21,6 +21,8 @@ from workers.serving.answering import Answering, Piece, Sampling
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+BATCH_TOKENS = 16_384
+"""Most places of the attention cache that a request's answers may come to fill together; one answer may fill more."""
 
 
 class QueueFull(Unavailable):
@@ -84,8 +86,9 @@ class Job:
         model, num = self.snapshot.base.model, self._sampling.num_choices
         asked = [prompt for prompt in self._prompts for _ in range(num)]
         for places, most in model.answered_together(asked, max_new_tokens=self._sampling.max_tokens):
-            prompts = [asked[place] for place in places]
-            yield Answering(model, prompts, choices=places, most=most, sampling=self._sampling)
+            for some in _batches(places, asked, most):
+                prompts = [asked[place] for place in some]
+                yield Answering(model, prompts, choices=some, most=most, sampling=self._sampling)
 
 
 class GenerationThread:
@@ -198,6 +201,20 @@ class GenerationThread:
         for errand in errands:
             errand()
         return not is_closing
+
+
+def _batches(places: Sequence[int], prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
+    """Yield places one after another, as many at once as fit into the memory of a batch."""
+    batch: list[int] = []
+    longest = 0
+    for place in places:
+        # Shorter prompts are padded to the longest.
+        longest = max(longest, len(prompts[place]))
+        if batch and (len(batch) + 1) * (longest + most) > BATCH_TOKENS:
+            yield batch
+            batch, longest = [], len(prompts[place])
+        batch.append(place)
+    yield batch
 
 
 def _has_more(job: Job) -> bool:

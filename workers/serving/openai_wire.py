@@ -5,6 +5,7 @@ What would change an answer and cannot be done is refused by its name. What only
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +18,8 @@ from workers.serving.answering import Sampling
 MAX_PROMPTS = 32
 MAX_CHOICES = 8
 MAX_STOPS = 4
+MAX_TOKENS_TOGETHER = 262_144
+"""Most tokens of all prompts and answers of a request, a prompt once for each answer to it."""
 DEFAULT_TOKENS = {"chat": 512, "completion": 16}
 """Most tokens of an answer where a request does not say; 16 is OpenAI's for completions."""
 LABELS = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
@@ -149,6 +152,25 @@ def read(kind: type[ChatRequest] | type[CompletionRequest], body: bytes) -> Any:
         found = error.errors(include_url=False, include_input=False)
         said = "; ".join(f"{_place(one['loc'])}{_reason(one)}" for one in found[:5])
         raise InvalidInput(said, param=_place(found[0]["loc"]).removesuffix(": ")) from None
+
+
+def require_bounded(lengths: Sequence[int], asked: ChatRequest | CompletionRequest) -> None:
+    """Check how much a request asks for; a single answer may be as long as the model takes.
+
+    Args:
+        lengths: most tokens of each prompt with one answer.
+        asked: the request.
+
+    Raises:
+        InvalidInput: if all answers together may come to too many tokens.
+    """
+    num_answers, total = len(lengths) * (asked.n or 1), sum(lengths) * (asked.n or 1)
+    if num_answers > 1 and total > MAX_TOKENS_TOGETHER:
+        raise InvalidInput(
+            f"expected prompts and answers of at most {MAX_TOKENS_TOGETHER} tokens together, got {num_answers} answers "
+            f"that may come to {total}; ask for fewer or shorter ones at once",
+            param="max_tokens",
+        )
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -13,6 +13,7 @@ from editors.weights.swapping import SwappableBase
 from tests.support.served import random_delta
 from tests.support.tiny_models import save_tiny_llama
 from tests.support.waiting import patience
+from workers.serving import generation_thread
 from workers.serving.answering import Piece, Sampling
 from workers.serving.generation_thread import AnswerableSnapshot, GenerationThread, Job, QueueFull
 
@@ -104,6 +105,28 @@ def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(snapshots: list
         assert waiting.result() == alone(snapshots[0])
         assert running.ended.wait(patience(60))
         assert running.num_pieces == 1, "nothing is made for who has gone"
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(1, [[0], [2], [3], [4]]), (40, [[0, 2], [3], [4]]), (60, [[0, 2], [3, 4]]), (120, [[0, 2, 3, 4]])],
+)
+def test_a_batch_is_as_large_as_its_longest_prompt_allows(
+    monkeypatch: pytest.MonkeyPatch, budget: int, expected: list[list[int]]
+) -> None:
+    monkeypatch.setattr(generation_thread, "BATCH_TOKENS", budget)
+    prompts = [[1] * length for length in (10, 99, 10, 20, 1)]
+    assert list(generation_thread._batches([0, 2, 3, 4], prompts, 10)) == expected
+
+
+def test_answers_that_do_not_fit_into_memory_together_come_one_after_another(
+    monkeypatch: pytest.MonkeyPatch, snapshots: list[AnswerableSnapshot]
+) -> None:
+    monkeypatch.setattr(generation_thread, "BATCH_TOKENS", 1)
+    told, prompt = opened(), snapshots[1].base.model.encode_raw(STEM)
+    with GenerationThread() as thread:
+        thread.submit(job(snapshots[1], told, prompts=[prompt] * 3))
+        assert told.result() == alone(snapshots[1]) * 3
 
 
 def test_a_request_that_fails_takes_no_other_with_it(snapshots: list[AnswerableSnapshot]) -> None:

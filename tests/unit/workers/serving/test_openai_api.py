@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pipeline.telemetry import tracing
 from tests.support.openai_server import Served, running
 from tests.support.waiting import eventually
+from workers.serving import openai_wire
 from workers.serving.application import SNAPSHOT_HEADER
 
 STEM = "the capital of Japan is"
@@ -130,6 +131,16 @@ def test_what_cannot_be_done_is_refused_in_openais_form(
     with pytest.raises(openai.BadRequestError, match=said.replace(".", r"\.")) as refused:
         served.client().completions.create(**asked)
     assert refused.value.type == "invalid_request_error"
+
+
+def test_more_tokens_than_a_request_may_have_are_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_wire, "MAX_TOKENS_TOGETHER", 100)
+    asked: dict[str, Any] = {"model": "facts", "max_tokens": 8}
+    # "the" is one token, so each answer comes to nine at most.
+    with pytest.raises(openai.BadRequestError, match="got 12 answers that may come to 108") as refused:
+        served.client().completions.create(**asked, prompt=["the"] * 6, n=2)
+    assert refused.value.param == "max_tokens"
+    assert len(served.client().completions.create(**asked, prompt=["the"] * 11).choices) == 11
 
 
 def test_fields_that_ask_for_nothing_are_read_over(served: Served) -> None:
