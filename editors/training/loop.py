@@ -59,7 +59,8 @@ class LoopSettings:
     def share_done(self, step: int, seconds: float) -> float:
         """Return how far a run is, from 0 to 1, by its steps or by its time, whichever is further."""
         by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
-        return min(1.0, max(step / self.num_steps, by_time))
+        by_steps = step / self.num_steps if self.num_steps else 1.0
+        return min(1.0, max(by_steps, by_time))
 
     def lr_factor(self, step: int, seconds: float = 0.0) -> float:
         """Return the factor of the learning rates in a step, counted from 0, after so many seconds of a timed run."""
