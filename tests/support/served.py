@@ -65,6 +65,7 @@ class FolderRegistry:
     known: dict[tuple[str, str], SealedVersion] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
     is_away: bool = False
+    is_database_away: bool = False
 
     def add(self, made: RegistryEntry, *, is_approved: bool = True) -> FollowedVersion:
         """Lay out a version as it is registered; its alias does not point to it yet."""
@@ -104,7 +105,13 @@ class FolderRegistry:
 
     def sealed(self, lineage: str, version: str) -> SealedVersion | None:
         """What `SqlSealedVersions.sealed` says."""
+        self._require_database()
         return self.known.get((lineage, version))
+
+    def is_approved(self, snapshot_id: str) -> bool:
+        """What `SqlSealedVersions.is_approved` says."""
+        self._require_database()
+        return any(one.is_approved for one in self.known.values() if one.snapshot_id == snapshot_id)
 
     def unseal(self, version: FollowedVersion) -> None:
         """Forget that somebody approved a version."""
@@ -114,6 +121,10 @@ class FolderRegistry:
     def _require_here(self) -> None:
         if self.is_away:
             raise Unavailable("cannot read the alias: connection refused")
+
+    def _require_database(self) -> None:
+        if self.is_database_away:
+            raise Unavailable("the database does not answer")
 
 
 @dataclass

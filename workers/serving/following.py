@@ -1,7 +1,8 @@
 """A lineage as it is served: what its alias points to, loaded beside what is live, tried, and then swapped in.
 
 A version is fetched, checked and put together while the one before goes on answering. It goes live between two
-requests, and only if it answers: one that is damaged or gives no numbers is refused, and the one before stays.
+requests, and only if it answers: one that is damaged or gives no numbers is refused, and the one before stays. The
+database is asked at each look whether what is live is still approved, so that a rollback holds while MLflow is away.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -96,6 +98,7 @@ class Follower:
 
     def poll(self) -> None:
         """Look at the alias once, and follow it. Never raises: what goes wrong is said in `fault`."""
+        self._leave_what_was_withdrawn()
         try:
             live = self._versions.live(self.lineage, self._alias)
         except CorrigendaError as error:
@@ -191,14 +194,37 @@ class Follower:
         log.info("%s: version %s, snapshot %s is live", self.lineage, served.version.version, served.files.seq)
         self._files.prune(one.files for one in (self.serving, self.previous) if one is not None)
 
+    def _leave_what_was_withdrawn(self) -> None:
+        """Go back to the version before, or to none, if what is served is not approved any more."""
+        served, before = self.serving, self.previous
+        if served is None or self._may_live(served):
+            return
+        log.warning("%s: version %s is not approved any more", self.lineage, served.version.version)
+        if before is None or not self._may_live(before):
+            self.serving, self.previous = None, served
+            return
+        self._swap(before)
+        self._files.remember(before.version, before.package_digest)
+
+    def _may_live(self, served: ServedSnapshot) -> bool:
+        """Ask the database whether what is loaded is approved still; while nobody can be asked, it is."""
+        try:
+            return self._sealed is None or self._sealed.is_approved(served.files.snapshot_id)
+        except CorrigendaError:
+            return True
+
     def _serve_what_was(self) -> None:
         """Begin with what was served last, where the registry has been away since the start."""
         last = self._files.remembered(self.lineage) if self.serving is None else None
         if last is None:
             return
+        version, expected = last
         try:
-            self._swap(self._loaded(*last))
+            with suppress(Unavailable):
+                expected = self._expected_digest(version)
+            self._swap(self._loaded(version, expected))
         except UNUSABLE as error:
+            self.fault = f"{self.fault}; version {version.version}, served last, is refused: {one_line(error)}"
             log.warning("%s: what was served last cannot be loaded: %s", self.lineage, one_line(error))
 
 

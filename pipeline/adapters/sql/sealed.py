@@ -45,6 +45,16 @@ class SqlSealedVersions:
         with transaction(self._engine) as connection:
             return tuple(connection.scalars(select(lineages.c.name).order_by(lineages.c.name)))
 
+    def is_approved(self, snapshot_id: str) -> bool:
+        """Return whether a snapshot is approved now; it is asked every few seconds, and found by its key.
+
+        Raises:
+            Unavailable: if the database does not answer.
+        """
+        query = select(snapshots.c.status).where(snapshots.c.snapshot_id == snapshot_id)
+        with transaction(self._engine) as connection:
+            return connection.scalar(query) == SnapshotStatus.approved
+
     def sealed(self, lineage: str, version: str) -> SealedVersion | None:
         """Return what was recorded of a version; None if the database knows no such version.
 

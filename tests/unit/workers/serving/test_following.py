@@ -139,6 +139,49 @@ def test_a_registry_that_is_away_changes_nothing_not_even_across_a_restart(
         assert again.fault is None
 
 
+@pytest.mark.parametrize("is_away", [True, False], ids=["registry away", "alias not moved yet"])
+def test_a_version_that_is_rolled_back_answers_no_more_though_its_alias_stays(
+    entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path, is_away: bool
+) -> None:
+    first, second = (registry.add(made) for made in entries[:2])
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        for version in (first, second):
+            registry.aliases["facts"] = version
+            follower.poll()
+        registry.is_away = is_away
+        registry.unseal(second)
+        for _ in range(2):
+            follower.poll()
+            assert require_live(follower).version == first
+            assert said(follower) == said_by(entries[0])
+        registry.unseal(first)
+        follower.poll()
+        with pytest.raises(Unavailable, match="connection refused" if is_away else "expected an approved snapshot"):
+            require_live(follower)
+
+
+@pytest.mark.parametrize("is_database_away", [False, True])
+def test_what_was_served_last_begins_again_unless_the_database_says_that_it_was_rolled_back(
+    entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path, is_database_away: bool
+) -> None:
+    registry.aliases["facts"] = version = registry.add(entries[0])
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        follower.poll()
+    registry.is_away, registry.is_database_away = True, is_database_away
+    registry.unseal(version)
+    with following(registry, "facts", tmp_path / "cache") as again:
+        again.poll()
+        if is_database_away:
+            assert said(again) == said_by(entries[0])
+            again.poll()
+            assert require_live(again).version == version
+        else:
+            with pytest.raises(
+                Unavailable, match="version 1, served last, is refused: IntegrityBroken: expected an approved snapshot"
+            ):
+                require_live(again)
+
+
 @pytest.mark.parametrize("of", ["files", "versions"])
 def test_a_damaged_cache_is_fetched_again(
     entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path, of: str
