@@ -105,7 +105,8 @@ def edited_entry(name: str, base: Path, folder: Path) -> tuple[RegistryEntry, Ca
 
 def sample_of_readme(mlflow_uri: str, lineage_name: str, package_digest: str) -> str:
     """README's sample as it is written there, but for the three things that everybody has of their own."""
-    [sample] = re.findall(r"```python\n(.*?download_artifacts.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    samples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    [sample] = [one for one in samples if "download_artifacts" in one]
     for theirs, ours in (
         ("http://127.0.0.1:20462", mlflow_uri),
         ('"facts"', f'"{lineage_name}"'),
