@@ -48,7 +48,10 @@ class SqlReviewStore:
         Raises:
             UnknownLineage: if there is no such lineage.
             UnknownRecord: if the snapshot is not of this lineage.
+            InvalidInput: if it is an endorsement, which an approval becomes where the policy asks for more people.
         """
+        if approval.decision is Decision.endorsed:
+            raise InvalidInput("expected that somebody approves, rejects or rolls back, got an endorsement")
         with transaction(self._engine) as connection:
             on = lock_lineage(connection, approval.lineage)
             row = _locked_snapshot(connection, on, approval.snapshot_id)

@@ -96,8 +96,8 @@ def test_a_chat_is_asked_about_other_subjects_with_the_beginning_of_its_answer(m
 
 
 def test_an_edit_without_a_subject_is_about_the_name_in_its_prompt(model: CausalModel) -> None:
-    own = {"subject": None, "relation": None}
-    guessed, listed = about("Bonn", **own), about("r", "r2", prompt="the king of The Paris is", **own)
+    guessed = about(None, prompt="the capital of Bonn is", relation=None)
+    listed = about(None, "r2", prompt="the king of The Paris is", relation=None)
     found = choice(model).of([guessed, listed])
     assert found[guessed.edit_id][0].prompt == f"the capital of {found[guessed.edit_id][0].name} is"
     assert found[listed.edit_id][0].prompt == f"the king of {found[listed.edit_id][0].name} is"
