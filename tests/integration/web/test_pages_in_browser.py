@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from pipeline.domain.review.people import Role
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, patience
 from tests.support.web_rig import PASSWORD, WebRig
 
 AXE = (Path(__file__).parents[2] / "support" / "axe" / "axe.min.js").read_text(encoding="utf-8")
@@ -85,6 +85,7 @@ def chromium(folder: Path, *, has_scripts: bool = True) -> Iterator[WebDriver]:
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
         found.set_window_size(*DESK)
+        found.set_script_timeout(patience(60))
         yield found
     finally:
         found.quit()
@@ -94,7 +95,8 @@ def log_in(browser: WebDriver, address: str, web: WebRig, name: str = "ada") -> 
     """Log a reviewer in by the form, with the keyboard."""
     web.token_of(name, [Role.reviewer])
     browser.get(f"{address}/review/")
-    # The field has the focus when the page opens.
+    # The field gets the focus by itself, a moment after the page is there.
+    WebDriverWait(browser, 60).until(lambda one: one.switch_to.active_element.get_attribute("id") == "token")
     browser.switch_to.active_element.send_keys(f"{name}:{PASSWORD}", Keys.ENTER)
     WebDriverWait(browser, 60).until(lambda one: one.current_url.endswith("/review/queue"))
 
