@@ -12,7 +12,7 @@ It exports the client, what it takes and gives, its error, and the check of a we
 from pipeline.client.client import Chat, CorrigendaClient, CorrigendaRefused
 from pipeline.domain.contract.answers import CorrectionStatus, Receipt, Refusal
 from pipeline.domain.contract.corrections import CorrectionV1 as Correction
-from pipeline.domain.webhooks import check_signature
+from pipeline.domain.contract.webhooks import check_signature
 
 __all__ = [
     "Chat",

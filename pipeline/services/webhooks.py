@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from pipeline.domain.webhooks import WebhookEvent, event_of, signed_headers
+from pipeline.domain.contract.webhooks import WebhookEvent, event_of, signed_headers
 from pipeline.services.ports import OutboxItem
 
 Post = Callable[[str, bytes, Mapping[str, str]], None]

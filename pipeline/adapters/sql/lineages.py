@@ -22,7 +22,7 @@ from pipeline.domain.formats.canonical import sha256_json
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
-from pipeline.domain.review.policies import ApprovalPolicy, ApprovalRule, named, policy_of
+from pipeline.domain.review.policies import ApprovalPolicy, policy_of
 
 ROLLED_BACK = "rolled back to "
 """How the reason of the hold that a roll back puts on a lineage begins."""
@@ -133,10 +133,6 @@ class SqlLineageStore:
             )
             payload = {"lineage": name, "base_digest": base_digest}
             owe(connection, kind="doorbell", dedup_key=f"doorbell:{name}:resumed:{event.seq}", payload=payload)
-
-    def set_approval_rule(self, name: str, rule: ApprovalRule, *, actor: str) -> None:
-        """Change whose decisions are taken to one of the old rules; see `set_approval_policy`."""
-        self.set_approval_policy(name, named(rule), actor=actor)
 
     def set_approval_policy(self, name: str, policy: ApprovalPolicy, *, actor: str) -> None:
         """Change who has to approve from now on, with an audit line; nothing happens if that is so already.

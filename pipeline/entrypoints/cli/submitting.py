@@ -14,7 +14,6 @@ from pipeline.bootstrap import Stores, publisher, stores
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.formats.counting import counted
 from pipeline.entrypoints.cli.edits import lineage_name
-from pipeline.entrypoints.cli.http_submitting import api_client, submit_over_http
 from pipeline.entrypoints.console import (
     ExitCode,
     JsonOption,
@@ -32,6 +31,7 @@ from pipeline.entrypoints.correction_files import (
     turn,
     with_lineage,
 )
+from pipeline.entrypoints.http_submitting import api_client, submit_over_http
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings, page_of
 from pipeline.entrypoints.signs import SignOfLife
 

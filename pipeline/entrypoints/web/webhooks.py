@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.adapters.webhook_poster import checked
+from pipeline.domain.contract.webhooks import DEFAULT_EVENTS, Webhook, WebhookEvent, new_secret
 from pipeline.domain.contract.wire import reasons_of
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.review.people import Person, Role
-from pipeline.domain.webhooks import DEFAULT_EVENTS, Webhook, WebhookEvent, new_secret
 from pipeline.entrypoints.web.bodies import JSON, Body, media_type, object_of
 from pipeline.entrypoints.web.identity import SIGNED_IN, require
 from pipeline.entrypoints.web.openapi import WEBHOOK_BODY

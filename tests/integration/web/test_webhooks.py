@@ -17,10 +17,10 @@ from pipeline import bootstrap
 from pipeline.adapters import webhook_poster
 from pipeline.adapters.logins import Login
 from pipeline.adapters.webhook_poster import WebhookRefused, checked, post
+from pipeline.domain.contract.webhooks import check_signature
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.review.approvals import Decision
 from pipeline.domain.review.people import Role
-from pipeline.domain.webhooks import check_signature
 from pipeline.services.relaying import OutboxRelay
 from pipeline.services.webhooks import WebhookTeller
 from tests.support.factories import make_request

@@ -5,6 +5,7 @@ Each query reads a bounded number of rows, however many edits and snapshots ther
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select, text
@@ -47,7 +48,31 @@ _WAITING = text(
 
 
 def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int) -> Surroundings:
-    """Return what is shown beside the snapshot of `row`.
+    """Return what is shown beside the snapshot of `row`: what moves with it, the lineage's trend, where edits came in.
+
+    Args:
+        connection: inside a transaction.
+        row: the snapshot's.
+        champion_seq: place of the champion; 0 for the base.
+    """
+    came_in = edit_requests.c.topic, edit_requests.c.partition, edit_requests.c.offset
+    brought = (
+        select(edit_requests.c.edit_id, *came_in)
+        .join(edit_rows, edit_rows.c.edit_id == edit_requests.c.edit_id)
+        .where(edit_rows.c.snapshot_id == row.snapshot_id)
+    )
+    return replace(
+        moves_with(connection, row, champion_seq=champion_seq),
+        trend=_trend(connection, row),
+        origins={
+            one.edit_id: f"{one.topic}, partition {one.partition}, offset {one.offset}"
+            for one in connection.execute(brought)
+        },
+    )
+
+
+def moves_with(connection: Connection, row: Row[Any], *, champion_seq: int) -> Surroundings:
+    """Return what goes live with the snapshot of `row` and what left with it, without trend and origins.
 
     Args:
         connection: inside a transaction.
@@ -65,22 +90,11 @@ def surroundings_of(connection: Connection, row: Row[Any], *, champion_seq: int)
         .where(is_gone, edit_rows.c.since_seq < row.seq)
         .order_by(edit_rows.c.place)
     )
-    came_in = edit_requests.c.topic, edit_requests.c.partition, edit_requests.c.offset
-    brought = (
-        select(edit_requests.c.edit_id, *came_in)
-        .join(edit_rows, edit_rows.c.edit_id == edit_requests.c.edit_id)
-        .where(edit_rows.c.snapshot_id == row.snapshot_id)
-    )
     return Surroundings(
         waiting=_waiting(connection, row, champion_seq),
         num_waiting=_count(connection, select(snapshots.c.seq).where(is_between, goes_live_with(row.seq))),
         num_waiting_edits=_count(connection, held.where(is_between)),
         gone=tuple(f"{one.request_id}: {one.prompt} {one.target_new}" for one in connection.execute(gone.limit(MOST))),
-        trend=_trend(connection, row),
-        origins={
-            one.edit_id: f"{one.topic}, partition {one.partition}, offset {one.offset}"
-            for one in connection.execute(brought)
-        },
     )
 
 

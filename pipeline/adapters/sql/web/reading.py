@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, select, text
 
-from pipeline.adapters.sql.approving.surroundings import surroundings_of
+from pipeline.adapters.sql.approving.surroundings import moves_with
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import lineage_id_of
 from pipeline.adapters.sql.database.rows import is_uuid
@@ -130,7 +130,7 @@ class SqlPageStore:
                 .join(lineages, lineages.c.champion_snapshot_id == snapshots.c.snapshot_id)
                 .where(lineages.c.lineage_id == lineage_id)
             )
-            return surroundings_of(connection, row, champion_seq=connection.scalar(champion) or 0)
+            return moves_with(connection, row, champion_seq=connection.scalar(champion) or 0)
 
     def approvers(self, snapshot_id: str) -> Sequence[str]:
         """Return who has approved a snapshot so far where its lineage's policy asks for more than one person."""

@@ -13,8 +13,8 @@ from pipeline.adapters.sql.database.rows import is_uuid
 from pipeline.adapters.sql.database.tables import lineages
 from pipeline.adapters.sql.outbox import Debt, owe_all
 from pipeline.adapters.sql.web.tables import webhooks
+from pipeline.domain.contract.webhooks import Webhook, WebhookEvent
 from pipeline.domain.errors import InvalidInput, UnknownRecord
-from pipeline.domain.webhooks import Webhook, WebhookEvent
 from pipeline.services.ports import WEBHOOK
 
 MAX_PER_OWNER = 20
