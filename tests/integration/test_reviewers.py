@@ -25,7 +25,7 @@ from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, Misconfigured
 from pipeline.domain.review.approvals import Channel, Decision
 from pipeline.domain.review.people import Role
-from pipeline.domain.review.policies import ApprovalRule
+from pipeline.domain.review.policies import NAMED, ApprovalRule
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
@@ -181,7 +181,7 @@ def test_a_name_that_nobody_vouches_for_is_claimed_whatever_a_process_says_of_it
 
 
 def test_a_user_of_mlflow_who_logged_in_there_is_known_by_the_control_worker(rig: StoreRig) -> None:
-    rig.lineages.set_approval_rule(LINEAGE, ApprovalRule.four_eyes, actor="test")
+    rig.lineages.set_approval_policy(LINEAGE, NAMED[ApprovalRule.four_eyes], actor="test")
     first, second = snapshot_of(rig, "r1", submitted_by="bob"), snapshot_of(rig, "r2", submitted_by="ada")
     control = SqlReviewStore(rig.engines[Login.control])
     asked = rig.asked(second, APPROVED, actor="mlflow-user:ada", is_claimed=False, channel=Channel.registry)
@@ -218,7 +218,7 @@ def test_a_lineage_may_refuse_names_that_are_only_claimed(
     rig: StoreRig, as_anna: SqlReviewStore, name: str, rule: ApprovalRule, decision: Decision
 ) -> None:
     made = snapshot_of(rig, "r1", submitted_by="agent")
-    rig.lineages.set_approval_rule(LINEAGE, rule, actor="cli:operator (claimed)")
+    rig.lineages.set_approval_policy(LINEAGE, NAMED[rule], actor="cli:operator (claimed)")
     for actor, channel in (("cli:ceo (claimed)", Channel.cli), ("mlflow:unknown (claimed)", Channel.registry)):
         refused = rig.decide(made, decision, actor=actor, channel=channel)
         assert (refused.is_accepted, "reviewers who log in" in refused.reason) == (False, True)
@@ -233,7 +233,7 @@ def test_a_lineage_may_refuse_names_that_are_only_claimed(
 
 def test_with_four_eyes_nobody_approves_what_they_asked_for(rig: StoreRig, as_anna: SqlReviewStore, name: str) -> None:
     mine = f"reviewer:{name}"
-    rig.lineages.set_approval_rule(LINEAGE, ApprovalRule.four_eyes, actor="test")
+    rig.lineages.set_approval_policy(LINEAGE, NAMED[ApprovalRule.four_eyes], actor="test")
     others = reviewing(rig, f"b{name}")
     bob = next(others)
 
@@ -259,7 +259,7 @@ def test_with_four_eyes_nobody_approves_what_they_asked_for(rig: StoreRig, as_an
 def test_with_four_eyes_an_edit_that_nobody_submitted_is_approved_by_nobody(
     rig: StoreRig, as_anna: SqlReviewStore, name: str
 ) -> None:
-    rig.lineages.set_approval_rule(LINEAGE, ApprovalRule.four_eyes, actor="test")
+    rig.lineages.set_approval_policy(LINEAGE, NAMED[ApprovalRule.four_eyes], actor="test")
     made = snapshot_of(rig, "r1", submitted_by=None)
     refused = as_anna.decide(rig.asked(made, APPROVED, actor=f"reviewer:{name}", is_claimed=False))
     assert refused.reason == "nobody is named as the submitter of r1, so it cannot be told from your own"
@@ -321,7 +321,7 @@ def test_reviewers_are_added_by_the_owner_alone(
     monkeypatch.setenv("CORRIGENDA_DATABASE_ROLE", "")
     assert corrigenda("reviewer", "add", f"b{name}").exit_code == ExitCode.misconfigured
     assert corrigenda("lineage", "approvals", LINEAGE, "anyone").exit_code == ExitCode.done
-    rig.lineages.set_approval_rule(LINEAGE, ApprovalRule.four_eyes, actor="test")
+    rig.lineages.set_approval_policy(LINEAGE, NAMED[ApprovalRule.four_eyes], actor="test")
     assert corrigenda("lineage", "approvals", LINEAGE, "anyone").exit_code == ExitCode.misconfigured
 
 
