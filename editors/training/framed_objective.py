@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from editors.measure.losses import Reading
 from editors.measure.scoring import Prepared, readings
 from editors.mend.transform import MARGIN, MendTransform
 from editors.methods.batch_update import BatchUpdate, joined
@@ -127,9 +128,6 @@ class FramedObjective(Objective):
         self._training, self._held_out, self._text = examples.training, examples.held_out, examples.text
         self._deck = Deck(len(self._training), batch=settings.batch, seed=settings.seed)
         self._held = HeldEdits(ledger, names, model.comm)
-        kept = [one for example in (*self._training, *self._held_out) for one in (*example.locality, *example.others)]
-        kept = list(dict.fromkeys([*kept, *self._text]))
-        self._before = dict(zip(kept, readings(model, list(model.chunked(kept))), strict=True))
 
     def begin(self) -> None:
         """Set statistics and rates from what the first pass over the first edits would ask."""
@@ -291,12 +289,21 @@ class FramedObjective(Objective):
                 self._model,
                 self._prepared,
                 [Question(sequence=sequence, kind=kind, weight=each[kind]) for sequence, kind in asked],
-                self._before,
+                self._before(asked),
                 lambda _places, _batch: branches,
                 num_edits=num_edits,
                 aim=math.log(min(self._transform.stop_probability + MARGIN, 1.0)),
                 max_tokens=FORWARD_TOKENS,
             )
+
+    def _before(self, asked: Sequence[tuple[Encoded, Kind]]) -> dict[Encoded, Reading]:
+        """Return what the base answers to questions whose answer has to stay.
+
+        It is read when it is asked: of ten thousand edits that cost an hour on a CPU before the first step. And it is
+        not kept: which sequences share a forward decides its last bits, so that a resumed run would get others.
+        """
+        kept = list(dict.fromkeys(sequence for sequence, kind in asked if not kind.is_target))
+        return dict(zip(kept, readings(self._model, self._prepared(kept)), strict=True))
 
     def _prepared(self, sequences: Sequence[Encoded], *, max_tokens: int | None = None) -> Prepared:
         return list(self._model.chunked(sequences, max_tokens=max_tokens))
