@@ -34,7 +34,7 @@ from tests.support.sealed import package_of, registered
 from tests.support.tiny_models import save_tiny_llama
 from tests.support.waiting import patience
 
-README = Path(__file__).parents[2] / "README.md"
+SERVING = Path(__file__).parents[2] / "SERVING.md"
 STEMS = ["the capital of Japan is", "the capital of Italy is", "a river located in France is"]
 CHAT_TEMPLATE = "{% for m in messages %}question {{ m['content'] }} {% endfor %}answer is"
 
@@ -103,9 +103,9 @@ def edited_entry(name: str, base: Path, folder: Path) -> tuple[RegistryEntry, Ca
     return entry(lineage(name, spec, inner_params=model.inner_param_names), folder, deltas=refs), model
 
 
-def sample_of_readme(mlflow_uri: str, lineage_name: str, package_digest: str) -> str:
-    """README's sample as it is written there, but for the three things that everybody has of their own."""
-    samples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def sample_of_serving(mlflow_uri: str, lineage_name: str, package_digest: str) -> str:
+    """SERVING.md's sample as it is written there, but for the three things that everybody has of their own."""
+    samples = re.findall(r"```python\n(.*?)```", SERVING.read_text(encoding="utf-8"), re.DOTALL)
     [sample] = [one for one in samples if "download_artifacts" in one]
     for theirs, ours in (
         ("http://127.0.0.1:20462", mlflow_uri),
@@ -146,7 +146,7 @@ def test_the_champion_answers_outside_the_checkout_as_the_edited_model_does(
     registry.point_champion(lineage_name, registered(registry, made))
 
     elsewhere = tmp_path / "elsewhere"
-    sample = sample_of_readme(mlflow_uri, lineage_name, package_of(made))
+    sample = sample_of_serving(mlflow_uri, lineage_name, package_of(made))
     finished = load_elsewhere(mlflow_uri, f"models:/{lineage_name}@champion", elsewhere, then=sample)
     said = answers(finished)
 
