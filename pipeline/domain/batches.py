@@ -44,6 +44,9 @@ class Setback(StrEnum):
     hindered = "hindered"
     """Something failed that is not an edit's: the parent could not be loaded, a disk was full. It waits longer every
     time."""
+    suspected = "suspected"
+    """It failed its gates with others that passed without it: next it is tried on top of them, with at most half as
+    many of such as there are."""
     together = "together"
     """It was tried with others and nobody knows which of them is to blame: next time with at most half as many."""
     alone = "alone"
@@ -51,7 +54,7 @@ class Setback(StrEnum):
 
 
 def most_companions(num_tried: int) -> int:
-    """Return how many of the edits that were tried together without a verdict may be tried together again."""
+    """Return how many of the edits that came back together, suspected or undecided, may be tried together again."""
     return max((num_tried + 1) // 2, 1)
 
 

@@ -45,84 +45,106 @@ class Sifted:
     """The attempt with exactly the accepted edits; None if there are none."""
     offenders: tuple[Offender, ...]
     """Edits to reject."""
-    left: tuple[Edit, ...]
-    """Edits that were not decided within the bound of trials, or that met a saturated lineage."""
+    suspects: tuple[Edit, ...]
+    """Edits without which the accepted ones pass: they are to be tried on top of those, few at a time."""
+    untried: tuple[Edit, ...]
+    """Edits that nothing speaks against, and all that are left where the lineage is saturated."""
+    undecided: tuple[Edit, ...]
+    """Edits that were not decided within the bound of trials."""
     saturated: GateReport | None
     """The report that breached a floor; then nobody is to blame."""
     num_trials: int
     """Compositions that were tried."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """Edits that are still to be tried, and whether a report blamed each of them."""
+
+    edits: tuple[Edit, ...]
+    is_blamed: bool = False
+
+
 @dataclass(slots=True)
 class _Sifting:
     attempt: Callable[[tuple[Edit, ...]], Attempt]
-    budget: int
+    parts: list[_Part]
+    """What is still to be tried, the next one last."""
     accepted: tuple[Edit, ...] = ()
     kept: Attempt | None = None
     offenders: list[Offender] = field(default_factory=list)
-    left: list[Edit] = field(default_factory=list)
     saturated: GateReport | None = None
-    tried: dict[frozenset[str], Attempt] = field(default_factory=dict)
+    num_trials: int = 0
 
-    def sift(self, edits: tuple[Edit, ...]) -> None:
-        if not edits:
-            return
-        if self.saturated is not None or not self._may_try(edits):
-            self.left.extend(edits)
-            return
-        result = self._try(edits)
+    @property
+    def is_over(self) -> bool:
+        return not self.parts or self.kept is not None or self.saturated is not None
+
+    def try_next(self) -> None:
+        part = self.parts.pop()
+        result = self.attempt(part.edits)
+        self.num_trials += 1
         if result.report.passed:
-            self.accepted, self.kept = self.accepted + edits, result
+            self.accepted, self.kept = part.edits, result
         elif result.report.verdict is Verdict.saturated:
             self.saturated = result.report
-            self.left.extend(edits)
-        elif len(edits) == 1:
-            self.offenders.append(_offender(edits[0], result.report))
+            self.parts.append(part)
+        elif len(part.edits) == 1:
+            self.offenders.append(_offender(part.edits[0], result.report))
+            self._rejoin()
         else:
-            first, second = _split(edits, result.report)
-            self.sift(first)
-            self.sift(second)
+            self.parts += _split(part.edits, result.report)
 
-    def _may_try(self, edits: tuple[Edit, ...]) -> bool:
-        return self._key(edits) in self.tried or len(self.tried) < self.budget
+    def _rejoin(self) -> None:
+        """Put together again what was tried only with an edit that fails by itself: that explains its failures."""
+        blamed = [part for part in self.parts if part.is_blamed]
+        others = [edit for part in reversed(self.parts) if not part.is_blamed for edit in part.edits]
+        self.parts = [*blamed, *([_Part(edits=tuple(others))] if others else [])]
 
-    def _try(self, edits: tuple[Edit, ...]) -> Attempt:
-        key = self._key(edits)
-        if key not in self.tried:
-            self.tried[key] = self.attempt(self.accepted + edits)
-        return self.tried[key]
-
-    def _key(self, edits: tuple[Edit, ...]) -> frozenset[str]:
-        return frozenset(edit.edit_id for edit in self.accepted + edits)
+    def suspects(self) -> tuple[Edit, ...]:
+        """Return what a report blamed, and what was split off last from what passed."""
+        last = len(self.parts) - 1
+        found = [part.edits for place, part in enumerate(self.parts) if part.is_blamed or place == last]
+        return tuple(edit for edits in found for edit in edits)
 
 
 def sift(edits: Sequence[Edit], attempt: Callable[[tuple[Edit, ...]], Attempt]) -> Sifted:
-    """Bisect a batch until every edit passes, is rejected, or the bound of trials is reached.
+    """Take edits out of a batch until the others pass together, none is left, or the bound of trials is reached.
 
-    The part that looks innocent is tried first, the rest on top of what was accepted of it. Where a report
-    already blames single edits those are set apart; otherwise the batch is halved.
+    Where a report blames single edits, the others are tried without them; otherwise the first half is. The first part
+    that passes ends it, so that it can be committed: what was taken out is tried on top of that as a batch of its own,
+    and the edits that passed are not edited again for each of those that do not.
 
     Args:
         edits: the batch.
         attempt: edits the parent with a composition and judges it; called at most
             `most_trials(len(edits))` times, never twice with the same edits.
     """
-    state = _Sifting(attempt=attempt, budget=most_trials(len(edits)))
-    state.sift(tuple(edits))
+    state = _Sifting(attempt=attempt, parts=[_Part(edits=tuple(edits))])
+    while not state.is_over and state.num_trials < most_trials(len(edits)):
+        state.try_next()
+    left = tuple(edit for part in state.parts for edit in part.edits)
+    suspects = state.suspects() if state.kept is not None else ()
     return Sifted(
         accepted=state.accepted,
         kept=state.kept,
         offenders=tuple(state.offenders),
-        left=tuple(state.left),
+        suspects=suspects,
+        untried=tuple(edit for edit in left if edit not in suspects) if state.is_over else (),
+        undecided=() if state.is_over else left,
         saturated=state.saturated,
-        num_trials=len(state.tried),
+        num_trials=state.num_trials,
     )
 
 
-def _split(edits: tuple[Edit, ...], report: GateReport) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
+def _split(edits: tuple[Edit, ...], report: GateReport) -> tuple[_Part, _Part]:
+    """Return what looks guilty, and what is to be tried without it."""
     innocent = tuple(edit for edit in edits if edit.edit_id not in report.offenders)
-    suspects = tuple(edit for edit in edits if edit.edit_id in report.offenders)
-    return (innocent, suspects) if innocent and suspects else halves(edits)
+    blamed = tuple(edit for edit in edits if edit.edit_id in report.offenders)
+    if innocent and blamed:
+        return _Part(edits=blamed, is_blamed=True), _Part(edits=innocent)
+    first, second = halves(edits)
+    return _Part(edits=second), _Part(edits=first)
 
 
 def _offender(edit: Edit, report: GateReport) -> Offender:

@@ -189,9 +189,14 @@ class EditService:
             reason = f"saturated: {sifted.saturated.summary}"
             self._lineages.hold(batch.lineage, reason=reason, actor=self._policy.owner)
             failpoint("edit.after_hold")
-            in_hand.release(sifted.left, reason="lineage saturated", setback=Setback.untried)
-        else:
-            in_hand.release(sifted.left, reason="not decided within the bound of trials", setback=Setback.together)
+        reason = (
+            "lineage saturated" if sifted.saturated is not None else "the batch was divided; it is to be tried next"
+        )
+        in_hand.release(sifted.untried, reason=reason, setback=Setback.untried)
+        reason = "the batch passed its gates without it; it is to be tried on top of that"
+        in_hand.release(sifted.suspects, reason=reason, setback=Setback.suspected)
+        reason = "not decided within the bound of trials"
+        in_hand.release(sifted.undecided, reason=reason, setback=Setback.together)
 
     def _remove(self, removal: Removal, keeper: LeaseKeeper) -> int:
         head_id = self._lineages.lineage(removal.lineage).head_id

@@ -198,6 +198,68 @@ def test_a_failure_in_the_middle_of_a_bisection_blames_only_what_was_on_trial(ri
     assert_history_holds(rig)
 
 
+def test_what_a_gate_refuses_is_tried_again_alone_and_not_with_all_that_passed(rig: StoreRig) -> None:
+    edit_ids = submit(rig, 8, culprits=[2, 5], target=FAILS)
+    group = Group()
+    until_settled(rig, group)
+    assert list(map(len, group.trials)) == [8, 6, 1, 1]
+    assert statuses(rig, edit_ids) == ["rejected" if place in (2, 5) else "snapshotted" for place in range(8)]
+    assert {row["attempts"] for row in rig.query("SELECT attempts FROM edit_requests")} == {0}
+    outcomes = "SELECT outcome FROM batch_edits JOIN edit_batches USING (batch_id) WHERE edit_id = %s ORDER BY ordinal"
+    assert [row["outcome"] for row in rig.query(outcomes, edit_ids[2])] == ["suspected", "rejected"]
+    assert_history_holds(rig)
+
+
+def test_corrections_that_come_meanwhile_are_not_tried_with_those_that_a_gate_suspects(rig: StoreRig) -> None:
+    submit(rig, 6, culprits=[0, 1, 2], target=FAILS)
+    group = Group()
+    with pytest.MonkeyPatch.context() as early:
+        commit = rig.snapshots.commit
+
+        def committed(lease: Lease, new: NewSnapshot) -> Snapshot:
+            if not rig.query("SELECT 1 FROM edit_requests WHERE request_id = 'fresh'"):
+                rig.correct("fresh", minute=60)
+            return commit(lease, new)
+
+        early.setattr(rig.snapshots, "commit", committed)
+        until_settled(rig, group)
+    assert [trial for trial in group.trials if "fresh" in trial] == [("fresh",)]
+    assert_history_holds(rig)
+
+
+def test_a_worker_that_is_killed_between_a_snapshot_and_its_suspects_loses_neither(
+    rig: StoreRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_ids = submit(rig, 4, culprits=[1], target=FAILS)
+    with monkeypatch.context() as killed:
+        killed.setattr(rig.queue, "release", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(rig.leases, "release", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            ring(rig, Group())
+    assert statuses(rig, edit_ids) == ["snapshotted", "claimed", "snapshotted", "snapshotted"]
+    rig.expire_lease()
+    until_settled(rig, Group())
+    assert statuses(rig, edit_ids) == ["snapshotted", "rejected", "snapshotted", "snapshotted"]
+    assert_history_holds(rig)
+
+
+def test_ranks_that_fail_after_a_gate_suspected_some_still_hold_the_lineage(rig: StoreRig) -> None:
+    """That others of the suspects' batch got in says nothing of ranks that failed later."""
+    submit(rig, 8, culprits=[0, 1, 2, 3], target=FAILS)
+    group = Group()
+    judged = group.try_edits
+
+    def until_first(candidate: Candidate) -> CandidateOutcome:
+        if rig.lineage().head_id is not None:
+            raise EngineFailed("expected living ranks, got none")
+        return judged(candidate)
+
+    group.try_edits = until_first  # type: ignore[method-assign]
+    until_settled(rig, group)
+    assert [row["n"] for row in rig.query("SELECT count(*) AS n FROM edit_requests WHERE status = 'dead'")] == [1]
+    assert "the ranks fail with every edit" in (rig.lineage().hold or "")
+
+
 def test_saturation_and_resume_cost_no_attempt_and_no_wait(rig: StoreRig) -> None:
     edit_ids = submit(rig, 3, culprits=[2], target=SATURATES)
     for _ in range(2 * MAX_ATTEMPTS):

@@ -21,10 +21,10 @@ from pipeline.domain.lifecycle import EditStatus, SnapshotStatus, edit_action, s
 
 FIRST_WAIT = timedelta(seconds=1)
 LONGEST_WAIT = timedelta(minutes=5)
-RELEASED, UNDECIDED = "released", "undecided"
+RELEASED, UNDECIDED, SUSPECTED = "released", "undecided", "suspected"
 """What a batch notes of edits that it gave back. Those that it tried together without a verdict, or alone, are
-undecided: they say with how many they may be tried again."""
-OUTCOMES = {Setback.together: UNDECIDED, Setback.alone: UNDECIDED}
+undecided, and those that others passed without are suspected: they say with how many they may be tried again."""
+OUTCOMES = {Setback.together: UNDECIDED, Setback.alone: UNDECIDED, Setback.suspected: SUSPECTED}
 ANNOUNCED = frozenset(
     {EditStatus.snapshotted, EditStatus.rejected, EditStatus.superseded, EditStatus.reverted, EditStatus.dead}
 )
@@ -107,7 +107,7 @@ def put_back(
 
 def _wait(setback: Setback, row: Row[Any], batches: Mapping[str, int]) -> timedelta:
     match setback:
-        case Setback.untried:
+        case Setback.untried | Setback.suspected:
             return timedelta()
         case Setback.together:
             return FIRST_WAIT  # those who were not with it come first

@@ -7,7 +7,7 @@ from datetime import timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.domain.batches import RETAINED, displaced_by, most_trials, retention_draws, stratified_sample
+from pipeline.domain.batches import RETAINED, displaced_by, halves, most_trials, retention_draws, stratified_sample
 from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GatePolicy, Verdict
 from pipeline.domain.judging import judge
@@ -175,36 +175,80 @@ def test_a_passing_batch_is_tried_once() -> None:
     assert found.kept.candidate_id == "1"
 
 
-def test_a_blamed_edit_is_set_apart_at_once() -> None:
+def test_a_blamed_edit_is_set_apart_at_once_and_not_tried_with_the_others_again() -> None:
     judged = Judge(bad={"r3"}, blames=True)
     found = sift(batch_of(8), judged)
     assert names_of(found.accepted) == {f"r{i}" for i in range(8)} - {"r3"}
-    assert [offender.edit.request.request_id for offender in found.offenders] == ["r3"]
-    assert found.num_trials == 2
+    assert names_of(found.suspects) == {"r3"}
+    assert (found.offenders, found.untried, found.undecided, found.num_trials) == ((), (), (), 2)
+
+
+def test_edits_that_nothing_speaks_against_are_no_suspects() -> None:
+    """r3 makes the first half fail, which says nothing of the second."""
+    found = sift(batch_of(8), Judge(bad={"r3"}))
+    assert names_of(found.accepted) == {"r0", "r1"}
+    assert names_of(found.suspects) == {"r2", "r3"}
+    assert names_of(found.untried) == {"r4", "r5", "r6", "r7"}
+
+
+def test_an_edit_that_fails_by_itself_explains_why_all_that_held_it_failed() -> None:
+    judged = Judge(bad={"r0"})
+    found = sift(batch_of(8), judged)
+    assert [offender.edit.request.request_id for offender in found.offenders] == ["r0"]
+    assert names_of(found.accepted) == {f"r{i}" for i in range(1, 8)}
+    assert found.num_trials == 5
+
+
+def until_decided(count: int, judged: Judge) -> tuple[set[str], set[str], list[int]]:
+    """Sift as batches come: suspects and undecided edits at most half as many at a time, on top of what passed.
+
+    Returns:
+        The names of the accepted, those of the rejected, and how many edits each trial edited.
+    """
+    waiting = [tuple(batch_of(count))]
+    accepted: tuple[Edit, ...] = ()
+    rejected: set[str] = set()
+    sizes: list[int] = []
+    tried: list[frozenset[str]] = []
+
+    def on_head(edits: tuple[Edit, ...]) -> Attempt:
+        tried.append(frozenset(names_of(edits)))
+        return judged(accepted + edits)
+
+    while waiting:
+        edits = waiting.pop(0)
+        tried.clear()
+        found = sift(edits, on_head)
+        assert found.num_trials == len(tried) == len(set(tried))
+        sizes += map(len, tried)
+        offenders = {offender.edit.request.request_id for offender in found.offenders}
+        parts = (names_of(found.accepted), offenders, names_of((*found.suspects, *found.untried, *found.undecided)))
+        assert sum(map(len, parts)) == len(edits)
+        assert set[str]().union(*parts) == names_of(edits)
+        assert found.num_trials <= most_trials(len(edits))
+        accepted, rejected = accepted + found.accepted, rejected | offenders
+        waiting += [found.untried] if found.untried else []
+        for few in (found.suspects, found.undecided):
+            waiting += [half for half in halves(few) if half]
+    return names_of(accepted), rejected, sizes
 
 
 def test_of_two_that_fail_only_together_the_later_is_rejected() -> None:
-    found = sift(batch_of(8), Judge(pairs={frozenset({"r1", "r6"})}))
-    assert names_of(found.accepted) == {f"r{i}" for i in range(8)} - {"r6"}
-    assert [offender.edit.request.request_id for offender in found.offenders] == ["r6"]
+    accepted, rejected, _ = until_decided(8, Judge(pairs={frozenset({"r1", "r6"})}))
+    assert (accepted, rejected) == ({f"r{i}" for i in range(8)} - {"r6"}, {"r6"})
 
 
 @given(st.integers(1, 33), st.data())
 def test_sifting_never_loses_an_edit_and_keeps_its_bound(count: int, data: st.DataObject) -> None:
     names = [f"r{index}" for index in range(count)]
-    judged = Judge(bad=set(data.draw(st.lists(st.sampled_from(names), max_size=4))), blames=data.draw(st.booleans()))
-    found = sift(batch_of(count), judged)
-    rejected = {offender.edit.request.request_id for offender in found.offenders}
-    accepted, left = names_of(found.accepted), names_of(found.left)
-    assert accepted | rejected | left == set(names)
-    assert len(accepted) + len(rejected) + len(left) == count
-    assert rejected <= judged.bad
-    assert not accepted & judged.bad
-    assert found.num_trials == len(judged.compositions) == len(set(judged.compositions))
-    assert found.num_trials <= most_trials(count)
-    if accepted:
-        assert found.kept is not None
-        assert judged.compositions[int(found.kept.candidate_id) - 1] == accepted
+    bad = set(data.draw(st.lists(st.sampled_from(names), max_size=4)))
+    judged = Judge(bad=bad, blames=data.draw(st.booleans()))
+    accepted, rejected, sizes = until_decided(count, judged)
+    assert (accepted, rejected) == (set(names) - bad, bad)
+    assert len(sizes) <= 1 + len(bad) * most_trials(count)
+    if judged.blames:
+        # Only what the report blamed is tried again, however many passed without it.
+        assert sum(sizes) <= 2 * count + len(bad) * most_trials(len(bad))
 
 
 def test_a_saturated_lineage_blames_nobody() -> None:
@@ -220,4 +264,4 @@ def test_a_saturated_lineage_blames_nobody() -> None:
     found = sift(batch_of(4), saturated)
     assert found.saturated is not None
     assert not found.offenders
-    assert len(found.left) == 4
+    assert len(found.untried) == 4
