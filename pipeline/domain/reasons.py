@@ -9,9 +9,10 @@ What strangers wrote and what a model said is quoted on one line and cut, so tha
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipeline.domain.edits import EditRequest
+from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GatePolicy, GateReport, GateRow, Verdict
 from pipeline.domain.measurements import EditScore, OtherSubjectScore, share
 
@@ -64,14 +65,20 @@ def _refusal_by_others(policy: GatePolicy, score: EditScore, request: EditReques
 
 def praise(score: EditScore) -> str:
     """Return what was measured of an edit that passes."""
-    follows, unchanged = share(score.rephrases), share(score.locality)
-    rephrases = "rephrases not measured" if follows is None else f"{follows:.2f} of its rephrases follow"
+    rephrases = _counted(score.rephrases, "rephrase", "follows", "follow")
     if score.chat_success is not None:
         rephrases += f", a chat answers {'rightly' if score.chat_success else 'otherwise'}"
-    neighbours = "neighbours not measured" if unchanged is None else f"{unchanged:.2f} of its neighbours unchanged"
+    neighbours = _counted(score.locality, "neighbour", "answers as before", "answer as before")
     return _sentence(
         "the target is the most probable answer", rephrases, neighbours, *_others(score), _about_subject(score)
     )
+
+
+def _counted(flags: Sequence[bool], noun: str, one: str, more: str) -> str:
+    """Return how many of something are so: `2 of 3 neighbours answer as before`."""
+    if not flags:
+        return f"{noun}s not measured"
+    return f"{sum(flags)} of {counted(len(flags), noun)} {one if len(flags) == 1 else more}"
 
 
 def refusal_by_report(report: GateReport, edit_id: str, request: EditRequest) -> str:

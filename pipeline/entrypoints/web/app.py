@@ -42,7 +42,9 @@ def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastA
     add_handlers(app)
     for router in routers:
         app.include_router(router)
-    app.add_api_route("/", lambda: RedirectResponse(f"{ROOT}/"), include_in_schema=False)
+    # A mount answers below its path only, and people type the path itself.
+    for path in ("/", ROOT):
+        app.add_api_route(path, lambda: RedirectResponse(f"{ROOT}/"), include_in_schema=False)
     app.mount(ROOT, create_pages(parts))
     app.add_middleware(BodyLimit, max_bytes=parts.settings.web_max_body_bytes)
     app.add_middleware(Told)

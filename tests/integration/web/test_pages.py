@@ -66,6 +66,11 @@ def test_whoever_is_not_logged_in_is_asked_to_and_comes_back(web: WebRig, rig: S
     assert "guess" not in wrong.text
 
 
+@pytest.mark.parametrize("typed", ["/", "/review", "/review/"])
+def test_the_addresses_that_people_type_lead_to_the_pages(web: WebRig, typed: str) -> None:
+    assert "token" in text_of(web.anonymous().get(typed, follow_redirects=True))
+
+
 @pytest.mark.parametrize("back", ["https://evil.example/", "//evil.example", "/review//evil.example", "/v1/me", "a\nb"])
 def test_a_login_leads_to_no_other_site(web: WebRig, back: str) -> None:
     web.token_of("ada", [Role.reviewer])
@@ -102,6 +107,8 @@ def test_a_candidate_is_shown_with_its_edits_and_approved_with_a_reason(web: Web
     fields = {**fields_on(page, f"{HOME}/snapshots/1"), "decision": "approved", "reason": "checked ✅ بخير"}
     done = client.post(f"{HOME}/snapshots/1", data=fields)
     assert "is the champion now" in text_of(done)
+    assert "person:ada" in text_of(done)
+    assert "checked ✅ بخير" in text_of(done)
     assert rig.lineage().champion_seq == 1
     line = rig.query("SELECT actor, is_claimed, reason, channel FROM approvals")
     assert line == [{"actor": "person:ada", "is_claimed": False, "reason": "checked ✅ بخير", "channel": "page"}]

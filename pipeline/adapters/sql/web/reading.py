@@ -54,6 +54,12 @@ _APPROVERS = text(
     ORDER BY p.actor
     """
 )
+_DECISIONS = text(
+    """
+    SELECT decision, actor, reason, refusal, decided_at FROM approvals
+    WHERE snapshot_id = CAST(:snapshot_id AS uuid) ORDER BY decided_at DESC LIMIT :limit
+    """
+)
 _EDITS = text(
     """
     SELECT edit_id::text, request_id, prompt, target_new, status, submitted_by, received_at
@@ -136,6 +142,10 @@ class SqlPageStore:
         """Return who has approved a snapshot so far where its lineage's policy asks for more than one person."""
         found = self._rows(_APPROVERS, snapshot_id=snapshot_id)
         return [str(row["actor"]) for row in found]
+
+    def decisions(self, snapshot_id: str, *, limit: int) -> Rows:
+        """Return what people decided about a snapshot, also what was refused to them; the latest first."""
+        return self._rows(_DECISIONS, snapshot_id=snapshot_id, limit=limit)
 
     def edits(self, lineage: str, *, before: str | None, limit: int) -> Rows:
         """Return edits that were received before one, newest first; ids that are none count as no bound.

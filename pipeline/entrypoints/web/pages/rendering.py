@@ -49,6 +49,13 @@ def moment(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def answer(text: str | None) -> str:
+    """Return the first line of what a model said, which is what gates judge, with a sign that it went on."""
+    said = (text or "").strip()
+    line, _, rest = said.partition("\n")
+    return f"{line} …" if rest.strip() else line or "nothing"
+
+
 def segment(value: Any) -> str:
     """Return a text as one segment of a path, whatever is in it."""
     return quote(str(value), safe="")
@@ -62,7 +69,14 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters.update(
-    age=age, counted=counted, figure=figure, moment=moment, segment=segment, bound=bound_text, actor=shown_actor
+    age=age,
+    answer=answer,
+    counted=counted,
+    figure=figure,
+    moment=moment,
+    segment=segment,
+    bound=bound_text,
+    actor=shown_actor,
 )
 _ENVIRONMENT.globals.update(root=ROOT, Role=Role)
 

@@ -26,6 +26,8 @@ router = APIRouter()
 PAGE_ROWS = 50
 MAX_EDITS = 200
 """Edits of one snapshot that its page shows; MLflow's artifact holds all of them."""
+MAX_DECISIONS = 20
+"""Decisions about one snapshot that its page shows."""
 HEADLINE = ("edit_success", "generalization", "chat_success", "locality", "retention", "perplexity")
 """Metrics that the queue shows of each candidate."""
 _DECIDED_HERE = frozenset({Decision.approved, Decision.rejected, Decision.rolled_back})
@@ -156,6 +158,7 @@ def _shown(
         has_more_edits=len(brought) > MAX_EDITS,
         around=pages.surroundings(lineage, seq),
         endorsers=endorsers,
+        decisions=pages.decisions(found.snapshot_id, limit=MAX_DECISIONS),
         may=_may(session, found, of.champion_id, of.champion_seq),
         said=said,
         refused=refused,

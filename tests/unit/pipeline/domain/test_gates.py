@@ -104,7 +104,7 @@ def test_generalization_is_reported_by_class_and_edit_rows_are_no_part_of_it() -
     assert values["row_rephrases"] == 1.0
     assert values["chat_success"] == 1 / 2
     assert report.passed
-    assert "0.80 of its rephrases follow, a chat answers otherwise" in report.edits[0].reason
+    assert "4 of 5 rephrases follow, a chat answers otherwise" in report.edits[0].reason
 
 
 @pytest.mark.parametrize(
