@@ -30,6 +30,11 @@ IS_REVIEWER = text(
     " AND m.member = (SELECT oid FROM pg_roles WHERE rolname = :name)"
 )
 
+WAS_REVIEWER = text(
+    "SELECT count(*) FROM audit_events WHERE subject = :subject AND chain = 'system' AND action = 'reviewer:removed'"
+)
+"""Whether a role was a reviewer's; roles outlive removal, since lines of history and open sessions name them."""
+
 
 def add_person(owner_url: str, name: str, roles: Iterable[Role], *, actor: str) -> str:
     """Give somebody roles, as the owner of the schema; return a token, in place of the one they had before.
@@ -126,12 +131,26 @@ def _roles(connection: Connection, name: str) -> frozenset[Role]:
 
 def _let_reviewer_in(connection: Connection, name: str, password: str, actor: str) -> None:
     if not connection.scalar(IS_REVIEWER, {"name": name}):
-        if connection.scalar(text("SELECT count(*) FROM pg_roles WHERE rolname = :name"), {"name": name}):
-            raise InvalidInput(f"expected a name that no role of the database has, got {name!r}")
-        run_quoted(connection, "CREATE ROLE {} NOLOGIN", name)
+        _ensure_role(connection, name)
         run_quoted(connection, "GRANT corrigenda_reviewer TO {} WITH INHERIT TRUE, SET FALSE", name)
     set_password(connection, name, password)
     _note(connection, AuditAction.reviewer_added, f"reviewer:{name}", actor)
+
+
+def _ensure_role(connection: Connection, name: str) -> None:
+    """Make a database role of a name, or take the one that a removed reviewer left behind.
+
+    Raises:
+        InvalidInput: if a role of that name is somebody else's.
+    """
+    may_log_in = connection.scalar(text("SELECT rolcanlogin FROM pg_roles WHERE rolname = :name"), {"name": name})
+    if may_log_in is None:
+        run_quoted(connection, "CREATE ROLE {} NOLOGIN", name)
+    elif may_log_in or not connection.scalar(WAS_REVIEWER, {"subject": f"reviewer:{name}"}):
+        raise InvalidInput(
+            f"expected a name that no role of the database has, got {name!r}, which is none of our reviewers; choose "
+            "another name, or drop that role if nobody needs it"
+        )
 
 
 def _note(connection: Connection, action: AuditAction, subject: str, actor: str, **payload: object) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -174,6 +175,39 @@ def test_nobody_writes_a_decision_in_a_reviewers_name(rig: StoreRig, name: str, 
     assert rig.lineage().champion_id is None
 
 
+@pytest.mark.parametrize("login", [Login.web, Login.console, Login.control, Login.editor, "corrigenda_app"])
+def test_an_operators_name_stands_in_lines_about_operating_alone(rig: StoreRig, name: str, login: str) -> None:
+    made = snapshot_of(rig, "r1", submitted_by="agent")
+    add_person(rig.url, name, [Role.operator, Role.requester], actor="test")
+    add_person(rig.url, f"b{name}", [Role.reviewer], actor="test")
+    removal = SqlReviewStore(rig.engines[Login.web])
+    removal.request_revert(LINEAGE, [rig.edit_id("r1")], actor=f"person:b{name}", reason="wrong")
+    rig.new_lineage("other")
+    engine, mine, theirs = connect(rig.url, login), f"person:{name}", f"person:b{name}"
+    with pytest.raises(Misconfigured, match="may not do this"):
+        SqlReviewStore(engine).decide(rig.asked(made, APPROVED, actor=mine, is_claimed=False))
+    is_web, is_worker = login == Login.web, login in (Login.editor, "corrigenda_app")
+    may_write = {
+        (LINEAGE, AuditAction.lineage_held, mine): is_web,
+        (LINEAGE, AuditAction.edit_released, mine): is_web,
+        ("system", AuditAction.side_effect_resent, mine): is_web,
+        (LINEAGE, AuditAction.snapshot_approved, mine): False,
+        (LINEAGE, AuditAction.champion_moved, mine): False,
+        (LINEAGE, AuditAction.edit_reverted, mine): False,
+        (LINEAGE, AuditAction.snapshot_approved, theirs): is_web,
+        # What a reviewer asked for is carried out in their name, by the worker, and in that lineage.
+        (LINEAGE, AuditAction.edit_reverted, theirs): is_web or is_worker,
+        ("other", AuditAction.edit_reverted, theirs): is_web,
+    }
+    for (chain, action, actor), is_theirs in may_write.items():
+        line = AuditLine(chain=chain, actor=actor, action=action, subject="x", payload={})
+        refused = nullcontext() if is_theirs else pytest.raises(Misconfigured, match="logged in")
+        with refused, transaction(engine) as connection:
+            append_all(connection, [line])
+    engine.dispose()
+    assert rig.query("SELECT * FROM approvals") == []
+
+
 def test_a_name_that_nobody_vouches_for_is_claimed_whatever_a_process_says_of_it(rig: StoreRig) -> None:
     made = snapshot_of(rig, "r1", submitted_by="agent")
     assert rig.decide(made, APPROVED, actor="mlflow:ceo", is_claimed=False).is_accepted
@@ -289,6 +323,31 @@ def test_tokens_that_others_can_read_or_that_are_wrong_old_or_taken_back_open_no
     assert corrigenda("approve", "head").exit_code == ExitCode.misconfigured
     assert corrigenda("reviewer", "remove", name).exit_code == ExitCode.usage
     assert rig.query("SELECT * FROM approvals") == []
+
+
+def test_a_reviewer_who_was_removed_is_added_again_under_the_same_name(
+    corrigenda: Command, rig: StoreRig, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot_of(rig, "r1", submitted_by="agent")
+    add_person(rig.url, name, [Role.requester], actor="test")
+    first = add_reviewer(rig.url, name, actor="test")
+    remove_person(rig.url, name, [Role.reviewer], actor="test")
+    again = add_reviewer(rig.url, name, actor="test")
+    remove_person(rig.url, name, actor="test")
+    last = add_reviewer(rig.url, name, actor="test")
+    for token, is_good in ((first, False), (again, False), (last, True)):
+        monkeypatch.setenv("CORRIGENDA_REVIEWER_TOKEN", token)
+        done = corrigenda("approve", "head", "--reason", "back again")
+        assert (done.exit_code == ExitCode.done) is is_good, done.output
+    assert [row["actor"] for row in rig.query("SELECT actor FROM approvals")] == [f"reviewer:{name}"]
+    assert rig.query("SELECT roles, removed_at FROM people") == [{"roles": ["reviewer"], "removed_at": None}]
+    noted = [event.action.value for event in rig.audit.events("system") if event.subject == f"reviewer:{name}"]
+    assert noted == ["reviewer:added", "reviewer:removed"] * 2 + ["reviewer:added"]
+    # The name is somebody else's meanwhile.
+    remove_person(rig.url, name, actor="test")
+    rig.query(f"ALTER ROLE {name} LOGIN")
+    with pytest.raises(InvalidInput, match="none of our reviewers"):
+        add_reviewer(rig.url, name, actor="test")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pipeline.adapters.sql.database.tables import edit_requests, lineages, snaps
 from pipeline.adapters.sql.outbox import owe
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.bounds import changed
-from pipeline.domain.errors import InvalidInput, UnknownLineage
+from pipeline.domain.errors import IllegalTransition, InvalidInput, UnknownLineage
 from pipeline.domain.formats.canonical import sha256_json
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
@@ -112,16 +112,26 @@ class SqlLineageStore:
                 payload={"reason": reason},
             )
 
-    def resume(self, name: str, *, actor: str) -> None:
+    def resume(self, name: str, *, actor: str, reason: str = "", seen: str | None = None) -> None:
         """Lift a hold and ring the doorbell; nothing happens if there is none.
+
+        Args:
+            name: of the lineage.
+            actor: who asks, for the history.
+            reason: why, in their words.
+            seen: the hold that the person saw; None lifts whichever there is.
 
         Raises:
             UnknownLineage: if there is no such lineage.
+            IllegalTransition: if it is held for another reason than the person saw.
         """
         with transaction(self._engine) as connection:
             on = lock_lineage(connection, name)
             if on.hold is None:
                 return
+            # Forms of browsers change how lines end.
+            if seen is not None and on.hold.split() != seen.split():
+                raise IllegalTransition(f"expected the hold {seen!r:.200}, got another: {on.hold}", lineage=name)
             base_digest = self._set_hold(connection, on.lineage_id, None)
             event = append(
                 connection,
@@ -129,7 +139,7 @@ class SqlLineageStore:
                 actor=actor,
                 action=AuditAction.lineage_resumed,
                 subject=on.lineage_id,
-                payload={"was": on.hold},
+                payload={"was": on.hold} | ({"reason": reason} if reason else {}),
             )
             payload = {"lineage": name, "base_digest": base_digest}
             owe(connection, kind="doorbell", dedup_key=f"doorbell:{name}:resumed:{event.seq}", payload=payload)

@@ -51,6 +51,10 @@ WHERE EXISTS (
 )
 """)
 
+_RESEND = text("""
+SELECT outbox_id::text, kind, dedup_key, payload, is_closed FROM resend_given_up(CAST(:chosen AS uuid[])) ORDER BY 1
+""")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Debt:
@@ -195,7 +199,7 @@ class SqlOutboxStore:
         with transaction(self._engine) as connection:
             return tuple(dict(row) for row in connection.execute(query).mappings())
 
-    def resend(self, outbox_ids: Sequence[str] | None, *, actor: str) -> tuple[str, ...]:
+    def resend(self, outbox_ids: Sequence[str] | None, *, actor: str, reason: str = "") -> tuple[str, ...]:
         """Owe given-up items anew, with all their tries; return the ids of those that were given up.
 
         A result that a later one of the same edit has overtaken is closed instead: sent now, it would be the last word.
@@ -203,23 +207,16 @@ class SqlOutboxStore:
         Args:
             outbox_ids: which ones; all of them if None.
             actor: who asks, for the history.
+            reason: why, in their words.
         """
-        chosen = _is_given_up()
-        if outbox_ids is not None:
-            chosen &= outbox.c.outbox_id.in_(outbox_ids)
-        later = outbox.alias()
-        overtaken = select(literal(1)).where(
-            later.c.stream == outbox.c.stream, later.c.outbox_id > outbox.c.outbox_id, later.c.done_at.is_not(None)
-        )
+        details = {"reason": reason} if reason else {}
         with transaction(self._engine) as connection:
-            closed = update(outbox).where(chosen, overtaken.exists())
-            rows = list(connection.execute(closed.values(done_at=func.clock_timestamp()).returning(*_item)))
-            _audit(connection, rows, AuditAction.side_effect_closed, actor=actor, details={})
-            again = update(outbox).where(chosen)
-            values = {"given_up_at": None, "attempts": 0, "next_attempt_at": func.clock_timestamp()}
-            sent = list(connection.execute(again.values(**values).returning(*_item)))
-            _audit(connection, sent, AuditAction.side_effect_resent, actor=actor, details={})
-        return tuple(str(row.outbox_id) for row in (*rows, *sent))
+            rows = connection.execute(_RESEND, {"chosen": None if outbox_ids is None else list(outbox_ids)}).all()
+            closed = [row for row in rows if row.is_closed]
+            sent = [row for row in rows if not row.is_closed]
+            _audit(connection, closed, AuditAction.side_effect_closed, actor=actor, details=details)
+            _audit(connection, sent, AuditAction.side_effect_resent, actor=actor, details=details)
+        return tuple(str(row.outbox_id) for row in (*closed, *sent))
 
 
 def _still_ours(items: Sequence[OutboxItem]) -> Update:

@@ -21,7 +21,7 @@ class Role(StrEnum):
     auditor = "auditor"
     """Reads everything and changes nothing."""
     operator = "operator"
-    """Decides where the results of a lineage are sent, and sees every webhook and correction."""
+    """Holds and resumes lineages, tries dead edits again, sends again what was given up; sees every webhook."""
 
 
 SEES_EVERYTHING = frozenset({Role.reviewer, Role.auditor, Role.operator})

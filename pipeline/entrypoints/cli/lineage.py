@@ -1,4 +1,4 @@
-"""Commands that make, list and resume lineages."""
+"""Commands that make, list, hold and resume lineages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import Lineage, check_name
 from pipeline.domain.review.policies import MAX_APPROVERS, NAMED, changed_policy, named
 from pipeline.entrypoints.cli import folding, policy
-from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
+from pipeline.entrypoints.console import JsonOption, ReasonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, deciding_actor, reviewing_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
@@ -33,6 +33,7 @@ def add_commands(app: typer.Typer) -> None:
     lineage = typer.Typer(help="Edited models, each under one name.", no_args_is_help=True)
     lineage.command("create")(exits_clearly(lineage_create))
     lineage.command("list")(exits_clearly(lineage_list))
+    lineage.command("hold")(exits_clearly(lineage_hold))
     lineage.command("resume")(exits_clearly(lineage_resume))
     lineage.command("approvals")(exits_clearly(lineage_approvals))
     policy.add_commands(lineage)
@@ -155,15 +156,37 @@ def _in_other_words(lineage: Lineage) -> dict[str, Any]:
     return {"editor": asdict(lineage.settings.editor_identity), "settings": settings}
 
 
+def lineage_hold(
+    name: Annotated[str, typer.Argument(help="Name of the lineage.")],
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Let no batch start until somebody resumes the lineage; what is being edited ends.
+
+    Example: corrigenda lineage hold demo --reason "the disk is nearly full"
+    """
+    if not reason.strip():
+        raise InvalidInput("expected --reason, which `status` and the pages show while the lineage is held; got none")
+    kept = stores(reviewing_settings())
+    kept.lineages.hold(name, reason=reason.strip(), actor=deciding_actor(kept))
+    hold = kept.lineages.lineage(name).hold
+    if as_json:
+        print_json({"lineage": name, "hold": hold})
+    else:
+        say(f"lineage {name} is held: {hold}")
+
+
 def lineage_resume(
-    name: Annotated[str, typer.Argument(help="Name of the lineage.")], as_json: JsonOption = False
+    name: Annotated[str, typer.Argument(help="Name of the lineage.")],
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Lift a hold, so that batches are edited again.
 
     Example: corrigenda lineage resume demo
     """
     kept = stores(reviewing_settings())
-    kept.lineages.resume(name, actor=deciding_actor(kept))
+    kept.lineages.resume(name, actor=deciding_actor(kept), reason=reason)
     if as_json:
         print_json({"lineage": name, "hold": kept.lineages.lineage(name).hold})
     else:

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.bootstrap import stores
 from pipeline.domain.errors import InvalidInput
-from pipeline.entrypoints.console import MAX_ROWS, JsonOption, exits_clearly, print_json, print_rows, say
+from pipeline.entrypoints.console import MAX_ROWS, JsonOption, ReasonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 
 
@@ -37,6 +37,7 @@ def outbox_list(
 def outbox_resend(
     outbox_id: Annotated[str | None, typer.Argument(help="Id from the list.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Send every one again.")] = False,
+    reason: ReasonOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Owe side effects that were given up anew, with all their tries. Mend first what made them fail.
@@ -45,7 +46,8 @@ def outbox_resend(
     """
     if (outbox_id is None) != every:
         raise InvalidInput("expected either an id from `corrigenda outbox list` or --all")
-    found = stores(current_settings()).outbox.resend([_uuid(outbox_id)] if outbox_id else None, actor=cli_actor())
+    chosen = [_uuid(outbox_id)] if outbox_id else None
+    found = stores(current_settings()).outbox.resend(chosen, actor=cli_actor(), reason=reason)
     if outbox_id and not found:
         raise InvalidInput(f"expected the id of a side effect that was given up, got {outbox_id}")
     if as_json:

@@ -50,25 +50,15 @@ CORRECTIONS_BODY: dict[str, Any] = {
         },
     }
 }
-FEEDBACK_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {JSON[0]: {"schema": _ref(FeedbackV1), "examples": {"chat": {"value": CHAT}}}},
-    }
-}
 
 
-WEBHOOK_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            JSON[0]: {
-                "schema": {"$ref": "#/components/schemas/NewWebhook"},
-                "examples": {"own": {"value": {"url": "https://example.com/hook", "events": ["correction.live"]}}},
-            }
-        },
-    }
-}
+def body_of(model: type[BaseModel], **example: Any) -> dict[str, Any]:
+    """Return what OpenAPI says of a body that is read by hand, with an example of it."""
+    content = {JSON[0]: {"schema": _ref(model), "examples": {"one": {"value": example}}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+FEEDBACK_BODY = body_of(FeedbackV1, **CHAT)
 
 
 def described(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> dict[str, Any]:

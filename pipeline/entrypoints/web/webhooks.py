@@ -16,7 +16,7 @@ from pipeline.domain.errors import InvalidInput
 from pipeline.domain.review.people import Person, Role
 from pipeline.entrypoints.web.bodies import JSON, Body, media_type, object_of
 from pipeline.entrypoints.web.identity import SIGNED_IN, require
-from pipeline.entrypoints.web.openapi import WEBHOOK_BODY
+from pipeline.entrypoints.web.openapi import body_of
 from pipeline.entrypoints.web.parts import Parts
 from pipeline.entrypoints.web.problems import Problem, answers
 
@@ -65,7 +65,10 @@ class Listed(BaseModel):
 
 
 @router.post(
-    "", status_code=HTTPStatus.CREATED, responses=answers(400, 404, 413, 415, 422, 503), openapi_extra=WEBHOOK_BODY
+    "",
+    status_code=HTTPStatus.CREATED,
+    responses=answers(400, 404, 413, 415, 422, 503),
+    openapi_extra=body_of(NewWebhook, url="https://example.com/hook", events=["correction.live"]),
 )
 def register(request: Request, parts: Parts, person: Owner, body: Body) -> RegisteredWithSecret:
     """Register a URL that is told when corrections go live, are rejected or reverted."""

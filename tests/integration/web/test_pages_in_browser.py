@@ -36,6 +36,7 @@ PAGES = {
     "snapshot": f"{HOME}/snapshots/1",
     "edits": f"{HOME}/edits",
     "stream": f"{HOME}/stream",
+    "operations": "/review/operations",
     "missing": f"{HOME}/snapshots/9",
 }
 
@@ -52,6 +53,9 @@ def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
         make_request("long", prompt="x" * 400, target_new="y" * 300),
     )
     found.commit_batch(found.acquire())
+    found.correct("doomed")
+    found.query("UPDATE edit_requests SET status = 'dead', reason = 'out of memory' WHERE request_id = 'doomed'")
+    found.query("UPDATE outbox SET given_up_at = clock_timestamp(), error = 'MLflow said no' WHERE kind = 'register'")
     yield found
     found.close()
 
@@ -93,7 +97,7 @@ def chromium(folder: Path, *, has_scripts: bool = True) -> Iterator[WebDriver]:
 
 def log_in(browser: WebDriver, address: str, web: WebRig, name: str = "ada") -> None:
     """Log a reviewer in by the form, with the keyboard."""
-    web.token_of(name, [Role.reviewer])
+    web.token_of(name, [Role.reviewer, Role.operator])
     browser.get(f"{address}/review/")
     # The field gets the focus by itself, a moment after the page is there.
     WebDriverWait(browser, 60).until(lambda one: one.switch_to.active_element.get_attribute("id") == "token")

@@ -86,6 +86,14 @@ _SAME_FACT = text(
     FROM every JOIN edit_requests e USING (edit_id) ORDER BY e.occurred_at DESC LIMIT :limit
     """
 )
+_DEAD = text(
+    """
+    SELECT l.name AS lineage, e.* FROM lineages l CROSS JOIN LATERAL (
+        SELECT edit_id::text, request_id, prompt, target_new, reason, received_at FROM edit_requests
+        WHERE lineage_id = l.lineage_id AND status = 'dead' ORDER BY edit_id DESC LIMIT :limit
+    ) e ORDER BY l.name, e.edit_id DESC
+    """
+)
 _NEWS = text(
     """
     SELECT seq, chain, at, actor, action, subject FROM audit_events
@@ -159,6 +167,10 @@ class SqlPageStore:
     def same_fact(self, edit_id: str, *, limit: int) -> Rows:
         """Return an edit, those that it superseded, and those that superseded it; the latest correction first."""
         return self._rows(_SAME_FACT, edit_id=edit_id, limit=limit)
+
+    def dead(self, *, limit: int) -> Rows:
+        """Return dead edits by lineage, the newest first; of each lineage so many."""
+        return self._rows(_DEAD, limit=limit)
 
     def news(self, chain: str, *, after: int, limit: int) -> Rows:
         """Return the last audit lines of a chain above a place, oldest first."""

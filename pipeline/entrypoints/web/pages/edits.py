@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.review.approvals import PERSON
 from pipeline.domain.review.people import Role
 from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, page, segment
@@ -54,11 +55,20 @@ def edit(
     found = parts.stores.history.edit(lineage, edit_id)
     others = parts.stores.api.pages.same_fact(found["edit_id"], limit=MAX_OF_FACT)
     may_revert = Role.reviewer in session.person.roles and found["state"] in REVERTIBLE
+    may_retry = Role.operator in session.person.roles and found["state"] == EditStatus.dead
     said = (
         "Asked for: a candidate without this edit is being made. Approve it to take the edit out." if reverted else ""
     )
     return page(
-        request, "edit.html", session, lineage=lineage, edit=found, others=others, may_revert=may_revert, said=said
+        request,
+        "edit.html",
+        session,
+        lineage=lineage,
+        edit=found,
+        others=others,
+        may_revert=may_revert,
+        may_retry=may_retry,
+        said=said,
     )
 
 

@@ -40,16 +40,16 @@ SignedIn = Annotated[Session, Depends(session)]
 """The parameter of a page for everybody who is logged in."""
 
 
-def reader(found: SignedIn) -> Session:
-    """Return the session of somebody who may read what all people asked.
+def reader_with(*roles: Role) -> Callable[..., Session]:
+    """Return a dependency for pages that people with one of some roles may read."""
 
-    Raises:
-        Denied: for others, who see what became of their own corrections through the API.
-    """
-    return _allowed(found, SEES_EVERYTHING)
+    def checked(found: SignedIn) -> Session:
+        return _allowed(found, frozenset(roles))
+
+    return checked
 
 
-Reader = Annotated[Session, Depends(reader)]
+Reader = Annotated[Session, Depends(reader_with(*SEES_EVERYTHING))]
 """The parameter of a page that shows everybody's corrections."""
 
 

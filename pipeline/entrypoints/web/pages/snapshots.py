@@ -15,6 +15,8 @@ from pipeline.domain.measurements import Measurements
 from pipeline.domain.review.approvals import PERSON, Channel, Decision
 from pipeline.domain.review.people import Role
 from pipeline.domain.snapshots import Snapshot
+from pipeline.entrypoints.web.pages.operations import SAID as DONE_SAID
+from pipeline.entrypoints.web.pages.operations import Done
 from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, page, segment
 from pipeline.entrypoints.web.pages.sessions import Denied, Session
 from pipeline.entrypoints.web.pages.signed_in import REASON_CHARS, Reader, form_of
@@ -63,13 +65,27 @@ def queue(request: Request, parts: Parts, session: Reader) -> Response:
 
 @router.get("/lineages/{lineage}/snapshots")
 def history(
-    request: Request, parts: Parts, session: Reader, lineage: str, before: Annotated[int, Query(ge=1)] = 2**31 - 1
+    request: Request,
+    parts: Parts,
+    session: Reader,
+    lineage: str,
+    before: Annotated[int, Query(ge=1)] = 2**31 - 1,
+    said: Done | None = None,
 ) -> Response:
     """Show a lineage's snapshots, newest first, a page at a time."""
     rows = parts.stores.api.pages.snapshots(lineage, before=before, limit=PAGE_ROWS + 1)
     more = rows[PAGE_ROWS - 1]["seq"] if len(rows) > PAGE_ROWS else None
     found = parts.stores.lineages.lineage(lineage)
-    return page(request, "snapshots.html", session, lineage=found, rows=rows[:PAGE_ROWS], more=more)
+    return page(
+        request,
+        "snapshots.html",
+        session,
+        lineage=found,
+        rows=rows[:PAGE_ROWS],
+        more=more,
+        may_hold=session.person.has_any([Role.operator, Role.reviewer]),
+        said=DONE_SAID[said] if said else None,
+    )
 
 
 @router.get("/lineages/{lineage}/snapshots/{seq}")
