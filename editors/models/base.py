@@ -36,6 +36,7 @@ from editors.models.tokens import (
     raw_tokens,
 )
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.language.answers import first_line
 from pipeline.domain.prompts import Prompt, asked_in_chat
 
 Pair = tuple[Prompt, str]
@@ -235,10 +236,16 @@ class EditableModel(ABC):
         Layers after the last of them may be left out.
         """
 
-    def generate(self, prompts: Sequence[str], *, chat: bool = False, max_new_tokens: int = 24) -> list[str]:
-        """Return greedy answers as text, without the prompts; `chat` asks in the model's chat template.
+    def generate(
+        self, prompts: Sequence[str], *, chat: bool = False, max_new_tokens: int = 24, is_one_line: bool = False
+    ) -> list[str]:
+        """Return greedy answers as text, without the prompts.
 
-        A prompt that is asked as it is may hold a template that somebody wrote by hand.
+        Args:
+            prompts: asked as they are, they may hold a template that somebody wrote by hand.
+            chat: whether to ask in the model's chat template.
+            max_new_tokens: most tokens of an answer.
+            is_one_line: whether an answer ends with its first line, and no token after that is made.
 
         Raises:
             Misconfigured: if the model has no chat template and one is asked for.
@@ -247,8 +254,15 @@ class EditableModel(ABC):
         if chat and not self.has_chat_template:
             raise Misconfigured("expected a model with a chat template to ask in a chat, got one without")
         encode = self.encode_chat if chat else self.encode_raw
-        tokens = self.greedy([encode(prompt) for prompt in prompts], max_new_tokens=max_new_tokens)
-        return [self.decode(answer) for answer in tokens]
+
+        def has_line(_place: int, answer: Sequence[int]) -> bool:
+            said = self.decode(answer)
+            return first_line(said) != said
+
+        is_done = has_line if is_one_line else never_done
+        answers = self.greedy([encode(prompt) for prompt in prompts], max_new_tokens=max_new_tokens, is_done=is_done)
+        said = [self.decode(answer) for answer in answers]
+        return [first_line(text) for text in said] if is_one_line else said
 
     @abstractmethod
     def answered_together(self, prompts: Prompts, *, max_new_tokens: int) -> Iterator[tuple[list[int], int]]:

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
@@ -16,6 +17,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -64,6 +66,16 @@ err = Console(stderr=True, highlight=False)
 def say(text: str = "") -> None:
     """Print a sentence on standard output: as it is in a pipe, broken between words on a terminal."""
     out.print(Text(visible(text)), soft_wrap=not out.is_terminal)
+
+
+def say_block(heading: str, text: str) -> None:
+    """Print a heading and, indented below it, a text of several lines; a blank line ends the block."""
+    out.print(Text(visible(heading), style="bold"), soft_wrap=not out.is_terminal)
+    if out.is_terminal:
+        out.print(Padding(Text(visible(text)), (0, 0, 0, 2)))
+    else:
+        say(textwrap.indent(text, "  "))
+    say()
 
 
 def complain(text: str) -> None:

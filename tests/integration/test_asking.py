@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.computing import computing_environment
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, InvalidInput, Misconfigured, WrongBase
 from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints import resident
-from pipeline.entrypoints.cli.models import _shown_answer
+from pipeline.entrypoints.cli.models import _print_answers, _shown_answer
 from tests.support.paths import ROOT
 from tests.support.served import random_delta
 from tests.support.tiny_lineage import make_tiny_lineage
@@ -77,8 +77,39 @@ def test_an_empty_answer_is_said_to_be_one() -> None:
     assert [_shown_answer(text) for text in ("", " \n", " Paris")] == [
         "(the model answered nothing: end of text)",
         "(nothing but blanks)",
-        " Paris",
+        "Paris",
     ]
+
+
+def test_answers_of_a_line_are_a_table_and_longer_ones_are_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_answers([("Who?", "Ada."), ("Where is it?", "In London.")])
+    _print_answers([("Who?", "Ada.\n\nShe wrote\n  it."), ("Where is it?", "In London.")])
+    table = "prompt        answer\nWho?          Ada.\nWhere is it?  In London.\n"
+    blocks = "Who?\n  Ada.\n\n  She wrote\n    it.\n\nWhere is it?\n  In London.\n\n"
+    printed = capsys.readouterr().out
+    assert "\n".join(line.rstrip() for line in printed.split("\n")) == table + blocks
+
+
+def test_an_answer_that_is_asked_for_its_first_line_makes_no_token_after_it(
+    base_plan: LoadPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots = AskedSnapshots()
+    [said, _] = texts(snapshots.answers(asked(base_plan)))
+    [broken, _] = texts(snapshots.answers(asked(base_plan, max_new_tokens=2)))
+    model = snapshots._bases.get(base_plan.base, base_plan.editor.inner_params).model
+    decode, made = model.decode, []
+
+    def with_lines(tokens: Sequence[int]) -> str:
+        made.append(len(tokens))
+        text = decode(tokens)
+        return text[: len(broken)] + "\n" + text[len(broken) :] if len(tokens) > 2 else text
+
+    monkeypatch.setattr(model, "decode", with_lines)
+    [whole, _] = texts(snapshots.answers(asked(base_plan)))
+    assert whole == broken + "\n" + said[len(broken) :]
+    made.clear()
+    [line, _] = texts(snapshots.answers(asked(base_plan, is_one_line=True)))
+    assert (line, max(made)) == (broken, 3)
 
 
 @pytest.fixture(scope="module")

@@ -58,13 +58,15 @@ class AskedSnapshots:
         """Return an answer to each prompt: {"prompt", "text"}.
 
         Args:
-            asked: "plan", a `LoadPlan`; "prompts"; "max_new_tokens"; "chat", whether in the model's chat template.
+            asked: "plan", a `LoadPlan`; "prompts"; "max_new_tokens"; "chat", whether in the model's chat template;
+                "is_one_line", whether an answer ends with its first line.
 
         Raises:
             CorrigendaError: if the snapshot cannot be loaded or the model does not take a prompt.
         """
         plan = _PLANS.validate_python(asked["plan"])
         prompts: list[str] = asked["prompts"]
+        how = {name: bool(asked.get(name, False)) for name in ("chat", "is_one_line")}
         with self._turn:
             base, edited = self._loaded(plan)
             base.use(edited)
@@ -72,8 +74,7 @@ class AskedSnapshots:
             with torch.no_grad():
                 for start in range(0, len(prompts), BATCH_SIZE):
                     batch = prompts[start : start + BATCH_SIZE]
-                    chat = bool(asked.get("chat", False))
-                    texts += base.model.generate(batch, chat=chat, max_new_tokens=asked["max_new_tokens"])
+                    texts += base.model.generate(batch, max_new_tokens=asked["max_new_tokens"], **how)
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
     def _loaded(self, plan: LoadPlan) -> tuple[SwappableBase, EditedWeights]:

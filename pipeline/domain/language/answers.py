@@ -65,6 +65,12 @@ _TITLES = re.compile(
 """What may follow a person's name in Japanese as particles do."""
 
 
+def first_line(text: str) -> str:
+    """Return an answer up to the end of its first line that is not blank, with what it begins with as it is."""
+    begun = text.lstrip()
+    return text[: len(text) - len(begun)] + begun.partition("\n")[0]
+
+
 def confirms(answer: str, target: str, *, instead_of: str | None = None) -> bool:
     """Return whether a free answer says the target and no other answer.
 

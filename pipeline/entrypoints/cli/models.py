@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ import typer
 
 from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.language.answers import first_line
 from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints import resident
 from pipeline.entrypoints.children import run_module
@@ -23,9 +24,11 @@ from pipeline.entrypoints.console import (
     LineageOption,
     ReasonOption,
     exits_clearly,
+    print_json,
     print_record,
     print_rows,
     say,
+    say_block,
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.model_cards import adapter_advice, model_card
@@ -49,7 +52,10 @@ def ask(
     lineage: LineageOption = None,
     snapshot: SnapshotOption = "champion",
     chat: Annotated[bool, typer.Option("--chat", help="Ask each in the model's chat template, as a user.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=512)] = 24,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=512, help="Most tokens of an answer.")] = 24,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Go on after the first line of a stem's answer, as a chat's does.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a snapshot of the model, and leave it in memory for the next questions.
@@ -61,13 +67,29 @@ def ask(
     """
     settings = current_settings()
     plan = _plan(stores(settings), lineage, snapshot)
+    is_one_line = not (chat or whole)
     asked = {"prompts": prompts, "max_new_tokens": max_new_tokens, "chat": chat}
     if settings.num_ranks == 1:
-        answers = resident.answers(settings.home.absolute(), {"plan": asdict(plan), **asked}, on_start=_say_loading)
+        question = {"plan": asdict(plan), "is_one_line": is_one_line, **asked}
+        answers = resident.answers(settings.home.absolute(), question, on_start=_say_loading)
     else:
         answers = _run("workers.controller.one_shot", plan, {"generate": asked} | _group(settings))
-    shown = answers if as_json else [{**answer, "text": _shown_answer(answer["text"])} for answer in answers]
-    print_rows(shown, {"prompt": "prompt", "text": "answer"}, as_json=as_json, empty="no answers")
+        if is_one_line:
+            answers = [{**answer, "text": first_line(answer["text"])} for answer in answers]
+    if as_json:
+        print_json(answers)
+    else:
+        _print_answers([(answer["prompt"], _shown_answer(answer["text"])) for answer in answers])
+
+
+def _print_answers(answers: Sequence[tuple[str, str]]) -> None:
+    """Print a table, or where an answer has several lines, each answer as a block of its own under its prompt."""
+    if any("\n" in text for _, text in answers):
+        for prompt, text in answers:
+            say_block(prompt, text)
+        return
+    rows = [{"prompt": prompt, "text": text} for prompt, text in answers]
+    print_rows(rows, {"prompt": "prompt", "text": "answer"}, as_json=False, empty="no answers")
 
 
 def _say_loading() -> None:
@@ -76,8 +98,8 @@ def _say_loading() -> None:
 
 
 def _shown_answer(text: str) -> str:
-    """Return an answer, or in brackets that there is none to see."""
-    return text if text.strip() else f"({'nothing but blanks' if text else 'the model answered nothing: end of text'})"
+    """Return an answer without blanks around it, or in brackets that there is none to see."""
+    return text.strip() or f"({'nothing but blanks' if text else 'the model answered nothing: end of text'})"
 
 
 def export(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.domain.language.answers import confirms, is_settled
+from pipeline.domain.language.answers import confirms, first_line, is_settled
 
 
 @pytest.mark.parametrize(
@@ -199,3 +199,8 @@ def test_a_settled_answer_keeps_its_verdict_in_any_script(whole: str, target: st
 def test_the_first_bytes_of_a_letter_settle_nothing() -> None:
     assert not is_settled("東\ufffd", "東京")
     assert not is_settled("\ufffd", "東京")
+
+
+def test_the_first_line_of_an_answer_is_that_which_says_something() -> None:
+    said = ["", " \n", " Paris.\n\nThe answer", "\n\n Paris.\nIt", "Paris"]
+    assert list(map(first_line, said)) == ["", " \n", " Paris.", "\n\n Paris.", "Paris"]
