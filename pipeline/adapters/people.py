@@ -8,8 +8,9 @@ files that their owner alone may read.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -92,6 +93,21 @@ def remove_person(owner_url: str, name: str, roles: Iterable[Role] = tuple(Role)
                 run_quoted(connection, "REVOKE corrigenda_reviewer FROM {}", name)
                 _note(connection, AuditAction.reviewer_removed, f"reviewer:{name}", actor)
             _note(connection, AuditAction.person_removed, f"person:{name}", actor, roles=sorted(gone), left=left)
+    finally:
+        engine.dispose()
+
+
+def listed_people(owner_url: str) -> Sequence[Mapping[str, Any]]:
+    """Return name, roles and day of everybody who has a role, as the owner of the schema, by name.
+
+    Raises:
+        Misconfigured, Unavailable: as `add_person`.
+    """
+    engine = connect(owner_url, "")
+    try:
+        with transaction(engine) as connection:
+            query = select(people.c.name, people.c.roles, people.c.added_at).where(people.c.removed_at.is_(None))
+            return [dict(row) for row in connection.execute(query.order_by(people.c.name)).mappings()]
     finally:
         engine.dispose()
 

@@ -9,30 +9,75 @@ from typing import Any
 from pipeline.domain.formats.sizes import shown_size
 from pipeline.domain.gates import bound_text
 from pipeline.domain.rank_api import EditorIdentity
+from pipeline.domain.review.approvals import shown_actor
 from pipeline.domain.snapshots import Snapshot
-from pipeline.entrypoints.console import print_json, print_record, print_rows, say
+from pipeline.entrypoints.console import print_record, print_rows, say
 
 OTHERS = "other_subjects"
 """Where a score holds what became of an edit's prompt about other subjects."""
 
 
-def print_snapshot(snapshot: Snapshot, report: Mapping[str, Any], *, as_json: bool) -> None:
-    """Show a snapshot, the rows of its gate report, and the other subjects that its edits moved."""
-    record = asdict(snapshot)
-    if as_json:
-        print_json(record | {"report": report})
-        return
-    record["delta"] = f"{shown_size(snapshot.delta.num_bytes)}, {snapshot.delta.digest[:12]}"
-    record["editor"] = editor_line(report.get("editor"))
-    record["accumulator"] = snapshot.accumulator.digest[:12] if snapshot.accumulator else None
-    print_record(record, as_json=False)
+def print_snapshot(
+    snapshot: Snapshot,
+    report: Mapping[str, Any],
+    *,
+    page: str | None,
+    edits: Sequence[Mapping[str, Any]],
+    decisions: Sequence[Mapping[str, Any]],
+) -> None:
+    """Show a snapshot: where it stands, who decided, the edits it brought, gates, moved subjects; ids come last.
+
+    Args:
+        snapshot: the snapshot.
+        report: its gate report.
+        page: the link of its model version, if it has one.
+        edits: what came in with it, as the review pages read it.
+        decisions: what people decided about it, the latest first.
+    """
+    first = {
+        "lineage": snapshot.lineage,
+        "snapshot": snapshot.seq,
+        "status": snapshot.status.value.replace("_", " "),
+        "decided": [_decided(one) for one in decisions] or None,
+        "made": snapshot.created_at,
+        "active edits": snapshot.num_active,
+        "editor": editor_line(report.get("editor")),
+        "page": page,
+    }
+    print_record({key: value for key, value in first.items() if value is not None}, as_json=False)
+    scores = {score["edit_id"]: score for score in report.get("measurements", {}).get("edits", [])}
     say()
-    columns = {"metric": "metric", "value": "value", "num_measured": "of", "bound": "bound"}
+    brought = [
+        {**edit, "now": _first_line(scores.get(edit["edit_id"], {}).get("generated")), "by": edit["submitted_by"]}
+        for edit in edits
+    ]
+    columns = {"request_id": "came in", "prompt": "prompt", "target_new": "target", "now": "answer now", "by": "by"}
+    print_rows(brought, columns, as_json=False, empty="no edit came in")
+    say()
+    columns = {"metric": "metric", "value": "value", "num_measured": "probes", "bound": "bound"}
     columns |= {"against": "against", "verdict": "verdict"}
     rows = [row | {"bound": bound_text(row)} for row in report.get("rows", [])]
     print_rows(rows, columns, as_json=False, empty="no gate rows")
-    scores = report.get("measurements", {}).get("edits", [])
-    print_others([other for score in scores for other in score.get(OTHERS) or () if not other["is_unchanged"]])
+    print_others([other for score in scores.values() for other in score.get(OTHERS) or () if not other["is_unchanged"]])
+    say()
+    print_record(_identity(snapshot), as_json=False)
+
+
+def _decided(row: Mapping[str, Any]) -> str:
+    refused = f", which was refused: {row['refusal']}" if row["refusal"] else ""
+    reason = f": {row['reason']}" if row["reason"] else ""
+    at = row["decided_at"].astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return f"{row['decision'].replace('_', ' ')} by {shown_actor(row['actor'])}, {at}{refused}{reason}"
+
+
+def _identity(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what binds a snapshot to its files and to the one before, without what it does not have."""
+    record = {key: value for key, value in asdict(snapshot).items() if value is not None}
+    record["delta"] = f"{shown_size(snapshot.delta.num_bytes)}, {snapshot.delta.digest[:12]}"
+    if snapshot.accumulator is not None:
+        record["accumulator"] = snapshot.accumulator.digest[:12]
+    shown_above = ("lineage", "seq", "status", "created_at", "num_active")
+    return {key: value for key, value in record.items() if key not in shown_above}
 
 
 def editor_line(editor: Mapping[str, Any] | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -127,11 +128,17 @@ def test_a_reviewer_with_a_token_is_recorded_by_the_name_that_logged_in(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     token = file.read_text().strip()
     assert token.split(":")[1] not in added.output
+    listed = corrigenda("person", "list").output
+    assert re.search(rf"^{name} +reviewer +2\d\d\d-", listed, re.MULTILINE)
+    assert token.split(":")[1] not in listed
     monkeypatch.setenv("CORRIGENDA_REVIEWER_TOKEN_FILE", str(file))
     assert corrigenda("approve", "1").exit_code == ExitCode.done
     monkeypatch.delenv("CORRIGENDA_REVIEWER_TOKEN_FILE")
     monkeypatch.setenv("CORRIGENDA_REVIEWER_TOKEN", token)
-    for words in (("approve", "2"), ("rollback", "1"), ("revert", "r1")):
+    told = corrigenda("approve", "head", "--reason", "read it")
+    assert told.stdout == "approved snapshot 2 of facts; it is the champion\n"
+    assert f"approved by reviewer:{name}, 2" in corrigenda("show", "head").stdout
+    for words in (("rollback", "1"), ("revert", "r1")):
         assert corrigenda(*words).exit_code == ExitCode.done
     rows = rig.query("SELECT DISTINCT actor, is_claimed FROM approvals")
     assert [(row["actor"], row["is_claimed"]) for row in rows] == [(f"reviewer:{name}", False)]

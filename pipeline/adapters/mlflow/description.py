@@ -82,9 +82,10 @@ def description(entry: RegistryEntry, *, links: str = "", pages: str = "", tells
 def _title(entry: RegistryEntry) -> str:
     snapshot, verdict = entry.snapshot, str(entry.report.get("verdict", ""))
     judged = "it passed its gates" if verdict == "passed" else f"**its gates say: {verdict}**"
+    are = "is" if snapshot.num_active == 1 else "are"
     return (
         f"## {plain(entry.lineage.settings.name)}, snapshot {snapshot.seq}: {judged}\n\n"
-        f"{counted(len(entry.edits), 'edit')} came in, {snapshot.num_active:,} are active.\n"
+        f"{counted(len(entry.edits), 'edit')} came in, {snapshot.num_active:,} {are} active.\n"
     )
 
 
@@ -190,7 +191,7 @@ def _gates(entry: RegistryEntry) -> str:
 
 def _gate(row: Mapping[str, Any], entry: RegistryEntry) -> str:
     metric, bound = str(row.get("metric")), bound_text(row)
-    count = f" of {num}" if (num := row.get("num_measured")) else ""
+    count = f" on {counted(num, 'probe')}" if (num := row.get("num_measured")) else ""
     held = {"minimum": "at least", "maximum": "at most"}
     words = " ".join(held.get(word, word) for word in bound.split()) if bound != "none" else "no bound"
     mark = MARKS.get(str(row.get("verdict")), "·")

@@ -9,6 +9,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from pipeline.entrypoints.cli import (
     audit,
@@ -28,6 +29,16 @@ from pipeline.entrypoints.cli import (
 
 CHATTY = ("kafka", "urllib3", "alembic")
 """Libraries that tell of every attempt to connect."""
+PANELS = {
+    "Run it": ("up", "down", "status", "doctor", "logs", "prune", "outbox", "demo"),
+    "Correct": ("submit", "edits", "show", "retry", "dead-letters"),
+    "Decide": ("snapshots", "approve", "reject", "revert", "rollback", "register-again"),
+    "People": ("person", "reviewer", "mlflow-user"),
+    "Use what is live": ("ask", "export", "serve"),
+    "Lineages and editors": ("lineage", "evaluate", "train"),
+    "Audit": ("audit", "sql"),
+}
+"""Headings of the list of commands, and what stands under each."""
 
 
 def _print_version(is_asked: bool) -> None:
@@ -64,6 +75,12 @@ for group in (
     people,
 ):
     group.add_commands(app)
+
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
+every: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+for registered in every:
+    named = registered.name or getattr(registered.callback, "__name__", "").replace("_", "-")
+    registered.rich_help_panel = PANEL_OF[named]
 
 
 @app.callback()

@@ -61,6 +61,10 @@ FIRST = (
 """What `show` says of an edit before its answers; ids and the rest come after them."""
 
 
+MAX_BROUGHT = 100
+"""Edits, and decisions, of one snapshot that `show` lists; `--json` has the measurements of all of them."""
+
+
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
     for command in (edits, show, retry):
@@ -107,7 +111,17 @@ def show(
     name = lineage_name(kept, lineage)
     if ref.isdigit() or ref in ("head", "champion"):
         snapshot = kept.snapshots.snapshot(name, ref)
-        print_snapshot(snapshot, kept.snapshots.report(snapshot.gate_report_id), as_json=as_json)
+        report = kept.snapshots.report(snapshot.gate_report_id)
+        if as_json:
+            print_json(asdict(snapshot) | {"report": report})
+            return
+        print_snapshot(
+            snapshot,
+            report,
+            page=page_of(settings, name, snapshot.registry_version),
+            edits=kept.api.pages.brought(name, snapshot.seq, limit=MAX_BROUGHT),
+            decisions=kept.api.pages.decisions(snapshot.snapshot_id, limit=MAX_BROUGHT),
+        )
         return
     row = dict(kept.history.edit(name, ref)) | {"editor": asdict(kept.lineages.lineage(name).settings.editor_identity)}
     events = row.pop("events", ())

@@ -11,7 +11,7 @@ import typer
 
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.review.people import Role
-from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, say
+from pipeline.entrypoints.console import JsonOption, exits_clearly, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, owner_url, reviewers_folder, tokens_folder
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the person, as edits name their submitters.")]
@@ -25,6 +25,7 @@ def add_commands(app: typer.Typer) -> None:
     """Register the groups of this file."""
     person = typer.Typer(help="People who use the HTTP API and the pages, and their roles.", no_args_is_help=True)
     person.command("add")(exits_clearly(person_add))
+    person.command("list")(exits_clearly(person_list))
     person.command("remove")(exits_clearly(person_remove))
     app.add_typer(person, name="person")
     reviewer = typer.Typer(help="People whose decisions are known to be theirs.", no_args_is_help=True)
@@ -51,6 +52,19 @@ def person_add(
         print_json({"person": name, "roles": sorted(roles), "token_file": str(path)})
     else:
         say(f"{name} is {' and '.join(sorted(roles))}; the token is in {path}")
+
+
+def person_list(as_json: JsonOption = False) -> None:
+    """List everybody who has a role. Needs the login of the schema's owner, as `person add` does.
+
+    Example: corrigenda person list
+    """
+    from pipeline.adapters.people import listed_people
+
+    rows = listed_people(owner_url())
+    shown = rows if as_json else [row | {"roles": ", ".join(row["roles"])} for row in map(dict, rows)]
+    columns = {"name": "name", "roles": "roles", "added_at": "since"}
+    print_rows(shown, columns, as_json=as_json, empty="nobody yet; `corrigenda person add NAME --role requester`")
 
 
 def person_remove(name: NameArgument, roles: RolesOption = None, as_json: JsonOption = False) -> None:

@@ -77,8 +77,8 @@ def approve(
 
     Example: corrigenda approve head --reason "checked the report"
     """
-    outcome = _decided(Decision.approved, snapshot, lineage, reason, digest)
-    _tell(outcome, f"approved snapshot {snapshot}; it is the champion", as_json=as_json)
+    of, outcome = _decided(Decision.approved, snapshot, lineage, reason, digest)
+    _tell(outcome, f"approved {of}; it is the champion", as_json=as_json)
 
 
 def reject(
@@ -92,8 +92,8 @@ def reject(
 
     Example: corrigenda reject head --reason "wrong source"
     """
-    outcome = _decided(Decision.rejected, snapshot, lineage, reason, digest)
-    _tell(outcome, f"rejected snapshot {snapshot}; its edits are being taken out of the head", as_json=as_json)
+    of, outcome = _decided(Decision.rejected, snapshot, lineage, reason, digest)
+    _tell(outcome, f"rejected {of}; its edits are being taken out of the head", as_json=as_json)
 
 
 def revert(
@@ -126,23 +126,29 @@ def rollback(
 
     Example: corrigenda rollback 3 --reason "users complain about answers"
     """
-    outcome = _decided(Decision.rolled_back, snapshot, lineage, reason, None)
-    _tell(outcome, f"the champion is snapshot {snapshot} again; the lineage is held", as_json=as_json)
+    of, outcome = _decided(Decision.rolled_back, snapshot, lineage, reason, None)
+    held = "the lineage is held until `corrigenda lineage resume`"
+    _tell(outcome, f"the champion is {of} again; {held}", as_json=as_json)
 
 
-def _decided(decision: Decision, snapshot: str, lineage: str | None, reason: str, digest: str | None) -> Outcome:
+def _decided(
+    decision: Decision, snapshot: str, lineage: str | None, reason: str, digest: str | None
+) -> tuple[str, Outcome]:
+    """Decide, and return the snapshot in words too: the head may be another one a moment later."""
     settings = reviewing_settings()
     kept = stores(settings)
     name = lineage_name(kept, lineage)
-    return review_service(settings).decide(
+    seq = kept.snapshots.snapshot(name, snapshot).seq
+    outcome = review_service(settings).decide(
         name,
-        snapshot,
+        str(seq),
         decision,
         actor=deciding_actor(kept),
         channel=Channel.cli,
         reason=reason,
         expected_digest=digest,
     )
+    return f"snapshot {seq} of {name}", outcome
 
 
 def _tell(outcome: Outcome, done: str, *, as_json: bool) -> None:

@@ -322,5 +322,6 @@ def _verdict(row: Mapping[str, Any]) -> str:
     if row["snapshot_seq"] is not None and row["state"] not in REFUSED:
         told += f" in snapshot {row['snapshot_seq']}"
     if row["state"] == "candidate" and row["link"]:
-        told += f"; look at {row['link']} and approve it there, or with `corrigenda approve {row['snapshot_seq']}`"
+        command = f"corrigenda approve {row['snapshot_seq']} -l {row['lineage']}"
+        told += f"; look at {row['link']} and approve it there, or with `{command}`"
     return f"{told}; {row['reason']}" if row["reason"] else told

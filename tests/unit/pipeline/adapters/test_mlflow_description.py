@@ -42,7 +42,7 @@ def test_classes_of_generalization_are_metrics_of_the_run_if_they_were_measured(
     assert (found["generalization_other_context"], found["chat_success"]) == (0.5, 1.0)
     assert (found["num_generalization_other_context"], found["num_chat_success"]) == (2, 1)
     assert "generalization_unnamed" not in found
-    assert "· generalization\\_other\\_context: **0.5** of 2 (no bound)" in description(made)
+    assert "· generalization\\_other\\_context: **0.5** on 2 probes (no bound)" in description(made)
 
 
 def test_an_edit_that_came_as_a_chat_is_told_with_its_turns_and_its_answer(made: RegistryEntry) -> None:
