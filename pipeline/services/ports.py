@@ -144,10 +144,6 @@ class ReviewStore(Protocol):
 
 CLAIM = timedelta(minutes=1)
 """For so long nobody else gets an item that a relay has taken, and longer if the relay renews it."""
-MAX_FAILURES = 10
-"""An item that failed so often, some six minutes long, for another reason than a service that was away is given up."""
-WEBHOOK = "webhook"
-"""The kind of side effect whose receiver is not ours: where it fails, nothing here may be broken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,6 +49,7 @@ class StandingTeller:
             owed = by_kind.get(kind)
             metrics.OUTBOX_OWED.labels(kind=kind).set(owed.num_owed if owed else 0)
             metrics.OUTBOX_AGE.labels(kind=kind).set(owed.age_seconds if owed else 0)
+            metrics.OUTBOX_FAILING.labels(kind=kind).set(owed.num_failing if owed else 0)
             metrics.OUTBOX_GIVEN_UP.labels(kind=kind).set(owed.num_given_up if owed else 0)
 
 

@@ -85,6 +85,9 @@ SNAPSHOTS_AGE = Gauge(
 LINEAGE_HELD = Gauge("corrigenda_lineage_held", "1 while no batch may start until a person resumes.", ["lineage"])
 OUTBOX_OWED = Gauge("corrigenda_outbox_owed", "Side effects that are owed.", ["kind"])
 OUTBOX_AGE = Gauge("corrigenda_outbox_oldest_seconds", "How long the oldest of those is owed.", ["kind"])
+OUTBOX_FAILING = Gauge(
+    "corrigenda_outbox_failing", "Owed side effects that were tried in vain and will be tried again.", ["kind"]
+)
 OUTBOX_GIVEN_UP = Gauge(
     "corrigenda_outbox_given_up", "Side effects that failed too often and wait for a person.", ["kind"]
 )

@@ -10,7 +10,8 @@ from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.outbox import Debt, SqlOutboxStore, owe_all
 from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import Unavailable
-from pipeline.services.ports import MAX_FAILURES, OutboxItem
+from pipeline.domain.retries import MAX_FAILURES
+from pipeline.services.ports import OutboxItem
 from pipeline.services.relaying import OutboxRelay
 from tests.support.store_rig import LINEAGE, StoreRig
 
@@ -90,7 +91,7 @@ def test_what_fails_for_good_is_given_up_shown_and_sent_again(rig: StoreRig) -> 
     (again,) = outbox.due("result")
     assert (again.dedup_key, again.attempts) == ("broken", 0)
     outbox.done([again.outbox_id])
-    assert outbox.counts() == {"owed": 0, "owed_since": None, "given_up": 0, "given_up_since": None}
+    assert outbox.counts() == {"owed": 0, "owed_since": None, "failing": 0, "given_up": 0, "given_up_since": None}
     assert outbox.resend(None, actor="cli:ada") == ()
     assert rig.actions(row["outbox_id"]) == ["side_effect:given_up", "side_effect:resent"]
     assert rig.audit.verify(LINEAGE) is None

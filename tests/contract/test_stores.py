@@ -15,7 +15,8 @@ from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, UnknownRecord
-from pipeline.services.ports import MAX_FAILURES, OutboxItem, OutboxStore
+from pipeline.domain.retries import MAX_FAILURES
+from pipeline.services.ports import OutboxItem, OutboxStore
 from tests.support.factories import NOON, make_request
 from tests.support.fakes import (
     MemoryAuditStore,

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.outbox import SqlOutboxStore, owe
+from pipeline.domain.retries import MAX_FAILURES
 from pipeline.entrypoints.cli.app import app
-from pipeline.services.ports import MAX_FAILURES
 from tests.support.store_rig import LINEAGE, StoreRig
 
 Command = Callable[..., Result]
@@ -94,6 +94,21 @@ def test_a_webhook_that_was_given_up_is_told_and_fails_nothing(corrigenda: Comma
     assert found["ok"]
     assert found["detail"] == "1 are owed, none was given up but 1 webhook: `corrigenda outbox list`"
     assert "1 given up" in corrigenda("status").stdout
+
+
+def test_a_receiver_that_is_away_is_told_of_before_anything_is_given_up(corrigenda: Command, rig: StoreRig) -> None:
+    corrigenda("outbox", "resend", "--all")
+    assert "no side effect fails" in corrigenda("outbox", "list", "--failing").stdout
+    rig.query(
+        "UPDATE outbox SET kind = 'webhook', attempts = 3, error = 'got 503', created_at = created_at - interval '3 h'"
+        " WHERE kind = 'register'"
+    )
+    assert "2 owed (1 fail: `corrigenda outbox list --failing`), 0 given up" in corrigenda("status").stdout
+    found = outbox_check(corrigenda)
+    assert found["ok"], "it is not ours to mend"
+    assert "1 webhook waits for a receiver that is away" in str(found["detail"])
+    (row,) = json.loads(corrigenda("outbox", "list", "--failing", "--json").stdout)
+    assert (row["kind"], row["attempts"], row["error"]) == ("webhook", 3, "got 503")
 
 
 def test_what_is_owed_for_too_long_fails_the_check(corrigenda: Command, rig: StoreRig) -> None:

@@ -23,7 +23,8 @@ from pipeline.domain.edits import MAX_AHEAD, Edit, EditRequest, too_far_ahead
 from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, UnknownRecord
 from pipeline.domain.formats.canonical import canonical_json
 from pipeline.domain.lineages import Lineage, NewLineage
-from pipeline.services.ports import CLAIM, MAX_FAILURES, OutboxItem
+from pipeline.domain.retries import rule_of
+from pipeline.services.ports import CLAIM, OutboxItem
 
 
 @dataclass(slots=True)
@@ -129,10 +130,10 @@ class MemoryOutboxStore:
 
     def failed(self, item: OutboxItem, *, error: str) -> bool:
         for owed in self._ours([item]):
-            attempts = item.attempts + 1
-            owed.next_attempt_at = datetime.now(UTC) + timedelta(seconds=min(2**item.attempts, 120))
-            owed.item = replace(owed.item, attempts=attempts, claim="")
-            owed.is_given_up = attempts >= MAX_FAILURES
+            rule = rule_of(item.kind)
+            owed.next_attempt_at = datetime.now(UTC) + rule.wait(item.attempts)
+            owed.item = replace(owed.item, attempts=item.attempts + 1, claim="")
+            owed.is_given_up = rule.is_last(item.attempts)
             return owed.is_given_up
         return False
 

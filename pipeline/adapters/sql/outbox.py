@@ -16,10 +16,9 @@ from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.tables import outbox
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import UnknownRecord
-from pipeline.services.ports import CLAIM, MAX_FAILURES, OutboxItem
+from pipeline.domain.retries import rule_of
+from pipeline.services.ports import CLAIM, OutboxItem
 
-FIRST_WAIT = timedelta(seconds=1)
-LONGEST_WAIT = timedelta(minutes=2)
 POSTPONED = timedelta(seconds=5)
 """A service that was away is asked again so soon, however long it stays away."""
 RELAY = "relay"
@@ -155,13 +154,13 @@ class SqlOutboxStore:
             connection.execute(_still_ours([item]).values(next_attempt_at=later, claim=None, error=_text(error)))
 
     def failed(self, item: OutboxItem, *, error: str) -> bool:
-        """Try again later, after a second and twice as long every time; give the item up after the last try.
+        """Try again later, by the rule of the item's kind; give the item up after the last try.
 
         Returns:
             Whether the item was given up. It is left as it is if the claim was lost.
         """
-        is_last = item.attempts + 1 >= MAX_FAILURES
-        wait = min(FIRST_WAIT * 2 ** min(item.attempts, 20), LONGEST_WAIT)
+        rule = rule_of(item.kind)
+        is_last, wait = rule.is_last(item.attempts), rule.wait(item.attempts)
         values = {"attempts": item.attempts + 1, "next_attempt_at": func.clock_timestamp() + wait, "claim": None}
         if is_last:
             values["given_up_at"] = func.clock_timestamp()
@@ -174,23 +173,35 @@ class SqlOutboxStore:
         return is_last and bool(rows)
 
     def counts(self, *, without: Sequence[str] = ()) -> Mapping[str, Any]:
-        """Return how many items are owed and given up, and since when the oldest of each waits.
+        """Return how many items are owed, fail and are given up, and since when the oldest waits.
+
+        `failing` are those of the owed that were tried in vain and will be tried again.
 
         Args:
             without: kinds that are left out.
         """
         is_counted = outbox.c.kind.not_in(without)
-        waiting = select(func.count(), func.min(outbox.c.created_at)).where(_is_open, is_counted)
+        failing = func.count().filter(outbox.c.attempts > 0)
+        waiting = select(func.count(), func.min(outbox.c.created_at), failing).where(_is_open, is_counted)
         given_up = select(func.count(), func.min(outbox.c.given_up_at)).where(_is_given_up(), is_counted)
         with transaction(self._engine) as connection:
-            num_owed, owed_since = connection.execute(waiting).one()
+            num_owed, owed_since, num_failing = connection.execute(waiting).one()
             num_given_up, given_up_since = connection.execute(given_up).one()
         return {
             "owed": num_owed,
             "owed_since": owed_since,
+            "failing": num_failing,
             "given_up": num_given_up,
             "given_up_since": given_up_since,
         }
+
+    def failing(self, *, limit: int = 100) -> tuple[Mapping[str, Any], ...]:
+        """Return the items that were tried in vain and will be tried again, the oldest first."""
+        columns = (*_item[:-1], outbox.c.created_at, outbox.c.next_attempt_at, outbox.c.error)
+        query = select(*columns).where(_is_open, outbox.c.attempts > 0)
+        with transaction(self._engine) as connection:
+            found = connection.execute(query.order_by(outbox.c.outbox_id).limit(limit)).mappings()
+            return tuple(dict(row) for row in found)
 
     def given_up(self, *, limit: int = 100) -> tuple[Mapping[str, Any], ...]:
         """Return the items that no relay tries any more, longest first."""

@@ -51,12 +51,13 @@ OUTBOX = f"""
 SELECT kind, count(*) FILTER (WHERE given_up_at IS NULL) AS num_owed,
        coalesce(extract(epoch FROM clock_timestamp() - min(created_at) FILTER (WHERE given_up_at IS NULL)), 0)::float8
            AS age_seconds,
+       count(*) FILTER (WHERE given_up_at IS NULL AND attempts > 0) AS num_failing,
        count(*) FILTER (WHERE given_up_at IS NOT NULL) AS num_given_up
 FROM (
-    (SELECT kind, created_at, given_up_at FROM outbox
+    (SELECT kind, created_at, given_up_at, attempts FROM outbox
      WHERE done_at IS NULL AND given_up_at IS NULL ORDER BY kind, outbox_id LIMIT {MOST})
     UNION ALL
-    (SELECT kind, created_at, given_up_at FROM outbox
+    (SELECT kind, created_at, given_up_at, attempts FROM outbox
      WHERE given_up_at IS NOT NULL AND done_at IS NULL ORDER BY given_up_at LIMIT {MOST})
 ) open
 GROUP BY kind
@@ -93,6 +94,8 @@ class OutboxStanding:
     """How many are owed."""
     age_seconds: float
     """How long the oldest of those is owed; 0 where there is none."""
+    num_failing: int
+    """How many of those were tried in vain and will be tried again."""
     num_given_up: int
     """How many failed too often and wait for a person."""
 

@@ -23,15 +23,20 @@ def add_commands(app: typer.Typer) -> None:
 
 def outbox_list(
     limit: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Most rows.")] = 100,
+    failing: Annotated[bool, typer.Option("--failing", help="Those that failed and will be tried again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List side effects that were given up after their last try, with the last error.
 
     Example: corrigenda outbox list
     """
-    rows: list[dict[str, Any]] = [dict(row) for row in stores(current_settings()).outbox.given_up(limit=limit)]
-    columns = {"outbox_id": "id", "kind": "kind", "given_up_at": "given up", "attempts": "tries", "error": "error"}
-    print_rows(rows, columns, as_json=as_json, empty="no side effect was given up", whole=("outbox_id",))
+    outbox = stores(current_settings()).outbox
+    found = outbox.failing(limit=limit) if failing else outbox.given_up(limit=limit)
+    rows: list[dict[str, Any]] = [dict(row) for row in found]
+    at = {"next_attempt_at": "next try"} if failing else {"given_up_at": "given up"}
+    columns = {"outbox_id": "id", "kind": "kind", **at, "attempts": "tries", "error": "error"}
+    empty = "no side effect fails" if failing else "no side effect was given up"
+    print_rows(rows, columns, as_json=as_json, empty=empty, whole=("outbox_id",))
 
 
 def outbox_resend(

@@ -17,6 +17,7 @@ from pipeline.bootstrap import create_topics, pruner, stores
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.formats.sizes import parse_age, shown_size
+from pipeline.domain.retries import WEBHOOK
 from pipeline.entrypoints import resident
 from pipeline.entrypoints.console import (
     ExitCode,
@@ -43,7 +44,6 @@ from pipeline.entrypoints.processes import (
     told_of,
 )
 from pipeline.entrypoints.signs import SignOfLife
-from pipeline.services.ports import WEBHOOK
 from pipeline.services.registry.links import model_link
 
 if TYPE_CHECKING:
@@ -213,6 +213,11 @@ def _checked(name: str, check: Callable[[], str]) -> dict[str, object]:
         return {"check": name, "ok": False, "detail": told(error)[0]}
 
 
+def _receivers_away(num_failing: int) -> str:
+    verb = "waits" if num_failing == 1 else "wait"
+    return f"{counted(num_failing, 'webhook')} {verb} for a receiver that is away: `corrigenda outbox list --failing`"
+
+
 def _check_outbox(settings: Settings) -> str:
     """Say what is owed and given up. Webhooks alone fail nothing: a receiver that is dead is not ours to mend."""
     kept = stores(settings)
@@ -226,8 +231,12 @@ def _check_outbox(settings: Settings) -> str:
     if counts["owed"] and now - counts["owed_since"] > OWED_TOO_LONG:
         raise Unavailable(f"{counts['owed']} are owed, the oldest since {counts['owed_since']:%Y-%m-%d %H:%M:%S}")
     found = f"{counts['owed']} are owed, none was given up"
-    num_webhooks = kept.outbox.counts()["given_up"]
-    return f"{found} but {counted(num_webhooks, 'webhook')}: `corrigenda outbox list`" if num_webhooks else found
+    every = kept.outbox.counts()
+    if every["given_up"]:
+        found += f" but {counted(every['given_up'], 'webhook')}: `corrigenda outbox list`"
+    if num_failing := every["failing"] - counts["failing"]:
+        found += f"; {_receivers_away(num_failing)}"
+    return found
 
 
 def _check_schema(settings: Settings) -> str:

@@ -132,7 +132,8 @@ def _show(settings: Settings, standing: _Standing) -> None:
         say(f"process: {told_of(process)}")
     owed = standing.owed
     again = "; see `corrigenda outbox list`" if owed["given_up"] else ""
-    say(f"side effects: {owed['owed']} owed, {owed['given_up']} given up{again}")
+    failing = f" ({owed['failing']} fail: `corrigenda outbox list --failing`)" if owed["failing"] else ""
+    say(f"side effects: {owed['owed']} owed{failing}, {owed['given_up']} given up{again}")
 
 
 def _watch(settings: Settings, lineage: str | None) -> None:

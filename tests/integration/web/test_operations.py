@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.outbox import SqlOutboxStore, owe
+from pipeline.domain.retries import MAX_FAILURES
 from pipeline.domain.review.people import Role
-from pipeline.services.ports import MAX_FAILURES
 from tests.integration.web.test_pages import HOME, browser, fields_on, text_of
 from tests.support.store_rig import LINEAGE, StoreRig
 from tests.support.web_rig import WebRig, is_problem

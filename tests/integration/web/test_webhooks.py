@@ -12,16 +12,21 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from pipeline import bootstrap
 from pipeline.adapters import webhook_poster
 from pipeline.adapters.logins import Login
+from pipeline.adapters.sql.outbox import SqlOutboxStore
+from pipeline.adapters.sql.standing import SqlStanding
 from pipeline.adapters.webhook_poster import WebhookRefused, checked, post
 from pipeline.domain.contract.webhooks import check_signature
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.retries import rule_of
 from pipeline.domain.review.approvals import Decision
 from pipeline.domain.review.people import Role
 from pipeline.services.relaying import OutboxRelay
+from pipeline.services.standing import StandingTeller
 from pipeline.services.webhooks import WebhookTeller
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
@@ -183,6 +188,36 @@ def test_a_receiver_that_fails_hears_again_with_the_same_id_and_a_removed_one_no
     rig.commit_batch(rig.acquire())
     relay.run_once("result")
     assert relay.run_once("webhook") == 0
+
+
+def test_a_receiver_that_is_away_for_a_day_hears_afterwards_and_is_seen_to_be_away_meanwhile(
+    web: WebRig, rig: StoreRig, receiver: Receiver
+) -> None:
+    web = web.again(webhook_private_networks=True)
+    wanted = {"url": receiver.url, "events": ["correction.candidate"]}
+    assert web.client(Role.requester, name="desk").post("/v1/webhooks", json=wanted).status_code == 201
+    rig.submit(make_request("r1", submitted_by="desk"))
+    rig.commit_batch(rig.acquire())
+    relay, outbox = relay_of(web), SqlOutboxStore(rig.engine)
+    relay.run_once("result")
+    receiver.status = 503
+    waited, rule = timedelta(), rule_of("webhook")
+    for _ in range(rule.max_failures - 1):
+        assert relay.run_once("webhook") == 0
+        [row] = outbox.failing()
+        waited += row["next_attempt_at"] - rig.now()
+        rig.query("UPDATE outbox SET next_attempt_at = clock_timestamp() WHERE kind = 'webhook'")
+    assert waited > timedelta(hours=24)
+    assert (row["attempts"], "with 2xx, got 503" in row["error"]) == (rule.max_failures - 1, True)
+    counts = outbox.counts()
+    assert (counts["failing"], counts["given_up"]) == (1, 0)
+    StandingTeller(SqlStanding(rig.engines[Login.control]), kinds=relay.kinds).run_once()
+    assert REGISTRY.get_sample_value("corrigenda_outbox_failing", {"kind": "webhook"}) == 1
+    receiver.status = 204
+    assert relay.run_once("webhook") == 1
+    assert events(receiver)[-1] == ("correction.candidate", "r1")
+    assert len({headers["webhook-id"] for headers, _ in receiver.heard}) == 1
+    assert (outbox.failing(), outbox.counts()["failing"]) == ((), 0)
 
 
 def test_secrets_are_shown_once_and_registrations_to_their_owner(web: WebRig, rig: StoreRig) -> None:

@@ -15,7 +15,7 @@ from pipeline.adapters.sql.outbox import Debt, owe_all
 from pipeline.adapters.sql.web.tables import webhooks
 from pipeline.domain.contract.webhooks import Webhook, WebhookEvent
 from pipeline.domain.errors import InvalidInput, UnknownRecord
-from pipeline.services.ports import WEBHOOK
+from pipeline.domain.retries import WEBHOOK
 
 MAX_PER_OWNER = 20
 _SHOWN = (
