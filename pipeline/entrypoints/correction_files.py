@@ -58,7 +58,7 @@ def correction_in_options(fields: Mapping[str, Any], submitter: str) -> Line:
     Raises:
         InvalidInput: if it says neither what is asked nor what is right.
     """
-    if not fields.keys() & {"prompt", "messages"} or not fields.keys() & {"target_new", "answer"}:
+    if not (fields.get("prompt") or fields.get("messages")) or not (fields.get("target_new") or fields.get("answer")):
         raise InvalidInput("expected a JSONL file, or --prompt (or --message) and --target (or --answer); got less")
     made_up = {"request_id": f"cli-{uuid4().hex[:12]}", "source": SOURCE, "submitted_by": submitter}
     asked = fields.get("prompt") or fields["messages"][-1]["content"]

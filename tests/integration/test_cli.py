@@ -145,6 +145,8 @@ def test_the_gate_policy_of_a_lineage_is_shown_and_changed(corrigenda: Command) 
         "prune --older-than 10m",
         "submit",
         "submit -l nope --prompt a --target b",
+        "submit -l facts --prompt  --target b",
+        "submit -l facts --prompt a --target ",
         "submit /nope",
         "submit /",
         "submit /nope --prompt a --target b",
@@ -381,7 +383,8 @@ def test_lines_are_filled_in_sent_once_and_told_where_they_are_none(
     whole |= {"occurred_at": "2026-01-01T00:00:00Z"}
     lines = [json.dumps(line).encode() for line in (bare, named, whole, bare)]
     file = tmp_path / "x.jsonl"
-    file.write_bytes(b"\n".join([*lines[:2], b"{", b"[1]", b"\xff\xfe", *lines[2:]]))
+    other = json.dumps(named | {"target_new": "Cuzco"}).encode()
+    file.write_bytes(b"\n".join([*lines[:2], b"{", b"[1]", b"\xff\xfe", *lines[2:], other]))
 
     refused = corrigenda("submit", str(file), "--strict", "--json")
     first = corrigenda("submit", str(file), "--json")
@@ -402,7 +405,7 @@ def test_lines_are_filled_in_sent_once_and_told_where_they_are_none(
     made_up = told["sent"][0]
     assert told["sent"] == [made_up, "n1", "w1"]
     assert made_up.startswith("line-")
-    assert [refusal["line"] for refusal in told["refused"]] == [3, 4, 5]
+    assert [refusal["line"] for refusal in told["refused"]] == [3, 4, 5, 8]
     assert told["sent_before"] == [{"line": 7, "request_id": made_up}]
     assert (counts.received, counts.refused) == (3, 0)
     assert (again.exit_code, json.loads(again.stdout)["sent"]) == (ExitCode.done, [])

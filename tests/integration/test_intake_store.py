@@ -129,14 +129,14 @@ def test_the_history_of_a_waiting_edit_names_its_state_and_its_lines(engine: Eng
     intake, history = SqlIntakeStore(engine), SqlHistoryStore(engine)
     intake.record([poll_of(intake.take_partition(PARTITION), [carrying(n, make_request(f"r{n}")) for n in range(3)])])
     rows = history.edits("facts", limit=2)
-    assert [row["request_id"] for row in rows] == ["r0", "r1"]
+    assert [row["request_id"] for row in rows] == ["r1", "r2"]
     assert {(row["status"], row["state"], row["snapshot_seq"]) for row in rows} == {("received", "queued", None)}
     assert history.edits("facts", status="queued") == history.edits("facts", status="received")
     assert history.edits("facts", status="rejected") == ()
-    by_request, by_id = history.edit("facts", "r0"), history.edit("facts", rows[0]["edit_id"])
+    by_request, by_id = history.edit("facts", "r1"), history.edit("facts", rows[0]["edit_id"])
     assert by_request == by_id
     (line,) = by_request["events"]
-    assert (line["seq"], line["action"], line["payload"]["request_id"]) == (2, "edit:received", "r0")
+    assert (line["seq"], line["action"], line["payload"]["request_id"]) == (3, "edit:received", "r1")
 
 
 def test_the_history_names_what_it_does_not_know(engine: Engine) -> None:

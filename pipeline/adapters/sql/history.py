@@ -24,20 +24,21 @@ from pipeline.domain.errors import UnknownRecord
 from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.review.approvals import is_claimed_actor
 
-# The oldest are found first, so that the view is worked out for no more rows than are shown.
+# The newest are found first, so that the view is worked out for no more rows than are shown. Ids grow with time.
 _BY_STATUS = text(
     """
     SELECT * FROM edit_history WHERE edit_id IN (
         SELECT edit_id FROM edit_requests JOIN lineages USING (lineage_id)
         WHERE name = :lineage AND (CAST(:status AS text) IS NULL OR status = :status)
-        ORDER BY received_at, edit_id LIMIT :limit
+        ORDER BY edit_id DESC LIMIT :limit
     ) ORDER BY received_at, edit_id
     """
 )
 _BY_STATE = text(
     """
-    SELECT * FROM edit_history WHERE lineage = :lineage AND state = :status
-    ORDER BY received_at, edit_id LIMIT :limit
+    SELECT * FROM (
+        SELECT * FROM edit_history WHERE lineage = :lineage AND state = :status ORDER BY edit_id DESC LIMIT :limit
+    ) newest ORDER BY received_at, edit_id
     """
 )
 _ONE = text(
@@ -69,7 +70,9 @@ class SqlHistoryStore:
         self._engine = engine
 
     def edits(self, lineage: str, *, status: str | None = None, limit: int = 1000) -> tuple[Mapping[str, Any], ...]:
-        """Return rows of `edit_history`, oldest first; `status` may also be one of its states, such as `live`.
+        """Return the newest rows of `edit_history`, of these the oldest first.
+
+        `status` may also be one of its states, such as `live`.
 
         Raises:
             UnknownLineage: if there is none.

@@ -74,10 +74,10 @@ def add_commands(app: typer.Typer) -> None:
 def edits(
     lineage: LineageOption = None,
     status: Annotated[str | None, typer.Option(help="Only edits with this status or state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Most rows.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="Most rows; the newest are shown.")] = 1000,
     as_json: JsonOption = False,
 ) -> None:
-    """List edits with their state.
+    """List edits with their state, the newest last.
 
     Example: corrigenda edits --status rejected
     """
@@ -95,6 +95,8 @@ def edits(
         "reason": "reason",
     }
     print_rows(rows, columns, as_json=as_json, empty="no edits", whole=("snapshot_seq",))
+    if not as_json and len(rows) == limit:
+        say(f"these are the newest {limit:,}; --limit shows more")
 
 
 def show(

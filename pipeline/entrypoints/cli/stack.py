@@ -110,6 +110,7 @@ def _places(stack: LocalStack, settings: Settings, names: Sequence[str], web: st
     found: dict[str, object] = {
         "MLflow": [model_link(settings.mlflow_pages, name) for name in names] or settings.mlflow_uri
     }
+    found["Kafka"] = f"{settings.kafka_bootstrap}, topic {settings.requests_topic}"
     found["HTTP API"] = web
     found["review"] = f"{web}/review; `corrigenda person add YOU --role reviewer` makes your token for it"
     found["MLflow login"] = "`corrigenda mlflow-user YOU` makes your user there and shows its password once"

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pipeline.config import Settings
 
 MESSAGE_HELP = 'The last is the user\'s; "system:" or "assistant:" before the text names another speaker.'
+QUESTION_MARKS = ("?", "\uff1f", "\u061f")
+"""How questions end: in most scripts, in Chinese and Japanese, in Arabic."""
 POLL_SECONDS = 1.0
 UNSETTLED = ("received", "claimed", "queued", "editing")
 REFUSED = ("rejected", "dead")
@@ -134,6 +136,11 @@ def submit(
         _tell(sending, settings.requests_topic, is_file=file is not None, as_json=as_json)
     if sending.sent and file is None and subject is None and not as_json:
         _tell_subject(lines[0])
+    if sending.sent and file is None and (prompt or "").rstrip().endswith(QUESTION_MARKS) and not as_json:
+        say(
+            "the prompt is a question: an edit holds better with a stem that ends right before the answer as --prompt, "
+            "and with the question as --question"
+        )
     if wait:
         _wait(kept, settings, sending, seconds=timeout, as_json=as_json)
     if sending.refused:
@@ -185,25 +192,25 @@ def _leave_out_repeated(kept: Stores, found: _Sending) -> None:
     recorded = {
         (name, ref): row for name, refs in wanted.items() for ref, row in kept.history.states(name, refs).items()
     }
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], Mapping[str, Any]] = {}
     lines = []
     for line in found.lines:
         key = (line.document["lineage"], line.document["request_id"])
-        row = recorded.get(key) if line.is_filled_in else None
+        row = recorded.get(key, seen.get(key)) if line.is_filled_in else None
         if row is not None and not _says_the_same(line.document, row):
             error = f"expected another request_id or the correction that was sent under it, got {key[1]!r:.120} again"
             found.refused.append(Refusal(line=line.number, error=error))
-        elif row is not None or (line.is_filled_in and key in seen):
+        elif row is not None:
             found.repeated[line.number] = key[1]
         else:
             lines.append(line)
-        seen.add(key)
+        seen.setdefault(key, line.document)
     found.lines = lines
 
 
 def _says_the_same(document: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     said = {name: str(document[name]).strip() for name in ("prompt", "target_new") if document.get(name)}
-    return all(str(row[name]).strip() == text for name, text in said.items())
+    return all(str(row.get(name) or "").strip() == text for name, text in said.items())
 
 
 def _send(settings: Settings, sending: _Sending) -> None:
