@@ -29,19 +29,20 @@ from editors.data.datasets import (
     without_question,
 )
 from editors.evaluation.arguments import fine_tuning_of, parser, prior_texts, protocol_of
-from editors.evaluation.in_context import InContextModel
 from editors.evaluation.methods import methods_of
 from editors.evaluation.probes import MOST_REPHRASES, EditProbes
 from editors.evaluation.protocols import Evaluation, OnProgress
 from editors.evaluation.report import Reporter
 from editors.models.families import EditableModel
-from editors.solve.prior import measure_prior
+from editors.solve.prior import Prior, measure_prior
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, Misconfigured
 from pipeline.domain.rank_api import EditorSettings
 from pipeline.domain.wordings import Wording
 
+NO_PRIOR = Prior(moments={}, gradient_moments={}, num_tokens=0)
+"""What methods get that read no prior: measuring one takes minutes."""
 Save = Callable[[Mapping[str, Any]], None]
 """Called with all figures as far as they are."""
 
@@ -60,23 +61,30 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
     methods = methods_of(given)
     asked = read_edits(given.data, limit=given.edits)
     edits = [without_question(edit) for edit in asked] if given.unseen_questions else asked
-    reporter.say(f"{len(edits)} edits; loading {given.model}")
     names = next(iter(methods.values())).settings.inner_params
-    loaded = load_base(given.model, names, task=given.task, device=given.device)
+    with reporter.working(f"{len(edits)} edits; loading {given.model}"):
+        loaded = load_base(given.model, names, task=given.task, device=given.device)
     num_rows = max(method.settings.rephrase_rows for method in methods.values())
     inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
     figures: dict[str, Any] = {"inputs": inputs, "protocol": asdict(protocol_of(given)), "is_complete": False}
     found: dict[str, Any] = {}
-    measured: Evaluation | None = None
+    probes: EditProbes | None = None
+    priors: dict[tuple[str, ...], Prior] = {}
     for name, method in methods.items():
         model = method.model_of(loaded)
         settings, editor = method.on(model)
-        if measured is None or not _is_alike(measured.model, model):
-            reporter.say("measuring the base")
-            measured = _measured_base(given, model, edits, asked, num_rows)
-            at_large = {**asdict(measured.probes.figure), "fluency": measured.probes.fluency}
-            figures["base"] = at_large | measured.known()
+        if method.reads_prior and model.inner_param_names not in priors:
+            with reporter.working("measuring the prior over plain text"):
+                priors[model.inner_param_names] = _measured_prior(given, model)
+        prior = priors[model.inner_param_names] if method.reads_prior else NO_PRIOR
+        if probes is None:
+            with reporter.working(f"asking the base about {len(edits)} edits"):
+                probes = _asked_base(given, model, asked, num_rows)
+                measured = _evaluation(given, model, prior, probes, edits)
+                at_large = {**asdict(probes.figure), "fluency": probes.fluency}
+                figures["base"] = at_large | measured.known()
             figures["solvers"] = found
+        measured = _evaluation(given, model, prior, probes.of(model), edits)
         checkpoints: list[dict[str, Any]] = []
         found[name] = {"settings": _shown(settings), "checkpoints": checkpoints}
         with reporter.following(name, len(edits)) as show:
@@ -84,12 +92,6 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
             found[name] = {"settings": _shown(settings)} | measured.run(editor, settings, on_progress)
     reporter.table({"base": figures["base"]} | found)
     save(figures | {"is_complete": True})
-
-
-def _is_alike(model: EditableModel, other: EditableModel) -> bool:
-    """Return whether what was asked of one model holds for another: the same weights, and no facts before prompts."""
-    names = model.inner_param_names == other.inner_param_names
-    return names and not any(isinstance(one, InContextModel) for one in (model, other))
 
 
 def _recorded(
@@ -117,20 +119,17 @@ def most_rephrases(given: argparse.Namespace) -> Mapping[Wording, int]:
     return MOST_REPHRASES if given.rephrases is None else dict.fromkeys(Wording, given.rephrases)
 
 
-def _measured_base(
-    given: argparse.Namespace, model: EditableModel, edits: Sequence[Edit], asked: Sequence[Edit], num_rows: int
-) -> Evaluation:
-    """Ask the base, whose weights the model holds, and measure its prior.
+def _asked_base(given: argparse.Namespace, model: EditableModel, asked: Sequence[Edit], num_rows: int) -> EditProbes:
+    """Ask the base.
 
     Args:
         given: the command line.
         model: holds the base's weights.
-        edits: the edits as the editor gets them.
-        asked: the same edits with all that is asked of them.
+        asked: the edits with all that is asked of them.
         num_rows: most rephrases of an edit that are edit rows.
     """
     suite = [item.probe for item in read_suite(given.suite)] if given.suite else None
-    probes = EditProbes(
+    return EditProbes(
         model,
         asked,
         read_text(given.text),
@@ -139,8 +138,17 @@ def _measured_base(
         num_rows=num_rows,
         seed=given.seed,
     )
+
+
+def _measured_prior(given: argparse.Namespace, model: EditableModel) -> Prior:
+    """Measure the prior of the base, whose weights the model holds."""
     texts = prior_texts(given)
-    prior = measure_prior(model, *map(prior_lines, texts), subjects=prior_subjects(texts))
+    return measure_prior(model, *map(prior_lines, texts), subjects=prior_subjects(texts))
+
+
+def _evaluation(
+    given: argparse.Namespace, model: EditableModel, prior: Prior, probes: EditProbes, edits: Sequence[Edit]
+) -> Evaluation:
     return Evaluation(model=model, prior=prior, probes=probes, edits=edits, protocol=protocol_of(given))
 
 

@@ -24,15 +24,18 @@ from editors.methods.options import (
 )
 from pipeline.domain.errors import Misconfigured
 
+GATE = 0.8
+"""Least cosine at which a gated lookup opens, unless told otherwise."""
 NOT_CONSTANTS = ("solver", "transform", "batch_size")
 """Settings that are asked for by another name: `--solver`, `--editor`, `--batch`."""
 CONSTANTS = tuple(
     name for name, usual in DEFAULTS.items() if type(usual) in (int, float, str) and name not in NOT_CONSTANTS
 )
 """Settings that a flag of the same name changes."""
-SOLVERS = ("recursive", "least_squares", "row_sum", "mend", "sum", "ft", "context", "bm25")
-"""What `--solver` may name. Baselines: `ft` is fine-tuning; `context` puts an edit's own fact before what is asked of
-it, and `bm25` the fact that is most like the prompt."""
+SOLVERS = ("recursive", "least_squares", "row_sum", "mend", "sum", "ft", "gated", "context", "bm25")
+"""What `--solver` may name. Baselines: `ft` is fine-tuning; `gated` looks edits up by their keys; `context` puts an
+edit's own fact before what is asked of it, and `bm25` the fact that is most like the prompt."""
+GATE_HELP = f"least cosine of keys from which the solver `gated` adds an edit's shift; {GATE} if left out"
 REPHRASES_HELP = "unseen rephrases of each edit that are measured, of each class; 2 or 3 if left out"
 UNSEEN_HELP = "keep questions, chats and their answers from the editor, so that they are only asked"
 EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the natural gradient alone if left out"
@@ -77,6 +80,7 @@ def _add_editor(made: argparse.ArgumentParser) -> None:
     group.add_argument("--editor", type=_editor, action="append", default=[], help=EDITOR_HELP)
     add_weight_options(group)
     add_setting_options(group, CONSTANTS)
+    group.add_argument("--gate", type=_cosine, default=GATE, help=GATE_HELP)
     for field in fields(FineTuning):
         kind = int if isinstance(field.default, int) else float
         group.add_argument(flag(f"ft_{field.name}"), type=kind, default=field.default, help="see FineTuning")
@@ -108,6 +112,14 @@ def prior_texts(given: argparse.Namespace) -> list[Path]:
 def fine_tuning_of(given: argparse.Namespace) -> FineTuning:
     """Return how fine-tuning, the baseline, is trained."""
     return FineTuning(**{field.name: getattr(given, f"ft_{field.name}") for field in fields(FineTuning)})
+
+
+def _cosine(text: str) -> float:
+    """Read a cosine above 0; ValueError for another number."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError(text)
+    return value
 
 
 def _solvers(text: str) -> tuple[str, ...]:

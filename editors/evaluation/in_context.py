@@ -20,7 +20,7 @@ from torch import nn
 
 from editors.methods.base import EditJob, EditResult
 from editors.models.causal import CausalModel
-from editors.models.families import InnerParam
+from editors.models.families import EditableModel, InnerParam
 from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.text_tokens import own_tokens, tokens_of
 from editors.models.tokens import Encoded, TargetBatch
@@ -53,8 +53,8 @@ class Memory:
         self._words: dict[str, Counter[str]] = {}
         self._num_with: Counter[str] = Counter()
 
-    def add(self, edits: Sequence[Edit]) -> None:
-        """Remember some edits; the later of two corrections of a fact counts."""
+    def add(self, edits: Sequence[Edit]) -> int:
+        """Remember some edits, and return the size of their facts; the later of two corrections of a fact counts."""
         if self._keeps_one:
             self._facts, self._asked, self._words, self._num_with = {}, {}, {}, Counter()
         for edit in edits:
@@ -66,6 +66,7 @@ class Memory:
             probes = (*request.locality, *request.portability)
             texts = (request.prompt, request.question, *request.rephrases, *(probe.prompt for probe in probes))
             self._asked |= {normalised(text): key for text in texts if text}
+        return sum(len(self._facts[key].encode()) for key in {edit.request.conflict_key for edit in edits})
 
     def fact_for(self, prompt: str) -> str | None:
         """Return the fact to put before a prompt; None for none."""
@@ -155,16 +156,21 @@ class InContextEditor:
         job.require_additions("context")
         if not isinstance(job.model, InContextModel):
             raise Misconfigured("expected a model that reads facts before prompts, got one that does not")
-        job.model.memory.add(job.added)
-        nothing = {p.name: (torch.zeros(p.in_features, 1), torch.zeros(1, p.out_features)) for p in job.model.inner}
         return EditResult(
-            delta=WeightDelta.of(nothing),
+            delta=no_change(job.model),
             rows=EditRows(keys={}, targets={}, ranges={}),
             removed_ids=(),
             num_passes=0,
             seconds={"capture": 0.0, "solve": 0.0},
             jitter={},
+            kept_bytes=job.model.memory.add(job.added),
         )
+
+
+def no_change(model: EditableModel) -> WeightDelta:
+    """Return a delta of zeros, for what changes no weight."""
+    nothing = {p.name: (torch.zeros(p.in_features, 1), torch.zeros(1, p.out_features)) for p in model.inner}
+    return WeightDelta.of(nothing)
 
 
 def _words(text: str) -> list[str]:

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from editors.evaluation.arguments import fine_tuning_of, settings_given
+from editors.evaluation.gated import GATED, GatedEditor, GatedMemory, GatedModel
 from editors.evaluation.in_context import IN_CONTEXT, InContextEditor, InContextModel, Memory
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.base import Editor
@@ -20,6 +21,10 @@ from pipeline.domain.rank_api import EditorSettings
 
 UNTRAINED = "ft"
 """Fine-tuning, the baseline."""
+WEIGHTLESS = (*IN_CONTEXT, GATED)
+"""Methods that leave the weights alone, and read the model in their own way."""
+IN_PASSES = ("recursive", "least_squares", "row_sum", "sum", GATED)
+"""Methods that ask for shifts in passes, which read a prior and hold guards; others are not made to wait for either."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,19 +38,26 @@ class Method:
     given: argparse.Namespace
     """The command line, for the constants of fine-tuning."""
 
+    @property
+    def reads_prior(self) -> bool:
+        """Whether its passes, or its solve, read the prior."""
+        return self.settings.solver in IN_PASSES
+
     def model_of(self, loaded: EditableModel) -> EditableModel:
-        """Return a base as this method edits it: with its weights, or behind facts.
+        """Return a base as this method edits it: by its weights, by what is looked up, or by facts before prompts.
 
         Raises:
-            Misconfigured: for facts before the prompts of a model that is no decoder.
+            Misconfigured: for a method without weights on a model that is no decoder.
         """
         module, tokenizer, names = loaded.module, loaded.tokenizer, self.settings.inner_params
-        if self.settings.solver not in IN_CONTEXT:
+        if self.settings.solver not in WEIGHTLESS:
             return editable(loaded.task, module, tokenizer, names)
         if loaded.task != "causal":
             raise Misconfigured(f"expected a causal base for the method {self.settings.solver}, got {loaded.task}")
-        memory = Memory(self.settings.solver, keeps_one=self.given.protocol == "single")
-        return InContextModel(module, tokenizer, names, memory)
+        keeps_one = self.given.protocol == "single"
+        if self.settings.solver == GATED:
+            return GatedModel(module, tokenizer, names, memory=GatedMemory(self.given.gate, keeps_one=keeps_one))
+        return InContextModel(module, tokenizer, names, Memory(self.settings.solver, keeps_one=keeps_one))
 
     def on(self, model: EditableModel) -> tuple[EditorSettings, Editor]:
         """Return its settings with the weights of a model named, and the editor that edits by them."""
@@ -53,8 +65,10 @@ class Method:
         transform = self.trained.transform.to(model.device) if self.trained else None
         if settings.solver in IN_CONTEXT:
             return settings, InContextEditor()
+        if settings.solver == GATED:
+            return settings, GatedEditor(settings)
         if settings.solver == UNTRAINED:
-            return settings, FineTuningEditor(fine_tuning_of(self.given))
+            return settings, FineTuningEditor(fine_tuning_of(self.given), settings)
         if self.trained is not None and self.trained.card.is_published:
             return settings, MendSumEditor(self.trained.transform)
         if settings.solver == "mend":
@@ -99,7 +113,7 @@ def _serves(trained: TrainedEditor, solver: str) -> bool:
     `sum` is the older word for both `mend` and `row_sum`: which one is meant, the editor says.
     """
     return solver == "sum" or (
-        solver not in (UNTRAINED, *IN_CONTEXT) and trained.card.is_published == (solver == "mend")
+        solver not in (UNTRAINED, *WEIGHTLESS) and trained.card.is_published == (solver == "mend")
     )
 
 
@@ -110,5 +124,7 @@ def _method(given: argparse.Namespace, solver: str, trained: TrainedEditor | Non
             raise Misconfigured(f"expected the weights of the trained editor's card, got others as {min(names)}")
         asked = learnt_settings(trained) | asked
         trained.transform.stop_probability = asked["stop_probability"]
+    if solver not in IN_PASSES:
+        asked["num_guards"] = 0
     settings = EditorSettings(**asked | {"solver": solver, "batch_size": given.batch})
     return Method(settings=settings, trained=trained, given=given)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 
 from editors.evaluation.metrics import fluency
 from editors.measure.edit_measurer import EditMeasurer
@@ -63,12 +64,20 @@ class EditProbes:
         self._edits = {edit.edit_id: edit for edit in edits}
         if suite is None:
             suite = list(dict.fromkeys(probe for edit in edits for probe in edit.request.locality))[:NUM_NEIGHBOURS]
-        self._quality = prepared_quality(model, quality_probes(model, suite, text, num_windows=NUM_WINDOWS))
+        self._asked_at_large = quality_probes(model, suite, text, num_windows=NUM_WINDOWS)
+        self._quality = prepared_quality(model, self._asked_at_large)
         self.figure = self._figure_now()
         self._measurer = EditMeasurer(model, cache_bytes=CACHE_BYTES)
         self._measurer.observe_base(edits)
         self.continued = stratified_sample(edits, seed=f"{seed} fluency", size=NUM_CONTINUED)
         self.fluency = self.fluency_of(self.continued)
+
+    def of(self, model: EditableModel) -> EditProbes:
+        """Return the same questions to another model of the base, with what the base has said to them already."""
+        asked = copy(self)
+        asked._model, asked._measurer = model, self._measurer.of(model, cache_bytes=CACHE_BYTES)
+        asked._quality = prepared_quality(model, self._asked_at_large)
+        return asked
 
     def ask(
         self,

@@ -22,7 +22,7 @@ from editors.solve.prior import Prior
 from pipeline.domain.batches import stratified_sample
 from pipeline.domain.edits import Edit
 from pipeline.domain.measurements import mean
-from pipeline.domain.rank_api import EditorSettings
+from pipeline.domain.rank_api import EditorSettings, tell
 
 OnProgress = Callable[[str, int, dict[str, Any] | None], None]
 """Called with what was done, the edits so far, and the figures if some were measured."""
@@ -113,6 +113,7 @@ class Evaluation:
                 applied = start + len(batch)
                 on_progress("edited", applied, None)
                 if self.protocol.is_checkpoint(start, applied, total):
+                    tell("asking about the edits")
                     figures, found = self._checkpoint(stream, applied)
                     checkpoints.append(figures)
                     on_progress("measured", applied, checkpoints[-1])

@@ -6,6 +6,7 @@ plain lines elsewhere.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from editors.evaluation.metrics import value_at
+from pipeline.domain.rank_api import Step, told_to
 
 ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("edit success", ("edit_success",), ".3f"),
@@ -43,6 +45,7 @@ ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("seconds an edit", ("cost", "seconds_per_edit"), ".3f"),
     ("memory above the model", ("cost", "peak_share_of_model"), ".1%"),
     ("a batch's delta, of the model", ("editing", "delta_share_of_model"), ".2%"),
+    ("bytes an edit", ("editing", "bytes_per_edit"), ",.0f"),
     ("batches that failed", ("editing", "failed_batches"), "d"),
 )
 """What the table shows: label, where it is in a solver's figures, format."""
@@ -55,6 +58,10 @@ SHOWN = {
     "first 10 %": ("retention_first_tenth",),
 }
 """What a line of progress shows of a checkpoint."""
+
+
+SILENCE = 15.0
+"""Seconds after which a step is worth a line where there is no bar."""
 
 
 class Reporter:
@@ -73,10 +80,23 @@ class Reporter:
         (self._bar.console if self._bar else self.console).print(Text(line), soft_wrap=True)
 
     @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """Show what takes a while: a sign that moves on a terminal, a line elsewhere."""
+        if not self.console.is_terminal:
+            self.say(what)
+            yield
+            return
+        with self.console.status(Text(what)):
+            yield
+        self.say(what)
+
+    @contextmanager
     def following(self, solver: str, total: int) -> Iterator[SolverProgress]:
         """Show the progress of one solver over its `total` edits."""
         if not self.console.is_terminal:
-            yield SolverProgress(self, solver, total)
+            shown = SolverProgress(self, solver, total)
+            with told_to(shown.tell):
+                yield shown
             return
         columns = (
             TextColumn("{task.description}"),
@@ -87,7 +107,9 @@ class Reporter:
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
             self._bar = bar
             try:
-                yield SolverProgress(self, solver, total, bar)
+                shown = SolverProgress(self, solver, total, bar)
+                with told_to(shown.tell):
+                    yield shown
             finally:
                 self._bar = None
 
@@ -109,12 +131,25 @@ class SolverProgress:
     def __init__(self, reporter: Reporter, solver: str, total: int, bar: Progress | None = None) -> None:
         self._reporter, self._solver, self._total, self._bar = reporter, solver, total, bar
         self._task = bar.add_task(solver, total=total, what="") if bar else None
+        self._done, self._said = 0, time.monotonic()
+
+    def tell(self, step: Step) -> None:
+        """Show a step of what happens to a batch: in the bar, and elsewhere as a line after some seconds of silence."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, what=step.sentence())
+        elif time.monotonic() - self._said >= SILENCE:
+            self._say(f"{self._solver}: {self._done}/{self._total} edited, {step.sentence()}")
+
+    def _say(self, line: str) -> None:
+        self._said = time.monotonic()
+        self._reporter.say(line)
 
     def __call__(self, what: str, done: int, figures: Mapping[str, Any] | None) -> None:
         """Show what was done after so many edits, and some figures if there are any."""
+        self._done = done
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, what=what)
         if self._bar is None or figures is not None:
             shown = {name: value_at(figures, path) for name, path in SHOWN.items()} if figures else {}
             words = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
-            self._reporter.say(f"{self._solver}: {done}/{self._total} {what}  {words}".rstrip())
+            self._say(f"{self._solver}: {done}/{self._total} {what}  {words}".rstrip())

@@ -127,6 +127,7 @@ class CostMeter:
     Attributes:
         peak_bytes: most memory that was held above the loaded model; 0 if unknown.
         failures: what was wrong with each batch that could not be used.
+        kept_bytes: size of what has to be kept of all batches: of deltas, or of what is there in their place.
     """
 
     def __init__(self, model_bytes: int) -> None:
@@ -136,6 +137,7 @@ class CostMeter:
         self.seconds: list[dict[str, float]] = []
         self.passes: list[int] = []
         self.delta_bytes: list[int] = []
+        self.kept_bytes = 0
         self.jitter: list[dict[str, float]] = []
         self.failures: list[str] = []
 
@@ -152,6 +154,7 @@ class CostMeter:
         self.seconds.append({**result.seconds, "apply": apply, "total": total})
         self.passes.append(result.num_passes)
         self.delta_bytes.append(num_bytes(result.delta))
+        self.kept_bytes += self.delta_bytes[-1] if result.kept_bytes is None else result.kept_bytes
         self.jitter.append(result.jitter)
 
     def editing(self) -> dict[str, Any]:
@@ -165,6 +168,7 @@ class CostMeter:
             "jitter_batches": sum(bool(jitter) for jitter in self.jitter),
             "delta_bytes": largest,
             "delta_share_of_model": largest / self._model_bytes,
+            "bytes_per_edit": self.kept_bytes / sum(self.sizes) if self.sizes else None,
         }
 
     def resources(self) -> dict[str, Any]:

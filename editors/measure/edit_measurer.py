@@ -63,6 +63,12 @@ class EditMeasurer:
         self._model, self._prefixes = model, PrefixCache(model, max_bytes=cache_bytes)
         self._base: dict[str, tuple[tuple[Encoded, Reading], ...]] = {}
 
+    def of(self, model: EditableModel, *, cache_bytes: int = MAX_BYTES) -> EditMeasurer:
+        """Return one that asks another model of the same base, and remembers what this one does."""
+        made = EditMeasurer(model, cache_bytes=cache_bytes)
+        made._base = dict(self._base)
+        return made
+
     def __len__(self) -> int:
         """How many edits' neighbours are remembered."""
         return len(self._base)

@@ -65,6 +65,8 @@ class EditResult:
     """Wall time of `capture` and `solve`."""
     jitter: dict[str, float]
     """Inner parameters whose matrix was not positive definite as it was -> what was added to its diagonal."""
+    kept_bytes: int | None = None
+    """Size of what has to be kept for the edits where it is not the delta; None where it is."""
 
     @property
     def num_rows(self) -> int:

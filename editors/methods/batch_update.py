@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from editors.models.hooks import Branch
 from editors.solve.rows import Ranges
 
 Factor = Callable[[str, Tensor], Tensor]
@@ -50,6 +51,15 @@ class BatchUpdate:
     def shifts(self) -> dict[str, Tensor]:
         """Inner parameter -> P R (T x O), fp64: what is asked at each row of `keys`."""
         return {name: self.spread[name] @ self.asked[name] for name in self.keys}
+
+    def branches(self, start: Factors, device: torch.device) -> dict[str, Branch]:
+        """Return the candidate as side branches: what it starts with and this change, fp32 on a device."""
+        found = {name: joined(start.get(name), factors) for name, factors in self.change.items()}
+        return {
+            name: (left.float().to(device), right.float().to(device))
+            for name, (left, right) in found.items()
+            if left.shape[1]
+        }
 
 
 def joined(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from editors.methods.frames import EditFrames
 from editors.methods.pairs import Pairs, read_keys, read_pairs
 from editors.models.families import EditableModel, InnerParam
-from editors.models.hooks import Branch, side_branch
+from editors.models.hooks import Addition, side_branch
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks
 from pipeline.domain.errors import EditorFailed
 
@@ -170,7 +170,7 @@ class Reader:
         self._plan = [[asked[index] for index in group] for group in plan]
         self._batches: dict[int, TargetBatch] = {}
 
-    def read(self, chosen: Sequence[int], branches: Mapping[str, Branch], *, has_keys: bool = True) -> Pairs:
+    def read(self, chosen: Sequence[int], branches: Mapping[str, Addition], *, has_keys: bool = True) -> Pairs:
         """Return keys, gradients and target probabilities of some sequences at the candidate; every rank has to ask.
 
         Args:
@@ -215,7 +215,7 @@ class Reader:
 
 
 def read_keys_of(
-    model: EditableModel, asked: Sequences, chosen: Sequence[int], branches: Mapping[str, Branch]
+    model: EditableModel, asked: Sequences, chosen: Sequence[int], branches: Mapping[str, Addition]
 ) -> dict[str, Tensor]:
     """Return the keys (T x I, fp32) of some sequences at the candidate, by inner parameter.
 

@@ -27,14 +27,14 @@ from torch import Tensor
 
 from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob
-from editors.methods.batch_update import BatchUpdate, Factor, Factors, joined
+from editors.methods.batch_update import BatchUpdate, Factor, Factors
 from editors.methods.edit_reading import Group, Reader, Rows, Sequences, read_keys_of
 from editors.methods.frames import EditFrames, frames_of
 from editors.methods.pairs import Pairs
 from editors.methods.steps import GradientTransform, Transform
 from editors.models.comm import agreed, own_share, together
 from editors.models.families import EditableModel
-from editors.models.hooks import Branch
+from editors.models.hooks import Addition
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.packing import rounded
 from editors.solve.rows import consecutive
@@ -44,6 +44,8 @@ from pipeline.domain.rank_api import EditorSettings, tell
 Watch = Callable[[str, Tensor, Tensor, Tensor, Tensor], None]
 """Gets the inner parameter, which shifts are asked for (H), and of each its key (H x I), its natural gradient (H x O)
 and the probability of its target (H): all that a transform makes shifts of."""
+Candidate = Callable[[BatchUpdate], Mapping[str, Addition]]
+"""Returns what layers add to their outputs, by inner parameter, once a batch has asked for what it has."""
 MARGIN = 0.1
 """How far beyond the stop probability frames are aimed when their gradients are weighed against each other."""
 
@@ -100,6 +102,7 @@ def passes_over(
     start: Factors,
     device: torch.device,
     watch: Watch | None = None,
+    candidate: Candidate | None = None,
 ) -> BatchUpdate:
     """Make the passes of `run_passes` over edits whose frames are token ids already.
 
@@ -113,8 +116,10 @@ def passes_over(
         start: as of `run_passes`.
         device: where keys and shifts are kept.
         watch: gets what every transform is asked, as training does.
+        candidate: what the batch makes of the model, if it is not the weights that `start` and `factor` give.
     """
-    passes = _Passes(model, frames, settings, trained, natural, factor, start, device, watch)
+    candidate = candidate or (lambda update: update.branches(start, model.device))
+    passes = _Passes(model, frames, settings, trained, natural, factor, candidate, device, watch)
     for group in _groups(model, settings):
         passes.ask(group)
     return passes.update
@@ -131,12 +136,12 @@ class _Passes:
         trained: MendTransform | None,
         natural: NaturalGradient,
         factor: Factor,
-        start: Factors,
+        candidate: Candidate,
         device: torch.device,
         watch: Watch | None,
     ) -> None:
         self._model, self._settings, self._trained, self._natural = model, settings, trained, natural
-        self._factor, self._start, self._device, self._watch = factor, start, device, watch
+        self._factor, self._candidate, self._device, self._watch = factor, candidate, device, watch
         self._edit_ids, self._frames = list(frames), list(frames.values())
         self._are_shared = settings.frames_per_pass > 0 and model.has_subject_keys
         self.update = BatchUpdate(are_shared=self._are_shared)
@@ -165,7 +170,7 @@ class _Passes:
             began = time.perf_counter()
             tell("pass", self.update.num_passes + 1, self._most_passes)
             chosen = self._chosen(sequences, awake, least)
-            pairs = reader.read(chosen, self._branches())
+            pairs = reader.read(chosen, self._candidate(self.update))
             least.take(chosen, pairs)
             up = [edit for edit in awake if least.of_edit(edit) < self._settings.stop_probability]
             if made and not up:
@@ -187,7 +192,7 @@ class _Passes:
     def _pending(self, sequences: Sequences, reader: Reader, least: _Least) -> list[int]:
         """Return the edits with a frame that is not probable enough, and those that have no row yet."""
         chosen = [place for asked in sequences.asked_of for place in asked]
-        least.take(chosen, reader.read(chosen, self._branches(), has_keys=False))
+        least.take(chosen, reader.read(chosen, self._candidate(self.update), has_keys=False))
         has_rows = {edit_id for ranges in self.update.ranges.values() for edit_id, first, end in ranges if end > first}
         return [
             edit
@@ -233,7 +238,7 @@ class _Passes:
         wanted, asked = set(edits), {place for of_edit in sequences.asked_of for place in of_edit}
         others = [place for place, edit in enumerate(sequences.edit_S) if edit in wanted and place not in asked]
         if others:
-            keys = read_keys_of(self._model, sequences, others, self._branches())
+            keys = read_keys_of(self._model, sequences, others, self._candidate(self.update))
             for name in rows:
                 self._put(name, rows[name], others, keys[name])
 
@@ -291,15 +296,6 @@ class _Passes:
         if trained is not None and {param.name for param in group.params} <= set(trained.names):
             return trained
         return GradientTransform(step=self._settings.step, stop_probability=self._settings.stop_probability)
-
-    def _branches(self) -> dict[str, Branch]:
-        """Return the candidate as side branches: what the job starts with and what the batch has asked so far."""
-        change = {name: joined(self._start.get(name), factors) for name, factors in self.update.change.items()}
-        return {
-            name: (left.float().to(self._model.device), right.float().to(self._model.device))
-            for name, (left, right) in change.items()
-            if left.shape[1]
-        }
 
 
 class _Least:

@@ -12,7 +12,7 @@ Legend: B sequences, L padded length, T chosen tokens, I in_features, O out_feat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 Branch = tuple[Tensor, Tensor]
 """F and D, which add `(x F) D` to a layer's output: I x R and R x O, or B x I x R and B x R x O with one for each
 sequence of a batch."""
+Addition = Branch | Callable[[Tensor], Tensor]
+"""What is added to a layer's output: a branch, or a function of the layer's input (B x L x I, fp32) that gives it
+(B x L x O, fp32)."""
 Places = tuple[Tensor, Tensor]
 """Rows of a batch and positions in them, T each."""
 
@@ -69,28 +72,34 @@ def capturing(module: nn.Module, places: Mapping[str, Places]) -> Iterator[Captu
 
 
 @contextmanager
-def side_branch(module: nn.Module, branches: Mapping[str, Branch]) -> Iterator[None]:
+def side_branch(module: nn.Module, branches: Mapping[str, Addition]) -> Iterator[None]:
     """Let layers give `y + (x F) D`, which is what the weights `W + F D` would give; no weight is written.
+
+    A function in the place of F and D may add what no weights would.
 
     Hooks run in the order in which they were entered: enter this one before `capturing`, so that the zeros are added
     to what the branch gives.
 
     Args:
         module: the model.
-        branches: inner parameter -> F and D, the same for all sequences or one for each.
+        branches: inner parameter -> F and D, the same for all sequences or one for each; or a function.
     """
 
-    def add(left: Tensor, right: Tensor) -> Any:
+    def add(addition: Addition) -> Any:
         def hook(_layer: nn.Module, arguments: tuple[Tensor, ...], out_BLO: Tensor) -> Tensor:
             # In fp32 whatever the model computes in: a change is orders of magnitude smaller than the output.
             with torch.autocast(out_BLO.device.type, enabled=False):
-                return out_BLO + ((arguments[0].float() @ left) @ right).to(out_BLO.dtype)
+                x_BLI = arguments[0].float()
+                if callable(addition):
+                    return out_BLO + addition(x_BLI).to(out_BLO.dtype)
+                left, right = addition
+                return out_BLO + ((x_BLI @ left) @ right).to(out_BLO.dtype)
 
         return hook
 
     with ExitStack() as hooks:
-        for name, (left, right) in branches.items():
-            _hook_layer(hooks, module, name, add(left, right))
+        for name, addition in branches.items():
+            _hook_layer(hooks, module, name, add(addition))
         yield
 
 

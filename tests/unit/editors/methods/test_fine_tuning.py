@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from editors.methods.base import EditJob
 from editors.methods.fine_tuning import FineTuning, FineTuningEditor
+from editors.methods.frames import frames_of
+from editors.models.tokens import Encoded
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.errors import EditorFailed, InvalidInput
+from pipeline.domain.rank_api import EditorSettings
+from tests.support.factories import make_edit
 from tests.support.ledger_parts import Rig, edits_of, make_rig
 from tests.support.scored import score_pairs
 
@@ -22,12 +29,12 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
     return make_rig(tmp_path, request.param)
 
 
+def job_of(rig: Rig, *places: int) -> EditJob:
+    return EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(*places))
+
+
 def delta_of(rig: Rig, settings: FineTuning, *places: int) -> WeightDelta:
-    return (
-        FineTuningEditor(settings)
-        .edit(EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=edits_of(*places)))
-        .delta
-    )
+    return FineTuningEditor(settings).edit(job_of(rig, *places)).delta
 
 
 def test_the_steps_are_those_of_adamw_on_the_weights_themselves(rig: Rig) -> None:
@@ -55,6 +62,36 @@ def test_the_steps_are_those_of_adamw_on_the_weights_themselves(rig: Rig) -> Non
         assert float((left @ right - expected).norm()) < 2e-2 * float(expected.norm())
 
 
+def test_minibatches_go_through_all_edits_each_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = FineTuningEditor(FineTuning(learning_rate=1e-3, num_steps=4, stop_at=2.0, minibatch=2))
+    asked: list[list[str]] = []
+    minibatches = FineTuningEditor._minibatches
+
+    def seen(*arguments: Any) -> Iterator[list[Encoded]]:
+        parts = list(minibatches(*arguments))
+        asked.append([rig.model.decode(one.target_ids).strip() for part in parts for one in part])
+        assert [len(part) for part in parts] == [2, 2, 1]
+        yield from parts
+
+    monkeypatch.setattr(FineTuningEditor, "_minibatches", seen)
+    result = editor.edit(job_of(rig, 0, 1, 2, 3, 4))
+    assert result.num_passes == len(asked) == 4
+    assert len({tuple(sorted(once)) for once in asked}) == 1, "each time all"
+    assert len({tuple(once) for once in asked}) > 1, "and not in one order"
+
+
+def test_it_is_trained_on_the_frames_that_the_ledger_reads_too(rig: Rig) -> None:
+    edit = make_edit("japan", prompt="the king of Japan is", subject="Japan", target_new="Milan")
+    job = EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=[edit])
+    settings = EditorSettings(frames_per_pass=2)
+    sequences = FineTuningEditor(EAGER, settings)._sequences(job)
+    assert sequences == list(frames_of(rig.model, edit, settings).asked)
+    assert len(sequences) > 1
+    unframed = EditorSettings(frames_per_pass=0, rephrase_rows=0)
+    alone = [FineTuningEditor(EAGER, frames)._sequences(job) for frames in (unframed, None)]
+    assert [[one.prompt_ids for one in asked] for asked in alone] == [[sequences[0].prompt_ids]] * 2
+
+
 def test_the_factors_are_the_shift_exactly(rig: Rig) -> None:
     for param, (left, right) in zip(rig.model.inner, delta_of(rig, EAGER, 0).factors.values(), strict=True):
         narrow = min(param.in_features, param.out_features)
@@ -63,11 +100,12 @@ def test_the_factors_are_the_shift_exactly(rig: Rig) -> None:
         assert torch.equal(identity, torch.eye(narrow))
 
 
-def test_edits_land(rig: Rig) -> None:
+@pytest.mark.parametrize("minibatch", [0, 2])
+def test_edits_land(rig: Rig, minibatch: int) -> None:
     edits = edits_of(0, 1, 2)
     pairs = [(edit.request.prompt, edit.request.target_new) for edit in edits]
     before = min(score.probability for score in score_pairs(rig.model, pairs))
-    rig.weights.apply(delta_of(rig, EAGER, 0, 1, 2))
+    rig.weights.apply(delta_of(rig, replace(EAGER, minibatch=minibatch), 0, 1, 2))
     after = min(score.probability for score in score_pairs(rig.model, pairs))
     assert before < 0.5 < after
 
