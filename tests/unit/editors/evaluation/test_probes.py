@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from editors.evaluation.probes import MOST_REPHRASES, EditProbes
-from editors.models.families import EditableModel
+from editors.models.families import CausalModel, EditableModel
 from editors.weights.deltas import PlainWeights, WeightDelta
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.wordings import Wording
@@ -65,7 +66,7 @@ def change(model: EditableModel, weights: PlainWeights, *, seed: int = 3, size: 
     weights.apply(WeightDelta.of(factors))
 
 
-def everything(probes: EditProbes, edits: Sequence[Edit]) -> list[object]:
+def everything(probes: EditProbes, edits: Sequence[Edit]) -> list[Any]:
     ids = {edit.edit_id for edit in edits}
     return [*probes.ask(edits, preferring=ids, free=ids), probes.drawdown(), probes.fluency_of(edits)]
 
@@ -78,6 +79,19 @@ def test_the_base_is_unchanged_and_its_perplexity_is_its_own(rig: Rig) -> None:
     for figures in probes.ask(edits):
         assert all(neighbour.from_base.is_unchanged for neighbour in figures.neighbours)
         assert all(neighbour.from_base.kl == pytest.approx(0.0, abs=1e-5) for neighbour in figures.neighbours)
+
+
+def test_another_model_of_the_base_is_compared_with_what_the_base_has_said(rig: Rig) -> None:
+    edits = asked_edits()
+    probes = EditProbes(rig.model, edits, TEXT)
+    model = CausalModel(rig.model.module, rig.model.tokenizer, rig.model.inner_param_names[-1:])
+    change(model, PlainWeights(model.module, model.inner))
+    found, expected = everything(probes.of(model), edits), everything(probes, edits)
+    assert [one.own.score.hits for one in found[:-2]] == [one.own.score.hits for one in expected[:-2]]
+    kls = [[near.from_base.kl for one in part[:-2] for near in one.neighbours] for part in (found, expected)]
+    assert kls[0] == pytest.approx(kls[1], rel=1e-3)
+    assert max(kls[0]) > 0
+    assert found[-2:] == pytest.approx(expected[-2:], rel=1e-4)
 
 
 def test_success_and_preference_are_those_of_a_plain_forward(rig: Rig) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from editors.evaluation.curves import PANELS, draw
 from editors.evaluation.report import Reporter
 from editors.measure.memory import WatchedMemory
+from pipeline.domain.rank_api import tell
 
 
 def point(edits: int, **changes: Any) -> dict[str, Any]:
@@ -34,10 +35,32 @@ def test_without_a_terminal_every_batch_and_checkpoint_is_a_plain_line() -> None
     assert text.getvalue().splitlines() == ["sum: 2/4 edited", "sum: 4/4 measured  edit 0.500"]
 
 
+@pytest.mark.parametrize(("silence", "lines"), [(0.0, ["sum: 2/4 edited, pass 3 of at most 12"]), (3600.0, [])])
+def test_a_step_of_a_batch_is_a_line_only_after_a_silence(
+    silence: float, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editors.evaluation.report.SILENCE", silence)
+    made, text = reporter(is_terminal=False)
+    with made.following("sum", 4) as follower:
+        follower("edited", 2, None)
+        tell("pass", 3, 12)
+    tell("pass", 4, 12)
+    assert text.getvalue().splitlines() == ["sum: 2/4 edited", *lines]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_what_takes_a_while_is_said_before_it_begins(*, is_terminal: bool) -> None:
+    made, text = reporter(is_terminal=is_terminal)
+    with made.working("measuring the prior"):
+        assert is_terminal or text.getvalue() == "measuring the prior\n"
+    assert "measuring the prior" in text.getvalue()
+
+
 def test_on_a_terminal_a_bar_moves_and_checkpoints_are_lines_above_it() -> None:
     made, text = reporter(is_terminal=True)
     with made.following("sum", 4) as follower:
         follower("edited", 2, None)
+        tell("pass", 3, 12)
         follower("measured", 4, point(4))
     assert "sum: 4/4 measured  edit 0.500" in text.getvalue()
     assert "sum: 2/4 edited" not in text.getvalue()
