@@ -190,9 +190,13 @@ def package_checker(settings: Settings) -> PackageChecker:
 def batch_publisher(settings: Settings) -> BatchPublisher:
     """A producer of the HTTP API, which is connected by the first correction.
 
-    It is impatient: threads that wait for a broker are threads that answer nobody.
+    It is impatient: threads that wait for a broker are threads that answer nobody, and whoever sent a correction may
+    send it again. A broker that is away is told of within some five seconds.
     """
-    return _new_publisher(settings, patience=2.0)
+    from pipeline.adapters.kafka.publisher import KafkaPublisher
+
+    settings.require("kafka_bootstrap")
+    return KafkaPublisher(settings, patience=1.0, limit=4.0)
 
 
 @contextmanager
@@ -261,11 +265,11 @@ def _publisher(settings: Settings) -> Publisher:
     return _new_publisher(settings)
 
 
-def _new_publisher(settings: Settings, *, patience: float | None = None) -> KafkaPublisher:
+def _new_publisher(settings: Settings) -> KafkaPublisher:
     from pipeline.adapters.kafka.publisher import KafkaPublisher
 
     settings.require("kafka_bootstrap")
-    return KafkaPublisher(settings, patience=patience)
+    return KafkaPublisher(settings)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,6 @@
-"""What an answer of the HTTP API costs as the database grows: `python -m tests.benchmarks.http_api [--sizes 1024 ...]`.
+"""What an answer of the HTTP API or a page costs as the database grows.
+
+`python -m tests.benchmarks.http_api [--sizes 1024 ...]`
 
 Prints milliseconds a request, the median and the 95th percentile, at every number of active edits; the API runs in this
 process, on PostgreSQL and Kafka of the embedded stack. Its client is in the figures too.
@@ -21,6 +23,7 @@ from pipeline.adapters import schema
 from pipeline.bootstrap import create_topics
 from pipeline.domain.review.people import Role
 from tests.benchmarks.growth import fresh
+from tests.benchmarks.review_pages import grow_old, page_requests
 from tests.support.large_lineage import fill, submit
 from tests.support.store_rig import LINEAGE, StoreRig
 from tests.support.web_rig import WebRig
@@ -54,6 +57,7 @@ def requests(web: WebRig, rig: StoreRig) -> Mapping[str, Callable[[], object]]:
         "GET a page in the middle": lambda: ok(auditor.get(f"/v1/corrections?before={half[0]['edit_id']}")),
         "GET rejected ones, of which there are none": lambda: ok(auditor.get("/v1/corrections?status=rejected")),
         "GET one's own, of which there are none": lambda: ok(desk.get("/v1/corrections")),
+        **page_requests(web, rig),
     }
 
 
@@ -101,6 +105,7 @@ def main() -> None:
                 rig = StoreRig(url=url, folder=Path(name))
                 rig.new_lineage()
                 fill(rig, size)
+                grow_old(rig)
                 submit(rig, WAITING, stem="waiting")
                 web = WebRig(
                     url,

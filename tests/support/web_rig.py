@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +82,28 @@ class WebRig:
             )
         return {"Authorization": f"Bearer {name}:{PASSWORD}"}
 
+    def browser(self, *roles: Role, name: str = "ada") -> TestClient:
+        """A browser in which somebody with these roles has logged in to the pages."""
+        self.token_of(name, roles)
+        client = self.anonymous()
+        told = client.post("/review/login", data={"token": f"{name}:{PASSWORD}"}, follow_redirects=False)
+        assert told.status_code == 303, told.text
+        return client
+
     def again(self, *, with_broker: bool = False, **changes: Any) -> WebRig:
         """Another process on the same database, with other settings."""
         return WebRig(self.url, self.settings.home, with_broker=with_broker, **changes)
+
+
+def fields_on(page: Response, action: str) -> dict[str, str]:
+    """What the hidden fields of a page's form hold."""
+    (form,) = re.findall(rf'<form[^>]+action="{re.escape(action)}">(.*?)</form>', page.text, flags=re.DOTALL)
+    return {name: unescape(value) for name, value in re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', form)}
+
+
+def text_of(page: Response) -> str:
+    """What a page says, without its tags."""
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page.text)).split())
 
 
 def is_problem(answer: Response, status: int) -> str:

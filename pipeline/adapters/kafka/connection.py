@@ -95,7 +95,7 @@ def opened(make: Callable[..., Any], settings: Settings, **options: Any) -> Any:
     # Why a broker did not take us stands nowhere else.
     with broker_errors(settings), HeardFailures("kafka.net.manager") as failures:
         try:
-            return make(**client_options(settings), **options, kafka_client=network)
+            return make(**{**client_options(settings), **options}, kafka_client=network)
         except BaseException as error:
             for client in begun:
                 client.close()

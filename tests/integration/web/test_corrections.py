@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
 
+from infra.local import LocalStack, Service
+from pipeline.bootstrap import create_topics
 from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionKey, Poll
 from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.review.approvals import Decision
@@ -16,6 +21,7 @@ from pipeline.domain.review.people import Role
 from pipeline.services.intake import Intake
 from tests.support.intake_parts import intake_of, intake_settings, run_until
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
+from tests.support.waiting import eventually
 from tests.support.web_rig import WebRig, is_problem
 
 JSON = "application/json"
@@ -269,3 +275,38 @@ def test_the_real_broker_takes_it_to_the_real_intake(
         assert run_until(intake, 2).received == 2
     states = [desk.get(one["status_url"]).json()["state"] for one in answer.json()["results"]]
     assert states == ["queued", "queued"]
+
+
+def test_a_broker_that_stands_still_is_told_of_and_the_same_call_again_makes_one_correction(
+    postgres_url: str, web: WebRig, rig: StoreRig, tmp_path: Path
+) -> None:
+    stack = LocalStack(tmp_path / "broker", is_durable=False)
+    try:
+        bootstrap = stack.start([Service.KAFKA]).kafka_bootstrap
+        sending = web.again(kafka_bootstrap=bootstrap, with_broker=True)
+        create_topics(sending.settings)
+        desk = sending.client(Role.requester, name="desk")
+        key = {"Idempotency-Key": "once"}
+        assert desk.post("/v1/corrections", json=STEM, headers={"Idempotency-Key": "before"}).status_code == 202
+        [process] = stack.status()
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                answer = desk.post("/v1/corrections", json=STEM | {"target_new": "Perth"}, headers=key)
+                is_problem(answer, 503)
+                assert answer.headers["retry-after"].isdigit()
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+
+        def again() -> bool:
+            return desk.post("/v1/corrections", json=STEM | {"target_new": "Perth"}, headers=key).status_code == 202
+
+        eventually(again, "a broker that answers again")
+        with intake_of(intake_settings(postgres_url, bootstrap, sending.settings.requests_topic)) as (intake, _, _):
+            run_until(intake, 2)
+    finally:
+        stack.stop()
+    assert rig.query("SELECT target_new, count(*) FROM edit_requests GROUP BY 1 ORDER BY 1") == [
+        {"target_new": "Canberra", "count": 1},
+        {"target_new": "Perth", "count": 1},
+    ]

@@ -12,10 +12,10 @@ from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.outbox import SqlOutboxStore, owe
 from pipeline.domain.retries import MAX_FAILURES
 from pipeline.domain.review.people import Role
-from tests.integration.web.test_pages import HOME, browser, fields_on, text_of
 from tests.support.store_rig import LINEAGE, StoreRig
-from tests.support.web_rig import WebRig, is_problem
+from tests.support.web_rig import WebRig, fields_on, is_problem, text_of
 
+HOME = f"/review/lineages/{LINEAGE}"
 HERE = f"/v1/lineages/{LINEAGE}"
 OPERATIONS = "/review/operations"
 WHY = {"reason": "the disk is full 💾 القرص ممتلئ"}
@@ -138,7 +138,7 @@ def test_each_role_does_its_own(web: WebRig, rig: StoreRig, dead: str, given_up:
 
 
 def test_an_operator_does_all_of_it_on_the_pages(web: WebRig, rig: StoreRig, dead: str, given_up: list[str]) -> None:
-    client = browser(web, Role.operator)
+    client = web.browser(Role.operator)
 
     def send(action: str, **fields: Any) -> str:
         return text_of(client.post(action, data={**fields_on(client.get(OPERATIONS), action), **fields}))
@@ -164,7 +164,7 @@ def test_an_operator_does_all_of_it_on_the_pages(web: WebRig, rig: StoreRig, dea
 
 
 def test_a_dead_edits_own_page_tries_it_again(web: WebRig, rig: StoreRig, dead: str) -> None:
-    client = browser(web, Role.operator)
+    client = web.browser(Role.operator)
     page = client.get(f"{HOME}/edits/{dead}")
     done = client.post(f"{HOME}/retry", data={**fields_on(page, f"{HOME}/retry"), "wanted": "chosen", **WHY})
     assert "wait in the queue" in text_of(done)
@@ -172,7 +172,7 @@ def test_a_dead_edits_own_page_tries_it_again(web: WebRig, rig: StoreRig, dead: 
 
 
 def test_of_two_browsers_the_later_one_lifts_no_hold_that_it_did_not_see(web: WebRig, rig: StoreRig) -> None:
-    ada, ben = browser(web, Role.operator), browser(web, Role.reviewer, name="ben")
+    ada, ben = web.browser(Role.operator), web.browser(Role.reviewer, name="ben")
     here = f"{HOME}/hold"
     rig.lineages.hold(LINEAGE, reason="first\nline", actor="worker:a")
     seen = [fields_on(one.get(f"{HOME}/snapshots"), here) for one in (ada, ben)]
@@ -188,7 +188,7 @@ def test_of_two_browsers_the_later_one_lifts_no_hold_that_it_did_not_see(web: We
 def test_forms_of_operators_need_the_role_a_reason_and_this_session(
     web: WebRig, rig: StoreRig, dead: str, given_up: list[str], action: str
 ) -> None:
-    operator, auditor = browser(web, Role.operator), browser(web, Role.auditor, name="ben")
+    operator, auditor = web.browser(Role.operator), web.browser(Role.auditor, name="ben")
     assert 'name="reason"' not in auditor.get(OPERATIONS).text
     good = {**fields_on(operator.get(OPERATIONS), action), "wanted": "hold" if "hold" in action else "all", **WHY}
     theirs = fields_on(auditor.get(OPERATIONS), "/review/logout")
@@ -203,4 +203,4 @@ def test_forms_of_operators_need_the_role_a_reason_and_this_session(
     for client, fields, headers, status in cases:
         assert client.post(action, data=fields, headers=headers).status_code == status, (fields, headers)
     assert (rig.status(dead), rig.lineage().hold) == ("dead", None)
-    assert browser(web, Role.reviewer, name="eve").get(OPERATIONS).status_code == 403
+    assert web.browser(Role.reviewer, name="eve").get(OPERATIONS).status_code == 403

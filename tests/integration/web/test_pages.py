@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from html import unescape
 from pathlib import Path
-from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -16,7 +14,7 @@ from pipeline.domain.review.policies import ApprovalPolicy
 from pipeline.entrypoints.web.pages import stream
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig
-from tests.support.web_rig import PASSWORD, WebRig
+from tests.support.web_rig import PASSWORD, WebRig, fields_on, text_of
 
 HOME = f"/review/lineages/{LINEAGE}"
 ARABIC = "عاصمة أستراليا هي <script>alert(1)</script>"
@@ -32,26 +30,6 @@ def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
     found.commit_batch(found.acquire())
     yield found
     found.close()
-
-
-def browser(web: WebRig, *roles: Role, name: str = "ada") -> TestClient:
-    """A browser in which somebody with these roles has logged in."""
-    web.token_of(name, roles)
-    client = web.anonymous()
-    told = client.post("/review/login", data={"token": f"{name}:{PASSWORD}"}, follow_redirects=False)
-    assert told.status_code == 303, told.text
-    return client
-
-
-def fields_on(page: Any, action: str) -> dict[str, str]:
-    """What the hidden fields of a page's form hold."""
-    (form,) = re.findall(rf'<form[^>]+action="{re.escape(action)}">(.*?)</form>', page.text, flags=re.DOTALL)
-    return {name: unescape(value) for name, value in re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', form)}
-
-
-def text_of(page: Any) -> str:
-    """What a page says, without its tags."""
-    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page.text)).split())
 
 
 def test_whoever_is_not_logged_in_is_asked_to_and_comes_back(web: WebRig, rig: StoreRig) -> None:
@@ -80,7 +58,7 @@ def test_a_login_leads_to_no_other_site(web: WebRig, back: str) -> None:
 
 
 def test_a_session_ends_with_the_persons_last_role_and_with_the_logout(web: WebRig, rig: StoreRig) -> None:
-    client = browser(web, Role.auditor)
+    client = web.browser(Role.auditor)
     queue = client.get("/review/queue")
     assert queue.status_code == 200
     assert PASSWORD not in "".join(cookie.value or "" for cookie in client.cookies.jar)
@@ -97,7 +75,7 @@ def test_a_session_ends_with_the_persons_last_role_and_with_the_logout(web: WebR
 
 
 def test_a_candidate_is_shown_with_its_edits_and_approved_with_a_reason(web: WebRig, rig: StoreRig) -> None:
-    client = browser(web, Role.reviewer)
+    client = web.browser(Role.reviewer)
     assert "2 edits" in text_of(client.get("/review/queue"))
     page = client.get(f"{HOME}/snapshots/1")
     said = text_of(page)
@@ -115,7 +93,7 @@ def test_a_candidate_is_shown_with_its_edits_and_approved_with_a_reason(web: Web
 
 
 def test_a_form_that_is_out_of_date_is_told_so_and_changes_nothing(web: WebRig, rig: StoreRig) -> None:
-    ada, ben = browser(web, Role.reviewer), browser(web, Role.reviewer, name="ben")
+    ada, ben = web.browser(Role.reviewer), web.browser(Role.reviewer, name="ben")
     here = f"{HOME}/snapshots/1"
     first, second = (fields_on(one.get(here), here) for one in (ada, ben))
     assert ada.post(here, data={**first, "decision": "approved", "reason": "good"}).status_code == 200
@@ -129,7 +107,7 @@ def test_a_form_that_is_out_of_date_is_told_so_and_changes_nothing(web: WebRig, 
 
 
 def test_a_decision_needs_a_reason_a_reviewer_and_a_form_of_this_session(web: WebRig, rig: StoreRig) -> None:
-    reviewer, auditor = browser(web, Role.reviewer), browser(web, Role.auditor, name="ben")
+    reviewer, auditor = web.browser(Role.reviewer), web.browser(Role.auditor, name="ben")
     here = f"{HOME}/snapshots/1"
     good = {**fields_on(reviewer.get(here), here), "decision": "approved", "reason": "good"}
     theirs = auditor.get(here)
@@ -164,7 +142,7 @@ def test_the_first_of_two_approvals_is_shown_to_the_second_person(web: WebRig, r
         ("ada", "2 people have to approve", "asks for another"),
         ("ben", "(1 of 2)", "champion"),
     ):
-        client = browser(web, Role.reviewer, name=name)
+        client = web.browser(Role.reviewer, name=name)
         page = client.get(here)
         assert before in text_of(page)
         decided = client.post(here, data={**fields_on(page, here), "decision": "approved", "reason": "good"})
@@ -176,7 +154,7 @@ def test_what_was_rolled_back_may_be_approved_again(web: WebRig, rig: StoreRig) 
     rig.correct("second")
     rig.expire_lease()
     rig.commit_batch(rig.acquire("worker:b"))
-    client = browser(web, Role.reviewer)
+    client = web.browser(Role.reviewer)
     for seq, decision in ((1, "approved"), (2, "approved"), (1, "rolled_back"), (2, "approved")):
         here = f"{HOME}/snapshots/{seq}"
         fields = fields_on(client.get(here), here)
@@ -185,7 +163,7 @@ def test_what_was_rolled_back_may_be_approved_again(web: WebRig, rig: StoreRig) 
 
 
 def test_requesters_are_told_that_the_pages_are_for_others(web: WebRig, rig: StoreRig) -> None:
-    told = browser(web, Role.requester).get("/review/queue")
+    told = web.browser(Role.requester).get("/review/queue")
     assert told.status_code == 403
     assert "auditor or operator or reviewer" in text_of(told)
 
@@ -194,7 +172,7 @@ def test_an_edit_is_reverted_from_its_page_and_the_history_of_its_fact_is_there(
     rig.correct("later", fact="capital", target="Sydney", minute=5)
     rig.expire_lease()
     rig.commit_batch(rig.acquire("worker:b"))
-    client = browser(web, Role.reviewer)
+    client = web.browser(Role.reviewer)
     page = client.get(f"{HOME}/find", params={"id": "later"})
     here = page.url.path
     said = text_of(page)
@@ -224,7 +202,7 @@ def test_an_edit_is_reverted_from_its_page_and_the_history_of_its_fact_is_there(
     ],
 )
 def test_what_is_not_there_is_a_page_without_a_traceback(web: WebRig, rig: StoreRig, path: str, status: int) -> None:
-    told = browser(web, Role.reviewer).get(path)
+    told = web.browser(Role.reviewer).get(path)
     assert told.status_code == status
     assert told.headers["content-type"].startswith("text/html")
     assert "Traceback" not in told.text
@@ -236,7 +214,7 @@ def test_the_stream_shows_lines_and_sends_those_that_come_later(
 ) -> None:
     monkeypatch.setattr(stream, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(stream, "LIFE_SECONDS", 0.2)
-    client = browser(web, Role.operator)
+    client = web.browser(Role.operator)
     page = client.get(f"{HOME}/stream")
     last = int(re.findall(r"events\?after=(\d+)", page.text)[0])
     rig.correct("new one")

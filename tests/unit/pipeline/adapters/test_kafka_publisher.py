@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
+from kafka.errors import KafkaTimeoutError
 
 from pipeline.adapters.kafka import publisher
 from pipeline.adapters.kafka.publisher import KafkaPublisher
@@ -59,3 +61,40 @@ def test_a_broker_that_was_away_is_away_for_the_next_ones_too_if_they_are_impati
     send(shared)
     send(shared)
     assert broker.num_tries == num_tries
+
+
+class SilentBroker:
+    """Stands in for `opened`: a producer whose broker takes messages and acknowledges none."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+        self.asked_for: list[float] = []
+        self.num_closed = 0
+
+    def __call__(self, *_: object, **options: Any) -> SilentBroker:
+        self.options = options
+        return self
+
+    def send(self, *_: object, **__: object) -> SilentBroker:
+        return self
+
+    def get(self, timeout: float) -> None:
+        self.asked_for.append(timeout)
+        raise KafkaTimeoutError("nothing was acknowledged")
+
+    def close(self, timeout: float) -> None:
+        self.num_closed += 1
+
+
+def test_a_broker_that_acknowledges_nothing_holds_nobody_for_longer_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broker = SilentBroker()
+    monkeypatch.setattr(publisher, "opened", broker)
+    shared = KafkaPublisher(Settings(kafka_bootstrap="broker:9092"), patience=1.0, limit=4.0)
+    send(shared)
+    assert broker.asked_for[0] <= 4
+    assert broker.num_closed == 1, "a producer after an error is thrown away"
+    # Kafka's own rule, and that the library ends before we do.
+    assert broker.options["request_timeout_ms"] <= broker.options["delivery_timeout_ms"] < 4_000
+    assert broker.options["bootstrap_timeout_ms"] + broker.options["max_block_ms"] <= 4_000

@@ -1,0 +1,109 @@
+"""What the benchmark of the HTTP API asks of the review pages, and the history that they are asked on.
+
+`python -m tests.benchmarks.http_api` measures both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import cycle
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from pipeline.domain.review.people import Role
+from tests.support.factories import make_request
+from tests.support.store_rig import LINEAGE, StoreRig
+from tests.support.web_rig import WebRig, fields_on
+
+HOME = f"/review/lineages/{LINEAGE}"
+EDITS, CANDIDATES = 32, 3
+"""Edits of each candidate, and candidates above the champion."""
+
+# What `fill` made was approved, and each of its edits has left the lines of a real one in the audit trail.
+GROW_OLD = """
+INSERT INTO approvals (lineage_id, snapshot_id, snapshot_digest, decision, actor, is_claimed, reason, channel)
+    SELECT s.lineage_id, s.snapshot_id, s.digest, 'approved', 'cli:old (claimed)', true, 'old', 'cli'
+    FROM snapshots s JOIN lineages l ON s.snapshot_id = l.head_snapshot_id;
+UPDATE snapshots SET status = 'approved';
+UPDATE lineages SET champion_snapshot_id = head_snapshot_id;
+INSERT INTO audit_events (chain, seq, at, actor, action, subject, payload, prev_hash, hash)
+    SELECT 'facts', 3 * r.place + line + 10, clock_timestamp(), 'old', action, r.edit_id::text, '{}',
+           lpad((3 * r.place + line)::text, 64, 'a'), lpad((3 * r.place + line + 1)::text, 64, 'a')
+    FROM edit_rows r,
+        (VALUES (0, 'edit:received'), (1, 'edit:claimed'), (2, 'edit:snapshotted')) lines (line, action);
+UPDATE chain_heads SET seq = found.seq, hash = found.hash FROM (
+    SELECT seq, hash FROM audit_events WHERE chain = 'facts' ORDER BY seq DESC LIMIT 1
+) found WHERE chain = 'facts';
+VACUUM ANALYZE
+"""
+
+
+def grow_old(rig: StoreRig) -> None:
+    """Let the edits of `fill` be live, with candidates above them, dead edits and debts that were given up."""
+    for statement in GROW_OLD.split(";"):
+        rig.query(statement)
+    for number in range(CANDIDATES):
+        _submit(rig, f"candidate-{number}")
+        rig.commit_batch(rig.acquire())
+    _submit(rig, "dead")
+    rig.query("UPDATE edit_requests SET status = 'dead', reason = 'no memory' WHERE request_id LIKE 'dead-%%'")
+    rig.query("UPDATE outbox SET given_up_at = clock_timestamp(), error = 'no answer' WHERE kind = 'register'")
+
+
+def _submit(rig: StoreRig, stem: str) -> None:
+    names = [f"{stem}-{number}" for number in range(EDITS)]
+    rig.submit(*(make_request(name, prompt=f"The capital of {name} is") for name in names))
+
+
+def page_requests(web: WebRig, rig: StoreRig) -> Mapping[str, Callable[[], object]]:
+    """What is asked of the pages, by what it is; each call is one request that has to succeed."""
+    client = web.browser(Role.reviewer, Role.operator, name="page")
+    [top] = rig.query("SELECT max(seq) AS seq FROM snapshots")
+    edits = rig.query("SELECT edit_id FROM edit_requests ORDER BY edit_id")
+    oldest, middle = edits[0]["edit_id"], edits[len(edits) // 2]["edit_id"]
+    pages = {
+        "page: what waits": "/review/queue",
+        "page: a candidate of 32 edits": f"{HOME}/snapshots/{top['seq'] - 1}",
+        "page: the newest snapshots": f"{HOME}/snapshots",
+        "page: snapshots in the middle": f"{HOME}/snapshots?before={top['seq'] // 2 + 50}",
+        "page: the newest corrections": f"{HOME}/edits",
+        "page: corrections in the middle": f"{HOME}/edits?before={middle}",
+        "page: search by request id": f"{HOME}/find?id=old-1",
+        "page: an old correction with its history": f"{HOME}/edits/{oldest}",
+        "page: what happens now": f"{HOME}/stream",
+        "page: operations": "/review/operations",
+    }
+    asked = {name: _get(client, path) for name, path in pages.items()}
+    return {**asked, "page: approve and roll back, by turns": _decisions(client, rig, top["seq"] - 2)}
+
+
+def _get(client: TestClient, path: str) -> Callable[[], object]:
+    def get() -> object:
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    return get
+
+
+def _decisions(client: TestClient, rig: StoreRig, seq: int) -> Callable[[], object]:
+    """Approve the first candidate, roll back to the champion before it, and again."""
+    first = rig.query("SELECT snapshot_id, seq, digest FROM snapshots WHERE seq IN (%s, %s) ORDER BY seq", seq - 1, seq)
+    csrf = fields_on(client.get("/review/queue"), "/review/logout")["csrf"]
+    turns = cycle([(first[1], first[0], "approved"), (first[0], first[1], "rolled_back")])
+
+    def decide() -> object:
+        wanted, champion, decision = next(turns)
+        fields: dict[str, Any] = {
+            "csrf": csrf,
+            "digest": wanted["digest"],
+            "champion": str(champion["snapshot_id"]),
+            "decision": decision,
+            "reason": "to measure",
+        }
+        answer = client.post(f"{HOME}/snapshots/{wanted['seq']}", data=fields, follow_redirects=False)
+        assert answer.status_code == 303, answer.text
+        return answer
+
+    return decide
