@@ -48,7 +48,7 @@ def main() -> int:
     except OSError as error:
         print(f"setup: cannot write to {ROOT}: {error}", file=sys.stderr)
         return 1
-    print(f"setup: done in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"setup: done in {time.monotonic() - began:.0f} s; next: . {ENVIRONMENT.name}/bin/activate && corrigenda up")
     return 0
 
 

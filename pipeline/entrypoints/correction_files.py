@@ -19,10 +19,14 @@ from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.canonical import sha256_text
 from pipeline.domain.formats.json_lines import json_lines
 from pipeline.domain.language.guessing import guessed_subject
+from pipeline.domain.language.names import last_mention
 from pipeline.domain.prompts import Role
+from pipeline.domain.reasons import quoted
 
 ROLES = get_args(Role)
 SOURCE = "cli"
+QUESTION_MARKS = ("?", "\uff1f", "\u061f")
+"""How questions end: in most scripts, in Chinese and Japanese, in Arabic."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +69,26 @@ def correction_in_options(fields: Mapping[str, Any], submitter: str) -> Line:
     if (subject := guessed_subject(asked)) and subject not in fields.get("target_new", ""):
         made_up["subject"] = subject
     return Line(number=1, document=made_up | {"occurred_at": _now()} | dict(fields), given=fields)
+
+
+def advice(line: Line) -> list[str]:
+    """Return what helps a correction that was written by hand: a subject, a stem, rephrases that name the subject."""
+    subject, prompt = line.document.get("subject"), line.document.get("prompt") or ""
+    found = []
+    if not subject:
+        found.append(
+            "no subject was given or found: others of its kind may move with it; --subject says what it is about"
+        )
+    elif "subject" not in line.given:
+        found.append(f"it is about {subject}, as its prompt says; --subject names another")
+    if prompt.rstrip().endswith(QUESTION_MARKS):
+        found.append(
+            "the prompt is a question: an edit holds better with a stem that ends right before the answer as --prompt, "
+            "and with the question as --question"
+        )
+    unnamed = [text for text in line.document.get("rephrases", ()) if subject and last_mention(text, subject) is None]
+    found += [f"{quoted(text)} does not name {subject}, so the edit is not judged by it" for text in unnamed]
+    return found
 
 
 def turn(text: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ from pipeline.entrypoints.console import (
 from pipeline.entrypoints.correction_files import (
     Line,
     Refusal,
+    advice,
     correction_in_options,
     corrections_in,
     turn,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from pipeline.config import Settings
 
 MESSAGE_HELP = 'The last is the user\'s; "system:" or "assistant:" before the text names another speaker.'
-QUESTION_MARKS = ("?", "\uff1f", "\u061f")
-"""How questions end: in most scripts, in Chinese and Japanese, in Arabic."""
 POLL_SECONDS = 1.0
 UNSETTLED = ("received", "claimed", "queued", "editing")
 REFUSED = ("rejected", "dead")
@@ -134,13 +133,9 @@ def submit(
         _send(settings, sending)
     if not (wait and as_json):  # what was sent is in the one document that waiting ends with
         _tell(sending, settings.requests_topic, is_file=file is not None, as_json=as_json)
-    if sending.sent and file is None and subject is None and not as_json:
-        _tell_subject(lines[0])
-    if sending.sent and file is None and (prompt or "").rstrip().endswith(QUESTION_MARKS) and not as_json:
-        say(
-            "the prompt is a question: an edit holds better with a stem that ends right before the answer as --prompt, "
-            "and with the question as --question"
-        )
+    if sending.sent and file is None and not as_json:
+        for sentence in advice(lines[0]):
+            say(sentence)
     if wait:
         _wait(kept, settings, sending, seconds=timeout, as_json=as_json)
     if sending.refused:
@@ -250,15 +245,6 @@ def _tell(sending: _Sending, topic: str, *, is_file: bool, as_json: bool) -> Non
     parts += [f"{len(sending.repeated)} sent before"] if sending.repeated else []
     parts += ["none is sent, as --strict asks"] if sending.lines and not sending.sent else []
     say(", ".join(parts))
-
-
-def _tell_subject(line: Line) -> None:
-    """Say what a correction is about that names no subject."""
-    about = line.document.get("subject")
-    if about:
-        say(f"it is about {about}, as its prompt says; --subject names another")
-    else:
-        say("no subject was given or found: others of its kind may move with it; --subject says what it is about")
 
 
 def _wait(kept: Stores, settings: Settings, sending: _Sending, *, seconds: int, as_json: bool) -> None:
