@@ -71,7 +71,7 @@ def cost_of_training(
         began = time.perf_counter()
         losses = objective.episode(step, random.Random(step))  # noqa: S311
         optimizer.zero_grad()
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         optimizer.step()
         loss = losses.parts["loss"]
         seconds.append(time.perf_counter() - began)

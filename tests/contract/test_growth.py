@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -19,7 +18,7 @@ FEW, MANY = 100, 10_000
 
 
 @pytest.fixture
-def planned_for_many(postgres_url: str) -> Iterator[str]:
+def planned_for_many(postgres_url: str) -> str:
     """A database whose small tables are read as large ones are: by index, where there is one."""
     with psycopg.connect(postgres_url, autocommit=True) as owner:
         name = postgres_url.rsplit("/", 1)[1].partition("?")[0]

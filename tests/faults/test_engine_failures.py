@@ -22,6 +22,7 @@ from pipeline.domain.errors import (
     WrongBase,
 )
 from pipeline.domain.gates import GatePolicy, GateReport
+from pipeline.domain.judging import judge
 from pipeline.domain.lineages import Lease
 from pipeline.domain.measurements import Measurements
 from pipeline.domain.rank_api import Candidate, CandidateOutcome, EditorSettings, Loaded, LoadPlan
@@ -354,7 +355,7 @@ def test_an_edit_that_fails_behind_its_trial_dies_alone(
 ) -> None:
     edit_ids = submit(rig, 6, culprits=[2] if step == "reject" else [], target=FAILS)
     culprit = edit_ids[2]
-    judged, commit, reject = editing.judge, rig.snapshots.commit, rig.queue.reject
+    judged, commit, reject = judge, rig.snapshots.commit, rig.queue.reject
 
     def failing_judge(policy: GatePolicy, found: Measurements, **more: Any) -> GateReport:
         assert culprit not in [score.edit_id for score in found.edits], "a figure that nobody thought of"

@@ -250,7 +250,7 @@ def _epoch(settings: Settings) -> int:
 
 
 def _offsets(url: str) -> list[tuple[int, int]]:
-    return rows(url, "SELECT partition, next_offset FROM ingest_offsets ORDER BY updated_at")  # type: ignore[return-value]
+    return rows(url, "SELECT partition, next_offset FROM ingest_offsets ORDER BY updated_at")
 
 
 def _execute(settings: Settings, statement: str) -> None:

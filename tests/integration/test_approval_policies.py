@@ -277,7 +277,7 @@ def test_a_policy_is_changed_with_a_line_that_says_what_it_was(rig: StoreRig) ->
     rig.lineages.set_approval_policy(LINEAGE, TWO, actor="test")
     [line] = lines(rig, AuditAction.lineage_ruled)
     assert (line["approval_rule"], line["was"]) == ("authenticated", "anyone")
-    assert line["policy"]["approvers"] == 2  # type: ignore[index]
+    assert line["policy"]["approvers"] == 2
     assert rig.lineage().settings.approval_policy == TWO
     # An earlier version knows the rule alone: what it sets counts.
     rig.query("UPDATE lineages SET approval_rule = 'four_eyes'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
@@ -13,7 +14,7 @@ from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
-from pipeline.domain.contract.messages import PartitionClaim, PartitionKey, PollCounts
+from pipeline.domain.contract.messages import PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.errors import EpochStale, StreamGap
 from pipeline.services.intake import parsed_poll
 from tests.support.intake_parts import (
@@ -320,8 +321,8 @@ def epochs(postgres_url: str) -> dict[int, int]:
     return dict(rows(postgres_url, "SELECT partition, epoch FROM ingest_offsets"))
 
 
-def _poll_until_some(source: KafkaSource) -> tuple[object, ...]:
-    found: list[tuple[object, ...]] = []
+def _poll_until_some(source: KafkaSource) -> tuple[Any, ...]:
+    found: list[tuple[Any, ...]] = []
 
     def has_some() -> bool:
         found.append(source.poll())
@@ -331,8 +332,7 @@ def _poll_until_some(source: KafkaSource) -> tuple[object, ...]:
     return found[-1]
 
 
-def _moved(claim: object, next_offset: int) -> object:
-    from pipeline.domain.contract.messages import Poll
+def _moved(claim: PartitionClaim, next_offset: int) -> Poll:
 
     return Poll(claim=replace(claim, next_offset=next_offset), messages=(), next_offset=next_offset)
 

@@ -370,7 +370,7 @@ class TestServedModel:
 
         served = ServedModel.load(written(part, tmp_path))
 
-        expected = base_digest(base)
+        expected: str = base_digest(base)
         for delta in whole.plan.deltas:
             expected = chained_digest(expected, delta.digest)
         assert served.digest == expected

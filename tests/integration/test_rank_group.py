@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_an_unknown_trial_cannot_be_kept(ranks: RankGroup, plan: LoadPlan, tmp_p
 def test_a_group_goes_on_from_what_it_holds_without_a_plan(ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
     loaded = ranks.load(plan, epoch=1)
     assert f'["{plan.lineage}","japan","language"]' in loaded.suite_keys
-    head = {"lineage": plan.lineage, "snapshot_id": None, "editor": plan.editor}
+    head: dict[str, Any] = {"lineage": plan.lineage, "snapshot_id": None, "editor": plan.editor}
     assert ranks.resume(**head, epoch=2) == loaded
     other_editor = replace(plan.editor, num_passes=1)
     for other in ({"lineage": "other"}, {"snapshot_id": "s1"}, {"editor": other_editor}):

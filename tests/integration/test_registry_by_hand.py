@@ -18,6 +18,7 @@ from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.review.approvals import Decision
 from pipeline.domain.snapshots import Snapshot
+from pipeline.services.ports import OutboxItem
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.mirroring import RegistryMirror
 from pipeline.services.registry.package_checking import OF_BEFORE, PackageChecker
@@ -54,14 +55,14 @@ class Office:
 
     def relay(self) -> None:
         """Carry out what is owed to the registry, and nothing else."""
-        handlers = {
+        handlers: dict[str, Callable[[OutboxItem], Any]] = {
             "register": lambda item: self.mirror.register(item.payload["snapshot_id"]),
             "reregister": lambda item: self.rig.mirror.unregistered(**item.payload),
             "champion": lambda item: self.alias.point(item.payload["lineage"]),
         }
-        unheard = {kind: lambda item: None for kind in ("doorbell", "result", "dead_letter")}
+        handlers |= {kind: lambda _item: None for kind in ("doorbell", "result", "dead_letter")}
         self.rig.query("UPDATE outbox SET next_attempt_at = clock_timestamp() WHERE done_at IS NULL")
-        relay = OutboxRelay(outbox=SqlOutboxStore(self.rig.engine), handlers=handlers | unheard)
+        relay = OutboxRelay(outbox=SqlOutboxStore(self.rig.engine), handlers=handlers)
         for kind in relay.kinds:
             relay.run_once(kind)
 

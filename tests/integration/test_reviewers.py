@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def add_reviewer(url: str, name: str, *, actor: str) -> str:
     return add_person(url, name, [Role.reviewer], actor=actor)
 
 
-def reviewing(rig: StoreRig, name: str) -> Iterator[SqlReviewStore]:
+def reviewing(rig: StoreRig, name: str) -> Generator[SqlReviewStore]:
     engine = connect(as_reviewer(rig.url, add_reviewer(rig.url, name, actor="test")), "")
     try:
         yield SqlReviewStore(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -118,9 +119,8 @@ def test_a_database_that_cannot_be_used_says_why(
     says: str,
 ) -> None:
     monkeypatch.delenv("PGPASSWORD", raising=False)
-    url = parsed_url(postgres_url)
-    url = url._replace(**change).render_as_string(hide_password=False)
-    engine = connect(url, role)
+    url: Any = parsed_url(postgres_url)
+    engine = connect(url._replace(**change).render_as_string(hide_password=False), role)
     with pytest.raises(kind, match=says) as raised, transaction(engine):
         pass
     assert "guessed" not in str(raised.value)

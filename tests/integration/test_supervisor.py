@@ -20,7 +20,6 @@ from infra.local import (
     Supervisor,
     ephemeral,
     ephemeral_stack,
-    supervisor,
 )
 from infra.local.state import StateFolder
 from pipeline.entrypoints.liveness import StuckProcesses, health_file
@@ -85,7 +84,7 @@ def test_what_somebody_stopped_stays_away(stack: LocalStack) -> None:
 
 def test_what_ends_again_and_again_waits_longer_each_time(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("infra.local.supervisor.time.monotonic", lambda: now[0])
     starts: list[float] = []
     monkeypatch.setattr(stack, "status", lambda: [ProcessStatus(
         name="ours", state=ProcessState.DIED, pid=1, port=None, log=Path("log"), restarts=0, restarted_at=None
@@ -125,7 +124,7 @@ def test_the_supervisor_of_a_stack_brings_back_services_and_processes_and_ends_f
     for name in ("redis", "ours"):
         kill(stack, name)
         eventually(
-            lambda name=name: process(stack, name).state is ProcessState.RUNNING,  # type: ignore[misc]
+            lambda name=name: process(stack, name).state is ProcessState.RUNNING,
             lambda: f"the restart; {keeper.log.read_text()}",
         )
     pids = [status.pid for status in stack.status()]

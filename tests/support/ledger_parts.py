@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from editors.models.families import CausalModel
@@ -61,6 +62,7 @@ def make_rig(folder: Path, kind: str = "llama") -> Rig:
     else:
         _save_roomier_gpt2(folder)
     model = load_base(folder)
+    assert isinstance(model, CausalModel)
     prior = measure_prior(model, prior_lines())
     ledger = Ledger(prior, strength=SETTINGS.prior_strength, ridge=SETTINGS.ridge)
     return Rig(model=model, weights=PlainWeights(model.module, model.inner), ledger=ledger)
@@ -96,6 +98,20 @@ def whole_shift(ledger: Ledger, name: str) -> torch.Tensor:
     """S = A^-1 B (I x O), fp64: the weights that the active rows define, from all of them."""
     keys_TI, targets_TO = ledger.rows_of(name, ledger.edit_ids)
     return ledger.without().factor(name).solve(keys_TI.T @ targets_TO)
+
+
+def keys_of(rows: EditRows, name: str = NAME) -> Tensor:
+    """The keys of rows that are not packed."""
+    keys = rows.keys[name]
+    assert isinstance(keys, Tensor)
+    return keys
+
+
+def targets_of(rows: EditRows, name: str = NAME) -> Tensor:
+    """The targets of rows that are not packed."""
+    targets = rows.targets[name]
+    assert isinstance(targets, Tensor)
+    return targets
 
 
 def random_rows(seed: int, lengths: dict[str, int], *, width: int = 12, out: int = 5) -> EditRows:

@@ -53,10 +53,11 @@ def found_of(module: nn.Module, folder: str, task: str, kind: str, *, comm: Rank
     plain = editable(task, module, sharded.tokenizer, names)
     model = editable(task, sharded.module, sharded.tokenizer, names, comm=comm)
     prior = measure_prior(plain, TEXT.split(" . "))
-    before, parts = checksum(plain), [parameter.ds_tensor.clone() for parameter in sharded.module.parameters()]
+    parameters: list[Any] = list(sharded.module.parameters())
+    before, parts = checksum(plain), [parameter.ds_tensor.clone() for parameter in parameters]
     found = [trained(one, kind, prior) for one in (plain, model)]
     assert checksum(plain) == before, "training wrote weights"
-    for parameter, part in zip(sharded.module.parameters(), parts, strict=True):
+    for parameter, part in zip(parameters, parts, strict=True):
         now, was = (one.view(torch.uint8) for one in (parameter.ds_tensor, part))  # padding may be no number
         assert torch.equal(now, was), "training wrote a shard"
     (figures, gradients, checks), (own_figures, own_gradients, own_checks) = found
@@ -77,7 +78,7 @@ def trained(model: EditableModel, kind: str, prior: Prior) -> tuple[dict[str, fl
     figures: dict[str, float] = {}
     for step in range(2):
         losses = objective.episode(step, random.Random(step))  # noqa: S311
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         figures |= {f"{step} {name}": value for name, value in losses.parts.items()}
     gradients = [parameter.grad for group in objective.groups() for parameter in group["params"]]
     assert all(gradient is not None for gradient in gradients)

@@ -29,7 +29,7 @@ def shift(seconds: float) -> None:
 
     time.time = lambda: real() + seconds
     time.time_ns = lambda: int(time.time() * 1e9)
-    datetime.datetime = Shifted  # type: ignore[misc]
+    datetime.datetime = Shifted
 
 
 if __name__ == "__main__":

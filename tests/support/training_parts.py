@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from editors.mend.checkpoint import CardStage, EditorCard, TrainedEditor
 from editors.mend.transform import MendTransform
 from editors.training.loop import LoopSettings, TrainingRun
-from editors.training.objective import Deck, Losses
+from editors.training.objective import Deck, Losses, Objective
 from editors.training.run_folder import TrainingFolder
 from editors.training.state import Progress
 from pipeline.domain.errors import EditorFailed
@@ -124,5 +124,7 @@ def train(
         state = folder.open_again(run)
     else:
         folder.open_new(run)
-    trainer = TrainingRun(objective, settings, folder, make_editor=objective.editor, watcher=watcher or Silent())
+    trainer = TrainingRun(
+        cast(Objective, objective), settings, folder, make_editor=objective.editor, watcher=watcher or Silent()
+    )
     return trainer.run(state)

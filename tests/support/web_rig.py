@@ -66,7 +66,7 @@ class WebRig:
 
     def client(self, *roles: Role, name: str = "ada") -> TestClient:
         """A client that shows the token of somebody with these roles."""
-        return TestClient(self.app, headers=self.token_of(name, roles))
+        return TestClient(self.app, headers=dict(self.token_of(name, roles)))
 
     def anonymous(self) -> TestClient:
         """A client that shows nothing."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from selenium import webdriver
+from selenium.webdriver.chromium.webdriver import ChromiumDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -75,7 +76,7 @@ def address(web: WebRig, rig: StoreRig) -> Iterator[str]:
 
 
 @contextmanager
-def chromium(folder: Path, *, has_scripts: bool = True) -> Iterator[WebDriver]:
+def chromium(folder: Path, *, has_scripts: bool = True) -> Iterator[ChromiumDriver]:
     """A browser with a profile of its own."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not program or not driver:

@@ -14,7 +14,7 @@ from pipeline.domain.errors import EditorFailed, EngineFailed, LeaseLost
 from tests.support.paths import ROOT
 from tests.support.waiting import patience
 from workers import tasks
-from workers.app import configuration
+from workers.app import app, configuration
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_a_doorbell_is_acknowledged_late_and_one_at_a_time() -> None:
 
 def test_the_doorbell_is_the_only_task_and_a_broker_that_is_away_is_waited_for() -> None:
     found = configuration()
-    assert [name for name in tasks.app.tasks if name.startswith("corrigenda.")] == [EDIT_LINEAGE]
+    assert [name for name in app.tasks if name.startswith("corrigenda.")] == [EDIT_LINEAGE]
     assert found["broker_connection_retry_on_startup"]
     assert found["broker_connection_max_retries"] is None
 

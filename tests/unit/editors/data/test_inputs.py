@@ -8,6 +8,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_what_is_written_in_our_own_format_is_read_as_the_same_requests(tmp_path
     path = tmp_path / "edits.jsonl"
     path.write_bytes(edit_lines([Edit(edit_id=str(place), request=request) for place, request in enumerate(requests)]))
     read = [edit.request for edit in read_edits(path)]
-    ours = {"lineage": "facts", "source": None, "submitted_by": None}
+    ours: dict[str, Any] = {"lineage": "facts", "source": None, "submitted_by": None}
     assert [replace(request, **ours, request_id="r", occurred_at=NOON) for request in read] == [
         replace(request, **ours, request_id="r", occurred_at=NOON) for request in requests
     ]

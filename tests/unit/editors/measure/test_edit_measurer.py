@@ -101,8 +101,8 @@ def test_an_edit_that_asked_for_no_comparison_gets_none_of_another_edit(rig: Rig
     measurer = EditMeasurer(rig.model)
     measurer.observe_base(edits)
     asked = [
-        EditQuestions(edit=edit, rephrases=(), compared=extent)
-        for edit, extent in zip(edits, ("all", "nothing"), strict=True)
+        EditQuestions(edit=edits[0], rephrases=(), compared="all"),
+        EditQuestions(edit=edits[1], rephrases=(), compared="nothing"),
     ]
     one, two = measurer.measure(asked)
     assert one.own.prefers_new in (True, False)

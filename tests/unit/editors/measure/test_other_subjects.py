@@ -10,6 +10,7 @@ import torch
 
 from editors.measure import other_subjects
 from editors.measure.other_subjects import OtherSubject, OtherSubjects
+from editors.measure.scoring import readings
 from editors.methods.base import EditJob
 from editors.methods.recursive import RecursiveEditor
 from editors.models.families import EditableModel
@@ -89,7 +90,7 @@ def test_only_what_the_parent_has_not_been_asked_is_asked_and_another_parent_is_
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    plain = other_subjects.readings
+    plain = readings
     monkeypatch.setattr(
         other_subjects,
         "readings",

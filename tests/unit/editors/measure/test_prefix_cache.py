@@ -29,6 +29,10 @@ def numbered(number: int) -> Tensor:
     return torch.full((2, 5), float(number))
 
 
+def same(kept: Tensor | None, expected: Tensor) -> bool:
+    return kept is not None and torch.equal(kept, expected)
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> EditableModel:
     """Edited from its third block of four on."""
@@ -64,7 +68,7 @@ def test_a_ring_forgets_the_oldest_and_never_gives_another_tensor() -> None:
         kept = [known for known in range(20) if known in ring]
         assert kept == list(range(max(0, number - 2), number + 1))
         assert ring.num_bytes == len(kept) * ONE <= 3 * ONE
-        assert all(torch.equal(ring.get(known), numbered(known)) for known in kept)
+        assert all(same(ring.get(known), numbered(known)) for known in kept)
         assert all(ring.get(gone) is None for gone in range(max(0, number - 2)))
 
 
@@ -90,7 +94,7 @@ def test_a_tensor_that_is_larger_than_the_ring_is_left_out_and_a_known_key_stays
     ring.put("large", torch.zeros(1000))
     ring.put("small", numbered(2))
     assert "large" not in ring
-    assert torch.equal(ring.get("small"), numbered(1))
+    assert same(ring.get("small"), numbered(1))
 
 
 @pytest.mark.parametrize("num_written", [None, 0, ONE - 1])
@@ -110,7 +114,7 @@ def test_a_disk_without_room_stops_the_keeping_and_nothing_else(
     monkeypatch.undo()
     ring.put("third", numbered(3))
     assert ("second" in ring, "third" in ring) == (False, False)
-    assert torch.equal(ring.get("first"), numbered(1))
+    assert same(ring.get("first"), numbered(1))
 
 
 def test_a_ring_leaves_no_file(tmp_path: Path) -> None:

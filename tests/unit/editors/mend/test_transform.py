@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from editors.mend.running_moments import EPSILON, RunningMoments
-from editors.mend.transform import MendTransform
+from editors.mend.transform import MendTransform, Statistics
 from editors.methods.steps import Transform
 from pipeline.domain.errors import EditorFailed, Misconfigured
 
@@ -31,7 +31,7 @@ def seen(transform: MendTransform, seed: int = 100) -> MendTransform:
     return transform
 
 
-def trained(rank: int = 3, statistics: str = "shape") -> MendTransform:
+def trained(rank: int = 3, statistics: Statistics = "shape") -> MendTransform:
     """A transform whose every parameter is away from where it starts."""
     transform = seen(MendTransform(SHAPES, rank=rank, statistics=statistics))
     generator = torch.Generator().manual_seed(7)
@@ -180,7 +180,7 @@ def test_inner_parameters_of_one_shape_share_a_network_and_keep_rows_of_their_ow
 
 
 @pytest.mark.parametrize(("statistics", "rows"), [("shape", [100]), ("param", [50, 50])])
-def test_statistics_are_kept_by_shape_or_by_parameter(statistics: str, rows: list[int]) -> None:
+def test_statistics_are_kept_by_shape_or_by_parameter(statistics: Statistics, rows: list[int]) -> None:
     transform = seen(MendTransform(SHAPES, rank=2, statistics=statistics))
     assert transform.networks["6x4"].moments.num_seen_S.tolist() == rows
     both = torch.cat([torch.cat(pairs(name, 100 + place, 50), 1) for place, name in ((0, "a.weight"), (2, "c.weight"))])

@@ -243,7 +243,8 @@ def test_without_frames_an_edit_is_its_own_prompt_and_its_rephrases(model: Edita
     found = frames_of(model, edit, replace(SETTINGS, frames_per_pass=0), ("France",))
     assert prompts(model, found) == [PROMPT, "Japan has its capital in"]
     assert (found.answered, found.keyed, found.guards) == ((True, True), (), ())
-    assert prompts(model, frames_of(model, edit, replace(SETTINGS, **BEFORE_FRAMES))) == [PROMPT]
+    before: dict[str, Any] = {**BEFORE_FRAMES}
+    assert prompts(model, frames_of(model, edit, replace(SETTINGS, **before))) == [PROMPT]
 
 
 @pytest.mark.parametrize("name", ["t5", "bert"])

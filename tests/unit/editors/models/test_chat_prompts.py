@@ -6,7 +6,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from editors.models.families import EditableModel
-from editors.models.tokens import encode_pair, encode_prompt, raw_tokens, rendered, require_plain
+from editors.models.text_tokens import require_plain
+from editors.models.tokens import encode_pair, encode_prompt, raw_tokens, rendered
 from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, InvalidInput, Misconfigured

@@ -34,7 +34,9 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> CausalModel:
     (save_tiny_llama if request.param == "llama" else save_tiny_gpt2)(tmp_path)
-    return load_base(tmp_path)
+    loaded = load_base(tmp_path)
+    assert isinstance(loaded, CausalModel)
+    return loaded
 
 
 def of_type(model_type: str, tokenizer: Any) -> CausalModel:

@@ -21,7 +21,7 @@ from tests.support.tiny_families import ARCHITECTURES, tiny_model
 from workers.rank.validation import require_encodable
 
 MOST = 24
-LIMITED = {
+LIMITED: dict[str, dict[str, Any]] = {
     "gpt2": {"n_positions": MOST},
     "gptj": {"n_positions": MOST},
     "gpt_neo": {"max_position_embeddings": MOST},
@@ -69,7 +69,7 @@ def test_a_prompt_that_is_too_long_is_refused_alone_with_both_numbers(name: str)
 def test_whatever_else_of_an_edit_is_too_long_is_named(name: str) -> None:
     model = limited(name)
     long = words(model, MOST + 1)
-    fields = {
+    fields: dict[str, dict[str, Any]] = {
         r"rephrases\[1\]": {"rephrases": ("the king is", long)},
         r"locality\[0\]": {"locality": (Probe(prompt=long),)},
         r"portability\[0\]": {"portability": (Probe(prompt=long, target=target_of(model)),)},

@@ -16,7 +16,7 @@ from editors.solve.blocks import block_sum, starts_block
 from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows
 from pipeline.domain.rank_api import FileRef, LedgerRows
-from tests.support.ledger_parts import NAME, random_prior, random_rows, whole_shift
+from tests.support.ledger_parts import NAME, keys_of, random_prior, random_rows, targets_of, whole_shift
 
 WIDTH = 6
 NOTHING = random_rows(0, {}, width=WIDTH)
@@ -160,9 +160,9 @@ def test_rows_of_a_long_ledger_lie_on_disk(tmp_path: Path, monkeypatch: pytest.M
     written = Written(tmp_path)
     for number in range(71):
         written.commit(batch(number))
-    mapped = [is_mapped(rows.keys[NAME]) for rows in written.ledger._rows._batches.values()]
+    mapped = [is_mapped(keys_of(rows)) for rows in written.ledger._rows._batches.values()]
     assert mapped == [True] * 70 + [False], "of a process that goes on all but those of the last batches"
-    assert all(is_mapped(rows.keys[NAME]) for rows in written.read()._rows._batches.values())
+    assert all(is_mapped(keys_of(rows)) for rows in written.read()._rows._batches.values())
     assert all(is_mapped(one) for one in written.ledger._rows._sums.values())
 
 
@@ -215,10 +215,8 @@ def test_an_edit_that_came_back_leaves_by_its_new_rows_alone(tmp_path: Path, is_
     ledger = written.read() if is_read else written.ledger
     keys_TI, targets_TO = ledger.rows_of(NAME, ["0-0", "0-1"])
     expected = batch(0).only(["0-1"])
-    torch.testing.assert_close(keys_TI.float(), torch.cat([expected.keys[NAME], back.keys[NAME]]), rtol=0, atol=0)
-    torch.testing.assert_close(
-        targets_TO.float(), torch.cat([expected.targets[NAME], back.targets[NAME]]), rtol=0, atol=0
-    )
+    torch.testing.assert_close(keys_TI.float(), torch.cat([keys_of(expected), keys_of(back)]), rtol=0, atol=0)
+    torch.testing.assert_close(targets_TO.float(), torch.cat([targets_of(expected), targets_of(back)]), rtol=0, atol=0)
 
 
 def test_edits_without_a_row_here_stay_active_when_their_batches_move_to_disk() -> None:

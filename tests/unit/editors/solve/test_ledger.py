@@ -15,7 +15,7 @@ from editors.solve.rows import EditRows, load_batches, on_disk, save_batches
 from editors.weights.deltas import write_tensors
 from pipeline.domain.errors import IntegrityBroken, UnknownRecord
 from pipeline.domain.rank_api import FileRef, LedgerRows
-from tests.support.ledger_parts import NAME, random_prior, random_rows, whole_shift
+from tests.support.ledger_parts import NAME, keys_of, random_prior, random_rows, targets_of, whole_shift
 
 
 def make_ledger(*batches: EditRows) -> Ledger:
@@ -28,8 +28,8 @@ def make_ledger(*batches: EditRows) -> Ledger:
 def test_the_whole_shift_is_the_dense_solve_of_all_rows() -> None:
     first, second = random_rows(1, {"a": 2, "b": 1}), random_rows(2, {"c": 3})
     ledger = make_ledger(first, second)
-    keys = torch.cat([first.keys[NAME], second.keys[NAME]]).double()
-    targets = torch.cat([first.targets[NAME], second.targets[NAME]]).double()
+    keys = torch.cat([keys_of(first), keys_of(second)]).double()
+    targets = torch.cat([targets_of(first), targets_of(second)]).double()
     prior = random_prior(12).moments[NAME].double() * 10
     dense = prior + 0.03 * prior.diagonal().mean() * torch.eye(12).double() + keys.T @ keys
     expected = torch.linalg.solve(dense, keys.T @ targets)
@@ -90,8 +90,8 @@ def test_a_commit_that_fails_leaves_the_sums_of_the_rows_before(monkeypatch: pyt
         ledger.commit(
             replace(
                 rows,
-                keys=dict.fromkeys(names, rows.keys[NAME]),
-                targets=dict.fromkeys(names, rows.targets[NAME]),
+                keys=dict.fromkeys(names, keys_of(rows)),
+                targets=dict.fromkeys(names, targets_of(rows)),
                 ranges=dict.fromkeys(names, rows.ranges[NAME]),
             )
         )
@@ -134,8 +134,8 @@ def rows_by_parameter() -> EditRows:
     """Edits `a` and `b`, whose rows differ in number between two parameters; `b` has none in the first."""
     first, second = random_rows(5, {"a": 2, "b": 0}), random_rows(6, {"a": 1, "b": 3}, width=7)
     return EditRows(
-        keys={"first": first.keys[NAME], "second": second.keys[NAME]},
-        targets={"first": first.targets[NAME], "second": second.targets[NAME]},
+        keys={"first": keys_of(first), "second": keys_of(second)},
+        targets={"first": targets_of(first), "second": targets_of(second)},
         ranges={"first": first.ranges[NAME], "second": second.ranges[NAME]},
     )
 
@@ -147,7 +147,7 @@ def test_parameters_may_have_other_rows_of_the_same_edits(tmp_path: Path) -> Non
     only = rows.only({"b"})
     assert only.ranges["first"] == (("b", 0, 0),)
     assert only.ranges["second"] == (("b", 0, 3),)
-    assert torch.equal(only.keys["second"], rows.keys["second"][1:])
+    assert torch.equal(keys_of(only, "second"), keys_of(rows, "second")[1:])
     assert only.targets["first"].shape == (0, 5)
     digest = rows.save(tmp_path / "1")
     [again] = load_batches(tmp_path / "1", digest)
@@ -178,7 +178,7 @@ def test_ranges_that_do_not_cover_the_rows_are_noticed(tmp_path: Path) -> None:
 
 
 def write_ranges(path: Path, rows: EditRows, ranges: object) -> str:
-    tensors = {f"{NAME}.K": rows.keys[NAME], f"{NAME}.Y": rows.targets[NAME]}
+    tensors = {f"{NAME}.K": keys_of(rows), f"{NAME}.Y": targets_of(rows)}
     return write_tensors(path, tensors, {"kind": "rows", "ranges": ranges})
 
 
@@ -187,7 +187,7 @@ def test_a_file_that_says_once_whose_all_rows_are_is_still_read(tmp_path: Path) 
     digest = write_ranges(tmp_path / "old", rows, [["a", 0, 2], ["b", 2, 3]])
     [read] = load_batches(tmp_path / "old", digest)
     assert read.ranges == rows.ranges
-    assert torch.equal(read.keys[NAME], rows.keys[NAME])
+    assert torch.equal(keys_of(read), keys_of(rows))
 
 
 def test_a_file_of_several_batches_gives_each_of_them_back(tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_a_file_of_several_batches_gives_each_of_them_back(tmp_path: Path) -> No
     read = load_batches(tmp_path / "rows", save_batches(tmp_path / "rows", batches))
     assert [rows.ranges for rows in read] == [rows.ranges for rows in batches]
     for again, rows in zip(read, batches, strict=True):
-        assert torch.equal(again.keys[NAME], rows.keys[NAME])
-        assert torch.equal(again.targets[NAME], rows.targets[NAME])
+        assert torch.equal(keys_of(again), keys_of(rows))
+        assert torch.equal(targets_of(again), targets_of(rows))
 
 
 def test_a_file_of_several_batches_makes_the_ledger_of_a_file_each(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_rows_on_disk_leave_nothing_behind_and_a_full_disk_is_no_error(
     rows = random_rows(1, {"a": 2})
     moved = on_disk(rows.save, load_batches)
     assert moved is not None
-    assert torch.equal(moved[0].keys[NAME], rows.keys[NAME])
+    assert torch.equal(keys_of(moved[0]), keys_of(rows))
     assert not list(tmp_path.iterdir())
 
     def is_full(path: Path) -> None:

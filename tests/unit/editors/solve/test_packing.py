@@ -192,7 +192,7 @@ def test_a_ledger_of_packed_rows_has_the_bits_of_its_files(tmp_path: Path) -> No
     assert read.edit_ids == lived.edit_ids == ("a", "c", "d", "e")
     assert torch.equal(read.without().matrix(NAME), lived.without().matrix(NAME))
     assert torch.equal(whole_shift(read, NAME), whole_shift(lived, NAME))
-    for edit_ids in (["a", "e"], ["d"]):
+    for edit_ids in (("a", "e"), ("d",)):
         assert all(
             torch.equal(*pair) for pair in zip(read.rows_of(NAME, edit_ids), lived.rows_of(NAME, edit_ids), strict=True)
         )

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from editors.mend.checkpoint import TrainedEditor
 from editors.training.loop import MAX_SKIPPED_IN_A_ROW, LoopSettings, TrainingRun
-from editors.training.objective import Deck
+from editors.training.objective import Deck, Objective
 from editors.training.progress import TrainingScreen
 from editors.training.run_folder import TrainingFolder
 from editors.training.state import Progress, TrainingState, optimizer_tensors, restore_optimizer
@@ -87,7 +87,9 @@ def test_ranks_that_hold_different_editors_are_not_trained_on(is_same: bool, tmp
             return [own, own if is_same else "0" * 64]
 
     objective = ToyObjective()
-    run = TrainingRun(objective, SETTINGS, None, make_editor=objective.editor, watcher=None, comm=TwoRanks())
+    run = TrainingRun(
+        cast(Objective, objective), SETTINGS, None, make_editor=objective.editor, watcher=None, comm=TwoRanks()
+    )
     if is_same:
         assert run.run(None).step == SETTINGS.num_steps
     else:

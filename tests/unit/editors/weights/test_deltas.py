@@ -16,7 +16,9 @@ from tests.support.tiny_models import save_tiny_gpt2, save_tiny_llama
 
 def model_in(folder: Path, kind: str) -> CausalModel:
     (save_tiny_llama if kind == "llama" else save_tiny_gpt2)(folder)
-    return load_base(folder)
+    model = load_base(folder)
+    assert isinstance(model, CausalModel)
+    return model
 
 
 def some_delta(model: CausalModel, *, seed: int = 0, scale: float = 0.1) -> WeightDelta:

@@ -73,7 +73,7 @@ def test_a_policy_that_cannot_be_kept_is_refused(fields: dict[str, object]) -> N
         ApprovalPolicy(**fields)  # type: ignore[arg-type]
     for bad in ({"max_edits": 0}, {"min_locality": 1.1}, {"max_quality_loss": -0.1}):
         with pytest.raises(InvalidInput, match="expected a limit"):
-            RiskLimit(**bad)  # type: ignore[arg-type]
+            RiskLimit(**bad)
     with pytest.raises(InvalidInput, match="one of anyone"):
         named("nobody")
 

@@ -16,7 +16,6 @@ from editors.training import __main__ as training
 from editors.training.arguments import loop_settings, objective_settings
 from editors.training.arguments import parser as training_parser
 from editors.training.setup import without_folders
-from pipeline.entrypoints.cli import programs
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import INTERRUPTED, ExitCode
 
@@ -38,7 +37,7 @@ class Started:
         self.program = ""
         self.arguments: list[str] = []
         self._returncode = returncode
-        monkeypatch.setattr(programs.subprocess, "run", self)
+        monkeypatch.setattr("pipeline.entrypoints.cli.programs.subprocess.run", self)
 
     def __call__(self, arguments: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         assert arguments[:2] == [sys.executable, "-m"]

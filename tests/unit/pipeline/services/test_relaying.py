@@ -114,7 +114,7 @@ class Recorder:
             publisher=self,
             lineages=self,  # type: ignore[arg-type]
             history=self,  # type: ignore[arg-type]
-            dead_letters=self,  # type: ignore[arg-type]
+            dead_letters=self,
             results_topic="results",
             dead_letter_topic="dlq",
         )
@@ -152,7 +152,7 @@ def test_an_item_of_a_kind_that_nobody_handles_stays_owed() -> None:
 
 def test_a_service_that_keeps_us_waiting_is_asked_once_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1_000, 10))
-    monkeypatch.setattr(relaying.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("pipeline.services.relaying.time.monotonic", lambda: float(next(clock)))
     asked = []
 
     def handle(one: OutboxItem) -> None:

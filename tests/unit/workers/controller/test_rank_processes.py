@@ -247,7 +247,7 @@ signal.pause()
 
 def test_time_in_which_a_rank_waits_for_a_processor_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     now, waited = [100.0], {1: {1: 0.0}, 2: {2: 0.0, 3: 50.0}}  # by process and thread
-    monkeypatch.setattr(rank_processes.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("workers.controller.rank_processes.time.monotonic", lambda: now[0])
     monkeypatch.setattr(rank_processes, "_waited_for_processor", lambda pid: waited[pid])
     limit = rank_processes._Limit("load", 10.0)
     assert limit.exceeded((1, 2)) is None

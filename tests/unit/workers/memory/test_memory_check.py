@@ -14,6 +14,7 @@ from tests.support.tiny_models import save_tiny_llama
 from workers.memory import memory_check as room
 from workers.memory.memory_check import require_memory
 from workers.memory.memory_plan import MemoryPlan, Work
+from workers.memory.plan import plan_memory
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def check(base: BaseSpec, names: tuple[str, ...] = ()) -> None:
 
 
 def test_too_little_memory_is_refused_with_the_plan(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(room, "_host_bytes", lambda: 20_000)
     with pytest.raises(Misconfigured) as refused:
         check(base)
@@ -41,13 +42,12 @@ def test_too_little_memory_is_refused_with_the_plan(base: BaseSpec, monkeypatch:
 
 def test_a_base_is_planned_with_the_edits_that_are_active(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Work] = []
-    plan_memory = room.plan_memory
 
     def planned(*args: Any, **given: Any) -> MemoryPlan:
         asked.append(given["work"])
         return plan_memory(*args, **given)
 
-    monkeypatch.setattr(room.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(room, "plan_memory", planned)
     monkeypatch.setattr(room, "AMPLE", 10**9)
     monkeypatch.setattr(room, "_host_bytes", lambda: 10**9)
@@ -61,7 +61,7 @@ def test_what_easily_fits_is_not_planned(base: BaseSpec, monkeypatch: pytest.Mon
     def planned(*_: object, **__: object) -> None:
         raise AssertionError("expected no plan")
 
-    monkeypatch.setattr(room.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(room, "plan_memory", planned)
     monkeypatch.setattr(room, "_host_bytes", lambda: 10**12)
     check(base)
