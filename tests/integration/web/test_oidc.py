@@ -15,10 +15,9 @@ from starlette.testclient import TestClient
 
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.review.people import Role
-from tests.integration.web.test_pages import text_of
 from tests.support.oidc_provider import CLIENT, SECRET, OidcProviderOfTests
 from tests.support.waiting import eventually
-from tests.support.web_rig import WebRig
+from tests.support.web_rig import WebRig, text_of
 
 QUEUE = "/review/queue"
 

@@ -15,7 +15,7 @@ from editors.methods.frames import frames_of
 from editors.methods.pairs import Pairs
 from editors.methods.recursive import RecursiveEditor
 from editors.models.families import EditableModel
-from editors.models.hooks import Branch
+from editors.models.hooks import Addition
 from pipeline.domain.rank_api import EditorSettings
 from tests.support.framed_parts import edited, framed_edits, framed_job, framed_rig, framed_settings
 from tests.support.ledger_parts import Rig
@@ -30,7 +30,7 @@ class Watched(Reader):
         super().__init__(model, sequences)
         self._watched = sequences
 
-    def read(self, chosen: Sequence[int], branches: Mapping[str, Branch], *, has_keys: bool = True) -> Pairs:
+    def read(self, chosen: Sequence[int], branches: Mapping[str, Addition], *, has_keys: bool = True) -> Pairs:
         pairs = super().read(chosen, branches, has_keys=has_keys)
         least = dict(zip(chosen, pairs.least(range(len(chosen))).tolist(), strict=True))
         self.readings.append((self._watched, list(chosen), least, has_keys))
