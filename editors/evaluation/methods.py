@@ -6,8 +6,9 @@ import argparse
 from dataclasses import dataclass
 
 from editors.evaluation.arguments import fine_tuning_of, settings_given
-from editors.evaluation.gated import GATED, GatedEditor, GatedMemory, GatedModel
+from editors.evaluation.gated import GATED, GatedEditor, GatedModel
 from editors.evaluation.in_context import IN_CONTEXT, InContextEditor, InContextModel, Memory
+from editors.evaluation.lookup import GatedMemory
 from editors.mend.checkpoint import TrainedEditor
 from editors.methods.base import Editor
 from editors.methods.fine_tuning import FineTuningEditor

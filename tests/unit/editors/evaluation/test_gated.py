@@ -11,9 +11,12 @@ import torch
 
 from editors.data.datasets import edit_lines
 from editors.evaluation.__main__ import main as evaluate
-from editors.evaluation.gated import GatedEditor, GatedMemory, GatedModel, Lookup, _without_first
+from editors.evaluation.gated import GatedEditor, GatedModel
+from editors.evaluation.lookup import GatedMemory, Lookup, UsualKeys
 from editors.methods.base import EditJob
-from editors.methods.frames import frames_of
+from editors.methods.batch_update import BatchUpdate
+from editors.solve.ledger import Ledger
+from editors.solve.prior import Prior
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import InvalidInput, Misconfigured
 from tests.support.factories import make_edit
@@ -110,15 +113,21 @@ def test_guards_are_keys_that_add_nothing(tmp_path: Path) -> None:
     assert probability(model, japan) > 0.4
 
 
-def test_the_first_token_of_a_text_is_no_key(tmp_path: Path) -> None:
-    rig = make_rig(tmp_path)
-    edit = make_edit("japan", prompt="Japan has capital", subject="Japan", target_new="Milan")
-    frames = frames_of(rig.model, edit, FRAMED)
-    kept = _without_first(frames)
-    ends = [encoded.subject_end for encoded in (*frames.asked, *frames.keyed)]
-    assert 0 in ends
-    assert [encoded.subject_end for encoded in (*kept.asked, *kept.keyed)] == [end or None for end in ends]
-    assert [encoded.prompt_ids for encoded in kept.asked] == [encoded.prompt_ids for encoded in frames.asked]
+def test_a_key_that_plain_text_is_full_of_is_left_out() -> None:
+    draw = torch.Generator().manual_seed(0)
+    text_TI = torch.randn(4000, 64, generator=draw)
+    # Every other token is nearly the same, and long, as first tokens are.
+    text_TI[::2] = 30.0 + 0.05 * torch.randn(2000, 64, generator=draw)
+    ledger = Ledger(Prior(moments={"w": text_TI.T @ text_TI / 4000}, num_tokens=4000), strength=10.0, ridge=1e-3)
+    update = BatchUpdate()
+    update.keys["w"] = torch.stack([text_TI[8] * 0.5, text_TI[9], text_TI[11]])
+    update.asked["w"] = torch.ones(1, 3, dtype=torch.float64)
+    update.spread["w"] = torch.tensor([[0.5], [1.0], [0.0]], dtype=torch.float64)
+    is_usual_R = UsualKeys(ledger, 10.0).rows(update, "w")
+    assert is_usual_R.tolist() == [True, False, False]
+    lookup = Lookup.of(update, "w", is_usual_R, 0.8)
+    assert lookup.unit_RI.norm(dim=1).tolist() == pytest.approx([0.0, 1.0, 1.0])
+    assert lookup.shift_RO[:, 0].tolist() == [1.0, 1.0, 0.0]
 
 
 def test_it_needs_a_model_that_looks_up_and_takes_no_edit_out(tmp_path: Path) -> None:
