@@ -56,6 +56,17 @@ print("ANSWERS " + json.dumps({
 }))
 """
 
+REFUSALS = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import mlflow
+for uri, config in json.loads(sys.argv[1]):
+    try:
+        mlflow.pyfunc.load_model(uri, model_config=config)
+    except Exception as error:
+        print("REFUSED " + " ".join(f"{type(error).__name__}: {error}".split()))
+"""
+
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
@@ -121,13 +132,27 @@ def load_elsewhere(
     mlflow_uri: str, uri: str, folder: Path, *, base_ref: str = "", package_digest: str = "", then: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Load and ask in a fresh process whose folder and path hold nothing of ours; then run some more lines there."""
+    return run_elsewhere(mlflow_uri, folder, LOADER + then, uri, base_ref, json.dumps(STEMS), package_digest)
+
+
+def run_elsewhere(mlflow_uri: str, folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fresh process whose folder and path hold nothing of ours."""
     folder.mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "CORRIGENDA"))}
     environment |= {"MLFLOW_TRACKING_URI": mlflow_uri, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-P", "-c", LOADER + then, uri, base_ref, json.dumps(STEMS), package_digest]
+    command = [sys.executable, "-P", "-c", program, *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=patience(240)
     )
+
+
+def refusals(mlflow_uri: str, folder: Path, *asked: tuple[str, dict[str, str]]) -> list[str]:
+    """Why each of some models was not loaded with its configuration; one process tries them all."""
+    finished = run_elsewhere(mlflow_uri, folder, REFUSALS, json.dumps(asked))
+    assert finished.returncode == 0, finished.stderr
+    lines = [line for line in finished.stdout.splitlines() if line.startswith("REFUSED ")]
+    assert len(lines) == len(asked), finished.stdout
+    return lines
 
 
 def answers(finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -180,27 +205,31 @@ def test_a_version_loads_alone_when_the_versions_below_it_are_gone_and_its_base_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [0, 1], ids=["a shared file", "its own delta"])
 def test_a_corrupt_byte_in_a_delta_is_refused_by_name(
-    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, base: Path, tmp_path: Path, place: int
+    mlflow_uri: str, local_stack: LocalStack, lineage_name: str, base: Path, tmp_path: Path
 ) -> None:
-    made, _ = edited_entry(lineage_name, base, tmp_path)
-    version = registered(MlflowRegistry(mlflow_uri), made)
-    digest = made.plan.deltas[place].digest
+    names = (f"{lineage_name}-shared", f"{lineage_name}-own")
+    made = [edited_entry(name, base, _made(tmp_path / name))[0] for name in names]
+    versions = [registered(MlflowRegistry(mlflow_uri), one) for one in made]
+    of_shared, of_own = (kept_by_mlflow(local_stack, mlflow_uri, *found) for found in zip(names, versions, strict=True))
+    digest = made[0].plan.deltas[0].digest
     name = f"{digest}.safetensors"
-    kept = kept_by_mlflow(local_stack, mlflow_uri, lineage_name, version)
-    (delta,) = kept.rglob("delta.safetensors") if place else kept.parents[1].rglob(name)
-    held = bytearray(delta.read_bytes())
-    held[-1] ^= 1
-    delta.write_bytes(held)
+    for (delta,) in (of_shared.parents[1].rglob(name), of_own.rglob("delta.safetensors")):
+        held = bytearray(delta.read_bytes())
+        held[-1] ^= 1
+        delta.write_bytes(held)
 
-    finished = load_elsewhere(mlflow_uri, f"models:/{lineage_name}/{version}", tmp_path / "elsewhere")
+    uris = [f"models:/{name}/{version}" for name, version in zip(names, versions, strict=True)]
+    shared, own = refusals(mlflow_uri, tmp_path / "elsewhere", *((uri, {}) for uri in uris))
 
-    assert finished.returncode != 0
-    last = finished.stderr.strip().splitlines()[-1]
-    expected = f"to have the digest {package_of(made)}" if place else f"expected digest {digest}"
-    assert expected in last
-    assert place or name in last
+    assert name in shared
+    assert f"expected digest {digest}" in shared
+    assert f"to have the digest {package_of(made[1])}" in own
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 RUN_ME = "from pathlib import Path\nPath({mark!r}).touch()\n"
@@ -321,15 +350,18 @@ def test_code_that_somebody_put_into_the_champion_is_refused_before_it_runs(
     manifest.write_text(manifest.read_text() + " ")
     champion = f"models:/{lineage_name}@champion"
 
-    by_tag = load_elsewhere(mlflow_uri, champion, tmp_path / "by-tag")
-    by_caller = load_elsewhere(mlflow_uri, champion, tmp_path / "by-caller", package_digest=package_of(made))
-    by_nobody = load_elsewhere(mlflow_uri, f"models:/{kept.name}", tmp_path / "by-nobody")
+    by_caller, by_tag, by_nobody = refusals(
+        mlflow_uri,
+        tmp_path / "elsewhere",
+        (champion, {"package_digest": package_of(made)}),
+        (champion, {}),
+        (f"models:/{kept.name}", {}),
+    )
 
     assert not mark.exists()
-    for finished in (by_tag, by_caller):
-        assert finished.returncode != 0
-        assert f"to have the digest {package_of(made)}" in finished.stderr.strip().splitlines()[-1]
-    assert "expected the digest that the version's files have to have, got none" in by_nobody.stderr
+    for refused in (by_caller, by_tag):
+        assert f"to have the digest {package_of(made)}" in refused
+    assert "expected the digest that the version's files have to have, got none" in by_nobody
 
 
 def test_a_reader_of_the_champion_checks_it_before_mlflow_runs_its_script(
