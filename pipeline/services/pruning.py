@@ -34,6 +34,8 @@ class Pruned:
     """Done side effects."""
     num_dead_letters: int
     """Dead letters that lost their bytes; their rows and reasons stay."""
+    num_submissions: int
+    """Notes of the HTTP API about corrections that are edits or dead letters, or were never sent."""
     num_artifacts: int
     """Files that no row names."""
     num_bytes: int
@@ -51,8 +53,10 @@ class PruneStore(Protocol):
     def artifact_uris(self) -> frozenset[str]:
         """Return the URI of every artifact that any row names."""
 
-    def prune(self, before: datetime, *, actor: str, artifacts: Mapping[str, Any], is_dry_run: bool) -> tuple[int, int]:
-        """Take away outbox rows and bytes of dead letters, with an audit line; return how many of each."""
+    def prune(
+        self, before: datetime, *, actor: str, artifacts: Mapping[str, Any], is_dry_run: bool
+    ) -> Mapping[str, int]:
+        """Take away what is old, with an audit line; return how much, by the names of `Pruned`."""
 
 
 class PrunableFiles(Protocol):
@@ -87,11 +91,9 @@ class Pruner:
         named = self._store.artifact_uris()
         free = [file for file in old if file.uri not in named]
         sizes = {"num_artifacts": len(free), "num_bytes": sum(file.num_bytes for file in free)}
-        num_outbox, num_letters = self._store.prune(before, actor=actor, artifacts=sizes, is_dry_run=is_dry_run)
+        counts = self._store.prune(before, actor=actor, artifacts=sizes, is_dry_run=is_dry_run)
         if not is_dry_run:
             # After the audit line: a kill in between leaves a line that says too much, never too little.
             gone = [file for file in free if self._files.remove(file, older_than=before - GRACE)]
             sizes = {"num_artifacts": len(gone), "num_bytes": sum(file.num_bytes for file in gone)}
-        return Pruned(
-            before=before, num_outbox=num_outbox, num_dead_letters=num_letters, is_dry_run=is_dry_run, **sizes
-        )
+        return Pruned(before=before, is_dry_run=is_dry_run, **counts, **sizes)

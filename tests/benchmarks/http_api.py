@@ -1,6 +1,6 @@
 """What an answer of the HTTP API or a page costs as the database grows.
 
-`python -m tests.benchmarks.http_api [--sizes 1024 ...]`
+`python -m tests.benchmarks.http_api [--sizes 1024 ...] [--times 100]`
 
 Prints milliseconds a request, the median and the 95th percentile, at every number of active edits; the API runs in this
 process, on PostgreSQL and Kafka of the embedded stack. Its client is in the figures too.
@@ -92,7 +92,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of active edits")
-    sizes = parser.parse_args().sizes
+    parser.add_argument("--times", type=int, default=TIMES, help="requests of each kind")
+    sizes, times = (given := parser.parse_args()).sizes, given.times
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     columns = []
     with tempfile.TemporaryDirectory(prefix="corrigenda-http-") as name:
@@ -115,7 +116,7 @@ def main() -> None:
                     web_corrections_per_minute=10_000_000,
                 )
                 create_topics(web.settings)
-                columns.append(measured(web, rig))
+                columns.append(measured(web, rig, times=times))
                 rig.close()
         finally:
             stack.stop()

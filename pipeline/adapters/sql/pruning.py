@@ -58,30 +58,30 @@ class SqlPruneStore:
         with transaction(self._engine) as connection:
             return frozenset(str(uri) for uri in connection.scalars(named))
 
-    def prune(self, before: datetime, *, actor: str, artifacts: Mapping[str, Any], is_dry_run: bool) -> tuple[int, int]:
-        """Take away done outbox rows and the bytes of dead letters from before a moment, and audit it.
+    def prune(
+        self, before: datetime, *, actor: str, artifacts: Mapping[str, Any], is_dry_run: bool
+    ) -> Mapping[str, int]:
+        """Take away done outbox rows, bytes of dead letters and notes of the HTTP API from before a moment; audit it.
 
         The moment is of the database's clock, an hour ago at the latest; the audit line says too what `artifacts` go. A
-        dry run only counts. Return the number of outbox rows, and of dead letters.
+        dry run only counts. Return the numbers by their names in `Pruned`.
         """
         with transaction(self._engine) as connection:
             savepoint = connection.begin_nested()
-            call = text("SELECT num_outbox, num_letters FROM prune_before(:cut)")
-            num_outbox, num_letters = connection.execute(call, {"cut": before}).one()
+            call = text(
+                "SELECT num_outbox, num_letters AS num_dead_letters, num_submissions"
+                " FROM prune_before(:cut), prune_submissions(:cut)"
+            )
+            found = dict(connection.execute(call, {"cut": before}).mappings().one())
             if is_dry_run:
                 savepoint.rollback()
-                return num_outbox, num_letters
+                return found
             append(
                 connection,
                 chain=SYSTEM_CHAIN,
                 actor=actor,
                 action=AuditAction.artifacts_pruned,
                 subject="artifacts",
-                payload={
-                    "before": before.isoformat(),
-                    "num_outbox": num_outbox,
-                    "num_dead_letters": num_letters,
-                    **artifacts,
-                },
+                payload={"before": before.isoformat(), **found, **artifacts},
             )
-            return num_outbox, num_letters
+            return found

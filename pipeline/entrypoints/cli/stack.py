@@ -168,7 +168,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take away old done side effects, bytes of dead letters, and files that nothing needs.
+    """Take away old done side effects, bytes of dead letters, notes of the HTTP API, and files that nothing needs.
 
     Snapshots, edits, the history and the reasons of dead letters stay. It may run beside the workers.
 
@@ -180,8 +180,9 @@ def prune(
         return
     outbox = counted(found.num_outbox, "done side effect")
     letters, files = counted(found.num_dead_letters, "dead letter"), counted(found.num_artifacts, "file")
-    size = shown_size(found.num_bytes)
-    say(f"{'would take' if dry_run else 'took'} away {outbox}, the bytes of {letters}, and {files}, {size}")
+    notes, size = counted(found.num_submissions, "note"), shown_size(found.num_bytes)
+    did = "would take" if dry_run else "took"
+    say(f"{did} away {outbox}, the bytes of {letters}, {notes} of the HTTP API, and {files}, {size}")
 
 
 def demo(

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from infra.local import LocalStack, Service
+from pipeline.adapters.logins import Login
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.pruning import SqlPruneStore
 from pipeline.bootstrap import create_topics
 from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionKey, Poll
 from pipeline.domain.contract.wire import parse_message
+from pipeline.domain.errors import Misconfigured
 from pipeline.domain.review.approvals import Decision
 from pipeline.domain.review.people import Role
 from pipeline.services.intake import Intake
+from pipeline.services.pruning import Pruner
 from tests.support.intake_parts import intake_of, intake_settings, run_until
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 from tests.support.waiting import eventually
@@ -310,3 +317,31 @@ def test_a_broker_that_stands_still_is_told_of_and_the_same_call_again_makes_one
         {"target_new": "Canberra", "count": 1},
         {"target_new": "Perth", "count": 1},
     ]
+
+
+def test_old_notes_are_pruned_and_a_second_try_is_still_a_duplicate(
+    desk: TestClient, web: WebRig, rig: StoreRig
+) -> None:
+    def send(key: str, target: str) -> Any:
+        return desk.post("/v1/corrections", json=STEM | {"target_new": target}, headers={"Idempotency-Key": key})
+
+    taken, lost = send("taken", "Canberra").json(), send("lost", "Perth").json()
+    take_in(rig, web.publisher.sent[0][1])
+    web.publisher.is_away = True
+    assert send("unsent", "Hobart").status_code == 503
+    web.publisher.is_away = False
+    pruner = Pruner(store=SqlPruneStore(rig.engine), files=rig.artifacts)
+    assert pruner.prune(timedelta(days=30), actor="cli:tester").num_submissions == 0, "all are young"
+    rig.query("UPDATE submissions SET accepted_at = accepted_at - interval '31 days'")
+    counted = pruner.prune(timedelta(days=30), actor="cli:tester", is_dry_run=True)
+    done = pruner.prune(timedelta(days=30), actor="cli:tester")
+    assert (counted.num_submissions, done.num_submissions) == (2, 2), "what intake has not read stays"
+    assert desk.get(lost["status_url"]).json()["state"] == "accepted"
+    is_problem(desk.get(taken["status_url"]), 404)
+    assert desk.get(f"/v1/corrections/{taken['request_id']}").json()["state"] == "queued"
+    again = send("taken", "Canberra").json()
+    assert (again["request_id"], again["is_duplicate"]) == (taken["request_id"], True)
+    assert len(web.publisher.sent) == 2, "it is not sent again"
+    is_problem(send("taken", "Sydney"), 409)
+    with pytest.raises(Misconfigured), transaction(rig.engines[Login.web]) as connection:
+        connection.execute(text("DELETE FROM submissions"))

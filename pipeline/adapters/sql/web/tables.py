@@ -44,6 +44,7 @@ submissions = Table(
     Column("offset", BigInteger),
     UniqueConstraint("lineage_id", "request_id"),
     partial("ix_submissions_key", "submitted_by", "idempotency_key", where="idempotency_key IS NOT NULL"),
+    Index("ix_submissions_accepted", "accepted_at"),
 )
 
 webhooks = Table(
