@@ -3,7 +3,8 @@
 `context` is the oracle: every question about an edit is asked behind that edit's own fact. `bm25` looks the fact up:
 the edit whose wording is most like the prompt by Okapi BM25 (Robertson et al., 1994) is put before it, whatever was
 asked.
-No weight changes, so nothing is lost elsewhere but by a fact that stands where it does not belong.
+No weight changes, so nothing is lost elsewhere but by a fact that stands where it does not belong. In a chat the fact
+opens the user's turn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -23,17 +25,20 @@ from editors.models.causal import CausalModel
 from editors.models.families import EditableModel, InnerParam
 from editors.models.generation import IsDone, Prompts, never_done
 from editors.models.text_tokens import own_tokens, tokens_of
-from editors.models.tokens import Encoded, TargetBatch
+from editors.models.tokens import Encoded, TargetBatch, rendered
 from editors.solve.rows import EditRows
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.language.joining import joined
 from pipeline.domain.language.spelling import normalised
+from pipeline.domain.prompts import asked_in_chat
 
 ORACLE, RETRIEVAL = "context", "bm25"
 IN_CONTEXT = (ORACLE, RETRIEVAL)
 """Methods that leave the weights alone."""
+MARK = "\ue000"
+"""Stands for a question where it is looked up what a chat template puts before one."""
 K1, B = 1.5, 0.75
 """BM25's usual constants: how fast repeated words count less, and how much the length of a wording counts."""
 
@@ -127,19 +132,36 @@ class InContextModel(CausalModel):
         return super().greedy(behind, max_new_tokens=max_new_tokens, is_done=is_done)
 
     def _behind_fact(self, sequence: Encoded) -> Encoded:
-        prompt = self._with_fact(sequence.prompt_ids, room=len(sequence.target_ids))
-        added = len(prompt) - len(sequence.prompt_ids)
-        end = None if sequence.subject_end is None else sequence.subject_end + added
+        prompt, end = self._with_fact(sequence.prompt_ids, room=len(sequence.target_ids)), sequence.subject_end
+        if end is not None and end >= self._place(sequence.prompt_ids):
+            end += len(prompt) - len(sequence.prompt_ids)
         return replace(sequence, prompt_ids=prompt, subject_end=end)
 
     def _with_fact(self, prompt: tuple[int, ...], *, room: int) -> tuple[int, ...]:
-        """Return a prompt with its fact behind the tokens that open a text; as it is where there is no room."""
+        """Return a prompt with its fact; as it is where there is no room."""
         fact = self.memory.fact_for(self.decode(prompt))
         if fact is None:
             return prompt
-        longer = (*prompt[: self._before], *own_tokens(self.tokenizer, f"{fact}\n"), *prompt[self._before :])
+        place = self._place(prompt)
+        longer = (*prompt[:place], *own_tokens(self.tokenizer, f"{fact}\n"), *prompt[place:])
         fits = self.max_positions is None or len(longer) + room <= self.max_positions
         return longer if fits else prompt
+
+    def _place(self, prompt: tuple[int, ...]) -> int:
+        """Return where a fact goes: to the beginning of a chat's last turn, else behind the tokens that open a text."""
+        turn = self._turn
+        ends = (end for end in range(len(prompt), len(turn) - 1, -1) if prompt[end - len(turn) : end] == turn)
+        return next(ends, self._before) if turn else self._before
+
+    @cached_property
+    def _turn(self) -> tuple[int, ...]:
+        """What opens a user's turn in the chat template, from its last special token on; nothing without a template."""
+        if not self.has_chat_template:
+            return ()
+        before, _, _ = rendered(self.tokenizer, asked_in_chat(MARK)).partition(MARK)
+        ids = own_tokens(self.tokenizer, before.rstrip(" "))
+        special = set(self.tokenizer.all_special_ids)
+        return tuple(ids[max((place for place, token in enumerate(ids) if token in special), default=0) :])
 
 
 class InContextEditor:

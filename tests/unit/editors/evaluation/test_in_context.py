@@ -16,6 +16,7 @@ from editors.evaluation.in_context import K1, ORACLE, RETRIEVAL, B, InContextEdi
 from editors.methods.base import EditJob
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.prompts import ChatPrompt, ChatTurn
 from tests.support.factories import make_edit
 from tests.support.ledger_parts import make_rig, prior_lines
 
@@ -87,6 +88,20 @@ def test_a_model_reads_what_it_would_read_if_the_fact_stood_in_the_prompt(kind: 
     assert all(torch.equal(value, before[name]) for name, value in base.module.state_dict().items())
     with pytest.raises(Misconfigured, match="reads facts"):
         InContextEditor().edit(EditJob(model=base, weights=rig.weights, ledger=rig.ledger, added=edits()))
+
+
+def test_in_a_chat_the_fact_opens_the_last_turn(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path)
+    tokenizer = rig.model.tokenizer
+    tokenizer.chat_template = "{% for turn in messages %}who {{ turn.content }} . {% endfor %}"
+    model = InContextModel(rig.model.module, tokenizer, (), memory(ORACLE, edits()))
+    behind = model._with_fact(model.encode_chat(JAPAN), room=1)
+    assert behind == model.encode_chat(f"the capital of Japan is Milan.\n{JAPAN}")
+    assert model.decode(behind).split()[0] == "who"
+    first = ChatTurn(role="user", content="the language")
+    talk = ChatPrompt(turns=(first, ChatTurn(role="assistant", content="Bonn"), ChatTurn(role="user", content=JAPAN)))
+    told = model.decode(model._with_fact(model.encode_prompt(talk), room=1))
+    assert told.split().index("Milan") > told.split().index("Bonn")
 
 
 def test_an_evaluation_measures_them_beside_an_editor(tmp_path: Path) -> None:
