@@ -126,20 +126,7 @@ def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(files: Path) -
 
 
 @pytest.mark.slow
-def test_a_run_that_is_interrupted_says_so_and_leaves_no_rank(files: Path) -> None:
-    run = started(files, "--ranks", "2", "--steps", "100000")
-    eventually((files / "run" / "state.safetensors").is_file, "the state of a run")
-    ranks = ranks_in(files)
-    os.killpg(run.pid, signal.SIGINT)
-    out, err = run.communicate(timeout=patience())
-    assert run.returncode == INTERRUPTED
-    assert (out, err.count("--resume goes on"), err.count("Traceback")) == ("", 1, 0)
-    assert len(ranks) == 2
-    eventually(lambda: not ranks_in(files), "the end of both ranks")
-
-
-@pytest.mark.slow
-def test_ranks_that_train_listen_on_the_loopback_interface_only_and_hold_no_secret(
+def test_ranks_that_train_listen_on_the_loopback_interface_only_hold_no_secret_and_end_when_interrupted(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORRIGENDA_REDIS_URL", "redis://:hunter2@r/0")
@@ -163,11 +150,17 @@ def test_ranks_that_train_listen_on_the_loopback_interface_only_and_hold_no_secr
             assert addresses
             assert all(address.is_loopback for address in addresses), addresses
             assert "hunter2" not in "".join(environment_of(pid).values())
+        os.killpg(as_a_user.pid, signal.SIGINT)
+        out, err = as_a_user.communicate(timeout=patience())
+        assert as_a_user.returncode == INTERRUPTED
+        assert (out, err.count("--resume goes on"), err.count("Traceback")) == ("", 1, 0)
     finally:
         by_itself.kill()
-        os.killpg(as_a_user.pid, signal.SIGKILL)
-        as_a_user.communicate(timeout=patience())
+        if as_a_user.poll() is None:
+            os.killpg(as_a_user.pid, signal.SIGKILL)
+            as_a_user.communicate(timeout=patience())
         by_itself.wait(timeout=patience())
+    eventually(lambda: not ranks_in(files), "the end of all ranks")
 
 
 def ranks_in(folder: Path) -> set[int]:
