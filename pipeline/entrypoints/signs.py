@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -10,6 +12,12 @@ from pipeline.entrypoints.console import err, visible
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
+
+SECONDS = re.compile(r", \d+ s$")
+"""How long something has taken, at the end of a line."""
+QUIET_SECONDS = 30.0
+"""After how long a line is written again, where a program reads, that says nothing new but the time."""
 
 
 class SignOfLife:
@@ -27,6 +35,7 @@ class SignOfLife:
         self._is_quiet = is_quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._written_at = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._is_quiet:
@@ -53,8 +62,11 @@ class SignOfLife:
         """Say what is waited for now."""
         if self._is_quiet or doing == self._doing:
             return
-        self._doing = doing
+        before, self._doing = self._doing, doing
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=visible(doing))
-        else:
+            return
+        is_new = SECONDS.sub("", doing) != SECONDS.sub("", before)
+        if is_new or time.monotonic() - self._written_at >= QUIET_SECONDS:
+            self._written_at = time.monotonic()
             self._on.print(visible(doing), markup=False, soft_wrap=True)
