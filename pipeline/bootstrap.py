@@ -20,14 +20,13 @@ from pipeline.storage import make_bucket as make_bucket
 from pipeline.storage import stores as stores
 
 if TYPE_CHECKING:
-    from pipeline.adapters.anchor_file import AnchorFile
     from pipeline.adapters.kafka.publisher import KafkaPublisher
     from pipeline.config import Settings
     from pipeline.services.accepting import BatchPublisher
     from pipeline.services.editing import EditService
     from pipeline.services.ports import Doorbell, EditorGroup, OutboxItem, Publisher
     from pipeline.services.pruning import Pruner
-    from pipeline.services.registry.anchoring import AnchorChecker, AnchorSource
+    from pipeline.services.registry.anchoring import AnchorChecker, AnchorNotes, AnchorSource
     from pipeline.services.registry.package_checking import PackageChecker
     from pipeline.services.registry.reconciling import RegistryReconciler
     from pipeline.services.registry.registry_ports import Registry
@@ -223,10 +222,20 @@ def anchor_checker(settings: Settings) -> AnchorChecker:
     return AnchorChecker(chains=stores(settings).audit, anchors=anchor_source(settings))
 
 
-def anchor_notes(settings: Settings) -> AnchorFile | None:
-    """Return the file of anchors; None where the settings name none."""
-    from pipeline.adapters.anchor_file import AnchorFile
+def anchor_notes(settings: Settings) -> AnchorNotes | None:
+    """Return the file or the bucket of anchors; None where the settings name none.
 
+    Raises:
+        Misconfigured: if they name both, or the bucket's URL is none.
+    """
+    from pipeline.adapters.anchor_bucket import AnchorBucket
+    from pipeline.adapters.anchor_file import AnchorFile
+    from pipeline.domain.errors import Misconfigured
+
+    if settings.anchor_file and settings.anchor_bucket:
+        raise Misconfigured("expected one of CORRIGENDA_ANCHOR_FILE and CORRIGENDA_ANCHOR_BUCKET, got both")
+    if settings.anchor_bucket:
+        return AnchorBucket(settings.anchor_bucket, endpoint=settings.anchor_endpoint)
     return AnchorFile(settings.anchor_file) if settings.anchor_file else None
 
 

@@ -101,6 +101,10 @@ class Settings(BaseSettings):
     anchor_file: Path | None = Field(
         None, description="File that only grows, in which the control worker notes where the audit chains stand."
     )
+    anchor_bucket: str = Field(
+        "", description="s3://bucket/prefix of such notes, in place of the file; each has the store's own time."
+    )
+    anchor_endpoint: str = Field("", description="Address of that object store, where it is not Amazon's.")
     artifact_root: Path = Field(Path(".corrigenda/artifacts"), description="Folder of deltas and ledger rows.")
     artifact_bucket: str = Field(
         "", description="s3://bucket/prefix of deltas and ledger rows; artifact_root is then this machine's cache."

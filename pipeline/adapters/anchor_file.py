@@ -19,6 +19,8 @@ from pipeline.domain.errors import Misconfigured
 class AnchorFile:
     """A file with a JSON object a line: `at`, `chain` and `anchor`."""
 
+    where = "the anchor file"
+
     def __init__(self, path: Path) -> None:
         self._path = path
 

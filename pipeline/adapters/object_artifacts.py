@@ -8,26 +8,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from pipeline.adapters.bucket import GONE, InBucket, code_of
 from pipeline.adapters.file_artifacts import FileArtifacts
-from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
+from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.snapshots import Artifact
 from pipeline.services.pruning import StoredFile
 
-CONNECT_SECONDS, READ_SECONDS = 5, 60
-ATTEMPTS = 4
-_GONE = ("404", "NoSuchKey", "NotFound")
-_REFUSED = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket")
 
-
-class ObjectArtifacts(FileArtifacts):
+class ObjectArtifacts(InBucket, FileArtifacts):
     """Keeps files at `PREFIX/sha256/ab/abcd….ext` of a bucket; the URI is the part from `sha256` on, as in a folder."""
 
     def __init__(self, bucket_url: str, *, cache: Path, endpoint: str = "") -> None:
@@ -41,25 +34,8 @@ class ObjectArtifacts(FileArtifacts):
         Raises:
             Misconfigured: if the URL names no bucket.
         """
-        super().__init__(cache)
-        scheme, _, place = bucket_url.partition("://")
-        self._bucket, _, prefix = place.strip("/").partition("/")
-        if scheme != "s3" or not self._bucket:
-            raise Misconfigured(
-                f"expected s3://bucket or s3://bucket/prefix as CORRIGENDA_ARTIFACT_BUCKET, got {place!r}"
-            )
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._endpoint = endpoint
-
-    def make_bucket(self) -> None:
-        """Make the bucket if it is not there; one that is kept by others has to be there."""
-        with self._answering(self._bucket):
-            try:
-                self._client.head_bucket(Bucket=self._bucket)
-            except self._errors.ClientError as error:
-                if _code(error) not in (*_GONE, "NoSuchBucket"):
-                    raise
-                self._client.create_bucket(Bucket=self._bucket)
+        FileArtifacts.__init__(self, cache)
+        InBucket.__init__(self, bucket_url, endpoint=endpoint, setting="CORRIGENDA_ARTIFACT_BUCKET")
 
     def put(self, path: Path) -> Artifact:
         """Keep a file's bytes under their digest, here and in the bucket; new to `older_than` when it returns."""
@@ -108,7 +84,7 @@ class ObjectArtifacts(FileArtifacts):
             try:
                 found = self._client.head_object(Bucket=self._bucket, Key=key)
             except self._errors.ClientError as error:
-                if _code(error) in _GONE:
+                if code_of(error) in GONE:
                     return False
                 raise
             if found["LastModified"] >= older_than:
@@ -142,50 +118,6 @@ class ObjectArtifacts(FileArtifacts):
         try:
             return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
         except self._errors.ClientError as error:
-            if _code(error) in _GONE:
+            if code_of(error) in GONE:
                 return None
             raise
-
-    @contextmanager
-    def _answering(self, what: str) -> Iterator[None]:
-        """Turn the errors of boto3 into ours."""
-        try:
-            yield
-        except self._errors.ClientError as error:
-            code = _code(error)
-            where = f"{what} in the bucket {self._bucket!r}"
-            if code in _GONE:
-                raise IntegrityBroken(f"expected {where}, got nothing") from error
-            if code in _REFUSED:
-                raise Misconfigured(f"the object store does not let us reach {where}: {code}") from error
-            raise Unavailable(f"the object store cannot give {where} now: {code}") from error
-        except self._errors.NoCredentialsError as error:
-            raise Misconfigured("expected credentials for the object store, got none") from error
-        except (self._errors.BotoCoreError, self._transfer_errors, OSError) as error:
-            raise Unavailable(f"the object store does not answer for {what}: {str(error)[:200]}") from error
-
-    @cached_property
-    def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        config = Config(
-            connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries={"total_max_attempts": ATTEMPTS}
-        )
-        return boto3.client("s3", endpoint_url=self._endpoint or None, config=config)
-
-    @cached_property
-    def _errors(self) -> Any:
-        import botocore.exceptions
-
-        return botocore.exceptions
-
-    @cached_property
-    def _transfer_errors(self) -> Any:
-        import boto3.exceptions
-
-        return boto3.exceptions.Boto3Error
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import cycle
+from itertools import chain, cycle
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -88,10 +88,12 @@ def _get(client: TestClient, path: str) -> Callable[[], object]:
 
 
 def _decisions(client: TestClient, rig: StoreRig, seq: int) -> Callable[[], object]:
-    """Approve the first candidate, roll back to the champion before it, and again."""
-    first = rig.query("SELECT snapshot_id, seq, digest FROM snapshots WHERE seq IN (%s, %s) ORDER BY seq", seq - 1, seq)
+    """Approve a candidate; then approve the one above it, roll back to the first, and again."""
+    query = "SELECT snapshot_id, seq, digest FROM snapshots WHERE seq BETWEEN %s AND %s ORDER BY seq"
+    old, first, second = rig.query(query, seq - 1, seq + 1)
     csrf = fields_on(client.get("/review/queue"), "/review/logout")["csrf"]
-    turns = cycle([(first[1], first[0], "approved"), (first[0], first[1], "rolled_back")])
+    by_turns = cycle([(second, first, "approved"), (first, second, "rolled_back")])
+    turns = chain([(first, old, "approved")], by_turns)
 
     def decide() -> object:
         wanted, champion, decision = next(turns)
@@ -106,4 +108,5 @@ def _decisions(client: TestClient, rig: StoreRig, seq: int) -> Callable[[], obje
         assert answer.status_code == 303, answer.text
         return answer
 
+    decide()
     return decide

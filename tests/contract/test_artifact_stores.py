@@ -108,7 +108,7 @@ def test_other_bytes_under_a_digest_never_reach_who_asks(s3: str, tmp_path: Path
 def test_a_store_that_is_away_or_refuses_is_told_apart(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.adapters.object_artifacts.ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.adapters.bucket.ATTEMPTS", 1)
     away = ObjectArtifacts("s3://facts", cache=tmp_path / "a", endpoint="http://127.0.0.1:1")
     with pytest.raises(Unavailable, match="does not answer for sha256/"):
         put(away, tmp_path, "x")

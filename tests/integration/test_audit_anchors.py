@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner, Result
 
+from pipeline.adapters.anchor_bucket import AnchorBucket
 from pipeline.adapters.anchor_file import AnchorFile
 from pipeline.adapters.logins import Login
 from pipeline.adapters.mlflow import anchors as mlflow_anchors
@@ -19,7 +22,16 @@ from pipeline.adapters.mlflow.anchors import MlflowAnchors
 from pipeline.adapters.sql.audit import AuditLine, SqlAuditStore, append_all
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.bootstrap import stores
-from pipeline.domain.audit import GENESIS_HASH, SYSTEM_CHAIN, AnchoredVersion, AuditAction, AuditEvent, event_hash
+from pipeline.domain.audit import (
+    GENESIS_HASH,
+    SYSTEM_CHAIN,
+    Anchor,
+    AnchoredVersion,
+    AnchorNote,
+    AuditAction,
+    AuditEvent,
+    event_hash,
+)
 from pipeline.domain.errors import Unavailable
 from pipeline.entrypoints.cli import bundles, verifying
 from pipeline.entrypoints.cli.app import app
@@ -330,3 +342,46 @@ def test_without_an_mlflow_in_the_settings_that_is_what_is_said(
     found = verify("facts")
     assert found.exit_code == ExitCode.misconfigured
     assert "anchors and files in MLflow were not checked: expected CORRIGENDA_MLFLOW_URI to be set" in found.stderr
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[AnchorBucket]:
+    """A bucket that the settings name."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    for name, value in (("ACCESS_KEY_ID", "k"), ("SECRET_ACCESS_KEY", "s"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("CORRIGENDA_ANCHOR_BUCKET", "s3://kept/by others")
+    monkeypatch.setenv("CORRIGENDA_ANCHOR_ENDPOINT", f"http://127.0.0.1:{port}")
+    made = AnchorBucket("s3://kept/by others", endpoint=f"http://127.0.0.1:{port}")
+    yield made
+    server.stop()
+
+
+def test_a_bucket_of_anchors_says_when_the_store_took_them_and_what_was_rewritten(
+    anchored: Anchored, verify: Callable[..., Result], bucket: AnchorBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = verify("facts", "--no-mlflow")
+    assert (missing.exit_code, "NoSuchBucket" in missing.stderr) == (ExitCode.misconfigured, True)
+    bucket.make_bucket()
+    began = datetime.now(UTC) - timedelta(seconds=2)
+    keeper = AnchorKeeper(chains=SqlAuditStore(anchored.rig.engines[Login.control]), file=bucket)
+    keeper.run_once()
+    anchored.rig.correct("later")
+    keeper.run_once()
+    lied = Anchor(seq=10**9, hash="f" * 64)
+    bucket.append([AnchorNote(at="1999-01-01T00:00:00+00:00", chain="سجل/a b", anchor=lied)])
+    [odd, *notes] = bucket.notes()
+    assert (odd.chain, odd.anchor) == ("سجل/a b", lied)
+    assert all(datetime.fromisoformat(note.at) >= began for note in (odd, *notes)), "the store's time, not the writer's"
+    at = anchored.rig.audit.head(LINEAGE)[0]
+    assert [note.anchor.seq for note in notes if note.chain == LINEAGE] == [at - 1, at]
+    fine = verify("facts", "--no-mlflow")
+    assert (fine.exit_code, f"the newest of line {at}" in fine.stdout) == (0, True)
+    anchored.rewrite(with_another(at, actor="cli:ceo"))
+    found = verify("facts", "--no-mlflow")
+    assert found.exit_code == ExitCode.failed
+    assert f"facts: broken at line {at}: the bucket of anchors says that at 2" in found.stderr
+    monkeypatch.setenv("CORRIGENDA_ANCHOR_FILE", "anchors.jsonl")
+    assert "got both" in verify("facts", "--no-mlflow").stderr

@@ -96,7 +96,7 @@ def _going_live(entry: RegistryEntry, pages: str) -> str:
         return ""
     left_out = around.num_waiting - len(around.waiting)
     lines = [
-        f"**Approving it also makes live what it is built on: {counted(around.num_waiting, 'earlier candidate')}, "
+        f"**Approving it also makes live what it is built on: {counted(around.num_waiting, 'earlier snapshot')}, "
         f"{counted(_num_going_live(entry), 'edit')} in all.**",
         "",
     ]
@@ -109,7 +109,8 @@ def _waiting(one: Waiting, lineage: str, pages: str) -> str:
     called = f"version {one.version}" if one.version else f"snapshot {one.seq}"
     linked = f"[{called}]({version_link(pages, lineage, one.version)})" if pages and one.version else called
     named = "; ".join(plain(edit, most=MAX_SAID) for edit in one.edits)
-    return f"- {linked}: {counted(one.num_edits, 'edit')}{f': {named}' if named else ''}"
+    was = ", which was rolled back" if one.is_rolled_back else ""
+    return f"- {linked}{was}: {counted(one.num_edits, 'edit')}{f': {named}' if named else ''}"
 
 
 def _num_going_live(entry: RegistryEntry) -> int:

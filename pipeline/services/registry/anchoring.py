@@ -92,7 +92,10 @@ class AnchorChecker:
 
 
 class AnchorNotes(Protocol):
-    """A file of anchors that only grows."""
+    """Anchors in a file or a bucket that only grows."""
+
+    where: str
+    """What people call it."""
 
     def append(self, notes: Iterable[AnchorNote]) -> None:
         """Add notes at its end."""
@@ -102,7 +105,7 @@ class AnchorNotes(Protocol):
 
 
 def check_notes(chains: AnchoredChains, chain: str, file: AnchorNotes) -> AnchorReport:
-    """Return what a file of anchors says about a chain.
+    """Return what a file or a bucket of anchors says about a chain.
 
     Raises:
         Misconfigured: if the file cannot be read.
@@ -110,7 +113,7 @@ def check_notes(chains: AnchoredChains, chain: str, file: AnchorNotes) -> Anchor
     """
     found = _Findings(chain)
     told = ((note.at, note.anchor) for note in file.notes() if note.chain == chain)
-    _compare(chains, found, told, whose="the anchor file says that at {}")
+    _compare(chains, found, told, whose=f"{file.where} says that at {{}}")
     return AnchorReport(num_agreeing=found.num_agreeing, newest_seq=found.newest_seq, contradiction=found.first)
 
 

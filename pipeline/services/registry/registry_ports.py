@@ -25,6 +25,8 @@ class Waiting:
     """How many edits it brought in that go live."""
     edits: tuple[str, ...]
     """The first of them, as prompt and target."""
+    is_rolled_back: bool = False
+    """Whether it was live once and was rolled back; else it is a candidate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ EXAMPLES = 2
 # One statement for all of them: a page costs the same however many wait. Which go live is said as in `goes_live_with`.
 _WAITING = text(
     """
-    SELECT s.seq, s.registry_version,
+    SELECT s.seq, s.registry_version, s.status = 'rolled_back' AS is_rolled_back,
         (
             SELECT count(*) FROM edit_rows r
             WHERE r.snapshot_id = s.snapshot_id AND (r.until_seq IS NULL OR r.until_seq > :seq)
@@ -106,7 +106,13 @@ def _waiting(connection: Connection, row: Row[Any], champion_seq: int) -> tuple[
     between = {"lineage_id": row.lineage_id, "champion_seq": champion_seq, "seq": row.seq}
     found = connection.execute(_WAITING, between | {"most": MOST, "examples": EXAMPLES})
     return tuple(
-        Waiting(seq=one.seq, version=one.registry_version, num_edits=one.num_edits, edits=tuple(one.edits))
+        Waiting(
+            seq=one.seq,
+            version=one.registry_version,
+            num_edits=one.num_edits,
+            edits=tuple(one.edits),
+            is_rolled_back=one.is_rolled_back,
+        )
         for one in reversed(found.all())
     )
 

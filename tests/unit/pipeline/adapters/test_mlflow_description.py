@@ -119,7 +119,7 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
     for told in (
         "it passed its gates",
         "1 edit came in",
-        "makes live what it is built on: 1 earlier candidate, 3 edits in all",
+        "makes live what it is built on: 1 earlier snapshot, 3 edits in all",
         "[version 1](http://m/#/models/facts/versions/1?workflowType=machine_learning): 2 edits: The pope is Leo XIV",
         "- answer: Tokyo, a city → **Osaka**",
         "- *Japan is governed from*: Tokyo → **(nothing)**",
