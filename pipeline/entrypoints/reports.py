@@ -98,7 +98,11 @@ def print_others(others: Sequence[Mapping[str, Any]]) -> None:
         return
     say()
     columns = {"prompt": "other subjects, asked the same", "before": "before", "after": "after", "kl": "nats", "": ""}
-    marked = [other | {"": "takes over the answer" if other["takes_answer"] else ""} for other in map(dict, others)]
+    marked = [
+        {**other, "before": _first_line(other["before"]), "after": _first_line(other["after"])}
+        | {"": "takes over the answer" if other["takes_answer"] else ""}
+        for other in others
+    ]
     print_rows(sorted(marked, key=lambda other: -other["kl"]), columns, as_json=False, empty="")
 
 
