@@ -151,3 +151,22 @@ def test_submit_goes_over_http_where_an_api_is_named(
     one = corrigenda("--prompt", "The capital of Mali is", "--target", "Bamako")
     assert one.exit_code == 0, one.stderr
     assert "to the HTTP API" in one.stdout
+
+
+def test_submit_waits_for_verdicts_over_http_too(
+    web: WebRig, rig: StoreRig, transport: OverHttp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "corrections.jsonl"
+    file.write_text('{"prompt": "The capital of Chad is", "target_new": "Ndjamena"}\n')
+    token = web.token_of("desk", [Role.requester])["Authorization"].removeprefix("Bearer ")
+    for name, value in (("URL", "http://api"), ("TOKEN", token)):
+        monkeypatch.setenv(f"CORRIGENDA_API_{name}", value)
+    client = httpx2.Client
+    monkeypatch.setattr(httpx2, "Client", lambda **options: client(**(options | {"transport": transport})))
+    assert CliRunner().invoke(app, ["submit", str(file)]).exit_code == 0
+    rig.submit(parse_message(encoded(web.publisher.sent[0][1])))
+    rig.query("UPDATE edit_requests SET status = 'rejected', reason = 'it says Cairo'")
+    done = CliRunner().invoke(app, ["submit", str(file), "--wait"])
+    assert (done.exit_code, "rejected" in done.stderr, "it says Cairo" in done.stderr) == (1, True, True)
+    told = json.loads(CliRunner().invoke(app, ["submit", str(file), "--wait", "--json"]).stdout)
+    assert [one["state"] for one in told["edits"]] == ["rejected"]

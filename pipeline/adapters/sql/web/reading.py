@@ -15,16 +15,20 @@ from pipeline.adapters.sql.database.tables import lineages, snapshots
 from pipeline.domain.errors import UnknownRecord
 from pipeline.services.registry.registry_ports import Surroundings
 
+# The newest of each lineage, by its index: however many wait, no more are looked at than a page of each shows.
 _WAITING = text(
     """
     SELECT l.name AS lineage, s.seq, s.snapshot_id::text, s.created_at, s.num_active, g.report -> 'rows' AS rows,
-        clock_timestamp() - s.created_at AS age, s.seq = head.seq AS is_head,
-        (SELECT count(*) FROM edit_rows r WHERE r.lineage_id = l.lineage_id AND r.snapshot_id = s.snapshot_id) AS edits
+        clock_timestamp() - s.created_at AS age, s.snapshot_id = l.head_snapshot_id AS is_head,
+        (SELECT count(*) FROM edit_rows r WHERE r.lineage_id = l.lineage_id AND r.since_seq = s.seq) AS edits
     FROM lineages l
     LEFT JOIN snapshots champion ON champion.snapshot_id = l.champion_snapshot_id
-    JOIN snapshots head ON head.snapshot_id = l.head_snapshot_id
-    JOIN snapshots s ON s.lineage_id = l.lineage_id AND s.seq > coalesce(champion.seq, 0)
-        AND s.status IN ('candidate', 'rolled_back')
+    CROSS JOIN LATERAL (
+        SELECT * FROM snapshots above
+        WHERE above.lineage_id = l.lineage_id AND above.seq > coalesce(champion.seq, 0)
+            AND above.status IN ('candidate', 'rolled_back')
+        ORDER BY above.seq DESC LIMIT :limit
+    ) s
     JOIN gate_reports g ON g.gate_report_id = s.gate_report_id
     ORDER BY s.created_at DESC LIMIT :limit
     """
@@ -60,12 +64,13 @@ _DECISIONS = text(
     WHERE snapshot_id = CAST(:snapshot_id AS uuid) ORDER BY decided_at DESC LIMIT :limit
     """
 )
+# Ordered by the column, which has an index: `edit_id` alone would be the text of it, of every row there is.
 _EDITS = text(
     """
     SELECT edit_id::text, request_id, prompt, target_new, status, submitted_by, received_at
-    FROM edit_requests
-    WHERE lineage_id = :lineage_id AND (CAST(:before AS uuid) IS NULL OR edit_id < CAST(:before AS uuid))
-    ORDER BY edit_id DESC LIMIT :limit
+    FROM edit_requests e
+    WHERE lineage_id = :lineage_id AND (CAST(:before AS uuid) IS NULL OR e.edit_id < CAST(:before AS uuid))
+    ORDER BY e.edit_id DESC LIMIT :limit
     """
 )
 # Superseded edits point at what holds, and so on; the chain is walked from one of them, both ways.
@@ -89,8 +94,8 @@ _SAME_FACT = text(
 _DEAD = text(
     """
     SELECT l.name AS lineage, e.* FROM lineages l CROSS JOIN LATERAL (
-        SELECT edit_id::text, request_id, prompt, target_new, reason, received_at FROM edit_requests
-        WHERE lineage_id = l.lineage_id AND status = 'dead' ORDER BY edit_id DESC LIMIT :limit
+        SELECT edit_id::text, request_id, prompt, target_new, reason, received_at FROM edit_requests d
+        WHERE lineage_id = l.lineage_id AND status = 'dead' ORDER BY d.edit_id DESC LIMIT :limit
     ) e ORDER BY l.name, e.edit_id DESC
     """
 )
