@@ -67,6 +67,12 @@ class EditResult:
     """Inner parameters whose matrix was not positive definite as it was -> what was added to its diagonal."""
     kept_bytes: int | None = None
     """Size of what has to be kept for the edits where it is not the delta; None where it is."""
+    ledger: Ledger | None = None
+    """The ledger that takes the place of the job's, where all was solved anew (see `rekeying`); else None."""
+    batches: tuple[EditRows, ...] = ()
+    """Where rows are others then: those of every active edit, in its order."""
+    distance: float | None = None
+    """The norm of the change then, as a part of the whole shift's, where that is most."""
 
     @property
     def num_rows(self) -> int:

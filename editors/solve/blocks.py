@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from copy import copy
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 from editors.solve.gram import Gram
 from editors.solve.prior import Prior
 from editors.solve.rows import EditRows, load_batches, on_disk, save_batches
+from editors.solve.shared_targets import SharedTargets
 from editors.weights.deltas import read_tensors, write_tensors
 from pipeline.domain.errors import UnknownRecord
 from pipeline.domain.formats.canonical import sha256_text
@@ -93,10 +95,26 @@ class ActiveRows:
         targets = torch.cat([rows.targets_of(name, places) for rows, places in found])
         return keys.double(), targets.double()
 
+    def targets_of(self, name: str, edit_id: str) -> Tensor | SharedTargets:
+        """Return the targets of an active edit's rows for an inner parameter, as they are kept."""
+        rows = self._batches[self._batch_of[edit_id]]
+        return rows.targets[name][rows.range_of(name, edit_id)]
+
+    def prior_matrix(self, name: str, strength: float) -> Tensor:
+        """Return C0 + lambda I of an inner parameter for a strength, fp64, in memory of its own."""
+        matrix_II = self._prior.moments[name].to(self._device).double() * strength
+        matrix_II.diagonal().add_(self._ridge * float(matrix_II.diagonal().mean()))
+        return matrix_II
+
+    def at(self, strength: float) -> ActiveRows:
+        """Return the same rows with a prior of another strength. Only one of the two may take or drop rows."""
+        changed = copy(self)
+        changed._strength = strength
+        return changed
+
     def gram(self, name: str, gone: frozenset[str] = frozenset()) -> Gram:
         """A of an inner parameter, without some of the edits."""
-        matrix_II = self._prior.moments[name].to(self._device).double() * self._strength
-        matrix_II.diagonal().add_(self._ridge * float(matrix_II.diagonal().mean()))
+        matrix_II = self.prior_matrix(name, self._strength)
         left = self._positions(name, gone)
         starts = self._starts_without(name, left)
         for first, end in pairwise(starts):

@@ -14,7 +14,7 @@ Legend: T rows, I in_features, O out_features.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Self
@@ -27,6 +27,7 @@ from editors.solve.gram import Gram
 from editors.solve.linear import Factored
 from editors.solve.prior import Prior
 from editors.solve.rows import EditRows, load_batches
+from editors.solve.shared_targets import SharedTargets
 from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.rank_api import FileRef, LedgerRows
 
@@ -92,6 +93,8 @@ class Ledger:
         device: where matrices are added up and factored; rows are on the CPU.
 
     Attributes:
+        prior: second moments of keys over plain text.
+        strength: c.
         device: the device of the matrices. A solve takes its right side from any device and gives it back there.
     """
 
@@ -104,7 +107,8 @@ class Ledger:
         batches: Sequence[EditRows] = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        self.prior, self.device = prior, torch.device(device)
+        self.prior, self.device, self.strength = prior, torch.device(device), strength
+        self._ridge = ridge
         self._rows = ActiveRows(prior, strength=strength, ridge=ridge, device=device)
         for batch in batches:
             self._rows.take(batch)
@@ -134,14 +138,9 @@ class Ledger:
             IntegrityBroken: if a file or an edit's rows are not what was recorded.
         """
         ledger = cls(Prior.load(Path(prior.path), prior.digest, names=names), strength=strength, ridge=ridge)
-        for file, items in groupby(rows, lambda item: item.file):
-            wanted = {edit_id for item in items for edit_id in item.edit_ids}
-            batches = load_batches(Path(file.path), file.digest) if wanted else ()
-            for batch in batches:
-                kept = batch if names is None else batch.of_params(names)
-                ledger._rows.take(kept, only=wanted, is_on_disk=True)
-            if missing := wanted - {edit_id for batch in batches for edit_id in batch.edit_ids}:
-                raise IntegrityBroken(f"expected rows of edit {min(missing)} in {file.path}, got none")
+        for batch, wanted in _read(rows):
+            kept = batch if names is None else batch.of_params(names)
+            ledger._rows.take(kept, only=wanted, is_on_disk=True)
         return ledger
 
     @property
@@ -172,6 +171,34 @@ class Ledger:
         """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64 on the CPU, oldest first."""
         return self._rows.rows_of(name, edit_ids)
 
+    def targets_of(self, name: str, edit_id: str) -> Tensor | SharedTargets:
+        """Return the targets of an active edit's rows for an inner parameter, as they are kept.
+
+        Raises:
+            UnknownRecord: if it has no rows here.
+        """
+        self._rows.require([edit_id])
+        return self._rows.targets_of(name, edit_id)
+
+    def prior_matrix(self, name: str, strength: float) -> Tensor:
+        """Return C0 + lambda I of an inner parameter for a strength (of a difference of two, the difference)."""
+        return self._rows.prior_matrix(name, strength)
+
+    def at(self, strength: float, batches: Sequence[EditRows] | None = None, *, names: Sequence[str] = ()) -> Ledger:
+        """Return a ledger of another strength, with other rows if some are given; this one stays as it is.
+
+        Args:
+            strength: c.
+            batches: the rows; this ledger's if None. Of two ledgers that share rows only one may go on.
+            names: inner parameters that it is of; all if there is none.
+        """
+        prior = self.prior if not names else self.prior.only(names)
+        changed = Ledger(prior, strength=strength, ridge=self._ridge, batches=batches or (), device=self.device)
+        if batches is None:
+            changed._rows = self._rows.at(strength)
+            changed._matrices = changed._tried = Matrices(changed._rows)
+        return changed
+
     def commit(self, rows: EditRows, removed_ids: Collection[str] = ()) -> None:
         """Take a kept candidate's rows in and the removed edits' rows out.
 
@@ -187,3 +214,24 @@ class Ledger:
         self._matrices = self._tried = Matrices(self._rows, made=made)
         self._rows.drop(removed_ids)
         self._rows.take(rows)
+
+
+def batches_of(rows: Sequence[LedgerRows]) -> Iterator[EditRows]:
+    """Yield the rows of the edits that count in some files, batch by batch, for all inner parameters.
+
+    Raises:
+        IntegrityBroken: if a file or an edit's rows are not what was recorded.
+    """
+    for batch, wanted in _read(rows):
+        if (kept := batch.only(wanted.intersection(batch.edit_ids))).edit_ids:
+            yield kept
+
+
+def _read(rows: Sequence[LedgerRows]) -> Iterator[tuple[EditRows, set[str]]]:
+    """Yield each batch of some files, and which edits of its file count; checks that all of these are there."""
+    for file, items in groupby(rows, lambda item: item.file):
+        wanted = {edit_id for item in items for edit_id in item.edit_ids}
+        batches = load_batches(Path(file.path), file.digest) if wanted else ()
+        yield from ((batch, wanted) for batch in batches)
+        if missing := wanted - {edit_id for batch in batches for edit_id in batch.edit_ids}:
+            raise IntegrityBroken(f"expected rows of edit {min(missing)} in {file.path}, got none")

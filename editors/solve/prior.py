@@ -52,6 +52,12 @@ class Prior:
     num_tokens: int
     """Tokens over which the mean of keys was taken, in the inner parameter with the most."""
 
+    def only(self, names: Collection[str]) -> Self:
+        """Return the moments of some inner parameters."""
+        keys = {name: moment for name, moment in self.moments.items() if name in names}
+        gradients = {name: moment for name, moment in self.gradient_moments.items() if name in names}
+        return type(self)(moments=keys, gradient_moments=gradients, num_tokens=self.num_tokens)
+
     def save(self, path: Path) -> str:
         """Write the moments; return the file's SHA-256."""
         tensors = {KEYS + name: moment for name, moment in self.moments.items()}

@@ -73,6 +73,10 @@ class EditRows:
             return slice(None)  # a view, so that what is mapped stays on disk
         return torch.tensor([place for places in kept for place in places], dtype=torch.long)
 
+    def range_of(self, name: str, edit_id: str) -> slice:
+        """Return which rows of an inner parameter an edit has."""
+        return next((slice(start, end) for found, start, end in self.ranges[name] if found == edit_id), slice(0))
+
     def only(self, edit_ids: Collection[str]) -> Self:
         """The rows of some of the edits, in the same order; `self` if that is all of them."""
         if set(self.edit_ids) <= set(edit_ids):

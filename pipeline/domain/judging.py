@@ -88,7 +88,14 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
         ),
         *_accuracy_rows(policy, m),
         _row("change_norm", m.change_norm, policy.change_norm_max, is_most=True),
+        *_ledger_rows(m),
     )
+
+
+def _ledger_rows(m: Measurements) -> tuple[GateRow, ...]:
+    """Return the state of the ledger as it is told: the prior's strength, and how far a new solve moved the weights."""
+    told = {"prior_strength": m.prior_strength, "solved_anew": m.solved_anew}
+    return tuple(_row(name, value, None, required=False) for name, value in told.items() if value is not None)
 
 
 def _wording_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:

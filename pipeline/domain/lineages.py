@@ -12,6 +12,7 @@ from pipeline.domain.audit import SYSTEM_CHAIN
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GatePolicy
+from pipeline.domain.ledger.upkeep import Resolving, Upkeep
 from pipeline.domain.rank_api import BaseSpec, EditorIdentity, EditorSettings, Step
 from pipeline.domain.review.policies import ApprovalPolicy
 from pipeline.domain.snapshots import Artifact
@@ -84,6 +85,15 @@ class Lineage:
     """Why no batch may be edited now; None if one may."""
     created_at: datetime
     """Database time of its creation."""
+    upkeep: Upkeep = field(default_factory=Upkeep)
+    """What it does by itself to stay as good as it is."""
+    head_strength: float | None = None
+    """The prior's strength at the head; None where it is that of the editor's settings."""
+
+    @property
+    def prior_strength(self) -> float:
+        """The prior's strength for the next batch."""
+        return self.settings.editor.prior_strength if self.head_strength is None else self.head_strength
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +112,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Removal:
-    """A request to take active edits out of the head."""
+    """A request to take active edits out of the head, or to solve its ledger anew."""
 
     removal_id: str
     """UUID of the removal."""
@@ -118,6 +128,8 @@ class Removal:
     """Who asked for it."""
     reason: str
     """Why, in the words of who asked."""
+    resolving: Resolving | None = None
+    """How the ledger is solved anew; then no edit leaves or comes back."""
 
 
 def check_name(name: str) -> None:
@@ -148,7 +160,7 @@ class Work:
     """A piece of work under a lease."""
 
     kind: str
-    """`editing` a batch, or `removing` edits."""
+    """`editing` a batch, `removing` edits, or `rekeying`: solving the ledger anew."""
     num_edits: int
     """How many edits the batch or the removal holds."""
     trial: int = 0
@@ -183,7 +195,8 @@ class Work:
     def sentence(self) -> str:
         """Return it for people: `editing a batch of 12 edits, trial 2 with 6 edits, pass 7 of at most 12`."""
         edits = counted(self.num_edits, "edit")
-        parts = [f"editing a batch of {edits}" if self.kind == "editing" else f"taking out {edits}"]
+        kinds = {"editing": f"editing a batch of {edits}", "rekeying": "solving the ledger anew"}
+        parts = [kinds.get(self.kind, f"taking out {edits}")]
         if self.trial > 1:
             parts.append(f"trial {self.trial} with {counted(self.num_tried, 'edit')}")
         return ", ".join([*parts, self.step.sentence()])

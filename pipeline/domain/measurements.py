@@ -158,6 +158,11 @@ class Measurements:
     """SHA-256 of the probes asked."""
     moved: tuple[Moved, ...] = ()
     """Probes of the suite that answer otherwise than the parent did; the first few."""
+    prior_strength: float | None = None
+    """The prior's strength, where it is not that of the editor's settings or the ledger was solved anew."""
+    solved_anew: float | None = None
+    """Where the ledger was solved anew: norm of the change over that of the shift before, the largest of any inner
+    parameter."""
 
     @classmethod
     def from_stored(cls, document: Mapping[str, Any]) -> Self:

@@ -142,6 +142,8 @@ class LedgerPlan:
     """Suite, plain text, and what the base answers to them (`baseline.json`)."""
     trained: TrainedFiles | None = None
     """The trained editor; None where the gradient itself is asked."""
+    prior_strength: float | None = None
+    """The prior's strength at this snapshot; None for that of the editor's settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +184,18 @@ class Loaded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Rekeying:
+    """How the whole ledger is solved anew, see `editors.methods.rekeying`."""
+
+    prior_strength: float
+    """The prior's strength from then on."""
+    edits: tuple[Edit, ...] = ()
+    """Every active edit, where keys are read again; none where rows stay as they are."""
+    rows: tuple[LedgerRows, ...] = ()
+    """Files of other rows for every active edit, where those of before come back; none where rows stay."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
     """A candidate: what to add to and take from the snapshot that is loaded."""
 
@@ -202,6 +216,8 @@ class Candidate:
     guards nor asked about."""
     related_subjects: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Added edit -> subjects of earlier requests of its relation which no active edit is about."""
+    rekeying: Rekeying | None = None
+    """How the ledger is solved anew; then no edit is added or removed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,8 @@ class Attempt:
     """The verdict and its figures."""
     seconds: Mapping[str, float]
     """Wall time of each phase."""
+    prior_strength: float | None = None
+    """The prior's strength from then on, where the ledger was solved anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

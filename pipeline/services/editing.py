@@ -21,11 +21,13 @@ from pipeline.domain.errors import EditorFailed, LeaseLost, one_line
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
-from pipeline.domain.rank_api import Candidate, Loaded
+from pipeline.domain.rank_api import Loaded, Rekeying
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator
 from pipeline.services.batch_in_hand import BatchInHand
 from pipeline.services.bisecting import Attempt, Sifted, sift
+from pipeline.services.composing.candidates import Composition, candidate_of
+from pipeline.services.composing.rekeying import rekeying_of
 from pipeline.services.edit_telling import tell_settled, telling_of_batch, telling_of_trial
 from pipeline.services.lease_keeping import LeaseKeeper
 from pipeline.services.ports import EditorGroup, LineageStore, NewSnapshot
@@ -57,19 +59,6 @@ class EditPolicy:
     """Tries of an edit by itself, without a verdict, before it is dead."""
     batches_per_turn: int = 8
     """After so many pieces of work a lineage makes way for others of its base that wait."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Composition:
-    """What one candidate changes, and on what."""
-
-    lineage: Lineage
-    parent_id: str | None
-    snapshot_id: str
-    suite_keys: tuple[str, ...]
-    edited_names: tuple[str, ...]
-    related_subjects: dict[str, tuple[str, ...]]
-    in_hand: BatchInHand
 
 
 class EditService:
@@ -138,7 +127,7 @@ class EditService:
         self._on_progress()
         removal = self._queue.next_removal(keeper.lease)
         if removal is not None:
-            with keeper.doing("removing", len(removal.edit_ids)):
+            with keeper.doing("removing" if removal.resolving is None else "rekeying", len(removal.edit_ids)):
                 return self._remove(removal, keeper)
         batch_size = self._lineages.lineage(lineage).settings.editor.batch_size
         batch = self._queue.claim_batch(keeper.lease, limit=batch_size, max_wait=self._policy.batch_max_wait)
@@ -204,8 +193,9 @@ class EditService:
         try:
             back = self._queue.edits(removal.lineage, removal.reinstated_ids)
             on = self._compose(removal.lineage, head_id, back, in_hand, keeper)
+            anew = self._rekeying(on.lineage, removal)
             with in_hand.on_trial(back):
-                attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper)
+                attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper, rekeying=anew)
                 if attempt.report.passed:
                     self._commit(on, attempt, keeper, batch=None, removal=removal)
                     return 1
@@ -219,6 +209,11 @@ class EditService:
         failpoint("edit.after_removal_failed")
         return 0
 
+    def _rekeying(self, lineage: Lineage, removal: Removal) -> Rekeying | None:
+        if removal.resolving is None:
+            return None
+        return rekeying_of(removal.resolving, lineage, queue=self._queue, snapshots=self._snapshots)
+
     def _compose(
         self,
         lineage: str,
@@ -226,10 +221,10 @@ class EditService:
         edits: Sequence[Edit],
         in_hand: BatchInHand,
         keeper: LeaseKeeper,
-    ) -> _Composition:
+    ) -> Composition:
         found = self._lineages.lineage(lineage)
         loaded = self._loaded(found, parent_id, epoch=keeper.lease.epoch)
-        return _Composition(
+        return Composition(
             lineage=found,
             parent_id=parent_id,
             snapshot_id=str(uuid.uuid4()),
@@ -253,11 +248,17 @@ class EditService:
         return loaded
 
     def _attempt(
-        self, on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str], keeper: LeaseKeeper
+        self,
+        on: Composition,
+        *,
+        added: Sequence[Edit],
+        removed_ids: Sequence[str],
+        keeper: LeaseKeeper,
+        rekeying: Rekeying | None = None,
     ) -> Attempt:
         _ = keeper.lease  # stop early when the lease is known to be lost
         keeper.tries(len(added))
-        candidate = self._candidate(on, added=added, removed_ids=removed_ids)
+        candidate = candidate_of(on, queue=self._queue, added=added, removed_ids=removed_ids, rekeying=rekeying)
         policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
         name = on.lineage.settings.name
         with on.in_hand.on_trial(added), telling_of_trial(name, added) as judged:
@@ -274,28 +275,16 @@ class EditService:
         failpoint("edit.after_trial")
         seconds = {phase: round(spent, 2) for phase, spent in outcome.seconds.items()}
         log.info("candidate judged", lineage=name, edits=len(added), verdict=report.summary, **seconds)
-        return Attempt(candidate_id=candidate.candidate_id, report=report, seconds=outcome.seconds)
-
-    def _candidate(self, on: _Composition, *, added: Sequence[Edit], removed_ids: Sequence[str]) -> Candidate:
-        name, keys = on.lineage.settings.name, on.suite_keys
-        edited = {*self._queue.active_keys(name, keys, removed_ids=removed_ids)}
-        edited |= {edit.request.conflict_key for edit in added}.intersection(keys)
-        return Candidate(
-            candidate_id=str(uuid.uuid4()),
-            snapshot_id=on.snapshot_id,
-            added=tuple(added),
-            removed_ids=tuple(removed_ids),
-            retained=self._queue.retention_sample(name, seed=on.snapshot_id, removed_ids=removed_ids),
-            gone_keys=tuple(sorted(edited)),
-            edited_names=on.edited_names,
-            related_subjects={
-                e.edit_id: on.related_subjects[e.edit_id] for e in added if e.edit_id in on.related_subjects
-            },
+        return Attempt(
+            candidate_id=candidate.candidate_id,
+            report=report,
+            seconds=outcome.seconds,
+            prior_strength=rekeying.prior_strength if rekeying else None,
         )
 
     def _commit(
         self,
-        on: _Composition,
+        on: Composition,
         attempt: Attempt,
         keeper: LeaseKeeper,
         *,
@@ -315,7 +304,7 @@ class EditService:
 
     def _stored(
         self,
-        on: _Composition,
+        on: Composition,
         attempt: Attempt,
         folder: Path,
         *,
@@ -325,9 +314,9 @@ class EditService:
     ) -> NewSnapshot:
         """Write the candidate's files into the artifact store and describe the snapshot they make."""
         basis = Basis.parent
-        kept = self._group.keep(
-            attempt.candidate_id, folder=folder, with_accumulator=stores_accumulator(seq=seq, basis=basis)
-        )
+        # A ledger that was solved anew has changes of full rank, as large as the accumulators.
+        is_whole = stores_accumulator(seq=seq, basis=basis) or (removal is not None and removal.resolving is not None)
+        kept = self._group.keep(attempt.candidate_id, folder=folder, with_accumulator=is_whole)
         delta = self._artifacts.put(Path(kept.delta.path))
         failpoint("edit.after_delta")
         return NewSnapshot(
@@ -344,4 +333,5 @@ class EditService:
             seconds=attempt.seconds,
             rewritten_ids=kept.rewritten_ids,
             traceparent=tracing.current(),
+            prior_strength=attempt.prior_strength,
         )

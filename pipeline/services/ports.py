@@ -92,13 +92,15 @@ class NewSnapshot:
     batch: EditBatch | None
     """The batch, without the edits that were not accepted; None for a removal."""
     removal: Removal | None
-    """The removal; None for a batch."""
+    """The removal, or the ledger that was solved anew; None for a batch."""
     seconds: Mapping[str, float]
     """Wall time of each phase."""
     rewritten_ids: tuple[str, ...] = ()
     """Active edits of earlier snapshots whose ledger rows are in `rows` too; it is their file from now on."""
     traceparent: str | None = None
     """Where the trace of the batch goes on; None if there is no trace."""
+    prior_strength: float | None = None
+    """The prior's strength from now on, where the ledger was solved anew; None for the parent's."""
 
 
 class SnapshotStore(Protocol):

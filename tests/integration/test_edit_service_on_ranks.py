@@ -13,9 +13,12 @@ from editors.weights.loading import load_base
 from pipeline import bootstrap
 from pipeline.adapters.logins import Login
 from pipeline.config import Settings
+from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import EngineFailed
 from pipeline.domain.gates import GatePolicy
+from pipeline.domain.ledger.upkeep import Resolving
 from pipeline.domain.rank_api import LoadPlan
+from pipeline.domain.review.approvals import Decision
 from pipeline.entrypoints.preparation import Prepared, make_lineage
 from tests.support.factories import NOON
 from tests.support.processes import is_gone
@@ -109,6 +112,45 @@ def test_a_batch_whose_ranks_are_killed_is_finished_by_the_next_doorbell(
         asked = [other["prompt"] for score in report["measurements"]["edits"] for other in score["other_subjects"]]
         assert asked, "what ranks agree on about other subjects is kept"
         check_one_rank_holds_the_same(kept.snapshots.load_plan(LINEAGE, snapshot_id=head.head_id), group, tmp_path)
+
+
+def test_a_ledger_is_solved_anew_by_the_worker_and_its_rejection_brings_the_weights_of_before_back(
+    settings: Settings, rig: StoreRig, plan: LoadPlan, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"num_ranks": 1})
+    console = bootstrap.stores(settings.model_copy(update={"database_role": Login.console}))
+    make_lineage(console, LINEAGE, prepared(plan), batch_size=2, policy=LENIENT)
+    for place, edit in enumerate(edits(4)):
+        rig.submit(replace(edit.request, request_id=f"r{place}", occurred_at=NOON + timedelta(minutes=place)))
+    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
+        service = bootstrap.edit_service(settings, group)
+        assert service.run(LINEAGE) == 2
+        held = rig.active(rig.lineage().head_id)
+        console.review.request_resolving(
+            LINEAGE, Resolving(rekeys=True, prior_strength=3.0), actor="cli:tester (claimed)", reason="a long stream"
+        )
+        assert service.run(LINEAGE) == 1
+        anew = console.snapshots.snapshot(LINEAGE, "head")
+        assert anew.accumulator is not None
+        assert rig.active(anew.snapshot_id) == held
+        rows = {row["metric"]: row["value"] for row in console.snapshots.report(anew.gate_report_id)["rows"]}
+        assert rows["prior_strength"] == 3.0
+        assert rows["solved_anew"] > 0
+        assert rig.decide(anew, Decision.rejected).is_accepted
+        assert service.run(LINEAGE) == 1
+        head = rig.lineage()
+        assert (head.head_seq, head.prior_strength) == (4, plan.editor.prior_strength)
+        assert rig.active(head.head_id) == held
+        for seq in (2, 4):
+            snapshot = console.snapshots.snapshot(LINEAGE, str(seq))
+            group.load(console.snapshots.load_plan(LINEAGE, snapshot_id=snapshot.snapshot_id), epoch=99)
+            group.export(tmp_path / str(seq))
+    before, after = (load_base(tmp_path / str(seq)).module.state_dict() for seq in (2, 4))
+    for name, weight in before.items():
+        assert float((after[name] - weight).norm()) <= 1e-5 * float(weight.norm())
+    told = [one.payload for one in rig.audit.events(LINEAGE) if one.action is AuditAction.snapshot_created]
+    assert ["solved_anew" in payload for payload in told] == [False, False, True, True]
+    assert '"prior_strength":3' in told[2]
 
 
 def prepared(plan: LoadPlan) -> Prepared:

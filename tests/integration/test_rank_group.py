@@ -28,7 +28,7 @@ from pipeline.domain.errors import (
     UnknownRecord,
     WrongBase,
 )
-from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, TrainedFiles
+from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, Rekeying, TrainedFiles
 from tests.support.tiny_editors import tiny_editor
 from tests.support.tiny_families import LABELS
 from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage, plan_after
@@ -178,6 +178,44 @@ def test_rows_since_the_last_accumulators_are_written_together_and_give_the_same
         next_rows.append(ranks.keep("next", folder=tmp_path / f"next {number}", with_accumulator=False))
     assert next_rows[0].delta.digest == next_rows[1].delta.digest
     assert next_rows[0].rows.digest == next_rows[1].rows.digest
+
+
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_ledger_that_is_solved_anew_reloads_bit_for_bit_and_goes_on(
+    num_ranks: int, plan: LoadPlan, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    group: RankGroup = request.getfixturevalue("ranks" if num_ranks == 1 else "two_ranks")
+    for name in ("made", "anew", "next 0", "next 1"):
+        (tmp_path / name).mkdir()
+    added = edits(3)
+    group.load(plan, epoch=1)
+    group.try_edits(candidate("made", added))
+    made = plan_after(plan, group.keep("made", folder=tmp_path / "made", with_accumulator=False), "s1", added)
+    group.held("s1", digest=made.digest)
+    before = group.weights_digest()
+
+    anew = replace(candidate("anew", ()), rekeying=Rekeying(prior_strength=2.0, edits=added))
+    outcome = group.try_edits(anew)
+    assert group.weights_digest() == before
+    assert outcome.measurements.prior_strength == 2.0
+    assert outcome.measurements.solved_anew
+    kept = group.keep("anew", folder=tmp_path / "anew", with_accumulator=True)
+    assert kept.rewritten_ids == tuple(edit.edit_id for edit in added)
+    after = plan_after(made, kept, "s2", added)
+    assert after.ledger is not None
+    after = replace(after, ledger=replace(after.ledger, rows=after.ledger.rows[-1:], prior_strength=2.0))
+    group.held("s2", digest=after.digest)
+    lived_on, found = group.weights_digest(), []
+    assert lived_on != before
+    for number in range(2):
+        if number:
+            group.load(replace(after, snapshot_id="other id", accumulator=kept.accumulator, deltas=()), epoch=2)
+        assert group.weights_digest() == lived_on
+        outcome = group.try_edits(candidate("next", edits(1, start=3), removed_ids=(added[0].edit_id,)))
+        assert outcome.measurements.prior_strength == 2.0
+        assert outcome.measurements.solved_anew is None
+        found.append(group.keep("next", folder=tmp_path / f"next {number}", with_accumulator=False).delta.digest)
+    assert found[0] == found[1]
 
 
 def test_a_kept_candidate_that_was_not_committed_is_left_by_the_next_load(

@@ -167,7 +167,7 @@ class HeldModel:
         ledger = Ledger.from_files(
             wanted.prior,
             wanted.rows,
-            strength=plan.editor.prior_strength,
+            strength=plan.editor.prior_strength if wanted.prior_strength is None else wanted.prior_strength,
             ridge=plan.editor.ridge,
             names=own_share(self._comm, names),
         )

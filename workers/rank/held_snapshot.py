@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +19,15 @@ from editors.methods.base import EditJob, Editor, EditResult
 from editors.methods.guards import Guards
 from editors.methods.nearest import bare_name
 from editors.methods.other_subjects import OtherSubjectChoice
+from editors.methods.rekeying import RekeyJob, resolve
 from editors.models.families import EditableModel
-from editors.solve.ledger import Ledger
+from editors.solve.ledger import Ledger, batches_of
 from editors.solve.rows import EditRows, load_batches, save_batches
 from editors.weights.deltas import save_accumulators
 from pipeline.domain.errors import EngineFailed, UnknownRecord
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.formats.canonical import canonical_json, sha256_blocks
+from pipeline.domain.measurements import Measurements
 from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, FileRef, KeptFiles, LedgerPlan, LoadPlan, tell
 from workers.rank.sharded_weights import ShardedWeights
 from workers.rank.validation import require_encodable, require_finite
@@ -117,16 +119,7 @@ class HeldSnapshot:
         edited = {bare_name(name) for name in candidate.edited_names}
         with _unchanged(self.weights):
             guards = editing.guards.of(candidate.added, edited)
-            result = editing.editor.edit(
-                EditJob(
-                    model=self.model,
-                    weights=self.weights,
-                    ledger=editing.ledger,
-                    added=candidate.added,
-                    removed_ids=candidate.removed_ids,
-                    guards=guards,
-                )
-            )
+            result = self._changed(editing, candidate, guards, edited)
             tell("measuring the model before")
             clock = _Clock()
             others = editing.others.of(
@@ -146,10 +139,52 @@ class HeldSnapshot:
                 others=others,
             )
             seconds = {**result.seconds, "apply": applying, "measure": observing + clock.lap()}
+        measurements = self._with_ledger(measurements, editing, result)
         require_finite(measurements)
         self.tried[candidate.candidate_id], self.last_candidate = result, candidate.candidate_id
         return CandidateOutcome(
-            measurements=measurements, num_passes=result.num_passes, num_rows=result.num_rows, seconds=seconds
+            measurements=measurements,
+            num_passes=result.num_passes,
+            num_rows=result.num_rows,
+            seconds=seconds,
+        )
+
+    def _with_ledger(self, found: Measurements, editing: Editing, result: EditResult) -> Measurements:
+        """Return figures with the state of the ledger, where that is not as it was made."""
+        strength = (result.ledger or editing.ledger).strength
+        is_told = result.ledger is not None or strength != self.plan.editor.prior_strength
+        return replace(found, prior_strength=strength if is_told else None, solved_anew=result.distance)
+
+    def _changed(
+        self,
+        editing: Editing,
+        candidate: Candidate,
+        guards: Mapping[str, tuple[str, ...]],
+        edited: Collection[str],
+    ) -> EditResult:
+        """Return the change of a candidate: edits that come and go, or the whole ledger solved anew."""
+        if (anew := candidate.rekeying) is None:
+            return editing.editor.edit(
+                EditJob(
+                    model=self.model,
+                    weights=self.weights,
+                    ledger=editing.ledger,
+                    added=candidate.added,
+                    removed_ids=candidate.removed_ids,
+                    guards=guards,
+                )
+            )
+        return resolve(
+            RekeyJob(
+                model=self.model,
+                weights=self.weights,
+                ledger=editing.ledger,
+                settings=self.plan.editor,
+                strength=anew.prior_strength,
+                edits=anew.edits,
+                batches=tuple(batches_of(anew.rows)),
+                guards_of=lambda edits: editing.guards.of(edits, edited),
+            )
         )
 
     def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool, is_writer: bool) -> KeptFiles | None:
@@ -163,7 +198,10 @@ class HeldSnapshot:
         """
         editing, result = self._editing(), self._tried(candidate_id)
         self.weights.apply(result.delta)
-        editing.ledger.commit(result.rows, result.removed_ids)
+        if result.ledger is not None:
+            self.editing = replace(editing, ledger=result.ledger)
+        else:
+            editing.ledger.commit(result.rows, result.removed_ids)
         if self.last_candidate == candidate_id:
             editing.scorer.keep()
         else:
@@ -176,6 +214,8 @@ class HeldSnapshot:
         delta, rows, accumulator = (folder / f"{part}.safetensors" for part in ("delta", "rows", "accumulator"))
         self.recent = [batch.only(set(batch.edit_ids) - set(result.removed_ids)) for batch in self.recent]
         rewritten = [batch for batch in self.recent if batch.edit_ids] if with_accumulator else []
+        if result.batches:  # keys were read again: every active edit has other rows
+            rewritten = list(result.batches)
         files = KeptFiles(
             delta=FileRef(path=str(delta), digest=result.delta.save(delta)),
             rows=FileRef(path=str(rows), digest=save_batches(rows, [*rewritten, result.rows])),

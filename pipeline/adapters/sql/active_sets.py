@@ -101,6 +101,13 @@ def brought_by(connection: Connection, snapshot_id: str) -> Sequence[Row[Any]]:
     return connection.execute(query.where(edit_rows.c.snapshot_id == snapshot_id).order_by(edit_rows.c.place)).all()
 
 
+def held_by_head(connection: Connection, lineage_id: str) -> Sequence[Row[Any]]:
+    """Return rows of `edit_requests` that the head holds, in the order of their places."""
+    query = select(edit_requests).join(edit_rows, edit_rows.c.edit_id == edit_requests.c.edit_id)
+    held = query.where(edit_rows.c.lineage_id == lineage_id, edit_rows.c.until_seq.is_(None))
+    return connection.execute(held.order_by(edit_rows.c.place)).all()
+
+
 def holding(connection: Connection, keys: Collection[str]) -> Sequence[Row[Any]]:
     """Return rows of `edit_requests` that heads hold of these facts; a key names its lineage.
 

@@ -9,6 +9,8 @@ from sqlalchemy import Connection, Row, insert, literal, or_, select, update
 
 from pipeline.adapters.sql.active_sets import begin_activations, end_activations, move_rows
 from pipeline.adapters.sql.approving.decisions import finish_removal, has_rejection_besides
+from pipeline.adapters.sql.approving.holds import lift_after_roll_back
+from pipeline.adapters.sql.approving.resolving import files_of_rows, owe_upkeep
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.rows import artifact_json, insert_report
@@ -22,7 +24,6 @@ from pipeline.adapters.sql.database.tables import (
     status_is,
 )
 from pipeline.adapters.sql.leases import check
-from pipeline.adapters.sql.lineages import lift_after_roll_back
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.statuses import Move, move, move_snapshots
 from pipeline.domain.audit import AuditAction
@@ -63,6 +64,7 @@ def write_snapshot(connection: Connection, lease: Lease, new: NewSnapshot) -> Ro
     num_before = select(snapshots.c.num_active).where(snapshots.c.snapshot_id == new.parent_id)
     num_active = (connection.scalar(num_before) or 0) + len(change.added) - num_left
     row = _insert_snapshot(connection, on, lease, new, num_active=num_active)
+    num_activations = on.num_activations + len(change.added)
     rows = artifact_json(new.rows)
     begin_activations(connection, on, change.added, snapshot_id=new.snapshot_id, seq=seq, rows=rows)
     move_rows(connection, new.rewritten_ids, rows)
@@ -76,6 +78,16 @@ def write_snapshot(connection: Connection, lease: Lease, new: NewSnapshot) -> Ro
         dedup_key=f"register:{new.snapshot_id}",
         payload={"lineage": on.name, "snapshot_id": new.snapshot_id},
     )
+    if new.batch is not None:
+        suite_kl = new.report.measurements.candidate.suite_kl
+        owe_upkeep(
+            connection,
+            on,
+            strength=row.prior_strength,
+            suite_kl=suite_kl,
+            num_activations=num_activations,
+            actor=lease.owner,
+        )
     _ring_if_more_waits(connection, on, new)
     return connection.execute(select(snapshots).where(snapshots.c.snapshot_id == new.snapshot_id)).one()
 
@@ -105,7 +117,7 @@ def _insert_snapshot(
     connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot, *, num_active: int
 ) -> Row[Any]:
     report_id = insert_report(connection, on.lineage_id, new.report, snapshot_digest=new.digest)
-    values = {
+    values: dict[str, Any] = {
         "snapshot_id": new.snapshot_id,
         "lineage_id": on.lineage_id,
         "seq": on.seq + 1,
@@ -121,11 +133,24 @@ def _insert_snapshot(
         "batch_id": new.batch.batch_id if new.batch else None,
         "lease_epoch": lease.epoch,
         "traceparent": new.traceparent,
+        "prior_strength": _strength_of(connection, new),
     }
+    if new.removal is not None and new.removal.resolving is not None and new.rewritten_ids:
+        # Should it be rejected, the rows come back from here; no file that a row of ours names is ever pruned.
+        values["replaced_rows"] = files_of_rows(connection, on.lineage_id)
     row = connection.execute(insert(snapshots).values(values).returning(snapshots)).one()
     head = {"head_snapshot_id": new.snapshot_id, "seq": row.seq}
     connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(head))
     return row
+
+
+def _strength_of(connection: Connection, new: NewSnapshot) -> float | None:
+    """Return the prior's strength from now on: the parent's, unless the ledger was solved anew with another."""
+    if new.prior_strength is not None:
+        return new.prior_strength
+    of_parent = select(snapshots.c.prior_strength).where(snapshots.c.snapshot_id == new.parent_id)
+    strength: float | None = connection.scalar(of_parent)
+    return strength
 
 
 def _audit_created(
@@ -156,8 +181,17 @@ def _audit_created(
             "edits": list(change.added),
             "gone": sorted(change.gone),
             "num_active": row.num_active,
+            **_solved_anew(new),
         },
     )
+
+
+def _solved_anew(new: NewSnapshot) -> dict[str, Any]:
+    """Return what an audit line says of a ledger that was solved anew."""
+    if new.removal is None or new.removal.resolving is None:
+        return {}
+    told = {"prior_strength": new.prior_strength, "distance": new.report.measurements.solved_anew}
+    return {"solved_anew": {**new.removal.resolving.as_json(), **told}}
 
 
 def _move_edits(connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot, *, change: _Change) -> None:
@@ -188,7 +222,7 @@ def _finish_work(connection: Connection, on: LockedLineage, lease: Lease, new: N
             outcome=f"snapshot {seq}",
             snapshot_id=new.snapshot_id,
         )
-        if new.removal.rejected_snapshot_id is None:
+        if new.removal.rejected_snapshot_id is None and new.removal.resolving is None:
             because = f"edits were reverted by {new.removal.actor} in snapshot {seq}"
             lift_after_roll_back(connection, on, because=because, actor=lease.owner)
 

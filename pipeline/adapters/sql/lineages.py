@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.adapters.sql.audit import AuditLine, append, append_all
 from pipeline.adapters.sql.database.engine import transaction
-from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, lock_lineage
+from pipeline.adapters.sql.database.locks import lineage_id_of, lock_lineage
 from pipeline.adapters.sql.database.rows import artifact_json, artifact_of, record_of
 from pipeline.adapters.sql.database.tables import edit_requests, lineages, snapshots
 from pipeline.adapters.sql.outbox import owe
@@ -20,12 +20,11 @@ from pipeline.domain.bounds import changed
 from pipeline.domain.errors import IllegalTransition, InvalidInput, UnknownLineage
 from pipeline.domain.formats.canonical import sha256_json
 from pipeline.domain.gates import GatePolicy
+from pipeline.domain.ledger.upkeep import Upkeep
 from pipeline.domain.lineages import Lineage, NewLineage, TrainedArtifacts, check_name
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
 from pipeline.domain.review.policies import ApprovalPolicy, policy_of
 
-ROLLED_BACK = "rolled back to "
-"""How the reason of the hold that a roll back puts on a lineage begins."""
 PARAMS = ("inner_params", "subject_params")
 """Settings of an editor that are lists of names."""
 BASE_READER = "edit-worker"
@@ -204,6 +203,27 @@ class SqlLineageStore:
             )
             return before
 
+    def set_upkeep(self, name: str, upkeep: Upkeep, *, actor: str) -> Upkeep:
+        """Change what a lineage does by itself after a batch, with an audit line if that is new; return the former.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, name)
+            if on.upkeep != upkeep:
+                values = {"upkeep": asdict(upkeep)}
+                connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(values))
+                append(
+                    connection,
+                    chain=name,
+                    actor=actor,
+                    action=AuditAction.lineage_upkeep_changed,
+                    subject=on.lineage_id,
+                    payload={"was": asdict(on.upkeep), "is": asdict(upkeep)},
+                )
+            return on.upkeep
+
     def bind_base(self, name: str, config_digest: str) -> None:
         """Record the digest of a base's configurations and audit it, once: the first one that is recorded stays.
 
@@ -257,7 +277,12 @@ def _row(new: NewLineage) -> dict[str, Any]:
 
 def _query() -> Select[Any]:
     head, champion = snapshots.alias("head"), snapshots.alias("champion")
-    columns = (head.c.seq.label("head_seq"), head.c.digest.label("head_digest"), champion.c.seq.label("champion_seq"))
+    columns = (
+        head.c.seq.label("head_seq"),
+        head.c.digest.label("head_digest"),
+        head.c.prior_strength.label("head_strength"),
+        champion.c.seq.label("champion_seq"),
+    )
     return (
         select(lineages, *columns)
         .outerjoin(head, head.c.snapshot_id == lineages.c.head_snapshot_id)
@@ -292,6 +317,7 @@ def _lineage(row: Row[Any]) -> Lineage:
         head_digest=row.head_digest or row.base_digest,
         champion_id=row.champion_snapshot_id,
         champion_seq=row.champion_seq or 0,
+        upkeep=Upkeep.from_stored(row.upkeep),
     )
 
 
@@ -300,35 +326,3 @@ def _trained(document: Mapping[str, Any] | None) -> TrainedArtifacts | None:
         return None
     card, tensors = artifact_of(document["card"]), artifact_of(document["tensors"])
     return TrainedArtifacts(name=document["name"], card=card, tensors=tensors)
-
-
-def hold_after_roll_back(connection: Connection, on: LockedLineage, *, seq: int, reason: str, actor: str) -> None:
-    """Hold the lineage, unless something else holds it already: that reason stays."""
-    if on.hold is not None and not on.hold.startswith(ROLLED_BACK):
-        return
-    hold = f"{ROLLED_BACK}{seq}: {reason or 'no reason given'}"
-    connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(hold=hold))
-    append(
-        connection,
-        chain=on.name,
-        actor=actor,
-        action=AuditAction.lineage_held,
-        subject=on.lineage_id,
-        payload={"reason": hold},
-    )
-
-
-def lift_after_roll_back(connection: Connection, on: LockedLineage, *, because: str, actor: str) -> None:
-    """Lift the hold of a roll back, and ring; any other hold stays."""
-    if on.hold is None or not on.hold.startswith(ROLLED_BACK):
-        return
-    connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(hold=None))
-    event = append(
-        connection,
-        chain=on.name,
-        actor=actor,
-        action=AuditAction.lineage_resumed,
-        subject=on.lineage_id,
-        payload={"held": on.hold, "because": because},
-    )
-    owe(connection, kind="doorbell", dedup_key=f"doorbell:{on.name}:{event.seq}", payload=on.doorbell)

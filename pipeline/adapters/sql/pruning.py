@@ -23,9 +23,11 @@ NAMES_NO_ARTIFACT = frozenset(
         "edit_requests.rephrases",
         "gate_reports.report",
         "lineages.policy",
+        "lineages.upkeep",
         "outbox.payload",
         "removals.edit_ids",
         "removals.reinstated_ids",
+        "removals.resolving",
     }
 )
 """JSON columns that are not searched for artifacts. A column that is not listed is, so a new one is safe."""

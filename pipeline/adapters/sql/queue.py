@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
 
-from pipeline.adapters.sql.active_sets import edited_names, holding, related_subjects, retained_ids
+from pipeline.adapters.sql.active_sets import edited_names, held_by_head, holding, related_subjects, retained_ids
 from pipeline.adapters.sql.approving.decisions import fail_removal, next_removal, put_off_removal
 from pipeline.adapters.sql.companions import companions
 from pipeline.adapters.sql.database.engine import transaction
@@ -169,6 +169,16 @@ class SqlEditQueue:
         if missing:
             raise UnknownRecord(f"expected an edit of {lineage!r}, got {missing[0]}", edit_id=missing[0])
         return tuple(found[edit_id] for edit_id in edit_ids)
+
+    def active(self, lineage: str) -> tuple[Edit, ...]:
+        """Return every edit that the head holds, in the order in which they came in: for work that needs them all.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            held = held_by_head(connection, lineage_id_of(connection, lineage))
+        return tuple(edit_of(row, lineage) for row in held)
 
     def retention_sample(self, lineage: str, *, seed: str, removed_ids: Sequence[str]) -> tuple[Edit, ...]:
         """Active edits of the head to measure again, stratified by age, oldest first.

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, Row, func, insert, select, text
 from pipeline.adapters.sql.active_sets import active_among
 from pipeline.adapters.sql.approving.checks import standing_of
 from pipeline.adapters.sql.approving.decisions import about, carry_out, owed_removals, request_removal
+from pipeline.adapters.sql.approving.resolving import owe_resolving
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, lock_lineage
@@ -20,6 +21,7 @@ from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.statuses import Move, move, restore_queued
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, UnknownRecord
+from pipeline.domain.ledger.upkeep import Resolving
 from pipeline.domain.lifecycle import EditStatus, SnapshotStatus
 from pipeline.domain.review.approvals import (
     AUTOMATIC,
@@ -131,6 +133,21 @@ class SqlReviewStore:
             restore_queued(connection, queued, on=on, actor=actor)
             held = [edit_id for edit_id in wanted if edit_id in active]
             return _owe_removal(connection, on, held, actor=actor, reason=reason)
+
+    def request_resolving(self, lineage: str, resolving: Resolving, *, actor: str, reason: str) -> str:
+        """Owe a ledger that is solved anew; return its id, or that of one that is owed already.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+            InvalidInput: if its head holds no edit.
+        """
+        with transaction(self._engine) as connection:
+            on = lock_lineage(connection, lineage)
+            held = connection.scalar(select(snapshots.c.num_active).where(snapshots.c.snapshot_id == on.head_id))
+            if not held:
+                raise InvalidInput(f"expected a lineage whose head holds edits, got {lineage!r}", lineage=lineage)
+            resolving = replace(resolving, place=on.num_activations)
+            return owe_resolving(connection, on, resolving, actor=actor, reason=reason)
 
     def dead(self, lineage: str, *, because: str = "", limit: int) -> tuple[str, ...]:
         """Return ids of dead edits whose reason contains a text, in any case of letters; the oldest first.

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Row, func, select
 
 from pipeline.adapters.file_artifacts import FileArtifacts
 from pipeline.adapters.sql.active_sets import rows_at
+from pipeline.adapters.sql.approving.resolving import before
 from pipeline.adapters.sql.commit import write_snapshot
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.rows import artifact_of, is_uuid, snapshot_of
@@ -75,16 +76,34 @@ class SqlSnapshotStore:
         """
         settings = self._lineages.lineage(lineage).settings
         active: Sequence[Row[Any]] = ()
+        strength: float | None = None
         if snapshot_id is not None:
             with transaction(self._engine) as connection:
                 top = _of_lineage(connection, lineage, snapshot_id)
-                active = rows_at(connection, top.lineage_id, top.seq)
+                active, strength = rows_at(connection, top.lineage_id, top.seq), top.prior_strength
         return LedgerPlan(
-            rows=tuple(self._rows(active)),
+            rows=tuple(self._rows([(row.edit_id, row.rows) for row in active])),
             prior=self._file(settings.prior),
             reference=self._file(settings.reference),
             trained=self._trained(settings.trained) if settings.trained else None,
+            prior_strength=strength,
         )
+
+    def ledger_before(self, lineage: str, *, undone_id: str) -> tuple[float | None, tuple[LedgerRows, ...]]:
+        """Return the prior's strength, and the rows of the head's edits, as if a snapshot had not solved them anew.
+
+        The strength is None for that of the settings; there are no rows where they had stayed as they were.
+
+        Raises:
+            UnknownRecord: if the snapshot is not of this lineage.
+        """
+        with transaction(self._engine) as connection:
+            of = _of_lineage(connection, lineage, undone_id)
+            strength, replaced = before(connection, of.lineage_id, undone_id)
+            head = _row(connection, str(_lineage_row(connection, lineage).head_snapshot_id))
+            active = rows_at(connection, of.lineage_id, head.seq) if replaced is not None else ()
+        known = replaced or {}
+        return strength, tuple(self._rows([(row.edit_id, known.get(row.edit_id, row.rows)) for row in active]))
 
     def digest_path(self, lineage: str, snapshot_id: str) -> DigestPath:
         """Return how the digest of a snapshot follows from those of the deltas that it is loaded from.
@@ -157,14 +176,14 @@ class SqlSnapshotStore:
         found: Mapping[str, Any] = report
         return found
 
-    def _rows(self, active: Sequence[Row[Any]]) -> Iterator[LedgerRows]:
+    def _rows(self, active: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[LedgerRows]:
         """Runs of edits whose rows are in one file; the order of the edits decides the bits of their sums."""
-        for _, run in groupby(active, lambda row: row.rows["uri"]):
+        for _, run in groupby(active, lambda pair: pair[1]["uri"]):
             together = list(run)
-            artifact = artifact_of(together[0].rows)
+            artifact = artifact_of(together[0][1])
             path = self._artifacts.path(artifact, is_checked=False)
             file = FileRef(path=str(path), digest=artifact.digest)
-            yield LedgerRows(file=file, edit_ids=tuple(row.edit_id for row in together))
+            yield LedgerRows(file=file, edit_ids=tuple(edit_id for edit_id, _ in together))
 
     def _trained(self, trained: TrainedArtifacts) -> TrainedFiles:
         return TrainedFiles(name=trained.name, card=self._file(trained.card), tensors=self._file(trained.tensors))

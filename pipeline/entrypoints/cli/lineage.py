@@ -1,4 +1,4 @@
-"""Commands that make, list, hold and resume lineages."""
+"""Commands that make, list, hold and resume lineages, and keep them good as they grow."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GatePolicy
+from pipeline.domain.ledger.upkeep import Resolving, Upkeep
 from pipeline.domain.lineages import Lineage, check_name
 from pipeline.domain.review.policies import MAX_APPROVERS, NAMED, changed_policy, named
 from pipeline.entrypoints.cli import folding, policy
@@ -36,6 +37,8 @@ def add_commands(app: typer.Typer) -> None:
     lineage.command("hold")(exits_clearly(lineage_hold))
     lineage.command("resume")(exits_clearly(lineage_resume))
     lineage.command("approvals")(exits_clearly(lineage_approvals))
+    lineage.command("rekey")(exits_clearly(lineage_rekey))
+    lineage.command("upkeep")(exits_clearly(lineage_upkeep))
     policy.add_commands(lineage)
     folding.add_commands(lineage)
     app.add_typer(lineage, name="lineage")
@@ -191,6 +194,60 @@ def lineage_resume(
         print_json({"lineage": name, "hold": kept.lineages.lineage(name).hold})
     else:
         say(f"lineage {name} is not held any more")
+
+
+def lineage_rekey(
+    name: Annotated[str, typer.Argument(help="Name of the lineage.")],
+    strength: Annotated[float | None, typer.Option(min=1e-6, help="The prior's strength from then on.")] = None,
+    keep_keys: Annotated[bool, typer.Option("--keep-keys", help="Change the strength alone.")] = False,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Solve a lineage's ledger anew: read the keys of all active edits again, on the weights as they are now.
+
+    It makes a candidate, which gates judge and somebody approves; rejecting it brings the ledger of before back.
+
+    Example: corrigenda lineage rekey demo --reason "a thousand edits since the last time"
+    """
+    if keep_keys and strength is None:
+        raise InvalidInput("expected --strength with --keep-keys, got nothing to change")
+    kept = stores(reviewing_settings())
+    resolving = Resolving(prior_strength=strength, rekeys=not keep_keys)
+    removal_id = kept.review.request_resolving(name, resolving, actor=deciding_actor(kept), reason=reason)
+    if as_json:
+        print_json({"lineage": name, "rekeying": removal_id, **resolving.as_json()})
+    else:
+        say(f"owed: a candidate of {name} with {resolving.words()}; approve it to make it live")
+
+
+def lineage_upkeep(
+    name: Annotated[str, typer.Argument(help="Name of the lineage.")],
+    rekey_every: Annotated[
+        int | None, typer.Option(min=0, help="Edits after which keys are read again; 0 for never.")
+    ] = None,
+    suite_kl_budget: Annotated[
+        float | None, typer.Option(min=0, help="KL of the suite above which the prior gets stronger; 0 for none.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or change what a lineage does by itself to stay good in a long stream; off unless asked for.
+
+    Example: corrigenda lineage upkeep demo --rekey-every 1000 --suite-kl-budget 0.1
+    """
+    kept = stores(current_settings())
+    found = kept.lineages.lineage(name)
+    upkeep = Upkeep(
+        rekey_every=found.upkeep.rekey_every if rekey_every is None else rekey_every,
+        suite_kl_budget=found.upkeep.suite_kl_budget if suite_kl_budget is None else suite_kl_budget,
+    )
+    if upkeep != found.upkeep:
+        kept.lineages.set_upkeep(name, upkeep, actor=cli_actor())
+    if as_json:
+        print_json({"lineage": name, "upkeep": asdict(upkeep), "prior_strength": found.prior_strength})
+    else:
+        usual = found.settings.editor.prior_strength
+        beside = "" if found.prior_strength == usual else f" ({usual:.4g} when it was made)"
+        say(f"{name}: {upkeep.words()}; prior strength {found.prior_strength:.4g}{beside}")
 
 
 def lineage_approvals(

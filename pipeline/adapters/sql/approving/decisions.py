@@ -12,16 +12,18 @@ from sqlalchemy import Connection, Row, func, insert, literal, select, update
 
 from pipeline.adapters.sql.active_sets import active_among, brought_by
 from pipeline.adapters.sql.approving.going_live import owe_word_of_live_edits
+from pipeline.adapters.sql.approving.holds import hold_after_roll_back, lift_after_roll_back
+from pipeline.adapters.sql.approving.resolving import owe_resolving, undo_of
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.rows import insert_report
 from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, is_owed, lineages, removals, snapshots
-from pipeline.adapters.sql.lineages import hold_after_roll_back, lift_after_roll_back
 from pipeline.adapters.sql.outbox import owe
 from pipeline.adapters.sql.statuses import move_snapshots
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.gates import GateReport
+from pipeline.domain.ledger.upkeep import Resolving
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
 from pipeline.domain.lineages import Removal
 from pipeline.domain.review.approvals import Approval, Decision
@@ -60,9 +62,11 @@ def _reject(connection: Connection, on: LockedLineage, row: Row[Any], approval: 
     move_snapshots(connection, [row.snapshot_id], rejected, on=on, actor=approval.actor, about=about_it)
     above = _ids(connection, on, snapshots.c.seq > row.seq, snapshots.c.status == SnapshotStatus.candidate)
     move_snapshots(connection, above, retired, on=on, actor=approval.actor, about=about_it | {"stands_on": row.seq})
-    edit_ids = _brought_and_active(connection, row)
+    edit_ids, undo = _brought_and_active(connection, row), undo_of(connection, row)
+    reason = f"snapshot {row.seq} was rejected" + (f": {approval.reason}" if approval.reason else "")
+    if undo is not None:
+        owe_resolving(connection, on, undo, actor=approval.actor, reason=reason, rejected_snapshot_id=row.snapshot_id)
     if edit_ids:
-        reason = f"snapshot {row.seq} was rejected" + (f": {approval.reason}" if approval.reason else "")
         request_removal(
             connection, on, edit_ids, rejected_snapshot_id=row.snapshot_id, actor=approval.actor, reason=reason
         )
@@ -169,10 +173,11 @@ def next_removal(connection: Connection, on: LockedLineage, *, actor: str) -> Re
     for row in owed_removals(connection, on):
         active = active_among(connection, row.edit_ids)
         edit_ids = tuple(edit_id for edit_id in row.edit_ids if edit_id in active)
-        if edit_ids and row.attempts < MAX_ATTEMPTS:
+        has_work = bool(edit_ids) or row.resolving is not None
+        if has_work and row.attempts < MAX_ATTEMPTS:
             _count_attempt(connection, row.removal_id)
             return _removal_of(connection, on, row, edit_ids)
-        if edit_ids:
+        if has_work:
             last = f"; the last: {row.outcome}" if row.outcome else ""
             reason = f"none of its {row.attempts} attempts came to an end{last}"
             fail_removal(
@@ -225,7 +230,7 @@ def fail_removal(
         connection,
         chain=on.name,
         actor=actor,
-        action=AuditAction.removal_failed,
+        action=AuditAction.removal_failed if removal.resolving is None else AuditAction.rekeying_failed,
         subject=removal.removal_id,
         payload=payload,
     )
@@ -255,4 +260,5 @@ def _removal_of(connection: Connection, on: LockedLineage, row: Row[Any], edit_i
         rejected_snapshot_id=row.rejected_snapshot_id,
         actor=row.actor,
         reason=row.reason,
+        resolving=Resolving.from_stored(row.resolving) if row.resolving is not None else None,
     )

@@ -12,6 +12,7 @@ from pipeline.adapters.sql.database.rows import record_of
 from pipeline.adapters.sql.database.tables import lineages
 from pipeline.domain.errors import UnknownLineage
 from pipeline.domain.gates import GatePolicy
+from pipeline.domain.ledger.upkeep import Upkeep
 from pipeline.domain.review.policies import ApprovalPolicy, policy_of
 
 
@@ -41,6 +42,10 @@ class LockedLineage:
     """Who has to approve its snapshots."""
     policy: Mapping[str, Any]
     """Fields of its gate policy."""
+    editor: Mapping[str, Any]
+    """Its editor's settings, as they are kept."""
+    upkeep: Upkeep
+    """What it does by itself to stay as good as it is."""
 
     @property
     def doorbell(self) -> dict[str, Any]:
@@ -83,6 +88,7 @@ def lock_lineage(connection: Connection, name: str) -> LockedLineage:
         head_id=row.head_snapshot_id,
         champion_id=row.champion_snapshot_id,
         approval=policy_of(row.approval_policy, row.approval_rule),
+        upkeep=Upkeep.from_stored(row.upkeep),
     )
 
 

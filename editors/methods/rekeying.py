@@ -1,0 +1,304 @@
+"""A ledger solved anew: with keys that are read again, block by block, or under a prior of another strength.
+
+A ledger is exact for the first edited block. The keys of later blocks were read on weights that later edits have moved
+since, so a long stream solves with keys that its model does not have any more. Here they are read again:
+
+    for each inner parameter, in the order in which they run:
+        K <- keys at the candidate, in which all earlier inner parameters are solved anew
+        S_new = A^-1 K^T Y        A = C0 + lambda I + K^T K        the targets Y stay as they were
+
+Guards have no target of their own: they are held at what the present weights give at their new keys. Without edits to
+read only the strength changes, c to c'. Then rows stay, and with C0 + lambda I = c E nothing of them is needed:
+
+    S_new - S = -(c' - c) A'^-1 E S
+
+Both are changes of full rank, and leave a ledger that defines the new weights: `S_new = A_new^-1 B_new`.
+
+Legend: T rows, I in_features, O out_features.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from editors.methods.base import EditResult
+from editors.methods.edit_reading import Group, Sequences, read_keys_of
+from editors.methods.frames import EditFrames, frames_of
+from editors.models.comm import agreed, own_share, together
+from editors.models.families import EditableModel, InnerParam
+from editors.models.hooks import Branch
+from editors.solve.ledger import Ledger
+from editors.solve.packing import Packed, rounded
+from editors.solve.rows import EditRows, consecutive
+from editors.solve.shared_targets import KEY_BITS, SharedTargets
+from editors.weights.deltas import WeightDelta, WeightStore
+from pipeline.domain.edits import Edit
+from pipeline.domain.errors import EditorFailed, UnknownRecord
+from pipeline.domain.rank_api import EditorSettings, tell
+
+TOGETHER = 128
+"""Edits whose rows are read and kept as one batch."""
+
+GuardsOf = Callable[[Sequence[Edit]], Mapping[str, tuple[str, ...]]]
+"""The guards of some edits, by edit id."""
+Solved = tuple[list[EditRows], Tensor]
+"""The rows of one inner parameter, batch by batch, and the change S_new - S (I x O)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RekeyJob:
+    """A ledger that is to be solved anew, and what it defines now."""
+
+    model: EditableModel
+    """The model, with the weights that the ledger defines; they stay as they are."""
+    weights: WeightStore
+    """Its edited weights."""
+    ledger: Ledger
+    """Rows of the active edits; stays as it is."""
+    settings: EditorSettings
+    """The editor's."""
+    strength: float
+    """c from now on."""
+    edits: Sequence[Edit] = ()
+    """Every active edit, whose keys are read again; none to keep the rows."""
+    batches: Sequence[EditRows] = ()
+    """Other rows of every active edit, in place of its present ones; none to keep those."""
+    guards_of: GuardsOf = lambda edits: {}
+    """Chooses the other subjects that edits hold."""
+
+
+def resolve(job: RekeyJob) -> EditResult:
+    """Return the change that makes the weights what the ledger says when it is solved anew, and that ledger.
+
+    Raises:
+        EditorFailed: if a matrix is not positive definite, a number is not finite, or rows cannot be read again.
+        UnknownRecord: if the edits are not those of the ledger.
+    """
+    began = time.perf_counter()
+    comm, batches = job.model.comm, tuple(job.batches)
+    if job.edits:
+        change, batches = _recaptured(job)
+    elif batches:
+        change = _restored(job)
+    else:
+        change = together(comm, lambda: _restrained(job))
+    own = [name for name in job.model.inner_param_names if name in job.ledger.prior.moments]
+    ledger = job.ledger.at(job.strength, [rows.of_params(own) for rows in batches] if batches else None)
+    none = EditRows(
+        keys={param.name: torch.zeros(0, param.in_features) for param in job.model.inner},
+        targets={param.name: torch.zeros(0, param.out_features) for param in job.model.inner},
+        ranges=dict.fromkeys(job.model.inner_param_names, ()),
+    )
+    return EditResult(
+        delta=WeightDelta.of({name: _factors(change_IO) for name, change_IO in change.items()}),
+        rows=none,
+        removed_ids=(),
+        num_passes=0,
+        seconds={"capture": 0.0, "solve": time.perf_counter() - began},
+        jitter={},
+        ledger=ledger,
+        batches=batches,
+        distance=max(_moved(job.weights.shift(name), change_IO) for name, change_IO in change.items()),
+    )
+
+
+def _moved(shift_IO: Tensor, change_IO: Tensor) -> float:
+    return float(change_IO.norm()) / max(float(shift_IO.double().norm()), torch.finfo(torch.float32).tiny)
+
+
+def _restrained(job: RekeyJob) -> dict[str, Tensor]:
+    """Return the changes by another strength alone, of this rank's share of the inner parameters."""
+    stronger, found = job.ledger.at(job.strength), {}
+    for name in own_share(job.model.comm, job.model.inner_param_names):
+        shift_IO = job.weights.shift(name).double().to(job.ledger.device)
+        more_II = job.ledger.prior_matrix(name, job.strength - job.ledger.strength)
+        found[name] = -stronger.without().factor(name).solve(more_II @ shift_IO).cpu()
+    return found
+
+
+def _restored(job: RekeyJob) -> dict[str, Tensor]:
+    """Return the changes that other rows make, which are there already."""
+    model = job.model
+    shifts = {param.name: job.weights.shift(param.name).double().cpu() for param in model.inner}
+    _check_edits(job, [edit_id for rows in job.batches for edit_id in rows.edit_ids])
+
+    def solved() -> dict[str, Tensor]:
+        own = own_share(model.comm, model.inner)
+        return {
+            param.name: _solved(job, param, [rows.of_params([param.name]) for rows in job.batches]) - shifts[param.name]
+            for param in own
+        }
+
+    return together(model.comm, solved)
+
+
+def _check_edits(job: RekeyJob, edit_ids: Sequence[str]) -> None:
+    if sorted(edit_ids) != sorted(job.ledger.edit_ids):
+        raise UnknownRecord(f"expected the {len(job.ledger.edit_ids)} edits of the ledger, got {len(edit_ids)}")
+
+
+def _recaptured(job: RekeyJob) -> tuple[dict[str, Tensor], tuple[EditRows, ...]]:
+    """Return the changes that new keys make, one inner parameter after the other, and all rows with those keys."""
+    model = job.model
+    _check_edits(job, [edit.edit_id for edit in job.edits])
+    by_id = {edit.edit_id: edit for edit in job.edits}
+    edits = [by_id[edit_id] for edit_id in job.ledger.edit_ids]
+    chunks = [edits[start : start + TOGETHER] for start in range(0, len(edits), TOGETHER)]
+    frames = [_frames(job, chunk) for chunk in chunks]
+    of_subject, own = set(job.settings.subject_params), set(own_share(model.comm, model.inner_param_names))
+    branches: dict[str, Branch] = {}
+    solved: dict[str, Solved] = {}
+    # Subjects' inner parameters run before the others where there are both; a key depends on all that run before it.
+    for place, param in enumerate(model.inner, start=1):
+        group = Group(params=(param,), kind="subject" if param.name in of_subject else "answer")
+        tell("reading keys again", place, len(model.inner))
+        shift_IO = job.weights.shift(param.name)  # gathered, so every rank has to ask
+        reread = [_read(job, group, chunk, branches) for chunk in frames]
+
+        solve = partial(_solved_anew, job, param, chunks, reread, shift_IO)
+        solved |= together(model.comm, solve if param.name in own else dict)
+        left, right = _factors(solved[param.name][1])
+        branches[param.name] = left.float().to(model.device), right.float().to(model.device)
+    batches = _batches(job, {name: rows for name, (rows, _) in solved.items()})
+    return {name: change_IO for name, (_, change_IO) in solved.items()}, tuple(batches)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Read:
+    """What was read of some edits in one inner parameter."""
+
+    keys_TI: Tensor
+    """Keys, each times the root of its row's weight, as they are stored, fp32."""
+    is_asking_T: Tensor
+    """Whether a row asks for a shift; a guard's does not."""
+    lengths: tuple[int, ...]
+    """Rows of each edit."""
+
+
+def _solved_anew(
+    job: RekeyJob, param: InnerParam, chunks: Sequence[Sequence[Edit]], reread: Sequence[_Read], shift_IO: Tensor
+) -> dict[str, Solved]:
+    """Return the new rows of an inner parameter and the change that they make, by its name."""
+    rows = [_rows(job, param, *one, shift_IO) for one in zip(chunks, reread, strict=True)]
+    return {param.name: (rows, _solved(job, param, rows) - shift_IO.double().cpu())}
+
+
+def _frames(job: RekeyJob, edits: Sequence[Edit]) -> list[EditFrames]:
+    guards = job.guards_of(edits)
+    return agreed(
+        job.model.comm,
+        lambda: [frames_of(job.model, edit, job.settings, guards.get(edit.edit_id, ())) for edit in edits],
+    )
+
+
+def _are_shared(job: RekeyJob) -> bool:
+    return job.settings.frames_per_pass > 0 and job.model.has_subject_keys
+
+
+def _read(job: RekeyJob, group: Group, frames: Sequence[EditFrames], branches: Mapping[str, Branch]) -> _Read:
+    """Read the keys of some edits in the one inner parameter of a group, at the candidate."""
+    [param], sequences = group.params, Sequences.of(frames, group)
+    rows = sequences.rows(job.model, range(len(frames)), are_shared=_are_shared(job))[param.name]
+    keys_TI = read_keys_of(job.model, sequences, range(len(sequences.encoded)), branches)[param.name]
+    root_T = rows.weight_T.sqrt()
+    scaled_TI = (keys_TI.double() * root_T[:, None].to(keys_TI.device)).float()
+    # As in a pass: what is solved with is what will be stored.
+    stored_TI = (rounded(scaled_TI, bits=KEY_BITS) if _are_shared(job) else scaled_TI).cpu()
+    return _Read(keys_TI=stored_TI, is_asking_T=rows.shift_T >= 0, lengths=rows.lengths)
+
+
+def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read, shift_IO: Tensor) -> EditRows:
+    """Return the new rows of some edits; those that have none in an inner parameter get none.
+
+    Raises:
+        EditorFailed: if an edit's frames give other rows than it has.
+    """
+    keys: list[Tensor] = []
+    targets: list[Tensor | SharedTargets] = []
+    lengths, first = [], 0
+    for edit, num in zip(edits, read.lengths, strict=True):
+        place, first = slice(first, first + num), first + num
+        stored = job.ledger.targets_of(param.name, edit.edit_id)
+        if not len(stored):
+            lengths.append((edit.edit_id, 0))
+            continue
+        asking = stored[_asking(stored)]
+        is_asking_T, keys_TI = read.is_asking_T[place], read.keys_TI[place]
+        if len(asking) != int(is_asking_T.sum()) or isinstance(asking, SharedTargets) != _are_shared(job):
+            raise EditorFailed(
+                f"expected {len(asking)} rows of edit {edit.edit_id} in {param.name}, got {int(is_asking_T.sum())}: "
+                "it was made when edits were read otherwise; submit it once more",
+                edit_id=edit.edit_id,
+            )
+        # An edit's guards are its last rows, here as there.
+        keys.append(keys_TI)
+        targets.append(asking)
+        if isinstance(asking, SharedTargets):
+            held_TO = keys_TI[~is_asking_T].double().to(shift_IO.device) @ shift_IO.double()
+            nothing = held_TO.new_zeros(len(held_TO), 0), held_TO.new_zeros(0, held_TO.shape[1])
+            targets.append(SharedTargets.of(held_TO, *nothing))
+        lengths.append((edit.edit_id, num))
+    return _joined_rows(param, keys, targets, lengths, are_shared=_are_shared(job))
+
+
+def _joined_rows(
+    param: InnerParam,
+    keys: Sequence[Tensor],
+    targets: Sequence[Tensor | SharedTargets],
+    lengths: Sequence[tuple[str, int]],
+    *,
+    are_shared: bool,
+) -> EditRows:
+    keys_TI = torch.cat([torch.zeros(0, param.in_features), *keys])
+    name, shared = param.name, [one for one in targets if isinstance(one, SharedTargets)]
+    if are_shared and shared:
+        return EditRows(
+            keys={name: Packed.of(keys_TI, bits=KEY_BITS)},
+            targets={name: SharedTargets.joined(shared)},
+            ranges={name: consecutive(lengths)},
+        )
+    targets_TO = torch.cat([torch.zeros(0, param.out_features), *(one for one in targets if isinstance(one, Tensor))])
+    return EditRows(keys={name: keys_TI}, targets={name: targets_TO}, ranges={name: consecutive(lengths)})
+
+
+def _asking(targets: Tensor | SharedTargets) -> Tensor:
+    """Return which rows ask for a shift."""
+    if isinstance(targets, Tensor):
+        return torch.arange(len(targets))
+    return (targets.shift_T >= 0).nonzero()[:, 0]
+
+
+def _solved(job: RekeyJob, param: InnerParam, batches: Sequence[EditRows]) -> Tensor:
+    """Return S of an inner parameter as its rows define it, I x O, fp64 on the CPU."""
+    alone, name = job.ledger.at(job.strength, batches, names=(param.name,)), param.name
+    right_IO = torch.zeros(param.in_features, param.out_features, dtype=torch.float64, device=alone.device)
+    for rows in batches:
+        keys_TI, targets_TO = (part.double().to(alone.device) for part in (rows.keys_of(name), rows.targets_of(name)))
+        right_IO += keys_TI.T @ targets_TO
+    return alone.without().factor(name).solve(right_IO).cpu()
+
+
+def _batches(job: RekeyJob, rows: Mapping[str, Sequence[EditRows]]) -> Iterator[EditRows]:
+    """Yield the rows of all inner parameters, batch by batch."""
+    names = job.model.inner_param_names
+    for parts in zip(*(rows[name] for name in names), strict=True):
+        of_param = dict(zip(names, parts, strict=True))
+        yield EditRows(
+            keys={name: part.keys[name] for name, part in of_param.items()},
+            targets={name: part.targets[name] for name, part in of_param.items()},
+            ranges={name: part.ranges[name] for name, part in of_param.items()},
+        )
+
+
+def _factors(change_IO: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a change of full rank as factors, of which the smaller is the identity."""
+    num_in, num_out = change_IO.shape
+    if num_out <= num_in:
+        return change_IO, torch.eye(num_out, dtype=change_IO.dtype, device=change_IO.device)
+    return torch.eye(num_in, dtype=change_IO.dtype, device=change_IO.device), change_IO

@@ -1,0 +1,143 @@
+"""Ledgers that are to be solved anew: work that a lineage owes, because somebody asked for it or its upkeep does.
+
+Each is a row of `removals` that takes no edit out. Runs inside the transaction of its caller, on a locked lineage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select
+
+from pipeline.adapters.sql.audit import append
+from pipeline.adapters.sql.database.locks import LockedLineage
+from pipeline.adapters.sql.database.tables import edit_rows, is_owed, removals, snapshots
+from pipeline.adapters.sql.outbox import owe
+from pipeline.domain.audit import AuditAction
+from pipeline.domain.ledger.upkeep import Resolving, Standing, due
+from pipeline.domain.lifecycle import RemovalStatus
+from pipeline.domain.rank_api import EditorSettings
+
+LOOKED_BACK = 16
+"""The newest pieces of such work among which the last of a kind is looked for; an older one counts as never."""
+
+
+def owe_resolving(
+    connection: Connection,
+    on: LockedLineage,
+    resolving: Resolving,
+    *,
+    actor: str,
+    reason: str,
+    rejected_snapshot_id: str | None = None,
+) -> str:
+    """Owe it, audit it and ring; return its id. Where such work is owed already, nothing is written but by a rejection.
+
+    Args:
+        connection: in the transaction of the caller.
+        on: the lineage.
+        resolving: how it is solved anew.
+        actor: who asks for it.
+        reason: why.
+        rejected_snapshot_id: the snapshot whose rejection it follows from, if it does.
+    """
+    query = select(removals.c.removal_id).where(
+        removals.c.lineage_id == on.lineage_id, is_owed(), removals.c.resolving.is_not(None)
+    )
+    owed = connection.scalar(query.limit(1))
+    if owed is not None and rejected_snapshot_id is None:
+        return str(owed)
+    # Columns that are left out have defaults: an edit worker may write no others.
+    row = {"lineage_id": on.lineage_id, "actor": actor, "reason": reason, "resolving": resolving.as_json()}
+    row |= {"rejected_snapshot_id": rejected_snapshot_id} if rejected_snapshot_id else {}
+    removal_id: str = connection.execute(insert(removals).values(row).returning(removals.c.removal_id)).scalar_one()
+    append(
+        connection,
+        chain=on.name,
+        actor=actor,
+        action=AuditAction.rekeying_requested,
+        subject=removal_id,
+        payload={"reason": reason, **resolving.as_json()},
+    )
+    owe(connection, kind="doorbell", dedup_key=f"doorbell:removal:{removal_id}", payload=on.doorbell)
+    return removal_id
+
+
+def owe_upkeep(
+    connection: Connection,
+    on: LockedLineage,
+    *,
+    strength: float | None,
+    suite_kl: float | None,
+    num_activations: int,
+    actor: str,
+) -> None:
+    """Owe what the upkeep of a lineage asks for after a batch, if it does.
+
+    Args:
+        connection: in the transaction that commits the batch.
+        on: the lineage.
+        strength: the prior's strength at the new head; None for that of the settings.
+        suite_kl: divergence of the suite from the base, as the gates have measured it.
+        num_activations: edits that have come into the head, those of the batch among them.
+        actor: the worker.
+    """
+    if not (on.upkeep.rekey_every or on.upkeep.suite_kl_budget):
+        return
+    base = EditorSettings.from_stored(on.editor).prior_strength
+    query = select(removals.c.resolving, removals.c.status).where(
+        removals.c.lineage_id == on.lineage_id, removals.c.resolving.is_not(None)
+    )
+    newest = connection.execute(query.order_by(removals.c.requested_at.desc()).limit(LOOKED_BACK)).all()
+    done = [(Resolving.from_stored(row.resolving), row.status) for row in newest]
+    changes = [(one, status) for one, status in done if one.prior_strength is not None]
+    is_refused = bool(changes) and changes[0][1] == RemovalStatus.failed
+    standing = Standing(
+        base_strength=base,
+        strength=base if strength is None else strength,
+        suite_kl=suite_kl,
+        num_activations=num_activations,
+        rekeyed_at=next((one.place for one, _ in done if one.rekeys), 0),
+        refused_at=changes[0][0].place if is_refused else None,
+    )
+    resolving = due(on.upkeep, standing)
+    if resolving is not None:
+        reason = "upkeep: " + resolving.words()
+        owe_resolving(connection, on, resolving, actor=actor, reason=reason)
+
+
+def undo_of(connection: Connection, row: Row[Any]) -> Resolving | None:
+    """Return what brings back the ledger before a snapshot, if in that snapshot it was solved anew."""
+    query = select(removals.c.resolving).where(
+        removals.c.lineage_id == row.lineage_id,
+        removals.c.resolving.is_not(None),
+        removals.c.snapshot_id == row.snapshot_id,
+    )
+    return Resolving(undoes=row.snapshot_id) if connection.scalar(query) is not None else None
+
+
+def files_of_rows(connection: Connection, lineage_id: str) -> list[dict[str, Any]]:
+    """Return the files in which the head has its rows, as JSON: each with the edits whose rows are there, in order."""
+    query = select(edit_rows.c.edit_id, edit_rows.c.rows).where(
+        edit_rows.c.lineage_id == lineage_id, edit_rows.c.until_seq.is_(None)
+    )
+    found = connection.execute(query.order_by(edit_rows.c.place)).all()
+    runs = [list(run) for _, run in groupby(found, lambda row: row.rows["uri"])]
+    return [{"rows": run[0].rows, "edits": [row.edit_id for row in run]} for run in runs]
+
+
+def before(connection: Connection, lineage_id: str, snapshot_id: str) -> tuple[float | None, Mapping[str, Any] | None]:
+    """Return the strength before a snapshot in which the ledger was solved anew, and where each edit had its rows.
+
+    The strength is None for that of the settings; the rows are None where they had stayed.
+    """
+    of = select(snapshots.c.parent_id, snapshots.c.replaced_rows).where(
+        snapshots.c.lineage_id == lineage_id, snapshots.c.snapshot_id == snapshot_id
+    )
+    row = connection.execute(of).one()
+    strength = connection.scalar(select(snapshots.c.prior_strength).where(snapshots.c.snapshot_id == row.parent_id))
+    if row.replaced_rows is None:
+        return strength, None
+    return strength, {edit_id: file["rows"] for file in row.replaced_rows for edit_id in file["edits"]}

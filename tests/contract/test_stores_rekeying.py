@@ -1,0 +1,198 @@
+"""Ledgers that are solved anew, in the database: asked for or owed by upkeep, committed, refused, undone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.adapters.logins import Login
+from pipeline.adapters.sql.database.engine import transaction
+from pipeline.domain.batches import EditBatch
+from pipeline.domain.errors import InvalidInput
+from pipeline.domain.ledger.upkeep import RETRY_AFTER, Resolving, Standing, Upkeep, due
+from pipeline.domain.lineages import Lease, Removal
+from pipeline.domain.review.approvals import Decision
+from pipeline.domain.snapshots import Snapshot
+from pipeline.services.ports import NewSnapshot
+from tests.support.store_rig import LINEAGE, StoreRig, failing_report
+
+
+def with_kl(new: NewSnapshot, suite_kl: float) -> NewSnapshot:
+    """A snapshot whose gates measured this divergence of the suite."""
+    measured = new.report.measurements
+    candidate = replace(measured.candidate, suite_kl=suite_kl)
+    return replace(new, report=replace(new.report, measurements=replace(measured, candidate=candidate)))
+
+
+def commit_edit(rig: StoreRig, lease: Lease, name: str, *, suite_kl: float = 0.0) -> Snapshot:
+    rig.correct(name)
+    batch = rig.claim(lease)
+    assert isinstance(batch, EditBatch)
+    return rig.snapshots.commit(lease, with_kl(rig.new_snapshot(batch=batch), suite_kl))
+
+
+def owed(rig: StoreRig, lease: Lease) -> Removal:
+    removal = rig.queue.next_removal(lease)
+    assert removal is not None
+    return removal
+
+
+def commit_rekeyed(rig: StoreRig, lease: Lease, *, strength: float | None, edit_ids: tuple[str, ...]) -> Snapshot:
+    """Carry out the oldest piece of work: the rows of some edits are in its file from then on."""
+    new = rig.new_snapshot(removal=owed(rig, lease), parent_id=rig.lineage().head_id, with_accumulator=True)
+    return rig.snapshots.commit(lease, replace(new, prior_strength=strength, rewritten_ids=edit_ids))
+
+
+def files_of(rig: StoreRig) -> list[str]:
+    """Digest of the file that each edit of the head has its rows in."""
+    rows = rig.snapshots.ledger_plan(LINEAGE, snapshot_id=rig.lineage().head_id).rows
+    return [run.file.digest for run in rows for _ in run.edit_ids]
+
+
+def test_asked_for_twice_it_is_owed_once_and_committed_with_its_strength_and_rows(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    ids = tuple(rig.edit_id(name) for name in "ab" if commit_edit(rig, lease, name))
+    before = files_of(rig)
+    asked = Resolving(rekeys=True, prior_strength=1500.0)
+    first, again = (rig.review.request_resolving(LINEAGE, asked, actor="cli:tester", reason="long") for _ in range(2))
+    assert first == again
+    removal = owed(rig, lease)
+    assert removal.edit_ids == ()
+    assert removal.resolving == replace(asked, place=2)
+    rekeyed = commit_rekeyed(rig, lease, strength=1500.0, edit_ids=ids)
+    assert rig.active(rekeyed.snapshot_id) == set(ids)
+    assert len(set(files_of(rig)) - set(before)) == 1
+    assert rig.queue.next_removal(lease) is None
+    assert rig.lineage().prior_strength == 1500.0
+    assert commit_edit(rig, lease, "c").num_active == 3
+    assert rig.snapshots.ledger_plan(LINEAGE, snapshot_id=rig.lineage().head_id).prior_strength == 1500.0
+    assert [edit.edit_id for edit in rig.queue.active(LINEAGE)] == [*ids, rig.edit_id("c")]
+    assert rig.actions(first) == ["rekeying:requested"]
+
+
+def test_without_edits_in_the_head_there_is_nothing_to_solve(rig: StoreRig) -> None:
+    with pytest.raises(InvalidInput, match="whose head holds edits"):
+        rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
+
+
+def test_what_its_gates_refuse_leaves_the_head(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    head = commit_edit(rig, lease, "a")
+    removal_id = rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
+    rig.queue.fail_removal(lease, owed(rig, lease), reason="retention 0.2", report=failing_report([rig.edit_id("a")]))
+    assert rig.lineage().head_id == head.snapshot_id
+    assert rig.actions(removal_id) == ["rekeying:requested", "rekeying:failed"]
+
+
+def test_a_rejected_one_is_undone_with_the_rows_and_the_strength_of_before(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    ids = tuple(rig.edit_id(name) for name in "ab" if commit_edit(rig, lease, name))
+    before = files_of(rig)
+    rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
+    rekeyed = commit_rekeyed(rig, lease, strength=2000.0, edit_ids=ids)
+    above = commit_edit(rig, lease, "c")
+    later = files_of(rig)[-1]
+    assert rig.decide(rekeyed, Decision.rejected).is_accepted
+    assert rig.snapshots.snapshot(LINEAGE, above.snapshot_id).status == "retired"
+    undo = owed(rig, lease)
+    assert undo.resolving == Resolving(undoes=rekeyed.snapshot_id)
+    strength, rows = rig.snapshots.ledger_before(LINEAGE, undone_id=rekeyed.snapshot_id)
+    assert strength is None
+    assert [(run.edit_ids, run.file.digest) for run in rows] == [
+        ((ids[0],), before[0]),
+        ((ids[1],), before[1]),
+        ((rig.edit_id("c"),), later),
+    ]
+    back = commit_rekeyed(rig, lease, strength=1000.0, edit_ids=(*ids, rig.edit_id("c")))
+    assert (back.status, back.num_active) == ("candidate", 3)
+    assert rig.lineage().prior_strength == 1000.0
+
+
+def test_upkeep_owes_new_keys_after_so_many_edits_under_the_worker_s_own_login(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    assert rig.lineages.set_upkeep(LINEAGE, Upkeep(rekey_every=2), actor="cli:tester") == Upkeep()
+    assert rig.lineage().upkeep == Upkeep(rekey_every=2)
+    commit_edit(rig, lease, "a")
+    assert rig.queue.next_removal(lease) is None
+    commit_edit(rig, lease, "b")
+    assert owed(rig, lease).resolving == Resolving(rekeys=True, place=2)
+    commit_rekeyed(rig, lease, strength=None, edit_ids=())
+    commit_edit(rig, lease, "c")
+    assert rig.queue.next_removal(lease) is None
+    commit_edit(rig, lease, "d")
+    assert owed(rig, lease).resolving == Resolving(rekeys=True, place=4)
+
+
+def test_upkeep_makes_the_prior_stronger_where_the_suite_passes_its_budget(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rig.lineages.set_upkeep(LINEAGE, Upkeep(suite_kl_budget=0.1), actor="cli:tester")
+    commit_edit(rig, lease, "a", suite_kl=0.09)
+    assert rig.queue.next_removal(lease) is None
+    commit_edit(rig, lease, "b", suite_kl=0.11)
+    removal = owed(rig, lease)
+    assert removal.resolving == Resolving(prior_strength=1500.0, place=2)
+    rig.queue.fail_removal(lease, removal, reason="retention 0.2", report=failing_report([rig.edit_id("a")]))
+    commit_edit(rig, lease, "c", suite_kl=0.2)
+    assert rig.queue.next_removal(lease) is None, "what gates refused is not tried again at once"
+
+
+def test_an_edit_worker_may_not_owe_the_removal_of_an_edit(rig: StoreRig) -> None:
+    insert = (
+        "INSERT INTO removals (lineage_id, actor, reason, edit_ids) SELECT lineage_id, 'x', '', '[\"e\"]' FROM lineages"
+    )
+    with pytest.raises(Exception, match="permission denied"), transaction(rig.engines[Login.editor]) as connection:
+        connection.exec_driver_sql(insert)
+
+
+STANDING = Standing(base_strength=1000.0, strength=1000.0, suite_kl=0.2, num_activations=100)
+
+
+@pytest.mark.parametrize(
+    ("upkeep", "on", "expected"),
+    [
+        (Upkeep(), STANDING, None),
+        (Upkeep(rekey_every=100), STANDING, Resolving(rekeys=True, place=100)),
+        (Upkeep(rekey_every=100), replace(STANDING, rekeyed_at=1), None),
+        (Upkeep(suite_kl_budget=0.1), STANDING, Resolving(prior_strength=1500.0, place=100)),
+        (Upkeep(suite_kl_budget=0.2), STANDING, None),
+        (Upkeep(suite_kl_budget=0.1), replace(STANDING, suite_kl=None), None),
+        (Upkeep(suite_kl_budget=0.1), replace(STANDING, refused_at=50), None),
+        (
+            Upkeep(suite_kl_budget=0.1),
+            replace(STANDING, refused_at=0, num_activations=RETRY_AFTER),
+            Resolving(prior_strength=1500.0, place=RETRY_AFTER),
+        ),
+        (Upkeep(suite_kl_budget=0.5), STANDING, None),
+        (
+            Upkeep(suite_kl_budget=0.5),
+            replace(STANDING, strength=1800.0),
+            Resolving(prior_strength=1200.0, place=100),
+        ),
+        (
+            Upkeep(suite_kl_budget=0.5),
+            replace(STANDING, strength=1200.0),
+            Resolving(prior_strength=1000.0, place=100),
+        ),
+        (
+            Upkeep(suite_kl_budget=0.1, rekey_every=10),
+            STANDING,
+            Resolving(prior_strength=1500.0, rekeys=True, place=100),
+        ),
+    ],
+)
+def test_what_is_due(upkeep: Upkeep, on: Standing, expected: Resolving | None) -> None:
+    assert due(upkeep, on) == expected
+
+
+@pytest.mark.parametrize("fields", [{"rekey_every": -1}, {"suite_kl_budget": -0.1}, {"suite_kl_budget": float("nan")}])
+def test_upkeep_that_cannot_be_is_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(fields))):
+        Upkeep(**fields)  # type: ignore[arg-type]
+
+
+def test_upkeep_and_work_of_later_versions_are_read() -> None:
+    assert Upkeep.from_stored({"rekey_every": 5, "unheard": 1}) == Upkeep(rekey_every=5)
+    assert Upkeep.from_stored(None) == Upkeep()
+    asked = Resolving(rekeys=True, place=3)
+    assert Resolving.from_stored({**asked.as_json(), "unheard": 1}) == asked
