@@ -67,6 +67,8 @@ class EditResult:
     """Inner parameters whose matrix was not positive definite as it was -> what was added to its diagonal."""
     kept_bytes: int | None = None
     """Size of what has to be kept for the edits where it is not the delta; None where it is."""
+    scaled_back: float | None = None
+    """The least part that was left of what was asked, where a change would have passed its bound."""
     ledger: Ledger | None = None
     """The ledger that takes the place of the job's, where all was solved anew (see `rekeying`); else None."""
     batches: tuple[EditRows, ...] = ()

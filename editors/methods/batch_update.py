@@ -13,6 +13,7 @@ from torch import Tensor
 
 from editors.models.hooks import Branch
 from editors.solve.rows import Ranges
+from editors.weights.deltas import product_norm
 
 Factor = Callable[[str, Tensor], Tensor]
 """(inner parameter, K T x I) -> F (I x T): the solver's update for shifts D is `F D`; fp64."""
@@ -37,6 +38,8 @@ class BatchUpdate:
     """Inner parameter -> rows of each edit."""
     are_shared: bool = False
     """Whether the frames of an edit share its shifts, so that its rows are stored packed."""
+    scaled: dict[str, float] = field(default_factory=dict)
+    """Inner parameter -> what was left of all that was asked, where that would have passed the bound of a change."""
     num_passes: int = 0
     """Passes made, both groups together."""
     seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "solve": 0.0})
@@ -46,6 +49,12 @@ class BatchUpdate:
     def change(self) -> Factors:
         """The change of the weights: F P and R as factors, as many columns as there are shifts."""
         return {name: (self.factors[name], self.asked[name]) for name in self.keys}
+
+    def scale_back(self, name: str, most: float | None) -> None:
+        """Ask for less of an inner parameter, of all edits alike, where its change would have a larger norm."""
+        if most is not None and (norm := product_norm(self.factors[name], self.asked[name])) > most:
+            self.asked[name] *= most / norm
+            self.scaled[name] = self.scaled.get(name, 1.0) * most / norm
 
     @property
     def shifts(self) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def run_passes(
     Raises:
         EditorFailed: if a probability is not finite.
     """
-    model = job.model
+    model, bound = job.model, settings.change_bound
     frames = agreed(
         model.comm,
         lambda: {
@@ -88,6 +88,7 @@ def run_passes(
         factor=factor,
         start=start,
         device=job.ledger.device,
+        most={name: bound * job.weights.base_norm(name) for name in model.inner_param_names} if bound else {},
     )
 
 
@@ -103,12 +104,13 @@ def passes_over(
     device: torch.device,
     watch: Watch | None = None,
     candidate: Candidate | None = None,
+    most: Mapping[str, float] | None = None,
 ) -> BatchUpdate:
     """Make the passes of `run_passes` over edits whose frames are token ids already.
 
     Args:
         model: what is edited.
-        frames: edit id -> the edit's frames.
+        frames: by edit id.
         settings: as of `run_passes`.
         trained: as of `run_passes`.
         natural: turns gradients into natural ones.
@@ -117,9 +119,10 @@ def passes_over(
         device: where keys and shifts are kept.
         watch: gets what every transform is asked, as training does.
         candidate: what the batch makes of the model, if it is not the weights that `start` and `factor` give.
+        most: most norm of an inner parameter's change; none without a bound.
     """
     candidate = candidate or (lambda update: update.branches(start, model.device))
-    passes = _Passes(model, frames, settings, trained, natural, factor, candidate, device, watch)
+    passes = _Passes(model, frames, settings, trained, natural, factor, candidate, device, watch, most or {})
     for group in _groups(model, settings):
         passes.ask(group)
     return passes.update
@@ -139,9 +142,10 @@ class _Passes:
         candidate: Candidate,
         device: torch.device,
         watch: Watch | None,
+        most: Mapping[str, float],
     ) -> None:
         self._model, self._settings, self._trained, self._natural = model, settings, trained, natural
-        self._factor, self._candidate, self._device, self._watch = factor, candidate, device, watch
+        self._factor, self._candidate, self._device, self._watch, self._most = factor, candidate, device, watch, most
         self._edit_ids, self._frames = list(frames), list(frames.values())
         self._are_shared = settings.frames_per_pass > 0 and model.has_subject_keys
         self.update = BatchUpdate(are_shared=self._are_shared)
@@ -264,6 +268,7 @@ class _Passes:
         for name, (shift_H, wanted_HO, factor_IH) in together(self._model.comm, solved).items():
             self.update.asked[name][shift_H] += wanted_HO
             self.update.factors[name] = factor_IH
+            self.update.scale_back(name, self._most.get(name))
 
     def _solved(
         self, name: str, rows: Rows, chosen: Sequence[int], pairs: Pairs, transform: Transform

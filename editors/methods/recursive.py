@@ -80,6 +80,7 @@ class RecursiveEditor:
             num_passes=update.num_passes if update else 0,
             seconds=seconds,
             jitter=together(model.comm, lambda: remaining.jitter),
+            scaled_back=min(update.scaled.values(), default=None) if update else None,
         )
         seconds["solve"] += prepared + time.perf_counter() - began
         return result

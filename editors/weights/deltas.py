@@ -54,7 +54,7 @@ class WeightDelta:
     @property
     def norms(self) -> dict[str, float]:
         """Inner parameter -> Frobenius norm of `F D`, which is never formed."""
-        return {name: _product_norm(left, right) for name, (left, right) in self.factors.items()}
+        return {name: product_norm(left, right) for name, (left, right) in self.factors.items()}
 
     @property
     def rank(self) -> int:
@@ -216,7 +216,8 @@ def _stored(tensor: Tensor) -> Tensor:
     return tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
 
 
-def _product_norm(left_IR: Tensor, right_RO: Tensor) -> float:
+def product_norm(left_IR: Tensor, right_RO: Tensor) -> float:
+    """Return the Frobenius norm of `F D`, which is never formed."""
     left, right = left_IR.double(), right_RO.double()
     # |F D|^2 = tr(D^T F^T F D) = sum of (F^T F) * (D D^T), R x R each instead of I x O.
     squared = ((left.T @ left) * (right @ right.T)).sum()

@@ -173,6 +173,8 @@ class GateReport:
         parts += [f"{row.metric} was not measured" for row in missing]
         num = len(self.offenders)
         parts += [f"{num} {'edit fails on its' if num == 1 else 'edits fail on their'} own"] if num else []
+        if parts and (left := self.measurements.scaled_back) is not None:
+            parts.append(f"the editor's bound left {left:.3g} of the change that was asked")
         return "; ".join(parts) or "every metric is within its bound"
 
 

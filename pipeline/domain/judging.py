@@ -93,8 +93,8 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
 
 
 def _ledger_rows(m: Measurements) -> tuple[GateRow, ...]:
-    """Return the state of the ledger as it is told: the prior's strength, and how far a new solve moved the weights."""
-    told = {"prior_strength": m.prior_strength, "solved_anew": m.solved_anew}
+    """Return what is told of the solve: what a bound left of it, the prior's strength, how far it moved the weights."""
+    told = {"scaled_back": m.scaled_back, "prior_strength": m.prior_strength, "solved_anew": m.solved_anew}
     return tuple(_row(name, value, None, required=False) for name, value in told.items() if value is not None)
 
 

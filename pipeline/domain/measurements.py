@@ -160,6 +160,9 @@ class Measurements:
     """Probes of the suite that answer otherwise than the parent did; the first few."""
     prior_strength: float | None = None
     """The prior's strength, where it is not that of the editor's settings or the ledger was solved anew."""
+    scaled_back: float | None = None
+    """The least part that was left of what was asked of an inner parameter, where the change would have passed the
+    editor's bound; None where nothing was scaled."""
     solved_anew: float | None = None
     """Where the ledger was solved anew: norm of the change over that of the shift before, the largest of any inner
     parameter."""

@@ -51,6 +51,9 @@ class EditorSettings:
     """How many other subjects, put into the edit's own prompt, are held where they are."""
     batch_size: int = 32
     """Most edits in a batch."""
+    change_bound: float = 0.0
+    """Most that a batch may change an inner parameter by, as a fraction of its norm in the base; what asks for more is
+    scaled back. 0 for no bound but that of the gates."""
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> Self:

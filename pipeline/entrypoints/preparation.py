@@ -96,6 +96,7 @@ def make_lineage(
     prepared: Prepared,
     *,
     batch_size: int | None,
+    change_bound: float | None = None,
     policy: GatePolicy,
     approval_policy: ApprovalPolicy | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -107,6 +108,7 @@ def make_lineage(
         name: of the lineage.
         prepared: its base, and what was measured of it.
         batch_size: most edits in a batch.
+        change_bound: most that a batch may change a weight by, see `EditorSettings`; the editor's own if None.
         policy: what its snapshots have to show.
         approval_policy: whose decisions it takes; the usual one if None.
         origin: which lineage was folded into the base, if one was.
@@ -114,7 +116,11 @@ def make_lineage(
     new = NewLineage(
         name=name,
         base=prepared.base,
-        editor=replace(prepared.editor, batch_size=batch_size or prepared.editor.batch_size),
+        editor=replace(
+            prepared.editor,
+            batch_size=batch_size or prepared.editor.batch_size,
+            change_bound=prepared.editor.change_bound if change_bound is None else change_bound,
+        ),
         policy=policy,
         approval_policy=approval_policy or ApprovalPolicy(),
         prior=kept.artifacts.put(prepared.prior),

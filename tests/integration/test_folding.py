@@ -84,17 +84,23 @@ def approved_facts(rig: StoreRig) -> str:
     return snapshot.snapshot_id
 
 
-def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_base_comes_from(
-    corrigenda: Command, rig: StoreRig, tmp_path: Path
-) -> None:
-    save_tiny_llama(tmp_path / "model", hidden=32, mlp=32)
+def made_lineage(corrigenda: Command, folder: Path) -> list[str]:
+    """Make a lineage on a tiny base; returns the options that it was made with."""
+    save_tiny_llama(folder / "model", hidden=32, mlp=32)
     given = []
     contents = {"text": TEXT, "prior-text": "\n".join(prior_lines()), "suite": '{"prompt": "Berlin is a city in"}'}
     for option, content in contents.items():
-        (tmp_path / option).write_text(content)
-        given += [f"--{option}", str(tmp_path / option)]
-    made = corrigenda("lineage", "create", LINEAGE, "--model", str(tmp_path / "model"), *given)
+        (folder / option).write_text(content)
+        given += [f"--{option}", str(folder / option)]
+    made = corrigenda("lineage", "create", LINEAGE, "--model", str(folder / "model"), *given)
     assert made.exit_code == 0, made.stderr
+    return given
+
+
+def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_base_comes_from(
+    corrigenda: Command, rig: StoreRig, tmp_path: Path
+) -> None:
+    given = made_lineage(corrigenda, tmp_path)
     words = ("lineage", "fold", LINEAGE, "folded", *given, "--out", str(tmp_path / "base"))
     none = corrigenda(*words)
     assert none.exit_code == ExitCode.usage
@@ -132,3 +138,26 @@ def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_ba
     assert all(score.is_hit for score in scores)
     taken = corrigenda(*words)
     assert "expected a free name" in taken.stderr
+
+    for command in ("revert", "show"):
+        base_fact = corrigenda(command, "Japan", "-l", "folded")
+        assert base_fact.exit_code == ExitCode.usage
+        assert "folded into the base" in " ".join(base_fact.stderr.split())
+        assert f"lineage fold {LINEAGE} NEW --without Japan" in " ".join(base_fact.stderr.split())
+    assert "folded" not in corrigenda("show", "never sent", "-l", "folded").stderr.replace("'folded'", "")
+
+
+def test_a_fold_once_more_leaves_a_fact_out(corrigenda: Command, rig: StoreRig, tmp_path: Path) -> None:
+    given = made_lineage(corrigenda, tmp_path)
+    approved_facts(rig)
+    lenient = (*LENIENT, "edit_success_min=0", "generalization_min=0", "retention_floor=0")
+    assert corrigenda("lineage", "policy", "set", LINEAGE, *lenient, "--reason", "one step").exit_code == 0
+    words = ("lineage", "fold", LINEAGE, "again", *given, "--out", str(tmp_path / "base"), "--steps", "1")
+    strange = corrigenda(*words, "--without", "Spain")
+    assert strange.exit_code == ExitCode.usage
+    assert "live facts of 'facts' to leave out" in " ".join(strange.stderr.split()).replace(LINEAGE, "facts")
+    assert "which has none" in corrigenda(*words, "--without", "Japan", "--without", "Italy").stderr
+    done = corrigenda(*words, "--without", "Japan")
+    assert done.exit_code == 0, done.stderr
+    origin = json.loads((tmp_path / "base" / folding.PROVENANCE).read_text())
+    assert [one["subject"] for one in origin["edits"]] == ["Italy"]

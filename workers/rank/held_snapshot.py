@@ -153,7 +153,12 @@ class HeldSnapshot:
         """Return figures with the state of the ledger, where that is not as it was made."""
         strength = (result.ledger or editing.ledger).strength
         is_told = result.ledger is not None or strength != self.plan.editor.prior_strength
-        return replace(found, prior_strength=strength if is_told else None, solved_anew=result.distance)
+        return replace(
+            found,
+            prior_strength=strength if is_told else None,
+            solved_anew=result.distance,
+            scaled_back=result.scaled_back,
+        )
 
     def _changed(
         self,

@@ -59,6 +59,22 @@ _STATES = text(
     )
     """
 )
+_FOLDED = text(
+    """
+    SELECT folded.payload ->> 'lineage' AS origin
+    FROM (
+        SELECT CAST(payload AS jsonb) AS payload FROM audit_events
+        WHERE chain = :lineage AND action = 'lineage:folded' AND seq <= :first_lines
+    ) folded
+    JOIN snapshots s ON s.snapshot_id = CAST(folded.payload ->> 'snapshot_id' AS uuid)
+    JOIN edit_rows r ON r.lineage_id = s.lineage_id AND int4range(r.since_seq, r.until_seq) @> s.seq
+    JOIN edit_requests e ON e.edit_id = r.edit_id
+    WHERE folded.payload ->> 'new_lineage' = :lineage
+      AND (e.edit_id = CAST(:edit_id AS uuid) OR e.request_id = :ref)
+    """
+)
+_FIRST_LINES = 8
+"""Lines of a chain among which it says what the lineage's base was made of."""
 _ABOUT = ("edit_id", "snapshot_id", "approved_snapshot_id", "removal_id")
 """Columns of `edit_history` that name what an edit's audit lines are about."""
 
@@ -97,7 +113,7 @@ class SqlHistoryStore:
             row = connection.execute(_ONE, wanted).mappings().one_or_none()
             if row is None:
                 message = f"expected the id of an edit or request of the lineage {lineage!r}, got {ref!r:.120}"
-                raise UnknownRecord(message, lineage=lineage, edit=ref)
+                raise UnknownRecord(message + _where_folded(connection, lineage, wanted), lineage=lineage, edit=ref)
             found = _plain(row)
             return found | {"events": _events(connection, lineage, {found[name] for name in _ABOUT if found[name]})}
 
@@ -142,6 +158,17 @@ class SqlHistoryStore:
         """Return database time; also the cheapest health check."""
         with transaction(self._engine) as connection:
             return cast(datetime, connection.execute(select(func.clock_timestamp())).scalar_one())
+
+
+def _where_folded(connection: Connection, lineage: str, wanted: Mapping[str, Any]) -> str:
+    """Say what to do about a fact that is a part of the lineage's base; nothing where it is none."""
+    origin = connection.scalar(_FOLDED, {**wanted, "first_lines": _FIRST_LINES})
+    if origin is None:
+        return ""
+    return (
+        f", a fact of {origin!r} that was folded into the base: correct it like any other fact, or fold {origin} once "
+        f"more without it: corrigenda lineage fold {origin} NEW --without {wanted['ref']}"
+    )
 
 
 def _events(connection: Connection, lineage: str, subjects: set[str]) -> tuple[Mapping[str, Any], ...]:

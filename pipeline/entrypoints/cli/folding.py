@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +51,9 @@ def lineage_fold(
     name: Annotated[str, typer.Argument(help="The lineage whose live facts are folded.")],
     new: Annotated[str, typer.Argument(help="Name of the lineage that begins on the new base.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the new base; in the home folder if left out.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Edit id or request id of a live fact that is left out; repeatable.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Most steps of the training.")] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda or cuda:0.")] = "cpu",
     suite: Annotated[Path, typer.Option(help="JSONL of locality probes.")] = DEFAULT_FACTS / "suite.jsonl",
@@ -63,15 +66,15 @@ def lineage_fold(
     """Train all live facts of a lineage into a copy of its pristine base, and begin a lineage on that.
 
     It is held to the same gates; where they fail nothing is made. The old lineage stays as it is. The new one has the
-    facts in its base, and an empty ledger.
+    facts in its base, and an empty ledger. A fact that was folded by mistake is left out by folding once more.
 
-    Example: corrigenda lineage fold demo demo-2
+    Example: corrigenda lineage fold demo demo-3 --without fact-pope
     """
     settings = current_settings()
     kept = stores(settings)
     _check_new(kept, new)
     lineage = kept.lineages.lineage(name)
-    plan, told = _live(kept, lineage)
+    plan, told = _live(kept, lineage, without or ())
     folder = (out or settings.home / "folds" / new).absolute()
     texts = prior_text or [DEFAULT_FACTS / "prior.txt"]
     edits = kept.queue.edits(name, list(told))
@@ -123,14 +126,18 @@ def _check_new(kept: Stores, name: str) -> None:
         raise InvalidInput(f"expected a free name for a lineage, got {name!r}, taken", lineage=name)
 
 
-def _live(kept: Stores, lineage: Lineage) -> tuple[LoadPlan, dict[str, Mapping[str, Any]]]:
-    """Return what is loaded for the champion, without rows, and its facts by edit id, oldest first.
+def _live(kept: Stores, lineage: Lineage, without: Sequence[str]) -> tuple[LoadPlan, dict[str, Mapping[str, Any]]]:
+    """Return what is loaded for the champion, without rows, and its facts by edit id, oldest first, but for some.
 
     Raises:
-        InvalidInput: if nothing is live, or something of it is about to leave.
+        InvalidInput: if nothing is live, something of it is about to leave, or what is to be left out is not live.
     """
     name = lineage.settings.name
-    rows = kept.history.edits(name, status="live", limit=MOST_EDITS) if lineage.champion_id else ()
+    live = kept.history.edits(name, status="live", limit=MOST_EDITS) if lineage.champion_id else ()
+    known = {str(row[key]) for row in live for key in ("edit_id", "request_id")}
+    if strange := [ref for ref in without if ref not in known]:
+        raise InvalidInput(f"expected live facts of {name!r} to leave out, got {strange[0]!r:.120}", lineage=name)
+    rows = [row for row in live if str(row["edit_id"]) not in without and row["request_id"] not in without]
     if not rows:
         raise InvalidInput(f"expected a lineage with live facts to fold, got {name!r}, which has none", lineage=name)
     if kept.history.edits(name, status="live, removal pending", limit=1):

@@ -63,6 +63,10 @@ def lineage_create(
     batch_size: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Most edits in a batch; the editor's own if left out.")
     ] = None,
+    change_bound: Annotated[
+        float | None,
+        typer.Option(min=0, help="Most that a batch changes a weight by, as a part of its norm; 0 for no bound."),
+    ] = None,
     approvals: Annotated[str, typer.Option(help=f"Who has to approve: {', '.join(NAMED)}.")] = "anyone",
     as_json: JsonOption = False,
 ) -> None:
@@ -87,7 +91,13 @@ def lineage_create(
             editor=editor,
         )
     made = make_lineage(
-        kept, name, prepared, batch_size=batch_size, policy=GatePolicy(), approval_policy=approval_policy
+        kept,
+        name,
+        prepared,
+        batch_size=batch_size,
+        change_bound=change_bound,
+        policy=GatePolicy(),
+        approval_policy=approval_policy,
     )
     if settings.home.is_dir() and LocalStack(settings.home).status():
         start_edit_worker(LocalStack(settings.home), settings, prepared.base)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from editors.models.families import EditableModel
 from editors.models.hooks import Addition
 from pipeline.domain.rank_api import EditorSettings
 from tests.support.framed_parts import edited, framed_edits, framed_job, framed_rig, framed_settings
-from tests.support.ledger_parts import Rig
+from tests.support.ledger_parts import Rig, whole_shift
 
 
 class Watched(Reader):
@@ -128,3 +128,22 @@ def test_a_group_without_a_row_is_not_asked(
     result = RecursiveEditor(framed_settings(rig, num_passes=2)).edit(framed_job(rig, [nobody]))
     assert {sequences.group.kind for sequences, _, _, _ in readings} == {"answer"}
     assert result.rows.num_rows > 0
+
+
+@pytest.mark.parametrize("settings_of", [framed_settings, only_subjects])
+def test_a_batch_that_passes_the_bound_of_a_change_is_scaled_back_and_keeps_its_ledger(
+    rig: Rig, settings_of: Callable[..., EditorSettings]
+) -> None:
+    free = RecursiveEditor(settings_of(rig)).edit(framed_job(rig, framed_edits()))
+    parts = {name: norm / rig.weights.base_norm(name) for name, norm in free.delta.norms.items()}
+    assert free.scaled_back is None
+    roomy = RecursiveEditor(settings_of(rig, change_bound=1e6)).edit(framed_job(rig, framed_edits()))
+    assert roomy.scaled_back is None
+    bound = max(parts.values()) / 2
+    held = edited(rig, settings_of(rig, change_bound=bound), framed_job(rig, framed_edits()))
+    assert held.scaled_back is not None
+    assert 0 < held.scaled_back < 1
+    for name, norm in held.delta.norms.items():
+        assert norm <= bound * rig.weights.base_norm(name) * 1.0001
+        shift = rig.weights.shift(name).double()
+        assert float((shift - whole_shift(rig.ledger, name)).norm()) < 1e-3 * float(shift.norm())
