@@ -108,8 +108,8 @@ def _removal(job: EditJob, remaining: Matrices) -> Factors:
     for name in model.inner_param_names:
         shift_IO = job.weights.shift(name)  # gathered one weight at a time, so every rank has to ask for each
         if name in own:
-            keys_TI, targets_TO = job.ledger.rows_of(name, job.removed_ids)
-            excess[name] = (keys_TI, keys_TI @ shift_IO.double().cpu() - targets_TO)
+            keys_TI, targets_TO = (part.to(job.ledger.device) for part in job.ledger.rows_of(name, job.removed_ids))
+            excess[name] = (keys_TI, keys_TI @ shift_IO.to(job.ledger.device).double() - targets_TO)
 
     def solved() -> Factors:
         return {

@@ -124,6 +124,7 @@ class Ledger:
         strength: float,
         ridge: float,
         names: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
     ) -> Self:
         """Read a ledger back: the prior, and of each file of rows those of the edits that still count.
 
@@ -133,11 +134,13 @@ class Ledger:
             strength: c.
             ridge: lambda's fraction.
             names: inner parameters to read; all if None.
+            device: where matrices are added up and factored.
 
         Raises:
             IntegrityBroken: if a file or an edit's rows are not what was recorded.
         """
-        ledger = cls(Prior.load(Path(prior.path), prior.digest, names=names), strength=strength, ridge=ridge)
+        known = Prior.load(Path(prior.path), prior.digest, names=names)
+        ledger = cls(known, strength=strength, ridge=ridge, device=device)
         for batch, wanted in _read(rows):
             kept = batch if names is None else batch.of_params(names)
             ledger._rows.take(kept, only=wanted, is_on_disk=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from editors.models.comm import Comm
+from editors.models.inner_params import InnerParam
 from pipeline.domain.rank_api import BaseSpec
 from workers.memory.plan import Work, plan_memory
 
@@ -54,6 +55,24 @@ def require_memory(
         work=replace(LEAST_WORK, num_edits=num_edits),
     )
     plan.require(memory_bytes, host_bytes=host_bytes)
+
+
+def solve_device(params: Sequence[InnerParam], device: torch.device) -> torch.device:
+    """Return where the matrices of some inner parameters are added up and factored.
+
+    It is the accelerator where they fit into half of what that has left beside the base: a forward and a candidate
+    take from the other half. A plan counts them on the host, where they always may be.
+
+    Args:
+        params: what the rank solves for.
+        device: where its model runs.
+    """
+    if device.type == "cpu" or not params:
+        return torch.device("cpu")
+    # Each A with its factor, both again while edits leave, and what is there while one is made: see `plan`.
+    squares = [param.in_features**2 * torch.float64.itemsize for param in params]
+    free_bytes = torch.cuda.mem_get_info(device)[0]
+    return device if 2 * sum(squares) + 4 * max(squares) <= free_bytes // 2 else torch.device("cpu")
 
 
 def _host_bytes() -> int | None:

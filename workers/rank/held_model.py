@@ -26,7 +26,7 @@ from editors.solve.rows import EditRows, load_batches
 from editors.weights.deltas import WeightDelta, load_accumulators
 from pipeline.domain.errors import EngineFailed, WrongBase
 from pipeline.domain.rank_api import BaseSpec, ExportedModel, KeptFiles, LedgerPlan, LedgerRows, Loaded, LoadPlan
-from workers.memory.memory_check import require_memory
+from workers.memory.memory_check import require_memory, solve_device
 from workers.rank.exporting import described, export_model, require_free
 from workers.rank.held_snapshot import Editing, HeldSnapshot
 from workers.rank.sharded_model import ShardedModel, load_sharded
@@ -163,13 +163,14 @@ class HeldModel:
 
     def _read_ledger(self, plan: LoadPlan, wanted: LedgerPlan, sharded: ShardedModel) -> LedgerFiles:
         """Read what edits are made with; of the ledger only what this rank solves for."""
-        names = [param.name for param in inner_params(sharded.module, plan.editor.inner_params)]
+        own = own_share(self._comm, inner_params(sharded.module, plan.editor.inner_params))
         ledger = Ledger.from_files(
             wanted.prior,
             wanted.rows,
             strength=plan.editor.prior_strength if wanted.prior_strength is None else wanted.prior_strength,
             ridge=plan.editor.ridge,
-            names=own_share(self._comm, names),
+            names=[param.name for param in own],
+            device=solve_device(own, next(sharded.module.parameters()).device),
         )
         reference = Reference.load(Path(wanted.reference.path), wanted.reference.digest)
         return LedgerFiles(ledger=ledger, reference=reference, editor=self._editor(plan, wanted, sharded))

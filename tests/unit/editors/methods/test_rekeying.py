@@ -16,11 +16,14 @@ from editors.models.hooks import capturing
 from editors.solve.ledger import Ledger, batches_of
 from editors.solve.rows import EditRows, save_batches
 from editors.solve.shared_targets import SharedTargets
+from editors.weights.deltas import PlainWeights
+from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, UnknownRecord
 from pipeline.domain.rank_api import EditorSettings, FileRef, LedgerRows
 from tests.support.framed_parts import GUARDS, framed_edits, framed_job, framed_rig, framed_settings
 from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig, whole_shift
+from tests.support.pretend_device import PretendDevice
 
 STRENGTH = SETTINGS.prior_strength
 
@@ -197,6 +200,30 @@ def test_rows_and_strength_of_before_bring_the_weights_of_before_back(tmp_path: 
     assert distance(rig) < 1e-4
     for name, shift in before.items():
         assert float((rig.weights.shift(name) - shift).norm()) < 1e-3 * float(shift.norm())
+
+
+def test_on_an_accelerator_it_is_the_same_and_mixes_no_devices(tmp_path: Path) -> None:
+    rig, settings, edits = framed(tmp_path)
+    strength = 2 * STRENGTH
+    expected = [rekey(rig, settings, edits=edits), rekey(rig, settings, strength=strength)]
+    batches = rig.ledger.batches
+    shifts = {name: rig.weights.shift(name) for name in rig.model.inner_param_names}
+    with PretendDevice():
+        there = load_base(tmp_path, device="cuda:0")
+        there.tokenizer.chat_template = rig.model.tokenizer.chat_template
+        weights = PlainWeights(there.module, there.inner)
+        weights.set_accumulators(shifts)
+        ledger = Ledger(rig.ledger.prior, strength=STRENGTH, ridge=SETTINGS.ridge, batches=batches, device=there.device)
+        moved = Rig(model=there, weights=weights, ledger=ledger)
+        found = [rekey(moved, settings, edits=edits), rekey(moved, settings, strength=strength)]
+        left = RecursiveEditor(settings).edit(
+            EditJob(model=there, weights=weights, ledger=ledger, removed_ids=[edits[0].edit_id])
+        )
+        assert left.delta.factors
+    for one, other in zip(expected, found, strict=True):
+        for name, (left_IR, right_RO) in one.delta.factors.items():
+            here, there_IO = left_IR @ right_RO, other.delta.factors[name][0] @ other.delta.factors[name][1]
+            assert float((here - there_IO).norm()) <= 1e-3 * float(here.norm())
 
 
 def test_edits_that_are_not_those_of_the_ledger_are_refused(tmp_path: Path) -> None:

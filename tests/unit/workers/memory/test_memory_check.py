@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from editors.models.comm import ALONE
+from editors.models.inner_params import inner_params
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import BaseSpec
+from tests.support.tiny_families import tiny_module
 from tests.support.tiny_models import save_tiny_llama
 from workers.memory import memory_check as room
-from workers.memory.memory_check import require_memory
+from workers.memory.memory_check import require_memory, solve_device
 from workers.memory.memory_plan import MemoryPlan, Work
 from workers.memory.plan import plan_memory
 
@@ -72,3 +75,16 @@ def test_what_easily_fits_is_not_planned(base: BaseSpec, monkeypatch: pytest.Mon
 def test_what_this_machine_can_give_is_a_number_of_bytes() -> None:
     found = room._host_bytes()
     assert found is None or found > 2**20
+
+
+def test_matrices_lie_on_an_accelerator_with_twice_their_room_and_on_the_host_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = inner_params(tiny_module("llama")[0])
+    widths = [param.in_features**2 * 8 for param in params]
+    needed = 2 * (2 * sum(widths) + 4 * max(widths))
+    for free_bytes, expected in ((needed, "cuda:0"), (needed - 2, "cpu")):
+        monkeypatch.setattr(room.torch.cuda, "mem_get_info", lambda _device, free=free_bytes: (free, 2 * free))
+        assert solve_device(params, torch.device("cuda:0")) == torch.device(expected)
+    assert solve_device((), torch.device("cuda:0")) == torch.device("cpu")
+    assert solve_device(params, torch.device("cpu")) == torch.device("cpu")
