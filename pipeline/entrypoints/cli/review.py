@@ -93,7 +93,7 @@ def reject(
     Example: corrigenda reject head --reason "wrong source"
     """
     of, outcome = _decided(Decision.rejected, snapshot, lineage, reason, digest)
-    _tell(outcome, f"rejected {of}; its edits are being taken out of the head", as_json=as_json)
+    _tell(outcome, f"rejected {of}; what it brought in is being taken out of the head", as_json=as_json)
 
 
 def revert(

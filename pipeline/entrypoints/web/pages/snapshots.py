@@ -38,7 +38,7 @@ WAITING = frozenset({SnapshotStatus.candidate, SnapshotStatus.rolled_back})
 SAID = {
     Decision.approved: "Approved: this snapshot is the champion now.",
     Decision.endorsed: "Your approval is recorded. The lineage's policy asks for another person's before it goes live.",
-    Decision.rejected: "Rejected: its edits are being taken out of the head.",
+    Decision.rejected: "Rejected: what it brought in is being taken out of the head.",
     Decision.rolled_back: "Rolled back: this snapshot is the champion again, and the lineage is held.",
 }
 
