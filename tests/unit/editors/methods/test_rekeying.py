@@ -12,6 +12,7 @@ import torch
 from editors.methods.base import EditJob, EditResult
 from editors.methods.recursive import RecursiveEditor
 from editors.methods.rekeying import RekeyJob, resolve
+from editors.models.causal import CausalModel
 from editors.models.hooks import capturing
 from editors.solve.ledger import Ledger, batches_of
 from editors.solve.rows import EditRows, save_batches
@@ -210,6 +211,7 @@ def test_on_an_accelerator_it_is_the_same_and_mixes_no_devices(tmp_path: Path) -
     shifts = {name: rig.weights.shift(name) for name in rig.model.inner_param_names}
     with PretendDevice():
         there = load_base(tmp_path, device="cuda:0")
+        assert isinstance(there, CausalModel)
         there.tokenizer.chat_template = rig.model.tokenizer.chat_template
         weights = PlainWeights(there.module, there.inner)
         weights.set_accumulators(shifts)

@@ -84,7 +84,7 @@ def test_matrices_lie_on_an_accelerator_with_twice_their_room_and_on_the_host_ot
     widths = [param.in_features**2 * 8 for param in params]
     needed = 2 * (2 * sum(widths) + 4 * max(widths))
     for free_bytes, expected in ((needed, "cuda:0"), (needed - 2, "cpu")):
-        monkeypatch.setattr(room.torch.cuda, "mem_get_info", lambda _device, free=free_bytes: (free, 2 * free))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device, free=free_bytes: (free, 2 * free))
         assert solve_device(params, torch.device("cuda:0")) == torch.device(expected)
     assert solve_device((), torch.device("cuda:0")) == torch.device("cpu")
     assert solve_device(params, torch.device("cpu")) == torch.device("cpu")
