@@ -7,7 +7,7 @@ since, so a long stream solves with keys that its model does not have any more. 
         K <- keys at the candidate, in which all earlier inner parameters are solved anew
         S_new = A^-1 K^T Y        A = C0 + lambda I + K^T K        the targets Y stay as they were
 
-Guards have no target of their own: they are held at what the present weights give at their new keys. Without edits to
+Guards have no target of their own: at their new keys nothing is to change from the base. Without edits to
 read only the strength changes, c to c'. Then rows stay, and with C0 + lambda I = c E nothing of them is needed:
 
     S_new - S = -(c' - c) A'^-1 E S
@@ -185,7 +185,7 @@ def _solved_anew(
     job: RekeyJob, param: InnerParam, chunks: Sequence[Sequence[Edit]], reread: Sequence[_Read], shift_IO: Tensor
 ) -> dict[str, Solved]:
     """Return the new rows of an inner parameter and the change that they make, by its name."""
-    rows = [_rows(job, param, *one, shift_IO) for one in zip(chunks, reread, strict=True)]
+    rows = [_rows(job, param, *one) for one in zip(chunks, reread, strict=True)]
     return {param.name: (rows, _solved(job, param, rows) - shift_IO.double().cpu())}
 
 
@@ -213,7 +213,7 @@ def _read(job: RekeyJob, group: Group, frames: Sequence[EditFrames], branches: M
     return _Read(keys_TI=stored_TI, is_asking_T=rows.shift_T >= 0, lengths=rows.lengths)
 
 
-def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read, shift_IO: Tensor) -> EditRows:
+def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read) -> EditRows:
     """Return the new rows of some edits; those that have none in an inner parameter get none.
 
     Raises:
@@ -240,9 +240,9 @@ def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read, 
         keys.append(keys_TI)
         targets.append(asking)
         if isinstance(asking, SharedTargets):
-            held_TO = keys_TI[~is_asking_T].double().to(shift_IO.device) @ shift_IO.double()
-            nothing = held_TO.new_zeros(len(held_TO), 0), held_TO.new_zeros(0, held_TO.shape[1])
-            targets.append(SharedTargets.of(held_TO, *nothing))
+            num_guards, out = int((~is_asking_T).sum()), param.out_features
+            nothing = torch.zeros(num_guards, out), torch.zeros(num_guards, 0), torch.zeros(0, out)
+            targets.append(SharedTargets.of(*nothing))
         lengths.append((edit.edit_id, num))
     return _joined_rows(param, keys, targets, lengths, are_shared=_are_shared(job))
 

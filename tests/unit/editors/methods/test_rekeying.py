@@ -149,18 +149,16 @@ def test_the_new_ledger_defines_the_new_weights_and_edits_leave_it(make: Make, t
     assert distance(rig) < 1e-4
 
 
-def test_guards_are_held_at_what_the_present_weights_give(tmp_path: Path) -> None:
+def test_guards_ask_for_nothing_but_the_base(tmp_path: Path) -> None:
     rig, settings, edits = framed(tmp_path)
     name = settings.subject_params[0]
-    shift_IO = rig.weights.shift(name).double()
     result = rekey(rig, settings, edits=edits)
     [batch] = result.batches
     targets = batch.targets[name]
     assert isinstance(targets, SharedTargets)
     is_guard_T = targets.shift_T < 0
     assert int(is_guard_T.sum()) == len(GUARDS) * sum(edit.request.subject is not None for edit in edits)
-    given = batch.keys_of(name).double()[is_guard_T] @ shift_IO
-    torch.testing.assert_close(targets.whole()[is_guard_T].double(), given, atol=1e-4, rtol=1e-2)
+    assert not targets.whole()[is_guard_T].any()
 
 
 def test_the_same_ledger_comes_back_from_its_file_bit_for_bit(tmp_path: Path) -> None:
