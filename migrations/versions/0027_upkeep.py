@@ -12,8 +12,8 @@ from sqlalchemy import text
 from migrations.script import run_script
 from pipeline.domain.errors import Misconfigured
 
-revision = "0026"
-down_revision = "0025"
+revision = "0027"
+down_revision = "0026"
 branch_labels = None
 depends_on = None
 
@@ -48,6 +48,6 @@ def downgrade() -> None:
     run_script("LOCK TABLE removals IN ACCESS EXCLUSIVE MODE")
     if op.get_bind().scalar(text("SELECT EXISTS (SELECT FROM removals WHERE resolving IS NOT NULL)")):
         raise Misconfigured(
-            "expected no ledger that was to be solved anew, which version 0025 knows nothing of; got some in removals"
+            "expected no ledger that was to be solved anew, which version 0026 knows nothing of; got some in removals"
         )
     run_script(BACK)
