@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.domain.errors import EditorFailed
-from pipeline.domain.rank_api import Candidate
+from pipeline.domain.rank_api import Candidate, EditorSettings
 from tests.support.factories import make_measurements
 from workers.rank.held_snapshot import HeldSnapshot
 
@@ -53,14 +53,17 @@ class Scorer:
 
 def held(scorer: Scorer) -> HeldSnapshot:
     result = SimpleNamespace(seconds={}, num_passes=1, num_rows=0, delta=None, rows=None, removed_ids=())
+    for name in ("ledger", "distance", "scaled_back"):  # nothing was solved anew
+        setattr(result, name, None)
+    plan = SimpleNamespace(editor=EditorSettings())
     editing = SimpleNamespace(
         scorer=scorer,
         editor=SimpleNamespace(edit=lambda job: result),
-        ledger=SimpleNamespace(commit=lambda rows, removed_ids: None),
+        ledger=SimpleNamespace(commit=lambda rows, removed_ids: None, strength=EditorSettings().prior_strength),
         guards=SimpleNamespace(of=lambda added, edited: {}),
         others=SimpleNamespace(of=lambda added, **known: {}),
     )
-    parts: dict[str, Any] = {"plan": None, "model": None, "weights": Weights(), "editing": editing}
+    parts: dict[str, Any] = {"plan": plan, "model": None, "weights": Weights(), "editing": editing}
     return HeldSnapshot(**parts)
 
 
