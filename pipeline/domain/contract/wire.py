@@ -11,7 +11,9 @@ Fields that came after the first producers may be left out, and the others mean 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -36,6 +38,8 @@ MAX_ALIASES = 32
 MAX_FIELDS = 64
 """Bound of an object's fields, known or not: every unknown one costs a sentence."""
 VERSION: Literal[1] = 1
+_NAMES_OF_OPTIONS = {"target": "target_new", **dict.fromkeys(("neighbour", "neighbours", "neighbors"), "locality")}
+"""Field -> name in the contract, where the command's option has another one that is no misspelling."""
 RFC_3339 = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 _TIME = re.compile(RFC_3339)
 _LEAP_SECOND = slice(17, 19)
@@ -235,7 +239,7 @@ def parse_object(document: object) -> EditRequest:
     try:
         return EditRequestV1.model_validate(document).to_domain()
     except ValidationError as error:
-        raise InvalidMessage(reasons_of(error)) from error
+        raise InvalidMessage(reasons_of(error, EditRequestV1.model_fields)) from error
 
 
 def json_schema() -> dict[str, Any]:
@@ -268,11 +272,22 @@ def _after_leap_second(value: str) -> datetime:
     return after
 
 
-def reasons_of(error: ValidationError) -> str:
-    """Return the first things that are wrong with an object, each with its field, and how many more there are."""
+def reasons_of(error: ValidationError, fields: Collection[str] = ()) -> str:
+    """Return the first things that are wrong with an object, each with its field, and how many more there are.
+
+    Args:
+        error: what the model says.
+        fields: names that an object may have; of an unknown one, that which was probably meant is told.
+    """
     parts = []
     for detail in error.errors(include_url=False, include_input=False)[:3]:
         where = ".".join(str(step) for step in detail["loc"]) or "message"
-        parts.append(f"{where}: {detail['msg']}")
+        is_unknown = detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1
+        parts.append(f"{where}: {detail['msg']}" + (_meant(where, fields) if is_unknown else ""))
     more = error.error_count() - len(parts)
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def _meant(name: str, fields: Collection[str]) -> str:
+    known = [_NAMES_OF_OPTIONS[name]] if name in _NAMES_OF_OPTIONS else get_close_matches(name[:40], fields, n=1)
+    return "".join(f" (did you mean {one}?)" for one in known if one in fields)

@@ -101,7 +101,8 @@ def up(
 def _port(text: str) -> tuple[str, int]:
     name, _, number = text.partition("=")
     if name not in (*Service, WEB) or not number.isdigit() or int(number) > MAX_PORT:
-        raise InvalidInput(f"expected NAME=PORT with one of {', '.join((*Service, WEB))}; got {text!r:.80}")
+        names = ", ".join((*Service, WEB))
+        raise InvalidInput(f"expected NAME=PORT with one of {names} and a port of 0 to {MAX_PORT}; got {text!r:.80}")
     return name, int(number)
 
 

@@ -259,7 +259,7 @@ def _wait(kept: Stores, settings: Settings, sending: _Sending, *, seconds: int, 
         by_lineage.setdefault(name, []).append(request_id)
     rows: list[dict[str, Any]] = []
     deadline = time.monotonic() + seconds
-    with SignOfLife("on its way to intake", is_quiet=as_json) as sign:
+    with SignOfLife("on its way to intake", is_quiet=as_json or not by_lineage) as sign:
         for name, ids in by_lineage.items():
             rows += _until_settled(kept, name, ids, deadline, sign.tell)
     for row in rows:

@@ -166,3 +166,20 @@ def test_probes_rephrases_and_names_are_trimmed_as_the_edit_is(blanks: str) -> N
 )
 def test_a_text_of_blanks_only_is_refused_wherever_it_stands(name: str, changes: Any, blanks: str) -> None:
     assert f"{name}: Value error, expected at least one visible character" in reason(**changes(blanks))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("target", "target_new"),
+        ("neighbours", "locality"),
+        ("rephrase", "rephrases"),
+        ("questions", "question"),
+    ],
+)
+def test_a_field_of_another_name_says_which_is_meant(name: str, meant: str) -> None:
+    assert f"{name}: Extra inputs are not permitted (did you mean {meant}?)" in reason(**{name: "x"})
+
+
+def test_a_field_like_none_is_refused_without_a_guess() -> None:
+    assert reason(zzz="x") == "zzz: Extra inputs are not permitted"
