@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 
 from pipeline.adapters.logins import Login
+from pipeline.adapters.sql.active_sets import active_among, end_activations, move_rows
 from pipeline.adapters.sql.database.engine import transaction
+from pipeline.adapters.sql.database.rows import artifact_json
 from pipeline.domain.batches import EditBatch
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.ledger.upkeep import RETRY_AFTER, Resolving, Standing, Upkeep, due
@@ -55,8 +58,10 @@ def test_asked_for_twice_it_is_owed_once_and_committed_with_its_strength_and_row
     ids = tuple(rig.edit_id(name) for name in "ab" if commit_edit(rig, lease, name))
     before = files_of(rig)
     asked = Resolving(rekeys=True, prior_strength=1500.0)
-    first, again = (rig.review.request_resolving(LINEAGE, asked, actor="cli:tester", reason="long") for _ in range(2))
-    assert first == again
+    first, _ = rig.review.request_resolving(LINEAGE, asked, actor="cli:tester", reason="long")
+    other = Resolving(prior_strength=2.0)
+    again = rig.review.request_resolving(LINEAGE, other, actor="cli:tester", reason="")
+    assert again == (first, replace(asked, place=2)), "what is owed is told, not what was asked for"
     removal = owed(rig, lease)
     assert removal.edit_ids == ()
     assert removal.resolving == replace(asked, place=2)
@@ -71,6 +76,18 @@ def test_asked_for_twice_it_is_owed_once_and_committed_with_its_strength_and_row
     assert rig.actions(first) == ["rekeying:requested"]
 
 
+def test_more_edits_than_a_statement_has_parameters_can_be_rewritten(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    commit_edit(rig, lease, "a")
+    before = files_of(rig)
+    ids = (rig.edit_id("a"), *(str(UUID(int=number)) for number in range(70_000)))
+    with transaction(rig.engines[Login.editor]) as connection:
+        move_rows(connection, ids, artifact_json(rig.file("rows")))
+        assert active_among(connection, ids) == {ids[0]}
+        assert end_activations(connection, ids[1:], seq=9) == 0
+    assert files_of(rig) != before
+
+
 def test_without_edits_in_the_head_there_is_nothing_to_solve(rig: StoreRig) -> None:
     with pytest.raises(InvalidInput, match="whose head holds edits"):
         rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
@@ -79,7 +96,7 @@ def test_without_edits_in_the_head_there_is_nothing_to_solve(rig: StoreRig) -> N
 def test_what_its_gates_refuse_leaves_the_head(rig: StoreRig) -> None:
     lease = rig.acquire()
     head = commit_edit(rig, lease, "a")
-    removal_id = rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
+    removal_id, _ = rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
     rig.queue.fail_removal(lease, owed(rig, lease), reason="retention 0.2", report=failing_report([rig.edit_id("a")]))
     assert rig.lineage().head_id == head.snapshot_id
     assert rig.actions(removal_id) == ["rekeying:requested", "rekeying:failed"]
@@ -135,6 +152,32 @@ def test_upkeep_makes_the_prior_stronger_where_the_suite_passes_its_budget(rig: 
     rig.queue.fail_removal(lease, removal, reason="retention 0.2", report=failing_report([rig.edit_id("a")]))
     commit_edit(rig, lease, "c", suite_kl=0.2)
     assert rig.queue.next_removal(lease) is None, "what gates refused is not tried again at once"
+
+
+def test_upkeep_does_not_ask_again_for_the_strength_that_a_person_rejected(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rig.lineages.set_upkeep(LINEAGE, Upkeep(suite_kl_budget=0.1), actor="cli:tester")
+    commit_edit(rig, lease, "a", suite_kl=0.11)
+    stronger = commit_rekeyed(rig, lease, strength=1500.0, edit_ids=())
+    assert rig.decide(stronger, Decision.rejected).is_accepted
+    commit_rekeyed(rig, lease, strength=1000.0, edit_ids=())
+    commit_edit(rig, lease, "b", suite_kl=0.2)
+    assert rig.queue.next_removal(lease) is None
+
+
+def test_upkeep_remembers_a_rekeying_behind_much_other_work(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    commit_edit(rig, lease, "a")
+    rig.query(
+        "INSERT INTO removals (lineage_id, actor, reason, status, resolving, requested_at)"
+        " SELECT lineage_id, 'w', '', 'failed', jsonb_build_object('rekeys', n = 0, 'place', 1),"
+        " clock_timestamp() + n * interval '1 second' FROM lineages, generate_series(0, 40) n"
+    )
+    rig.lineages.set_upkeep(LINEAGE, Upkeep(rekey_every=2), actor="cli:tester")
+    commit_edit(rig, lease, "b")
+    assert rig.queue.next_removal(lease) is None, "one edit has come in since"
+    commit_edit(rig, lease, "c")
+    assert owed(rig, lease).resolving == Resolving(rekeys=True, place=3)
 
 
 def test_an_edit_worker_may_not_owe_the_removal_of_an_edit(rig: StoreRig) -> None:

@@ -20,6 +20,7 @@ from pipeline.adapters.sql.review import SqlReviewStore
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.judging import judge
+from pipeline.domain.ledger.upkeep import Resolving
 from pipeline.domain.review.approvals import AUTOMATIC, Decision, Outcome
 from pipeline.domain.review.people import Role
 from pipeline.domain.review.policies import ApprovalPolicy, RiskLimit, named
@@ -254,6 +255,24 @@ def test_edits_that_stood_on_a_rejected_snapshot_go_live_with_what_came_after(
     refused = control.approve_automatically(LINEAGE)
     assert refused is not None
     assert refused.reason.startswith("3 edits would go live")
+
+
+def test_a_ledger_that_was_solved_anew_never_goes_live_below_a_risk(rig: StoreRig, control: SqlReviewStore) -> None:
+    rig.lineages.set_approval_policy(LINEAGE, ApprovalPolicy(automatic_below=RiskLimit(max_edits=2)), actor="test")
+    snapshot_of(rig, "r1")
+    assert control.approve_automatically(LINEAGE) is not None
+    rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester (claimed)", reason="")
+    rig.commit_removal(rig.acquire())
+    for later in ("r2", "r3"):
+        refused = control.approve_automatically(LINEAGE)
+        assert refused is not None
+        assert not refused.is_accepted
+        assert "solved anew" in refused.reason
+        snapshot_of(rig, later)
+    rig.lineages.set_approval_policy(LINEAGE, named("gates_only"), actor="test")
+    approved = control.approve_automatically(LINEAGE)
+    assert approved is not None
+    assert approved.is_accepted
 
 
 def test_quality_is_compared_with_that_of_the_champion(rig: StoreRig, control: SqlReviewStore) -> None:

@@ -86,6 +86,12 @@ def test_no_exception_of_the_libraries_leaks(engine: Engine, misuse: Callable[[C
         misuse(connection)
 
 
+def test_a_statement_with_more_parameters_than_there_may_be_is_not_tried_again(engine: Engine) -> None:
+    with pytest.raises(CorrigendaError, match="parameters") as raised, transaction(engine) as connection:
+        connection.execute(select(chain_heads).where(chain_heads.c.seq.in_(range(70_000))))
+    assert not raised.value.retryable
+
+
 def test_our_own_errors_pass_through_and_roll_back(engine: Engine) -> None:
     def write_and_refuse() -> None:
         with transaction(engine) as connection:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, any_, cast, func, insert, or_, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, lineages, status_is
@@ -91,7 +92,7 @@ def rows_at(connection: Connection, lineage_id: str, seq: int) -> Sequence[Row[A
 
 def active_among(connection: Connection, edit_ids: Collection[str]) -> set[str]:
     """Return those of some edits that the head of their lineage holds."""
-    query = select(edit_rows.c.edit_id).where(edit_rows.c.edit_id.in_(edit_ids), edit_rows.c.until_seq.is_(None))
+    query = select(edit_rows.c.edit_id).where(_is_among(edit_ids), edit_rows.c.until_seq.is_(None))
     return set(connection.execute(query).scalars()) if edit_ids else set()
 
 
@@ -148,7 +149,7 @@ def retained_ids(connection: Connection, lineage_id: str, *, seed: str, removed_
 
 def end_activations(connection: Connection, edit_ids: Collection[str], *, seq: int) -> int:
     """Let edits leave the head with the snapshot at a seq; returns how many did."""
-    leave = update(edit_rows).where(edit_rows.c.edit_id.in_(edit_ids), edit_rows.c.until_seq.is_(None))
+    leave = update(edit_rows).where(_is_among(edit_ids), edit_rows.c.until_seq.is_(None))
     return connection.execute(leave.values(until_seq=seq)).rowcount if edit_ids else 0
 
 
@@ -171,9 +172,14 @@ def begin_activations(
 
 def move_rows(connection: Connection, edit_ids: Collection[str], rows: Any) -> None:
     """Say that the ledger rows of active edits are in another file now; sets of the past that hold them follow."""
-    moved = update(edit_rows).where(edit_rows.c.edit_id.in_(edit_ids), edit_rows.c.until_seq.is_(None))
+    moved = update(edit_rows).where(_is_among(edit_ids), edit_rows.c.until_seq.is_(None))
     if edit_ids:
         connection.execute(moved.values(rows=rows))
+
+
+def _is_among(edit_ids: Collection[str]) -> ColumnElement[bool]:
+    """Return the condition that a row is of one of some edits, as one parameter: a statement takes 65,535 at most."""
+    return edit_rows.c.edit_id == any_(cast(list(edit_ids), ARRAY(UUID(as_uuid=False))))
 
 
 def first_seq(connection: Connection, edit_id: str) -> int | None:

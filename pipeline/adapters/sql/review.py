@@ -134,8 +134,10 @@ class SqlReviewStore:
             held = [edit_id for edit_id in wanted if edit_id in active]
             return _owe_removal(connection, on, held, actor=actor, reason=reason)
 
-    def request_resolving(self, lineage: str, resolving: Resolving, *, actor: str, reason: str) -> str:
-        """Owe a ledger that is solved anew; return its id, or that of one that is owed already.
+    def request_resolving(
+        self, lineage: str, resolving: Resolving, *, actor: str, reason: str
+    ) -> tuple[str, Resolving]:
+        """Owe a ledger that is solved anew; return the id and the manner of what is owed, which may be older.
 
         Raises:
             UnknownLineage: if there is no such lineage.

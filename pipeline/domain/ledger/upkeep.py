@@ -19,7 +19,7 @@ STRENGTH_STEP = 1.5
 RELAXED_BELOW = 0.5
 """The part of the budget below which a strength that has risen falls again."""
 RETRY_AFTER = 256
-"""Edits after which a change of the strength that its gates refused is tried once more."""
+"""Edits after which a change of the strength that gates or people refused is tried once more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +101,7 @@ class Standing:
     rekeyed_at: int = 0
     """How many had when keys were last read again, or that was last tried."""
     refused_at: int | None = None
-    """How many had when the last change of the strength was refused by its gates; None if it was not."""
+    """How many had when the last change of the strength was refused, by gates or by a person; None if it was not."""
 
 
 def due(upkeep: Upkeep, on: Standing) -> Resolving | None:

@@ -39,6 +39,8 @@ class Risk:
     quality_loss: float | None
     """How much perplexity rises over the champion's, as a fraction, or a classifier's accuracy falls; None if not
     measured."""
+    is_solved_anew: bool = False
+    """Whether a ledger that was solved anew goes live, which changes every edit and brings none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,8 @@ class RiskLimit:
 
     def objection(self, risk: Risk) -> str | None:
         """Return why a person has to look, in one sentence; None if nobody has to."""
+        if risk.is_solved_anew:
+            return "its ledger was solved anew, which changes what every edit does"
         if risk.num_edits > self.max_edits:
             return f"{risk.num_edits} edits would go live, and {self.max_edits} may without a person"
         if risk.worst_locality is None or risk.quality_loss is None:

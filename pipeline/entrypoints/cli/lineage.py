@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -223,11 +223,13 @@ def lineage_rekey(
         raise InvalidInput("expected --strength with --keep-keys, got nothing to change")
     kept = stores(reviewing_settings())
     resolving = Resolving(prior_strength=strength, rekeys=not keep_keys)
-    removal_id = kept.review.request_resolving(name, resolving, actor=deciding_actor(kept), reason=reason)
+    removal_id, owed = kept.review.request_resolving(name, resolving, actor=deciding_actor(kept), reason=reason)
     if as_json:
-        print_json({"lineage": name, "rekeying": removal_id, **resolving.as_json()})
+        print_json({"lineage": name, "rekeying": removal_id, **owed.as_json()})
+    elif replace(owed, place=0) == resolving:
+        say(f"owed: a candidate of {name} with {owed.words()}; approve it to make it live")
     else:
-        say(f"owed: a candidate of {name} with {resolving.words()}; approve it to make it live")
+        say(f"nothing new is owed: {name} owes a candidate with {owed.words()} already; ask again when it is made")
 
 
 def lineage_upkeep(

@@ -103,9 +103,11 @@ def _risk(connection: Connection, on: LockedLineage, row: Row[Any]) -> Risk:
     )
     num_edits = connection.scalar(select(func.count()).select_from(brought.subquery())) or 0
     num_edits += connection.scalar(select(func.coalesce(func.sum(taken.c.length), 0))) or 0
+    anew = select(literal(1)).join(snapshots, snapshots.c.snapshot_id == removals.c.snapshot_id)
+    is_solved_anew = bool(connection.scalar(select(anew.where(is_new, removals.c.resolving.is_not(None)).exists())))
     limit = on.approval.automatic_below
-    if limit is None or num_edits > limit.max_edits:
-        return Risk(num_edits=num_edits, worst_locality=None, quality_loss=None)
+    if limit is None or num_edits > limit.max_edits or is_solved_anew:
+        return Risk(num_edits=num_edits, worst_locality=None, quality_loss=None, is_solved_anew=is_solved_anew)
     reports = select(gate_reports.c.report).join(snapshots, snapshots.c.gate_report_id == gate_reports.c.gate_report_id)
     is_part = is_new & goes_live_with(row.seq)
     found = connection.execute(reports.where(is_part).order_by(snapshots.c.seq)).scalars().all()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, insert, select
 
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.locks import LockedLineage
@@ -17,11 +17,8 @@ from pipeline.adapters.sql.database.tables import edit_rows, is_owed, removals, 
 from pipeline.adapters.sql.outbox import owe
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.ledger.upkeep import Resolving, Standing, due
-from pipeline.domain.lifecycle import RemovalStatus
+from pipeline.domain.lifecycle import RemovalStatus, SnapshotStatus
 from pipeline.domain.rank_api import EditorSettings
-
-LOOKED_BACK = 16
-"""The newest pieces of such work among which the last of a kind is looked for; an older one counts as never."""
 
 
 def owe_resolving(
@@ -32,8 +29,11 @@ def owe_resolving(
     actor: str,
     reason: str,
     rejected_snapshot_id: str | None = None,
-) -> str:
-    """Owe it, audit it and ring; return its id. Where such work is owed already, nothing is written but by a rejection.
+) -> tuple[str, Resolving]:
+    """Owe it, audit it and ring; return its id and how it is solved anew.
+
+    Where such work is owed already, that is returned and nothing written, but for what brings back the ledger before a
+    rejected snapshot.
 
     Args:
         connection: in the transaction of the caller.
@@ -43,12 +43,12 @@ def owe_resolving(
         reason: why.
         rejected_snapshot_id: the snapshot whose rejection it follows from, if it does.
     """
-    query = select(removals.c.removal_id).where(
+    query = select(removals.c.removal_id, removals.c.resolving).where(
         removals.c.lineage_id == on.lineage_id, is_owed(), removals.c.resolving.is_not(None)
     )
-    owed = connection.scalar(query.limit(1))
+    owed = connection.execute(query.order_by(removals.c.requested_at.desc()).limit(1)).one_or_none()
     if owed is not None and rejected_snapshot_id is None:
-        return str(owed)
+        return owed.removal_id, Resolving.from_stored(owed.resolving)
     # Columns that are left out have defaults: an edit worker may write no others.
     row = {"lineage_id": on.lineage_id, "actor": actor, "reason": reason, "resolving": resolving.as_json()}
     row |= {"rejected_snapshot_id": rejected_snapshot_id} if rejected_snapshot_id else {}
@@ -62,7 +62,7 @@ def owe_resolving(
         payload={"reason": reason, **resolving.as_json()},
     )
     owe(connection, kind="doorbell", dedup_key=f"doorbell:removal:{removal_id}", payload=on.doorbell)
-    return removal_id
+    return removal_id, resolving
 
 
 def owe_upkeep(
@@ -87,25 +87,34 @@ def owe_upkeep(
     if not (on.upkeep.rekey_every or on.upkeep.suite_kl_budget):
         return
     base = EditorSettings.from_stored(on.editor).prior_strength
-    query = select(removals.c.resolving, removals.c.status).where(
-        removals.c.lineage_id == on.lineage_id, removals.c.resolving.is_not(None)
+    rekeyed = _newest(connection, on, removals.c.resolving["rekeys"].as_boolean())
+    changed = _newest(connection, on, removals.c.resolving["prior_strength"].as_string().is_not(None))
+    # People refuse as gates do: what they rejected is not asked of them again after every batch.
+    is_refused = changed is not None and (
+        changed.status == RemovalStatus.failed or changed.became in (SnapshotStatus.rejected, SnapshotStatus.retired)
     )
-    newest = connection.execute(query.order_by(removals.c.requested_at.desc()).limit(LOOKED_BACK)).all()
-    done = [(Resolving.from_stored(row.resolving), row.status) for row in newest]
-    changes = [(one, status) for one, status in done if one.prior_strength is not None]
-    is_refused = bool(changes) and changes[0][1] == RemovalStatus.failed
     standing = Standing(
         base_strength=base,
         strength=base if strength is None else strength,
         suite_kl=suite_kl,
         num_activations=num_activations,
-        rekeyed_at=next((one.place for one, _ in done if one.rekeys), 0),
-        refused_at=changes[0][0].place if is_refused else None,
+        rekeyed_at=Resolving.from_stored(rekeyed.resolving).place if rekeyed is not None else 0,
+        refused_at=Resolving.from_stored(changed.resolving).place if changed is not None and is_refused else None,
     )
     resolving = due(on.upkeep, standing)
     if resolving is not None:
         reason = "upkeep: " + resolving.words()
         owe_resolving(connection, on, resolving, actor=actor, reason=reason)
+
+
+def _newest(connection: Connection, on: LockedLineage, condition: ColumnElement[bool]) -> Row[Any] | None:
+    """Return the newest piece of such work of a kind: how it was to be solved, its status, what its snapshot became."""
+    query: Select[Any] = (
+        select(removals.c.resolving, removals.c.status, snapshots.c.status.label("became"))
+        .outerjoin(snapshots, snapshots.c.snapshot_id == removals.c.snapshot_id)
+        .where(removals.c.lineage_id == on.lineage_id, removals.c.resolving.is_not(None), condition)
+    )
+    return connection.execute(query.order_by(removals.c.requested_at.desc()).limit(1)).one_or_none()
 
 
 def undo_of(connection: Connection, row: Row[Any]) -> Resolving | None:

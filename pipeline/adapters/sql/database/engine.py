@@ -24,6 +24,7 @@ IDLE_TIMEOUT = timedelta(minutes=5)
 """An open transaction that does nothing for so long holds locks for nobody."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_TOO_MANY_PARAMETERS = "number of parameters must be between 0 and"
 _WRONG_LOGIN = re.compile(r"authentication failed|no password supplied|no pg_hba\.conf entry", re.IGNORECASE)
 _MISSING_OBJECT = re.compile(r'FATAL: +((?:role|database) "[^"]+" does not exist|invalid value for parameter "role".*)')
 
@@ -143,7 +144,9 @@ def _by_state(state: str, said: str, where: str) -> CorrigendaError:
 
 
 def _without_state(text: str, said: str, where: str) -> CorrigendaError:
-    """Errors of connecting have no SQLSTATE, only text."""
+    """Errors of connecting have no SQLSTATE, only text; nor has what libpq itself does not send."""
+    if _TOO_MANY_PARAMETERS in text:
+        return CorrigendaError(f"{where} was asked wrongly: {said}")
     if _WRONG_LOGIN.search(text):
         return Misconfigured(f"{where} does not accept the user or its password")
     missing = _MISSING_OBJECT.search(text)
