@@ -83,7 +83,13 @@ REVOKE ALL ON FUNCTION resend_given_up FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION resend_given_up TO corrigenda_console, corrigenda_web, corrigenda_app;
 """
 
+# The page of what waits looks at these alone, however many snapshots there are.
+UNDECIDED = """
+CREATE INDEX ix_snapshots_undecided ON snapshots (lineage_id, seq) WHERE status IN ('candidate', 'rolled_back');
+"""
+
 BACK = """
+DROP INDEX ix_snapshots_undecided;
 CREATE OR REPLACE FUNCTION may_act_as(actor text) RETURNS boolean LANGUAGE sql STABLE
 SET search_path = pg_catalog, public, pg_temp AS $$
     SELECT coalesce(actor = 'reviewer:' || current_reviewer(), false)
@@ -112,8 +118,9 @@ def upgrade() -> None:
     """Hold operators' names to what operators do, and let the web process owe again what was given up."""
     run_script(GUARDS)
     run_script(RESEND)
+    run_script(UNDECIDED)
 
 
 def downgrade() -> None:
-    """Take both away; lines that name operators stay as they are."""
+    """Take them away; lines that name operators stay as they are."""
     run_script(BACK)

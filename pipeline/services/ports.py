@@ -146,6 +146,8 @@ class ReviewStore(Protocol):
 
 CLAIM = timedelta(minutes=1)
 """For so long nobody else gets an item that a relay has taken, and longer if the relay renews it."""
+POSTPONED = timedelta(seconds=5)
+"""A service that was away is asked again so soon, however long it stays away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,8 +186,8 @@ class OutboxStore(Protocol):
     def done(self, outbox_ids: Sequence[str]) -> None:
         """Note that goals are reached."""
 
-    def postponed(self, item: OutboxItem, *, error: str) -> None:
-        """Try again in a few seconds: the service is away, which says nothing of the item."""
+    def postponed(self, item: OutboxItem, *, error: str, wait: timedelta = POSTPONED) -> None:
+        """Try again after a wait, which counts as no try: the service is away, which says nothing of the item."""
 
     def failed(self, item: OutboxItem, *, error: str) -> bool:
         """Try again later, with growing waits; True if that was the last try and the item is given up."""

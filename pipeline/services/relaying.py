@@ -14,7 +14,7 @@ import structlog
 
 from pipeline.domain.errors import CorrigendaError, one_line
 from pipeline.services.claim_keeping import ClaimKeeper
-from pipeline.services.ports import OutboxItem, OutboxStore
+from pipeline.services.ports import POSTPONED, OutboxItem, OutboxStore
 from pipeline.telemetry.metrics import OUTBOX_HANDLED
 
 Handler = Callable[[OutboxItem], None]
@@ -29,6 +29,19 @@ MOMENT = timedelta(seconds=0.5)
 
 GLANCE = timedelta(seconds=0.25)
 """For so long it stands which kinds are due."""
+
+
+class NotYet(CorrigendaError):
+    """An item whose time has not come: nothing was tried, so that no try is counted.
+
+    Args:
+        message: what it waits for.
+        wait: how long to leave it alone.
+    """
+
+    def __init__(self, message: str, *, wait: timedelta) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class _Outcome(Enum):
@@ -148,20 +161,26 @@ class OutboxRelay:
         began = time.monotonic()
         try:
             self._handlers[item.kind](item)
+        except NotYet as error:
+            return self._postpone(item, error, wait=error.wait)
         except CorrigendaError as error:
             self._log.warning("outbox_failed", item=item.kind, key=item.dedup_key, error=str(error), ids=error.ids)
             if not error.retryable:
                 return self._fail(item, str(error) or type(error).__name__)
-            OUTBOX_HANDLED.labels(kind=item.kind, outcome="postponed").inc()
-            self._outbox.postponed(item, error=str(error) or type(error).__name__)
             is_slow = time.monotonic() - began > SLOW.total_seconds()
-            return _Outcome.KEPT_WAITING if is_slow else _Outcome.FAILED
+            outcome = self._postpone(item, error, wait=POSTPONED)
+            return _Outcome.KEPT_WAITING if is_slow else outcome
         except Exception as error:
             # Whatever it is, it must not keep the others from being handled.
             self._log.exception("outbox_broken", item=item.kind, key=item.dedup_key)
             return self._fail(item, one_line(error))
         OUTBOX_HANDLED.labels(kind=item.kind, outcome="reached").inc()
         return _Outcome.REACHED
+
+    def _postpone(self, item: OutboxItem, error: CorrigendaError, *, wait: timedelta) -> _Outcome:
+        OUTBOX_HANDLED.labels(kind=item.kind, outcome="postponed").inc()
+        self._outbox.postponed(item, error=str(error) or type(error).__name__, wait=wait)
+        return _Outcome.FAILED
 
     def _fail(self, item: OutboxItem, error: str) -> _Outcome:
         is_given_up = self._outbox.failed(item, error=error)

@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from pipeline.domain.contract.webhooks import WebhookEvent, event_of, signed_headers
 from pipeline.domain.errors import CorrigendaError
 from pipeline.services.ports import OutboxItem
+from pipeline.services.relaying import NotYet
 
 Post = Callable[[str, bytes, Mapping[str, str]], None]
 """Sends a body with headers to a URL, or raises; an answer that is no success raises too."""
@@ -21,10 +22,6 @@ FIRST_REST, LONGEST_REST = 60.0, 600.0
 """Seconds for which a receiver is left alone: at first, and at most after it was slow again and again."""
 SLOW_SECONDS = 2.0
 """A receiver that took so long to refuse, or not to answer, is slow."""
-
-
-class ReceiverRests(CorrigendaError):
-    """A message that was not sent because its receiver was slow a moment ago; it counts as a try."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +45,8 @@ class WebhookStore(Protocol):
 class WebhookTeller:
     """The handler of the kind `webhook`, and what owes such items.
 
-    A receiver that lets us wait and does not take a message rests for a while: what else is owed to it fails at once,
-    so that no other receiver waits behind a row of timeouts.
+    A receiver that lets us wait and does not take a message rests for a while: what else is owed to it waits for the
+    end of its rest, so that no other receiver waits behind a row of timeouts.
 
     Args:
         webhooks: who wants to hear of what.
@@ -77,6 +74,7 @@ class WebhookTeller:
         """Send one message. Its id is the same at every try, so that a receiver can tell them apart.
 
         Raises:
+            NotYet: if the receiver rests; the message was not sent, and no try of it is counted.
             CorrigendaError: if it was not taken; the relay tries again, and gives up after the last try.
         """
         webhook_id = str(item.payload["webhook_id"])
@@ -95,7 +93,8 @@ class WebhookTeller:
         """Post, unless the receiver rests; let it rest if it does not take the message and was slow about it."""
         began, rest = self._clock(), self._resting.get(webhook_id)
         if rest is not None and began < rest.until:
-            raise ReceiverRests("expected a receiver that answers in time, got one that did not a moment ago")
+            said = "expected a receiver that answers in time, got one that did not a moment ago"
+            raise NotYet(said, wait=timedelta(seconds=rest.until - began))
         try:
             post()
         except CorrigendaError:

@@ -269,6 +269,12 @@ class TestOutbox:
         assert stores.outbox.due() == ()
         assert self.wait_for_due(stores).attempts == 0
 
+    def test_a_postponed_item_waits_as_long_as_is_asked_for(self, stores: Stores) -> None:
+        first = self.owed(stores)
+        stores.outbox.postponed(first, error="resting", wait=timedelta())
+        (again,) = stores.outbox.due()
+        assert (again.outbox_id, again.attempts) == (first.outbox_id, 0)
+
     def test_an_item_is_given_up_after_its_last_try(self, stores: Stores) -> None:
         item = self.owed(stores)
         last = replace(item, attempts=MAX_FAILURES - 1)

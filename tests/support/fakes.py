@@ -24,7 +24,7 @@ from pipeline.domain.errors import EpochStale, InvalidInput, UnknownLineage, Unk
 from pipeline.domain.formats.canonical import canonical_json
 from pipeline.domain.lineages import Lineage, NewLineage
 from pipeline.domain.retries import rule_of
-from pipeline.services.ports import CLAIM, OutboxItem
+from pipeline.services.ports import CLAIM, POSTPONED, OutboxItem
 
 
 @dataclass(slots=True)
@@ -124,9 +124,9 @@ class MemoryOutboxStore:
         for owed in [self._owed(outbox_id) for outbox_id in outbox_ids]:
             owed.is_done = True
 
-    def postponed(self, item: OutboxItem, *, error: str) -> None:
+    def postponed(self, item: OutboxItem, *, error: str, wait: timedelta = POSTPONED) -> None:
         for owed in self._ours([item]):
-            owed.next_attempt_at, owed.item = datetime.now(UTC) + timedelta(seconds=5), replace(owed.item, claim="")
+            owed.next_attempt_at, owed.item = datetime.now(UTC) + wait, replace(owed.item, claim="")
 
     def failed(self, item: OutboxItem, *, error: str) -> bool:
         for owed in self._ours([item]):

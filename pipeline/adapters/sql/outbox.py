@@ -17,10 +17,8 @@ from pipeline.adapters.sql.database.tables import outbox
 from pipeline.domain.audit import SYSTEM_CHAIN, AuditAction
 from pipeline.domain.errors import UnknownRecord
 from pipeline.domain.retries import rule_of
-from pipeline.services.ports import CLAIM, OutboxItem
+from pipeline.services.ports import CLAIM, POSTPONED, OutboxItem
 
-POSTPONED = timedelta(seconds=5)
-"""A service that was away is asked again so soon, however long it stays away."""
 RELAY = "relay"
 """Who gives an item up, in the history."""
 
@@ -147,9 +145,9 @@ class SqlOutboxStore:
                 said = f"expected the id of an owed side effect, got {unknown[0]}"
                 raise UnknownRecord(said, outbox_id=unknown[0])
 
-    def postponed(self, item: OutboxItem, *, error: str) -> None:
-        """Try again in a few seconds: the service is away, which says nothing of the item."""
-        later = func.clock_timestamp() + POSTPONED
+    def postponed(self, item: OutboxItem, *, error: str, wait: timedelta = POSTPONED) -> None:
+        """Try again after a wait, which counts as no try: the service is away, which says nothing of the item."""
+        later = func.clock_timestamp() + wait
         with transaction(self._engine) as connection:
             connection.execute(_still_ours([item]).values(next_attempt_at=later, claim=None, error=_text(error)))
 

@@ -20,7 +20,7 @@ _WAITING = text(
     """
     SELECT l.name AS lineage, s.seq, s.snapshot_id::text, s.created_at, s.num_active, g.report -> 'rows' AS rows,
         clock_timestamp() - s.created_at AS age, s.snapshot_id = l.head_snapshot_id AS is_head,
-        (SELECT count(*) FROM edit_rows r WHERE r.lineage_id = l.lineage_id AND r.since_seq = s.seq) AS edits
+        (SELECT count(*) FROM edit_rows r WHERE r.snapshot_id = s.snapshot_id) AS edits
     FROM lineages l
     LEFT JOIN snapshots champion ON champion.snapshot_id = l.champion_snapshot_id
     CROSS JOIN LATERAL (
@@ -45,8 +45,8 @@ _BROUGHT = text(
     """
     SELECT e.edit_id::text, e.request_id, e.prompt, e.question, e.messages, e.target_new, e.target_true, e.submitted_by,
         e.source, e.status
-    FROM edit_rows r JOIN edit_requests e USING (edit_id)
-    WHERE r.lineage_id = :lineage_id AND r.since_seq = :seq
+    FROM snapshots s JOIN edit_rows r USING (snapshot_id) JOIN edit_requests e USING (edit_id)
+    WHERE s.lineage_id = :lineage_id AND s.seq = :seq
     ORDER BY r.place LIMIT :limit
     """
 )

@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Tabl
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from pipeline.adapters.sql.database.columns import at_column, id_column, partial, ref_column
-from pipeline.adapters.sql.database.tables import approvals, dead_letters, edit_requests
+from pipeline.adapters.sql.database.tables import approvals, dead_letters, edit_requests, snapshots
 from pipeline.adapters.sql.database.tables import metadata as metadata
 from pipeline.domain.review.people import Role
 
@@ -78,6 +78,14 @@ Index(
     postgresql_where=text("submitted_by IS NOT NULL"),
 )
 Index("ix_dead_letters_place", dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset)
+
+# What waits for a decision, of all snapshots.
+Index(
+    "ix_snapshots_undecided",
+    snapshots.c.lineage_id,
+    snapshots.c.seq,
+    postgresql_where=text("status IN ('candidate', 'rolled_back')"),
+)
 
 # What auditors ask of one subject, one prompt, and of decisions in their order.
 Index(

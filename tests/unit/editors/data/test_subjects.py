@@ -8,11 +8,54 @@ from typing import Any
 
 import pytest
 
-from editors.data.subjects import SUBJECTS, subject_names
+from editors.data.subjects import OTHER_SUBJECTS, SUBJECTS, subject_names
 from pipeline.domain.language.spelling import normalised
 from tests.support.paths import ROOT
 
 FACTS = [ROOT / "infra" / "local" / "facts" / f"{name}.jsonl" for name in ("corrections", "suite", "unedited")]
+OTHER_NAMES = {
+    "Burma": "Myanmar",
+    "Ceylon": "Sri Lanka",
+    "Zaire": "Democratic Republic of the Congo",
+    "Rhodesia": "Zimbabwe",
+    "Dahomey": "Benin",
+    "Siam": "Thailand",
+    "British Honduras": "Belize",
+    "Persia": "Iran",
+    "Holland": "Netherlands",
+    "Czechia": "Czech Republic",
+    "Swaziland": "Eswatini",
+    "Abyssinia": "Ethiopia",
+    "Upper Volta": "Burkina Faso",
+    "UK": "United Kingdom",
+    "Great Britain": "United Kingdom",
+    "USA": "United States",
+    "US": "United States",
+    "America": "United States",
+    "USSR": "Soviet Union",
+    "Ottoman Turkey": "Ottoman Empire",
+    "Bombay": "Mumbai",
+    "Madras": "Chennai",
+    "Calcutta": "Kolkata",
+    "Peking": "Beijing",
+    "Constantinople": "Istanbul",
+    "Byzantium": "Istanbul",
+    "Saigon": "Ho Chi Minh City",
+    "Leningrad": "Saint Petersburg",
+    "Stalingrad": "Volgograd",
+    "Danzig": "Gdańsk",
+    "Königsberg": "Kaliningrad",
+    "Edo": "Tokyo",
+    "Christiania": "Oslo",
+    "New Amsterdam": "New York City",
+    "Wimbledon of 2008": "Wimbledon Championships of 2008",
+    "Facebook, Inc.": "Facebook",
+    "Fe": "Iron",
+    "Pb": "Lead",
+    "Hg": "Mercury",
+    "King's Cross": "King's Cross station",
+}
+"""Names that are another name of something: whoever corrects it under one name must not be asked to leave the other."""
 REAL_DEV = ROOT.parent / "shared" / "data" / "real_dev.jsonl"
 
 
@@ -39,6 +82,12 @@ def test_every_kind_has_several_names_and_no_name_is_there_twice() -> None:
     folded = [normalised(name) for name in subject_names()]
     assert len(folded) == len(set(folded))
     assert all(name == name.strip() and name for name in subject_names())
+
+
+def test_nothing_is_listed_under_an_old_or_another_name_of_its() -> None:
+    listed = {*subject_names(), *subject_names(OTHER_SUBJECTS)}
+    assert listed & OTHER_NAMES.keys() == set()
+    assert len(listed) == len(subject_names()) + len(subject_names(OTHER_SUBJECTS))
 
 
 @pytest.mark.parametrize("path", FACTS, ids=lambda path: path.stem)

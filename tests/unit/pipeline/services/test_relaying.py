@@ -17,7 +17,7 @@ from pipeline.domain.lineages import Lineage
 from pipeline.services import claim_keeping, relaying
 from pipeline.services.announcing import EXCERPT_BYTES, MAX_WHOLE_BYTES, Announcer
 from pipeline.services.claim_keeping import ClaimKeeper
-from pipeline.services.ports import CLAIM, OutboxItem
+from pipeline.services.ports import CLAIM, POSTPONED, OutboxItem
 from pipeline.services.relaying import OutboxRelay
 from pipeline.services.submission import submit
 from tests.support.registry_entries import BASE_DIGEST, lineage
@@ -67,7 +67,7 @@ class ListOutbox:
         self.notes += 1
         self.finished += outbox_ids
 
-    def postponed(self, item: OutboxItem, *, error: str) -> None:
+    def postponed(self, item: OutboxItem, *, error: str, wait: timedelta = POSTPONED) -> None:
         """Remembers why."""
         self.waiting[item.outbox_id] = error
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ from pipeline.domain.contract.webhooks import WebhookEvent
 from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.retries import OURS, rule_of
 from pipeline.services.ports import OutboxItem
-from pipeline.services.webhooks import FIRST_REST, LONGEST_REST, ReceiverRests, WebhookTeller
+from pipeline.services.relaying import NotYet, OutboxRelay
+from pipeline.services.webhooks import FIRST_REST, LONGEST_REST, WebhookTeller
+from tests.support.fakes import MemoryDatabase, MemoryOutboxStore
 
 
 class Refused(CorrigendaError):
@@ -23,7 +28,7 @@ class Receivers:
 
     def __init__(self) -> None:
         self.now, self.slowness, self.is_away = 1_000.0, 10.0, True
-        self.asked: list[str] = []
+        self.asked: list[Any] = []
 
     def owe(self, edit_id: str, *, event: WebhookEvent, result_key: str, payload: Mapping[str, Any]) -> None:
         """Nothing is owed here."""
@@ -57,15 +62,45 @@ def teller(receivers: Receivers) -> WebhookTeller:
 def test_a_slow_receiver_rests_and_others_are_asked(teller: WebhookTeller, receivers: Receivers) -> None:
     with pytest.raises(Refused):
         teller.deliver(item("slow"))
-    for _ in range(3):
-        with pytest.raises(ReceiverRests, match="in time") as raised:
+    for seconds in (FIRST_REST, FIRST_REST / 2):
+        with pytest.raises(NotYet, match="in time") as raised:
             teller.deliver(item("slow"))
-        assert not raised.value.retryable, "it counts as a try, and is given up some day"
+        assert raised.value.wait.total_seconds() == seconds, "it was not sent, which is no try"
+        receivers.now += FIRST_REST / 2
+    receivers.now -= 1
+    with pytest.raises(NotYet):
+        teller.deliver(item("slow"))
     teller.deliver(item("quick"))
     assert receivers.asked == ["slow", "quick"]
-    receivers.now += FIRST_REST
+    receivers.now += 1
     with pytest.raises(Refused):
         teller.deliver(item("slow"))
+
+
+def test_a_message_that_makes_its_receiver_slow_costs_the_others_no_try(
+    receivers: Receivers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def post(url: str, body: bytes, headers: Mapping[str, str]) -> None:
+        number = json.loads(body)["data"]["number"]
+        receivers.asked.append(number)
+        if number == 0:
+            receivers.now += receivers.slowness
+            raise Refused("no answer")
+
+    monkeypatch.setattr(
+        "tests.support.fakes.datetime", SimpleNamespace(now=lambda zone: datetime.fromtimestamp(receivers.now, zone))
+    )
+    database = MemoryDatabase()
+    for number in range(32):
+        database.owe("webhook", f"k{number}", dict(item("slow").payload) | {"data": {"number": number}})
+    teller = WebhookTeller(webhooks=receivers, post=post, clock=lambda: receivers.now)
+    relay = OutboxRelay(outbox=MemoryOutboxStore(database), handlers={"webhook": teller.deliver})
+    first, *others = database.outbox.values()
+    while first.is_open:
+        relay.run_once("webhook")
+        receivers.now += 60.0
+    assert [(one.is_done, one.item.attempts) for one in others] == [(True, 0)] * 31
+    assert sorted(receivers.asked) == [0] * rule_of("webhook").max_failures + list(range(1, 32))
 
 
 def test_rests_grow_to_a_bound_and_end_with_the_first_success(teller: WebhookTeller, receivers: Receivers) -> None:
