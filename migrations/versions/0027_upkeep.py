@@ -23,6 +23,21 @@ ALTER TABLE snapshots ADD COLUMN prior_strength double precision, ADD COLUMN rep
 ALTER TABLE removals ADD COLUMN resolving jsonb,
     ALTER COLUMN edit_ids SET DEFAULT '[]', ALTER COLUMN reinstated_ids SET DEFAULT '[]';
 CREATE INDEX ix_removals_resolving ON removals (lineage_id, requested_at) WHERE resolving IS NOT NULL;
+-- A worker of before takes such work for a removal of nothing, and knows of no strength: it may do neither.
+ALTER TABLE removals ADD CONSTRAINT ck_removals_solved_anew_is_made
+    CHECK (resolving IS NULL OR status <> 'done' OR snapshot_id IS NOT NULL);
+CREATE FUNCTION refuse_lost_strength() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    IF NEW.prior_strength IS NULL AND EXISTS (
+        SELECT FROM snapshots s WHERE s.snapshot_id = NEW.parent_id AND s.prior_strength IS NOT NULL
+    ) THEN
+        RAISE EXCEPTION 'a snapshot keeps the strength of the prior of its parent %', NEW.parent_id
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER keeps_strength BEFORE INSERT ON snapshots FOR EACH ROW EXECUTE FUNCTION refuse_lost_strength();
 GRANT UPDATE (upkeep) ON lineages TO corrigenda_console;
 GRANT INSERT (lineage_id, actor, reason, resolving) ON removals TO corrigenda_editor;
 """
@@ -30,6 +45,9 @@ GRANT INSERT (lineage_id, actor, reason, resolving) ON removals TO corrigenda_ed
 BACK = """
 REVOKE INSERT (lineage_id, actor, reason, resolving) ON removals FROM corrigenda_editor;
 REVOKE UPDATE (upkeep) ON lineages FROM corrigenda_console;
+DROP TRIGGER keeps_strength ON snapshots;
+DROP FUNCTION refuse_lost_strength();
+ALTER TABLE removals DROP CONSTRAINT ck_removals_solved_anew_is_made;
 DROP INDEX ix_removals_resolving;
 ALTER TABLE removals DROP COLUMN resolving,
     ALTER COLUMN edit_ids DROP DEFAULT, ALTER COLUMN reinstated_ids DROP DEFAULT;

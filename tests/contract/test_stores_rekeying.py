@@ -6,6 +6,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
+from psycopg.errors import CheckViolation
 
 from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.active_sets import active_among, end_activations, move_rows
@@ -126,6 +127,28 @@ def test_a_rejected_one_is_undone_with_the_rows_and_the_strength_of_before(rig: 
     assert rig.lineage().prior_strength == 1000.0
 
 
+def test_while_an_undo_has_failed_nothing_on_it_can_be_approved_and_it_can_be_asked_for_again(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    ids = (rig.edit_id("a"),) if commit_edit(rig, lease, "a") else ()
+    rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
+    rekeyed = commit_rekeyed(rig, lease, strength=2000.0, edit_ids=ids)
+    undo = Resolving(undoes=rekeyed.snapshot_id)
+    with pytest.raises(InvalidInput, match="expected a rejected snapshot"):
+        rig.review.request_resolving(LINEAGE, undo, actor="cli:tester", reason="")
+    other, _ = rig.review.request_resolving(LINEAGE, Resolving(prior_strength=9.0), actor="cli:tester", reason="")
+    assert rig.decide(rekeyed, Decision.rejected).is_accepted
+    first = owed(rig, lease)
+    assert first.resolving == undo
+    assert rig.actions(other) == ["rekeying:requested", "rekeying:failed"], "the undo would undo it unseen"
+    with pytest.raises(InvalidInput, match="got requested"):
+        rig.review.request_resolving(LINEAGE, undo, actor="cli:tester", reason="")
+    rig.queue.fail_removal(lease, first, reason="retention 0.2", report=failing_report(ids))
+    assert commit_edit(rig, lease, "b").status == "retired"
+    rig.review.request_resolving(LINEAGE, undo, actor="cli:tester", reason="once more")
+    assert commit_rekeyed(rig, lease, strength=1000.0, edit_ids=ids).status == "candidate"
+    assert commit_edit(rig, lease, "c").status == "candidate"
+
+
 def test_upkeep_owes_new_keys_after_so_many_edits_under_the_worker_s_own_login(rig: StoreRig) -> None:
     lease = rig.acquire()
     assert rig.lineages.set_upkeep(LINEAGE, Upkeep(rekey_every=2), actor="cli:tester") == Upkeep()
@@ -186,6 +209,22 @@ def test_an_edit_worker_may_not_owe_the_removal_of_an_edit(rig: StoreRig) -> Non
     )
     with pytest.raises(Exception, match="permission denied"), transaction(rig.engines[Login.editor]) as connection:
         connection.exec_driver_sql(insert)
+
+
+def test_a_worker_of_before_neither_ends_such_work_unmade_nor_loses_the_strength(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    commit_edit(rig, lease, "a")
+    rig.review.request_resolving(LINEAGE, Resolving(prior_strength=9.0), actor="cli:tester", reason="")
+    with pytest.raises(CheckViolation, match="solved_anew_is_made"):
+        rig.query("UPDATE removals SET status = 'done', outcome = 'its edits had left the head before'")
+    stronger = commit_rekeyed(rig, lease, strength=9.0, edit_ids=())
+    columns = "lineage_id, basis, delta, delta_digest, digest, num_active, gate_report_id, lease_epoch"
+    with pytest.raises(CheckViolation, match="keeps the strength"):
+        rig.query(
+            f"INSERT INTO snapshots (seq, parent_id, {columns}) SELECT seq + 1, snapshot_id, {columns}"
+            " FROM snapshots WHERE snapshot_id = %s",
+            stronger.snapshot_id,
+        )
 
 
 STANDING = Standing(base_strength=1000.0, strength=1000.0, suite_kl=0.2, num_activations=100)

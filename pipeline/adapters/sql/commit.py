@@ -231,7 +231,7 @@ def _retire_if_tainted(connection: Connection, on: LockedLineage, lease: Lease, 
     """Retire a snapshot that was under way while its parent was rejected: it still holds the rejected edits."""
     removal_id = new.removal.removal_id if new.removal else None
     if has_rejection_besides(connection, on, removal_id):
-        about = {"reason": "holds edits of a rejected snapshot"}
+        about = {"reason": "holds edits, or the ledger, of a rejected snapshot"}
         retired = SnapshotStatus.retired
         move_snapshots(connection, [new.snapshot_id], retired, on=on, actor=lease.owner, about=about)
 

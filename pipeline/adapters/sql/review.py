@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, Row, func, insert, select, text
 from pipeline.adapters.sql.active_sets import active_among
 from pipeline.adapters.sql.approving.checks import standing_of
 from pipeline.adapters.sql.approving.decisions import about, carry_out, owed_removals, request_removal
-from pipeline.adapters.sql.approving.resolving import owe_resolving
+from pipeline.adapters.sql.approving.resolving import check_undo, owe_resolving
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import LockedLineage, lineage_id_of, lock_lineage
@@ -141,13 +141,18 @@ class SqlReviewStore:
 
         Raises:
             UnknownLineage: if there is no such lineage.
-            InvalidInput: if its head holds no edit.
+            InvalidInput: if its head holds no edit, or the snapshot to be undone was not rejected or not solved anew.
         """
         with transaction(self._engine) as connection:
             on = lock_lineage(connection, lineage)
             held = connection.scalar(select(snapshots.c.num_active).where(snapshots.c.snapshot_id == on.head_id))
             if not held:
                 raise InvalidInput(f"expected a lineage whose head holds edits, got {lineage!r}", lineage=lineage)
+            if resolving.undoes is not None:
+                rejected = check_undo(connection, on, resolving.undoes)
+                return owe_resolving(
+                    connection, on, resolving, actor=actor, reason=reason, rejected_snapshot_id=rejected
+                )
             resolving = replace(resolving, place=on.num_activations)
             return owe_resolving(connection, on, resolving, actor=actor, reason=reason)
 

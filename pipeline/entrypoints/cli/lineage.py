@@ -210,6 +210,9 @@ def lineage_rekey(
     name: Annotated[str, typer.Argument(help="Name of the lineage.")],
     strength: Annotated[float | None, typer.Option(min=1e-6, help="The prior's strength from then on.")] = None,
     keep_keys: Annotated[bool, typer.Option("--keep-keys", help="Change the strength alone.")] = False,
+    undo: Annotated[
+        int | None, typer.Option(min=1, help="Try again to undo this rejected snapshot, solved anew.")
+    ] = None,
     reason: ReasonOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -221,8 +224,13 @@ def lineage_rekey(
     """
     if keep_keys and strength is None:
         raise InvalidInput("expected --strength with --keep-keys, got nothing to change")
+    if undo is not None and (keep_keys or strength is not None):
+        raise InvalidInput("expected --undo alone, got --strength or --keep-keys too")
     kept = stores(reviewing_settings())
-    resolving = Resolving(prior_strength=strength, rekeys=not keep_keys)
+    if undo is not None:
+        resolving = Resolving(undoes=kept.snapshots.snapshot(name, str(undo)).snapshot_id)
+    else:
+        resolving = Resolving(prior_strength=strength, rekeys=not keep_keys)
     removal_id, owed = kept.review.request_resolving(name, resolving, actor=deciding_actor(kept), reason=reason)
     if as_json:
         print_json({"lineage": name, "rekeying": removal_id, **owed.as_json()})

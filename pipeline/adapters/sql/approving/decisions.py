@@ -170,7 +170,7 @@ def next_removal(connection: Connection, on: LockedLineage, *, actor: str) -> Re
     Handing one out counts as an attempt. One that was handed out too often fails, so that what kills its workers
     cannot keep the lineage's edits waiting for ever.
     """
-    for row in owed_removals(connection, on):
+    for row in _without_overtaken(connection, on, owed_removals(connection, on), actor=actor):
         active = active_among(connection, row.edit_ids)
         edit_ids = tuple(edit_id for edit_id in row.edit_ids if edit_id in active)
         has_work = bool(edit_ids) or row.resolving is not None
@@ -188,6 +188,20 @@ def next_removal(connection: Connection, on: LockedLineage, *, actor: str) -> Re
             connection, row.removal_id, status=RemovalStatus.done, outcome="its edits had left the head before"
         )
     return None
+
+
+def _without_overtaken(
+    connection: Connection, on: LockedLineage, owed: Sequence[Row[Any]], *, actor: str
+) -> Sequence[Row[Any]]:
+    """Return removals without those that what brings an older ledger back would undo unseen; those fail, and say so."""
+    anew = [(row, Resolving.from_stored(row.resolving)) for row in owed if row.resolving is not None]
+    if all(resolving.undoes is None for _, resolving in anew):
+        return owed
+    overtaken = {row.removal_id: row for row, resolving in anew if resolving.undoes is None}
+    reason = "the ledger goes back first to what it was before a rejected snapshot; ask again after that"
+    for row in overtaken.values():
+        fail_removal(connection, on, _removal_of(connection, on, row, ()), reason=reason, report=None, actor=actor)
+    return [row for row in owed if row.removal_id not in overtaken]
 
 
 def _count_attempt(connection: Connection, removal_id: str) -> None:
@@ -237,8 +251,28 @@ def fail_removal(
 
 
 def has_rejection_besides(connection: Connection, on: LockedLineage, removal_id: str | None) -> bool:
-    """Return whether the head still holds edits of a rejected snapshot that another removal will take out."""
-    return any(row.rejected_snapshot_id and row.removal_id != removal_id for row in owed_removals(connection, on))
+    """Return whether the head still holds what a rejected snapshot brought and another removal will take out.
+
+    So it does where a ledger that was solved anew was rejected and nothing has brought the one before back yet.
+    """
+    if any(row.rejected_snapshot_id and row.removal_id != removal_id for row in owed_removals(connection, on)):
+        return True
+    done = removals.alias()
+    is_of_undo = removals.c.resolving["undoes"].as_string()
+    query = select(literal(1)).where(
+        removals.c.lineage_id == on.lineage_id,
+        removals.c.resolving.is_not(None),
+        removals.c.rejected_snapshot_id.is_not(None),
+        removals.c.status == RemovalStatus.failed,
+        ~select(literal(1))
+        .where(
+            done.c.lineage_id == on.lineage_id,
+            done.c.status == RemovalStatus.done,
+            done.c.resolving["undoes"].as_string() == is_of_undo,
+        )
+        .exists(),
+    )
+    return bool(connection.scalar(select(query.exists())))
 
 
 def _displaced_by(connection: Connection, edit_ids: Sequence[str]) -> list[str]:

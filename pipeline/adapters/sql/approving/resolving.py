@@ -16,6 +16,7 @@ from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.tables import edit_rows, is_owed, removals, snapshots
 from pipeline.adapters.sql.outbox import owe
 from pipeline.domain.audit import AuditAction
+from pipeline.domain.errors import InvalidInput
 from pipeline.domain.ledger.upkeep import Resolving, Standing, due
 from pipeline.domain.lifecycle import RemovalStatus, SnapshotStatus
 from pipeline.domain.rank_api import EditorSettings
@@ -125,6 +126,28 @@ def undo_of(connection: Connection, row: Row[Any]) -> Resolving | None:
         removals.c.snapshot_id == row.snapshot_id,
     )
     return Resolving(undoes=row.snapshot_id) if connection.scalar(query) is not None else None
+
+
+def check_undo(connection: Connection, on: LockedLineage, snapshot_id: str) -> str:
+    """Return the id of a rejected snapshot whose undo a person may ask for again.
+
+    Raises:
+        InvalidInput: if it was not rejected, was not solved anew, or its undo is owed or done.
+    """
+    query = select(snapshots).where(snapshots.c.lineage_id == on.lineage_id, snapshots.c.snapshot_id == snapshot_id)
+    row = connection.execute(query).one_or_none()
+    if row is None or row.status != SnapshotStatus.rejected or undo_of(connection, row) is None:
+        message = f"expected a rejected snapshot of {on.name!r} whose ledger was solved anew, got {snapshot_id}"
+        raise InvalidInput(message, snapshot_id=snapshot_id)
+    undo = removals.c.resolving["undoes"].as_string() == snapshot_id
+    still = select(removals.c.status).where(
+        removals.c.lineage_id == on.lineage_id, undo, removals.c.status != RemovalStatus.failed
+    )
+    status = connection.scalar(still.limit(1))
+    if status is not None:
+        message = f"expected that the undo of snapshot {row.seq} failed, got {status}"
+        raise InvalidInput(message, snapshot_id=snapshot_id)
+    return snapshot_id
 
 
 def files_of_rows(connection: Connection, lineage_id: str) -> list[dict[str, Any]]:

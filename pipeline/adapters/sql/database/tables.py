@@ -289,6 +289,7 @@ removals = Table(
     at_column("finished_at", nullable=True, default=False),
     Column("resolving", JSONB(none_as_null=True)),
     one_of("status", RemovalStatus),
+    CheckConstraint("resolving IS NULL OR status <> 'done' OR snapshot_id IS NOT NULL", name="solved_anew_is_made"),
     partial("ix_removals_waiting", "lineage_id", where="status = 'requested'"),
     partial("ix_removals_resolving", "lineage_id", "requested_at", where="resolving IS NOT NULL"),
 )
