@@ -19,8 +19,8 @@ depends_on = None
 
 STATE = """
 ALTER TABLE lineages ADD COLUMN upkeep jsonb;
-ALTER TABLE snapshots ADD COLUMN prior_strength double precision, ADD COLUMN replaced_rows jsonb;
-ALTER TABLE removals ADD COLUMN resolving jsonb,
+ALTER TABLE snapshots ADD COLUMN prior_strength double precision;
+ALTER TABLE removals ADD COLUMN resolving jsonb, ADD COLUMN replaced_rows jsonb,
     ALTER COLUMN edit_ids SET DEFAULT '[]', ALTER COLUMN reinstated_ids SET DEFAULT '[]';
 CREATE INDEX ix_removals_resolving ON removals (lineage_id, requested_at) WHERE resolving IS NOT NULL;
 -- A worker of before takes such work for a removal of nothing, and knows of no strength: it may do neither.
@@ -39,19 +39,19 @@ BEGIN
 END $$;
 CREATE TRIGGER keeps_strength BEFORE INSERT ON snapshots FOR EACH ROW EXECUTE FUNCTION refuse_lost_strength();
 GRANT UPDATE (upkeep) ON lineages TO corrigenda_console;
-GRANT INSERT (lineage_id, actor, reason, resolving) ON removals TO corrigenda_editor;
+GRANT INSERT (lineage_id, actor, reason, resolving), UPDATE (replaced_rows) ON removals TO corrigenda_editor;
 """
 
 BACK = """
-REVOKE INSERT (lineage_id, actor, reason, resolving) ON removals FROM corrigenda_editor;
+REVOKE INSERT (lineage_id, actor, reason, resolving), UPDATE (replaced_rows) ON removals FROM corrigenda_editor;
 REVOKE UPDATE (upkeep) ON lineages FROM corrigenda_console;
 DROP TRIGGER keeps_strength ON snapshots;
 DROP FUNCTION refuse_lost_strength();
 ALTER TABLE removals DROP CONSTRAINT ck_removals_solved_anew_is_made;
 DROP INDEX ix_removals_resolving;
-ALTER TABLE removals DROP COLUMN resolving,
+ALTER TABLE removals DROP COLUMN resolving, DROP COLUMN replaced_rows,
     ALTER COLUMN edit_ids DROP DEFAULT, ALTER COLUMN reinstated_ids DROP DEFAULT;
-ALTER TABLE snapshots DROP COLUMN prior_strength, DROP COLUMN replaced_rows;
+ALTER TABLE snapshots DROP COLUMN prior_strength;
 ALTER TABLE lineages DROP COLUMN upkeep;
 """
 

@@ -181,7 +181,8 @@ def test_upkeep_does_not_ask_again_for_the_strength_that_a_person_rejected(rig: 
     lease = rig.acquire()
     rig.lineages.set_upkeep(LINEAGE, Upkeep(suite_kl_budget=0.1), actor="cli:tester")
     commit_edit(rig, lease, "a", suite_kl=0.11)
-    stronger = commit_rekeyed(rig, lease, strength=1500.0, edit_ids=())
+    stronger = commit_rekeyed(rig, lease, strength=1500.0, edit_ids=(rig.edit_id("a"),))
+    assert rig.snapshots.ledger_before(LINEAGE, undone_id=stronger.snapshot_id) == (None, ()), "its rows have stayed"
     assert rig.decide(stronger, Decision.rejected).is_accepted
     commit_rekeyed(rig, lease, strength=1000.0, edit_ids=())
     commit_edit(rig, lease, "b", suite_kl=0.2)

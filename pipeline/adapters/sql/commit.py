@@ -67,10 +67,11 @@ def write_snapshot(connection: Connection, lease: Lease, new: NewSnapshot) -> Ro
     num_activations = on.num_activations + len(change.added)
     rows = artifact_json(new.rows)
     begin_activations(connection, on, change.added, snapshot_id=new.snapshot_id, seq=seq, rows=rows)
+    replaced = _replaced_rows(connection, on, new)
     move_rows(connection, new.rewritten_ids, rows)
     _audit_created(connection, on, lease, new, row=row, change=change)
     _move_edits(connection, on, lease, new, change=change)
-    _finish_work(connection, on, lease, new, seq=seq)
+    _finish_work(connection, on, lease, new, seq=seq, replaced=replaced)
     _retire_if_tainted(connection, on, lease, new)
     owe(
         connection,
@@ -135,9 +136,6 @@ def _insert_snapshot(
         "traceparent": new.traceparent,
         "prior_strength": _strength_of(connection, new),
     }
-    if new.removal is not None and new.removal.resolving is not None and new.rewritten_ids:
-        # Should it be rejected, the rows come back from here; no file that a row of ours names is ever pruned.
-        values["replaced_rows"] = files_of_rows(connection, on.lineage_id)
     row = connection.execute(insert(snapshots).values(values).returning(snapshots)).one()
     head = {"head_snapshot_id": new.snapshot_id, "seq": row.seq}
     connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(head))
@@ -210,7 +208,19 @@ def _move_edits(connection: Connection, on: LockedLineage, lease: Lease, new: Ne
     move(connection, moves, on=on, actor=actor)
 
 
-def _finish_work(connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot, *, seq: int) -> None:
+def _replaced_rows(connection: Connection, on: LockedLineage, new: NewSnapshot) -> list[dict[str, Any]] | None:
+    """Return the files of rows that others replace, as JSON; None where only the strength changes, or nothing does.
+
+    Should the snapshot be rejected, the rows come back from these; no file that a row of ours names is ever pruned.
+    """
+    resolving = new.removal.resolving if new.removal is not None else None
+    is_replacing = resolving is not None and (resolving.rekeys or resolving.undoes is not None)
+    return files_of_rows(connection, on.lineage_id) if is_replacing else None
+
+
+def _finish_work(
+    connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot, *, seq: int, replaced: Any
+) -> None:
     if new.batch is not None:
         is_batch = edit_batches.c.batch_id == new.batch.batch_id
         connection.execute(update(edit_batches).where(is_batch).values(seconds=dict(new.seconds)))
@@ -221,6 +231,7 @@ def _finish_work(connection: Connection, on: LockedLineage, lease: Lease, new: N
             status=RemovalStatus.done,
             outcome=f"snapshot {seq}",
             snapshot_id=new.snapshot_id,
+            **({"replaced_rows": replaced} if replaced is not None else {}),
         )
         if new.removal.rejected_snapshot_id is None and new.removal.resolving is None:
             because = f"edits were reverted by {new.removal.actor} in snapshot {seq}"

@@ -165,8 +165,14 @@ def before(connection: Connection, lineage_id: str, snapshot_id: str) -> tuple[f
 
     The strength is None for that of the settings; the rows are None where they had stayed.
     """
-    of = select(snapshots.c.parent_id, snapshots.c.replaced_rows).where(
-        snapshots.c.lineage_id == lineage_id, snapshots.c.snapshot_id == snapshot_id
+    of = (
+        select(snapshots.c.parent_id, removals.c.replaced_rows)
+        .join(removals, removals.c.snapshot_id == snapshots.c.snapshot_id)
+        .where(
+            removals.c.lineage_id == lineage_id,
+            removals.c.resolving.is_not(None),
+            snapshots.c.snapshot_id == snapshot_id,
+        )
     )
     row = connection.execute(of).one()
     strength = connection.scalar(select(snapshots.c.prior_strength).where(snapshots.c.snapshot_id == row.parent_id))

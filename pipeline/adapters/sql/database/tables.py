@@ -232,7 +232,6 @@ snapshots = Table(
     at_column("created_at"),
     Column("traceparent", Text),
     Column("prior_strength", Double),
-    Column("replaced_rows", JSONB(none_as_null=True)),
     UniqueConstraint("lineage_id", "seq"),
     UniqueConstraint("lineage_id", "parent_id", postgresql_nulls_not_distinct=True),
     one_of("status", SnapshotStatus),
@@ -288,6 +287,8 @@ removals = Table(
     at_column("requested_at"),
     at_column("finished_at", nullable=True, default=False),
     Column("resolving", JSONB(none_as_null=True)),
+    # Megabytes for a large ledger: here, so that whoever selects a snapshot does not fetch them.
+    Column("replaced_rows", JSONB(none_as_null=True)),
     one_of("status", RemovalStatus),
     CheckConstraint("resolving IS NULL OR status <> 'done' OR snapshot_id IS NOT NULL", name="solved_anew_is_made"),
     partial("ix_removals_waiting", "lineage_id", where="status = 'requested'"),
