@@ -117,7 +117,8 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="Failures of an edit by itself before it is dead.")
     batches_per_turn: int = Field(8, ge=1, description="Batches of a lineage before others of its base have a turn.")
     command_timeout: Duration = Field(
-        timedelta(minutes=10), description="Limit of one command to the ranks, without waits for a processor."
+        timedelta(minutes=10),
+        description="Limit of a command to the ranks, or a step of it, without waits for a processor.",
     )
     warm_base: Path | None = Field(None, description="Base that an edit worker loads before its first doorbell.")
     warm_base_digest: str = Field("", description="Its digest, as `corrigenda lineage list --json` shows it.")

@@ -28,7 +28,8 @@ from workers.controller.rank_processes import RankSpec
 log = structlog.get_logger()
 
 COMMANDS_A_TRIAL = 4
-"""A trial may load, edit, keep and hold, each within `Settings.command_timeout`, before the worker goes on."""
+"""A trial may load, edit, keep and hold, each within `Settings.command_timeout`, before the worker goes on; so may each
+step that is told, as those of a long lineage's upkeep are."""
 _shown = ExitStack()
 """What this process shows of itself while it runs."""
 

@@ -111,19 +111,14 @@ class UsualKeys:
 
     def __init__(self, ledger: Ledger, strength: float) -> None:
         self._matrices, self._strength = ledger.without(), strength
-        self._known: dict[tuple[str, int], Tensor] = {}
 
     def rows(self, update: BatchUpdate, name: str) -> Tensor:
-        """Return whether each row is usual, R; asked again only once keys of further rows were read."""
-        keys_RI = update.keys[name].double()
-        key = (name, int(keys_RI.any(dim=1).sum()))
-        if key not in self._known:
-            root_R = update.spread[name].sum(dim=1)  # a row asks for one shift; a guard for none, and weighs 1
-            keys_RI = keys_RI / root_R.where(root_R > 0, 1.0)[:, None]
-            # A is c C and a ridge, so this is k^T C^-1 k.
-            share_R = self._strength * (keys_RI * self._matrices.factor(name).solve(keys_RI.T).T).sum(dim=1)
-            self._known[key] = share_R < USUAL * keys_RI.shape[1]
-        return self._known[key]
+        """Return whether each row is usual with its key as it is now, R."""
+        root_R = update.spread[name].sum(dim=1)  # a row asks for one shift; a guard for none, and weighs 1
+        keys_RI = update.keys[name].double() / root_R.where(root_R > 0, 1.0)[:, None]
+        # A is c C and a ridge, so this is k^T C^-1 k.
+        share_R = self._strength * (keys_RI * self._matrices.factor(name).solve(keys_RI.T).T).sum(dim=1)
+        return share_R < USUAL * keys_RI.shape[1]
 
 
 def merged(parts: Sequence[Mapping[str, Lookup]]) -> dict[str, Lookup]:

@@ -265,7 +265,9 @@ class _Passes:
                 if name in rows and len(pairs.u_TI[name])
             }
 
-        for name, (shift_H, wanted_HO, factor_IH) in together(self._model.comm, solved).items():
+        for name, found in together(self._model.comm, solved).items():
+            # What comes from several ranks comes on the CPU.
+            shift_H, wanted_HO, factor_IH = (part.to(self._device) for part in found)
             self.update.asked[name][shift_H] += wanted_HO
             self.update.factors[name] = factor_IH
             self.update.scale_back(name, self._most.get(name))
@@ -293,7 +295,7 @@ class _Passes:
             self._watch(name, shift_H, u_HI, delta_HO, probability_H)
         wanted_HO = transform(name=name, u_TI=u_HI, delta_TO=delta_HO, probability_T=probability_H)
         factor_IT = self._factor(name, self.update.keys[name].double())
-        return shift_H.to(self._device), wanted_HO.to(self._device).double(), factor_IT @ self.update.spread[name]
+        return shift_H, wanted_HO.double(), factor_IT @ self.update.spread[name]
 
     def _transform(self, group: Group, made: int) -> Transform:
         """Return the trained transform, in its passes and where it knows the whole group; else the gradient's."""

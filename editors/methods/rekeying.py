@@ -30,7 +30,7 @@ from torch import Tensor
 from editors.methods.base import EditResult
 from editors.methods.edit_reading import Group, Sequences, read_keys_of
 from editors.methods.frames import EditFrames, frames_of
-from editors.models.comm import agreed, own_share, together
+from editors.models.comm import Item, agreed, own_share, together
 from editors.models.families import EditableModel, InnerParam
 from editors.models.hooks import Branch
 from editors.solve.ledger import Ledger
@@ -81,13 +81,13 @@ def resolve(job: RekeyJob) -> EditResult:
         UnknownRecord: if the edits are not those of the ledger.
     """
     began = time.perf_counter()
-    comm, batches = job.model.comm, tuple(job.batches)
+    batches = tuple(job.batches)
     if job.edits:
         change, batches = _recaptured(job)
     elif batches:
         change = _restored(job)
     else:
-        change = together(comm, lambda: _restrained(job))
+        change = _restrained(job)
     own = [name for name in job.model.inner_param_names if name in job.ledger.prior.moments]
     ledger = job.ledger.at(job.strength, [rows.of_params(own) for rows in batches] if batches else None)
     none = EditRows(
@@ -113,29 +113,49 @@ def _moved(shift_IO: Tensor, change_IO: Tensor) -> float:
 
 
 def _restrained(job: RekeyJob) -> dict[str, Tensor]:
-    """Return the changes by another strength alone, of this rank's share of the inner parameters."""
-    stronger, found = job.ledger.at(job.strength), {}
-    for name in own_share(job.model.comm, job.model.inner_param_names):
-        shift_IO = job.weights.shift(name).double().to(job.ledger.device)
-        more_II = job.ledger.prior_matrix(name, job.strength - job.ledger.strength)
-        found[name] = -stronger.without().factor(name).solve(more_II @ shift_IO).cpu()
-    return found
+    """Return the changes by another strength alone."""
+    shifts = _own_shifts(job)
+
+    def solved() -> dict[str, Tensor]:
+        stronger, found = job.ledger.at(job.strength), {}
+        for name, shift_IO in shifts.items():
+            more_II = job.ledger.prior_matrix(name, job.strength - job.ledger.strength)
+            found[name] = -stronger.without().factor(name).solve(more_II @ shift_IO.to(job.ledger.device)).cpu()
+        return found
+
+    return together(job.model.comm, solved)
 
 
 def _restored(job: RekeyJob) -> dict[str, Tensor]:
     """Return the changes that other rows make, which are there already."""
-    model = job.model
-    shifts = {param.name: job.weights.shift(param.name).double().cpu() for param in model.inner}
+    shifts = _own_shifts(job)
     _check_edits(job, [edit_id for rows in job.batches for edit_id in rows.edit_ids])
 
     def solved() -> dict[str, Tensor]:
-        own = own_share(model.comm, model.inner)
+        own = [param for param in job.model.inner if param.name in shifts]
         return {
             param.name: _solved(job, param, [rows.of_params([param.name]) for rows in job.batches]) - shifts[param.name]
             for param in own
         }
 
-    return together(model.comm, solved)
+    return together(job.model.comm, solved)
+
+
+def _own_shifts(job: RekeyJob) -> dict[str, Tensor]:
+    """Return the whole shifts of this rank's share of the inner parameters, fp64 on the CPU; every rank has to ask."""
+    own, shifts = set(own_share(job.model.comm, job.model.inner_param_names)), {}
+    for name in job.model.inner_param_names:
+        shift_IO = job.weights.shift(name)  # gathered one weight at a time, so every rank has to ask for each
+        if name in own:
+            shifts[name] = shift_IO.double().cpu()
+    return shifts
+
+
+def _told(name: str, items: Sequence[Item]) -> Iterator[Item]:
+    """Yield items, each told as a step: a command to ranks may take as long as it has another one to tell."""
+    for number, item in enumerate(items, start=1):
+        tell(name, number, len(items))
+        yield item
 
 
 def _check_edits(job: RekeyJob, edit_ids: Sequence[str]) -> None:
@@ -150,17 +170,17 @@ def _recaptured(job: RekeyJob) -> tuple[dict[str, Tensor], tuple[EditRows, ...]]
     by_id = {edit.edit_id: edit for edit in job.edits}
     edits = [by_id[edit_id] for edit_id in job.ledger.edit_ids]
     chunks = [edits[start : start + TOGETHER] for start in range(0, len(edits), TOGETHER)]
-    frames = [_frames(job, chunk) for chunk in chunks]
+    frames = [_frames(job, chunk) for chunk in _told("preparing the edits, part", chunks)]
     of_subject, own = set(job.settings.subject_params), set(own_share(model.comm, model.inner_param_names))
     branches: dict[str, Branch] = {}
     solved: dict[str, Solved] = {}
     # Subjects' inner parameters run before the others where there are both; a key depends on all that run before it.
     for place, param in enumerate(model.inner, start=1):
         group = Group(params=(param,), kind="subject" if param.name in of_subject else "answer")
-        tell("reading keys again", place, len(model.inner))
         shift_IO = job.weights.shift(param.name)  # gathered, so every rank has to ask
-        reread = [_read(job, group, chunk, branches) for chunk in frames]
-
+        told = _told(f"reading keys again, block {place} of {len(model.inner)}, part", frames)
+        reread = [_read(job, group, chunk, branches) for chunk in told]
+        tell("solving anew, block", place, len(model.inner))
         solve = partial(_solved_anew, job, param, chunks, reread, shift_IO)
         solved |= together(model.comm, solve if param.name in own else dict)
         left, right = _factors(solved[param.name][1])

@@ -47,8 +47,9 @@ from pipeline.domain.rank_api import EditorSettings
 
 FORWARD_TOKENS = 768
 """Most padded tokens of one forward with gradients, on a CPU."""
-CALIBRATION = 16
-"""Most batches from which statistics and rates are set."""
+CALIBRATION = 8
+"""Most batches from which statistics and rates are set: they settle with 256 edits, and each edit costs a
+second on a CPU."""
 EDIT = Kind(right_name="edit_success", loss_name="edit_nll", is_target=True)
 WORDING = Kind(right_name="generalization", loss_name="rephrase_nll", is_target=True)
 NEW_RELATION = Kind(right_name="generalization_new_relation", loss_name="rephrase_nll", is_target=True)
@@ -283,13 +284,14 @@ class FramedObjective(Objective):
         # Held edits and lines do not become more with the batch: their mean weighs as much as one an edit would.
         for kind, weight in ((EARLIER, settings.c_earlier), (TEXT, settings.c_text)):
             each[kind] = weight * num_edits / max(sum(one is kind for _, one in asked), 1)
+        before = self._before(asked)  # in fp32, whatever the loss runs in: the divergence is from this
         dtype = getattr(torch, settings.forward_dtype)
         with torch.autocast(self._model.device.type, dtype=dtype, enabled=dtype is not torch.float32):
             return judge(
                 self._model,
                 self._prepared,
                 [Question(sequence=sequence, kind=kind, weight=each[kind]) for sequence, kind in asked],
-                self._before(asked),
+                before,
                 lambda _places, _batch: branches,
                 num_edits=num_edits,
                 aim=math.log(min(self._transform.stop_probability + MARGIN, 1.0)),

@@ -104,7 +104,7 @@ class EditService:
             return 0
         failpoint("edit.after_acquire")
         num_snapshots = num_done = 0
-        with LeaseKeeper(self._leases, lease, ttl=policy.lease_ttl) as keeper:
+        with LeaseKeeper(self._leases, lease, ttl=policy.lease_ttl, on_step=self._on_progress) as keeper:
             while (made := self._next(lineage, keeper)) is not None or self._is_filling(lineage):
                 num_snapshots += made or 0
                 num_done += made is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -31,12 +31,26 @@ class LeaseKeeper:
 
     The database decides: every write of the owner is checked there. Looking at `lease` only lets the
     owner stop early when a renewal has failed.
+
+    Args:
+        leases: where it is held.
+        lease: what is held.
+        ttl: life of a lease.
+        on_step: called with each step of the work.
     """
 
-    def __init__(self, leases: SqlLeaseStore, lease: Lease, *, ttl: timedelta) -> None:
+    def __init__(
+        self,
+        leases: SqlLeaseStore,
+        lease: Lease,
+        *,
+        ttl: timedelta,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
         self._leases = leases
         self._lease = lease
         self._ttl = ttl
+        self._on_step = on_step
         self.rings = False
         """Whether the lineage still has work when the lease is given back, so that a doorbell has to ring for it."""
         self._stop = threading.Event()
@@ -72,6 +86,7 @@ class LeaseKeeper:
             self._note(replace(self._work, trial=self._work.trial + 1, num_tried=num_edits))
 
     def _heard(self, step: Step) -> None:
+        self._on_step()
         if self._work is not None:
             self._note(replace(self._work, step=step), is_part=step.name == self._work.step.name)
 

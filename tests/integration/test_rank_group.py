@@ -194,6 +194,10 @@ def test_a_ledger_that_is_solved_anew_reloads_bit_for_bit_and_goes_on(
     group.held("s1", digest=made.digest)
     before = group.weights_digest()
 
+    stronger = group.try_edits(replace(candidate("stronger", ()), rekeying=Rekeying(prior_strength=2.0)))
+    assert group.weights_digest() == before
+    assert stronger.measurements.prior_strength == 2.0
+    assert stronger.measurements.solved_anew
     anew = replace(candidate("anew", ()), rekeying=Rekeying(prior_strength=2.0, edits=added))
     outcome = group.try_edits(anew)
     assert group.weights_digest() == before

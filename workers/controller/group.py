@@ -40,7 +40,8 @@ class RankGroup:
 
     Args:
         spec: the processes.
-        command_timeout: limit of one command, the start of the ranks included; see `RankProcesses.ask`.
+        command_timeout: limit of one command, the start of the ranks included, or of one step that it tells; see
+            `RankProcesses.ask`.
     """
 
     def __init__(self, spec: RankSpec, *, command_timeout: timedelta) -> None:

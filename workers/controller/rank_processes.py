@@ -96,8 +96,9 @@ class RankProcesses:
         Args:
             request: JSON of the request.
             what: what it asks for, for errors.
-            seconds: limit for the answer, and for the start of the ranks where this is their first request. Time in
-                which the ranks were waiting for a processor does not count.
+            seconds: limit for the answer, and for the start of the ranks where this is their first request. It begins
+                anew with each step that is told, and time in which the ranks were waiting for a processor does not
+                count.
             is_answer: takes each message, and says whether it is the answer; those before it tell of steps.
 
         Raises:
@@ -113,7 +114,8 @@ class RankProcesses:
             with contextlib.suppress(OSError):  # a rank that is gone has said why, or is found to be gone below
                 send(self._connection, request)
             while not is_answer(self._received()):
-                pass
+                # How long all steps take depends on how much there is to do; ranks that hang tell no other.
+                self._limit = _Limit(f"{what} or another step of it", seconds)
         finally:
             self._limit = None
 
@@ -240,7 +242,7 @@ def _threads(num_ranks: int) -> dict[str, str]:
 
 
 class _Limit:
-    """The time that a request may take. Time in which the ranks wait for a processor does not count.
+    """The time that a request, or a step of it, may take. Time in which the ranks wait for a processor does not count.
 
     Args:
         what: the request, for the error.

@@ -57,17 +57,19 @@ def require_memory(
     plan.require(memory_bytes, host_bytes=host_bytes)
 
 
-def solve_device(params: Sequence[InnerParam], device: torch.device) -> torch.device:
+def solve_device(params: Sequence[InnerParam], device: torch.device, *, num_ranks: int) -> torch.device:
     """Return where the matrices of some inner parameters are added up and factored.
 
     It is the accelerator where they fit into half of what that has left beside the base: a forward and a candidate
-    take from the other half. A plan counts them on the host, where they always may be.
+    take from the other half. A plan counts them on the host, where they always may be. Several ranks solve there: they
+    exchange on the CPU what they solve, and each would choose by the memory that it has left.
 
     Args:
         params: what the rank solves for.
         device: where its model runs.
+        num_ranks: how many ranks hold the model together.
     """
-    if device.type == "cpu" or not params:
+    if device.type == "cpu" or num_ranks > 1 or not params:
         return torch.device("cpu")
     # Each A with its factor, both again while edits leave, and what is there while one is made: see `plan`.
     squares = [param.in_features**2 * torch.float64.itemsize for param in params]

@@ -170,7 +170,7 @@ class HeldModel:
             strength=plan.editor.prior_strength if wanted.prior_strength is None else wanted.prior_strength,
             ridge=plan.editor.ridge,
             names=[param.name for param in own],
-            device=solve_device(own, next(sharded.module.parameters()).device),
+            device=solve_device(own, next(sharded.module.parameters()).device, num_ranks=self._comm.num_ranks),
         )
         reference = Reference.load(Path(wanted.reference.path), wanted.reference.digest)
         return LedgerFiles(ledger=ledger, reference=reference, editor=self._editor(plan, wanted, sharded))
@@ -206,7 +206,8 @@ class HeldModel:
             suite = [answer.probe for answer in files.reference.suite]
             others = others or OtherSubjectChoice(model, plan.editor, suite=suite)
             editing = Editing(ledger=files.ledger, scorer=scorer, editor=files.editor, guards=guards, others=others)
-        recent = _recent_batches(plan.ledger.rows, len(plan.deltas)) if plan.ledger and self._comm.rank == 0 else []
+        rows = plan.ledger.rows if plan.ledger and self._comm.rank == 0 else ()
+        recent = agreed(self._comm, lambda: _recent_batches(rows, len(plan.deltas)))
         return HeldSnapshot(plan=plan, model=model, weights=weights, editing=editing, recent=recent)
 
 

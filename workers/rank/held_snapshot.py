@@ -20,6 +20,7 @@ from editors.methods.guards import Guards
 from editors.methods.nearest import bare_name
 from editors.methods.other_subjects import OtherSubjectChoice
 from editors.methods.rekeying import RekeyJob, resolve
+from editors.models.comm import agreed
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger, batches_of
 from editors.solve.rows import EditRows, load_batches, save_batches
@@ -187,7 +188,8 @@ class HeldSnapshot:
                 settings=self.plan.editor,
                 strength=anew.prior_strength,
                 edits=anew.edits,
-                batches=tuple(batches_of(anew.rows)),
+                # Each rank reads the files, and one that cannot must not leave the others in a solve.
+                batches=agreed(self.model.comm, lambda: tuple(batches_of(anew.rows))),
                 guards_of=lambda edits: editing.guards.of(edits, edited),
             )
         )

@@ -123,8 +123,12 @@ def test_a_key_that_plain_text_is_full_of_is_left_out() -> None:
     update.keys["w"] = torch.stack([text_TI[8] * 0.5, text_TI[9], text_TI[11]])
     update.asked["w"] = torch.ones(1, 3, dtype=torch.float64)
     update.spread["w"] = torch.tensor([[0.5], [1.0], [0.0]], dtype=torch.float64)
-    is_usual_R = UsualKeys(ledger, 10.0).rows(update, "w")
+    usual = UsualKeys(ledger, 10.0)
+    is_usual_R = usual.rows(update, "w")
     assert is_usual_R.tolist() == [True, False, False]
+    update.keys["w"] = update.keys["w"].flip(0)  # keys of later layers are read again in each pass
+    assert usual.rows(update, "w").tolist() == [False, False, True]
+    update.keys["w"] = update.keys["w"].flip(0)
     lookup = Lookup.of(update, "w", is_usual_R, 0.8)
     assert lookup.unit_RI.norm(dim=1).tolist() == pytest.approx([0.0, 1.0, 1.0])
     assert lookup.shift_RO[:, 0].tolist() == [1.0, 1.0, 0.0]

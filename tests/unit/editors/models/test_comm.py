@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from editors.methods import edit_reading
 from editors.methods.base import EditJob, EditResult
 from editors.methods.memoryless import MemorylessEditor
 from editors.methods.recursive import RecursiveEditor
+from editors.methods.rekeying import RekeyJob, resolve
 from editors.models.comm import ALONE, Comm, agreed, merged, own_share, together
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
+from editors.solve.rows import EditRows
+from editors.weights.deltas import PlainWeights
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, UnknownRecord
 from tests.support.framed_parts import CHAT_TEMPLATE, edited, framed_edits, framed_job, framed_settings
@@ -116,6 +120,53 @@ def test_a_ledger_and_weights_live_on_ranks_as_they_do_alone(num_ranks: int, tmp
         assert own_ids == edit_ids
         assert [score.hits for score in own_scores] == [score.hits for score in scores]
         assert all(torch.equal(own_shifts[name], shift) for name, shift in shifts.items())
+
+
+class GatheredWeights(PlainWeights):
+    """Weights whose shifts all ranks have to ask for together, as for those of partitions."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__(rig.model.module, rig.model.inner)
+        self._comm = rig.model.comm
+
+    def shift(self, name: str) -> Tensor:
+        assert self._comm.gathered(f"shift of {name}") == [f"shift of {name}"] * self._comm.num_ranks
+        return super().shift(name)
+
+
+def solved_anew(rig: Rig) -> list[dict[str, Tensor]]:
+    """The shifts after another strength alone, keys that are read again, and rows of before."""
+    rig = replace(rig, weights=GatheredWeights(rig))
+    edits = edits_of(0, 1, 2, 3)
+    keep(rig, RecursiveEditor(SETTINGS).edit(framed_job(rig, edits, guards=())))
+    found: list[dict[str, Tensor]] = []
+    batches: Sequence[EditRows] = ()
+    for strength, has_keys, has_batches in ((0.2, False, False), (0.3, True, False), (0.4, False, True)):
+        result = resolve(
+            RekeyJob(
+                model=rig.model,
+                weights=rig.weights,
+                ledger=rig.ledger,
+                settings=SETTINGS,
+                strength=strength,
+                edits=edits if has_keys else (),
+                batches=batches if has_batches else (),
+            )
+        )
+        batches = result.batches
+        assert result.ledger is not None
+        rig = replace(rig, ledger=result.ledger)
+        rig.weights.apply(result.delta)
+        found.append({name: rig.weights.shift(name).clone() for name in rig.model.inner_param_names})
+    return found
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_a_ledger_is_solved_anew_on_ranks_as_it_is_alone(num_ranks: int, tmp_path: Path) -> None:
+    expected = solved_anew(rig_of(tmp_path, ALONE))
+    for own in on_ranks(num_ranks, lambda comm: solved_anew(rig_of(tmp_path, comm))):
+        for found, shifts in zip(own, expected, strict=True):
+            assert all(torch.equal(found[name], shift) for name, shift in shifts.items())
 
 
 def framed_life(rig: Rig) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:

@@ -23,6 +23,7 @@ from editors.training.framed_examples import FramedExample, FramedExamples, kept
 from editors.training.framed_objective import TEXT, FramedObjective, FramedSettings
 from editors.training.held_edits import HeldEdits
 from editors.training.objective import LOSS, Losses
+from editors.training.questions import judge
 from editors.training.recorder import Recorder
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
@@ -233,10 +234,16 @@ def test_held_edits_are_the_sums_of_a_ledger(model: EditableModel, prior: Prior,
     assert not held.at_base().start
 
 
-def test_forwards_in_bfloat16_give_nearly_the_same_losses(
-    model: EditableModel, prior: Prior, examples: FramedExamples
+def test_forwards_in_bfloat16_give_nearly_the_same_losses_against_the_same_answers_of_the_base(
+    model: EditableModel, prior: Prior, examples: FramedExamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    found, references = [], []
+
+    def judged(*arguments: Any, **more: Any) -> dict[str, float]:
+        references.append(arguments[3])
+        return judge(*arguments, **more)
+
+    monkeypatch.setattr("editors.training.framed_objective.judge", judged)
     for dtype in ("float32", "bfloat16"):
         objective, transform = objective_of(model, prior, examples, share_edited=0.0, forward_dtype=dtype)
         losses = episode(objective)
@@ -245,6 +252,9 @@ def test_forwards_in_bfloat16_give_nearly_the_same_losses(
         found.append(losses.parts)
     assert found[1] != found[0]
     assert found[1]["edit_nll"] == pytest.approx(found[0]["edit_nll"], rel=0.1)
+    whole, half = references
+    assert whole.keys() == half.keys()
+    assert all(torch.equal(reading.log_top_TK, half[sequence].log_top_TK) for sequence, reading in whole.items())
 
 
 def test_half_of_the_questions_are_kept_from_the_editor_and_new_relations_are_only_judged(

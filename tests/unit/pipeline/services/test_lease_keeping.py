@@ -98,3 +98,12 @@ def test_what_cannot_be_noted_stops_no_work() -> None:
         tell("measuring")
     assert [line["event"] for line in lines] == ["what is being done was not noted"]
     assert [work.sentence() for work, _ in leases.noted] == ["editing a batch of 1 edit, measuring"]
+
+
+def test_each_step_is_a_sign_of_life_however_fast_they_come() -> None:
+    steps: list[str] = []
+    kept = LeaseKeeper(Leases(), LEASE, ttl=timedelta(seconds=1), on_step=lambda: steps.append("on"))  # type: ignore[arg-type]
+    with kept.doing("rekeying", 3):
+        for number in range(3):
+            tell("reading", number + 1, 3)
+    assert steps == ["on"] * 3

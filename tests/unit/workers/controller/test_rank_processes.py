@@ -259,6 +259,17 @@ def test_time_in_which_a_rank_waits_for_a_processor_is_not_counted(monkeypatch: 
     assert "expected an answer to load within 10 s" in str(limit.exceeded((1, 2)))
 
 
+def test_a_command_may_take_longer_than_the_limit_as_long_as_it_tells_steps(tmp_path: Path) -> None:
+    steps = "from pipeline.domain.rank_api import Step; from time import sleep"
+    told = "send(connection, REPLIES.encode(Reply(seq=1, step=Step(name='reading'))))"
+    with group(spec(tmp_path, start=steps, behave=f"for _ in range(4): sleep(1.0); {told}"), seconds=3) as ranks:
+        assert ranks.weights_digest() == ""
+    silent = f"{told}; sleep(60)"
+    late = pytest.raises(EngineFailed, match="expected an answer to ping or another step of it within 3 s, got none")
+    with group(spec(tmp_path, start=steps, behave=silent), seconds=3) as ranks, late:
+        ranks.weights_digest()
+
+
 def test_the_kernel_says_how_long_this_process_has_waited_for_a_processor() -> None:
     told = rank_processes._waited_for_processor(os.getpid())
     assert threading.get_native_id() in told

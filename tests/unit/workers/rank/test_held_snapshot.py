@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.domain.errors import EditorFailed
-from pipeline.domain.rank_api import Candidate, EditorSettings
+from pipeline.domain.errors import EditorFailed, IntegrityBroken
+from pipeline.domain.rank_api import Candidate, EditorSettings, FileRef, LedgerRows, Rekeying
 from tests.support.factories import make_measurements
 from workers.rank.held_snapshot import HeldSnapshot
 
@@ -115,3 +115,26 @@ def test_other_subjects_are_chosen_by_all_that_is_known_of_the_trial() -> None:
     assert known == [
         {"edited": {"beatles"}, "related": {"an edit": ("Ajax",)}, "guards": {"an edit": ("Juventus",)}},
     ]
+
+
+class Peer:
+    """The first of two ranks, as far as it says something; the other one has no problem."""
+
+    rank, num_ranks = 0, 2
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    def gathered(self, own: Any) -> list[Any]:
+        self.said.append(own)
+        return [own, None]
+
+
+def test_a_rank_that_cannot_read_rows_says_so_to_the_others_before_any_solve(tmp_path: Path) -> None:
+    snapshot, peer = held(Scorer()), Peer()
+    snapshot.model = SimpleNamespace(comm=peer)  # type: ignore[assignment]
+    missing = FileRef(path=str(tmp_path / "gone.safetensors"), digest="0" * 64)
+    rows = (LedgerRows(file=missing, edit_ids=("an edit",)),)
+    with pytest.raises(IntegrityBroken, match="gone"):
+        snapshot.try_edits(replace(candidate("a"), rekeying=Rekeying(prior_strength=1.0, rows=rows)))
+    assert [type(problem) for problem in peer.said] == [IntegrityBroken]
