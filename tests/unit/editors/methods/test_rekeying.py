@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from editors.methods.base import EditJob, EditResult
 from editors.methods.recursive import RecursiveEditor
@@ -224,6 +226,30 @@ def test_on_an_accelerator_it_is_the_same_and_mixes_no_devices(tmp_path: Path) -
         for name, (left_IR, right_RO) in one.delta.factors.items():
             here, there_IO = left_IR @ right_RO, other.delta.factors[name][0] @ other.delta.factors[name][1]
             assert float((here - there_IO).norm()) <= 1e-3 * float(here.norm())
+
+
+class ByHost:
+    """Ranks that exchange on the CPU, of which there is one."""
+
+    rank, num_ranks = 0, 1
+
+    def gathered(self, own: Any) -> list[Any]:
+        return [tree_map(lambda one: one.cpu() if isinstance(one, torch.Tensor) else one, own)]
+
+
+def test_what_ranks_exchange_on_the_host_mixes_no_devices(tmp_path: Path) -> None:
+    rig = framed_rig(tmp_path)
+    settings = replace(framed_settings(rig), num_passes=1, change_bound=1e-3)
+    with PretendDevice():
+        there = load_base(tmp_path, device="cuda:0")
+        assert isinstance(there, CausalModel)
+        there.tokenizer.chat_template = rig.model.tokenizer.chat_template
+        there.comm = ByHost()
+        weights = PlainWeights(there.module, there.inner)
+        ledger = Ledger(rig.ledger.prior, strength=STRENGTH, ridge=SETTINGS.ridge, device=there.device)
+        moved = Rig(model=there, weights=weights, ledger=ledger)
+        made = RecursiveEditor(settings).edit(framed_job(moved, framed_edits()[:1]))
+    assert made.scaled_back
 
 
 def test_edits_that_are_not_those_of_the_ledger_are_refused(tmp_path: Path) -> None:
