@@ -1,7 +1,6 @@
 """Which trained editor that ships is a base's default: `pretrained/NAME/` has an editor's two files.
 
-An editor that was trained for one row an edit ships for who names its folder: untrained, an edit with frames holds in
-more wordings. Torch is not loaded for it.
+One that costs more than it gives unasked ships for who names its folder. Torch is not loaded for it.
 """
 
 from __future__ import annotations
@@ -15,11 +14,16 @@ from pipeline.domain.rank_api import BEFORE_FRAMES
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """Folder of the editors that ship, one folder each under its name."""
+BY_NAME = ("smollm2-135m-instruct",)
+"""Editors that are nobody's default: this one needs half the passes and holds in more wordings of real facts, and moves
+neighbours, text and questions more (BENCHMARKS, "Trained against untrained")."""
 CARD = "card.json"
 
 
 def shipped_editor(base_digest: str, folder: Path | None = None) -> Path | None:
-    """Return the folder of the editor that ships for a base and was trained with frames; None if there is none.
+    """Return the folder of the default editor of a base; None if there is none.
+
+    An editor that was trained for one row an edit is no default: untrained, an edit with frames holds in more wordings.
 
     Args:
         base_digest: of the base.
@@ -30,7 +34,7 @@ def shipped_editor(base_digest: str, folder: Path | None = None) -> Path | None:
     """
     for card in sorted((folder or PRETRAINED).glob(f"*/{CARD}")):
         base, has_frames = _read(card)
-        if names_base(str(base), base_digest) and has_frames:
+        if card.parent.name not in BY_NAME and names_base(str(base), base_digest) and has_frames:
             return card.parent
     return None
 
