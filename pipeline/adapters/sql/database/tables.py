@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    CheckConstraint,
-    Column,
-    ColumnElement,
-    Double,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-    literal,
-    text,
-)
+from sqlalchemy import CheckConstraint, Column, ColumnElement, Index, MetaData, Table, UniqueConstraint, literal, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.types import BigInteger, Boolean, Double, Integer, LargeBinary, Text
 
 from pipeline.adapters.sql.database.columns import ENDED, at_column, id_column, one_of, partial, ref_column
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
