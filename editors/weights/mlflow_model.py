@@ -2,8 +2,9 @@
 
 MLflow runs it once when a version is logged, in a process that has no torch: everything heavy is imported in
 `load_context`, from the archive of `editors` and `pipeline.domain` that travels with the version. Before that it checks
-every file of the version, so the check is written out here, with the standard library alone; `pipeline.domain.packages`
-says the same. Whoever does not trust this file either checks the version before MLflow runs it, as SERVING.md shows.
+every file of the version, so the check is written out here, with the standard library alone;
+`pipeline.domain.formats.packages` says the same. Whoever does not trust this file either checks the version before
+MLflow runs it, as SERVING.md shows.
 """
 
 from __future__ import annotations

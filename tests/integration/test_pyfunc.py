@@ -24,8 +24,8 @@ from editors.weights.serving import ServedModel
 from infra.local import LocalStack, ask_model
 from pipeline.adapters.mlflow.package import shared_files, write_snapshot
 from pipeline.adapters.mlflow.registry import MlflowRegistry
-from pipeline.domain import packages
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
+from pipeline.domain.formats import packages
 from pipeline.domain.rank_api import BaseSpec, FileRef
 from pipeline.domain.snapshots import chained_digest
 from pipeline.services.registry.registry_ports import RegistryEntry

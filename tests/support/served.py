@@ -19,8 +19,8 @@ from pipeline.adapters.mlflow.package import shared_files, write_snapshot
 from pipeline.adapters.mlflow.versions import FollowedVersion
 from pipeline.adapters.sql.sealed import SealedVersion
 from pipeline.domain.errors import Unavailable
+from pipeline.domain.formats.packages import package_digest
 from pipeline.domain.lineages import Lineage
-from pipeline.domain.packages import package_digest
 from pipeline.domain.rank_api import BaseSpec, FileRef
 from pipeline.services.registry.registry_ports import RegistryEntry
 from tests.support.registry_entries import entry, file_ref, lineage

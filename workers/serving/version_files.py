@@ -25,7 +25,7 @@ from pipeline.adapters.mlflow.fetching import MANIFEST
 from pipeline.adapters.mlflow.versions import FollowedVersion
 from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.formats.canonical import sha256_file, sha256_text
-from pipeline.domain.packages import check_package, package_lines
+from pipeline.domain.formats.packages import check_package, package_lines
 from pipeline.domain.rank_api import BaseSpec, FileRef
 from pipeline.domain.scratch import scratch_folder
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.formats.canonical import sha256_file
-from pipeline.domain.packages import check_package
+from pipeline.domain.formats.packages import check_package
 from pipeline.domain.scratch import scratch_folder
 
 MANIFEST = "artifacts/snapshot/manifest.json"

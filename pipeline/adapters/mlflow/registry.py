@@ -44,7 +44,7 @@ from pipeline.adapters.mlflow.tags import (
     version_of,
 )
 from pipeline.domain.errors import IntegrityBroken, Misconfigured
-from pipeline.domain.packages import package_digest
+from pipeline.domain.formats.packages import package_digest
 from pipeline.domain.review.approvals import CLAIMED
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Snapshot
