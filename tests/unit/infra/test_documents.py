@@ -16,7 +16,18 @@ from pipeline.config import Settings
 from pipeline.entrypoints.cli.app import app
 
 ROOT = Path(__file__).parents[3]
-NAMES = ("README", "APPROVING", "AUDITING", "CONTRIBUTING", "CORRECTIONS", "OPERATING", "SERVING", "TRAINING")
+NAMES = (
+    "README",
+    "APPROVING",
+    "AUDITING",
+    "CONTRIBUTING",
+    "CORRECTIONS",
+    "OPERATING",
+    "SERVING",
+    "TRAINING",
+    "BENCHMARKS",
+    "DECISIONS",
+)
 DOCUMENTS = {f"{name}.md": (ROOT / f"{name}.md").read_text(encoding="utf-8") for name in NAMES}
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
