@@ -2,8 +2,9 @@
 
 `python -m tests.benchmarks.http_api [--sizes 1024 ...] [--times 100]`
 
-Prints milliseconds a request, the median and the 95th percentile, at every number of active edits; the API runs in this
-process, on PostgreSQL and Kafka of the embedded stack. Its client is in the figures too.
+Prints milliseconds a request at every number of active edits: the median, the 95th percentile, and the mean of CPU
+time: of this process, in which the API runs with its client, and of PostgreSQL's processes. On a busy machine the time
+tells how long a request waited too; the processor time tells what it costs.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from statistics import quantiles
 
+import psutil
 import structlog
 
 from infra.local import LocalStack, Service
@@ -73,19 +76,50 @@ def ok(answer: object) -> None:
     assert status in (200, 202), answer.text  # type: ignore[attr-defined]
 
 
-def measured(web: WebRig, rig: StoreRig, *, times: int = TIMES) -> dict[str, tuple[float, float]]:
-    """Median and 95th percentile of the milliseconds of each kind of request."""
-    found = {}
-    for name, call in requests(web, rig).items():
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What one kind of request costs, in milliseconds."""
+
+    median: float
+    """From the call to the answer."""
+    p95: float
+    """The same of the slowest twentieth."""
+    own_cpu: float
+    """Processor time of this process, the mean of all."""
+    database_cpu: float
+    """Processor time of PostgreSQL's processes, the mean of all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Database:
+    """The processes of a PostgreSQL server."""
+
+    pid: int
+    """Of the process that began them."""
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time of those that run; what a connection spent that has ended is not in it."""
+        found = psutil.Process(self.pid)
+        spent = [one.cpu_times() for one in (found, *found.children(recursive=True))]
+        return sum(one.user + one.system for one in spent)
+
+
+def measured(web: WebRig, rig: StoreRig, database: Database, *, times: int = TIMES) -> dict[str, Cost]:
+    """What each kind of request costs."""
+    return {name: _cost(call, database, times) for name, call in requests(web, rig).items()}
+
+
+def _cost(call: Callable[[], object], database: Database, times: int) -> Cost:
+    call()
+    spent = []
+    own, theirs = time.process_time(), database.cpu_seconds()
+    for _ in range(times):
+        began = time.perf_counter()
         call()
-        spent = []
-        for _ in range(times):
-            began = time.perf_counter()
-            call()
-            spent.append(1000 * (time.perf_counter() - began))
-        cuts = quantiles(spent, n=20, method="inclusive") if len(spent) > 1 else [spent[0]] * 19
-        found[name] = (cuts[9], cuts[18])
-    return found
+        spent.append(1000 * (time.perf_counter() - began))
+    own, theirs = time.process_time() - own, database.cpu_seconds() - theirs
+    cuts = quantiles(spent, n=20, method="inclusive") if len(spent) > 1 else [spent[0]] * 19
+    return Cost(median=cuts[9], p95=cuts[18], own_cpu=1000 * own / times, database_cpu=1000 * theirs / times)
 
 
 def main() -> None:
@@ -100,6 +134,8 @@ def main() -> None:
         stack = LocalStack(Path(name) / "stack", is_durable=False)
         try:
             ends = stack.start([Service.POSTGRES, Service.KAFKA])
+            [postgres] = [one for one in stack.status() if one.name == Service.POSTGRES]
+            database = Database(pid=postgres.pid)
             for size in sizes:
                 url = fresh(ends.database_url, f"http_{size}")
                 schema.upgrade(url)
@@ -116,13 +152,19 @@ def main() -> None:
                     web_corrections_per_minute=10_000_000,
                 )
                 create_topics(web.settings)
-                columns.append(measured(web, rig, times=times))
+                columns.append(measured(web, rig, database, times=times))
                 rig.close()
         finally:
             stack.stop()
-    print(f"{'ms a request: median and p95':46}" + "".join(f"{size:>20,}" for size in sizes))
+    heads = ("median", "p95", "own CPU", "database CPU")
+    print(f"{'ms a request':46}" + "".join(f"{size:>13,} edits{'':22}" for size in sizes))
+    print(" " * 46 + "".join(f"{head:>13}" if head == heads[-1] else f"{head:>9}" for head in heads) * len(sizes))
     for what in columns[0]:
-        print(f"{what:46}" + "".join(f"{column[what][0]:11.1f}{column[what][1]:9.1f}" for column in columns))
+        figures = [column[what] for column in columns]
+        print(
+            f"{what:46}"
+            + "".join(f"{one.median:9.1f}{one.p95:9.1f}{one.own_cpu:9.1f}{one.database_cpu:13.1f}" for one in figures)
+        )
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ class SqlLineageStore:
             )
             return before
 
-    def set_upkeep(self, name: str, upkeep: Upkeep, *, actor: str) -> Upkeep:
+    def set_upkeep(self, name: str, upkeep: Upkeep, *, actor: str, reason: str = "") -> Upkeep:
         """Change what a lineage does by itself after a batch, with an audit line if that is new; return the former.
 
         Raises:
@@ -220,7 +220,7 @@ class SqlLineageStore:
                     actor=actor,
                     action=AuditAction.lineage_upkeep_changed,
                     subject=on.lineage_id,
-                    payload={"was": asdict(on.upkeep), "is": asdict(upkeep)},
+                    payload={"was": asdict(on.upkeep), "is": asdict(upkeep)} | ({"reason": reason} if reason else {}),
                 )
             return on.upkeep
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import RedirectResponse
 
 from pipeline.domain.contract.corrections import CorrectionV1, FeedbackV1
-from pipeline.entrypoints.web import corrections, operations, webhooks, whoami
+from pipeline.entrypoints.web import corrections, operations, upkeep, webhooks, whoami
 from pipeline.entrypoints.web.middleware import BodyLimit, Told
 from pipeline.entrypoints.web.openapi import described
 from pipeline.entrypoints.web.pages.app import create_pages
@@ -19,8 +19,8 @@ from pipeline.telemetry.http_metrics import HttpMetrics
 
 API_VERSION = "1.0.0"
 """Of the contract; a change that breaks a client gets another path than /v1."""
-ROUTERS: Sequence[APIRouter] = (corrections.router, webhooks.router, operations.router, whoami.router)
-BODIES = (CorrectionV1, FeedbackV1, webhooks.NewWebhook, *operations.BODIES)
+ROUTERS: Sequence[APIRouter] = (corrections.router, webhooks.router, operations.router, upkeep.router, whoami.router)
+BODIES = (CorrectionV1, FeedbackV1, webhooks.NewWebhook, *operations.BODIES, *upkeep.BODIES)
 """Models of bodies that routes read by themselves, for OpenAPI."""
 
 

@@ -139,7 +139,7 @@ def lineages(parts: Parts, person: Reader) -> Lineages:
 @router.post("/lineages/{lineage}/hold", responses=WRONG, openapi_extra=body_of(HoldWanted, reason="the disk is full"))
 def hold(request: Request, parts: Parts, person: Resumer, lineage: str, body: Body) -> LineageStanding:
     """Let no batch of a lineage start; what is being edited ends. A lineage that is held keeps its first reason."""
-    wanted = _wanted(HoldWanted, request, body)
+    wanted = wanted_of(HoldWanted, request, body)
     parts.stores.lineages.hold(checked_name(lineage), reason=wanted.reason.strip(), actor=actor_of(person))
     return _standing(parts, lineage)
 
@@ -149,7 +149,7 @@ def hold(request: Request, parts: Parts, person: Resumer, lineage: str, body: Bo
 )
 def resume(request: Request, parts: Parts, person: Resumer, lineage: str, body: Body) -> LineageStanding:
     """Lift a hold; a lineage that is not held stays as it is."""
-    wanted = _wanted(ResumeWanted, request, body)
+    wanted = wanted_of(ResumeWanted, request, body)
     actor, reason = actor_of(person), wanted.reason.strip()
     parts.stores.lineages.resume(checked_name(lineage), actor=actor, reason=reason, seen=wanted.hold)
     return _standing(parts, lineage)
@@ -160,7 +160,7 @@ def resume(request: Request, parts: Parts, person: Resumer, lineage: str, body: 
 )
 def retry(request: Request, parts: Parts, person: Operator, lineage: str, body: Body) -> RetriedEdits:
     """Try dead edits again, once what they died of is mended. A rejected one is sent again as a new correction."""
-    wanted, actor = _wanted(RetryWanted, request, body), actor_of(person)
+    wanted, actor = wanted_of(RetryWanted, request, body), actor_of(person)
     again, name, reason = retrier_of(parts), checked_name(lineage), wanted.reason.strip()
     if wanted.all:
         done = again.retry_all(name, because=wanted.because, actor=actor, reason=reason)
@@ -183,7 +183,7 @@ def side_effects(
 @router.post("/side-effects/resend", responses=WRONG, openapi_extra=body_of(ResendWanted, reason="mended", all=True))
 def resend(request: Request, parts: Parts, person: Operator, body: Body) -> Resent:
     """Owe side effects that were given up anew, with all their tries."""
-    wanted = _wanted(ResendWanted, request, body)
+    wanted = wanted_of(ResendWanted, request, body)
     chosen = None if wanted.all else [str(one) for one in wanted.ids]
     found = parts.stores.outbox.resend(chosen, actor=actor_of(person), reason=wanted.reason.strip())
     if chosen and not found:
@@ -217,7 +217,12 @@ def _standing(parts: WebParts, name: str) -> LineageStanding:
     return LineageStanding(lineage=name, head_seq=found.head_seq, champion_seq=found.champion_seq, hold=found.hold)
 
 
-def _wanted(model: type[Wanted], request: Request, body: bytes) -> Wanted:
+def wanted_of(model: type[Wanted], request: Request, body: bytes) -> Wanted:
+    """Return what a body asks for.
+
+    Raises:
+        InvalidInput: if it is none of that model; the message names each field that is wrong.
+    """
     media_type(request, JSON)
     try:
         return model.model_validate(object_of(body))

@@ -9,26 +9,16 @@ from pipeline.adapters.sql.database.tables import edit_rows, snapshots
 from pipeline.domain.lifecycle import SnapshotStatus
 
 # Only an activation that begins or ends between the two snapshots can make a difference: what else a lineage holds is
-# not read.
+# not read. Both places are parameters, and each edit that moves is looked up by itself: where the planner does not see
+# how few there are, it reads all rows to find theirs.
 _OWE = text(
     """
-    WITH champions AS (
-        SELECT coalesce((SELECT seq FROM snapshots WHERE snapshot_id = CAST(:before AS uuid)), 0) AS before,
-               CAST(:seq AS integer) AS now
-    ), touched AS (
-        SELECT r.edit_id FROM champions c
-        JOIN snapshots s ON s.lineage_id = :lineage_id
-            AND s.seq > least(c.before, c.now) AND s.seq <= greatest(c.before, c.now)
-        JOIN edit_rows r ON r.snapshot_id = s.snapshot_id
+    WITH touched AS (
+        SELECT r.edit_id FROM snapshots s JOIN edit_rows r ON r.snapshot_id = s.snapshot_id
+        WHERE s.lineage_id = :lineage_id AND s.seq > :low AND s.seq <= :high
         UNION
-        SELECT r.edit_id FROM champions c
-        JOIN edit_rows r ON r.lineage_id = :lineage_id
-            AND r.until_seq > least(c.before, c.now) AND r.until_seq <= greatest(c.before, c.now)
-    ), held AS (
-        SELECT t.edit_id, bool_or(int4range(r.since_seq, r.until_seq) @> c.now) AS is_live,
-               bool_or(int4range(r.since_seq, r.until_seq) @> c.before) AS was_live
-        FROM touched t JOIN edit_rows r USING (edit_id) CROSS JOIN champions c
-        GROUP BY t.edit_id
+        SELECT r.edit_id FROM edit_rows r
+        WHERE r.lineage_id = :lineage_id AND r.until_seq > :low AND r.until_seq <= :high
     )
     INSERT INTO outbox (kind, dedup_key, stream, payload)
     SELECT 'result', format('result:%s:live:%s', e.edit_id, CAST(:approval_id AS text)), 'result:' || e.edit_id,
@@ -36,7 +26,13 @@ _OWE = text(
                'edit_id', e.edit_id, 'request_id', e.request_id, 'lineage', CAST(:lineage AS text),
                'status', e.status, 'reason', e.reason, 'is_live', held.is_live, 'at', clock_timestamp()
            )
-    FROM held JOIN edit_requests e USING (edit_id)
+    FROM touched t
+    CROSS JOIN LATERAL (
+        SELECT bool_or(int4range(r.since_seq, r.until_seq) @> CAST(:now AS integer)) AS is_live,
+               bool_or(int4range(r.since_seq, r.until_seq) @> CAST(:before AS integer)) AS was_live
+        FROM edit_rows r WHERE r.edit_id = t.edit_id
+    ) held
+    JOIN edit_requests e USING (edit_id)
     WHERE held.is_live <> held.was_live
     ORDER BY e.edit_id
     ON CONFLICT (dedup_key) DO NOTHING
@@ -53,8 +49,11 @@ def owe_word_of_live_edits(connection: Connection, on: LockedLineage, *, seq: in
         seq: place of the champion from now on.
         approval_id: the decision that moves it; it tells two moves apart.
     """
-    values = {"lineage_id": on.lineage_id, "lineage": on.name, "before": on.champion_id}
-    connection.execute(_OWE, {**values, "seq": seq, "approval_id": approval_id})
+    query = select(snapshots.c.seq).where(snapshots.c.snapshot_id == on.champion_id)
+    before = connection.scalar(query) or 0  # the base is before the first
+    values = {"lineage_id": on.lineage_id, "lineage": on.name, "approval_id": approval_id}
+    between = {"before": before, "now": seq, "low": min(before, seq), "high": max(before, seq)}
+    connection.execute(_OWE, values | between)
 
 
 def is_brought_and_held(seq: int) -> ColumnElement[bool]:

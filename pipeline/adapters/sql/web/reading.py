@@ -99,6 +99,17 @@ _DEAD = text(
     ) e ORDER BY l.name, e.edit_id DESC
     """
 )
+_SOLVED_ANEW = text(
+    """
+    SELECT r.removal_id::text, r.requested_at, r.actor, r.reason, r.status, r.outcome, r.resolving, s.seq,
+        s.status AS snapshot_status, undone.seq AS undoes_seq
+    FROM removals r
+    LEFT JOIN snapshots s ON s.snapshot_id = r.snapshot_id
+    LEFT JOIN snapshots undone ON undone.snapshot_id = CAST(r.resolving ->> 'undoes' AS uuid)
+    WHERE r.lineage_id = :lineage_id AND r.resolving IS NOT NULL
+    ORDER BY r.requested_at DESC LIMIT :limit
+    """
+)
 _NEWS = text(
     """
     SELECT seq, chain, at, actor, action, subject FROM audit_events
@@ -176,6 +187,14 @@ class SqlPageStore:
     def dead(self, *, limit: int) -> Rows:
         """Return dead edits by lineage, the newest first; of each lineage so many."""
         return self._rows(_DEAD, limit=limit)
+
+    def solved_anew(self, lineage: str, *, limit: int) -> Rows:
+        """Return how a lineage's ledger was, or is to be, solved anew; the latest first.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        return self._rows(_SOLVED_ANEW, lineage, limit=limit)
 
     def news(self, chain: str, *, after: int, limit: int) -> Rows:
         """Return the last audit lines of a chain above a place, oldest first."""

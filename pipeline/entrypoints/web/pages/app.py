@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from pipeline.domain.errors import CorrigendaError
-from pipeline.entrypoints.web.pages import edits, login, oidc, operations, snapshots, stream
+from pipeline.entrypoints.web.pages import edits, login, oidc, operations, snapshots, stream, upkeep
 from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, page
 from pipeline.entrypoints.web.pages.sessions import Denied, LoginNeeded, Sessions
 from pipeline.entrypoints.web.parts import WebParts
@@ -31,8 +31,8 @@ def create_pages(parts: WebParts) -> FastAPI:
     is_secure = settings.web_public_url.startswith("https:")
     app.state.sessions = Sessions(settings.web_session_key.get_secret_value(), ROOT, is_secure=is_secure)
     app.state.oidc = oidc.OidcProvider(parts.settings) if parts.settings.oidc_issuer else None
-    for router in (login.router, oidc.router, snapshots.router, edits.router, operations.router, stream.router):
-        app.include_router(router)
+    for module in (login, oidc, snapshots, edits, operations, upkeep, stream):
+        app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC))
     _add_handlers(app)
     return app

@@ -88,7 +88,7 @@ def hold(
     reason: Reason = "",
 ) -> Response:
     """Hold a lineage, or lift the hold that the person saw."""
-    actor, why = actor_of(session.person), _given(reason)
+    actor, why = actor_of(session.person), given_reason(reason)
     if wanted is Wanted.hold:
         parts.stores.lineages.hold(lineage, reason=why, actor=actor)
     else:
@@ -107,7 +107,7 @@ def retry(
     reason: Reason = "",
 ) -> Response:
     """Try dead edits of a lineage again: those that were chosen, or all."""
-    again, actor, why = retrier_of(parts), actor_of(session.person), _given(reason)
+    again, actor, why = retrier_of(parts), actor_of(session.person), given_reason(reason)
     if wanted is Wanted.all:
         done = again.retry_all(lineage, because=because, actor=actor, reason=why)
     else:
@@ -124,13 +124,18 @@ def resend(
     reason: Reason = "",
 ) -> Response:
     """Owe side effects again that were given up: those that were chosen, or all."""
-    why = _given(reason)
+    why = given_reason(reason)
     chosen = None if wanted is Wanted.all else _chosen([str(one) for one in item])
     found = parts.stores.outbox.resend(chosen, actor=actor_of(session.person), reason=why)
     return _back(Done.resent if found else Done.nothing)
 
 
-def _given(reason: str) -> str:
+def given_reason(reason: str) -> str:
+    """Return a reason without blanks around it.
+
+    Raises:
+        Denied: if there is none.
+    """
     if not reason.strip():
         raise Denied(HTTPStatus.UNPROCESSABLE_ENTITY, "Please go back and give a reason: auditors will look for it.")
     return reason.strip()
