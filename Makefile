@@ -19,7 +19,7 @@ TRAIN_MINUTES ?= 6
 TRAIN_OUT ?= trained
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench train-editor setup clean
+.PHONY: help demo test check types rules compiled bench train-editor setup clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,12 +31,21 @@ test: setup ## run every test that needs no GPU
 	@$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(TESTS)
 
 check: setup ## ruff, mypy, import-linter, migrations and schemas held equal to the code
+	@$(MAKE) --no-print-directory -j 2 types rules
+
+types: setup
+	@$(BIN)/mypy
+
+rules: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pipeline.schemas check
 	@$(BIN)/python -m infra.local.check
+
+# What tests import is compiled where it is imported first, which two workers at once would both do.
+compiled: setup
+	@$(BIN)/python -m pytest --collect-only -q -p no:cacheprovider >/dev/null
 
 bench: setup ## measure the editor on a stream of corrections
 	@$(BIN)/corrigenda evaluate --data $(BENCH_DATA) --edits $(BENCH_EDITS) --batch $(BENCH_BATCH) --json bench.json

@@ -32,6 +32,7 @@ from pipeline.entrypoints.local_settings import mlflow_login
 from pipeline.entrypoints.preparation import Prepared, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_control_worker, start_edit_worker, start_intake, start_stack
 from tests.support.paths import ROOT
+from tests.support.programs_here import in_this_process
 from tests.support.taught import FACTS, PUPILS, questions, save_lines
 from tests.support.taught_editors import UNSEEN, changes
 from tests.support.waiting import eventually, patience
@@ -141,6 +142,7 @@ def rig(
 ) -> Iterator[Rig]:
     """The stack with four lineages, each on the editor that was trained for it."""
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pipeline.entrypoints.preparation.run_module", in_this_process)
     editors = {kind: _copied(taught_editor(kind), tmp_path / f"editor-of-{kind}") for kind in FAMILIES}
     prepared = {kind: _prepared(kind, taught(kind), editors[kind], tmp_path / kind) for kind in FAMILIES}
     stack, settings = start_stack(tmp_path / "stack")

@@ -81,6 +81,7 @@ def until_it_fails(group: RankGroup) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks_ranks")
 def test_a_rank_killed_in_a_trial_is_engine_failed_and_the_next_load_starts_another(
     ranks: RankGroup, plan: LoadPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_rank_killed_in_a_trial_is_engine_failed_and_the_next_load_starts_anot
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks_ranks")
 @pytest.mark.parametrize(("rank", "delay"), [(0, 0.4), (1, 0.05), (1, 0.4)])
 def test_either_of_two_ranks_killed_in_a_trial_ends_both_and_the_next_load_starts_two_others(
     two_ranks: RankGroup, plan: LoadPlan, rank: int, delay: float
@@ -120,6 +122,7 @@ def test_either_of_two_ranks_killed_in_a_trial_ends_both_and_the_next_load_start
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks_ranks")
 def test_ranks_killed_before_a_candidate_has_files_leave_none_and_the_next_load_holds_the_parent(
     two_ranks: RankGroup, plan: LoadPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +184,7 @@ def test_what_ranks_say_before_they_meet_reaches_the_user(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks_ranks")
 def test_what_fails_on_one_rank_is_an_answer_of_both(two_ranks: RankGroup, plan: LoadPlan, tmp_path: Path) -> None:
     """The rank that solves for the second inner parameter has no prior of it: the other one waits for its factors."""
     second = plan.editor.inner_params[1]
@@ -198,6 +202,7 @@ def test_what_fails_on_one_rank_is_an_answer_of_both(two_ranks: RankGroup, plan:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks_ranks")
 def test_a_rank_killed_while_idle_is_replaced_by_the_next_load(ranks: RankGroup, plan: LoadPlan) -> None:
     ranks.load(plan, epoch=1)
     before, (pid,) = ranks.weights_digest(), ranks.pids

@@ -28,6 +28,8 @@ from tests.support.waiting import eventually, patience
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
 
+pytestmark = pytest.mark.usefixtures("forks_ranks")
+
 LENIENT = GatePolicy(
     edit_success_min=0.0,
     free_success_min=0.0,

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from editors.folding.__main__ import main as fold
 from editors.models.digest import base_digest
-from editors.prepare.__main__ import main as prepare
 from editors.weights.loading import load_base
-from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.review.approvals import Decision
-from pipeline.entrypoints import children
 from pipeline.entrypoints.cli import folding
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
 from tests.support.factories import make_request
 from tests.support.ledger_parts import prior_lines
+from tests.support.programs_here import in_this_process
 from tests.support.scored import score_pairs
 from tests.support.store_rig import LINEAGE, StoreRig
 from tests.support.tiny_models import TEXT, save_tiny_llama
@@ -34,18 +29,6 @@ LENIENT = (
     *("locality_drop_max=1", "locality_kl_max=1000", "edit_locality_kl_max=1000", "perplexity_rise_max=1000"),
     *("change_norm_max=1000", "locality_floor=0", "perplexity_ceiling=1000", "free_success_min=0"),
 )
-
-
-def in_this_process(module: str, *arguments: str) -> str:
-    """Run a program as `run_module` does, without starting Python and torch for it."""
-    said, complaint = io.StringIO(), io.StringIO()
-    with redirect_stdout(said), redirect_stderr(complaint):
-        status = fold(*arguments) if module == "editors.folding" else prepare(arguments)
-    if status:
-        error = children._named(complaint.getvalue().strip().splitlines()[-1])
-        assert isinstance(error, CorrigendaError), complaint.getvalue()
-        raise error
-    return said.getvalue()
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from pipeline.domain.errors import (
     WrongBase,
 )
 from pipeline.domain.rank_api import FileRef, LedgerPlan, LedgerRows, LoadPlan, Rekeying, TrainedFiles
+from tests.support.forked_ranks import forked_ranks
 from tests.support.tiny_editors import tiny_editor
 from tests.support.tiny_families import LABELS
 from tests.support.tiny_lineage import candidate, edits, file_ref, make_tiny_lineage, plan_after
@@ -68,7 +69,8 @@ def family(
     """A rank of its own for a base of a family, and a lineage of it."""
     folder = tmp_path_factory.mktemp(request.param)
     plan = make_tiny_lineage(folder, request.param)
-    with RankGroup(RankSpec(log=folder / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
+    made = RankGroup(RankSpec(log=folder / "ranks.log"), command_timeout=timedelta(seconds=patience()))
+    with forked_ranks(), made as group:
         group.start()
         yield group, plan
 
@@ -380,6 +382,7 @@ def test_an_exported_model_is_the_snapshot_bit_for_bit(ranks: RankGroup, plan: L
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forks_ranks")
 @pytest.mark.parametrize("name", ["t5", "bert"])
 def test_two_ranks_export_a_model_of_any_family(name: str, tmp_path: Path) -> None:
     plan = make_tiny_lineage(tmp_path / "lineage", name)

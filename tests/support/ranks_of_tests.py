@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.support.paths import ROOT
+from tests.support.forked import forked
 from tests.support.waiting import patience
 from workers.lifetime import RENDEZVOUS
 
 
-def run_ranks(program: str, *words: str, num_ranks: int) -> list[Any]:
-    """Start the ranks of a module that prints a line of JSON; what each found, by rank."""
-    folder = tempfile.TemporaryDirectory(prefix="corrigenda-")
-    shared = {"WORLD_SIZE": str(num_ranks), RENDEZVOUS: f"{folder.name}/rendezvous", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", program, *words],
-            cwd=ROOT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_ranks)
-    ]
-    found: list[Any] = []
+def run_ranks(program: str, arguments: str, *, num_ranks: int) -> list[Any]:
+    """Start the ranks of a module and return what its `main` found on each, by rank.
+
+    Args:
+        program: name of the module.
+        arguments: JSON of what `main` takes.
+        num_ranks: processes in the group.
+    """
     with ExitStack() as ended:
-        ended.enter_context(folder)
-        for process in processes:
-            ended.enter_context(process)
-            ended.callback(process.kill)
-        for process in processes:
-            out, err = process.communicate(timeout=patience(240))
-            assert process.returncode == 0, err[-3000:]
-            found.append(json.loads(out.splitlines()[-1]))
-    return found
+        folder = Path(ended.enter_context(tempfile.TemporaryDirectory(prefix="corrigenda-")))
+        shared = {"WORLD_SIZE": str(num_ranks), RENDEZVOUS: f"{folder}/rendezvous", "OMP_NUM_THREADS": "1"}
+        logs = [folder / f"{rank}.log" for rank in range(num_ranks)]
+        processes = [
+            ended.enter_context(
+                forked(
+                    "tests.support.ranks_of_tests",
+                    *(program, arguments),
+                    environment=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    log=log,
+                )
+            )
+            for rank, log in enumerate(logs)
+        ]
+        for process, log in zip(processes, logs, strict=True):
+            assert process.wait(patience(240)) == 0, log.read_text()[-3000:]
+        return [json.loads(log.read_text().splitlines()[-1]) for log in logs]
 
 
-def report(main: Callable[..., Any], *arguments: Any) -> NoReturn:
-    """What a rank's program does: print a line of JSON, whatever libraries print, and end as `workers.rank` does.
+def main() -> NoReturn:
+    """Print a line of JSON with what a rank found, and end as `workers.rank` does.
 
     An interpreter that takes itself down beside gloo's threads aborts now and then (pytorch issue 190489; here in 4 of
     40 groups of two).
     """
-    stdout, sys.stdout = sys.stdout, sys.stderr
-    print(json.dumps(main(*arguments)), file=stdout, flush=True)
+    _, program, arguments = sys.argv
+    found = importlib.import_module(program).main(json.loads(arguments))
     sys.stderr.flush()
+    print(json.dumps(found), flush=True)
     os._exit(0)

@@ -1,14 +1,12 @@
 """One rank of a test: loads tiny models into ZeRO-3, edits their shards, and compares with the unsharded models.
 
-Takes the models as one JSON list of [folder, task, inner parameters]; prints one line of JSON, a list with what was
-found of each. Run by test_sharded_weights.py with RANK, WORLD_SIZE and the rendezvous set.
+Takes the models as a list of [folder, task, inner parameters]; returns a list with what was found of each. Run by
+test_sharded_weights.py with `run_ranks`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +24,6 @@ from editors.models.families import EditableModel, editable, family_of
 from editors.models.inner_params import InnerParam
 from editors.weights.deltas import PlainWeights, WeightDelta
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
-from tests.support.ranks_of_tests import report
 from tests.support.tiny_families import pairs_of
 from tests.support.tiny_lineage import edits
 from workers.rank.sharded_model import ShardedModel, join_group, load_sharded
@@ -110,7 +107,3 @@ def delta(params: Sequence[InnerParam], *, seed: int) -> WeightDelta:
 @torch.no_grad()
 def logits(model: EditableModel) -> torch.Tensor:
     return model.target_logits(model.encode(pairs_of(model)))
-
-
-if __name__ == "__main__":
-    report(main, json.loads(sys.argv[1]))

@@ -1,15 +1,13 @@
 """One rank of a test: an episode and a validation of training on sharded tiny models, against the unsharded ones.
 
-Takes the runs as one JSON list of [folder, task, solver]; prints one line of JSON, a list with what was found of each.
-Run by test_sharded_training.py with RANK, WORLD_SIZE and the rendezvous set.
+Takes the runs as a list of [folder, task, solver]; returns a list with what was found of each. Run by
+test_sharded_training.py with `run_ranks`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +31,6 @@ from editors.training.objective import Objective
 from editors.training.solved_objective import SolvedObjective, SolvedSettings
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.rank_api import BaseSpec, EditorSettings
-from tests.support.ranks_of_tests import report
 from tests.support.tiny_lineage import TEXT, edits
 from workers.rank.rank_comm import RankComm
 from workers.rank.sharded_model import join_group, load_sharded
@@ -147,7 +144,3 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
 
 def checksum(model: EditableModel) -> float:
     return float(sum(parameter.double().sum() for parameter in model.module.parameters()))
-
-
-if __name__ == "__main__":
-    report(main, json.loads(sys.argv[1]))

@@ -19,6 +19,10 @@ from workers.commands import Hello
 from workers.lifetime import RENDEZVOUS, leave_last_words, tie_to_parent
 from workers.protocol import HELLOS, send
 
+NOT_FOR_RANKS = ("mlflow", "scipy", "boto3", "trio")
+"""What DeepSpeed's autotuner, transformers, accelerate and an HTTP client import where they find it: nearly two seconds
+at each start, for what no rank does."""
+
 
 def main() -> NoReturn:
     """Serve until the controller says shutdown or is gone."""
@@ -31,8 +35,8 @@ def main() -> NoReturn:
     )
     try:
         connection = _greeted(options.connection) if rank == 0 else None
-        # DeepSpeed's autotuner imports MLflow if it finds it: more than a second at each start, for what no rank does.
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
+        for name in NOT_FOR_RANKS:
+            sys.modules[name] = None  # type: ignore[assignment]
         from workers.rank.command_loop import serve
 
         status = serve(connection, config_path=options.deepspeed_config, warm_base=_warm_base(options))

@@ -32,6 +32,9 @@ from pipeline.telemetry.metrics import INTAKE_LAG
 POLL_MS = 500
 COMMIT_TIMEOUT_MS = 5_000
 CLOSE_TIMEOUT_MS = 5_000
+SESSION_TIMEOUT_MS = 10_000
+"""After how long without a heartbeat a group gives the partitions of a member to the others. The library's 45 s would
+leave those of an intake that was killed unread for as long, and some brokers answer who joins after half of it."""
 MAX_SHORT_POLLS = 4
 
 
@@ -252,6 +255,7 @@ def opened_consumer(settings: Settings) -> Any:
         KafkaConsumer,
         settings,
         group_id=settings.intake_group,
+        session_timeout_ms=SESSION_TIMEOUT_MS,
         enable_auto_commit=False,
         # Where we read is always said by the database; with any other value a gap would be skipped in silence.
         auto_offset_reset="none",
