@@ -72,6 +72,7 @@ def page_requests(web: WebRig, rig: StoreRig) -> Mapping[str, Callable[[], objec
         "page: search by request id": f"{HOME}/find?id=old-1",
         "page: an old correction with its history": f"{HOME}/edits/{oldest}",
         "page: what happens now": f"{HOME}/stream",
+        "page: upkeep": f"{HOME}/upkeep",
         "page: operations": "/review/operations",
     }
     asked = {name: _get(client, path) for name, path in pages.items()}

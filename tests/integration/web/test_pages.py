@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from pipeline.domain.review.approvals import Decision
 from pipeline.domain.review.people import Role
 from pipeline.domain.review.policies import ApprovalPolicy
-from pipeline.entrypoints.web.pages import stream
+from pipeline.entrypoints.web.pages import sessions, stream
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig
 from tests.support.web_rig import PASSWORD, WebRig, fields_on, text_of
@@ -106,6 +110,65 @@ def test_a_form_that_is_out_of_date_is_told_so_and_changes_nothing(web: WebRig, 
     assert refusals[1]
 
 
+def decided_at_once(web: WebRig, decisions: Sequence[str], *, seq: int) -> list[int]:
+    """Let each decision about a snapshot be sent by a browser of its own at the same time; return the statuses."""
+    here, start = f"{HOME}/snapshots/{seq}", threading.Barrier(len(decisions))
+    clients = [web.browser(Role.reviewer, name=f"ada{number}") for number in range(len(decisions))]
+    forms = [fields_on(client.get(here), here) for client in clients]
+
+    def decide(client: TestClient, form: dict[str, str], decision: str) -> int:
+        start.wait()
+        fields = {**form, "decision": decision, "reason": "good"}
+        return client.post(here, data=fields, follow_redirects=False).status_code
+
+    with ThreadPoolExecutor(len(decisions)) as threads:
+        return list(threads.map(decide, clients, forms, decisions))
+
+
+def test_of_two_decisions_at_the_same_time_one_is_carried_out(web: WebRig, rig: StoreRig) -> None:
+    decisions = ("approved", "rejected")
+    statuses = decided_at_once(web, decisions, seq=1)
+    assert sorted(statuses) == [303, 409]
+    won = rig.query("SELECT decision FROM approvals WHERE refusal IS NULL")
+    assert won == [{"decision": decisions[statuses.index(303)]}]
+    assert rig.audit.verify(LINEAGE) is None
+
+
+def test_two_who_roll_back_at_the_same_time_roll_back_once(web: WebRig, rig: StoreRig) -> None:
+    rig.correct("second")
+    rig.expire_lease()
+    second = rig.commit_batch(rig.acquire("worker:b"))
+    assert rig.decide(second, Decision.approved).is_accepted
+    assert decided_at_once(web, ("rolled_back", "rolled_back"), seq=1) == [303, 303]
+    assert len(rig.query("SELECT actor FROM approvals WHERE decision = 'rolled_back'")) == 1
+    assert rig.lineage().champion_seq == 1
+
+
+@pytest.mark.parametrize("how", ["too old", "another token"])
+def test_a_form_of_a_session_that_ended_changes_nothing_and_leads_back_to_its_page(
+    web: WebRig, rig: StoreRig, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    client = web.browser(Role.reviewer)
+    here = f"{HOME}/snapshots/1"
+    fields = {**fields_on(client.get(here), here), "decision": "approved", "reason": "good"}
+    with monkeypatch.context() as changed:
+        if how == "too old":
+            changed.setattr(sessions, "LIFE", timedelta(seconds=-1))
+        else:
+            rig.query("UPDATE people SET token_digest = repeat('0', 64) WHERE name = 'ada'")
+        told = client.post(here, data=fields, headers={"referer": f"http://testserver{here}?said=x"})
+        assert "What you sent was not carried out" in text_of(told)
+        assert told.url.path == "/review/login"
+    assert rig.lineage().champion_seq == 0
+    web.token_of("ada", [Role.reviewer])
+    login = fields_on(told, "/review/login")
+    again = client.post("/review/login", data={**login, "token": f"ada:{PASSWORD}"})
+    assert again.url.path == here
+    late = client.post(here, data=fields)
+    assert late.status_code == 403
+    assert "of an earlier login" in text_of(late)
+
+
 def test_a_decision_needs_a_reason_a_reviewer_and_a_form_of_this_session(web: WebRig, rig: StoreRig) -> None:
     reviewer, auditor = web.browser(Role.reviewer), web.browser(Role.auditor, name="ben")
     here = f"{HOME}/snapshots/1"
@@ -151,21 +214,18 @@ def test_the_first_of_two_approvals_is_shown_to_the_second_person(web: WebRig, r
 
 
 def test_what_was_rolled_back_may_be_approved_again(web: WebRig, rig: StoreRig) -> None:
-    rig.correct("second")
-    rig.expire_lease()
-    rig.commit_batch(rig.acquire("worker:b"))
+    for name in ("second", "third"):
+        rig.correct(name)
+        rig.expire_lease()
+        rig.commit_batch(rig.acquire(f"worker:{name}"))
     client = web.browser(Role.reviewer)
     for seq, decision in ((1, "approved"), (2, "approved"), (1, "rolled_back"), (2, "approved")):
         here = f"{HOME}/snapshots/{seq}"
-        page = client.get(here)
-        if rig.query("SELECT FROM snapshots WHERE status = 'rolled_back'"):
-            rig.correct("third")
-            rig.expire_lease()
-            rig.commit_batch(rig.acquire("worker:c"))
-            assert "live: 2 (rolled back)" in text_of(client.get(f"{HOME}/snapshots/3"))
-        fields = fields_on(page, here)
+        fields = fields_on(client.get(here), here)
         assert client.post(here, data={**fields, "decision": decision, "reason": "good"}).status_code == 200
         assert rig.lineage().champion_seq == seq
+        is_named = "live: 2 (rolled back)" in text_of(client.get(f"{HOME}/snapshots/3"))
+        assert is_named == (decision == "rolled_back")
 
 
 def test_requesters_are_told_that_the_pages_are_for_others(web: WebRig, rig: StoreRig) -> None:

@@ -46,7 +46,8 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(LoginNeeded)
     def _login(request: Request, error: LoginNeeded) -> Response:
-        target = f"{ROOT}/login?back={quote(error.back, safe='')}"
+        lost = "&lost=1" if error.has_lost else ""
+        target = f"{ROOT}/login?back={quote(error.back, safe='')}{lost}"
         return RedirectResponse(target, HTTPStatus.SEE_OTHER, headers=HEADERS)
 
     @app.exception_handler(Denied)

@@ -26,9 +26,9 @@ def start() -> Response:
 
 
 @router.get("/login")
-def ask(request: Request, back: str = "") -> Response:
-    """Show the form that takes a token."""
-    return _form(request, safe_path(back, under=ROOT))
+def ask(request: Request, back: str = "", lost: bool = False) -> Response:
+    """Show the form that takes a token, and say so if what somebody sent was not carried out."""
+    return _form(request, safe_path(back, under=ROOT), lost=lost)
 
 
 @router.post("/login")
@@ -56,6 +56,8 @@ def log_out(request: Request, session: Annotated[Session, Depends(form_of(*Role)
     return response
 
 
-def _form(request: Request, back: str, status: HTTPStatus = HTTPStatus.OK) -> Response:
+def _form(request: Request, back: str, status: HTTPStatus = HTTPStatus.OK, *, lost: bool = False) -> Response:
     has_provider, wrong = request.app.state.oidc is not None, status is not HTTPStatus.OK
-    return page(request, "login.html", None, status=status, back=back, wrong=wrong, has_provider=has_provider)
+    return page(
+        request, "login.html", None, status=status, back=back, wrong=wrong, lost=lost, has_provider=has_provider
+    )

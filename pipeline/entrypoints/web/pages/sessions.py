@@ -32,11 +32,13 @@ class LoginNeeded(Exception):
 
     Args:
         back: the path to return to afterwards.
+        has_lost: whether a form was sent, which is not carried out.
     """
 
-    def __init__(self, back: str) -> None:
+    def __init__(self, back: str, *, has_lost: bool = False) -> None:
         super().__init__(back)
         self.back = back
+        self.has_lost = has_lost
 
 
 class Denied(Exception):

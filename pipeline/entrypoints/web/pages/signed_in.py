@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, cast
+from urllib.parse import urlsplit
 
 import structlog
 from fastapi import Depends, Form, Request
 
 from pipeline.domain.review.people import SEES_EVERYTHING, Role
-from pipeline.entrypoints.web.pages.rendering import ROOT
 from pipeline.entrypoints.web.pages.sessions import Denied, LoginNeeded, Session, Sessions, check_form
 from pipeline.entrypoints.web.parts import Parts
 
@@ -31,7 +31,10 @@ def session(request: Request, parts: Parts) -> Session:
     found = sessions_of(request).of(request, parts)
     if found is None:
         query = f"?{request.url.query}" if request.url.query else ""
-        raise LoginNeeded(request.url.path + query if request.method == "GET" else f"{ROOT}/queue")
+        if request.method == "GET":
+            raise LoginNeeded(request.url.path + query)
+        # Where the form is, which its own address need not show.
+        raise LoginNeeded(urlsplit(request.headers.get("referer", "")).path, has_lost=True)
     structlog.contextvars.bind_contextvars(person=found.person.name)
     return found
 
