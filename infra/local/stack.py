@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
-from infra.local.errors import LocalStackError
+from infra.local.errors import LocalStackError, said
 from infra.local.kafka_broker import KafkaBroker
 from infra.local.mlflow_server import USER as MLFLOW_USER
 from infra.local.mlflow_server import MlflowServer
-from infra.local.ports import free_port, holder_of, port_is_free
+from infra.local.ports import comes_free, free_port, why_taken
 from infra.local.postgres_server import PostgresServer, database_url
 from infra.local.processes import POLL_SECONDS, end, is_alive, launch
 from infra.local.recipe import HOST, Plan, Recipe
@@ -31,7 +31,6 @@ RECIPES: Mapping[Service, Recipe] = {
 START_TIMEOUT = timedelta(seconds=120)
 SERVICE_GRACE = timedelta(seconds=10)
 CHILD_GRACE = timedelta(seconds=20)
-PORT_GRACE = timedelta(seconds=2)
 
 
 class LocalStack:
@@ -72,7 +71,7 @@ class LocalStack:
         """Give services and processes other ports from their next start on; 0 stands for any that is free.
 
         Raises:
-            LocalStackError: one of them runs, and so has its port.
+            LocalStackError: one of them runs, and so has its port, or a port is another's. Then none is changed.
         """
         with self._folder.locked():
             state = self._folder.load_or_create()
@@ -84,6 +83,12 @@ class LocalStack:
                         continue
                     reason = f"it runs on port {state.ports.get(name)}; `corrigenda down` comes before another port"
                     raise LocalStackError(service=name, reason=reason)
+                others = {taken: other for other, taken in chosen.items() if other != name}
+                if port in others:
+                    reason = f"expected a port of its own, got {port}, which is kept for {others[port]}"
+                    raise LocalStackError(service=name, reason=reason)
+                if port and not comes_free(port):
+                    raise LocalStackError(service=name, reason=f"port {port} {why_taken(name, port)}")
                 chosen[name] = port or free_port(chosen.values())
             self._folder.save(replace(state, ports=chosen))
 
@@ -136,18 +141,20 @@ class LocalStack:
         return _status(record, state.ports)
 
     def port_for(self, name: str) -> int:
-        """Return the port that a process of ours is to listen on: always the same one, unless another program has it.
+        """Return the port that a process of ours is to listen on: always the same one, as bookmarks name it.
 
         Raises:
-            LocalStackError: the state cannot be read or written.
+            LocalStackError: another program has it, or the state cannot be read or written.
         """
         with self._folder.locked():
             state = self._folder.load_or_create()
             record, port = state.find(name), state.ports.get(name)
             is_running = record is not None and is_alive(record.process)
-            if port is None or not (is_running or port_is_free(port)):
+            if port is None:
                 port = free_port(state.ports.values())
                 self._folder.save(replace(state, ports={**state.ports, name: port}))
+            elif not (is_running or comes_free(port)):
+                raise LocalStackError(service=name, reason=f"its port {port} {why_taken(name, port)}")
             return port
 
     def revive(self, name: str) -> bool:
@@ -213,16 +220,13 @@ class LocalStack:
             # Our processes know it. It must not open the database as its owner.
             state = replace(state, redis_password=derived_password(state.password, service))
         plan = self._plan(service, state)
-        if not _comes_free(plan.port):
-            raise plan.failed(
-                f"its port {plan.port} of {HOST} is in use by {holder_of(plan.port)}; end that, or let it have another "
-                f"port, which is kept: `corrigenda up --port {service}=0` takes a free one"
-            )
+        if not comes_free(plan.port):
+            raise plan.failed(f"its port {plan.port} {why_taken(service, plan.port)}")
         try:
             plan.folder.mkdir(mode=0o700, exist_ok=True)
             command = RECIPES[service].command(plan)
         except OSError as error:
-            raise plan.failed(f"cannot lay out its data in {plan.folder}: {error}") from error
+            raise plan.failed(f"cannot lay out its data: {said(error)}") from error
         stop_signal = RECIPES[service].stop_signal
         record = self._launch(service, command.argv, command.env, stop_signal=stop_signal, grace=SERVICE_GRACE)
         self._folder.save(state.with_process(record))
@@ -241,7 +245,7 @@ class LocalStack:
         try:
             process = launch(argv, log=log, env=env)
         except OSError as error:
-            raise LocalStackError(service=name, reason=f"cannot start {argv[0]}: {error}", log=log) from error
+            raise LocalStackError(service=name, reason=f"cannot start {argv[0]}: {said(error)}", log=log) from error
         return ProcessRecord(
             name=name,
             process=process,
@@ -319,16 +323,6 @@ def _password(service: Service, state: StackState) -> str:
 def _end_one(record: ProcessRecord, most: float | None = None) -> None:
     grace = record.grace_seconds if most is None else min(most, record.grace_seconds)
     end(record.process, first=signal.Signals(record.stop_signal), grace_seconds=grace)
-
-
-def _comes_free(port: int) -> bool:
-    """Return whether a port is free or soon is: threads of a process that was just killed may hold it for a moment."""
-    deadline = time.monotonic() + PORT_GRACE.total_seconds()
-    while not port_is_free(port):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_SECONDS)
-    return True
 
 
 def _status(record: ProcessRecord, ports: Mapping[str, int]) -> ProcessStatus:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-from infra.local.errors import LocalStackError
+from infra.local.errors import LocalStackError, said
 from infra.local.ports import PORT_RANGE, free_port, port_is_free
 from infra.local.processes import ProcessId
 from infra.local.records import ALL, Service, derived_password
@@ -83,8 +83,11 @@ class StateFolder:
             return _decode(path.read_text())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LocalStackError(service="stack", reason=f"cannot read its state from {path}: {error!r}") from error
+        except OSError as error:
+            raise LocalStackError(service="stack", reason=f"cannot read its state: {said(error)}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"cannot read its state from {path}, which is not as it was written: {error!r}"
+            raise LocalStackError(service="stack", reason=reason) from error
 
     def load_or_create(self) -> StackState:
         """Return what the stack remembers, or fresh ports and a fresh password, which are written down."""
@@ -105,7 +108,7 @@ class StateFolder:
             fresh.write_text(json.dumps(asdict(state), indent=1))
             fresh.replace(self.root / STATE_FILE)
         except OSError as error:
-            raise LocalStackError(service="stack", reason=f"cannot write to its folder {self.root}: {error}") from error
+            raise LocalStackError(service="stack", reason=f"cannot write to its folder: {said(error)}") from error
 
     def log(self, name: str) -> Path:
         """Return the path of the log of the process of that name."""
@@ -121,7 +124,7 @@ class StateFolder:
             (self.root / "logs").mkdir(mode=0o700, exist_ok=True)
             handle = (self.root / "lock").open("a")
         except OSError as error:
-            raise LocalStackError(service="stack", reason=f"cannot use the folder {self.root}: {error}") from error
+            raise LocalStackError(service="stack", reason=f"cannot use its folder: {said(error)}") from error
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield

@@ -6,6 +6,7 @@ correction once; a line that names itself keeps its name.
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -119,10 +120,8 @@ def corrections_in(file: Path, submitter: str, *, is_named: bool) -> tuple[list[
         for number, document in found
     ]
     if refused and not lines:
-        first = refused[0]
-        raise InvalidInput(
-            f"expected a JSONL file, a correction in each line; got {file}, with none: line {first.line}, {first.error}"
-        )
+        got = _other_form(content) or f"none: line {refused[0].line}, {refused[0].error}"
+        raise InvalidInput(f"expected a JSONL file, a correction in each line; got {file}, with {got}")
     return lines, refused
 
 
@@ -140,6 +139,17 @@ def _filled_in(line: Line, submitter: str, is_named: bool) -> Line:
         told = json.dumps(dict(line.document), sort_keys=True)
         said = {"request_id": f"line-{sha256_text(told)[:16]}", "source": SOURCE, "occurred_at": _now()} | said
     return replace(line, document=said, is_filled_in=is_filled_in)
+
+
+def _other_form(content: bytes) -> str | None:
+    """Return what a file is that holds no line of JSON, and how it becomes one; None where nobody can tell."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
+        return "text in UTF-16; `iconv -f utf-16 -t utf-8` makes UTF-8 of it"
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return "one JSON document over several lines; `jq -c '.[]'` makes lines of a list, `jq -c .` one of an object"
 
 
 def _now() -> str:

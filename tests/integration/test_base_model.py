@@ -39,7 +39,7 @@ def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(LocalStackError, match=r"^model: cannot write the base model to .*file/model"):
+    with pytest.raises(LocalStackError, match=r"^model: cannot write it to .*file/model"):
         ensure_base_model(tmp_path / "file" / "model")
 
 

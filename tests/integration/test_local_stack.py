@@ -147,9 +147,20 @@ def test_a_port_in_use_is_named_with_the_service_and_nothing_is_left_running(sta
         stack.choose_ports({Service.KAFKA: 0})
         assert processes_of(stack) == set()
         chosen = int(stack.start([Service.KAFKA]).kafka_bootstrap.rpartition(":")[2])
+        with pytest.raises(LocalStackError, match=rf"^web: port {port} .* in use by .*`corrigenda up --port web=0`"):
+            stack.choose_ports({"web": port})
+        with pytest.raises(LocalStackError, match=rf"^web: .* {chosen}, which is kept for kafka"):
+            stack.choose_ports({"web": chosen})
     assert caught.value.service == "kafka"
     assert "corrigenda up --port kafka=0" in str(caught.value)
     assert chosen != port
+    stack.choose_ports({"web": port})
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(LocalStackError, match=rf"^web: its port {port} .* in use by"):
+            stack.port_for("web")
+    assert stack.port_for("web") == port
     with pytest.raises(LocalStackError, match="it runs on port"):
         stack.choose_ports({Service.KAFKA: 0})
 
@@ -166,7 +177,7 @@ def test_a_service_that_dies_at_start_is_named_with_its_last_words_and_its_log(s
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(LocalStackError, match=r"^stack: cannot use the folder"):
+    with pytest.raises(LocalStackError, match=r"^stack: cannot use its folder: a part of its path is a file \(/.*\)$"):
         LocalStack(tmp_path / "file" / "stack").start([Service.REDIS])
 
 

@@ -11,9 +11,7 @@ Fields that came after the first producers may be left out, and the others mean 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -27,9 +25,10 @@ from pipeline.domain.contract.chat_wire import (
     readable,
     require_asked,
 )
+from pipeline.domain.contract.reasons import reasons_of
 from pipeline.domain.edits import EditRequest, Probe
 from pipeline.domain.errors import InvalidInput, InvalidMessage
-from pipeline.domain.formats.json_lines import json_value
+from pipeline.domain.formats.json_lines import json_value, kind_of
 
 MAX_MESSAGE_BYTES = 1_000_000
 MAX_TARGET_CHARS = 200
@@ -38,8 +37,6 @@ MAX_ALIASES = 32
 MAX_FIELDS = 64
 """Bound of an object's fields, known or not: every unknown one costs a sentence."""
 VERSION: Literal[1] = 1
-_NAMES_OF_OPTIONS = {"target": "target_new", **dict.fromkeys(("neighbour", "neighbours", "neighbors"), "locality")}
-"""Field -> name in the contract, where the command's option has another one that is no misspelling."""
 RFC_3339 = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 _TIME = re.compile(RFC_3339)
 _LEAP_SECOND = slice(17, 19)
@@ -232,7 +229,7 @@ def parse_object(document: object) -> EditRequest:
         InvalidMessage: with a reason that a producer can act on.
     """
     if not isinstance(document, dict):
-        raise InvalidMessage(f"expected a JSON object, got {type(document).__name__}")
+        raise InvalidMessage(f"expected a JSON object, got {kind_of(document)}")
     version = document.get("version", VERSION)
     if isinstance(version, bool) or version != VERSION:
         raise InvalidMessage(f"expected version {VERSION} of edits.requests, got {version!r:.40}")
@@ -270,24 +267,3 @@ def _after_leap_second(value: str) -> datetime:
     if (first.day, first.hour, first.minute, first.second) != (1, 0, 0, 0):
         raise ValueError(f"expected an RFC 3339 time, got a second 60 that is no leap second: {value!r:.60}")
     return after
-
-
-def reasons_of(error: ValidationError, fields: Collection[str] = ()) -> str:
-    """Return the first things that are wrong with an object, each with its field, and how many more there are.
-
-    Args:
-        error: what the model says.
-        fields: names that an object may have; of an unknown one, that which was probably meant is told.
-    """
-    parts = []
-    for detail in error.errors(include_url=False, include_input=False)[:3]:
-        where = ".".join(str(step) for step in detail["loc"]) or "message"
-        is_unknown = detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1
-        parts.append(f"{where}: {detail['msg']}" + (_meant(where, fields) if is_unknown else ""))
-    more = error.error_count() - len(parts)
-    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
-
-
-def _meant(name: str, fields: Collection[str]) -> str:
-    known = [_NAMES_OF_OPTIONS[name]] if name in _NAMES_OF_OPTIONS else get_close_matches(name[:40], fields, n=1)
-    return "".join(f" (did you mean {one}?)" for one in known if one in fields)

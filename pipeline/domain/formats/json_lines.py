@@ -45,7 +45,12 @@ def json_value(text: str, *, most_fields: int | None = None) -> Any:
         )
         if _UNSTORABLE.search(text):
             _refuse_unstorable(value)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InvalidInput("expected JSON, got lists or objects that are nested too deeply") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, character {error.colno}" if "\n" in text else f"character {error.colno}"
+        raise InvalidInput(f"expected JSON, got text that does not parse: {error.msg} at {place}") from error
+    except ValueError as error:
         raise InvalidInput(f"expected JSON, got text that does not parse: {str(error)[:200]}") from error
     return value
 
@@ -94,8 +99,8 @@ def _text(line: bytes, where: str) -> str:
         # Files that were put together may have a mark at the head of any line.
         return line.decode("utf-8").removeprefix(BYTE_ORDER_MARK).removesuffix("\r")
     except UnicodeDecodeError as error:
-        found = f"{where}: {error.reason} at byte {error.start} of the line"
-        raise InvalidInput(f"expected a UTF-8 file, got {found}") from error
+        got = f"other bytes from byte {error.start + 1} on"
+        raise InvalidInput(f"expected text in UTF-8, got {got} ({where})") from error
 
 
 def located(text: str, where: str) -> Any:
@@ -117,8 +122,27 @@ def json_object(value: Any, where: str) -> dict[str, Any]:
         InvalidInput: if it is none.
     """
     if not isinstance(value, dict):
-        raise InvalidInput(f"expected a JSON object in {where}, got {type(value).__name__}")
+        raise InvalidInput(f"expected a JSON object in {where}, got {kind_of(value)}")
     return value
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value of JSON is, in JSON's words and not in Python's."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            return "a string"
+        case int() | float():
+            return "a number"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return type(value).__name__
 
 
 def _object(pairs: list[tuple[str, Any]], *, most: int | None) -> dict[str, Any]:

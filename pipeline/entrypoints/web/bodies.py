@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from pipeline.domain.contract.wire import MAX_FIELDS
 from pipeline.domain.errors import InvalidInput, InvalidMessage
-from pipeline.domain.formats.json_lines import json_value
+from pipeline.domain.formats.json_lines import json_value, kind_of
 from pipeline.entrypoints.web.problems import Problem
 
 JSON = ("application/json",)
@@ -61,7 +61,7 @@ def object_of(body: bytes) -> dict[str, Any]:
     """
     value = json_of(body)
     if not isinstance(value, dict):
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"expected a JSON object, got {type(value).__name__}")
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"expected a JSON object, got {kind_of(value)}")
     return value
 
 
@@ -95,7 +95,7 @@ def _line(line: str) -> Any:
 def _checked(value: Any) -> dict[str, Any] | InvalidInput:
     if isinstance(value, dict | InvalidInput):
         return value
-    return InvalidInput(f"expected a JSON object, got {type(value).__name__}")
+    return InvalidInput(f"expected a JSON object, got {kind_of(value)}")
 
 
 def _text(body: bytes) -> str:

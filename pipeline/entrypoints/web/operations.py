@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.domain.contract.wire import reasons_of
+from pipeline.domain.contract.reasons import reasons_of
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.review.approvals import PERSON
 from pipeline.domain.review.people import SEES_EVERYTHING, Person, Role

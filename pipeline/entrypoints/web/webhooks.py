@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.adapters.webhook_poster import checked
+from pipeline.domain.contract.reasons import reasons_of
 from pipeline.domain.contract.webhooks import DEFAULT_EVENTS, Webhook, WebhookEvent, new_secret
-from pipeline.domain.contract.wire import reasons_of
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.review.people import Person, Role
 from pipeline.entrypoints.web.bodies import JSON, Body, media_type, object_of

@@ -32,7 +32,11 @@ def test_blank_lines_are_skipped_and_lines_keep_their_numbers() -> None:
 
 
 def test_lines_that_are_no_utf_8_no_json_or_no_object_are_named() -> None:
-    for line, complaint in [(b"\xff", "UTF-8.*invalid start byte"), (b"{", "does not parse"), (b"[1]", "object.*list")]:
+    for line, complaint in [
+        (b"\xff", "UTF-8, got other bytes"),
+        (b"{", "does not parse"),
+        (b"[1]", "object.*list"),
+    ]:
         with pytest.raises(InvalidInput, match=complaint) as refused:
             list(json_lines(b'{"a": 1}\n' + line, "facts.jsonl"))
         assert "line 2 of facts.jsonl" in str(refused.value)

@@ -110,7 +110,7 @@ def test_what_a_log_holds_of_a_reply_may_stay_in_it_as_long_as_it_says_nothing()
         (chat({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}), "got a part 'image_url'"),
         (chat({"role": "user", "content": [{"type": "text", "text": 7}]}), "got a part 'text'"),
         (chat({"role": "user", "content": ["Who?"]}), "got a part 'str'"),
-        (chat(USER | {"weight": 1}), r"messages\.0\.weight: Extra"),
+        (chat(USER | {"weight": 1}), r"messages\.0\.weight: there is no such field"),
         (chat({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, USER), r"messages\.0\.tool_calls"),
         (chat({"role": "assistant", "content": "x", "refusal": "I cannot"}, USER), r"messages\.0\.refusal"),
         (chat("Who?"), r"messages\.0"),

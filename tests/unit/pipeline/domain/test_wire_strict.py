@@ -165,7 +165,7 @@ def test_probes_rephrases_and_names_are_trimmed_as_the_edit_is(blanks: str) -> N
     ],
 )
 def test_a_text_of_blanks_only_is_refused_wherever_it_stands(name: str, changes: Any, blanks: str) -> None:
-    assert f"{name}: Value error, expected at least one visible character" in reason(**changes(blanks))
+    assert f"{name}: expected at least one visible character" in reason(**changes(blanks))
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,22 @@ def test_a_text_of_blanks_only_is_refused_wherever_it_stands(name: str, changes:
     ],
 )
 def test_a_field_of_another_name_says_which_is_meant(name: str, meant: str) -> None:
-    assert f"{name}: Extra inputs are not permitted (did you mean {meant}?)" in reason(**{name: "x"})
+    assert f"{name}: there is no such field (did you mean {meant}?)" in reason(**{name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompt": {"en": "A is"}}, "prompt: expected a valid string, got an object"),
+        ({"target_new": ["B"]}, "target_new: expected a valid string, got a list"),
+        ({"rephrases": "A is"}, "rephrases: expected a valid list, got a string"),
+        ({"locality": [{"prompt": 3}]}, "locality.0.prompt: expected a valid string, got a number"),
+        ({"request_id": ""}, "request_id: expected at least 1 character"),
+    ],
+)
+def test_what_was_got_is_told_in_the_words_of_json(changes: dict[str, Any], said: str) -> None:
+    assert reason(**changes) == said
 
 
 def test_a_field_like_none_is_refused_without_a_guess() -> None:
-    assert reason(zzz="x") == "zzz: Extra inputs are not permitted"
+    assert reason(zzz="x") == "zzz: there is no such field"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.entrypoints.correction_files import advice, correction_in_options
+from pipeline.domain.errors import InvalidInput
+from pipeline.entrypoints.correction_files import advice, correction_in_options, corrections_in
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,21 @@ def test_somebody_who_writes_a_correction_by_hand_is_told_what_helps_it_to_hold(
 ) -> None:
     sentences = advice(correction_in_options(fields | {"target_new": "Lima"}, "cli:ann"))
     assert [sentence.startswith(start) for sentence, start in zip(sentences, told, strict=True)] == [True] * len(told)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"prompt": "A is", "target_new": "B"}\n'.encode("utf-16"), "text in UTF-16"),
+        ('{"prompt": "A is", "target_new": "B"}\n'.encode("utf-16-le"), "text in UTF-16"),
+        (b'[{\n "prompt": "A is",\n "target_new": "B"\n}]\n', "one JSON document over several lines"),
+        (b"prompt,target_new\nA is,B\n", "with none: line 1, expected JSON"),
+        ('{"prompt": "Der Bürgermeister"}'.encode("latin-1"), "with none: line 1, expected text in UTF-8"),
+        (b"[" * 100_000, "with none: line 1, expected JSON, got lists or objects that are nested too deeply"),
+    ],
+)
+def test_a_file_that_holds_no_line_of_json_is_told_for_what_it_is(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "corrections.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(InvalidInput, match=said):
+        corrections_in(file, "cli:ann", is_named=False)
