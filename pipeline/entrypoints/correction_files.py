@@ -41,7 +41,7 @@ class Line:
     given: Mapping[str, Any] = field(default_factory=dict)
     """What was given, without what was filled in here."""
     is_filled_in: bool = False
-    """Whether the file did not say its id or its time, so that only the database knows whether it was sent before."""
+    """Whether its id or its time was filled in, so that only the database knows whether it was sent before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,8 @@ def correction_in_options(fields: Mapping[str, Any], submitter: str) -> Line:
     asked = fields.get("prompt") or fields["messages"][-1]["content"]
     if (subject := guessed_subject(asked)) and subject not in fields.get("target_new", ""):
         made_up["subject"] = subject
-    return Line(number=1, document=made_up | {"occurred_at": _now()} | dict(fields), given=fields)
+    document = made_up | {"occurred_at": _now()} | dict(fields)
+    return Line(number=1, document=document, given=fields, is_filled_in=True)
 
 
 def advice(line: Line) -> list[str]:

@@ -140,7 +140,9 @@ def with_health(stack: LocalStack, settings: Settings, name: str) -> Settings:
 
 def told_of(process: ProcessStatus) -> str:
     """Return how a process is, in a few words: its name, and what happened to it if anything did."""
-    died = f" died, see {process.log}" if process.state is ProcessState.DIED else ""
+    # It starts the others again; nobody starts it.
+    again = "; `corrigenda up` starts it again" if process.name == SUPERVISOR else ""
+    died = f" died, see {process.log}{again}" if process.state is ProcessState.DIED else ""
     times = f" started again {process.restarts} times" if process.restarts > 1 else " started again once"
     last = f", last at {process.restarted_at.astimezone():%Y-%m-%d %H:%M:%S}" if process.restarted_at else ""
     return f"{process.name}{died}{times + last if process.restarts else ''}"

@@ -415,7 +415,8 @@ def test_lines_are_filled_in_sent_once_and_told_where_they_are_none(
     assert row["submitted_by"].endswith("(claimed)")
 
 
-def test_waiting_for_a_correction_ends_with_its_verdict(corrigenda: Command, rig: StoreRig) -> None:
+def test_waiting_for_a_correction_ends_with_its_verdict(corrigenda: Command, rig: StoreRig, tmp_path: Path) -> None:
+    ahead = tmp_path / "ahead.jsonl"
     rig.correct("e1")
     rig.commit_batch(rig.acquire())
     rig.query("UPDATE snapshots SET registry_version = '7'")
@@ -426,11 +427,18 @@ def test_waiting_for_a_correction_ends_with_its_verdict(corrigenda: Command, rig
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("pipeline.entrypoints.cli.submitting.publisher", lambda _: nullcontext(Sent()))
-        waited = corrigenda("submit", "--prompt", "a", "--target", "b", "--request-id", "e1", "--wait", "--json")
+        known = ("submit", "--request-id", "e1", "--prompt", "The capital of e1 is", "--target")
+        waited = corrigenda(*known, "Canberra", "--wait", "--json")
+        other = corrigenda(*known, "Sydney", "--wait")
+        ahead.write_text('{"prompt": "a", "target_new": "b", "occurred_at": "2990-01-01T00:00:00Z"}\n')
+        dated = corrigenda("submit", str(ahead), "--wait")
         late = corrigenda("submit", "--prompt", "a", "--target", "b", "--request-id", "no", "--wait", "--timeout", "1")
 
     assert waited.exit_code == ExitCode.done, waited.output
     assert [(edit["request_id"], edit["state"]) for edit in json.loads(waited.stdout)["edits"]] == [("e1", "candidate")]
+    assert json.loads(waited.stdout)["sent"] == []
+    assert (other.exit_code, "expected another request_id" in other.stderr) == (ExitCode.usage, True)
+    assert (dated.exit_code, "line 1: occurred_at: expected" in dated.stderr) == (ExitCode.usage, True)
     assert late.exit_code == ExitCode.unavailable
     assert "on its way to intake" in late.stderr
     assert "expected a verdict on no in time" in late.stderr

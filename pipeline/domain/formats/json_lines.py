@@ -49,7 +49,8 @@ def json_value(text: str, *, most_fields: int | None = None) -> Any:
         raise InvalidInput("expected JSON, got lists or objects that are nested too deeply") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, character {error.colno}" if "\n" in text else f"character {error.colno}"
-        raise InvalidInput(f"expected JSON, got text that does not parse: {error.msg} at {place}") from error
+        what = error.msg.removesuffix(" at")
+        raise InvalidInput(f"expected JSON, got text that does not parse: {what} at {place}") from error
     except ValueError as error:
         raise InvalidInput(f"expected JSON, got text that does not parse: {str(error)[:200]}") from error
     return value

@@ -310,7 +310,7 @@ def _check_processes(home: Path) -> str:
     found = LocalStack(home).status()
     died = [process for process in found if process.state != "running"]
     if died:
-        raise Unavailable("; ".join(f"{process.name} died, see {process.log}" for process in died))
+        raise Unavailable("; ".join(told_of(process) for process in died))
     stuck = [
         f"{process.name} makes no progress ({part}: {why}), see {process.log}"
         for process in found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -168,5 +169,7 @@ def _idle(row: Mapping[str, Any]) -> str:
     return "waiting for approval" if row["waiting"] else "nothing to do"
 
 
-def _time(at: Any) -> str:
-    return str(at.astimezone().strftime("%H:%M:%S"))
+def _time(at: datetime) -> str:
+    """Return a time of today without its day, and any other with it: a candidate may wait for weeks."""
+    here, today = at.astimezone(), datetime.now().astimezone().date()
+    return here.strftime("%H:%M:%S" if here.date() == today else "%Y-%m-%d %H:%M:%S")

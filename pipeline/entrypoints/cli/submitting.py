@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,7 +129,7 @@ def submit(
     kept = stores(settings)
     if lineage or any("lineage" not in line.document for line in lines):
         lines = with_lineage(lines, lineage_name(kept, lineage))
-    sending = _checked(kept, lines, refused)
+    sending = _checked(kept, lines, refused, settings.max_ahead)
     if not (strict and sending.refused):
         _send(settings, sending)
     if not (wait and as_json):  # what was sent is in the one document that waiting ends with
@@ -150,25 +151,28 @@ class _Sending:
     """Those that can be edits, in the order of the file."""
     refused: list[Refusal]
     """Those that cannot."""
-    repeated: dict[int, str] = field(default_factory=dict)
-    """Line -> id under which the same was sent before."""
+    repeated: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Line -> lineage and id under which the same was sent before."""
     sent: list[tuple[str, str]] = field(default_factory=list)
     """Lineage and request id of those that the broker has."""
 
 
-def _checked(kept: Stores, lines: Sequence[Line], refused: Sequence[Refusal]) -> _Sending:
+def _checked(kept: Stores, lines: Sequence[Line], refused: Sequence[Refusal], most_ahead: timedelta) -> _Sending:
     """Sort lines into those to send, those that were sent before, and those that can never be edits."""
     from pipeline.domain.contract.wire import parse_message
+    from pipeline.domain.edits import too_far_ahead
     from pipeline.services.submission import encoded
 
-    known = {found.settings.name for found in kept.lineages.lineages()}
+    known, now = {found.settings.name for found in kept.lineages.lineages()}, kept.history.now()
     found = _Sending(lines=[], refused=list(refused))
     for line in lines:
         try:
             name = line.document.get("lineage")
             if isinstance(name, str) and name not in known:
                 raise UnknownLineage(f"expected the name of a lineage, got {name!r:.120}", lineage=name)
-            parse_message(encoded(line.document))
+            request = parse_message(encoded(line.document))
+            if request.occurred_at - now > most_ahead:  # intake would refuse it, and --wait would wait for it
+                raise InvalidInput(f"occurred_at: {too_far_ahead(request.occurred_at, now, most_ahead)}")
         except InvalidInput as error:
             found.refused.append(Refusal(line=line.number, error=str(error)))
         else:
@@ -196,7 +200,7 @@ def _leave_out_repeated(kept: Stores, found: _Sending) -> None:
             error = f"expected another request_id or the correction that was sent under it, got {key[1]!r:.120} again"
             found.refused.append(Refusal(line=line.number, error=error))
         elif row is not None:
-            found.repeated[line.number] = key[1]
+            found.repeated[line.number] = key
         else:
             lines.append(line)
         seen.setdefault(key, line.document)
@@ -234,7 +238,7 @@ def _how_far(sending: _Sending, line: Line) -> str:
 def _tell(sending: _Sending, topic: str, *, is_file: bool, as_json: bool) -> None:
     ids = [request_id for _, request_id in sending.sent]
     if as_json:
-        repeated = [{"line": number, "request_id": ref} for number, ref in sending.repeated.items()]
+        repeated = [{"line": number, "request_id": ref} for number, (_, ref) in sending.repeated.items()]
         print_json({"sent": ids, "refused": [asdict(one) for one in sending.refused], "sent_before": repeated})
         return
     for refusal in sending.refused:
@@ -255,18 +259,22 @@ def _wait(kept: Stores, settings: Settings, sending: _Sending, *, seconds: int, 
         Unavailable: if that takes longer than is waited.
     """
     by_lineage: dict[str, list[str]] = {}
-    for name, request_id in sending.sent:
+    for name, request_id in dict.fromkeys([*sending.sent, *sending.repeated.values()]):
         by_lineage.setdefault(name, []).append(request_id)
     rows: list[dict[str, Any]] = []
     deadline = time.monotonic() + seconds
-    with SignOfLife("on its way to intake", is_quiet=as_json or not by_lineage) as sign:
-        for name, ids in by_lineage.items():
-            rows += _until_settled(kept, name, ids, deadline, sign.tell)
+    try:
+        with SignOfLife("on its way to intake", is_quiet=as_json or not by_lineage) as sign:
+            for name, ids in by_lineage.items():
+                rows += _until_settled(kept, name, ids, deadline, sign.tell)
+    except KeyboardInterrupt:
+        complain("no longer waiting; it goes on: `corrigenda status --watch` says how far it is")
+        raise
     for row in rows:
         row["link"] = page_of(settings, row["lineage"], row["registry_version"])
     if as_json:
         refusals = [asdict(one) for one in sending.refused]
-        print_json({"sent": [row["request_id"] for row in rows], "refused": refusals, "edits": rows})
+        print_json({"sent": [ref for _, ref in sending.sent], "refused": refusals, "edits": rows})
     for row in [] if as_json else rows:
         (complain if row["state"] in REFUSED else say)(_verdict(row))
     if any(row["state"] in REFUSED for row in rows):
