@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from pipeline.domain.contract.wire import reasons_of
+from pipeline.domain.contract.reasons import reasons_of
 from pipeline.domain.review.people import Role
 from pipeline.entrypoints.web.operations import actor_of
 from pipeline.entrypoints.web.pages.operations import Operator, Reason, given_reason
