@@ -113,7 +113,7 @@ def test_of_several_each_is_told_what_became_of_it(desk: TestClient, web: WebRig
         (415, "application/json", b"{}", "text/plain"),
         (415, "application/json", b"{}", None),
         (400, "does not parse", b"{", JSON),
-        (400, "does not parse", b"[" * 100_000, JSON),
+        (400, "nested too deeply", b"[" * 100_000, JSON),
         (400, "UTF-8", b'{"prompt": "\xff"}', JSON),
         (422, "duplicate field", b'{"prompt": "a", "prompt": "b"}', JSON),
         (422, "NUL", b'{"prompt": "a\\u0000"}', "application/json; charset=utf-8"),
