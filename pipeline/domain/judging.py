@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.gates import EditVerdict, GatePolicy, GateReport, GateRow, Verdict
@@ -17,6 +18,7 @@ def judge(
     *,
     editor: EditorIdentity | None = None,
     requests: Mapping[str, EditRequest] | None = None,
+    is_undo: bool = False,
 ) -> GateReport:
     """Hold what was measured of an editor's change against a policy.
 
@@ -28,8 +30,12 @@ def judge(
         measurements: what was measured.
         editor: what made the change.
         requests: what was asked, by edit id, so that a reason can quote it.
+        is_undo: whether it brings an earlier ledger back. Nobody wants its parent, so bounds against that only report.
     """
-    rows = (*_batch_rows(policy, measurements), *_floor_rows(policy, measurements))
+    of_batch = _batch_rows(policy, measurements)
+    if is_undo:
+        of_batch = tuple(_reported(row) for row in of_batch)
+    rows = (*of_batch, *_floor_rows(policy, measurements))
     asked = requests or {}
     edits = tuple(_edit_verdict(policy, score, asked.get(score.edit_id)) for score in measurements.edits)
     return GateReport(
@@ -223,6 +229,11 @@ def _row(
         num_measured=num_measured,
         is_most=is_most,
     )
+
+
+def _reported(row: GateRow) -> GateRow:
+    is_measured = row.verdict is not Verdict.not_measured
+    return replace(row, threshold=None, verdict=Verdict.reported) if is_measured else row
 
 
 def _edit_verdict(policy: GatePolicy, score: EditScore, request: EditRequest | None) -> EditVerdict:

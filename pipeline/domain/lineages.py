@@ -131,6 +131,11 @@ class Removal:
     resolving: Resolving | None = None
     """How the ledger is solved anew; then no edit leaves or comes back."""
 
+    @property
+    def is_undo(self) -> bool:
+        """Whether it brings an earlier ledger back."""
+        return self.resolving is not None and self.resolving.undoes is not None
+
 
 def check_name(name: str) -> None:
     """Check that a lineage may have this name, which is also that of an experiment and of a registered model.

@@ -193,9 +193,8 @@ class EditService:
         try:
             back = self._queue.edits(removal.lineage, removal.reinstated_ids)
             on = self._compose(removal.lineage, head_id, back, in_hand, keeper)
-            anew = self._rekeying(on.lineage, removal)
             with in_hand.on_trial(back):
-                attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper, rekeying=anew)
+                attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper, removal=removal)
                 if attempt.report.passed:
                     self._commit(on, attempt, keeper, batch=None, removal=removal)
                     return 1
@@ -209,8 +208,8 @@ class EditService:
         failpoint("edit.after_removal_failed")
         return 0
 
-    def _rekeying(self, lineage: Lineage, removal: Removal) -> Rekeying | None:
-        if removal.resolving is None:
+    def _rekeying(self, lineage: Lineage, removal: Removal | None) -> Rekeying | None:
+        if removal is None or removal.resolving is None:
             return None
         return rekeying_of(removal.resolving, lineage, queue=self._queue, snapshots=self._snapshots)
 
@@ -254,10 +253,11 @@ class EditService:
         added: Sequence[Edit],
         removed_ids: Sequence[str],
         keeper: LeaseKeeper,
-        rekeying: Rekeying | None = None,
+        removal: Removal | None = None,
     ) -> Attempt:
         _ = keeper.lease  # stop early when the lease is known to be lost
         keeper.tries(len(added))
+        rekeying, is_undo = self._rekeying(on.lineage, removal), removal is not None and removal.is_undo
         candidate = candidate_of(on, queue=self._queue, added=added, removed_ids=removed_ids, rekeying=rekeying)
         policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
         name = on.lineage.settings.name
@@ -269,7 +269,7 @@ class EditService:
                 judged(report, {})
                 return Attempt(candidate_id=candidate.candidate_id, report=report, seconds={})
             requests = {edit.edit_id: edit.request for edit in added}
-            report = judge(policy, outcome.measurements, editor=editor, requests=requests)
+            report = judge(policy, outcome.measurements, editor=editor, requests=requests, is_undo=is_undo)
             judged(report, outcome.seconds)
         self._on_progress()
         failpoint("edit.after_trial")

@@ -7,14 +7,16 @@ from uuid import UUID
 
 import pytest
 from psycopg.errors import CheckViolation
+from sqlalchemy import text
 
 from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.active_sets import active_among, end_activations, move_rows
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.rows import artifact_json
+from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.domain.batches import EditBatch
 from pipeline.domain.errors import InvalidInput
-from pipeline.domain.ledger.upkeep import RETRY_AFTER, Resolving, Standing, Upkeep, due
+from pipeline.domain.ledger.upkeep import RETRY_AFTER, Resolving, Standing, Upkeep, due, in_force
 from pipeline.domain.lineages import Lease, Removal
 from pipeline.domain.review.approvals import Decision
 from pipeline.domain.snapshots import Snapshot
@@ -127,15 +129,22 @@ def test_a_rejected_one_is_undone_with_the_rows_and_the_strength_of_before(rig: 
     assert rig.lineage().prior_strength == 1000.0
 
 
-def test_while_an_undo_has_failed_nothing_on_it_can_be_approved_and_it_can_be_asked_for_again(rig: StoreRig) -> None:
-    lease = rig.acquire()
+def rekeyed_head(rig: StoreRig, lease: Lease) -> tuple[Snapshot, tuple[str, ...]]:
+    """A snapshot that was solved anew, and the edits that it holds."""
     ids = (rig.edit_id("a"),) if commit_edit(rig, lease, "a") else ()
     rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
-    rekeyed = commit_rekeyed(rig, lease, strength=2000.0, edit_ids=ids)
+    return commit_rekeyed(rig, lease, strength=2000.0, edit_ids=ids), ids
+
+
+def test_an_undo_that_fails_holds_the_lineage_and_another_ledger_ends_that(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rekeyed, ids = rekeyed_head(rig, lease)
     undo = Resolving(undoes=rekeyed.snapshot_id)
-    with pytest.raises(InvalidInput, match="expected a rejected snapshot"):
+    with pytest.raises(InvalidInput, match="got 2, a candidate: reject it"):
         rig.review.request_resolving(LINEAGE, undo, actor="cli:tester", reason="")
     other, _ = rig.review.request_resolving(LINEAGE, Resolving(prior_strength=9.0), actor="cli:tester", reason="")
+    rig.correct("b")
+    batch = rig.claim(lease)
     assert rig.decide(rekeyed, Decision.rejected).is_accepted
     first = owed(rig, lease)
     assert first.resolving == undo
@@ -143,10 +152,92 @@ def test_while_an_undo_has_failed_nothing_on_it_can_be_approved_and_it_can_be_as
     with pytest.raises(InvalidInput, match="got requested"):
         rig.review.request_resolving(LINEAGE, undo, actor="cli:tester", reason="")
     rig.queue.fail_removal(lease, first, reason="retention 0.2", report=failing_report(ids))
-    assert commit_edit(rig, lease, "b").status == "retired"
+    assert rig.lineage().hold == (
+        "the ledger before rejected snapshot 2 did not come back: retention 0.2; `lineage rekey facts` solves it anew, "
+        "with `--undo 2` that is tried again, `lineage resume` goes on with the rejected one"
+    )
+    under_way = rig.snapshots.commit(lease, rig.new_snapshot(batch=batch))
+    assert under_way.status == "retired", "it stands on what was rejected"
+    rig.correct("c")
+    assert rig.claim(lease) is None, "edits wait for a person"
     rig.review.request_resolving(LINEAGE, undo, actor="cli:tester", reason="once more")
     assert commit_rekeyed(rig, lease, strength=1000.0, edit_ids=ids).status == "candidate"
-    assert commit_edit(rig, lease, "c").status == "candidate"
+    assert rig.lineage().hold is None
+    assert commit_edit(rig, lease, "d").status == "candidate"
+
+
+def test_where_no_ledger_passes_a_person_may_go_on_with_the_rejected_one(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rekeyed, ids = rekeyed_head(rig, lease)
+    assert rig.decide(rekeyed, Decision.rejected).is_accepted
+    rig.queue.fail_removal(lease, owed(rig, lease), reason="retention 0.2", report=failing_report(ids))
+    rig.lineages.resume(LINEAGE, actor="cli:tester")
+    head = commit_edit(rig, lease, "b")
+    assert head.status == "candidate"
+    assert rig.decide(head, Decision.approved).is_accepted
+
+
+def test_what_takes_a_rejected_ledger_out_cannot_be_rejected(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rekeyed, ids = rekeyed_head(rig, lease)
+    assert rig.decide(rekeyed, Decision.rejected).is_accepted
+    undone = commit_rekeyed(rig, lease, strength=1000.0, edit_ids=ids)
+    outcome = rig.decide(undone, Decision.rejected)
+    assert not outcome.is_accepted
+    assert outcome.reason.startswith("it takes out the ledger of snapshot 2, which was rejected")
+    rig.review.request_resolving(LINEAGE, Resolving(prior_strength=9.0), actor="cli:tester", reason="")
+    other = commit_rekeyed(rig, lease, strength=9.0, edit_ids=())
+    assert rig.decide(other, Decision.approved).is_accepted
+
+
+def test_a_ledger_that_went_live_is_undone_when_a_person_asks_and_that_lifts_the_hold_of_a_roll_back(
+    rig: StoreRig,
+) -> None:
+    lease = rig.acquire()
+    first = commit_edit(rig, lease, "a")
+    assert rig.decide(first, Decision.approved).is_accepted
+    before = files_of(rig)
+    rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
+    rekeyed = commit_rekeyed(rig, lease, strength=2000.0, edit_ids=(rig.edit_id("a"),))
+    assert rig.decide(rekeyed, Decision.approved).is_accepted
+    assert rig.decide(first, Decision.rolled_back).is_accepted
+    assert "`lineage rekey facts --undo 2` brings the ledger before snapshot 2 back" in str(rig.lineage().hold)
+    asked = Resolving(undoes=rekeyed.snapshot_id)
+    rig.review.request_resolving(LINEAGE, asked, actor="cli:tester", reason="worse")
+    strength, rows = rig.snapshots.ledger_before(LINEAGE, undone_id=rekeyed.snapshot_id)
+    assert (strength, [run.file.digest for run in rows]) == (None, before)
+    undone = commit_rekeyed(rig, lease, strength=1000.0, edit_ids=(rig.edit_id("a"),))
+    assert rig.lineage().hold is None
+    with pytest.raises(InvalidInput, match="got that of snapshot 2, undone since"):
+        rig.review.request_resolving(LINEAGE, asked, actor="cli:tester", reason="")
+    assert rig.decide(undone, Decision.rejected).is_accepted, "the ledger that it undid was approved once"
+    assert owed(rig, lease).resolving == Resolving(undoes=undone.snapshot_id)
+
+
+def test_of_two_ledgers_that_are_to_come_back_the_older_one_does(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rekeyed, ids = rekeyed_head(rig, lease)
+    rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
+    second = commit_rekeyed(rig, lease, strength=2000.0, edit_ids=ids)
+    assert rig.decide(second, Decision.rejected).is_accepted
+    assert rig.decide(rekeyed, Decision.rejected).is_accepted
+    assert owed(rig, lease).resolving == Resolving(undoes=rekeyed.snapshot_id)
+    assert commit_rekeyed(rig, lease, strength=1000.0, edit_ids=ids).status == "candidate"
+    assert rig.queue.next_removal(lease) is None
+    assert rig.lineage().hold is None
+
+
+def test_upkeep_does_not_ask_again_for_the_strength_that_was_taken_back(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rig.lineages.set_upkeep(LINEAGE, Upkeep(suite_kl_budget=0.1), actor="cli:tester")
+    commit_edit(rig, lease, "a", suite_kl=0.11)
+    stronger = commit_rekeyed(rig, lease, strength=1500.0, edit_ids=())
+    assert rig.decide(stronger, Decision.approved).is_accepted
+    asked = Resolving(undoes=stronger.snapshot_id)
+    rig.review.request_resolving(LINEAGE, asked, actor="cli:tester", reason="worse")
+    commit_rekeyed(rig, lease, strength=1000.0, edit_ids=())
+    commit_edit(rig, lease, "b", suite_kl=0.2)
+    assert rig.queue.next_removal(lease) is None
 
 
 def test_upkeep_owes_new_keys_after_so_many_edits_under_the_worker_s_own_login(rig: StoreRig) -> None:
@@ -162,6 +253,38 @@ def test_upkeep_owes_new_keys_after_so_many_edits_under_the_worker_s_own_login(r
     assert rig.queue.next_removal(lease) is None
     commit_edit(rig, lease, "d")
     assert owed(rig, lease).resolving == Resolving(rekeys=True, place=4)
+
+
+def test_who_had_a_ledger_solved_anew_why_and_on_what_is_told_to_auditors_and_reviewers(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    rekeyed, ids = rekeyed_head(rig, lease)
+    rig.lineages.set_upkeep(LINEAGE, Upkeep(rekey_every=2), actor="cli:tester")
+    commit_edit(rig, lease, "b")
+    history = SqlHistoryStore(rig.engines[Login.console])
+    standing = history.ledger(LINEAGE)
+    assert (standing.rekeyed_seq, standing.rekeyed_at, standing.edits_since) == (2, rekeyed.created_at, 1)
+    commit_edit(rig, lease, "c")
+    [due_again] = history.ledger(LINEAGE).owed
+    assert due_again.reason == "upkeep: 2 edits since keys were read, 2 at most"
+    assert rig.decide(rekeyed, Decision.rejected).is_accepted
+    back = commit_rekeyed(rig, lease, strength=1000.0, edit_ids=ids)
+    assert history.ledger(LINEAGE).rekeyed_seq is None, "keys are those of before again"
+    with transaction(rig.engines[Login.auditor]) as connection:
+        query = text("SELECT * FROM ledger_history WHERE lineage = 'facts' ORDER BY asked_at")
+        rows = connection.execute(query).mappings().all()
+    shown = [(row["asked_by"], row["status"], row["from_seq"], row["seq"], row["undoes_seq"]) for row in rows]
+    assert shown == [
+        ("cli:tester", "done", 1, 2, None),
+        (lease.owner, "failed", None, None, None),
+        ("cli:reviewer (claimed)", "done", 4, 5, 2),
+    ]
+    entry = rig.mirror.entry(back.snapshot_id)
+    assert entry.around.work == (
+        "the ledger before snapshot 2 brought back, as cli:reviewer (claimed) asked: "
+        "snapshot 2 was rejected: looked at it"
+    )
+    created = [event.payload for event in rig.audit.events(LINEAGE, limit=1000) if event.subject == back.snapshot_id]
+    assert '"asked_by":"cli:reviewer (claimed)"' in created[0]
 
 
 def test_upkeep_makes_the_prior_stronger_where_the_suite_passes_its_budget(rig: StoreRig) -> None:
@@ -279,3 +402,18 @@ def test_upkeep_and_work_of_later_versions_are_read() -> None:
     assert Upkeep.from_stored(None) == Upkeep()
     asked = Resolving(rekeys=True, place=3)
     assert Resolving.from_stored({**asked.as_json(), "unheard": 1}) == asked
+
+
+@pytest.mark.parametrize(
+    ("solved", "stood_on"),
+    [
+        ([], ()),
+        ([(2, None), (5, None)], (2, 5)),
+        ([(2, None), (5, None), (6, 5)], (2, 6)),
+        ([(2, None), (5, None), (6, 2)], (6,)),
+        ([(2, None), (5, None), (6, 2), (7, 5)], (2, 7)),
+        ([(2, None), (3, 2), (4, 3)], (2, 4)),
+    ],
+)
+def test_ledgers_in_force(solved: list[tuple[int, int | None]], stood_on: tuple[int, ...]) -> None:
+    assert in_force(solved) == stood_on

@@ -159,6 +159,33 @@ def test_what_names_nothing_is_wrong_input_and_one_sentence(corrigenda: Command,
     assert one_sentence(result) or "\udcff" in line, result.output
 
 
+def test_what_a_ledger_owes_is_asked_for_once_shown_and_refused_where_there_is_nothing(
+    corrigenda: Command, rig: StoreRig
+) -> None:
+    for words in ("rekey nope", "rekey facts", "rekey facts --keep-keys", "rekey facts --undo 1", "upkeep nope"):
+        result = corrigenda("lineage", *words.split(), env={"COLUMNS": "1000"})
+        assert result.exit_code == ExitCode.usage, words
+        assert one_sentence(result), result.output
+    rig.correct("e1")
+    rig.commit_batch(rig.acquire())
+    none = corrigenda("lineage", "rekey", "facts", "--undo", "1", env={"COLUMNS": "1000"})
+    assert none.exit_code == ExitCode.usage
+    assert "whose ledger was solved anew, got 1, which was not" in none.stderr
+    assert "both" not in corrigenda("lineage", "upkeep", "facts", "--rekey-every", "5").stderr
+    asked = corrigenda("lineage", "rekey", "facts", "--strength", "1500", "--reason", "a long stream")
+    assert asked.stdout.startswith("owed: a candidate of facts with keys read again and prior strength 1500")
+    again = corrigenda("lineage", "rekey", "facts")
+    assert again.exit_code == ExitCode.done
+    assert again.stdout.startswith("nothing new is owed")
+    told = " ".join(corrigenda("status", env={"COLUMNS": "1000"}).stdout.split())
+    assert "facts: upkeep: keys are read again every 5 edits; the prior's strength stays" in told
+    assert "keys read again and prior strength 1500, asked by cli:" in told
+    assert "(claimed): a long stream" in told
+    [row] = json.loads(corrigenda("status", "--json").stdout)["lineages"]
+    assert (row["prior_strength"], row["upkeep"]["rekey_every"], row["ledger"]["rekeyed_seq"]) == (1000.0, 5, None)
+    assert [one["reason"] for one in row["ledger"]["owed"]] == ["a long stream"]
+
+
 @pytest.mark.parametrize("words", ["edits --limit 0", "edits --limit x", "audit show facts --after 9" + "9" * 30])
 def test_numbers_outside_their_range_are_wrong_input(corrigenda: Command, words: str) -> None:
     assert corrigenda(*words.split()).exit_code == ExitCode.usage

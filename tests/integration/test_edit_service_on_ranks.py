@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from editors.weights.loading import load_base
 from pipeline import bootstrap
@@ -16,9 +19,8 @@ from pipeline.config import Settings
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import EngineFailed
 from pipeline.domain.gates import GatePolicy
-from pipeline.domain.ledger.upkeep import Resolving
 from pipeline.domain.rank_api import LoadPlan
-from pipeline.domain.review.approvals import Decision
+from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.preparation import Prepared, make_lineage
 from tests.support.factories import NOON
 from tests.support.processes import is_gone
@@ -30,6 +32,7 @@ from workers.controller.rank_processes import RankSpec
 
 pytestmark = pytest.mark.usefixtures("forks_ranks")
 
+Command = Callable[..., str]
 LENIENT = GatePolicy(
     edit_success_min=0.0,
     free_success_min=0.0,
@@ -76,6 +79,25 @@ def rig(postgres_url: str, tmp_path: Path) -> Iterator[StoreRig]:
     made.close()
 
 
+@pytest.fixture
+def corrigenda(postgres_url: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a command in this process, as a person at the same database does; returns what it says in one line."""
+    for name in [name for name in os.environ if name.startswith("CORRIGENDA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("CORRIGENDA_DATABASE_URL", postgres_url)
+    monkeypatch.setenv("CORRIGENDA_DATABASE_ROLE", Login.console)
+    monkeypatch.setenv("CORRIGENDA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CORRIGENDA_ARTIFACT_ROOT", str(settings.artifact_root))
+
+    def said(*words: str) -> str:
+        result = CliRunner().invoke(app, list(words))
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stdout.split())
+
+    return said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("failpoint", ["rank:before_apply", "rank:before_files"])
 def test_a_batch_whose_ranks_are_killed_is_finished_by_the_next_doorbell(
@@ -116,8 +138,8 @@ def test_a_batch_whose_ranks_are_killed_is_finished_by_the_next_doorbell(
         check_one_rank_holds_the_same(kept.snapshots.load_plan(LINEAGE, snapshot_id=head.head_id), group, tmp_path)
 
 
-def test_a_ledger_is_solved_anew_by_the_worker_and_its_rejection_brings_the_weights_of_before_back(
-    settings: Settings, rig: StoreRig, plan: LoadPlan, tmp_path: Path
+def test_a_ledger_is_solved_anew_rejected_approved_and_undone_by_command_and_the_weights_follow(
+    settings: Settings, rig: StoreRig, plan: LoadPlan, corrigenda: Command, tmp_path: Path
 ) -> None:
     settings = settings.model_copy(update={"num_ranks": 1})
     console = bootstrap.stores(settings.model_copy(update={"database_role": Login.console}))
@@ -129,31 +151,42 @@ def test_a_ledger_is_solved_anew_by_the_worker_and_its_rejection_brings_the_weig
         made = service.run(LINEAGE)
         assert made >= 2
         held = rig.active(rig.lineage().head_id)
-        console.review.request_resolving(
-            LINEAGE, Resolving(rekeys=True, prior_strength=3.0), actor="cli:tester (claimed)", reason="a long stream"
-        )
+        corrigenda("approve", "head", "-l", LINEAGE)
+        corrigenda("lineage", "rekey", LINEAGE, "--strength", "3", "--reason", "a long stream")
         assert service.run(LINEAGE) == 1
         anew = console.snapshots.snapshot(LINEAGE, "head")
         assert anew.accumulator is not None
         assert rig.active(anew.snapshot_id) == held
-        rows = {row["metric"]: row["value"] for row in console.snapshots.report(anew.gate_report_id)["rows"]}
-        assert rows["prior_strength"] == 3.0
-        assert rows["solved_anew"] > 0
-        assert rig.decide(anew, Decision.rejected).is_accepted
+        told = corrigenda("status")
+        assert f"prior strength 3 (1 when it was made); keys read again in snapshot {anew.seq}, 0 edits ago" in told
+        assert re.search(r"prior_strength +3 .*solved_anew", corrigenda("show", "head"))
+        corrigenda("reject", "head", "-l", LINEAGE, "--reason", "worse")
+        assert service.run(LINEAGE) == 1
+        assert f"prior strength {plan.editor.prior_strength:.4g}" not in corrigenda("status")
+        corrigenda("approve", "head", "-l", LINEAGE)
+
+        corrigenda("lineage", "rekey", LINEAGE, "--strength", "3")
+        assert service.run(LINEAGE) == 1
+        corrigenda("approve", "head", "-l", LINEAGE)
+        live = rig.lineage().head_seq
+        corrigenda("rollback", str(made), "-l", LINEAGE, "--reason", "worse")
+        assert f"--undo {live}" in corrigenda("status")
+        corrigenda("lineage", "rekey", LINEAGE, "--undo", str(live))
         assert service.run(LINEAGE) == 1
         head = rig.lineage()
-        assert (head.head_seq, head.prior_strength) == (made + 2, plan.editor.prior_strength)
+        assert (head.head_seq, head.prior_strength, head.hold) == (made + 4, plan.editor.prior_strength, None)
         assert rig.active(head.head_id) == held
-        for seq in (made, made + 2):
+        for seq in (made, made + 2, made + 4):
             snapshot = console.snapshots.snapshot(LINEAGE, str(seq))
             group.load(console.snapshots.load_plan(LINEAGE, snapshot_id=snapshot.snapshot_id), epoch=99)
             group.export(tmp_path / str(seq))
-    before, after = (load_base(tmp_path / str(seq)).module.state_dict() for seq in (made, made + 2))
+    before, *after = (load_base(tmp_path / str(seq)).module.state_dict() for seq in (made, made + 2, made + 4))
     for name, weight in before.items():
-        assert float((after[name] - weight).norm()) <= 1e-5 * float(weight.norm())
-    told = [one.payload for one in rig.audit.events(LINEAGE) if one.action is AuditAction.snapshot_created]
-    assert ["solved_anew" in payload for payload in told] == [False] * made + [True, True]
-    assert '"prior_strength":3' in told[made]
+        assert all(float((one[name] - weight).norm()) <= 1e-5 * float(weight.norm()) for one in after)
+    created = [one.payload for one in rig.audit.events(LINEAGE) if one.action is AuditAction.snapshot_created]
+    assert ["solved_anew" in payload for payload in created] == [False] * made + [True] * 4
+    assert '"prior_strength":3' in created[made]
+    assert '"reason":"a long stream"' in created[made]
 
 
 def prepared(plan: LoadPlan) -> Prepared:

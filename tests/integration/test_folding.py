@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from editors.models.digest import base_digest
 from editors.weights.loading import load_base
+from pipeline.adapters.logins import Login
+from pipeline.adapters.sql.database.engine import transaction
 from pipeline.domain.review.approvals import Decision
 from pipeline.entrypoints.cli import folding
 from pipeline.entrypoints.cli.app import app
@@ -80,6 +83,12 @@ def made_lineage(corrigenda: Command, folder: Path) -> list[str]:
     return given
 
 
+def told_digest(rig: StoreRig) -> str:
+    """Digest of the provenance, as the new lineage's chain has it."""
+    [line] = [event for event in rig.audit.events("folded") if event.action == "lineage:folded"]
+    return str(json.loads(line.payload)["provenance_digest"])
+
+
 def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_base_comes_from(
     corrigenda: Command, rig: StoreRig, tmp_path: Path
 ) -> None:
@@ -126,7 +135,18 @@ def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_ba
         base_fact = corrigenda(command, "Japan", "-l", "folded")
         assert base_fact.exit_code == ExitCode.usage
         assert "folded into the base" in " ".join(base_fact.stderr.split())
-        assert f"lineage fold {LINEAGE} NEW --without Japan" in " ".join(base_fact.stderr.split())
+        told = " ".join(base_fact.stderr.split())
+        assert f"lineage fold {LINEAGE} NEW --without Japan" in told
+        assert "from snapshot 1, approved by cli:reviewer (claimed) at" in told
+    with transaction(rig.engines[Login.auditor]) as connection:
+        query = text("SELECT * FROM folded_facts WHERE lineage = 'folded' ORDER BY request_id")
+        rows = connection.execute(query).mappings().all()
+    assert [(row["request_id"], row["folded_from"], row["from_seq"]) for row in rows] == [
+        ("Italy", LINEAGE, 1),
+        ("Japan", LINEAGE, 1),
+    ]
+    assert {row["approved_by"] for row in rows} == {"cli:reviewer (claimed)"}
+    assert {row["provenance_digest"] for row in rows} == {told_digest(rig)}
     assert "folded" not in corrigenda("show", "never sent", "-l", "folded").stderr.replace("'folded'", "")
 
 

@@ -210,6 +210,8 @@ def test_every_view_is_described(postgres_url: str) -> None:
         "snapshot_contents",
         "decisions",
         "live_history",
+        "ledger_history",
+        "folded_facts",
     }
 
 

@@ -57,24 +57,25 @@ def require_memory(
     plan.require(memory_bytes, host_bytes=host_bytes)
 
 
-def solve_device(params: Sequence[InnerParam], device: torch.device, *, num_ranks: int) -> torch.device:
+def solve_device(params: Sequence[InnerParam], device: torch.device, comm: Comm) -> torch.device:
     """Return where the matrices of some inner parameters are added up and factored.
 
     It is the accelerator where they fit into half of what that has left beside the base: a forward and a candidate
-    take from the other half. A plan counts them on the host, where they always may be. Several ranks solve there: they
-    exchange on the CPU what they solve, and each would choose by the memory that it has left.
+    take from the other half. A plan counts them on the host, where they always may be. Several ranks solve on their
+    accelerators if all of them can: the bits of a solve depend on where it is done. Every rank has to ask.
 
     Args:
-        params: what the rank solves for.
-        device: where its model runs.
-        num_ranks: how many ranks hold the model together.
+        params: what this rank solves for; may be none where there are more ranks than inner parameters.
+        device: where its model runs; of one kind on all ranks.
+        comm: the ranks that hold the model together.
     """
-    if device.type == "cpu" or num_ranks > 1 or not params:
-        return torch.device("cpu")
+    if device.type == "cpu":
+        return device
     # Each A with its factor, both again while edits leave, and what is there while one is made: see `plan`.
     squares = [param.in_features**2 * torch.float64.itemsize for param in params]
     free_bytes = torch.cuda.mem_get_info(device)[0]
-    return device if 2 * sum(squares) + 4 * max(squares) <= free_bytes // 2 else torch.device("cpu")
+    fits = 2 * sum(squares) + 4 * max(squares, default=0) <= free_bytes // 2
+    return device if all(comm.gathered(fits)) else torch.device("cpu")
 
 
 def _host_bytes() -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from editors.measure.reference import Reference
@@ -20,7 +21,7 @@ from editors.methods.select import editor_for
 from editors.models.comm import Comm, agreed, own_share
 from editors.models.digest import BaseDigest, base_digest, config_to_record, require_base
 from editors.models.families import editable
-from editors.models.inner_params import inner_params
+from editors.models.inner_params import InnerParam, inner_params
 from editors.solve.ledger import Ledger
 from editors.solve.rows import EditRows, load_batches
 from editors.weights.deltas import WeightDelta, load_accumulators
@@ -100,7 +101,10 @@ class HeldModel:
         """
         num_edits = sum(len(rows.edit_ids) for rows in plan.ledger.rows) if plan.ledger else 0
         sharded = agreed(self._comm, lambda: self._base(plan.base, plan.editor.inner_params, num_edits))
-        shifts, deltas, of_ledger = agreed(self._comm, lambda: self._read(plan, sharded))
+        own = own_share(self._comm, inner_params(sharded.module, plan.editor.inner_params))
+        # Ranks ask each other here, and so not where one of them may fail alone.
+        device = solve_device(own, next(sharded.module.parameters()).device, self._comm)
+        shifts, deltas, of_ledger = agreed(self._comm, lambda: self._read(plan, sharded, own, device))
         self._is_whole = False
         held = self._snapshot = self._opened(plan, sharded, of_ledger)
         held.weights.set_accumulators(shifts)
@@ -151,29 +155,30 @@ class HeldModel:
         return self._sharded
 
     def _read(
-        self, plan: LoadPlan, sharded: ShardedModel
+        self, plan: LoadPlan, sharded: ShardedModel, own: Sequence[InnerParam], device: torch.device
     ) -> tuple[dict[str, Tensor], list[WeightDelta], LedgerFiles | None]:
-        """Read everything that the plan names, and check it: accumulators (I x O), the deltas on top, the ledger."""
+        """Read everything that the plan names, and check it: accumulators (I x O), the deltas on top, the ledger.
+
+        Of the ledger it is only what this rank solves for, its `own` inner parameters, on a device.
+        """
         params = inner_params(sharded.module, plan.editor.inner_params)
         deltas = [WeightDelta.load(Path(file.path), file.digest) for file in plan.deltas]
         for file, delta in zip(plan.deltas, deltas, strict=True):
             require_fit(params, delta, file.path)
         shifts = load_accumulators(Path(plan.accumulator.path), plan.accumulator.digest) if plan.accumulator else {}
-        return shifts, deltas, self._read_ledger(plan, plan.ledger, sharded) if plan.ledger else None
-
-    def _read_ledger(self, plan: LoadPlan, wanted: LedgerPlan, sharded: ShardedModel) -> LedgerFiles:
-        """Read what edits are made with; of the ledger only what this rank solves for."""
-        own = own_share(self._comm, inner_params(sharded.module, plan.editor.inner_params))
+        if (wanted := plan.ledger) is None:
+            return shifts, deltas, None
         ledger = Ledger.from_files(
             wanted.prior,
             wanted.rows,
             strength=plan.editor.prior_strength if wanted.prior_strength is None else wanted.prior_strength,
             ridge=plan.editor.ridge,
             names=[param.name for param in own],
-            device=solve_device(own, next(sharded.module.parameters()).device, num_ranks=self._comm.num_ranks),
+            device=device,
         )
         reference = Reference.load(Path(wanted.reference.path), wanted.reference.digest)
-        return LedgerFiles(ledger=ledger, reference=reference, editor=self._editor(plan, wanted, sharded))
+        editor = self._editor(plan, wanted, sharded)
+        return shifts, deltas, LedgerFiles(ledger=ledger, reference=reference, editor=editor)
 
     def _editor(self, plan: LoadPlan, wanted: LedgerPlan, sharded: ShardedModel) -> Editor:
         """Return what the plan edits with; a trained editor is read once, as long as plans name the same."""

@@ -20,6 +20,8 @@ MAX_DESCRIPTION_CHARS = 4_800
 """MLflow's own column holds 5,000."""
 MAX_SAID = 60
 """Characters of an answer on the page."""
+MAX_WORK = 300
+"""Characters of what a snapshot without a batch is."""
 AGAINST = {"perplexity": "perplexity", "accuracy": "accuracy"}
 """Metrics whose row also names what parent and base have."""
 MARKS = {"passed": "✓", "failed": "✗", "saturated": "✗", "reported": "·"}
@@ -83,9 +85,12 @@ def _title(entry: RegistryEntry) -> str:
     snapshot, verdict = entry.snapshot, str(entry.report.get("verdict", ""))
     judged = "it passed its gates" if verdict == "passed" else f"**its gates say: {verdict}**"
     are = "is" if snapshot.num_active == 1 else "are"
+    came = f"{counted(len(entry.edits), 'edit')} came in"
+    if entry.around.work and not entry.edits:
+        came = f"**{plain(entry.around.work, most=MAX_WORK)}.** No edit came in"
     return (
         f"## {plain(entry.lineage.settings.name)}, snapshot {snapshot.seq}: {judged}\n\n"
-        f"{counted(len(entry.edits), 'edit')} came in, {snapshot.num_active:,} {are} active.\n"
+        f"{came}, {snapshot.num_active:,} {are} active.\n"
     )
 
 
@@ -120,7 +125,8 @@ def _num_going_live(entry: RegistryEntry) -> int:
 def _changes(entry: RegistryEntry, *, room: int) -> str:
     """Return the edits with what was said before and after, as many as there is room for."""
     rows, gone = before_after(entry), entry.around.gone
-    lines = ["### What changed", ""] if rows else ["### What changed", "", "No edit came in.", ""]
+    none = "No edit came in." if gone or not entry.around.work else "The same edits, solved anew."
+    lines = ["### What changed", ""] if rows else ["### What changed", "", none, ""]
     lines += [f"- taken out: {plain(one)}" for one in gone[:3]]
     lines += [f"- and {len(gone) - 3} more taken out"] if len(gone) > 3 else []
     lines += [""] if gone else []

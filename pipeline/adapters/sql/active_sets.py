@@ -81,8 +81,8 @@ RELATED = 8
 
 
 def rows_at(connection: Connection, lineage_id: str, seq: int) -> Sequence[Row[Any]]:
-    """(edit_id, rows) of every edit that the snapshot at a seq holds, in the order in which they came in."""
-    query: Select[Any] = select(edit_rows.c.edit_id, edit_rows.c.rows).where(
+    """(edit_id, rows, since_seq) of every edit that the snapshot at a seq holds, in the order in which they came in."""
+    query: Select[Any] = select(edit_rows.c.edit_id, edit_rows.c.rows, edit_rows.c.since_seq).where(
         edit_rows.c.lineage_id == lineage_id,
         edit_rows.c.since_seq <= seq,
         or_(edit_rows.c.until_seq.is_(None), edit_rows.c.until_seq > seq),

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, insert, literal, or_, select, update
 
 from pipeline.adapters.sql.active_sets import begin_activations, end_activations, move_rows
 from pipeline.adapters.sql.approving.decisions import finish_removal, has_rejection_besides
-from pipeline.adapters.sql.approving.holds import lift_after_roll_back
+from pipeline.adapters.sql.approving.holds import ROLLED_BACK, UNDO_FAILED, lift
 from pipeline.adapters.sql.approving.resolving import files_of_rows, owe_upkeep
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.locks import LockedLineage
@@ -29,7 +29,7 @@ from pipeline.adapters.sql.statuses import Move, move, move_snapshots
 from pipeline.domain.audit import AuditAction
 from pipeline.domain.errors import InvalidInput, LeaseLost
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
-from pipeline.domain.lineages import Lease
+from pipeline.domain.lineages import Lease, Removal
 from pipeline.services.ports import NewSnapshot
 
 
@@ -188,7 +188,8 @@ def _solved_anew(new: NewSnapshot) -> dict[str, Any]:
     """Return what an audit line says of a ledger that was solved anew."""
     if new.removal is None or new.removal.resolving is None:
         return {}
-    told = {"prior_strength": new.prior_strength, "distance": new.report.measurements.solved_anew}
+    told: dict[str, Any] = {"prior_strength": new.prior_strength, "distance": new.report.measurements.solved_anew}
+    told |= {"asked_by": new.removal.actor, "reason": new.removal.reason}
     return {"solved_anew": {**new.removal.resolving.as_json(), **told}}
 
 
@@ -233,15 +234,28 @@ def _finish_work(
             snapshot_id=new.snapshot_id,
             **({"replaced_rows": replaced} if replaced is not None else {}),
         )
-        if new.removal.rejected_snapshot_id is None and new.removal.resolving is None:
-            because = f"edits were reverted by {new.removal.actor} in snapshot {seq}"
-            lift_after_roll_back(connection, on, because=because, actor=lease.owner)
+        _lift_hold(connection, on, lease, new.removal, seq=seq)
+
+
+def _lift_hold(connection: Connection, on: LockedLineage, lease: Lease, removal: Removal, *, seq: int) -> None:
+    """Lift the hold that a removal is the way out of: after a roll back, or after an undo that failed."""
+    anew = removal.resolving
+    if removal.rejected_snapshot_id is None and (anew is None or anew.undoes is not None):
+        what = "edits were reverted" if anew is None else "an earlier ledger was brought back"
+        because = f"{what} by {removal.actor} in snapshot {seq}"
+        lift(connection, on, ROLLED_BACK, because=because, actor=lease.owner)
+    if anew is not None:
+        lift(connection, on, UNDO_FAILED, because=f"the ledger was solved anew in snapshot {seq}", actor=lease.owner)
 
 
 def _retire_if_tainted(connection: Connection, on: LockedLineage, lease: Lease, new: NewSnapshot) -> None:
-    """Retire a snapshot that was under way while its parent was rejected: it still holds the rejected edits."""
-    removal_id = new.removal.removal_id if new.removal else None
-    if has_rejection_besides(connection, on, removal_id):
+    """Retire a snapshot that still holds what was rejected: edits that are to leave, or a ledger that has to stay.
+
+    What ends such a ledger is no part of it, so nothing is retired for ever.
+    """
+    is_way_out = new.removal is not None and new.removal.resolving is not None
+    is_stuck = on.hold is not None and on.hold.startswith(UNDO_FAILED) and not is_way_out
+    if is_stuck or has_rejection_besides(connection, on):
         about = {"reason": "holds edits, or the ledger, of a rejected snapshot"}
         retired = SnapshotStatus.retired
         move_snapshots(connection, [new.snapshot_id], retired, on=on, actor=lease.owner, about=about)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, RowMapping, func, select, text
 
 from pipeline.adapters.sql.active_sets import first_seq
+from pipeline.adapters.sql.approving.resolving import ledger_standing
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.database.locks import lineage_id_of
 from pipeline.adapters.sql.database.rows import is_uuid
@@ -21,8 +22,9 @@ from pipeline.adapters.sql.database.tables import (
     snapshots,
 )
 from pipeline.domain.errors import UnknownRecord
+from pipeline.domain.ledger.upkeep import LedgerStanding
 from pipeline.domain.lifecycle import EditStatus
-from pipeline.domain.review.approvals import is_claimed_actor
+from pipeline.domain.review.approvals import is_claimed_actor, shown_actor
 
 # The newest are found first, so that the view is worked out for no more rows than are shown. Ids grow with time.
 _BY_STATUS = text(
@@ -61,20 +63,10 @@ _STATES = text(
 )
 _FOLDED = text(
     """
-    SELECT folded.payload ->> 'lineage' AS origin
-    FROM (
-        SELECT CAST(payload AS jsonb) AS payload FROM audit_events
-        WHERE chain = :lineage AND action = 'lineage:folded' AND seq <= :first_lines
-    ) folded
-    JOIN snapshots s ON s.snapshot_id = CAST(folded.payload ->> 'snapshot_id' AS uuid)
-    JOIN edit_rows r ON r.lineage_id = s.lineage_id AND int4range(r.since_seq, r.until_seq) @> s.seq
-    JOIN edit_requests e ON e.edit_id = r.edit_id
-    WHERE folded.payload ->> 'new_lineage' = :lineage
-      AND (e.edit_id = CAST(:edit_id AS uuid) OR e.request_id = :ref)
+    SELECT folded_from, from_seq, folded_by, approved_by, approved_at FROM folded_facts
+    WHERE lineage = :lineage AND (edit_id = CAST(:edit_id AS uuid) OR request_id = :ref)
     """
 )
-_FIRST_LINES = 8
-"""Lines of a chain among which it says what the lineage's base was made of."""
 _ABOUT = ("edit_id", "snapshot_id", "approved_snapshot_id", "removal_id")
 """Columns of `edit_history` that name what an edit's audit lines are about."""
 
@@ -142,6 +134,15 @@ class SqlHistoryStore:
             rows = connection.execute(mine.order_by(approvals.c.decided_at, approvals.c.approval_id)).mappings().all()
         return tuple(_plain(row) for row in rows)
 
+    def ledger(self, lineage: str) -> LedgerStanding:
+        """Return when the keys of a lineage's ledger were read again, and what is owed to its head.
+
+        Raises:
+            UnknownLineage: if there is none.
+        """
+        with transaction(self._engine) as connection:
+            return ledger_standing(connection, lineage_id_of(connection, lineage))
+
     def intake_counts(self) -> Mapping[str, int]:
         """`received`, `duplicates`, `refused` over all partitions."""
         columns = ingest_offsets.c
@@ -162,12 +163,17 @@ class SqlHistoryStore:
 
 def _where_folded(connection: Connection, lineage: str, wanted: Mapping[str, Any]) -> str:
     """Say what to do about a fact that is a part of the lineage's base; nothing where it is none."""
-    origin = connection.scalar(_FOLDED, {**wanted, "first_lines": _FIRST_LINES})
-    if origin is None:
+    row = connection.execute(_FOLDED, wanted).one_or_none()
+    if row is None:
         return ""
+    origin = row.folded_from
+    approved = ""
+    if row.approved_by:
+        approved = f", approved by {shown_actor(row.approved_by)} at {row.approved_at.astimezone(UTC):%Y-%m-%d %H:%M}Z"
     return (
-        f", a fact of {origin!r} that was folded into the base: correct it like any other fact, or fold {origin} once "
-        f"more without it: corrigenda lineage fold {origin} NEW --without {wanted['ref']}"
+        f", a fact of {origin!r} that {shown_actor(row.folded_by)} folded into the base from snapshot {row.from_seq}"
+        f"{approved}: correct it like any other fact, or fold {origin} once more without it: "
+        f"corrigenda lineage fold {origin} NEW --without {wanted['ref']}"
     )
 
 

@@ -99,11 +99,15 @@ class SqlSnapshotStore:
         """
         with transaction(self._engine) as connection:
             of = _of_lineage(connection, lineage, undone_id)
-            strength, replaced = before(connection, of.lineage_id, undone_id)
+            then = before(connection, of.lineage_id, undone_id)
             head = _row(connection, str(_lineage_row(connection, lineage).head_snapshot_id))
-            active = rows_at(connection, of.lineage_id, head.seq) if replaced is not None else ()
-        known = replaced or {}
-        return strength, tuple(self._rows([(row.edit_id, known.get(row.edit_id, row.rows)) for row in active]))
+            active = rows_at(connection, of.lineage_id, head.seq) if then.rows is not None else ()
+        # An edit that came back since has rows of its own; those of before were of another stay.
+        known = then.rows or {}
+        back = [
+            (row.edit_id, known.get(row.edit_id, row.rows) if row.since_seq < then.seq else row.rows) for row in active
+        ]
+        return then.strength, tuple(self._rows(back))
 
     def digest_path(self, lineage: str, snapshot_id: str) -> DigestPath:
         """Return how the digest of a snapshot follows from those of the deltas that it is loaded from.

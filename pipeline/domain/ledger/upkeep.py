@@ -8,8 +8,9 @@ prior may get stronger, as a queue that rises with what is lost (LyapLock). Both
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from typing import Any, Self
 
 from pipeline.domain.errors import InvalidInput
@@ -63,7 +64,7 @@ class Resolving:
     rekeys: bool = False
     """Whether the keys of all active edits are read again."""
     undoes: str | None = None
-    """Id of a rejected snapshot that was solved anew: its strength and its keys go back to what they were before."""
+    """Id of a snapshot that was solved anew: the strength and the keys go back to what they were before it."""
     place: int = 0
     """How many edits had come into the head when it was asked for."""
 
@@ -80,7 +81,7 @@ class Resolving:
     def words(self) -> str:
         """Return what is done, for people."""
         if self.undoes is not None:
-            return "the ledger as it was before a rejected snapshot"
+            return "the ledger as it was before a snapshot in which it was solved anew"
         parts = ["keys read again"] if self.rekeys else []
         parts += [f"prior strength {self.prior_strength:.4g}"] if self.prior_strength is not None else []
         return " and ".join(parts) or "the ledger solved anew"
@@ -104,6 +105,50 @@ class Standing:
     """How many had when the last change of the strength was refused, by gates or by a person; None if it was not."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Owed:
+    """A piece of work that is owed to a lineage's head and brings no new edit."""
+
+    what: str
+    """What it does, for people."""
+    actor: str
+    """Who asked for it."""
+    reason: str
+    """Why; may be empty."""
+    asked_at: datetime
+    """Database time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerStanding:
+    """How the ledger of a lineage's head stands."""
+
+    rekeyed_seq: int | None
+    """The snapshot in which its keys were last read again; None if they are those of when each edit came in."""
+    rekeyed_at: datetime | None
+    """When that was made, by the database's clock."""
+    edits_since: int | None
+    """How many edits have come in since then."""
+    owed: tuple[Owed, ...] = ()
+    """What is owed, oldest first."""
+
+
+def in_force(solved: Sequence[tuple[int, int | None]]) -> tuple[int, ...]:
+    """Return the snapshots that were solved anew and whose ledgers the head stands on, oldest first.
+
+    What brings an older ledger back is one of them, on what there was before the snapshot that it undoes.
+
+    Args:
+        solved: the place of each snapshot that was solved anew, oldest first, and the place of the one that it undoes.
+    """
+    before: dict[int, tuple[int, ...]] = {}
+    now: tuple[int, ...] = ()
+    for seq, undone in solved:
+        before[seq] = now
+        now = (*(now if undone is None else before[undone]), seq)
+    return now
+
+
 def due(upkeep: Upkeep, on: Standing) -> Resolving | None:
     """Return how the ledger is to be solved anew after a batch; None if it is not."""
     rekeys = 0 < upkeep.rekey_every <= on.num_activations - on.rekeyed_at
@@ -111,6 +156,19 @@ def due(upkeep: Upkeep, on: Standing) -> Resolving | None:
     if strength is None and not rekeys:
         return None
     return Resolving(prior_strength=strength, rekeys=rekeys, place=on.num_activations)
+
+
+def why(upkeep: Upkeep, on: Standing, resolving: Resolving) -> str:
+    """Return why a ledger is to be solved anew after a batch, with the bound that asks for it."""
+    parts = []
+    if resolving.rekeys:
+        parts.append(f"{on.num_activations - on.rekeyed_at} edits since keys were read, {upkeep.rekey_every} at most")
+    if resolving.prior_strength is not None:
+        parts.append(
+            f"the suite's KL is {on.suite_kl or 0.0:.3g}, the budget {upkeep.suite_kl_budget:.3g}: "
+            f"prior strength {on.strength:.4g} becomes {resolving.prior_strength:.4g}"
+        )
+    return "upkeep: " + "; ".join(parts)
 
 
 def _strength(upkeep: Upkeep, on: Standing) -> float | None:

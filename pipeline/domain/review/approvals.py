@@ -158,6 +158,8 @@ class Standing:
     """The risk of all that would go live; None where the policy does not ask."""
     asked: Mapping[str | None, str] = field(default_factory=dict)
     """Who asked for what would go live by approving it, and a request of each; None asked where nobody says."""
+    takes_out: int | None = None
+    """Place of the rejected snapshot whose ledger it takes out; None where that is not what it is for."""
 
 
 def refusal(approval: Approval, standing: Standing) -> str | None:
@@ -230,6 +232,11 @@ def _rejection_refusal(standing: Standing) -> str | None:
         return "an approved snapshot stands on it; revert its edits instead"
     if standing.status is not SnapshotStatus.candidate:
         return f"a snapshot that is {standing.status} cannot be rejected; revert its edits instead"
+    if (seq := standing.takes_out) is not None:
+        return (
+            f"it takes out the ledger of snapshot {seq}, which was rejected: there is none to go back to; "
+            "approve it, or `lineage rekey` for another ledger"
+        )
     return None
 
 

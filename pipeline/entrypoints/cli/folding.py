@@ -74,7 +74,7 @@ def lineage_fold(
     kept = stores(settings)
     _check_new(kept, new)
     lineage = kept.lineages.lineage(name)
-    plan, told = _live(kept, lineage, without or ())
+    plan, told, left_out = _live(kept, lineage, without or ())
     folder = (out or settings.home / "folds" / new).absolute()
     texts = prior_text or [DEFAULT_FACTS / "prior.txt"]
     edits = kept.queue.edits(name, list(told))
@@ -107,7 +107,7 @@ def lineage_fold(
         batch_size=None,
         policy=lineage.settings.policy,
         approval_policy=lineage.settings.approval_policy,
-        origin=_recorded(origin, text_of_origin),
+        origin={**_recorded(origin, text_of_origin), "left_out": left_out},
     )
     if settings.home.is_dir() and LocalStack(settings.home).status():
         start_edit_worker(LocalStack(settings.home), settings, prepared.base)
@@ -126,8 +126,10 @@ def _check_new(kept: Stores, name: str) -> None:
         raise InvalidInput(f"expected a free name for a lineage, got {name!r}, taken", lineage=name)
 
 
-def _live(kept: Stores, lineage: Lineage, without: Sequence[str]) -> tuple[LoadPlan, dict[str, Mapping[str, Any]]]:
-    """Return what is loaded for the champion, without rows, and its facts by edit id, oldest first, but for some.
+def _live(
+    kept: Stores, lineage: Lineage, without: Sequence[str]
+) -> tuple[LoadPlan, dict[str, Mapping[str, Any]], list[str]]:
+    """Return what is loaded for the champion, without rows, its facts by edit id, oldest first, and those left out.
 
     Raises:
         InvalidInput: if nothing is live, something of it is about to leave, or what is to be left out is not live.
@@ -138,13 +140,14 @@ def _live(kept: Stores, lineage: Lineage, without: Sequence[str]) -> tuple[LoadP
     if strange := [ref for ref in without if ref not in known]:
         raise InvalidInput(f"expected live facts of {name!r} to leave out, got {strange[0]!r:.120}", lineage=name)
     rows = [row for row in live if str(row["edit_id"]) not in without and row["request_id"] not in without]
+    left_out = sorted({str(row["edit_id"]) for row in live} - {str(row["edit_id"]) for row in rows})
     if not rows:
         raise InvalidInput(f"expected a lineage with live facts to fold, got {name!r}, which has none", lineage=name)
     if kept.history.edits(name, status="live, removal pending", limit=1):
         raise InvalidInput(f"expected no removal under way in {name!r}, got one: fold when it is done", lineage=name)
     plan = kept.snapshots.load_plan(name, snapshot_id=lineage.champion_id)
     ledger = replace(kept.snapshots.ledger_plan(name, snapshot_id=lineage.champion_id), rows=())
-    return replace(plan, ledger=ledger), {str(row["edit_id"]): row for row in rows}
+    return replace(plan, ledger=ledger), {str(row["edit_id"]): row for row in rows}, left_out
 
 
 def _folded(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -211,14 +211,15 @@ def lineage_rekey(
     strength: Annotated[float | None, typer.Option(min=1e-6, help="The prior's strength from then on.")] = None,
     keep_keys: Annotated[bool, typer.Option("--keep-keys", help="Change the strength alone.")] = False,
     undo: Annotated[
-        int | None, typer.Option(min=1, help="Try again to undo this rejected snapshot, solved anew.")
+        int | None, typer.Option(min=1, help="Bring the ledger before this snapshot, solved anew, back.")
     ] = None,
     reason: ReasonOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Solve a lineage's ledger anew: read the keys of all active edits again, on the weights as they are now.
 
-    It makes a candidate, which gates judge and somebody approves; rejecting it brings the ledger of before back.
+    It makes a candidate, which gates judge and somebody approves; rejecting it brings the ledger of before back, and so
+    does --undo once it was approved.
 
     Example: corrigenda lineage rekey demo --reason "a thousand edits since the last time"
     """

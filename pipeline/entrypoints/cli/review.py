@@ -127,7 +127,7 @@ def rollback(
     Example: corrigenda rollback 3 --reason "users complain about answers"
     """
     of, outcome = _decided(Decision.rolled_back, snapshot, lineage, reason, None)
-    held = "the lineage is held until `corrigenda lineage resume`"
+    held = "the lineage is held until somebody reverts, approves again or resumes: see `corrigenda status`"
     _tell(outcome, f"the champion is {of} again; {held}", as_json=as_json)
 
 

@@ -14,7 +14,9 @@ from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
+from pipeline.domain.ledger.upkeep import Upkeep
 from pipeline.domain.lineages import Lineage
+from pipeline.domain.review.approvals import shown_actor
 from pipeline.entrypoints.console import JsonOption, LineageOption, exits_clearly, out, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import current_settings, page_of
 from pipeline.entrypoints.processes import review_page, told_of
@@ -85,6 +87,10 @@ def _standing(settings: Settings, lineage: str | None) -> _Standing:
                 "doing": activity.sentence() if activity else None,
                 "activity": asdict(activity) if activity else None,
                 "waiting": _waiting(settings, kept, found),
+                "prior_strength": found.prior_strength,
+                "made_with_strength": found.settings.editor.prior_strength,
+                "upkeep": asdict(found.upkeep),
+                "ledger": asdict(kept.history.ledger(found.settings.name)),
             }
         )
     return _Standing(lineages=rows, intake=kept.history.intake_counts(), owed=kept.outbox.counts())
@@ -121,6 +127,8 @@ def _show(settings: Settings, standing: _Standing) -> None:
     empty = "no lineage yet; make one with `corrigenda lineage create NAME`"
     print_rows(shown, columns, as_json=False, empty=empty, whole=("lineage",))
     for row in standing.lineages:
+        for line in _ledger_lines(row):
+            say(f"{row['lineage']}: {line}")
         for waiting in row["waiting"]:
             what = f"{row['lineage']}: snapshot {waiting['seq']} waits for approval since {_time(waiting['since'])}"
             say(f"{what}: {waiting['link'] or 'not in MLflow yet'}")
@@ -135,6 +143,26 @@ def _show(settings: Settings, standing: _Standing) -> None:
     again = "; see `corrigenda outbox list`" if owed["given_up"] else ""
     failing = f" ({owed['failing']} fail: `corrigenda outbox list --failing`)" if owed["failing"] else ""
     say(f"side effects: {owed['owed']} owed{failing}, {owed['given_up']} given up{again}")
+
+
+def _ledger_lines(row: Mapping[str, Any]) -> list[str]:
+    """Return how a lineage's ledger stands, where that is not as it was made, and what is owed to it."""
+    ledger, upkeep = row["ledger"], Upkeep(**row["upkeep"])
+    parts = []
+    if row["prior_strength"] != row["made_with_strength"]:
+        parts.append(f"prior strength {row['prior_strength']:.4g} ({row['made_with_strength']:.4g} when it was made)")
+    if ledger["rekeyed_seq"] is not None:
+        since = counted(ledger["edits_since"], "edit")
+        parts.append(f"keys read again in snapshot {ledger['rekeyed_seq']}, {since} ago")
+    if upkeep != Upkeep():
+        parts.append(f"upkeep: {upkeep.words()}")
+    lines = ["; ".join(parts)] if parts else []
+    for owed in ledger["owed"]:
+        why = f": {owed['reason']}" if owed["reason"] else ""
+        lines.append(
+            f"owed since {_time(owed['asked_at'])}: {owed['what']}, asked by {shown_actor(owed['actor'])}{why}"
+        )
+    return lines
 
 
 def _watch(settings: Settings, lineage: str | None) -> None:

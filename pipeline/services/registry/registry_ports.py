@@ -51,6 +51,8 @@ class Surroundings:
     """How many edits those brought in that go live."""
     gone: tuple[str, ...] = ()
     """Edits of before that it does not hold any more, each with its request id; the first few."""
+    work: str = ""
+    """What the snapshot is where no batch made it: what was done, who asked and why; empty for a batch."""
     trend: tuple[TrendPoint, ...] = ()
     """What was measured of the last snapshots, itself included, oldest first."""
     origins: Mapping[str, str] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, literal, select, text
 
 from pipeline.adapters.sql.approving.going_live import goes_live_with, is_brought_and_held
+from pipeline.adapters.sql.approving.resolving import resolving_of
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.tables import approvals, edit_rows, gate_reports, removals, snapshots
 from pipeline.domain.gates import GatePolicy, Verdict
@@ -64,14 +65,27 @@ def standing_of(connection: Connection, on: LockedLineage, row: Row[Any]) -> Sta
         endorsers=_endorsers(connection, on, row) if on.approval.num_needed > 1 else (),
         risk=_risk(connection, on, row) if on.approval.automatic_below else None,
         asked=_asked(connection, on, row) if on.approval.not_own else {},
+        takes_out=_taken_out(connection, row),
     )
+
+
+def _taken_out(connection: Connection, row: Row[Any]) -> int | None:
+    """Return the place of the rejected snapshot whose ledger is taken out here, if that is what the snapshot is for."""
+    anew = resolving_of(connection, row)
+    if anew is None or anew.rejected_snapshot_id is None:
+        return None
+    rejected = select(snapshots.c.seq).where(snapshots.c.snapshot_id == anew.rejected_snapshot_id)
+    seq: int = connection.execute(rejected).scalar_one()
+    return seq
 
 
 def _shortfall(connection: Connection, on: LockedLineage, row: Row[Any]) -> str | None:
     """Judge again, by the policy of now, what was measured of a snapshot; return what does not pass."""
+    anew = resolving_of(connection, row)
     is_its = gate_reports.c.gate_report_id == row.gate_report_id
     measured = connection.execute(select(gate_reports.c.report["measurements"]).where(is_its)).scalar_one()
-    report = judge(GatePolicy.from_stored(on.policy), Measurements.from_stored(measured))
+    is_undo = anew is not None and bool(anew.resolving["undoes"])
+    report = judge(GatePolicy.from_stored(on.policy), Measurements.from_stored(measured), is_undo=is_undo)
     return None if report.passed else report.summary
 
 

@@ -12,8 +12,13 @@ from sqlalchemy import Connection, Row, func, insert, literal, select, update
 
 from pipeline.adapters.sql.active_sets import active_among, brought_by
 from pipeline.adapters.sql.approving.going_live import owe_word_of_live_edits
-from pipeline.adapters.sql.approving.holds import hold_after_roll_back, lift_after_roll_back
-from pipeline.adapters.sql.approving.resolving import owe_resolving, undo_of
+from pipeline.adapters.sql.approving.holds import (
+    ROLLED_BACK,
+    hold_after_failed_undo,
+    hold_after_roll_back,
+    lift,
+)
+from pipeline.adapters.sql.approving.resolving import ledgers_in_force, owe_resolving, undo_of
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.rows import insert_report
@@ -52,7 +57,7 @@ def _approve(connection: Connection, on: LockedLineage, row: Row[Any], approval:
     approved = SnapshotStatus.approved
     move_snapshots(connection, [*built_on, row.snapshot_id], approved, on=on, actor=approval.actor, about=about_it)
     _move_champion(connection, on, row, approval, approval_id)
-    lift_after_roll_back(connection, on, because=f"snapshot {row.seq} was approved", actor=approval.actor)
+    lift(connection, on, ROLLED_BACK, because=f"snapshot {row.seq} was approved", actor=approval.actor)
 
 
 def _reject(connection: Connection, on: LockedLineage, row: Row[Any], approval: Approval, approval_id: str) -> None:
@@ -78,7 +83,8 @@ def _roll_back(connection: Connection, on: LockedLineage, row: Row[Any], approva
     about_it = about(approval, approval_id) | {"rolled_back_to": row.seq}
     move_snapshots(connection, above, SnapshotStatus.rolled_back, on=on, actor=approval.actor, about=about_it)
     _move_champion(connection, on, row, approval, approval_id)
-    hold_after_roll_back(connection, on, seq=row.seq, reason=approval.reason, actor=approval.actor)
+    anew = [seq for seq in ledgers_in_force(connection, on.lineage_id) if seq > row.seq]
+    hold_after_roll_back(connection, on, seq=row.seq, reason=approval.reason, actor=approval.actor, anew=anew)
 
 
 def _move_champion(
@@ -193,14 +199,18 @@ def next_removal(connection: Connection, on: LockedLineage, *, actor: str) -> Re
 def _without_overtaken(
     connection: Connection, on: LockedLineage, owed: Sequence[Row[Any]], *, actor: str
 ) -> Sequence[Row[Any]]:
-    """Return removals without those that what brings an older ledger back would undo unseen; those fail, and say so."""
-    anew = [(row, Resolving.from_stored(row.resolving)) for row in owed if row.resolving is not None]
-    if all(resolving.undoes is None for _, resolving in anew):
+    """Return removals without those that what brings the oldest ledger back would undo; those fail, and say so."""
+    undone = {row.removal_id: Resolving.from_stored(row.resolving).undoes for row in owed if row.resolving is not None}
+    undoes = [snapshot_id for snapshot_id in undone.values() if snapshot_id is not None]
+    if not undoes:
         return owed
-    overtaken = {row.removal_id: row for row, resolving in anew if resolving.undoes is None}
-    reason = "the ledger goes back first to what it was before a rejected snapshot; ask again after that"
-    for row in overtaken.values():
-        fail_removal(connection, on, _removal_of(connection, on, row, ()), reason=reason, report=None, actor=actor)
+    of_them = select(snapshots.c.snapshot_id, snapshots.c.seq).where(snapshots.c.snapshot_id.in_(undoes))
+    first = connection.execute(of_them.order_by(snapshots.c.seq).limit(1)).one()
+    overtaken = {one for one, snapshot_id in undone.items() if snapshot_id != first.snapshot_id}
+    reason = f"the ledger goes back first to what it was before snapshot {first.seq}; ask again after that"
+    for row in owed:
+        if row.removal_id in overtaken:
+            _fail(connection, on, _removal_of(connection, on, row, ()), reason=reason, report=None, actor=actor)
     return [row for row in owed if row.removal_id not in overtaken]
 
 
@@ -234,7 +244,20 @@ def finish_removal(
 def fail_removal(
     connection: Connection, on: LockedLineage, removal: Removal, *, reason: str, report: GateReport | None, actor: str
 ) -> None:
-    """Record that a removal did not pass; the head stays."""
+    """Record that a removal did not pass; the head stays.
+
+    Where it was to bring back the ledger before a rejected snapshot, the lineage is held: a person has to choose.
+    """
+    _fail(connection, on, removal, reason=reason, report=report, actor=actor)
+    if removal.is_undo and removal.rejected_snapshot_id is not None:
+        rejected = snapshots.c.snapshot_id == removal.rejected_snapshot_id
+        seq = connection.scalar(select(snapshots.c.seq).where(rejected))
+        hold_after_failed_undo(connection, on, seq=seq or 0, reason=reason, actor=actor)
+
+
+def _fail(
+    connection: Connection, on: LockedLineage, removal: Removal, *, reason: str, report: GateReport | None, actor: str
+) -> None:
     report_id = insert_report(connection, on.lineage_id, report, snapshot_digest=None) if report else None
     finish_removal(
         connection, removal.removal_id, status=RemovalStatus.failed, outcome=reason, gate_report_id=report_id
@@ -250,29 +273,9 @@ def fail_removal(
     )
 
 
-def has_rejection_besides(connection: Connection, on: LockedLineage, removal_id: str | None) -> bool:
-    """Return whether the head still holds what a rejected snapshot brought and another removal will take out.
-
-    So it does where a ledger that was solved anew was rejected and nothing has brought the one before back yet.
-    """
-    if any(row.rejected_snapshot_id and row.removal_id != removal_id for row in owed_removals(connection, on)):
-        return True
-    done = removals.alias()
-    is_of_undo = removals.c.resolving["undoes"].as_string()
-    query = select(literal(1)).where(
-        removals.c.lineage_id == on.lineage_id,
-        removals.c.resolving.is_not(None),
-        removals.c.rejected_snapshot_id.is_not(None),
-        removals.c.status == RemovalStatus.failed,
-        ~select(literal(1))
-        .where(
-            done.c.lineage_id == on.lineage_id,
-            done.c.status == RemovalStatus.done,
-            done.c.resolving["undoes"].as_string() == is_of_undo,
-        )
-        .exists(),
-    )
-    return bool(connection.scalar(select(query.exists())))
+def has_rejection_besides(connection: Connection, on: LockedLineage) -> bool:
+    """Return whether the head still holds what a rejected snapshot brought and a removal that is owed takes out."""
+    return any(row.rejected_snapshot_id for row in owed_removals(connection, on))
 
 
 def _displaced_by(connection: Connection, edit_ids: Sequence[str]) -> list[str]:

@@ -1,9 +1,11 @@
-"""The hold that a roll back puts on a lineage, and how it goes.
+"""The holds that a decision puts on a lineage, and how they go: after a roll back, and after an undo that failed.
 
 Runs inside the transaction of its caller, on a locked lineage.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from sqlalchemy import Connection, update
 
@@ -15,13 +17,49 @@ from pipeline.domain.audit import AuditAction
 
 ROLLED_BACK = "rolled back to "
 """How the reason of the hold that a roll back puts on a lineage begins."""
+UNDO_FAILED = "the ledger before rejected snapshot "
+"""How the reason of the hold begins under which a ledger stays that was rejected, as the one before did not pass."""
 
 
-def hold_after_roll_back(connection: Connection, on: LockedLineage, *, seq: int, reason: str, actor: str) -> None:
-    """Hold the lineage, unless something else holds it already: that reason stays."""
+def hold_after_roll_back(
+    connection: Connection, on: LockedLineage, *, seq: int, reason: str, actor: str, anew: Sequence[int] = ()
+) -> None:
+    """Hold the lineage, unless something else holds it already: that reason stays.
+
+    Args:
+        connection: in the transaction of the roll back.
+        on: the lineage.
+        seq: the snapshot that is live again.
+        reason: why, in the person's words.
+        actor: who rolled back.
+        anew: snapshots above it whose ledger was solved anew, oldest first.
+    """
     if on.hold is not None and not on.hold.startswith(ROLLED_BACK):
         return
     hold = f"{ROLLED_BACK}{seq}: {reason or 'no reason given'}"
+    if anew:
+        hold += f"; `lineage rekey {on.name} --undo {anew[0]}` brings the ledger before snapshot {anew[0]} back"
+    _hold(connection, on, hold, actor=actor)
+
+
+def hold_after_failed_undo(connection: Connection, on: LockedLineage, *, seq: int, reason: str, actor: str) -> None:
+    """Hold a lineage whose ledger was rejected while the one before cannot come back: a person has to choose.
+
+    Args:
+        connection: in the transaction that fails the undo.
+        on: the lineage.
+        seq: the rejected snapshot.
+        reason: why the undo failed.
+        actor: the worker.
+    """
+    if on.hold is not None and not on.hold.startswith(ROLLED_BACK):
+        return
+    ways = f"`lineage rekey {on.name}` solves it anew, with `--undo {seq}` that is tried again, `lineage resume`"
+    hold = f"{UNDO_FAILED}{seq} did not come back: {reason}; {ways} goes on with the rejected one"
+    _hold(connection, on, hold + (f"; {on.hold}" if on.hold else ""), actor=actor)
+
+
+def _hold(connection: Connection, on: LockedLineage, hold: str, *, actor: str) -> None:
     connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(hold=hold))
     append(
         connection,
@@ -33,9 +71,9 @@ def hold_after_roll_back(connection: Connection, on: LockedLineage, *, seq: int,
     )
 
 
-def lift_after_roll_back(connection: Connection, on: LockedLineage, *, because: str, actor: str) -> None:
-    """Lift the hold of a roll back, and ring; any other hold stays."""
-    if on.hold is None or not on.hold.startswith(ROLLED_BACK):
+def lift(connection: Connection, on: LockedLineage, kind: str, *, because: str, actor: str) -> None:
+    """Lift a hold of a kind, `ROLLED_BACK` or `UNDO_FAILED`, and ring; any other stays."""
+    if on.hold is None or not on.hold.startswith(kind):
         return
     connection.execute(update(lineages).where(lineages.c.lineage_id == on.lineage_id).values(hold=None))
     event = append(

@@ -11,7 +11,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, func, select, text
 
 from pipeline.adapters.sql.approving.going_live import goes_live_with, is_brought_and_held
-from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, gate_reports, snapshots
+from pipeline.adapters.sql.approving.resolving import work_words
+from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, gate_reports, removals, snapshots
+from pipeline.domain.review.approvals import shown_actor
 from pipeline.services.registry.registry_ports import Surroundings, TrendPoint, Waiting
 
 MOST = 20
@@ -95,7 +97,18 @@ def moves_with(connection: Connection, row: Row[Any], *, champion_seq: int) -> S
         num_waiting=_count(connection, select(snapshots.c.seq).where(is_between, goes_live_with(row.seq))),
         num_waiting_edits=_count(connection, held.where(is_between)),
         gone=tuple(f"{one.request_id}: {one.prompt} {one.target_new}" for one in connection.execute(gone.limit(MOST))),
+        work=_work(connection, row) if row.batch_id is None else "",
     )
+
+
+def _work(connection: Connection, row: Row[Any]) -> str:
+    """Return what a snapshot without a batch is, in a sentence; empty for one of before, whose removal is not known."""
+    is_its = (removals.c.lineage_id == row.lineage_id) & (removals.c.snapshot_id == row.snapshot_id)
+    asked = connection.execute(select(removals).where(is_its)).one_or_none()
+    if asked is None:
+        return ""
+    why = f": {asked.reason}" if asked.reason else ""
+    return f"{work_words(connection, asked)}, as {shown_actor(asked.actor)} asked{why}"
 
 
 def _count(connection: Connection, query: Select[Any]) -> int:

@@ -248,8 +248,12 @@ def test_what_ranks_exchange_on_the_host_mixes_no_devices(tmp_path: Path) -> Non
         weights = PlainWeights(there.module, there.inner)
         ledger = Ledger(rig.ledger.prior, strength=STRENGTH, ridge=SETTINGS.ridge, device=there.device)
         moved = Rig(model=there, weights=weights, ledger=ledger)
-        made = RecursiveEditor(settings).edit(framed_job(moved, framed_edits()[:1]))
+        first, second = framed_edits()[:2]
+        made = RecursiveEditor(settings).edit(framed_job(moved, [first]))
+        keep(moved, made)
+        changed = RecursiveEditor(settings).edit(framed_job(moved, [second], removed=(first.edit_id,)))
     assert made.scaled_back
+    assert changed.removed_ids == (first.edit_id,)
 
 
 def test_edits_that_are_not_those_of_the_ledger_are_refused(tmp_path: Path) -> None:

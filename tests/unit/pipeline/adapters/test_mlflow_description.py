@@ -141,6 +141,17 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
     assert metrics(shown)["num_edits_going_live"] == 3
 
 
+def test_the_page_of_a_ledger_solved_anew_says_so_and_not_that_nothing_came_in(made: RegistryEntry) -> None:
+    work = "keys read again and prior strength 1500, as worker:a asked: upkeep: 1000 edits since keys were read"
+    text = description(replace(made, edits=(), around=Surroundings(work=work)))
+    assert "**keys read again and prior strength 1500, as worker:a asked: upkeep: 1000 edits" in text
+    assert "No edit came in, 1 is active." in text
+    assert "The same edits, solved anew." in text
+    taken_out = description(replace(made, edits=(), around=Surroundings(work="1 edit taken out", gone=("r: a b",))))
+    assert "solved anew" not in taken_out
+    assert "- taken out: r: a b" in taken_out
+
+
 def test_a_thousand_edits_fit_and_the_rest_is_named(made: RegistryEntry) -> None:
     edits = tuple(an_edit(f"r{place}", lineage="facts", prompt="ﷺ" * 300) for place in range(1_000))
     measured = make_measurements(*(make_score(edit.edit_id) for edit in edits))

@@ -58,6 +58,20 @@ def test_a_batch_that_harms_the_model_fails_against_the_parent(metric: str, chan
     assert not report.passed
 
 
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [({"suite_unchanged": 0.7, "perplexity": 22.0}, Verdict.passed), ({"suite_unchanged": 0.4}, Verdict.saturated)],
+)
+def test_what_brings_an_earlier_ledger_back_is_held_to_floors_and_not_to_the_parent_that_nobody_wants(
+    changes: dict[str, float], verdict: Verdict
+) -> None:
+    whole = make_measurements()
+    candidate = replace(whole.parent, **changes)  # type: ignore[arg-type]
+    report = judge(POLICY, replace(whole, candidate=candidate, change_norm=9.0), is_undo=True)
+    assert report.verdict is verdict
+    assert {row.verdict for row in report.rows if row.metric in ("locality", "change_norm")} == {Verdict.reported}
+
+
 def test_what_was_not_measured_says_so_and_is_not_a_pass() -> None:
     whole = make_measurements(make_score("a"))
     report = judge(POLICY, replace(whole, candidate=replace(whole.candidate, perplexity=None)))

@@ -204,6 +204,14 @@ def test_what_an_approved_snapshot_stands_on_cannot_be_rejected() -> None:
     assert "revert" in found
 
 
+def test_what_takes_a_rejected_ledger_out_can_be_approved_and_not_rejected() -> None:
+    standing = replace(STANDING, takes_out=1)
+    assert refusal(APPROVAL, standing) is None
+    found = refusal(replace(APPROVAL, decision=Decision.rejected), standing)
+    assert found is not None
+    assert "the ledger of snapshot 1" in found
+
+
 def test_only_an_approved_ancestor_can_be_rolled_back_to() -> None:
     back = replace(APPROVAL, decision=Decision.rolled_back)
     assert refusal(back, replace(STANDING, status=SnapshotStatus.approved, champion_seq=5)) is None

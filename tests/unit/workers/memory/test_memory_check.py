@@ -85,12 +85,22 @@ def test_matrices_lie_on_an_accelerator_with_twice_their_room_and_on_the_host_ot
     needed = 2 * (2 * sum(widths) + 4 * max(widths))
     for free_bytes, expected in ((needed, "cuda:0"), (needed - 2, "cpu")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device, free=free_bytes: (free, 2 * free))
-        assert solve_device(params, torch.device("cuda:0"), num_ranks=1) == torch.device(expected)
-    assert solve_device((), torch.device("cuda:0"), num_ranks=1) == torch.device("cpu")
-    assert solve_device(params, torch.device("cpu"), num_ranks=1) == torch.device("cpu")
+        assert solve_device(params, torch.device("cuda:0"), ALONE) == torch.device(expected)
+    assert solve_device(params, torch.device("cpu"), ALONE) == torch.device("cpu")
 
 
-def test_several_ranks_solve_on_the_host_whatever_memory_each_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("other_fits", "expected"), [(True, "cuda:1"), (False, "cpu")])
+def test_several_ranks_solve_on_their_accelerators_if_all_have_the_room(
+    other_fits: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Two:
+        """The second of two ranks."""
+
+        rank, num_ranks = 1, 2
+
+        def gathered(self, own: Any) -> list[Any]:
+            return [other_fits, own]
+
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**40, 2**40))
-    params = inner_params(tiny_module("llama")[0])
-    assert solve_device(params, torch.device("cuda:0"), num_ranks=2) == torch.device("cpu")
+    for params in (inner_params(tiny_module("llama")[0]), ()):
+        assert solve_device(params, torch.device("cuda:1"), Two()) == torch.device(expected)
