@@ -195,6 +195,8 @@ class _Read:
 
     keys_TI: Tensor
     """Keys, each times the root of its row's weight, as they are stored, fp32."""
+    root_T: Tensor
+    """That root, fp32; rows that are held harder were stored with a larger one."""
     is_asking_T: Tensor
     """Whether a row asks for a shift; a guard's does not."""
     lengths: tuple[int, ...]
@@ -230,7 +232,7 @@ def _read(job: RekeyJob, group: Group, frames: Sequence[EditFrames], branches: M
     scaled_TI = (keys_TI.double() * root_T[:, None].to(keys_TI.device)).float()
     # As in a pass: what is solved with is what will be stored.
     stored_TI = (rounded(scaled_TI, bits=KEY_BITS) if _are_shared(job) else scaled_TI).cpu()
-    return _Read(keys_TI=stored_TI, is_asking_T=rows.shift_T >= 0, lengths=rows.lengths)
+    return _Read(keys_TI=stored_TI, root_T=root_T.float(), is_asking_T=rows.shift_T >= 0, lengths=rows.lengths)
 
 
 def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read) -> EditRows:
@@ -257,6 +259,10 @@ def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read) 
                 edit_id=edit.edit_id,
             )
         # An edit's guards are its last rows, here as there.
+        if isinstance(asking, SharedTargets):
+            # Its own may be held harder than they are asked, which their targets show.
+            keys_TI = keys_TI.clone()
+            keys_TI[is_asking_T] *= (read.root_T[place][is_asking_T] / asking.root_T)[:, None]
         keys.append(keys_TI)
         targets.append(asking)
         if isinstance(asking, SharedTargets):

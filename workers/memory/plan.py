@@ -180,7 +180,11 @@ class _Planner:
         if self._work.num_frames == 1:
             return sum(self._num_rows(p, num_edits) * (p.in_features + p.out_features) * FP32 for p in params)
         shifts = sum(self._num_shifts(p, num_edits) * p.out_features * FP32 for p in params)
-        return shifts + sum(self._num_rows(p, num_edits) * _packed_row_bytes(p) for p in params)
+        return shifts + sum(self._num_rows(p, num_edits) * self._packed_row_bytes(p) for p in params)
+
+    def _packed_row_bytes(self, param: InnerParam) -> int:
+        held = FP32 if param.name in self._shapes.subject_params else FP16
+        return packed_bytes(param.in_features, bits=KEY_BITS) + param.out_features * held + SHARED_ROW
 
     def _shifts_bytes(self, params: Sequence[InnerParam], num_edits: int, item: int) -> int:
         """F and D of each shift."""
@@ -241,10 +245,6 @@ class _Planner:
 
 def _size(param: InnerParam) -> int:
     return param.in_features * param.out_features
-
-
-def _packed_row_bytes(param: InnerParam) -> int:
-    return packed_bytes(param.in_features, bits=KEY_BITS) + param.out_features * FP16 + SHARED_ROW
 
 
 def _solve_bytes(params: Sequence[InnerParam]) -> int:
