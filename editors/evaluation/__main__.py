@@ -1,6 +1,6 @@
 """Measures editors on edits to a fresh base, without any service.
 
-    python -m editors.evaluation --model base --data facts.jsonl --edits 64 --solver sum,recursive --out measured
+    python -m editors.evaluation --model base --data facts.jsonl --edits 64 --solver row_sum,recursive --out measured
 
 The figures are defined in `metrics`, the protocols in `protocols`. The same command gives the same figures; what
 differs between two runs is under `cost`.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from editors.solve.prior import Prior, measure_prior
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.formats.canonical import finite
 from pipeline.domain.rank_api import EditorSettings
 from pipeline.domain.wordings import Wording
 
@@ -162,7 +162,7 @@ def _inputs(given: argparse.Namespace) -> dict[str, Any]:
 
 def _write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
     """Write the figures; those that are not complete go into files only."""
-    text = json.dumps(_finite(figures), indent=2, allow_nan=False)
+    text = json.dumps(finite(figures), indent=2, allow_nan=False)
     if given.json == "-":
         if figures["is_complete"]:
             print(text)
@@ -182,15 +182,6 @@ def _title(figures: Mapping[str, Any]) -> str:
     inputs, protocol = figures["inputs"], figures["protocol"]
     how = "one at a time" if protocol["kind"] == "single" else f"in batches of {protocol['batch']}"
     return f"{inputs['edits']:,} edits {how}: {Path(inputs['data']).name} on {Path(inputs['model']).name}"
-
-
-def _finite(value: Any) -> Any:
-    """Return the figures with None in the place of numbers that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_writable(target: str | None) -> None:

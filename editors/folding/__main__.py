@@ -26,7 +26,7 @@ from editors.solve.ledger import Ledger
 from editors.weights.deltas import PlainWeights
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import CorrigendaError, InvalidInput
+from pipeline.domain.errors import CorrigendaError, InvalidInput, one_line
 from pipeline.domain.formats.canonical import canonical_json, sha256_json
 from pipeline.domain.rank_api import LoadPlan
 
@@ -119,7 +119,7 @@ def main(file: str) -> int:
         asked = TypeAdapter(Asked).validate_json(Path(file).read_text(encoding="utf-8"))
         found = fold(asked)
     except CorrigendaError as error:
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1
     print(json.dumps(found))
     return 0

@@ -111,23 +111,20 @@ class Reference:
         return sha256_json(asked)
 
 
-def build_reference(
-    model: EditableModel, suite: Sequence[SuiteProbe], text: str, *, num_windows: int = NUM_WINDOWS
-) -> Reference:
+def build_reference(model: EditableModel, suite: Sequence[SuiteProbe], text: str) -> Reference:
     """Ask the base, and return what it said.
 
     Args:
         model: the base, unedited.
         suite: probes of what edits should leave alone.
         text: plain text for perplexity; not read where the family has no use for it.
-        num_windows: how much of it is read at most.
 
     Raises:
         Misconfigured: if there is nothing to measure drawdown on: a text of two tokens, or a suite with targets.
         InvalidInput: if the model could never give a probe's target.
     """
     probes = [item.probe for item in suite]
-    measured_on = quality_probes(model, probes, text, num_windows=num_windows)
+    measured_on = quality_probes(model, probes, text, num_windows=NUM_WINDOWS)
     sequences = own_answers(model, probes)
     found = readings(model, prepare(model, sequences))
     answers = tuple(

@@ -23,7 +23,7 @@ from editors.mend.shipped import shipped_editor
 from editors.methods.options import add_base_options, add_prior_option, add_weight_options
 from editors.models.declared_task import declared_task
 from editors.models.digest import base_digest
-from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.errors import CorrigendaError, Misconfigured, one_line
 from pipeline.domain.formats.canonical import canonical_json, sha256_file, sha256_json
 from pipeline.domain.rank_api import EditorSettings
 
@@ -222,10 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         lineage = prepare(inputs, given.out)
     except CorrigendaError as error:
-        _say(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        _say(one_line(error))
         return 1
     except OSError as error:
-        _say(f"{Misconfigured.__name__}: {' '.join(str(error).split())}")
+        _say(one_line(Misconfigured(str(error))))
         return 1
     print(json.dumps(lineage))
     return 0

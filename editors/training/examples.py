@@ -17,7 +17,7 @@ from pipeline.domain.errors import InvalidInput
 from pipeline.domain.language.spelling import normalised
 
 TEXT_TOKENS = 24
-"""Most tokens of a line of plain text, unless told otherwise."""
+"""Most tokens of a line of plain text."""
 MAX_READINGS = 20_000
 """Most sequences for which the base's answers are kept in memory; the oldest go first."""
 
@@ -68,7 +68,6 @@ def make_examples(
     *,
     num_held_out: int,
     has_subjects: bool,
-    text_tokens: int = TEXT_TOKENS,
 ) -> Examples:
     """Encode everything that a run learns from and is judged by.
 
@@ -80,7 +79,6 @@ def make_examples(
         num_held_out: most edits to validate on.
         has_subjects: whether to look up where subjects end, and to leave out edits whose prompt does not name theirs;
             without that, every token of an encoder is a key.
-        text_tokens: most tokens of a line of text.
 
     Raises:
         InvalidInput: if there is nothing to learn from or to validate on, or the model cannot give a target.
@@ -95,7 +93,7 @@ def make_examples(
     return Examples(
         training=taught,
         held_out=judged,
-        text=tuple(model.encode_text(line, max_tokens=text_tokens) for line in lines),
+        text=tuple(model.encode_text(line, max_tokens=TEXT_TOKENS) for line in lines),
     )
 
 

@@ -33,7 +33,7 @@ from editors.models.families import family_of
 from editors.models.inner_params import InnerParam, inner_params
 from editors.weights.deltas import WeightDelta, load_accumulators
 from editors.weights.loading import UNREADABLE
-from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
+from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, one_line
 from pipeline.domain.rank_api import LoadPlan
 
 TASKS = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": None}
@@ -192,7 +192,7 @@ def main(file: str) -> int:
             plan, Path(asked["out"]), base_name=asked.get("base_name", ""), max_rank=asked.get("max_rank")
         )
     except CorrigendaError as error:
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1
     print(json.dumps(written))
     return 0

@@ -117,3 +117,12 @@ def one_line(error: BaseException) -> str:
     """
     said = "".join(char if char.isprintable() else " " for char in str(error)[: 2 * MAX_CHARS])
     return f"{type(error).__name__}: {' '.join(said.split()) or 'it says nothing'}"[:MAX_CHARS]
+
+
+def named_by(line: str) -> CorrigendaError | None:
+    """Return the error that `one_line` made a line of, without its ids; None if the line names none of ours."""
+    name, _, sentence = line.partition(": ")
+    found = globals().get(name)
+    if sentence and isinstance(found, type) and issubclass(found, CorrigendaError):
+        return found(sentence)
+    return None

@@ -67,7 +67,7 @@ def is_right(reply: str, request: EditRequest) -> bool:
     "iPhone" do, the new one has to be said letter by letter.
     """
     if _is_respelt(request):
-        return bool(mentions(as_said(reply), as_said(request.target_new))) and exact(request.target_new) in exact(reply)
+        return contains(reply, request.target_new) and exact(request.target_new) in exact(reply)
     said = as_said(reply)
     subjects, new, old = (
         mentions(said, as_said(name or "")) for name in (request.subject, request.target_new, request.target_true)

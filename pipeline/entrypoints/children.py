@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 from pipeline.computing import computing_environment
-from pipeline.domain import errors
-from pipeline.domain.errors import CorrigendaError, EngineFailed, InvalidInput
+from pipeline.domain.errors import EngineFailed, InvalidInput, named_by
 
 USAGE, USAGE_MARK = 2, ": error: "
 """How argparse refuses words: its exit status, and what stands before the sentence."""
@@ -26,13 +25,5 @@ def run_module(module: str, *arguments: str) -> str:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         if done.returncode == USAGE and USAGE_MARK in last:
             raise InvalidInput(last.partition(USAGE_MARK)[2])
-        raise _named(last) or EngineFailed(f"{module} ended with status {done.returncode}: {last}")
+        raise named_by(last) or EngineFailed(f"{module} ended with status {done.returncode}: {last}")
     return done.stdout
-
-
-def _named(line: str) -> CorrigendaError | None:
-    name, _, sentence = line.partition(": ")
-    found = getattr(errors, name, None)
-    if sentence and isinstance(found, type) and issubclass(found, CorrigendaError):
-        return found(sentence)
-    return None

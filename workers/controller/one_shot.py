@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from editors.data.atomic_files import partial_of
-from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.errors import CorrigendaError, one_line
 from pipeline.domain.rank_api import LoadPlan
 from workers.controller.group import RankGroup
 from workers.controller.rank_processes import RankSpec
@@ -54,7 +54,7 @@ def main(file: str) -> int:
     try:
         found = answered(json.loads(Path(file).read_text(encoding="utf-8")))
     except CorrigendaError as error:
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 1
     print(json.dumps(found))
     return 0

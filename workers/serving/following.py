@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -77,7 +76,6 @@ class Follower:
         files: VersionFiles,
         bases: Bases,
         thread: GenerationThread,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lineage = lineage
         self.serving: ServedSnapshot | None = None
@@ -91,7 +89,7 @@ class Follower:
         self.num_swaps = 0
         """How often another version went live."""
         self._alias, self._versions, self._sealed = alias, versions, sealed
-        self._files, self._bases, self._thread, self._clock = files, bases, thread, clock
+        self._files, self._bases, self._thread = files, bases, thread
         self._read_at: float | None = None
         self._behind_since: float | None = None
         self._refused: _Refused | None = None
@@ -105,7 +103,7 @@ class Follower:
             self.fault = one_line(error)
             self._serve_what_was()
             return
-        self._read_at = self._clock()
+        self._read_at = time.monotonic()
         self.wanted = live.version if live else None
         if live is None:
             self.fault = f"expected the alias {self._alias!r} on a version of {self.lineage!r}, got none yet"
@@ -113,18 +111,18 @@ class Follower:
         self._note_behind(live)
         if self._is_served(live):
             self.fault = self._refused = None
-        elif self._refused is None or self._refused.version != live or self._clock() >= self._refused.until:
+        elif self._refused is None or self._refused.version != live or time.monotonic() >= self._refused.until:
             self._follow(live)
         else:
             self.fault = self._refused.fault
 
     def seconds_behind(self) -> float:
         """Return for how long the alias has pointed to another version than the one that is served."""
-        return 0.0 if self._behind_since is None else self._clock() - self._behind_since
+        return 0.0 if self._behind_since is None else time.monotonic() - self._behind_since
 
     def seconds_since_read(self) -> float | None:
         """Return how long ago the registry was read; None if it never was."""
-        return None if self._read_at is None else self._clock() - self._read_at
+        return None if self._read_at is None else time.monotonic() - self._read_at
 
     def _is_served(self, live: FollowedVersion) -> bool:
         return self.serving is not None and self.serving.version == live
@@ -133,7 +131,7 @@ class Follower:
         if self._is_served(live):
             self._behind_since = None
         elif self._behind_since is None:
-            self._behind_since = self._clock()
+            self._behind_since = time.monotonic()
 
     def _follow(self, live: FollowedVersion) -> None:
         try:
@@ -152,7 +150,7 @@ class Follower:
         log.warning("%s: %s", self.lineage, self.fault)
         before = self._refused
         wait = FIRST_WAIT if before is None or before.version != live else min(before.wait * 2, LONGEST_WAIT)
-        until = self._clock() + wait.total_seconds()
+        until = time.monotonic() + wait.total_seconds()
         self._refused = _Refused(version=live, fault=self.fault, wait=wait, until=until)
 
     def _expected_digest(self, live: FollowedVersion) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ def canonical_json(value: Any) -> str:
     except (rfc8785.CanonicalizationError, UnicodeError) as error:
         raise InvalidInput(f"expected a value with a canonical JSON form, got one without: {error}") from error
     return text
+
+
+def finite(value: Any) -> Any:
+    """Return a value with None in the place of numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_plain(value: Any) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from pipeline.domain.contract.corrections import CorrectionV1, FeedbackV1
@@ -19,12 +17,12 @@ from pipeline.telemetry.http_metrics import HttpMetrics
 
 API_VERSION = "1.0.0"
 """Of the contract; a change that breaks a client gets another path than /v1."""
-ROUTERS: Sequence[APIRouter] = (corrections.router, webhooks.router, operations.router, upkeep.router, whoami.router)
+ROUTERS = (corrections.router, webhooks.router, operations.router, upkeep.router, whoami.router)
 BODIES = (CorrectionV1, FeedbackV1, webhooks.NewWebhook, *operations.BODIES, *upkeep.BODIES)
 """Models of bodies that routes read by themselves, for OpenAPI."""
 
 
-def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastAPI:
+def create_app(parts: WebParts) -> FastAPI:
     """Return the application on its parts; nothing is opened before the first request needs it."""
     app = FastAPI(
         title="Corrigenda",
@@ -40,7 +38,7 @@ def create_app(parts: WebParts, routers: Sequence[APIRouter] = ROUTERS) -> FastA
     app.state.parts = parts
     app.openapi = lambda: described(app, BODIES)  # type: ignore[method-assign]
     add_handlers(app)
-    for router in routers:
+    for router in ROUTERS:
         app.include_router(router)
     # A mount answers below its path only, and people type the path itself.
     for path in ("/", ROOT):

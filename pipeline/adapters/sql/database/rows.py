@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -13,6 +12,7 @@ from sqlalchemy import Connection, Row, insert
 from pipeline.adapters.sql.database.tables import gate_reports
 from pipeline.domain.conflicts import Claimant
 from pipeline.domain.edits import Edit, EditRequest, Probe
+from pipeline.domain.formats.canonical import finite
 from pipeline.domain.gates import GateReport
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.prompts import ChatTurn
@@ -73,7 +73,7 @@ def artifact_json(artifact: Artifact) -> dict[str, Any]:
 
 def report_json(report: GateReport) -> dict[str, Any]:
     """Return a gate report as JSON. Figures that are not finite, which JSON cannot hold, become null."""
-    document: dict[str, Any] = _finite(asdict(report))
+    document: dict[str, Any] = finite(asdict(report))
     return document
 
 
@@ -104,11 +104,3 @@ def is_uuid(text: str) -> bool:
 
 def _probes(values: list[Mapping[str, Any]]) -> tuple[Probe, ...]:
     return tuple(Probe(prompt=value["prompt"], target=value.get("target")) for value in values)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

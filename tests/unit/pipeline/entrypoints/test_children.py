@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.domain.errors import EngineFailed, InvalidInput, WrongBase
+from pipeline.domain.errors import EngineFailed, InvalidInput, Misconfigured, WrongBase, named_by, one_line
 from pipeline.entrypoints.children import run_module
 
 
@@ -51,3 +51,15 @@ def test_threads_of_a_module_sleep_while_they_wait_unless_the_environment_says_o
     assert run_module(name) == "PASSIVE\n"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert run_module(name) == "ACTIVE\n"
+
+
+@pytest.mark.parametrize("said", ["expected a folder, got: none", "of\nseveral\tlines", ""])
+def test_the_line_of_an_error_leads_back_to_it(said: str) -> None:
+    told = named_by(one_line(Misconfigured(said)))
+    assert type(told) is Misconfigured
+    assert str(told) == (" ".join(said.split()) or "it says nothing")
+
+
+@pytest.mark.parametrize("line", ["ValueError: no", "WrongBase", "annotations: no", "one_line: no", ""])
+def test_a_line_that_names_no_error_of_ours_leads_to_none(line: str) -> None:
+    assert named_by(line) is None
