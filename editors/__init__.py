@@ -1,1 +1,1 @@
-"""The data plane: turns edits into weight deltas. Knows `pipeline.domain` and nothing else of ours."""
+"""The data plane: turns edits into weight deltas. Of ours it imports `pipeline.domain` alone."""

@@ -1,4 +1,4 @@
-"""The script that MLflow keeps as a model version's code and runs to load it. Knows nothing but how to start.
+"""The script that MLflow keeps as a model version's code and runs to load it; it starts what travels beside it.
 
 MLflow runs it once when a version is logged, in a process that has no torch: everything heavy is imported in
 `load_context`, from the archive of `editors` and `pipeline.domain` that travels with the version. Before that it checks

@@ -1,4 +1,4 @@
-"""The JSON Schemas of the wire, generated from the models in `pipeline.domain`. Knows where they lie."""
+"""The JSON Schemas of the wire, generated from the models in `pipeline.domain`. This folder is where they lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds what a model version is made from, with real files in a folder. Knows no registry."""
+"""Builds what a model version is made from, with real files in a folder. No registry is asked."""
 
 from __future__ import annotations
 
