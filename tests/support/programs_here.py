@@ -7,8 +7,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 from editors.folding.__main__ import main as fold
 from editors.prepare.__main__ import main as prepare
-from pipeline.domain.errors import CorrigendaError
-from pipeline.entrypoints import children
+from pipeline.domain.errors import CorrigendaError, named_by
 
 
 def in_this_process(module: str, *arguments: str) -> str:
@@ -17,7 +16,7 @@ def in_this_process(module: str, *arguments: str) -> str:
     with redirect_stdout(said), redirect_stderr(complaint):
         status = fold(*arguments) if module == "editors.folding" else prepare(arguments)
     if status:
-        error = children._named(complaint.getvalue().strip().splitlines()[-1])
+        error = named_by(complaint.getvalue().strip().splitlines()[-1])
         assert isinstance(error, CorrigendaError), complaint.getvalue()
         raise error
     return said.getvalue()
