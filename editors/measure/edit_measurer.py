@@ -8,10 +8,10 @@ found = measurer.measure([EditQuestions(edit=edit, rephrases=edit.request.unseen
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
-from editors.measure.free_answers import AT_ONCE, FreeAnswer, chat_replies, free_answers
+from editors.measure.free_answers import FreeAnswer, free_answers
 from editors.measure.losses import Reading
 from editors.measure.prefix_cache import MAX_BYTES, PrefixCache
 from editors.measure.questions import (
@@ -22,6 +22,7 @@ from editors.measure.questions import (
     PromptMeasurement,
 )
 from editors.measure.reference import own_answers
+from editors.measure.rounds import AT_ONCE, Talk, answered
 from editors.measure.scoring import Change, Score, compared, readings, scores
 from editors.models.families import EditableModel, Pair
 from editors.models.tokens import Encoded
@@ -32,6 +33,8 @@ from pipeline.domain.wordings import Wording, is_right
 T = TypeVar("T")
 Readings = Mapping[str, Sequence[Reading]]
 """Edit id -> readings of its locality probes, in order."""
+Changes = Mapping[str, Sequence[tuple[Change, Change | None]]]
+"""Edit id -> how each of its locality probes changed from the base, and from the parent where that is told."""
 
 PREPARED_AT_ONCE = 512
 """Most sequences that are prepared together, which bounds the memory of what enters their first edited block."""
@@ -45,7 +48,7 @@ class Answers:
     """The teacher-forced scores of targets."""
     replies: dict[ChatPrompt, str]
     """Replies to questions in a chat."""
-    free: dict[Pair, FreeAnswer] = field(default_factory=dict)
+    free: dict[Pair, FreeAnswer]
     """Free answers to prompts."""
 
 
@@ -119,45 +122,48 @@ class EditMeasurer:
             questions: what is asked.
             parent: `readings` of what the model was edited from, if neighbours are to be compared with it.
         """
-        return [found for part in _parts(questions, PREPARED_AT_ONCE) for found in self._measured(part, parent)]
+        return [
+            found
+            for part in _parts(questions, PREPARED_AT_ONCE)
+            for found in answered(self._model, self.talk(part, self.changes([one.edit for one in part], parent)))
+        ]
 
-    def _measured(self, questions: Sequence[EditQuestions], parent: Readings | None) -> list[EditMeasurement]:
-        asked = (pair for one in questions for pair in (*one.targets, *one.rows, *one.alternatives))
-        answers = Answers(scores=self.scores(list(asked)), replies=self._replies(questions))
-        answers.free |= self._free_answers(questions, answers.replies)
-        changes = self._changes([one.edit for one in questions], parent)
-        return [_measurement(one, answers, of_edit) for one, of_edit in zip(questions, changes, strict=True)]
+    def changes(self, edits: Sequence[Edit], parent: Readings | None = None) -> Changes:
+        """Return how the model differs now at the neighbours of edits, which `observe_base` has seen.
 
-    def _replies(self, questions: Sequence[EditQuestions]) -> dict[ChatPrompt, str]:
-        if not self._model.has_chat_template:
-            return {}
-        asked = list(dict.fromkeys(one.question for one in questions if one.question is not None))
-        return dict(zip(asked, chat_replies(self._model, asked), strict=True))
+        Args:
+            edits: whose neighbours are asked.
+            parent: as of `measure`.
+        """
+        found: dict[str, Sequence[tuple[Change, Change | None]]] = {}
+        for part in _parts(edits, PREPARED_AT_ONCE):
+            asked = [pair for edit in part for pair in self._base[edit.edit_id]]
+            earlier = [[reading for _, reading in asked]]
+            earlier += [] if parent is None else [[reading for edit in part for reading in parent[edit.edit_id]]]
+            prepared = self._prefixes.prepare([sequence for sequence, _ in asked])
+            _, [from_base, *others] = compared(self._model, prepared, earlier)
+            from_parent: Sequence[Change | None] = others[0] if others else [None] * len(from_base)
+            pairs = iter(zip(from_base, from_parent, strict=True))
+            found |= {edit.edit_id: [next(pairs) for _ in self._base[edit.edit_id]] for edit in part}
+        return found
 
-    def _free_answers(
-        self, questions: Sequence[EditQuestions], replies: Mapping[ChatPrompt, str]
-    ) -> dict[Pair, FreeAnswer]:
+    def talk(self, questions: Sequence[EditQuestions], changes: Changes) -> Talk[list[EditMeasurement]]:
+        """Ask what `measure` does, of edits whose neighbours' changes are known."""
+        scored = self.scores([pair for one in questions for pair in (*one.targets, *one.rows, *one.alternatives)])
+        asked: list[ChatPrompt] = []
+        if self._model.has_chat_template:
+            asked += dict.fromkeys(one.question for one in questions if one.question is not None)
         in_chat: dict[Pair, bool] = {}
         instead_of: dict[Pair, str | None] = {}
         for one in questions:
             wanted = {one.own} if one.in_chat else set()
             in_chat |= {pair: pair in wanted or in_chat.get(pair, False) for pair in one.answered_freely}
             instead_of |= dict.fromkeys(one.answered_freely, one.edit.request.target_true)
-        found = free_answers(
-            self._model, list(in_chat), in_chat=list(in_chat.values()), replies=replies, instead_of=instead_of
+        free, replies = yield from free_answers(
+            self._model, list(in_chat), in_chat=list(in_chat.values()), questions=asked, instead_of=instead_of
         )
-        return dict(zip(in_chat, found, strict=True))
-
-    def _changes(self, edits: Sequence[Edit], parent: Readings | None) -> list[list[tuple[Change, Change | None]]]:
-        """Return, for each edit and neighbour, the change from the base and from the parent."""
-        asked = [pair for edit in edits for pair in self._base[edit.edit_id]]
-        earlier = [[reading for _, reading in asked]]
-        earlier += [] if parent is None else [[reading for edit in edits for reading in parent[edit.edit_id]]]
-        prepared = self._prefixes.prepare([sequence for sequence, _ in asked])
-        _, [from_base, *others] = compared(self._model, prepared, earlier)
-        from_parent: Sequence[Change | None] = others[0] if others else [None] * len(from_base)
-        pairs = iter(zip(from_base, from_parent, strict=True))
-        return [[next(pairs) for _ in self._base[edit.edit_id]] for edit in edits]
+        answers = Answers(scores=scored, replies=replies, free=dict(zip(in_chat, free, strict=True)))
+        return [_measurement(one, answers, changes[one.edit.edit_id]) for one in questions]
 
 
 def _measurement(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from editors.measure.losses import Reading
 from editors.measure.prefix_cache import PrefixCache
+from editors.measure.rounds import Ask, Talk, answered
 from editors.measure.scoring import Change, compared, readings
 from editors.models.families import EditableModel
 from editors.models.hooks import side_branch
@@ -77,14 +78,21 @@ class OtherSubjects:
     ) -> dict[str, tuple[OtherSubjectScore, ...]]:
         """Return what the candidate, which the model is now, makes of them, by edit id; the parent has been observed.
 
+        The arguments are those of `talk`.
+        """
+        return answered(self._model, self.talk(edits, others, delta))
+
+    def talk(
+        self, edits: Sequence[Edit], others: Others, delta: WeightDelta
+    ) -> Talk[dict[str, tuple[OtherSubjectScore, ...]]]:
+        """Ask what `measure` does.
+
         Args:
             edits: the edits of the batch.
             others: what is asked.
             delta: what was applied to the parent.
         """
         asked = [(edit, one) for edit in edits for one in others.get(edit.edit_id, ())]
-        if not asked:
-            return {}
         before = [self._parent[one.prompt] for _, one in asked]
         prepared = self._prefixes.prepare([self._encoded(one.prompt) for _, one in asked])
         now, [changes] = compared(self._model, prepared, [before])
@@ -93,13 +101,11 @@ class OtherSubjects:
             self._score(one, was, reading, change, first[edit.edit_id])
             for (edit, one), was, reading, change in zip(asked, before, now, changes, strict=True)
         ]
-        self._tell(asked, scores, delta)
-        return {
-            edit.edit_id: tuple(
-                score for (of, _), score in zip(asked, scores, strict=True) if of.edit_id == edit.edit_id
-            )
-            for edit in edits
-        }
+        yield from self._tell(asked, scores, delta)
+        found: dict[str, tuple[OtherSubjectScore, ...]] = {}
+        for (edit, _), score in zip(asked, scores, strict=True):
+            found[edit.edit_id] = (*found.get(edit.edit_id, ()), score)
+        return found
 
     def _score(
         self, asked: OtherSubject, before: Reading, now: Reading, change: Change, target: int
@@ -118,17 +124,17 @@ class OtherSubjects:
 
     def _tell(
         self, asked: Sequence[tuple[Edit, OtherSubject]], scores: list[OtherSubjectScore], delta: WeightDelta
-    ) -> None:
+    ) -> Talk[None]:
         """Put some words in the place of the first token where an edit moved another subject most."""
         worst: dict[str, int] = {}
         for place, ((edit, _), score) in enumerate(zip(asked, scores, strict=True)):
             if score.kl >= TOLD_FROM and score.kl > (scores[worst[edit.edit_id]].kl if edit.edit_id in worst else 0):
                 worst[edit.edit_id] = place
         places = sorted(worst.values(), key=lambda place: -scores[place].kl)[:NUM_TOLD]
+        prompts = [self._model.encode_prompt(asked[place][1].prompt) for place in places]
+        after = yield [Ask(prompt_ids=prompt, most=TOLD_TOKENS) for prompt in prompts]
         if not places:
             return
-        prompts = [self._model.encode_prompt(asked[place][1].prompt) for place in places]
-        after = self._model.greedy(prompts, max_new_tokens=TOLD_TOKENS)
         # The parent's answers without a write: what was added is taken off again beside the weights.
         device = self._model.device
         branches = {

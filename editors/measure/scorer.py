@@ -1,7 +1,8 @@
 """What gates judge: fills the records of `pipeline.domain.measurements` for a candidate, its parent and the base.
 
 A `Scorer` lives with a loaded lineage. What it asked the parent is kept until the parent changes, so bisecting a
-batch asks the parent once; what it asked the base is kept longer. The base's answers are read from the parent with
+batch asks the parent once; what it asked the base is kept longer. What a candidate says freely is asked last, all of it
+in one round. The base's answers are read from the parent with
 its whole shift taken off again in a side branch, so the weights are never written.
 
 Legend: I in_features, O out_features.
@@ -15,14 +16,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from editors.measure.edit_measurer import EditMeasurer
+from editors.measure.edit_measurer import Changes, EditMeasurer
 from editors.measure.losses import Reading
 from editors.measure.other_subjects import Others, OtherSubjects
 from editors.measure.quality import Figure, chosen, prepared_quality
 from editors.measure.questions import EditMeasurement, EditQuestions, PromptMeasurement
 from editors.measure.reference import Reference
+from editors.measure.rounds import Round, Talk, answered
 from editors.measure.scoring import Change, Score, compared, prepare, scores
-from editors.measure.shown_answers import NUM_SHOWN, Said, moved, said_to, with_answers
+from editors.measure.shown_answers import NUM_SHOWN, Probed, Said, moved, said_to, with_answers
 from editors.models.families import EditableModel, Pair
 from editors.models.hooks import side_branch
 from editors.weights.deltas import WeightDelta, WeightStore
@@ -117,8 +119,7 @@ class Scorer:
             parent.neighbours.clear()
         self._observe_neighbours(parent, [edit for edit in added if edit.edit_id not in parent.neighbours])
         self._observe_answers(parent, added)
-        if any(edit.edit_id not in parent.retained for edit in retained):
-            parent.retained |= self._successes(retained)
+        parent.retained |= self._successes([edit for edit in retained if edit.edit_id not in parent.retained])
         self._others.observe_parent(others or {})
 
     def measure(
@@ -149,9 +150,11 @@ class Scorer:
         asked = self._asked({*gone_keys, *(edit.request.conflict_key for edit in added)})
         suite = [(self._reference.suite[place], from_parent[place]) for place in asked]
         suite_moved = [(one.probe.probe.prompt, one.sequence, to.kl) for one, to in suite if not to.is_unchanged]
+        edits, what_moved = self._edit_scores(added, parent, suite_moved, others or {}, delta)
+        candidate.retained |= {score.edit_id: score.edit_success for score in edits}
         return Measurements(
-            edits=self._edit_scores(added, parent, self._others.measure(added, others or {}, delta)),
-            moved=moved(self._model, suite_moved),
+            edits=edits,
+            moved=what_moved,
             candidate=self._model_score(candidate, asked, retained),
             parent=self._model_score(parent, asked, retained),
             base=self._model_score(self._base, asked, ()),
@@ -180,7 +183,8 @@ class Scorer:
         if pairs:
             found = self._measurer.scores(list(pairs.values()))
             parent.targets |= {edit_id: found[pair].probability for edit_id, pair in pairs.items()}
-        parent.said |= said_to(self._model, [edit for edit in edits[:NUM_SHOWN] if edit.edit_id not in parent.said])
+        shown = [edit for edit in edits[:NUM_SHOWN] if edit.edit_id not in parent.said]
+        parent.said |= answered(self._model, said_to(self._model, shown))
 
     def _successes(self, edits: Sequence[Edit]) -> dict[str, bool]:
         pairs: dict[str, Pair] = {edit.edit_id: (edit.request.own_prompt, edit.request.target_new) for edit in edits}
@@ -188,40 +192,48 @@ class Scorer:
         return {edit_id: found[pair].is_hit for edit_id, pair in pairs.items()}
 
     def _edit_scores(
-        self, added: Sequence[Edit], parent: Observed, others: Mapping[str, tuple[OtherSubjectScore, ...]]
-    ) -> tuple[EditScore, ...]:
+        self, added: Sequence[Edit], parent: Observed, suite_moved: Sequence[Probed], others: Others, delta: WeightDelta
+    ) -> tuple[tuple[EditScore, ...], tuple[Moved, ...]]:
+        """Return the scores of edits, and what is said now to probes of the suite that moved; all said in one round."""
         asking = [edit.edit_id for edit in added if can_be_asked(edit.request)][: self._num_chat]
         questions = [
             questions_of(edit, rephrase_rows=self._rephrase_rows, replies=edit.edit_id in asking) for edit in added
         ]
-        found = self._measurer.measure(questions, parent=parent.neighbours)
-        said = said_to(self._model, added[:NUM_SHOWN], only_wordings=True)
-        shown = zip(found, added, self._moved(found, added), strict=True)
-        return tuple(
+        changes = self._measurer.changes(added, parent.neighbours)
+        together = Round(self._model)
+        found = together.take(self._measurer.talk(questions, changes))
+        of_suite = together.take(moved(self._model, suite_moved))
+        own_moved = together.take(self._moved(added, changes))
+        said = together.take(said_to(self._model, added[:NUM_SHOWN], only_wordings=True))
+        of_others = together.take(self._others.talk(added, others, delta))
+        together.answer()
+        of_each = (
             with_answers(
                 replace(
                     edit_score(one, names_subject=edit.request.names_subject),
-                    moved=own_moved,
-                    other_subjects=others.get(edit.edit_id, ()),
+                    moved=of_edit,
+                    other_subjects=of_others.value.get(edit.edit_id, ()),
                 ),
                 edit,
                 before=parent.said.get(edit.edit_id, Said()),
-                after=said.get(edit.edit_id, Said()),
+                after=said.value.get(edit.edit_id, Said()),
                 prob_before=parent.targets.get(edit.edit_id),
             )
-            for one, edit, own_moved in shown
+            for one, edit, of_edit in zip(found.value, added, own_moved.value, strict=True)
         )
+        return tuple(of_each), of_suite.value
 
-    def _moved(self, found: Sequence[EditMeasurement], edits: Sequence[Edit]) -> list[tuple[Moved, ...]]:
+    def _moved(self, edits: Sequence[Edit], changes: Changes) -> Talk[list[tuple[Moved, ...]]]:
         """Return, for each edit, its own locality probes that answer otherwise than on the parent; the first few."""
         probes, places = [], []
-        for place, (one, edit) in enumerate(zip(found, edits, strict=True)):
-            answers = self._measurer.base_answers(edit)
-            for probe, answer, neighbour in zip(edit.request.locality, answers, one.neighbours, strict=True):
-                if neighbour.from_parent is not None and not neighbour.from_parent.is_unchanged:
-                    probes.append((probe.prompt, answer, neighbour.from_parent.kl))
+        for place, edit in enumerate(edits):
+            of_edit = zip(edit.request.locality, self._measurer.base_answers(edit), changes[edit.edit_id], strict=True)
+            for probe, answer, (_, from_parent) in of_edit:
+                if from_parent is not None and not from_parent.is_unchanged:
+                    probes.append((probe.prompt, answer, from_parent.kl))
                     places.append(place)
-        said = list(zip(places, moved(self._model, probes), strict=False))
+        says = yield from moved(self._model, probes)
+        said = list(zip(places, says, strict=False))
         return [tuple(one for of, one in said if of == place) for place in range(len(edits))]
 
     def _asked(self, keys: Collection[str]) -> list[int]:

@@ -5,11 +5,11 @@ Nothing is judged by it, so it is short: a few edits, a few tokens, and of neigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from editors.measure.free_answers import REPLY_TOKENS
+from editors.measure.rounds import Ask, Talk
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
 from pipeline.domain.edits import Edit
@@ -17,7 +17,8 @@ from pipeline.domain.measurements import EditScore, Moved
 from pipeline.domain.prompts import Prompt
 from pipeline.domain.wordings import can_be_asked
 
-K = TypeVar("K")
+Probed = tuple[Prompt, Encoded, float]
+"""A probe that moved: its prompt, the same with the base's answer, and how far the answer moved, in nats."""
 
 NUM_SHOWN = 8
 """Edits of a batch whose answers are shown."""
@@ -39,8 +40,8 @@ class Said:
     """To its question in a chat."""
 
 
-def said_to(model: EditableModel, edits: Sequence[Edit], *, only_wordings: bool = False) -> dict[str, Said]:
-    """Return what a model says to edits, by edit id; every rank has to call it.
+def said_to(model: EditableModel, edits: Sequence[Edit], *, only_wordings: bool = False) -> Talk[dict[str, Said]]:
+    """Ask a model about edits, and return what it says by edit id.
 
     Args:
         model: the model as it is now.
@@ -59,9 +60,9 @@ def said_to(model: EditableModel, edits: Sequence[Edit], *, only_wordings: bool 
         if question is not None and model.has_chat_template:
             questions[edit.edit_id, "reply"] = question
     found: dict[str, dict[str, str]] = {edit.edit_id: {} for edit in edits}
-    said = _said(model, asked, SHOWN_TOKENS) | _said(model, questions, REPLY_TOKENS)
-    for (edit_id, kind), text in said.items():
-        found[edit_id][kind] = text
+    answers = yield [*_asks(model, asked.values(), SHOWN_TOKENS), *_asks(model, questions.values(), REPLY_TOKENS)]
+    for (edit_id, kind), tokens in zip([*asked, *questions], answers, strict=True):
+        found[edit_id][kind] = model.decode(tokens).strip()
     return {edit_id: Said(**texts) for edit_id, texts in found.items()}
 
 
@@ -78,26 +79,28 @@ def with_answers(score: EditScore, edit: Edit, *, before: Said, after: Said, pro
     )
 
 
-def moved(model: EditableModel, probes: Sequence[tuple[Prompt, Encoded, float]]) -> tuple[Moved, ...]:
-    """Return what a model says now to the first `NUM_MOVED` of some probes that moved; every rank has to call it.
+def moved(model: EditableModel, probes: Sequence[Probed]) -> Talk[tuple[Moved, ...]]:
+    """Ask a model the first `NUM_MOVED` of some probes that moved, and return what it says now.
 
     Args:
         model: the model as it is now.
-        probes: of each the prompt, the same with the base's answer, and how far the answer moved, in nats.
+        probes: in the order in which they are told.
     """
     shown = probes[:NUM_MOVED]
-    says = _said(model, {place: prompt for place, (prompt, _, _) in enumerate(shown)}, SHOWN_TOKENS)
+    says = yield _asks(model, (prompt for prompt, _, _ in shown), SHOWN_TOKENS)
     return tuple(
-        Moved(prompt=_text_of(prompt), base=model.decode(answer.target_ids).strip(), now=says[place], kl=kl)
-        for place, (prompt, answer, kl) in enumerate(shown)
+        Moved(
+            prompt=_text_of(prompt),
+            base=model.decode(answer.target_ids).strip(),
+            now=model.decode(tokens).strip(),
+            kl=kl,
+        )
+        for (prompt, answer, kl), tokens in zip(shown, says, strict=True)
     )
 
 
-def _said(model: EditableModel, prompts: Mapping[K, Prompt], most: int) -> dict[K, str]:
-    if not prompts:
-        return {}
-    answers = model.greedy([model.encode_prompt(prompt) for prompt in prompts.values()], max_new_tokens=most)
-    return {key: model.decode(tokens).strip() for key, tokens in zip(prompts, answers, strict=True)}
+def _asks(model: EditableModel, prompts: Iterable[Prompt], most: int) -> list[Ask]:
+    return [Ask(prompt_ids=model.encode_prompt(prompt), most=most) for prompt in prompts]
 
 
 def _text_of(prompt: Prompt) -> str:

@@ -19,7 +19,17 @@ from transformers import AutoModelForCausalLM
 from editors.models.base import EditableModel
 from editors.models.comm import ALONE, Comm
 from editors.models.frozen_prefix import compute_prefix, ending_before, gathered_head, starting_at
-from editors.models.generation import CausalDecoding, IsDone, Prompts, greedy, never_done, shared_length
+from editors.models.generation import (
+    FORWARD_TOKENS,
+    Beginning,
+    CausalDecoding,
+    IsDone,
+    Prompts,
+    beginnings,
+    greedy,
+    never_done,
+    shared_length,
+)
 from editors.models.inner_params import InnerParam
 from editors.models.positions import answered_together, require_positions
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, encode_pair, num_tokens, pack, pad_id
@@ -126,25 +136,26 @@ class CausalModel(EditableModel):
 
     def decoding(self, prompts: Prompts) -> CausalDecoding:
         """Return continuations in the making; see `EditableModel.decoding`."""
-        return self._decoding(prompts, self._num_shared(prompts))
+        shared = shared_length(prompts) if self._can_share(prompts) else 0
+        return self._decoding([Beginning(prompts=prompts, shared=shared)])
 
-    def _decoding(self, prompts: Prompts, shared: int) -> CausalDecoding:
-        return CausalDecoding(self.module, prompts, shared=shared, pad_id=pad_id(self.tokenizer))
+    def _decoding(self, begun: Sequence[Beginning]) -> CausalDecoding:
+        return CausalDecoding(self.module, begun, pad_id=pad_id(self.tokenizer))
 
-    def _num_shared(self, prompts: Prompts) -> int:
-        # A beginning by itself would be rotated in the short way.
-        is_long = self.rotation_change is not None and max(map(len, prompts)) > self.rotation_change
-        return 0 if is_long else shared_length(prompts)
+    def _can_share(self, prompts: Prompts) -> bool:
+        """Return whether a beginning may be read by itself: beside a long prompt it would be rotated in another way."""
+        return self.rotation_change is None or max(map(len, prompts)) <= self.rotation_change
 
     def _greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone) -> list[list[int]]:
-        shared = self._num_shared(prompts)
         return greedy(
-            lambda own: self._decoding(own, shared),
+            self._decoding,
             prompts,
             comm=self.comm,
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             is_done=is_done,
+            plan=beginnings(prompts, forward_tokens=FORWARD_TOKENS * self.times_more),
+            can_share=self._can_share(prompts),
         )
 
     @property

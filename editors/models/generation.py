@@ -1,22 +1,27 @@
 """Greedy decoding of a batch, in which each answer stops as early as it may.
 
 This is a loop of our own rather than transformers' `generate`, for four reasons: an answer can be finished by what it
-says; a finished answer leaves the batch; a beginning that all prompts share (the system turn of a chat template) runs
+says; a finished answer leaves the batch; a beginning that prompts share (the system turn of a chat template) runs
 once; and a checkpoint's generation settings (beams, least lengths, forced tokens) have no influence. Each rank answers
 a share of the prompts, and runs along until the last rank is done.
 
-Legend: B sequences that are still answered, L padded length, S tokens that all prompts begin with, H heads, D size of a
-head, V vocabulary.
+Prompts of unlike length are read in several forwards (`beginnings`), so that padding costs little. Then all answers
+grow together, a token of each at a time.
+
+Legend: B sequences that are still answered, L padded length, S tokens that some prompts begin with, H heads, D size of
+a head, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from editors.models.comm import Comm, merged, own_share
@@ -25,6 +30,22 @@ Prompts = Sequence[Sequence[int]]
 """The token ids of some prompts."""
 IsDone = Callable[[int, Sequence[int]], bool]
 """(place of the prompt, token ids generated so far) -> whether the answer needs no more tokens."""
+
+
+LEAST_SHARED = 8
+"""Fewest tokens that are worth a forward of their own where prompts begin with them."""
+FORWARD_TOKENS = 32
+"""What a forward costs on a CPU beside its tokens, in tokens: it reads every weight once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beginning:
+    """Prompts that are read in one forward, behind one of what they all begin with."""
+
+    prompts: Prompts
+    """Each of at least one token."""
+    shared: int
+    """How many tokens they all begin with that are read once; each has more of its own."""
 
 
 def never_done(_place: int, _tokens: Sequence[int]) -> bool:
@@ -51,13 +72,15 @@ class Decoding(Protocol):
 
 @torch.no_grad()
 def greedy(
-    decode: Callable[[Prompts], Decoding],
+    decode: Callable[[Sequence[Beginning]], Decoding],
     prompts: Prompts,
     *,
     comm: Comm,
     max_new_tokens: int,
     stop_ids: frozenset[int],
     is_done: IsDone = never_done,
+    plan: Sequence[Sequence[int]] | None = None,
+    can_share: bool = False,
 ) -> list[list[int]]:
     """Return the greedy answer to each prompt as token ids, without the stop token; every rank has to call it.
 
@@ -68,18 +91,27 @@ def greedy(
         max_new_tokens: most tokens of an answer.
         stop_ids: tokens that end an answer.
         is_done: asked after each token; where it is true, the answer ends with that token.
+        plan: places of the prompts that are read together, as `beginnings` gives them; all if None.
+        can_share: whether what such prompts begin with alike is read once.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
-    live = own_share(comm, range(len(prompts)))
-    answers: dict[int, list[int]] = {place: [] for place in live}
-    decoding = decode([prompts[place] for place in live or [0]])
+    begun: list[Beginning] = []
+    live: list[int | None] = []
+    for group in plan or [range(len(prompts))]:
+        shared = shared_length([prompts[place] for place in group]) if can_share else 0
+        # Every rank makes the same forwards: one without a prompt of the group reads another's and drops it.
+        own = own_share(comm, group)
+        begun.append(Beginning(prompts=[prompts[place] for place in own or group[:1]], shared=shared))
+        live += own or [None]
+    answers: dict[int, list[int]] = {place: [] for place in live if place is not None}
+    decoding = decode(begun)
     logits_BV = decoding.begin()
     while True:
         tokens = logits_BV.argmax(dim=-1).tolist()
         staying = []
         for row, place in enumerate(live):
-            if tokens[row] in stop_ids:
+            if place is None or tokens[row] in stop_ids:
                 continue
             answers[place].append(tokens[row])
             if len(answers[place]) < max_new_tokens and not is_done(place, answers[place]):
@@ -98,37 +130,54 @@ class CausalDecoding:
 
     Args:
         module: the model.
-        prompts: each of at least one token.
-        shared: how many tokens that all prompts begin with are run once; see `shared_length`.
+        begun: the prompts, in the order of the batch's rows.
         pad_id: any token id; padding is masked.
     """
 
-    def __init__(self, module: nn.Module, prompts: Prompts, *, shared: int, pad_id: int) -> None:
-        self._module, self._prompts, self._shared, self._pad_id = module, prompts, shared, pad_id
+    def __init__(self, module: nn.Module, begun: Sequence[Beginning], *, pad_id: int) -> None:
+        self._module, self._begun, self._pad_id = module, begun, pad_id
         self._cache: Any = None
         self._mask_BL = torch.empty(0, dtype=torch.long)
         # Models with ALiBi have none.
         self._has_positions = "position_ids" in inspect.signature(module.forward).parameters
 
     def begin(self) -> Tensor:
-        """Run the shared beginning once, then the rest of each prompt, padded on the left; logits, B x V.
+        """Read the prompts, padded on the left, and return the logits after each, B x V.
+
+        Padding is on the left, so that every prompt ends, and every answer grows, in the same column.
+        """
+        logits, caches, masks = [], [], []
+        for one in self._begun:
+            logits.append(self._read(one))
+            caches.append(self._cache)
+            masks.append(self._mask_BL)
+        if len(self._begun) > 1:
+            width = max(mask_BL.shape[1] for mask_BL in masks)
+            self._mask_BL = torch.cat([pad(mask_BL, (width - mask_BL.shape[1], 0)) for mask_BL in masks])
+            self._cache = _joined(caches, width)
+        return torch.cat(logits)
+
+    def _read(self, begun: Beginning) -> Tensor:
+        """Run the shared beginning once, then the rest of each prompt; logits, B x V.
 
         No padding is ever between two tokens: windows and slopes of attention count columns. So a shorter prompt takes
         less of what is shared and runs as many tokens of its own as the longest.
         """
         device = next(self._module.parameters()).device
-        shared, width = self._shared, max(map(len, self._prompts)) - self._shared
-        taken = [max(min(len(prompt) - width, shared), 0) for prompt in self._prompts]
+        prompts, shared = begun.prompts, begun.shared
+        width = max(map(len, prompts)) - shared
+        taken = [max(min(len(prompt) - width, shared), 0) for prompt in prompts]
+        # A cache that is joined with others keeps all tokens, also of layers with a window.
+        self._cache = DynamicCache() if shared or len(self._begun) > 1 else None
         if shared:
-            self._cache = DynamicCache()  # keeps all tokens, also for layers with a window
             self._mask_BL = torch.ones(1, shared, dtype=torch.long, device=device)
-            self._run(torch.tensor([list(self._prompts[0][:shared])], device=device))
+            self._run(torch.tensor([list(prompts[0][:shared])], device=device))
             for layer in self._cache.layers:
                 layer.keys, layer.values = (_beginnings(kept, taken) for kept in (layer.keys, layer.values))
-        # Padding is on the left, so that every prompt ends, and every answer grows, in the same column.
-        rests = [list(prompt[num:]) for prompt, num in zip(self._prompts, taken, strict=True)]
-        lengths = [len(prompt) for prompt in self._prompts]
-        self._mask_BL = torch.tensor([[0] * (shared + width - num) + [1] * num for num in lengths], device=device)
+        rests = [list(prompt[num:]) for prompt, num in zip(prompts, taken, strict=True)]
+        self._mask_BL = torch.tensor(
+            [[0] * (shared + width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
+        )
         padded = [[self._pad_id] * (width - len(rest)) + rest for rest in rests]
         return self._run(torch.tensor(padded, device=device))
 
@@ -168,10 +217,54 @@ def _beginnings(kept_1HSD: Tensor, taken: Sequence[int]) -> Tensor:
     return kept_1HSD[0][:, place_BS].transpose(0, 1).contiguous()
 
 
+def _joined(caches: Sequence[Any], width: int) -> Any:
+    """Return one cache of the rows of several, each padded on the left to a number of columns."""
+    joined = DynamicCache()
+    for place in range(len(caches[0].layers)):
+        layers = [cache.layers[place] for cache in caches]
+        keys, values = (
+            torch.cat([pad(kept_BHLD, (0, 0, width - kept_BHLD.shape[2], 0)) for kept_BHLD in parts])
+            for parts in ([layer.keys for layer in layers], [layer.values for layer in layers])
+        )
+        joined.update(keys, values, place)
+    return joined
+
+
+def beginnings(prompts: Prompts, *, forward_tokens: int = FORWARD_TOKENS) -> list[list[int]]:
+    """Return the places of prompts in groups, each of which is read in one forward.
+
+    Prompts that begin alike are together where that saves more than two forwards cost; the others by length, where
+    their padding would cost more than a forward.
+
+    Args:
+        prompts: each of at least one token.
+        forward_tokens: what a forward costs beside its tokens, in tokens.
+    """
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        alike.setdefault(tuple(prompt[:LEAST_SHARED]), []).append(place)
+    found, others = [], []
+    for places in alike.values():
+        saved = (len(places) - 1) * shared_length([prompts[place] for place in places])
+        if saved > 2 * forward_tokens:
+            found.append(places)
+        else:
+            others += places
+    padding = 0
+    group: list[int] = []
+    for place in sorted(others, key=lambda place: -len(prompts[place])):
+        padding += len(prompts[group[0]]) - len(prompts[place]) if group else 0
+        if padding > forward_tokens:
+            found.append(group)
+            group, padding = [], 0
+        group.append(place)
+    return [*found, group] if group else found
+
+
 def shared_length(prompts: Prompts) -> int:
     """Return how many tokens all prompts begin with; 0 where they are too few to be worth a forward of their own."""
     if len(prompts) < 2:
         return 0
     shortest = min(map(len, prompts)) - 1
     same = next((i for i in range(shortest) if len({prompt[i] for prompt in prompts}) > 1), shortest)
-    return same if same >= 8 else 0
+    return same if same >= LEAST_SHARED else 0

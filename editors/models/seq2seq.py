@@ -153,7 +153,7 @@ class Seq2SeqModel(EditableModel):
         """
         ((_, most),) = self.answered_together(prompts, max_new_tokens=max_new_tokens)
         return greedy(
-            self.decoding,
+            lambda begun: self.decoding([prompt for one in begun for prompt in one.prompts]),
             prompts,
             comm=self.comm,
             max_new_tokens=most,

@@ -14,6 +14,7 @@ import torch
 from editors.measure.free_answers import FreeAnswer, free_answers
 from editors.measure.quality import Figure, quality_probes
 from editors.measure.reference import Reference, build_reference
+from editors.measure.rounds import answered
 from editors.measure.scorer import Scorer
 from editors.models.families import EditableModel
 from editors.models.hooks import capturing
@@ -165,8 +166,9 @@ def test_what_a_classifier_says_freely_is_its_most_probable_label() -> None:
     [label] = model.generate(["the president of France was"])
     others = {"true", "false", "unknown"} - {label}
     prompt = "the president of France was"
-    assert free_answers(model, [(prompt, label)]) == [FreeAnswer(text=label, is_success=True)]
-    assert free_answers(model, [(prompt, min(others))]) == [FreeAnswer(text=label, is_success=False)]
+    for target, is_success in ((label, True), (min(others), False)):
+        found, _ = answered(model, free_answers(model, [(prompt, target)]))
+        assert found == [FreeAnswer(text=label, is_success=is_success)]
 
 
 def test_suite_probes_of_edited_facts_count_neither_for_nor_against_a_model() -> None:

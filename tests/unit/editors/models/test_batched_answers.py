@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from editors.models.causal import CausalModel
-from editors.models.generation import shared_length
+from editors.models.generation import beginnings, shared_length
 from editors.models.tokens import Encoded
 from tests.support.tiny_models import tiny_tokenizer
 
@@ -99,10 +99,15 @@ def model(request: pytest.FixtureRequest) -> CausalModel:
         prompts_with(20, 3, 3),
         prompts_with(9, 1, 30, 12, 12),
         prompts_with(0, 2, 25, 11),
+        [*prompts_with(0, 2, 25, 11), *prompts_with(20, 1, 14, 6)],
     ],
-    ids=["shared", "even", "longer than what is shared", "nothing shared"],
+    ids=["shared", "even", "longer than what is shared", "nothing shared", "some shared"],
 )
-def test_a_prompt_is_answered_alike_alone_and_in_any_batch(model: CausalModel, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("forward_tokens", [1, 32])
+def test_a_prompt_is_answered_alike_alone_and_in_any_batch(
+    model: CausalModel, prompts: list[list[int]], forward_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editors.models.causal.FORWARD_TOKENS", forward_tokens)
     alone = [model.greedy([prompt], max_new_tokens=8)[0] for prompt in prompts]
     assert model.greedy(prompts, max_new_tokens=8) == alone
     assert model.greedy(prompts[::-1], max_new_tokens=8) == alone[::-1]
@@ -138,6 +143,14 @@ def test_padding_and_what_enters_the_first_edited_block_change_no_logit(model: C
     some = together.of_rows([2, 0])
     expected = torch.cat([alone[4:], alone[:2]])
     torch.testing.assert_close(model.target_logits(some), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_are_read_together_that_begin_alike_or_have_about_the_same_length() -> None:
+    chats, others = prompts_with(20, 1, 14, 6, 6, 9), prompts_with(0, 40, 3, 38, 5)
+    prompts = [*others, *chats]
+    assert beginnings(prompts) == [[4, 5, 6, 7, 8], [0, 2], [3, 1]]
+    assert beginnings(prompts, forward_tokens=1000) == [[0, 2, 5, 8, 6, 7, 4, 3, 1]]
+    assert sorted(place for group in beginnings(prompts, forward_tokens=1) for place in group) == list(range(9))
 
 
 def test_what_prompts_share_is_worth_a_forward_of_its_own() -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from editors.measure.free_answers import chat_replies, free_answers
+from editors.measure.free_answers import free_answers
 from editors.measure.quality import quality_probes
 from editors.measure.reference import own_answers
+from editors.measure.rounds import answered
 from editors.models.positions import answered_together, max_positions
 from editors.models.tokens import num_tokens
 from pipeline.domain.edits import Probe
@@ -106,9 +107,9 @@ def test_a_classifier_refuses_what_it_has_no_positions_for() -> None:
 def test_all_that_is_measured_of_a_prompt_at_the_end_of_the_positions_can_be(name: str) -> None:
     model = limited(name)
     prompt = words(model, MOST)
-    [answer] = free_answers(model, [(prompt, "Rome")])
+    [answer], replies = answered(model, free_answers(model, [(prompt, "Rome")], questions=[asked_in_chat(prompt)]))
     assert answer.text
-    assert chat_replies(model, [asked_in_chat(prompt)])
+    assert all(replies[question] for question in [asked_in_chat(prompt)])
     [own] = own_answers(model, [Probe(prompt=prompt)])
     if model.task == "causal":
         assert num_tokens(own) == MOST
