@@ -243,7 +243,8 @@ def beginnings(prompts: Prompts, *, forward_tokens: int = FORWARD_TOKENS) -> lis
     alike: dict[tuple[int, ...], list[int]] = {}
     for place, prompt in enumerate(prompts):
         alike.setdefault(tuple(prompt[:LEAST_SHARED]), []).append(place)
-    found, others = [], []
+    found: list[list[int]] = []
+    others: list[int] = []
     for places in alike.values():
         saved = (len(places) - 1) * shared_length([prompts[place] for place in places])
         if saved > 2 * forward_tokens:

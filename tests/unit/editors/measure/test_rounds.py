@@ -101,8 +101,9 @@ def trial(model: EditableModel, size: float) -> Measurements:
     ]
     scorer = Scorer(model, weights := PlainWeights(model.module, model.inner), build_reference(model, suite, TEXT))
     first, second = edits_of(model)
+    batches: list[tuple[int, Edit, list[Edit]]] = [(1, first, []), (2, second, [first])]
     found: list[Measurements] = []
-    for seed, added, retained in ((1, first, []), (2, second, [first])):
+    for seed, added, retained in batches:
         draw = torch.Generator().manual_seed(seed)
         delta = WeightDelta.of(
             {

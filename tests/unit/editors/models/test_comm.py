@@ -206,18 +206,26 @@ def test_the_solvers_without_a_ledger_are_divided_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "t5", "bert"])
-def test_free_answers_are_those_of_one_rank(name: str) -> None:
+@pytest.mark.parametrize("forward_tokens", [1, 32])
+def test_free_answers_are_those_of_one_rank_after_as_many_forwards_on_each(
+    name: str, forward_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editors.models.causal.FORWARD_TOKENS", forward_tokens)
     prompts = ["who is king", "the capital of Japan is", "the river of Rome", "a mountain", "who"]
 
-    def said(comm: Comm, *, count: int) -> list[str]:
+    def said(comm: Comm, *, count: int) -> tuple[list[str], int]:
         with SEEDED:
             model = tiny_model(name)
         model.comm = comm
-        return model.generate(prompts[:count], max_new_tokens=4)
+        forwards: list[None] = []
+        model.module.register_forward_hook(lambda *_: forwards.append(None))
+        return model.generate(prompts[:count], max_new_tokens=4), len(forwards)
 
     for count in (1, len(prompts)):
-        expected = said(ALONE, count=count)
-        assert on_ranks(3, lambda comm, count=count: said(comm, count=count)) == [expected] * 3
+        expected, _ = said(ALONE, count=count)
+        found = on_ranks(3, lambda comm, count=count: said(comm, count=count))
+        assert [answers for answers, _ in found] == [expected] * 3
+        assert len({num_forwards for _, num_forwards in found}) == 1
 
 
 def test_what_one_rank_refuses_every_rank_refuses() -> None:
