@@ -1,9 +1,9 @@
 """What gates judge: fills the records of `pipeline.domain.measurements` for a candidate, its parent and the base.
 
 A `Scorer` lives with a loaded lineage. What it asked the parent is kept until the parent changes, so bisecting a
-batch asks the parent once; what it asked the base is kept longer. What a candidate says freely is asked last, all of it
-in one round. The base's answers are read from the parent with
-its whole shift taken off again in a side branch, so the weights are never written.
+batch asks the parent once; what it asked the base is kept longer. What a candidate says freely is asked last, all of
+it in one round. The base's answers are read from the parent with its whole shift taken off again in a side branch, so
+the weights are never written.
 
 Legend: I in_features, O out_features.
 """
