@@ -146,7 +146,7 @@ def test_padding_and_what_enters_the_first_edited_block_change_no_logit(model: C
 
 
 def test_prompts_are_read_together_that_begin_alike_or_have_about_the_same_length() -> None:
-    chats, others = prompts_with(20, 1, 14, 6, 6, 9), prompts_with(0, 40, 3, 38, 5)
+    chats, others = prompts_with(20, 1, 14, 6, 6, 9), prompts_with(0, 1, 40, 3, 38, 5)[1:]
     prompts = [*others, *chats]
     assert beginnings(prompts) == [[4, 5, 6, 7, 8], [0, 2], [3, 1]]
     assert beginnings(prompts, forward_tokens=1000) == [[0, 2, 5, 8, 6, 7, 4, 3, 1]]
