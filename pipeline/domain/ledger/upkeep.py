@@ -116,7 +116,7 @@ class Owed:
     reason: str
     """Why; may be empty."""
     asked_at: datetime
-    """Database time."""
+    """When they did, by the database's clock."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,8 +5,6 @@ Runs inside the transaction of its caller, on a locked lineage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sqlalchemy import Connection, update
 
 from pipeline.adapters.sql.audit import append
@@ -22,7 +20,7 @@ UNDO_FAILED = "the ledger before rejected snapshot "
 
 
 def hold_after_roll_back(
-    connection: Connection, on: LockedLineage, *, seq: int, reason: str, actor: str, anew: Sequence[int] = ()
+    connection: Connection, on: LockedLineage, *, seq: int, reason: str, actor: str, anew: int | None = None
 ) -> None:
     """Hold the lineage, unless something else holds it already: that reason stays.
 
@@ -32,13 +30,13 @@ def hold_after_roll_back(
         seq: the snapshot that is live again.
         reason: why, in the person's words.
         actor: who rolled back.
-        anew: snapshots above it whose ledger was solved anew, oldest first.
+        anew: the first snapshot above it whose ledger was a new one; None if there is none.
     """
     if on.hold is not None and not on.hold.startswith(ROLLED_BACK):
         return
     hold = f"{ROLLED_BACK}{seq}: {reason or 'no reason given'}"
-    if anew:
-        hold += f"; `lineage rekey {on.name} --undo {anew[0]}` brings the ledger before snapshot {anew[0]} back"
+    if anew is not None:
+        hold += f"; `lineage rekey {on.name} --undo {anew}` brings the ledger before snapshot {anew} back"
     _hold(connection, on, hold, actor=actor)
 
 

@@ -124,6 +124,18 @@ def _newest(connection: Connection, on: LockedLineage, condition: ColumnElement[
 
 def ledgers_in_force(connection: Connection, lineage_id: str) -> tuple[int, ...]:
     """Return the seqs of the snapshots that were solved anew and whose ledgers the head stands on, oldest first."""
+    return in_force(_solved(connection, lineage_id))
+
+
+def first_new_ledger(connection: Connection, lineage_id: str, *, above_seq: int) -> int | None:
+    """Return the first snapshot above a place whose ledger was a new one and that the head stands on; None if none."""
+    solved = _solved(connection, lineage_id)
+    stood_on = in_force(solved)
+    return next((seq for seq, undone in solved if undone is None and seq > above_seq and seq in stood_on), None)
+
+
+def _solved(connection: Connection, lineage_id: str) -> list[tuple[int, int | None]]:
+    """Return the place of each snapshot that was solved anew, oldest first, and of the one that it undoes."""
     undone = snapshots.alias()
     undoes = removals.c.resolving["undoes"].as_string().cast(UUID(as_uuid=False))
     query = (
@@ -133,7 +145,7 @@ def ledgers_in_force(connection: Connection, lineage_id: str) -> tuple[int, ...]
         .outerjoin(undone, undone.c.snapshot_id == undoes)
         .where(removals.c.lineage_id == lineage_id, removals.c.resolving.is_not(None))
     )
-    return in_force([(seq, before) for seq, before in connection.execute(query.order_by(snapshots.c.seq))])
+    return [(seq, before) for seq, before in connection.execute(query.order_by(snapshots.c.seq))]
 
 
 def ledger_standing(connection: Connection, lineage_id: str) -> LedgerStanding:
