@@ -13,7 +13,9 @@ branch_labels = None
 depends_on = None
 
 NAMES = "ledger_history, folded_facts"
-READERS = "corrigenda_control, corrigenda_console, corrigenda_reviewer, corrigenda_web, corrigenda_auditor"
+READERS = (
+    "corrigenda_app, corrigenda_control, corrigenda_console, corrigenda_reviewer, corrigenda_web, corrigenda_auditor"
+)
 
 # A lineage that begins on a folded base says so in one of the first lines of its chain.
 VIEWS = """
