@@ -136,7 +136,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if removal is None:
             return
         if not passes:
-            report = failing_report(removal.edit_ids)
+            report = failing_report(removal.edit_ids or ["none"])
             self.rig.queue.fail_removal(self.lease(), removal, reason="retention", report=report)
             return
         new = self.rig.new_snapshot(removal=removal, parent_id=self.rig.lineage().head_id)

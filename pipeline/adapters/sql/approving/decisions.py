@@ -18,7 +18,7 @@ from pipeline.adapters.sql.approving.holds import (
     hold_after_roll_back,
     lift,
 )
-from pipeline.adapters.sql.approving.resolving import first_new_ledger, owe_resolving, undo_of
+from pipeline.adapters.sql.approving.resolving import first_rolled_back, owe_resolving, undo_of
 from pipeline.adapters.sql.audit import append
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.rows import insert_report
@@ -83,7 +83,7 @@ def _roll_back(connection: Connection, on: LockedLineage, row: Row[Any], approva
     about_it = about(approval, approval_id) | {"rolled_back_to": row.seq}
     move_snapshots(connection, above, SnapshotStatus.rolled_back, on=on, actor=approval.actor, about=about_it)
     _move_champion(connection, on, row, approval, approval_id)
-    anew = first_new_ledger(connection, on.lineage_id, above_seq=row.seq)
+    anew = first_rolled_back(connection, on.lineage_id, above_seq=row.seq)
     hold_after_roll_back(connection, on, seq=row.seq, reason=approval.reason, actor=approval.actor, anew=anew)
 
 

@@ -30,7 +30,7 @@ def hold_after_roll_back(
         seq: the snapshot that is live again.
         reason: why, in the person's words.
         actor: who rolled back.
-        anew: the first snapshot above it whose ledger was a new one; None if there is none.
+        anew: the first snapshot that was rolled back and has a new ledger; None if there is none.
     """
     if on.hold is not None and not on.hold.startswith(ROLLED_BACK):
         return

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, insert, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, select
 from sqlalchemy.dialects.postgresql import UUID
 
 from pipeline.adapters.sql.audit import append
@@ -127,11 +127,18 @@ def ledgers_in_force(connection: Connection, lineage_id: str) -> tuple[int, ...]
     return in_force(_solved(connection, lineage_id))
 
 
-def first_new_ledger(connection: Connection, lineage_id: str, *, above_seq: int) -> int | None:
-    """Return the first snapshot above a place whose ledger was a new one and that the head stands on; None if none."""
+def first_rolled_back(connection: Connection, lineage_id: str, *, above_seq: int) -> int | None:
+    """Return the first snapshot above a place with a new ledger that was rolled back and is in force; None if none."""
     solved = _solved(connection, lineage_id)
     stood_on = in_force(solved)
-    return next((seq for seq, undone in solved if undone is None and seq > above_seq and seq in stood_on), None)
+    new = [seq for seq, undone in solved if undone is None and seq > above_seq and seq in stood_on]
+    query = select(func.min(snapshots.c.seq)).where(
+        snapshots.c.lineage_id == lineage_id,
+        snapshots.c.seq.in_(new),
+        snapshots.c.status == SnapshotStatus.rolled_back,
+    )
+    first: int | None = connection.scalar(query)
+    return first
 
 
 def _solved(connection: Connection, lineage_id: str) -> list[tuple[int, int | None]]:
