@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from pipeline.domain.formats.json_lines import kind_of
 
@@ -33,7 +33,7 @@ def reasons_of(error: ValidationError, fields: Collection[str] = ()) -> str:
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
-def _told(detail: ErrorDetails) -> str:
+def _told(detail: Mapping[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         return "there is no such field"
     text = detail["msg"]
