@@ -41,6 +41,10 @@ class AssignedByHand:
         """Return the partitions whose claim ended since the last call."""
         return ()
 
+    def is_joining(self) -> bool:
+        """Return whether a group has yet to say what is ours."""
+        return False
+
     def forget(self) -> None:
         """Stop reading; every partition is due again."""
         self._started.clear()
@@ -59,6 +63,7 @@ class AssignedByGroup(AssignedByHand, ConsumerRebalanceListener):  # type: ignor
         self._lock = threading.Lock()
         self._due: set[TopicPartition] = set()
         self._lost: set[TopicPartition] = set()
+        self._has_joined = threading.Event()
         self._consumer.subscribe([topic], listener=self)
 
     def due(self, partitions: Sequence[int]) -> tuple[TopicPartition, ...]:
@@ -81,6 +86,10 @@ class AssignedByGroup(AssignedByHand, ConsumerRebalanceListener):  # type: ignor
             lost, self._lost = self._lost, set()
             return tuple(lost | self._due)
 
+    def is_joining(self) -> bool:
+        """Return whether the group has not answered yet since it was joined, or since it began to share anew."""
+        return not self._has_joined.is_set()
+
     def forget(self) -> None:
         """Pause everything that is assigned, so that it is due again."""
         self._hold(self._consumer.assignment() or ())
@@ -90,15 +99,18 @@ class AssignedByGroup(AssignedByHand, ConsumerRebalanceListener):  # type: ignor
         self._consumer.unsubscribe()
         with self._lock:
             self._due.clear()
+        self._has_joined.clear()
         self._consumer.subscribe([self._topic], listener=self)
         return True
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Set a position, so that the library asks for none, and pause until the epoch is taken; on its thread."""
         self._hold(assigned)
+        self._has_joined.set()
 
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Note that the group takes partitions away; on the library's thread."""
+        """Note that the group takes partitions away, and gives them anew; on the library's thread."""
+        self._has_joined.clear()
         with self._lock:
             self._due.difference_update(revoked)
             self._lost.update(revoked)

@@ -7,6 +7,7 @@ nothing that was fetched and not handed over can be skipped.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -35,6 +36,8 @@ CLOSE_TIMEOUT_MS = 5_000
 SESSION_TIMEOUT_MS = 10_000
 """After how long without a heartbeat a group gives the partitions of a member to the others. The library's 45 s would
 leave those of an intake that was killed unread for as long, and some brokers answer who joins after half of it."""
+LONGEST_JOIN_SECONDS = SESSION_TIMEOUT_MS / 1000
+"""How long one poll waits for a group's answer, and a stop for that poll."""
 MAX_SHORT_POLLS = 4
 
 
@@ -200,9 +203,8 @@ class KafkaSource:
             return {}, gap
 
     def _polled(self) -> dict[TopicPartition, list[Any]]:
-        limit = self._settings.intake_max_records
         try:
-            records: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=POLL_MS, max_records=limit)
+            records = self._polled_till_joined()
         except Exception as error:
             if is_unreadable(error):
                 raise unreadable(error, self._claims.values()) from error
@@ -212,6 +214,19 @@ class KafkaSource:
         if not records and failure is not None and is_unreadable(failure):
             raise unreadable(failure, self._claims.values()) from failure
         return records
+
+    def _polled_till_joined(self) -> dict[TopicPartition, list[Any]]:
+        """Poll once, and without a pause until the group has answered.
+
+        The library throws away an answer that comes between two polls, and asks to join again. Where polls come as
+        regularly as answers do, an intake would never get a partition.
+        """
+        limit = self._settings.intake_max_records
+        began = time.monotonic()
+        while True:
+            records: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=POLL_MS, max_records=limit)
+            if records or not self._assignment.is_joining() or time.monotonic() - began > LONGEST_JOIN_SECONDS:
+                return records
 
     def _fetched(self, place: TopicPartition, records: Sequence[Any]) -> Fetched:
         claim = self._claims[place]
