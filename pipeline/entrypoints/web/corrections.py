@@ -151,7 +151,8 @@ def _accept(
 def _lineages_of(found: Sequence[Mapping[str, Any] | InvalidInput], known: Sequence[str]) -> set[str]:
     """Return the lineages that corrections are for; one that names none is for the only one there is."""
     only = known[0] if len(known) == 1 else None
-    named = {one.get("lineage", only) for one in found if isinstance(one, Mapping)}
+    # A list, as what was said may be of any kind, also one that no set takes: it is refused later, with a reason.
+    named = [one.get("lineage", only) for one in found if isinstance(one, Mapping)]
     return {name for name in known if name in named}
 
 

@@ -19,6 +19,7 @@ from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.adapters.sql.pruning import SqlPruneStore
 from pipeline.bootstrap import create_topics
+from pipeline.domain.contract.corrections import FeedbackV1
 from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionKey, Poll
 from pipeline.domain.contract.wire import parse_message
 from pipeline.domain.errors import Misconfigured
@@ -134,6 +135,19 @@ def test_what_cannot_be_a_correction_is_refused_with_what_to_change(
     headers = {} if kind is None else {"Content-Type": kind}
     assert said in is_problem(desk.post("/v1/corrections", content=content, headers=headers), status)
     assert web.publisher.sent == []
+
+
+@pytest.mark.parametrize("wrong", [[], {"a": [1]}, 7.5, True], ids=json.dumps)
+def test_a_field_of_any_kind_is_answered_and_is_no_fault_of_ours(desk: TestClient, web: WebRig, wrong: Any) -> None:
+    fields = [name for name in (*FeedbackV1.model_fields, "unknown") if STEM.get(name) != wrong]
+    each = [STEM | {"request_id": f"r-{name}", name: wrong} for name in fields]
+    said = desk.post("/v1/corrections", json=each)
+    assert said.status_code in (207, 422), said.text
+    assert [one.get("status", 202) for one in said.json()["results"]].count(422) > len(fields) / 2
+    chat = {"messages": [{"role": "user", "content": "What is Australia's capital?"}], "correction": "Canberra"}
+    for name in ("messages", "correction", "model", "lineage", "answer", "request_id"):
+        answer = desk.post("/v1/feedback", json=chat | {name: wrong})
+        assert answer.status_code in (202, 422), (name, answer.text)
 
 
 def test_a_broker_that_is_away_loses_nothing_and_tells_nothing(desk: TestClient, web: WebRig) -> None:
