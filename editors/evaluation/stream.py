@@ -6,7 +6,8 @@ A later correction of a fact takes the earlier one out.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean, median
 from typing import Any
@@ -20,6 +21,7 @@ from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
 from editors.weights.deltas import PlainWeights, WeightDelta
+from pipeline.domain.batches import SIBLINGS
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed
 from pipeline.domain.rank_api import EditorSettings
@@ -57,7 +59,8 @@ class Stream:
     ) -> None:
         self._model, self._editor = model, editor
         self._guards = guards or Guards(model, settings)
-        self._removes = settings.solver == "recursive"
+        self._removes, self._remakes = settings.solver == "recursive", settings.remakes_siblings
+        self._most = settings.batch_size
         self._keeps_ledger = editor.keeps_ledger and ledger is None
         self._memory = WatchedMemory(model.device)
         with self._memory.watching():
@@ -93,6 +96,7 @@ class Stream:
     def _make(self, added: Sequence[Edit]) -> None:
         keys = [edit.request.conflict_key for edit in added]
         removed_ids = [self._holding[key] for key in keys if key in self._holding] if self._removes else []
+        remade = self._siblings(added, removed_ids) if self._remakes and self._keeps_ledger else []
         began = time.perf_counter()
         try:
             result = self._editor.edit(
@@ -100,9 +104,9 @@ class Stream:
                     model=self._model,
                     weights=self.weights,
                     ledger=self.ledger,
-                    added=added,
-                    removed_ids=removed_ids,
-                    guards=self._guards.of(added, self._edited),
+                    added=[*remade, *added],
+                    removed_ids=[*removed_ids, *(edit.edit_id for edit in remade)],
+                    guards=self._guards.of([*remade, *added], self._edited),
                 )
             )
         except EditorFailed as error:
@@ -116,6 +120,18 @@ class Stream:
         self._edited |= {bare_name(edit.request.subject) for edit in added if edit.request.subject}
         ended = time.perf_counter()
         self.cost.add(result, len(added), apply=ended - edited, total=ended - began)
+
+    def _siblings(self, added: Sequence[Edit], removed_ids: Collection[str]) -> list[Edit]:
+        """Return what a lineage would make again beside some edits: the newest active edits about their subjects."""
+        about = {edit.request.subject.lower() for edit in added if edit.request.subject}
+        of_subject: Counter[str] = Counter()
+        found: list[Edit] = []
+        for edit_id in reversed(self.ledger.edit_ids):
+            subject = (self.active[edit_id].request.subject or "").lower() if edit_id in self.active else ""
+            if subject in about and edit_id not in removed_ids and of_subject[subject] < SIBLINGS:
+                of_subject[subject] += 1
+                found.append(self.active[edit_id])
+        return found[: self._most][::-1]
 
 
 class CostMeter:

@@ -16,6 +16,9 @@ T = TypeVar("T")
 RETAINED = 64
 """Older active edits that every candidate is measured on, at most."""
 
+SIBLINGS = 8
+"""Active edits about one subject, at most, that are made again when an edit about it comes or goes; the newest."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditBatch:

@@ -55,6 +55,11 @@ class EditorSettings:
     """Most that a batch may change an inner parameter by, as a fraction of its norm in the base; what asks for more is
     scaled back. 0 for no bound but that of the gates."""
 
+    @property
+    def remakes_siblings(self) -> bool:
+        """Whether active edits about a subject are made again when another edit about it comes or goes."""
+        return self.solver == "recursive" and bool(self.subject_params)
+
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> Self:
         """Read settings from JSON; those that were stored before a field came in go on as they did then."""
@@ -212,6 +217,9 @@ class Candidate:
     """Active edits whose ledger rows leave first (superseded or reverted)."""
     retained: tuple[Edit, ...]
     """Older active edits to measure retention on."""
+    remade: tuple[Edit, ...] = ()
+    """Active edits that are made again beside those that come or go, as they are about the same subjects: their ledger
+    rows leave, and they are asked anew with the added ones. Their conflict keys differ from those of the added ones."""
     gone_keys: tuple[str, ...] = ()
     """Those of the suite's conflict keys whose fact is edited on purpose: its suite probes are left out."""
     edited_names: tuple[str, ...] = ()

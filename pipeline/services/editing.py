@@ -280,6 +280,7 @@ class EditService:
             report=report,
             seconds=outcome.seconds,
             prior_strength=rekeying.prior_strength if rekeying else None,
+            remade_ids=tuple(edit.edit_id for edit in candidate.remade),
         )
 
     def _commit(
@@ -332,6 +333,7 @@ class EditService:
             removal=removal,
             seconds=attempt.seconds,
             rewritten_ids=kept.rewritten_ids,
+            remade_ids=attempt.remade_ids,
             traceparent=tracing.current(),
             prior_strength=attempt.prior_strength,
         )

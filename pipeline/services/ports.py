@@ -97,6 +97,8 @@ class NewSnapshot:
     """Wall time of each phase."""
     rewritten_ids: tuple[str, ...] = ()
     """Active edits of earlier snapshots whose ledger rows are in `rows` too; it is their file from now on."""
+    remade_ids: tuple[str, ...] = ()
+    """Active edits of earlier snapshots that were made again, in the order of their new rows, which are in `rows`."""
     traceparent: str | None = None
     """Where the trace of the batch goes on; None if there is no trace."""
     prior_strength: float | None = None

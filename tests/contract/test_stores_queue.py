@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from pipeline.domain.batches import SIBLINGS
 from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.errors import IllegalTransition, InvalidInput, UnknownRecord
 from tests.support.factories import CHAT_REQUEST, make_request
@@ -278,3 +279,22 @@ def test_edits_are_read_in_the_order_asked(rig: StoreRig) -> None:
     assert [edit.edit_id for edit in rig.queue.edits(LINEAGE, [second, first])] == [second, first]
     with pytest.raises(UnknownRecord, match="nonsense"):
         rig.queue.edits(LINEAGE, [first, "nonsense"])
+
+
+def test_siblings_are_the_newest_active_edits_about_the_subjects_of_what_comes_or_goes(rig: StoreRig) -> None:
+    of_france = [make_request(f"f{n}", subject="FRANCE" if n % 2 else "France") for n in range(SIBLINGS + 2)]
+    others = [make_request("peru", subject="Peru"), make_request("none"), make_request("queued", subject="France")]
+    lease = rig.acquire()
+    held = [edit_id for request in (*of_france, *others[:2]) for edit_id in rig.submit(request)]
+    rig.commit_batch(lease)
+    [queued] = rig.submit(others[2])
+    newest = held[2 : SIBLINGS + 2]
+
+    def found(*changed: str, limit: int = 32) -> list[str]:
+        return [edit.edit_id for edit in rig.queue.siblings(LINEAGE, changed, limit=limit)]
+
+    assert found(queued) == newest, "of one subject, however it is written, only so many"
+    assert found(queued, newest[-1]) == held[1 : SIBLINGS + 1], "none of what comes or goes"
+    assert found(queued, limit=3) == newest[-3:]
+    assert found(held[-2], held[-1]) == found() == [], "the only one of its subject; one without a subject"
+    assert found(newest[0], queued, held[-2]) == [held[1], *newest[1:]]

@@ -129,6 +129,22 @@ def test_a_rejected_one_is_undone_with_the_rows_and_the_strength_of_before(rig: 
     assert rig.lineage().prior_strength == 1000.0
 
 
+def test_an_undo_keeps_the_rows_of_edits_that_were_made_again_since(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    ids = tuple(rig.edit_id(name) for name in "ab" if commit_edit(rig, lease, name))
+    before = files_of(rig)
+    rig.review.request_resolving(LINEAGE, Resolving(rekeys=True), actor="cli:tester", reason="")
+    rekeyed = commit_rekeyed(rig, lease, strength=None, edit_ids=ids)
+    rig.correct("c")
+    again = replace(rig.new_snapshot(batch=rig.claim(lease)), remade_ids=ids[:1])
+    rig.snapshots.commit(lease, again)
+    _, rows = rig.snapshots.ledger_before(LINEAGE, undone_id=rekeyed.snapshot_id)
+    assert [(run.edit_ids, run.file.digest) for run in rows] == [
+        ((ids[1],), before[1]),
+        ((ids[0], rig.edit_id("c")), again.rows.digest),
+    ]
+
+
 def rekeyed_head(rig: StoreRig, lease: Lease) -> tuple[Snapshot, tuple[str, ...]]:
     """A snapshot that was solved anew, and the edits that it holds."""
     ids = (rig.edit_id("a"),) if commit_edit(rig, lease, "a") else ()

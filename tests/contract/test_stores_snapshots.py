@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from pipeline.adapters.sql.lineages import SqlLineageStore
 from pipeline.domain.errors import IntegrityBroken, InvalidInput, LeaseLost, UnknownLineage, UnknownRecord
 from pipeline.domain.lineages import TrainedArtifacts
 from pipeline.domain.rank_api import EditorIdentity, FileRef
+from pipeline.domain.review.approvals import Decision
 from pipeline.domain.snapshots import Basis, DigestPath, Snapshot, chained_digest, snapshot_digest
 from tests.support.store_rig import LINEAGE, StoreRig, failing_report
 
@@ -252,6 +255,53 @@ def test_rows_that_were_written_again_are_read_from_their_new_file_in_the_same_o
     old = rig.snapshots.ledger_plan(LINEAGE, snapshot_id=below.snapshot_id).rows
     assert [rows.edit_ids for rows in old] == [(first,), (gone,)], "what had left stays where it was"
     assert [rows.file.digest == new.rows.digest for rows in old] == [True, False]
+
+
+def test_an_edit_that_is_made_again_stays_where_it_was_and_its_rows_come_after_those_of_before(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    first, second = rig.correct("a", minute=1), rig.correct("b", minute=2)
+    below = rig.commit_batch(lease)
+    third = rig.correct("c", minute=3)
+    new = replace(rig.new_snapshot(batch=rig.claim(lease)), remade_ids=(first,))
+    head = rig.snapshots.commit(lease, new)
+    plan = rig.snapshots.ledger_plan(LINEAGE, snapshot_id=head.snapshot_id).rows
+    assert [rows.edit_ids for rows in plan] == [(second,), (first, third)]
+    assert [rows.file.digest == new.rows.digest for rows in plan] == [False, True]
+    assert rig.active_since(head.snapshot_id) == {second: 1, first: 1, third: 2}
+    assert rig.active(below.snapshot_id) == {first, second}
+    assert head.num_active == 3
+    assert _created(rig, head)["remade"] == [first]
+    assert "remade" not in _created(rig, below)
+    rig.correct("d", minute=4)
+    above = rig.commit_batch(lease)
+    assert list(rig.active_since(above.snapshot_id)) == [second, first, third, rig.edit_id("d")]
+
+
+def test_rejecting_a_snapshot_takes_out_what_it_brought_and_leaves_what_it_made_again(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    first = rig.correct("a", minute=1)
+    below = rig.commit_batch(lease)
+    second = rig.correct("b", minute=2)
+    above = rig.snapshots.commit(lease, replace(rig.new_snapshot(batch=rig.claim(lease)), remade_ids=(first,)))
+    assert rig.decide(above, Decision.rejected).is_accepted
+    removal = rig.queue.next_removal(lease)
+    assert removal is not None
+    assert removal.edit_ids == (second,)
+    back = rig.snapshots.commit(
+        lease, replace(rig.new_snapshot(removal=removal, parent_id=above.snapshot_id), remade_ids=(first,))
+    )
+    assert (rig.active(back.snapshot_id), rig.status(second)) == ({first}, "rejected")
+    assert rig.decide(below, Decision.rejected).is_accepted
+    removal = rig.queue.next_removal(lease)
+    assert removal is not None
+    assert removal.edit_ids == (first,)
+
+
+def _created(rig: StoreRig, snapshot: Snapshot) -> dict[str, Any]:
+    """What the audit line of a snapshot's commit says."""
+    [event] = [event for event in rig.audit.events(LINEAGE, limit=1000) if event.subject == snapshot.snapshot_id]
+    told: dict[str, Any] = json.loads(event.payload)
+    return told
 
 
 def test_a_snapshot_is_found_by_id_by_seq_and_by_its_role(rig: StoreRig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -187,6 +188,50 @@ def test_a_ledger_is_solved_anew_rejected_approved_and_undone_by_command_and_the
     assert ["solved_anew" in payload for payload in created] == [False] * made + [True] * 4
     assert '"prior_strength":3' in created[made]
     assert '"reason":"a long stream"' in created[made]
+
+
+def test_a_fact_is_made_again_with_another_about_its_subject_and_once_that_is_reverted(
+    settings: Settings, rig: StoreRig, plan: LoadPlan, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"num_ranks": 1})
+    console = bootstrap.stores(settings.model_copy(update={"database_role": Login.console}))
+    editor = replace(plan.editor, subject_params=plan.editor.inner_params[:1], frames_per_pass=2)
+    make_lineage(console, LINEAGE, prepared(replace(plan, editor=editor)), batch_size=4, policy=LENIENT)
+    first, other = (edit.request for edit in edits(2))
+    second = replace(
+        first,
+        request_id="language",
+        target_new="Paris",
+        prompt=f"the language of {first.subject} is",
+        relation="language",
+    )
+
+    def remade() -> list[list[str]]:
+        lines = [one for one in rig.audit.events(LINEAGE) if one.action is AuditAction.snapshot_created]
+        return [json.loads(line.payload).get("remade", []) for line in lines]
+
+    with RankGroup(RankSpec(log=tmp_path / "ranks.log"), command_timeout=timedelta(seconds=patience())) as group:
+        service = bootstrap.edit_service(settings, group)
+        of_first, _ = rig.submit(first, other)
+        assert service.run(LINEAGE) == 1
+        [of_second] = rig.submit(second)
+        assert service.run(LINEAGE) == 1, rig.edit(of_second)["reason"]
+        [report] = rig.query("SELECT report FROM gate_reports ORDER BY created_at DESC LIMIT 1")
+        assert report["report"]["measurements"]["candidate"]["num_retained"] == 2, "what was made again is asked too"
+        rig.review.request_revert(LINEAGE, [of_first], actor="cli:tester", reason="wrong")
+        assert service.run(LINEAGE) == 1
+        assert remade() == [[], [of_first], [of_second]]
+        head = console.snapshots.snapshot(LINEAGE, "head")
+        lived_on = group.weights_digest()
+        plan_of_head = replace(
+            console.snapshots.load_plan(LINEAGE, snapshot_id=head.snapshot_id),
+            ledger=console.snapshots.ledger_plan(LINEAGE, snapshot_id=head.snapshot_id),
+        )
+        assert plan_of_head.ledger is not None
+        assert [run.edit_ids for run in plan_of_head.ledger.rows][-1] == (of_second,)
+        group.free()
+        group.load(plan_of_head, epoch=99)
+        assert group.weights_digest() == lived_on
 
 
 def prepared(plan: LoadPlan) -> Prepared:

@@ -182,6 +182,42 @@ def test_rows_since_the_last_accumulators_are_written_together_and_give_the_same
     assert next_rows[0].rows.digest == next_rows[1].rows.digest
 
 
+def test_an_edit_that_is_made_again_beside_another_has_new_rows_and_leaves_with_them(
+    ranks: RankGroup, plan: LoadPlan, tmp_path: Path
+) -> None:
+    """The first of two edits is made again beside a third; a group that loads the files goes on with the same bits."""
+    first, other, second = edits(3)
+    for name in ("one", "two", "next 0", "next 1"):
+        (tmp_path / name).mkdir()
+    ranks.load(plan, epoch=1)
+    ranks.try_edits(candidate("one", (first, other)))
+    made = ranks.keep("one", folder=tmp_path / "one", with_accumulator=False)
+    one = plan_after(plan, made, "s1", (first, other))
+    ranks.held("s1", digest=one.digest)
+    tried = ranks.try_edits(replace(candidate("two", (second,)), remade=(first,), retained=(first,)))
+    assert [score.edit_id for score in tried.measurements.edits] == [second.edit_id]
+    assert tried.measurements.candidate.num_retained == 1
+    again = ranks.keep("two", folder=tmp_path / "two", with_accumulator=True)
+    assert again.rewritten_ids == (other.edit_id,), "rows that were made again are in the batch's own"
+    assert [rows.edit_ids for rows in load_batches(Path(again.rows.path))] == [
+        (other.edit_id,),
+        (first.edit_id, second.edit_id),
+    ]
+    two = plan_after(one, again, "s2", (other, first, second))
+    assert two.ledger is not None
+    two = replace(two, ledger=replace(two.ledger, rows=two.ledger.rows[-1:]))
+    ranks.held("s2", digest=two.digest)
+    lived_on, found = ranks.weights_digest(), []
+    for number in range(2):
+        if number:
+            ranks.load(replace(two, snapshot_id="other id", accumulator=again.accumulator, deltas=()), epoch=2)
+        assert ranks.weights_digest() == lived_on
+        ranks.try_edits(replace(candidate("next", (), removed_ids=(first.edit_id,)), remade=(second,)))
+        found.append(ranks.keep("next", folder=tmp_path / f"next {number}", with_accumulator=False).delta.digest)
+        assert ranks.weights_digest() != lived_on
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_ledger_that_is_solved_anew_reloads_bit_for_bit_and_goes_on(
     num_ranks: int, plan: LoadPlan, tmp_path: Path, request: pytest.FixtureRequest

@@ -46,6 +46,8 @@ ANSWERED_FRAMES = 6
 """Most frames of an edit whose answer tokens are rows: its prompt, a chat, two rephrases and two aliases."""
 SHARED_ROW = 12
 """Bytes of a packed row beside its key and what was held there: its shift, its weight's root, and a scale."""
+MADE_TOGETHER = 2
+"""Most edits that are made at once, in sizes of a batch: its own, and active ones about the same subjects."""
 TARGET_TOKENS = 4
 """Tokens of a target, each an edit row where rows are answer tokens: about what a name takes."""
 FIGURE_TOKENS = 512
@@ -194,21 +196,21 @@ class _Planner:
         """A once more while it is factored; or, before that, a square's worth of a block's keys and two squares."""
         width = param.in_features
         square, num_rows = width**2 * FP64, self._num_rows(param, self._work.num_edits)
-        batch = self._num_rows(param, min(self._work.batch_size, self._work.num_edits))
+        batch = self._num_rows(param, min(MADE_TOGETHER * self._work.batch_size, self._work.num_edits))
         # Keys of a batch join those that wait for a whole square; then they are there in fp64 too.
         block = min(num_rows, width) * width * (FP32 + FP64) + 2 * batch * width * FP32
         return max(square, 2 * square + block if num_rows else 0)
 
     def _ledger_bytes(self, params: Sequence[InnerParam]) -> int:
         """The rows of the newest batches, which are not on disk yet, and what is known of each edit."""
-        newest = min(self._work.num_edits, BATCHES_PER_FILE * self._work.batch_size)
+        newest = min(self._work.num_edits, BATCHES_PER_FILE * MADE_TOGETHER * self._work.batch_size)
         known = EDIT + EDIT_IN_PARAM * len(self._shapes.inner)
         return self._rows_bytes(params, newest) + self._work.num_edits * known
 
     def _candidate(self) -> MemoryLine:
         """F and D of every inner parameter: in the side branch fp32, while they are found fp64 with the keys of all
         rows, then fp32 as delta, and the rows."""
-        inner, num_edits = self._shapes.inner, self._work.batch_size
+        inner, num_edits = self._shapes.inner, MADE_TOGETHER * self._work.batch_size
         branch = self._shifts_bytes(inner, num_edits, FP32)
         sizes = [self._num_rows(param, num_edits) * param.in_features for param in inner]
         keys = sum(sizes) * FP32 + max(sizes) * FP64  # of one inner parameter they are solved with

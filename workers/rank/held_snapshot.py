@@ -119,7 +119,7 @@ class HeldSnapshot:
         tell("reading the edits")
         edited = {bare_name(name) for name in candidate.edited_names}
         with _unchanged(self.weights):
-            guards = editing.guards.of(candidate.added, edited)
+            guards = editing.guards.of((*candidate.remade, *candidate.added), edited)
             result = self._changed(editing, candidate, guards, edited)
             tell("measuring the model before")
             clock = _Clock()
@@ -175,8 +175,8 @@ class HeldSnapshot:
                     model=self.model,
                     weights=self.weights,
                     ledger=editing.ledger,
-                    added=candidate.added,
-                    removed_ids=candidate.removed_ids,
+                    added=(*candidate.remade, *candidate.added),
+                    removed_ids=(*candidate.removed_ids, *(edit.edit_id for edit in candidate.remade)),
                     guards=guards,
                 )
             )

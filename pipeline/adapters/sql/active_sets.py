@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
 from pipeline.adapters.sql.database.locks import LockedLineage
 from pipeline.adapters.sql.database.tables import edit_requests, edit_rows, lineages, status_is
-from pipeline.domain.batches import RETAINED, retention_draws
+from pipeline.domain.batches import RETAINED, SIBLINGS, retention_draws
 from pipeline.domain.lifecycle import EditStatus
 
 # An index probe a stratum: the first active place at or above the draw, else the nearest below it. What strata lack
@@ -76,13 +76,30 @@ _RELATED = text(
     GROUP BY asked.relation
     """
 )
+# Of each subject only the newest few are looked at, however many facts are held of it.
+_SIBLINGS = text(
+    """
+    SELECT found.edit_id::text FROM (
+        SELECT DISTINCT lower(subject) AS name FROM edit_requests
+        WHERE edit_id = ANY (CAST(:changed AS uuid[])) AND subject IS NOT NULL
+    ) about
+    CROSS JOIN LATERAL (
+        SELECT edit_id, received_at FROM edit_requests
+        WHERE lineage_id = :lineage_id AND lower(subject) = about.name AND status = 'snapshotted'
+          AND edit_id <> ALL (CAST(:changed AS uuid[]))
+        ORDER BY received_at DESC, edit_id DESC LIMIT :of_subject
+    ) found
+    ORDER BY found.received_at DESC, found.edit_id DESC LIMIT :most
+    """
+)
 RELATED = 8
 """Earlier requests of a relation whose subjects are looked at, at most."""
 
 
 def rows_at(connection: Connection, lineage_id: str, seq: int) -> Sequence[Row[Any]]:
-    """(edit_id, rows, since_seq) of every edit that the snapshot at a seq holds, in the order in which they came in."""
-    query: Select[Any] = select(edit_rows.c.edit_id, edit_rows.c.rows, edit_rows.c.since_seq).where(
+    """(edit_id, rows, made_seq) of every edit that the snapshot at a seq holds, in the order in which they came in."""
+    made_seq = func.coalesce(edit_rows.c.remade_seq, edit_rows.c.since_seq).label("made_seq")
+    query: Select[Any] = select(edit_rows.c.edit_id, edit_rows.c.rows, made_seq).where(
         edit_rows.c.lineage_id == lineage_id,
         edit_rows.c.since_seq <= seq,
         or_(edit_rows.c.until_seq.is_(None), edit_rows.c.until_seq > seq),
@@ -137,6 +154,18 @@ def related_subjects(
     return {row.relation: tuple(dict.fromkeys(row.subjects)) for row in rows}
 
 
+def siblings(connection: Connection, lineage_id: str, changed_ids: Sequence[str], *, limit: int) -> Sequence[Row[Any]]:
+    """Return rows of `edit_requests` that the head holds of the subjects of some edits, in the order of their places.
+
+    Neither those edits are among them nor, of a subject, more than the newest `SIBLINGS`; at most `limit` in all.
+    """
+    asked = {"lineage_id": lineage_id, "changed": list(changed_ids), "of_subject": SIBLINGS, "most": limit}
+    found = connection.execute(_SIBLINGS, asked).scalars().all() if changed_ids else ()
+    query = select(edit_requests).join(edit_rows, edit_rows.c.edit_id == edit_requests.c.edit_id)
+    held = query.where(_is_among(found), edit_rows.c.until_seq.is_(None))
+    return connection.execute(held.order_by(edit_rows.c.place)).all() if found else ()
+
+
 def retained_ids(connection: Connection, lineage_id: str, *, seed: str, removed_ids: Sequence[str]) -> Sequence[str]:
     """Active edits to measure again, stratified by age and drawn by `seed`, oldest first; see `retention_draws`."""
     num_places = select(lineages.c.num_activations).where(lineages.c.lineage_id == lineage_id)
@@ -154,20 +183,41 @@ def end_activations(connection: Connection, edit_ids: Collection[str], *, seq: i
 
 
 def begin_activations(
-    connection: Connection, on: LockedLineage, edit_ids: Sequence[str], *, snapshot_id: str, seq: int, rows: Any
-) -> None:
-    """Let edits, none of which is active, enter the head with a snapshot, in this order.
+    connection: Connection,
+    on: LockedLineage,
+    edit_ids: Sequence[str],
+    *,
+    remade_ids: Sequence[str],
+    snapshot_id: str,
+    seq: int,
+    rows: Any,
+) -> int:
+    """Give places to what a snapshot makes: active edits that it makes again, and those that enter with it; in order.
 
-    `seq` is the snapshot's place in the history, `rows` the file of their ledger rows, as JSON.
+    Args:
+        connection: a transaction.
+        on: the lineage, with the places that were given out before.
+        edit_ids: edits that enter; none of them is active.
+        remade_ids: active edits. They stay in the sets that they were in, with the new rows.
+        snapshot_id: the snapshot.
+        seq: its place in the history.
+        rows: the file of all their ledger rows, as JSON.
+
+    Returns:
+        The newest place.
     """
-    if not edit_ids:
-        return
+    first, newest = on.num_activations + 1, on.num_activations + len(remade_ids) + len(edit_ids)
+    for place, edit_id in enumerate(remade_ids, start=first):
+        again = update(edit_rows).where(edit_rows.c.edit_id == edit_id, edit_rows.c.until_seq.is_(None))
+        connection.execute(again.values(place=place, rows=rows, remade_seq=seq))
     common = {"lineage_id": on.lineage_id, "snapshot_id": snapshot_id, "since_seq": seq, "rows": rows}
-    first = on.num_activations + 1
-    entering = [common | {"edit_id": edit_id, "place": place} for place, edit_id in enumerate(edit_ids, start=first)]
-    connection.execute(insert(edit_rows), entering)
+    places = enumerate(edit_ids, start=first + len(remade_ids))
+    entering = [common | {"edit_id": edit_id, "place": place} for place, edit_id in places]
+    if entering:
+        connection.execute(insert(edit_rows), entering)
     counted = update(lineages).where(lineages.c.lineage_id == on.lineage_id)
-    connection.execute(counted.values(num_activations=on.num_activations + len(edit_ids)))
+    connection.execute(counted.values(num_activations=newest))
+    return newest
 
 
 def move_rows(connection: Connection, edit_ids: Collection[str], rows: Any) -> None:

@@ -64,9 +64,16 @@ def write_snapshot(connection: Connection, lease: Lease, new: NewSnapshot) -> Ro
     num_before = select(snapshots.c.num_active).where(snapshots.c.snapshot_id == new.parent_id)
     num_active = (connection.scalar(num_before) or 0) + len(change.added) - num_left
     row = _insert_snapshot(connection, on, lease, new, num_active=num_active)
-    num_activations = on.num_activations + len(change.added)
     rows = artifact_json(new.rows)
-    begin_activations(connection, on, change.added, snapshot_id=new.snapshot_id, seq=seq, rows=rows)
+    num_activations = begin_activations(
+        connection,
+        on,
+        change.added,
+        remade_ids=new.remade_ids,
+        snapshot_id=new.snapshot_id,
+        seq=seq,
+        rows=rows,
+    )
     replaced = _replaced_rows(connection, on, new)
     move_rows(connection, new.rewritten_ids, rows)
     _audit_created(connection, on, lease, new, row=row, change=change)
@@ -179,6 +186,7 @@ def _audit_created(
             "edits": list(change.added),
             "gone": sorted(change.gone),
             "num_active": row.num_active,
+            **({"remade": list(new.remade_ids)} if new.remade_ids else {}),
             **_solved_anew(new),
         },
     )

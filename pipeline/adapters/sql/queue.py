@@ -8,7 +8,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, literal, select, update
 
-from pipeline.adapters.sql.active_sets import edited_names, held_by_head, holding, related_subjects, retained_ids
+from pipeline.adapters.sql.active_sets import (
+    edited_names,
+    held_by_head,
+    holding,
+    related_subjects,
+    retained_ids,
+    siblings,
+)
 from pipeline.adapters.sql.approving.decisions import fail_removal, next_removal, put_off_removal
 from pipeline.adapters.sql.companions import companions
 from pipeline.adapters.sql.database.engine import transaction
@@ -193,6 +200,18 @@ class SqlEditQueue:
             rows = connection.execute(select(edit_requests).where(edit_requests.c.edit_id.in_(ids))).all()
         found = {row.edit_id: edit_of(row, lineage) for row in rows}
         return tuple(found[edit_id] for edit_id in ids)
+
+    def siblings(self, lineage: str, changed_ids: Sequence[str], *, limit: int) -> tuple[Edit, ...]:
+        """Return active edits about the subjects of edits that come or go, without those; in the order of their places.
+
+        The newest `SIBLINGS` of a subject at most, and of all subjects the newest that `limit` allows.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        with transaction(self._engine) as connection:
+            rows = siblings(connection, lineage_id_of(connection, lineage), changed_ids, limit=limit)
+        return tuple(edit_of(row, lineage) for row in rows)
 
     def active_keys(self, lineage: str, keys: Sequence[str], *, removed_ids: Sequence[str]) -> tuple[str, ...]:
         """Return those of some conflict keys whose fact the head holds an edit of, besides the removed ones; sorted."""

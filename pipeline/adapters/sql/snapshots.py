@@ -102,10 +102,10 @@ class SqlSnapshotStore:
             then = before(connection, of.lineage_id, undone_id)
             head = _row(connection, str(_lineage_row(connection, lineage).head_snapshot_id))
             active = rows_at(connection, of.lineage_id, head.seq) if then.rows is not None else ()
-        # An edit that came back since has rows of its own; those of before were of another stay.
+        # An edit that came back or was made again since has rows of its own; those of before were made otherwise.
         known = then.rows or {}
         back = [
-            (row.edit_id, known.get(row.edit_id, row.rows) if row.since_seq < then.seq else row.rows) for row in active
+            (row.edit_id, known.get(row.edit_id, row.rows) if row.made_seq < then.seq else row.rows) for row in active
         ]
         return then.strength, tuple(self._rows(back))
 

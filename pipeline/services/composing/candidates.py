@@ -56,12 +56,18 @@ def candidate_of(
     name, keys = on.lineage.settings.name, on.suite_keys
     edited = {*queue.active_keys(name, keys, removed_ids=removed_ids)}
     edited |= {edit.request.conflict_key for edit in added}.intersection(keys)
+    changed = [*(edit.edit_id for edit in added), *removed_ids]
+    remade: tuple[Edit, ...] = ()
+    if on.lineage.settings.editor.remakes_siblings:
+        remade = queue.siblings(name, changed, limit=on.lineage.settings.editor.batch_size)
+    sample = queue.retention_sample(name, seed=on.snapshot_id, removed_ids=removed_ids)
     return Candidate(
         candidate_id=str(uuid.uuid4()),
         snapshot_id=on.snapshot_id,
         added=tuple(added),
         removed_ids=tuple(removed_ids),
-        retained=queue.retention_sample(name, seed=on.snapshot_id, removed_ids=removed_ids),
+        retained=tuple({edit.edit_id: edit for edit in (*sample, *remade)}.values()),
+        remade=remade,
         gone_keys=tuple(sorted(edited)),
         edited_names=on.edited_names,
         related_subjects={e.edit_id: on.related_subjects[e.edit_id] for e in added if e.edit_id in on.related_subjects},

@@ -14,6 +14,9 @@ NOW = text("clock_timestamp()")
 ENDED = "subject IS NOT NULL AND status IN ('rejected', 'superseded', 'reverted', 'dead')"
 """Condition of requests about a subject that ended without an active edit."""
 
+HELD = "status = 'snapshotted'"
+"""Condition of requests whose edit the head holds."""
+
 
 def partial(name: str, *columns: str | TextClause, where: str, **options: Any) -> Index:
     """Return an index of the rows for which a condition holds."""

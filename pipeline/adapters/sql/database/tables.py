@@ -6,7 +6,7 @@ from sqlalchemy import CheckConstraint, Column, ColumnElement, Index, MetaData, 
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from sqlalchemy.types import BigInteger, Boolean, Double, Integer, LargeBinary, Text
 
-from pipeline.adapters.sql.database.columns import ENDED, at_column, id_column, one_of, partial, ref_column
+from pipeline.adapters.sql.database.columns import ENDED, HELD, at_column, id_column, one_of, partial, ref_column
 from pipeline.domain.lifecycle import EditStatus, RemovalStatus, SnapshotStatus
 from pipeline.domain.snapshots import DigestForm
 
@@ -116,8 +116,8 @@ edit_requests = Table(
     partial("ix_edit_requests_front", "lineage_id", *ORDER_OF_CLAIMS, where="status = 'received'"),
     # Hashed: a key may be longer than a B-tree takes. It holds the lineage's name.
     partial("ix_edit_requests_waiting_key", "conflict_key", postgresql_using="hash", where="status = 'received'"),
-    partial("ix_edit_requests_held_key", "conflict_key", postgresql_using="hash", where="status = 'snapshotted'"),
-    partial("ix_edit_requests_held_subject", "lineage_id", text("lower(subject)"), where="status = 'snapshotted'"),
+    partial("ix_edit_requests_held_key", "conflict_key", postgresql_using="hash", where=HELD),
+    partial("ix_edit_requests_held_subject", "lineage_id", text("lower(subject)"), "received_at", where=HELD),
     partial("ix_edit_requests_ended_relation", "lineage_id", text("lower(relation)"), "received_at", where=ENDED),
     partial("ix_edit_requests_superseded_by", "superseded_by", where="superseded_by IS NOT NULL"),
 )
@@ -235,7 +235,8 @@ champion_aliases = Table(
 )
 
 # One row an activation of an edit: from the snapshot at `since_seq` to the one before `until_seq`, null while the head
-# holds it. `place` counts a lineage's activations without gaps.
+# holds it. `place` says in which order rows were made: an edit that is made again in a later snapshot, at `remade_seq`,
+# gets another one.
 edit_rows = Table(
     "edit_rows",
     metadata,
@@ -246,6 +247,7 @@ edit_rows = Table(
     Column("since_seq", Integer, nullable=False),
     Column("until_seq", Integer),
     Column("rows", JSONB, nullable=False),
+    Column("remade_seq", Integer),
     UniqueConstraint("edit_id", "since_seq"),
     CheckConstraint("until_seq > since_seq", name="some_time"),
     partial("uq_edit_rows_active", "edit_id", unique=True, where="until_seq IS NULL"),

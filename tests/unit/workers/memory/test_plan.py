@@ -30,7 +30,7 @@ from tests.support.tiny_editors import tiny_editor
 from tests.support.tiny_families import ARCHITECTURES, pairs_of, tiny_module
 from tests.support.tiny_lineage import edits
 from tests.support.tiny_models import save_tiny_gpt2, save_tiny_llama
-from workers.memory.plan import EDIT, EDIT_IN_PARAM, MemoryPlan, Work, main, plan_memory
+from workers.memory.plan import EDIT, EDIT_IN_PARAM, MADE_TOGETHER, MemoryPlan, Work, main, plan_memory
 from workers.rank.sharded_model import DEFAULT_CONFIG
 
 INFRA = Path(__file__).parents[4] / "infra"
@@ -156,7 +156,7 @@ def test_an_edit_with_frames_has_no_more_rows_than_are_planned(rig: tuple[Path, 
 
 
 def test_rows_that_are_on_disk_take_no_memory_but_what_is_known_of_their_edits(base: Path) -> None:
-    work = Work(num_edits=BATCHES_PER_FILE * Work().batch_size)
+    work = Work(num_edits=BATCHES_PER_FILE * MADE_TOGETHER * Work().batch_size)
     newest = plan_memory(base, num_ranks=1, work=work)
     older = plan_memory(base, num_ranks=1, work=replace(work, num_edits=work.num_edits + 100_000))
     known = 100_000 * (EDIT + EDIT_IN_PARAM * len(newest.inner_params))
