@@ -166,6 +166,8 @@ class Measurements:
     solved_anew: float | None = None
     """Where the ledger was solved anew: norm of the change over that of the shift before, the largest of any inner
     parameter."""
+    remade: tuple[str, ...] = ()
+    """Ids of the active edits that were made again beside the batch, as they are about the same subjects."""
 
     @classmethod
     def from_stored(cls, document: Mapping[str, Any]) -> Self:

@@ -277,6 +277,17 @@ def test_an_edit_that_is_made_again_stays_where_it_was_and_its_rows_come_after_t
     assert list(rig.active_since(above.snapshot_id)) == [second, first, third, rig.edit_id("d")]
 
 
+def test_a_person_is_told_what_was_made_again(rig: StoreRig) -> None:
+    lease = rig.acquire()
+    first = rig.correct("a", minute=1)
+    rig.commit_batch(lease)
+    rig.correct("b", minute=2)
+    new = rig.new_snapshot(batch=rig.claim(lease))
+    report = replace(new.report, measurements=replace(new.report.measurements, remade=(first,)))
+    head = rig.snapshots.commit(lease, replace(new, report=report, remade_ids=(first,)))
+    assert rig.mirror.entry(head.snapshot_id).around.remade == ("a: The capital of a is Canberra",)
+
+
 def test_rejecting_a_snapshot_takes_out_what_it_brought_and_leaves_what_it_made_again(rig: StoreRig) -> None:
     lease = rig.acquire()
     first = rig.correct("a", minute=1)

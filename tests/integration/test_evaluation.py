@@ -143,6 +143,29 @@ def test_a_correction_takes_out_what_holds_although_another_failed_between(
     assert stream.ledger.edit_ids == (edits[-1].edit_id,)
 
 
+def test_a_stream_makes_facts_again_with_another_about_their_subject(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_base(files / "model")
+    names = model.inner_param_names
+    settings = EditorSettings(
+        prior_strength=0.1, num_passes=1, inner_params=names, subject_params=names[:1], batch_size=2
+    )
+    edit, made = RecursiveEditor.edit, []
+
+    def seen(editor: RecursiveEditor, job: EditJob) -> EditResult:
+        made.append(([one.request.request_id for one in job.added], len(job.removed_ids)))
+        return edit(editor, job)
+
+    monkeypatch.setattr(RecursiveEditor, "edit", seen)
+    stream = Stream(model, RecursiveEditor(settings), measure_prior(model, prior_lines()), settings)
+    facts = [("a", "Japan"), ("b", "japan"), ("c", "Italy"), ("d", "JAPAN"), ("e", "Japan")]
+    for name, subject in facts:
+        stream.take([make_edit(name, prompt=f"the {name} of {subject} is", target_new="Rome", subject=subject)])
+    assert made == [(["a"], 0), (["a", "b"], 1), (["c"], 0), (["a", "b", "d"], 2), (["b", "d", "e"], 2)]
+    assert sorted(stream.ledger.edit_ids) == sorted(stream.active)
+
+
 def test_solvers_without_a_ledger_leave_no_rows_in_it(files: Path) -> None:
     model = load_base(files / "model")
     settings = EditorSettings(solver="sum", num_passes=3, inner_params=model.inner_param_names)

@@ -141,6 +141,7 @@ class HeldSnapshot:
             )
             seconds = {**result.seconds, "apply": applying, "measure": observing + clock.lap()}
         measurements = self._with_ledger(measurements, editing, result)
+        measurements = replace(measurements, remade=tuple(edit.edit_id for edit in candidate.remade))
         require_finite(measurements)
         self.tried[candidate.candidate_id], self.last_candidate = result, candidate.candidate_id
         return CandidateOutcome(

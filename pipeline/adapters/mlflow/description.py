@@ -124,12 +124,14 @@ def _num_going_live(entry: RegistryEntry) -> int:
 
 def _changes(entry: RegistryEntry, *, room: int) -> str:
     """Return the edits with what was said before and after, as many as there is room for."""
-    rows, gone = before_after(entry), entry.around.gone
+    rows, gone, remade = before_after(entry), entry.around.gone, entry.around.remade
     none = "No edit came in." if gone or not entry.around.work else "The same edits, solved anew."
     lines = ["### What changed", ""] if rows else ["### What changed", "", none, ""]
     lines += [f"- taken out: {plain(one)}" for one in gone[:3]]
     lines += [f"- and {len(gone) - 3} more taken out"] if len(gone) > 3 else []
-    lines += [""] if gone else []
+    lines += [f"- made again, as it is about the same subject: {plain(one)}" for one in remade[:3]]
+    lines += [f"- and {len(remade) - 3} more made again"] if len(remade) > 3 else []
+    lines += [""] if gone or remade else []
     used, num_shown = sum(len(line) + 1 for line in lines) + 100, 0
     for row in rows:
         block = _edit(row, place=num_shown + 1)

@@ -51,6 +51,9 @@ class Surroundings:
     """How many edits those brought in that go live."""
     gone: tuple[str, ...] = ()
     """Edits of before that it does not hold any more, each with its request id; the first few."""
+    remade: tuple[str, ...] = ()
+    """Facts of before that were made again beside what came or went, as they are about the same subjects; the first
+    few."""
     work: str = ""
     """What the snapshot is where no batch made it: what was done, who asked and why; empty for a batch."""
     trend: tuple[TrendPoint, ...] = ()

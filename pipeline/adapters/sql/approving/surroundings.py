@@ -92,13 +92,25 @@ def moves_with(connection: Connection, row: Row[Any], *, champion_seq: int) -> S
         .where(is_gone, edit_rows.c.since_seq < row.seq)
         .order_by(edit_rows.c.place)
     )
+    told = select(gate_reports.c.report["measurements"]["remade"]).where(
+        gate_reports.c.gate_report_id == row.gate_report_id
+    )
+    remade_ids = (connection.scalar(told) or [])[:MOST]
+    remade = select(edit_requests.c.request_id, edit_requests.c.prompt, edit_requests.c.target_new).where(
+        edit_requests.c.edit_id.in_(remade_ids)
+    )
     return Surroundings(
         waiting=_waiting(connection, row, champion_seq),
         num_waiting=_count(connection, select(snapshots.c.seq).where(is_between, goes_live_with(row.seq))),
         num_waiting_edits=_count(connection, held.where(is_between)),
-        gone=tuple(f"{one.request_id}: {one.prompt} {one.target_new}" for one in connection.execute(gone.limit(MOST))),
+        gone=_facts(connection, gone.limit(MOST)),
+        remade=_facts(connection, remade.order_by(edit_requests.c.edit_id)) if remade_ids else (),
         work=_work(connection, row) if row.batch_id is None else "",
     )
+
+
+def _facts(connection: Connection, query: Select[Any]) -> tuple[str, ...]:
+    return tuple(f"{one.request_id}: {one.prompt} {one.target_new}" for one in connection.execute(query))
 
 
 def _work(connection: Connection, row: Row[Any]) -> str:

@@ -150,6 +150,10 @@ def test_the_page_of_a_ledger_solved_anew_says_so_and_not_that_nothing_came_in(m
     taken_out = description(replace(made, edits=(), around=Surroundings(work="1 edit taken out", gone=("r: a b",))))
     assert "solved anew" not in taken_out
     assert "- taken out: r: a b" in taken_out
+    again = tuple(f"r{number}: a b" for number in range(5))
+    remade = description(replace(made, edits=(), around=Surroundings(work="1 edit taken out", remade=again)))
+    assert "- made again, as it is about the same subject: r0: a b" in remade
+    assert "- and 2 more made again" in remade
 
 
 def test_a_thousand_edits_fit_and_the_rest_is_named(made: RegistryEntry) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.domain.errors import EditorFailed, IntegrityBroken
 from pipeline.domain.rank_api import Candidate, EditorSettings, FileRef, LedgerRows, Rekeying
-from tests.support.factories import make_measurements
+from tests.support.factories import make_edit, make_measurements
+from workers.rank import held_snapshot
 from workers.rank.held_snapshot import HeldSnapshot
 
 
@@ -102,6 +103,25 @@ def test_the_editor_gets_the_guards_that_are_chosen_without_the_names_that_were_
     editing.guards = SimpleNamespace(of=lambda added, edited: {"an edit": tuple(sorted(edited))})
     snapshot.try_edits(replace(candidate("a"), edited_names=("peru", "the beatles")))
     assert chosen == [{"an edit": ("beatles", "peru")}]
+
+
+def test_what_is_made_again_leaves_and_enters_with_the_edits_that_are_added_and_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs: list[Any] = []
+    snapshot = held(Scorer(0.1))
+    editing: Any = snapshot.editing
+    edit = editing.editor.edit
+    editing.editor.edit = lambda job: (jobs.append(job), edit(job))[1]
+    editing.guards = SimpleNamespace(of=lambda added, edited: {one.edit_id: ("Peru",) for one in added})
+    monkeypatch.setattr(held_snapshot, "require_encodable", lambda model, edits: None)
+    first, second = make_edit("first"), make_edit("second")
+    tried = snapshot.try_edits(replace(candidate("a"), added=(second,), removed_ids=("gone",), remade=(first,)))
+    [job] = jobs
+    assert job.added == (first, second)
+    assert job.removed_ids == ("gone", first.edit_id)
+    assert set(job.guards) == {first.edit_id, second.edit_id}
+    assert tried.measurements.remade == (first.edit_id,)
 
 
 def test_other_subjects_are_chosen_by_all_that_is_known_of_the_trial() -> None:
