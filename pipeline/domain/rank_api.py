@@ -219,7 +219,7 @@ class Candidate:
     """Older active edits to measure retention on."""
     remade: tuple[Edit, ...] = ()
     """Active edits that are made again beside those that come or go, as they are about the same subjects: their ledger
-    rows leave, and they are asked anew with the added ones. Their conflict keys differ from those of the added ones."""
+    rows leave, and they are asked anew with the added ones. What the model cannot be asked any more stays as it is."""
     gone_keys: tuple[str, ...] = ()
     """Those of the suite's conflict keys whose fact is edited on purpose: its suite probes are left out."""
     edited_names: tuple[str, ...] = ()

@@ -280,7 +280,7 @@ class EditService:
             report=report,
             seconds=outcome.seconds,
             prior_strength=rekeying.prior_strength if rekeying else None,
-            remade_ids=tuple(edit.edit_id for edit in candidate.remade),
+            remade_ids=outcome.measurements.remade,
         )
 
     def _commit(

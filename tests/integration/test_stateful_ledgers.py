@@ -58,6 +58,8 @@ class Model:
     held: dict[str, Held] = field(default_factory=dict)
     files: dict[tuple[str, str], str] = field(default_factory=dict)
     """(digest of a file, edit) -> what its rows there say."""
+    remade: dict[str, int] = field(default_factory=dict)
+    """Edit -> the snapshot in which it was made again last."""
     in_hand: Removal | None = None
     lease: Lease | None = None
 
@@ -92,9 +94,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.take()
         self.end(passes=True)
 
-    @rule(fact=st.sampled_from(FACTS))
-    def edit(self, fact: str) -> None:
-        """A batch of one correction, which takes the place of the one before."""
+    @rule(fact=st.sampled_from(FACTS), remakes=st.booleans())
+    def edit(self, fact: str, remakes: bool = False) -> None:
+        """A batch of one correction, which takes the place of the one before; others may be made again beside it."""
         if self.model.in_hand is not None:
             return
         self.rig.correct(f"r{next(self.names)}", fact=fact, target=f"t{next(self.names)}")
@@ -102,10 +104,12 @@ class LedgerMachine(RuleBasedStateMachine):
         batch = self.rig.claim(self.lease())
         if batch is None:
             return
-        new = self.rig.new_snapshot(batch=batch)
         gone = {old for old, _ in batch.displaced}
         rows = {edit_id: text for edit_id, text in self.held().rows.items() if edit_id not in gone}
-        self.commit(new, self.held().strength, rows, [edit.edit_id for edit in batch.edits])
+        remade_ids = tuple(sorted(rows)) if remakes else ()
+        new = replace(self.rig.new_snapshot(batch=batch), remade_ids=remade_ids)
+        self.commit(new, self.held().strength, rows, [*remade_ids, *(edit.edit_id for edit in batch.edits)])
+        self.model.remade |= dict.fromkeys(remade_ids, self.head().seq)
 
     @rule(strength=st.sampled_from([None, 1500.0]), rekeys=st.booleans())
     def ask(self, strength: float | None, rekeys: bool) -> None:
@@ -190,7 +194,10 @@ class LedgerMachine(RuleBasedStateMachine):
             assert anew.prior_strength == before.strength
             since = self.rig.active_since(self.rig.lineage().head_id)
             for edit_id, text in back.items():
-                assert since[edit_id] > undone.seq or text == before.rows[edit_id]
+                if max(since[edit_id], self.model.remade.get(edit_id, 0)) > undone.seq:
+                    assert text == rows[edit_id], "what was made since stays"
+                else:
+                    assert text == before.rows[edit_id]
         fresh = [edit.edit_id for edit in anew.edits]
         kept = {edit_id: text for edit_id, text in (rows | back).items() if edit_id not in fresh}
         new = replace(new, prior_strength=anew.prior_strength, rewritten_ids=(*fresh, *back))

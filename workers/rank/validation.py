@@ -50,6 +50,19 @@ def require_encodable(model: EditableModel, edits: Sequence[Edit]) -> None:
                 raise EditorFailed(f"edit {edit.edit_id} cannot be made: {at}{error}", edit_id=edit.edit_id) from error
 
 
+def encodable(model: EditableModel, edits: Sequence[Edit]) -> tuple[Edit, ...]:
+    """Return the edits that can still be asked of this model: rules may have become stricter since one was made."""
+
+    def passes(edit: Edit) -> bool:
+        try:
+            require_encodable(model, [edit])
+        except EditorFailed:
+            return False
+        return True
+
+    return tuple(filter(passes, edits))
+
+
 def _checks(model: EditableModel, edit: Edit) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what is to be tried of an edit, with its field; the edit's own prompt and target need none."""
     request, tokenizer = edit.request, model.tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, IntegrityBroken
 from pipeline.domain.rank_api import Candidate, EditorSettings, FileRef, LedgerRows, Rekeying
 from tests.support.factories import make_edit, make_measurements
-from workers.rank import held_snapshot
+from workers.rank import held_snapshot, validation
 from workers.rank.held_snapshot import HeldSnapshot
 
 
@@ -114,9 +116,16 @@ def test_what_is_made_again_leaves_and_enters_with_the_edits_that_are_added_and_
     edit = editing.editor.edit
     editing.editor.edit = lambda job: (jobs.append(job), edit(job))[1]
     editing.guards = SimpleNamespace(of=lambda added, edited: {one.edit_id: ("Peru",) for one in added})
-    monkeypatch.setattr(held_snapshot, "require_encodable", lambda model, edits: None)
-    first, second = make_edit("first"), make_edit("second")
-    tried = snapshot.try_edits(replace(candidate("a"), added=(second,), removed_ids=("gone",), remade=(first,)))
+    first, second, too_long = make_edit("first"), make_edit("second"), make_edit("too long")
+
+    def refuse(model: Any, edits: Sequence[Edit]) -> None:
+        if too_long in edits:
+            raise EditorFailed("expected fewer tokens")
+
+    for module in (held_snapshot, validation):
+        monkeypatch.setattr(module, "require_encodable", refuse)
+    asked = replace(candidate("a"), added=(second,), removed_ids=("gone",), remade=(first, too_long))
+    tried = snapshot.try_edits(asked)
     [job] = jobs
     assert job.added == (first, second)
     assert job.removed_ids == ("gone", first.edit_id)
