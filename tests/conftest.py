@@ -22,6 +22,7 @@ from infra.local import LocalStack, Service
 from infra.local.base_model import ensure_base_model
 from tests.support import shared
 from tests.support.paths import ROOT
+from tests.support.statements import keep_compiled_statements
 
 # Before anything loads torch, here and in the processes that tests start: another number of threads gives other last
 # bits, and an editor that is trained for a small model is then another editor.
@@ -33,9 +34,10 @@ LONGEST_FIRST = ("e2e", "unit/support", "faults", "integration", "unit/workers",
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder that the workers share, in the process that starts them."""
+    """Make the folder that the workers share, in the process that starts them; prepare each of them."""
     if not _is_worker(config):
         shared.open_folder()
+    keep_compiled_statements()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
