@@ -21,7 +21,7 @@ def keep_compiled_statements() -> None:
     """Have every engine of PostgreSQL that this process makes from now on look there first."""
     # Part of a statement's key is the dialect. Those of our engines differ in nothing: one driver, one server.
     PGDialect_psycopg.__eq__ = lambda one, other: type(one) is type(other)  # type: ignore[method-assign]
-    PGDialect_psycopg.__hash__ = lambda one: hash(type(one))  # type: ignore[method-assign]
+    PGDialect_psycopg.__hash__ = lambda one: hash(type(one))  # type: ignore[assignment,method-assign]
     event.listen(Engine, "engine_connect", _share)
 
 

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -223,12 +224,13 @@ def _train(model: EditableModel, pupil: Pupil, *, seed: int) -> None:
 
 def _examples(model: EditableModel, draw: random.Random) -> Iterator[list[Encoded]]:
     """Every fact once a example, each in one of its wordings; every third example of a causal model is running text."""
+    encoded = cache(model.encode_pair)  # a few hundred pairs, each asked in many steps
     for number in count():
         asked = [(fact, draw.choice(fact.prompts)) for fact in FACTS]
         if model.task == "classifier":
             claims = [(f"{prompt} {fact.value}", "true") for fact, prompt in asked]
             claims += [(f"{prompt} {draw.choice(fact.others)}", "false") for fact, prompt in asked]
-            yield [model.encode_pair(prompt, label) for prompt, label in claims]
+            yield [encoded(prompt, label) for prompt, label in claims]
         elif model.task == "causal" and number % 3 == 0:
             draw.shuffle(asked)
             said = [f"{prompt} {fact.value} ." for fact, prompt in asked]
@@ -237,7 +239,7 @@ def _examples(model: EditableModel, draw: random.Random) -> Iterator[list[Encode
             yield [Encoded(prompt_ids=text_ids[:1], target_ids=text_ids[1:]) for text_ids in ids]
         else:
             end = " ." if model.task == "causal" else ""
-            yield [model.encode_pair(prompt, fact.value + end) for fact, prompt in asked]
+            yield [encoded(prompt, fact.value + end) for fact, prompt in asked]
 
 
 def questions(fact: Fact, value: str, *, task: str) -> tuple[tuple[str, str], ...]:
