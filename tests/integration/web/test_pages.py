@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -226,6 +227,18 @@ def test_what_was_rolled_back_may_be_approved_again(web: WebRig, rig: StoreRig) 
         assert rig.lineage().champion_seq == seq
         is_named = "live: 2 (rolled back)" in text_of(client.get(f"{HOME}/snapshots/3"))
         assert is_named == (decision == "rolled_back")
+
+
+def test_a_page_names_what_was_made_again_beside_its_edits(web: WebRig, rig: StoreRig) -> None:
+    first = rig.edit_id("capital")
+    rig.correct("river", fact="the river", target="Murray")
+    rig.expire_lease()
+    lease = rig.acquire("worker:b")
+    new = rig.new_snapshot(batch=rig.claim(lease))
+    report = replace(new.report, measurements=replace(new.report.measurements, remade=(first,)))
+    rig.snapshots.commit(lease, replace(new, report=report, remade_ids=(first,)))
+    said = text_of(web.browser(Role.auditor).get(f"{HOME}/snapshots/2"))
+    assert re.search("Made again, as they are about the same subjects +capital: The capital of capital is", said)
 
 
 def test_requesters_are_told_that_the_pages_are_for_others(web: WebRig, rig: StoreRig) -> None:
