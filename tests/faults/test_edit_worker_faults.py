@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.domain.ledger.upkeep import Resolving
 from pipeline.domain.review.approvals import Decision
 from tests.support.edit_parts import (
     Worker,
@@ -43,6 +44,8 @@ SWEEP = (
     "edit.after_removal_failed",
 )
 """The first snapshot of the sweep's work is a removal's, the second a batch's."""
+REMADE = tuple(name for name in SWEEP if re.search("after_delta|before_commit|after_commit", name))
+"""Where rows are in a file and not in the database, or just are; first of the ledger solved anew, then of the batch."""
 ELSEWHERE = {"edit.after_hold"}
 
 
@@ -69,6 +72,30 @@ def test_a_kill_at_any_boundary_changes_nothing_of_what_comes_out(rig: StoreRig,
     assert_history_holds(rig)
     assert loaded["digest"] == rig.snapshots.snapshot(LINEAGE, "head").digest
     assert set(loaded["facts"]) == rig.active(rig.lineage().head_id)
+
+
+@pytest.mark.parametrize("failpoint", REMADE)
+def test_a_kill_while_rows_are_made_again_leaves_each_edit_with_rows_that_are_there(
+    rig: StoreRig, failpoint: str
+) -> None:
+    """First the ledger is solved anew, which takes every edit's rows along; then facts of a subject are made again."""
+    rig.new_lineage(batch_size=4)
+    for name, subject in (("one", "Peru"), ("two", "peru"), ("other", None)):
+        rig.correct(name, subject=subject)
+    work_here(rig)
+    rig.review.request_resolving(LINEAGE, Resolving(rekeys=True, prior_strength=2.0), actor="cli:tester", reason="")
+    rig.correct("three", subject="Peru", minute=1)
+    killed(rig, failpoint)
+    loaded = finished(rig)
+    assert_history_holds(rig)
+    assert rig.lineage().prior_strength == 2.0
+    assert loaded["digest"] == rig.snapshots.snapshot(LINEAGE, "head").digest
+    created = [json.loads(event.payload) for event in rig.audit.events(LINEAGE) if event.action == "snapshot:created"]
+    of_peru = sorted(rig.edit_id(name) for name in ("one", "two"))
+    assert [sorted(line.get("remade", ())) for line in created] == [[], [], of_peru]
+    assert ["solved_anew" in line for line in created] == [False, True, False]
+    other, *_ = rig.active_since(rig.lineage().head_id)
+    assert other == rig.edit_id("other"), "rows that are made again come last"
 
 
 def test_a_kill_between_a_hold_and_the_release_leaves_a_held_lineage_that_a_person_can_resume(rig: StoreRig) -> None:

@@ -7,7 +7,7 @@ pipeline says of them, so that an edit that is applied twice, or to the wrong we
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,13 @@ class FakeEditorGroup:
         if self.digest == plan.digest:
             return Loaded()
         assert plan.ledger is not None
-        assert plan.accumulator is None, "this fake writes none"
-        self.facts = rebuilt([Path(delta.path) for delta in plan.deltas])
+        below = json.loads(Path(plan.accumulator.path).read_text()) if plan.accumulator else {}
+        self.facts = rebuilt([Path(delta.path) for delta in plan.deltas], below)
         ledger = sorted(edit_id for rows in plan.ledger.rows for edit_id in rows.edit_ids)
         assert ledger == sorted(self.facts), f"ledger rows of {ledger}, deltas of {sorted(self.facts)}"
+        for rows in plan.ledger.rows:
+            written = json.loads(Path(rows.file.path).read_text())["edits"]
+            assert set(rows.edit_ids) <= set(written), f"rows of {rows.edit_ids} in a file of {written}"
         self.digest = plan.digest
         return Loaded()
 
@@ -81,24 +84,33 @@ class FakeEditorGroup:
         facts = {
             edit_id: said for edit_id, said in self.facts.items() if edit_id not in candidate.removed_ids
         } | targets
+        again = candidate.rekeying.edits if candidate.rekeying else candidate.remade
+        known = self.facts.keys() - set(candidate.removed_ids)
+        assert {edit.edit_id for edit in again} <= known, "only what is held, and stays, is made again"
         self._tried[candidate.candidate_id] = (facts, candidate)
         scores = [_score(edit_id, target) for edit_id, target in targets.items()]
         unchanged = 0.0 if SATURATES in targets.values() or NEEDED in gone else 1.0
+        remade = tuple(edit.edit_id for edit in candidate.remade)
         return CandidateOutcome(
-            measurements=_measured(scores, unchanged), num_passes=1, num_rows=len(scores), seconds={}
+            measurements=replace(_measured(scores, unchanged), remade=remade),
+            num_passes=1,
+            num_rows=len(scores),
+            seconds={},
         )
 
     def keep(self, candidate_id: str, *, folder: Path, with_accumulator: bool) -> KeptFiles:
         """Write what changed; the same change of the same weights has the same bytes."""
-        assert not with_accumulator, "this fake writes none"
         facts, candidate = self._tried[candidate_id]
         added = {edit.edit_id: facts[edit.edit_id] for edit in candidate.added}
         delta = {"on": self.digest, "added": added, "removed": sorted(candidate.removed_ids)}
+        rewritten = tuple(edit.edit_id for edit in candidate.rekeying.edits) if candidate.rekeying else ()
+        rows = [*added, *rewritten, *(edit.edit_id for edit in candidate.remade)]
         self.facts, self.digest = facts, None
         return KeptFiles(
             delta=_written(folder / "delta.json", delta),
-            rows=_written(folder / "rows.json", {"on": delta["on"], "edits": sorted(added)}),
-            accumulator=None,
+            rows=_written(folder / "rows.json", {"on": delta["on"], "edits": sorted(rows)}),
+            accumulator=_written(folder / "accumulator.json", facts) if with_accumulator else None,
+            rewritten_ids=rewritten,
         )
 
     def held(self, snapshot_id: str, *, digest: str) -> None:
@@ -111,9 +123,9 @@ class FakeEditorGroup:
         raise EngineFailed("expected ranks with a model, got none")
 
 
-def rebuilt(deltas: Sequence[Path]) -> Facts:
+def rebuilt(deltas: Sequence[Path], below: Mapping[str, str] | None = None) -> Facts:
     """The facts that deltas, oldest first, add up to; each edit is applied, and taken out, where it can be."""
-    facts: Facts = {}
+    facts: Facts = dict(below or {})
     for path in deltas:
         delta = json.loads(path.read_text())
         for edit_id in delta["removed"]:

@@ -111,7 +111,9 @@ class StoreRig:
         settings = NewLineage(
             name=name,
             base=BaseSpec(ref="/models/base", digest="b" * 64, task="causal"),
-            editor=EditorSettings(inner_params=("a.weight", "b.weight"), batch_size=batch_size),
+            editor=EditorSettings(
+                inner_params=("a.weight", "b.weight"), subject_params=("a.weight",), batch_size=batch_size
+            ),
             policy=POLICY,
             prior=self.file("prior"),
             reference=self.file("baseline"),
@@ -135,13 +137,22 @@ class StoreRig:
         self.intake.record([Poll(claim=claim, messages=tuple(messages), next_offset=next_offset)])
         return [self.edit_id(request.request_id) for request in requests]
 
-    def correct(self, request_id: str, *, fact: str = "", target: str = "Canberra", minute: int = 0) -> str:
+    def correct(
+        self,
+        request_id: str,
+        *,
+        fact: str = "",
+        target: str = "Canberra",
+        minute: int = 0,
+        subject: str | None = None,
+    ) -> str:
         """Submit one correction of a fact, made at a minute after noon; returns its edit id."""
         request = make_request(
             request_id,
             prompt=f"The capital of {fact or request_id} is",
             target_new=target,
             occurred_at=NOON + timedelta(minutes=minute),
+            subject=subject,
         )
         return self.submit(request)[0]
 
