@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.domain.contract.reasons import expected_of
 from pipeline.domain.edits import MAX_AHEAD
 from pipeline.domain.errors import Misconfigured
 
@@ -163,5 +164,5 @@ def load_settings() -> Settings:
     try:
         return Settings(_secrets_dir=SECRETS_FOLDER if SECRETS_FOLDER.is_dir() else None)
     except ValidationError as error:
-        parts = [f"CORRIGENDA_{'_'.join(str(s) for s in d['loc']).upper()}: {d['msg']}" for d in error.errors()]
+        parts = [f"CORRIGENDA_{'_'.join(map(str, d['loc'])).upper()}: {expected_of(d)}" for d in error.errors()]
         raise Misconfigured("; ".join(parts)) from None

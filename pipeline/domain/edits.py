@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline.domain.formats.canonical import canonical_json, sha256_json
+from pipeline.domain.formats.counting import spoken
 from pipeline.domain.language.names import last_mention, renamed
 from pipeline.domain.language.spelling import normalised
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, Prompt, asked_in_chat, begun_before, is_question
@@ -212,7 +213,8 @@ class Edit:
 
 def too_far_ahead(occurred_at: datetime, now: datetime, most: timedelta) -> str:
     """Return why a correction that is dated ahead of the database's clock is refused."""
+    clock = now.isoformat(timespec="seconds")
     return (
-        f"expected an occurred_at at most {most} ahead of the database's clock, which is at {now.isoformat()}; got "
-        f"{occurred_at.isoformat()}, {occurred_at - now} ahead"
+        f"expected an occurred_at at most {spoken(most)} ahead of the database's clock, which is at {clock}; got "
+        f"{occurred_at.isoformat()}, {spoken(occurred_at - now)} ahead"
     )

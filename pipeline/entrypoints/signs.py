@@ -42,8 +42,11 @@ class SignOfLife:
             return self
         if self._on.is_terminal:
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.table import Column
 
-            columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+            # It goes on below on a narrow terminal, where rich would cut it.
+            told = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+            columns = (SpinnerColumn(), TimeElapsedColumn(), told)
             self._progress = Progress(*columns, console=self._on, transient=True)
             self._task = self._progress.add_task(visible(self._doing), total=None)
             self._progress.start()

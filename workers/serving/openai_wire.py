@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.domain.contract.chat_wire import as_text
+from pipeline.domain.contract.reasons import MOST_REASONS, place_of, reason_of
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, Role
 from workers.serving.answering import Sampling
@@ -149,9 +150,9 @@ def read(kind: type[ChatRequest] | type[CompletionRequest], body: bytes) -> Any:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        said = "; ".join(f"{_place(one['loc'])}{_reason(one)}" for one in found[:5])
-        raise InvalidInput(said, param=_place(found[0]["loc"]).removesuffix(": ")) from None
+        found = error.errors(include_url=False)
+        said = "; ".join(": ".join(filter(None, (place_of(one), _reason(one)))) for one in found[:MOST_REASONS])
+        raise InvalidInput(said, param=place_of(found[0])) from None
 
 
 def require_bounded(lengths: Sequence[int], asked: ChatRequest | CompletionRequest) -> None:
@@ -173,14 +174,10 @@ def require_bounded(lengths: Sequence[int], asked: ChatRequest | CompletionReque
         )
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    return f"{'.'.join(str(part) for part in location)}: " if location else ""
-
-
 def _reason(found: Any) -> str:
     if found["type"] == "extra_forbidden":
         return "this server cannot do what this field asks for; leave it out"
-    return str(found["msg"]).removeprefix("Value error, ")
+    return reason_of(found)
 
 
 def error_body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:

@@ -1,8 +1,13 @@
-"""What is wrong with a document, in sentences that a producer can act on: what was expected, and what was got."""
+"""What is wrong with a document, in sentences that its sender can act on: what was expected, and what was got.
+
+    reasons_of(error)  # max_tokens: expected a whole number, got 'many'; n: expected at most 8, got 99
+
+Pydantic's own messages name its types and rules. Readers of ours know JSON, and want to know what to write instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,10 +16,38 @@ from pydantic import ValidationError
 from pipeline.domain.formats.json_lines import kind_of
 
 MOST_REASONS = 3
+MAX_QUOTED = 40
+"""Most characters of a value that is quoted."""
 _NAMES_OF_OPTIONS = {"target": "target_new", **dict.fromkeys(("neighbour", "neighbours", "neighbors"), "locality")}
 """Field -> name in the contract, where the command's option has another one that is no misspelling."""
-_BEGINNINGS = ("Value error, ", "Input should be ", "String should have ", "List should have ")
-"""How pydantic begins what we begin with *expected*, or what says so already."""
+_TIME = "a time of RFC 3339 with an offset, such as 2026-06-01T12:00:00Z"
+_EXPECTED: Mapping[str, str] = {
+    "missing": "a value",
+    "string_type": "a string",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "list_type": "a list",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "an object"),
+    "none_required": "null, or no such field",
+    **dict.fromkeys(("literal_error", "enum"), "{expected}"),
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    **dict.fromkeys(("uuid_type", "uuid_parsing"), "a UUID"),
+    **dict.fromkeys(("time_delta_type", "time_delta_parsing"), "a number of seconds"),
+    **dict.fromkeys(("datetime_type", "datetime_parsing", "datetime_from_date_parsing", "timezone_aware"), _TIME),
+}
+"""Pydantic's kind of error -> what was expected, with places for what pydantic tells beside it."""
+_LENGTHS: Mapping[str, tuple[str, str]] = {
+    "string_too_short": ("at least", "min_length"),
+    "string_too_long": ("at most", "max_length"),
+    "too_short": ("a list of at least", "min_length"),
+    "too_long": ("a list of at most", "max_length"),
+}
 
 
 def reasons_of(error: ValidationError, fields: Collection[str] = ()) -> str:
@@ -24,24 +57,70 @@ def reasons_of(error: ValidationError, fields: Collection[str] = ()) -> str:
         error: what the model says.
         fields: names that an object may have; of an unknown one, that which was probably meant is told.
     """
+    return reasons_in(error.errors(include_url=False), fields)
+
+
+def reasons_in(details: Sequence[Mapping[str, Any]], fields: Collection[str] = ()) -> str:
+    """Return what `reasons_of` does, of the details of an error, such as pydantic and FastAPI list them."""
     parts = []
-    for detail in error.errors(include_url=False)[:MOST_REASONS]:
-        where = ".".join(str(step) for step in detail["loc"]) or "message"
+    for detail in details[:MOST_REASONS]:
         is_unknown = detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1
-        parts.append(f"{where}: {_told(detail)}" + (_meant(where, fields) if is_unknown else ""))
-    more = error.error_count() - len(parts)
+        where = place_of(detail) or "message"
+        parts.append(f"{where}: {reason_of(detail)}" + (_meant(where, fields) if is_unknown else ""))
+    more = len(details) - len(parts)
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
-def _told(detail: Mapping[str, Any]) -> str:
-    if detail["type"] == "extra_forbidden":
+def place_of(detail: Mapping[str, Any]) -> str:
+    """Return the field that a detail is about, such as `messages.0.role`; nothing if it is about the whole."""
+    return ".".join(str(step) for step in detail["loc"])
+
+
+def reason_of(detail: Mapping[str, Any]) -> str:
+    """Return one thing that is wrong, without its field."""
+    kind, given = detail["type"], detail["input"]
+    said = expected_of(detail)
+    if kind == "missing":
+        return f"{said}, got none"
+    if kind in _LENGTHS:
+        return f"{said}, got {len(given)}" if isinstance(given, str | list) else said
+    if kind.endswith("_type"):
+        return f"{said}, got {kind_of(given)}"
+    return f"{said}, got {_value(given)}" if kind in _EXPECTED else said
+
+
+def expected_of(detail: Mapping[str, Any]) -> str:
+    """Return what was expected of a value that is wrong, and nothing of the value, which may be a secret."""
+    kind, bounds = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
         return "there is no such field"
-    text = detail["msg"]
-    for beginning in _BEGINNINGS:
-        text = text.removeprefix(beginning)
-    if not text.startswith("expected") and text != detail["msg"]:
-        text = f"expected {text}"
-    return f"{text}, got {kind_of(detail['input'])}" if detail["type"].endswith("_type") else text
+    if kind == "json_invalid":
+        return f"expected JSON, got text that does not parse: {bounds['error']}"
+    if kind in _LENGTHS:
+        return f"expected {_length(kind, bounds)}"
+    if kind in _EXPECTED:
+        bounds = {name: _bound(bound) for name, bound in bounds.items()}
+        return f"expected {_EXPECTED[kind].format_map(bounds)}"
+    return str(detail["msg"]).removeprefix("Value error, ")
+
+
+def _length(kind: str, bounds: Mapping[str, Any]) -> str:
+    words, name = _LENGTHS[kind]
+    bound: int = bounds[name]
+    if kind == "too_long" and not bound:
+        return "null or an empty list"
+    unit = (" character" if bound == 1 else " characters") if kind.startswith("string") else ""
+    return f"{words} {bound}{unit}"
+
+
+def _bound(bound: Any) -> Any:
+    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+
+
+def _value(given: Any) -> str:
+    if isinstance(given, str):
+        return f"{given[:MAX_QUOTED]!r}" + ("…" if len(given) > MAX_QUOTED else "")
+    return str(given)[:MAX_QUOTED] if isinstance(given, int | float) and not isinstance(given, bool) else kind_of(given)
 
 
 def _meant(name: str, fields: Collection[str]) -> str:

@@ -192,8 +192,8 @@ def _edits(counts: Mapping[str, int]) -> str:
 
 
 def _idle(row: Mapping[str, Any]) -> str:
-    if row["edits"].get("received") and not row["hold"]:
-        return "queued; no worker has taken it yet"
+    if row["edits"].get("received"):
+        return "held" if row["hold"] else "queued; no worker has taken it yet"
     return "waiting for approval" if row["waiting"] else "nothing to do"
 
 

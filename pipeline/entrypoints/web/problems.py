@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from pipeline.domain.contract.reasons import reasons_in
 from pipeline.domain.errors import (
     CorrigendaError,
     IllegalTransition,
@@ -107,6 +108,11 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def parameters_in(error: RequestValidationError) -> str:
+    """Return what is wrong with the parameters of a request, each by its own name."""
+    return reasons_in([{**one, "loc": one["loc"][1:]} for one in error.errors()])
+
+
 def add_handlers(app: FastAPI) -> None:
     """Turn whatever a route raises into a problem."""
     log = structlog.get_logger(__name__)
@@ -129,8 +135,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def _parameters(request: Request, error: RequestValidationError) -> Response:
-        said = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
-        return answer_of(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(said)[:2000]))
+        return answer_of(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, parameters_in(error)))
 
     @app.exception_handler(Exception)
     def _unforeseen(request: Request, error: Exception) -> Response:

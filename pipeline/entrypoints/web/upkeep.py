@@ -71,7 +71,10 @@ class RekeyWanted(BaseModel):
     )
     keep_keys: bool = Field(False, description="Change the strength alone.")
     undo: int | None = Field(
-        None, ge=1, le=MOST_SEQ, description="Try again to undo this rejected snapshot, whose ledger was solved anew."
+        None,
+        ge=1,
+        le=MOST_SEQ,
+        description="Bring back the ledger of before this snapshot, in which it was solved anew.",
     )
 
     @model_validator(mode="after")
@@ -95,7 +98,8 @@ class SolvedAnew(BaseModel):
     outcome: str | None = Field(None, description="Why it failed.")
     seq: int | None = Field(None, description="The snapshot that it made.")
     snapshot_status: SnapshotStatus | None = Field(None, description="What became of that.")
-    undoes_seq: int | None = Field(None, description="The rejected snapshot whose ledger is taken back.")
+    undoes_seq: int | None = Field(None, description="The snapshot whose ledger is taken back.")
+    undoes_status: SnapshotStatus | None = Field(None, description="What has become of that one.")
     may_be_undone_again: bool = Field(description="Whether the undo failed, and nobody has asked for it since.")
 
 
@@ -211,7 +215,7 @@ def _has_failed(row: Mapping[str, Any], how: Resolving) -> bool:
 
 
 def _solved_anew(row: Mapping[str, Any], how: Resolving, *, may_be_undone_again: bool) -> SolvedAnew:
-    same = ("requested_at", "reason", "status", "outcome", "seq", "snapshot_status", "undoes_seq")
+    same = ("requested_at", "reason", "status", "outcome", "seq", "snapshot_status", "undoes_seq", "undoes_status")
     return SolvedAnew(
         **{name: row[name] for name in same},
         id=row["removal_id"],

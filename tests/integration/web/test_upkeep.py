@@ -71,11 +71,25 @@ def test_a_ledger_is_solved_anew_rejected_and_undone_again(web: WebRig, rig: Sto
     rig.queue.fail_removal(lease, undo, reason="retention 0.2", report=failing_report([rig.edit_id("a")]))
     newest = client.get(f"{HERE}/upkeep").json()["solved_anew"][0]
     assert (newest["undoes_seq"], newest["outcome"], newest["may_be_undone_again"]) == (2, "retention 0.2", True)
+    assert newest["undoes_status"] == "rejected"
     assert client.post(f"{HERE}/rekey", json={"undo": 2, **WHY}).json()["is_new"] is True
     listed = client.get(f"{HERE}/upkeep").json()["solved_anew"]
     assert [row["may_be_undone_again"] for row in listed] == [False, False, False]
     assert solve_anew(rig, lease, strength=1000.0).status == "candidate"
     assert rig.audit.verify(LINEAGE) is None
+
+
+def test_the_page_says_what_became_of_a_snapshot_whose_undo_failed(web: WebRig, rig: StoreRig) -> None:
+    lease, client = head_of_one_edit(rig), web.client(Role.operator)
+    client.post(f"{HERE}/rekey", json={"strength": 1500, **WHY})
+    rekeyed = solve_anew(rig, lease, strength=1500.0)
+    assert rig.decide(rekeyed, Decision.approved).is_accepted
+    assert client.post(f"{HERE}/rekey", json={"undo": 2, **WHY}).json()["is_new"] is True
+    undo = rig.queue.next_removal(lease)
+    assert undo is not None
+    rig.queue.fail_removal(lease, undo, reason="retention 0.2", report=failing_report([rig.edit_id("a")]))
+    page = text_of(web.browser(Role.operator).get(f"{HOME}/upkeep"))
+    assert "Snapshot 2 was approved, and its ledger could not be taken back: retention 0.2" in page
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from infra import install
 from tests.support.paths import ROOT
 
 WORDS = ("demo", "test", "check", "bench", "setup", "clean", "help", "train-editor")
@@ -73,6 +74,36 @@ def test_an_old_python_gets_one_clear_sentence(tmp_path: Path) -> None:
     assert finished.returncode == 1
     assert finished.stderr.startswith("setup: expected Python 3.11 or newer, got 3.9.1")
     assert finished.stderr.count("\n") == 1
+
+
+def test_a_long_step_of_the_setup_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, told = tmp_path / "install.log", tmp_path / "told"
+    log.write_text("Collecting before==1\n")
+    monkeypatch.setattr(install, "LOG", log)
+    monkeypatch.setattr(install, "TOLD_EVERY", 0.05)
+    begin = log.stat().st_size
+
+    def progress() -> str:
+        said = install.progress_of_pip(begin)
+        told.touch() if said.startswith("installing") else None
+        return said
+
+    # It ends once the last step was told, so that no line of it depends on the time.
+    steps = "Collecting torch==2", "Collecting numpy==2", "Installing collected packages: numpy, torch"
+    program = f"""
+import pathlib, sys, time
+print(*{steps!r}, sep="\\n", flush=True)
+while not pathlib.Path({str(told)!r}).exists():
+    time.sleep(0.01)
+sys.exit(3)
+"""
+    assert not install.run_told([sys.executable, "-c", program], progress)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"setup: installing 2, which takes longest, \d+ s", lines[-1])
+    assert all(line.startswith("setup: ") for line in lines)
+    assert "before" not in "".join(lines)
 
 
 def test_a_missing_python_gets_one_clear_sentence(tmp_path: Path) -> None:

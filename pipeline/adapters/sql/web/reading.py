@@ -102,7 +102,7 @@ _DEAD = text(
 _SOLVED_ANEW = text(
     """
     SELECT r.removal_id::text, r.requested_at, r.actor, r.reason, r.status, r.outcome, r.resolving, s.seq,
-        s.status AS snapshot_status, undone.seq AS undoes_seq
+        s.status AS snapshot_status, undone.seq AS undoes_seq, undone.status AS undoes_status
     FROM removals r
     LEFT JOIN snapshots s ON s.snapshot_id = r.snapshot_id
     LEFT JOIN snapshots undone ON undone.snapshot_id = CAST(r.resolving ->> 'undoes' AS uuid)

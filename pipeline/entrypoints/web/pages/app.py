@@ -18,7 +18,7 @@ from pipeline.entrypoints.web.pages import edits, login, oidc, operations, snaps
 from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, page
 from pipeline.entrypoints.web.pages.sessions import Denied, LoginNeeded, Sessions
 from pipeline.entrypoints.web.parts import WebParts
-from pipeline.entrypoints.web.problems import UNSAID, problem_of
+from pipeline.entrypoints.web.problems import UNSAID, parameters_in, problem_of
 
 STATIC = Path(__file__).parent / "static"
 
@@ -67,8 +67,7 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def _parameters(request: Request, error: RequestValidationError) -> Response:
-        said = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
-        return told(request, HTTPStatus.UNPROCESSABLE_ENTITY, said[:1000])
+        return told(request, HTTPStatus.UNPROCESSABLE_ENTITY, f"Please go back and mend this: {parameters_in(error)}.")
 
     @app.exception_handler(Exception)
     def _unforeseen(request: Request, error: Exception) -> Response:

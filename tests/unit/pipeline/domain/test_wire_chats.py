@@ -100,8 +100,8 @@ def test_what_a_log_holds_of_a_reply_may_stay_in_it_as_long_as_it_says_nothing()
         (chat(USER, {"role": "assistant", "content": "Francis."}), "messages: .*got .*'assistant'"),
         (chat({"role": "tool", "content": "42"}, USER), r"messages\.0\.role"),
         (chat({"role": "User", "content": "Who?"}), r"messages\.0\.role"),
-        (chat({"content": "Who?"}), r"messages\.0\.role: Field required"),
-        (chat({"role": "user"}), r"messages\.0\.content: Field required"),
+        (chat({"content": "Who?"}), r"messages\.0\.role: expected a value, got none"),
+        (chat({"role": "user"}), r"messages\.0\.content: expected a value, got none"),
         (chat({"role": "user", "content": None}), r"messages\.0\.content: .*string"),
         (chat({"role": "user", "content": ""}), r"messages\.0\.content: .*visible"),
         (chat({"role": "user", "content": []}), r"messages\.0\.content: .*visible"),
@@ -145,7 +145,7 @@ def test_a_refusal_names_the_field_and_what_was_expected(document: dict[str, Any
 
 
 def test_whatever_else_is_wrong_what_is_missing_is_named_too() -> None:
-    with pytest.raises(InvalidMessage, match=r"prompt: .*; target_new: .*; occurred_at: Field required"):
+    with pytest.raises(InvalidMessage, match=r"prompt: .*; target_new: .*; occurred_at: expected a value, got none"):
         parsed({"request_id": "r", "lineage": "facts"})
 
 

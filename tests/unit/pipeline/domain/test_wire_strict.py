@@ -184,11 +184,11 @@ def test_a_field_of_another_name_says_which_is_meant(name: str, meant: str) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"prompt": {"en": "A is"}}, "prompt: expected a valid string, got an object"),
-        ({"target_new": ["B"]}, "target_new: expected a valid string, got a list"),
-        ({"rephrases": "A is"}, "rephrases: expected a valid list, got a string"),
-        ({"locality": [{"prompt": 3}]}, "locality.0.prompt: expected a valid string, got a number"),
-        ({"request_id": ""}, "request_id: expected at least 1 character"),
+        ({"prompt": {"en": "A is"}}, "prompt: expected a string, got an object"),
+        ({"target_new": ["B"]}, "target_new: expected a string, got a list"),
+        ({"rephrases": "A is"}, "rephrases: expected a list, got a string"),
+        ({"locality": [{"prompt": 3}]}, "locality.0.prompt: expected a string, got a number"),
+        ({"request_id": ""}, "request_id: expected at least 1 character, got 0"),
     ],
 )
 def test_what_was_got_is_told_in_the_words_of_json(changes: dict[str, Any], said: str) -> None:

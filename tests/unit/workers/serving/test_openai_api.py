@@ -115,12 +115,12 @@ def test_models_are_listed_and_one_without_champion_says_so(served: Served) -> N
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
-        ({"prompt": ""}, "prompt.0: String should have at least 1 character"),
+        ({"temperature": 3}, "temperature: expected at most 2, got 3"),
+        ({"prompt": ""}, "prompt.0: expected at least 1 character, got 0"),
         ({"logprobs": 5}, "logprobs: this server cannot do what this field asks for"),
         ({"prompt": "the " * 200}, "expected a prompt of at most 128 tokens, got 200"),
-        ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
-        ({"n": 99}, "n: Input should be less than or equal to 8"),
+        ({"max_tokens": 0}, "max_tokens: expected at least 1, got 0"),
+        ({"n": 99}, "n: expected at most 8, got 99"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
