@@ -8,7 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -43,6 +43,11 @@ STALLED_SECONDS = 120.0
 SNAPSHOT_HEADER = "X-Corrigenda-Snapshot"
 VERSION_HEADER = "X-Corrigenda-Version"
 RETRY_AFTER = {"Retry-After": "1"}
+EXPECTED = {
+    404: "expected a path of this server: /v1/chat/completions, /v1/completions or /v1/models",
+    405: "expected POST to /v1/chat/completions and /v1/completions, and GET everywhere else",
+}
+"""What is said where no route takes a request, by status."""
 OPEN = ("/livez", "/readyz", "/metrics")
 """Paths that need no token: they show no answer and no secret."""
 
@@ -334,5 +339,4 @@ def _refusal(error: Exception) -> JSONResponse:
 
 async def _refused_by_routes(_: Request, error: Exception) -> Response:
     status: int = getattr(error, "status_code", 500)
-    kind: Literal["invalid_request_error"] = "invalid_request_error"
-    return JSONResponse(error_body(str(getattr(error, "detail", "refused")), kind=kind), status)
+    return JSONResponse(error_body(EXPECTED.get(status, "refused"), kind="invalid_request_error"), status)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.domain.contract.chat_wire import as_text
-from pipeline.domain.contract.reasons import MOST_REASONS, place_of, reason_of
+from pipeline.domain.contract.reasons import place_of, reasons_of
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.prompts import ChatPrompt, ChatTurn, Role
 from workers.serving.answering import Sampling
@@ -23,6 +23,7 @@ MAX_TOKENS_TOGETHER = 262_144
 """Most tokens of all prompts and answers of a request, a prompt once for each answer to it."""
 DEFAULT_TOKENS = {"chat": 512, "completion": 16}
 """Most tokens of an answer where a request does not say; 16 is OpenAI's for completions."""
+CANNOT = "this server cannot do what this field asks for; leave it out"
 LABELS = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
 """Fields that say something about a request and nothing about its answers."""
 HARMLESS: dict[str, tuple[Any, ...]] = {
@@ -150,9 +151,8 @@ def read(kind: type[ChatRequest] | type[CompletionRequest], body: bytes) -> Any:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        said = "; ".join(": ".join(filter(None, (place_of(one), _reason(one)))) for one in found[:MOST_REASONS])
-        raise InvalidInput(said, param=place_of(found[0])) from None
+        first = error.errors(include_url=False)[0]
+        raise InvalidInput(reasons_of(error, unknown=CANNOT), param=place_of(first)) from None
 
 
 def require_bounded(lengths: Sequence[int], asked: ChatRequest | CompletionRequest) -> None:
@@ -172,12 +172,6 @@ def require_bounded(lengths: Sequence[int], asked: ChatRequest | CompletionReque
             f"that may come to {total}; ask for fewer or shorter ones at once",
             param="max_tokens",
         )
-
-
-def _reason(found: Any) -> str:
-    if found["type"] == "extra_forbidden":
-        return "this server cannot do what this field asks for; leave it out"
-    return reason_of(found)
 
 
 def error_body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:

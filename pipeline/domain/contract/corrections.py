@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, Field
 
 from pipeline.domain.contract.wire import RFC_3339, EditRequestV1, Name
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.json_lines import kind_of
 
 LineageName = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^/:\s]+$")]
 FEEDBACK = "feedback"
@@ -56,7 +57,8 @@ def correction_of(feedback: Mapping[str, Any]) -> dict[str, Any]:
     """
     messages, correction = feedback.get("messages"), feedback.get("correction")
     if not isinstance(messages, list) or not messages:
-        raise InvalidInput("messages: expected the turns of the chat that went wrong, got none")
+        got = "none" if messages in (None, []) else kind_of(messages)
+        raise InvalidInput(f"messages: expected the turns of the chat that went wrong, got {got}")
     if not isinstance(correction, str) or not correction.strip():
         raise InvalidInput("correction: expected the answer that would have been right, as a text, got none")
     given = {name: value for name, value in feedback.items() if name not in _CHAT}

@@ -50,23 +50,32 @@ _LENGTHS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def reasons_of(error: ValidationError, fields: Collection[str] = ()) -> str:
+NO_SUCH_FIELD = "there is no such field"
+
+
+def reasons_of(error: ValidationError, fields: Collection[str] = (), *, unknown: str = NO_SUCH_FIELD) -> str:
     """Return the first things that are wrong with an object, each with its field, and how many more there are.
 
     Args:
         error: what the model says.
         fields: names that an object may have; of an unknown one, that which was probably meant is told.
+        unknown: what is said of a field that an object may not have.
     """
-    return reasons_in(error.errors(include_url=False), fields)
+    return reasons_in(error.errors(include_url=False), fields, unknown=unknown)
 
 
-def reasons_in(details: Sequence[Mapping[str, Any]], fields: Collection[str] = ()) -> str:
+def reasons_in(
+    details: Sequence[Mapping[str, Any]], fields: Collection[str] = (), *, unknown: str = NO_SUCH_FIELD
+) -> str:
     """Return what `reasons_of` does, of the details of an error, such as pydantic and FastAPI list them."""
     parts = []
     for detail in details[:MOST_REASONS]:
-        is_unknown = detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1
-        where = place_of(detail) or "message"
-        parts.append(f"{where}: {reason_of(detail)}" + (_meant(where, fields) if is_unknown else ""))
+        where = place_of(detail)
+        if detail["type"] == "extra_forbidden":
+            said = unknown + (_meant(where, fields) if len(detail["loc"]) == 1 else "")
+        else:
+            said = reason_of(detail)
+        parts.append(f"{where}: {said}" if where else said)
     more = len(details) - len(parts)
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
@@ -93,7 +102,7 @@ def expected_of(detail: Mapping[str, Any]) -> str:
     """Return what was expected of a value that is wrong, and nothing of the value, which may be a secret."""
     kind, bounds = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return "there is no such field"
+        return NO_SUCH_FIELD
     if kind == "json_invalid":
         return f"expected JSON, got text that does not parse: {bounds['error']}"
     if kind in _LENGTHS:

@@ -36,6 +36,8 @@ def json_value(text: str, *, most_fields: int | None = None) -> Any:
         InvalidMessage: if it is JSON that is refused for what it holds.
         InvalidInput: if it is no JSON.
     """
+    if text.startswith(BYTE_ORDER_MARK):
+        raise InvalidInput("expected JSON that begins at its first character, got a byte order mark before it")
     try:
         value = json.loads(
             text,

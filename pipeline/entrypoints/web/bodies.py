@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from fastapi import Depends, Request
 
 from pipeline.domain.contract.wire import MAX_FIELDS
 from pipeline.domain.errors import InvalidInput, InvalidMessage
-from pipeline.domain.formats.json_lines import json_value, kind_of
+from pipeline.domain.formats.json_lines import BYTE_ORDER_MARK, json_value, kind_of
 from pipeline.entrypoints.web.problems import Problem
 
 JSON = ("application/json",)
@@ -72,8 +73,7 @@ def items_of(body: bytes, kind: str) -> tuple[list[dict[str, Any] | InvalidInput
         Problem: if the body as a whole is wrong.
     """
     if kind in LINES:
-        lines = [line for line in _text(body).split("\n") if line.strip()]
-        found, is_one = [_line(line) for line in lines], False
+        found, is_one = [_line(line) for line in body.split(b"\n") if line.strip()], False
     else:
         value = json_of(body)
         is_one = not isinstance(value, list)
@@ -85,9 +85,14 @@ def items_of(body: bytes, kind: str) -> tuple[list[dict[str, Any] | InvalidInput
     return [_checked(one) for one in found], is_one
 
 
-def _line(line: str) -> Any:
+def _line(line: bytes) -> Any:
+    """Return the value of a line, or why it has none: the lines beside it are taken."""
     try:
-        return json_value(line.removesuffix("\r"), most_fields=MAX_FIELDS)
+        # As in files, where each may have a mark at its head.
+        text = line.decode("utf-8").removeprefix(BYTE_ORDER_MARK).removesuffix("\r")
+        return json_value(text, most_fields=MAX_FIELDS)
+    except UnicodeDecodeError as error:
+        return InvalidInput(f"expected a line in UTF-8, got other bytes from byte {error.start + 1} on")
     except InvalidInput as error:
         return error
 
@@ -99,8 +104,10 @@ def _checked(value: Any) -> dict[str, Any] | InvalidInput:
 
 
 def _text(body: bytes) -> str:
+    """Return a body as text; some clients begin theirs with a byte order mark, which says nothing."""
     try:
-        return body.decode("utf-8")
+        return body.decode("utf-8").removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
-        detail = f"expected a body in UTF-8, got {error.reason} at byte {error.start}"
-        raise Problem(HTTPStatus.BAD_REQUEST, detail) from error
+        is_utf_16 = body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        got = "one in UTF-16" if is_utf_16 else f"other bytes from byte {error.start + 1} on"
+        raise Problem(HTTPStatus.BAD_REQUEST, f"expected a body in UTF-8, got {got}") from error

@@ -103,6 +103,12 @@ def test_of_several_each_is_told_what_became_of_it(desk: TestClient, web: WebRig
     answer = desk.post("/v1/corrections", content=lines, headers={"Content-Type": "application/x-ndjson"})
     assert [one.get("detail", "")[:13] for one in answer.json()["results"]] == ["", "", "expected JSON"]
     assert len(web.publisher.sent) == 4
+    marked = b"\xef\xbb\xbf" + json.dumps(STEM | {"prompt": "y is"}).encode()
+    lines_of_all_sorts = marked + b"\r\n" + '{"prompt": "Zürich is"}'.encode("latin-1") + b"\n" + marked
+    answer = desk.post("/v1/corrections", content=lines_of_all_sorts, headers={"Content-Type": "application/x-ndjson"})
+    expected = ["", "expected a line in UTF-8, got other bytes from byte 14 on", ""]
+    assert [one.get("detail", "") for one in answer.json()["results"]] == expected
+    assert desk.post("/v1/corrections", content=marked, headers={"Content-Type": JSON}).status_code == 202
     nothing = desk.post("/v1/corrections", json=[{}, {}])
     assert "none can be accepted" in is_problem(nothing, 422)
     assert [one["index"] for one in nothing.json()["results"]] == [0, 1]
@@ -115,7 +121,8 @@ def test_of_several_each_is_told_what_became_of_it(desk: TestClient, web: WebRig
         (415, "application/json", b"{}", None),
         (400, "does not parse", b"{", JSON),
         (400, "nested too deeply", b"[" * 100_000, JSON),
-        (400, "UTF-8", b'{"prompt": "\xff"}', JSON),
+        (400, "UTF-8, got other bytes from byte 13 on", b'{"prompt": "\xff"}', JSON),
+        (400, "got one in UTF-16", '{"prompt": "a"}'.encode("utf-16"), JSON),
         (422, "duplicate field", b'{"prompt": "a", "prompt": "b"}', JSON),
         (422, "NUL", b'{"prompt": "a\\u0000"}', "application/json; charset=utf-8"),
         (422, "surrogate", b'{"prompt": "\\ud800"}', JSON),

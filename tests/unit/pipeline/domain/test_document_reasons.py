@@ -77,7 +77,7 @@ class Document(BaseModel):
         ({"inner": "x"}, "inner: expected an object, got a string"),
         ({"other": 1}, "other: there is no such field"),
         ({"txt": "a"}, "txt: there is no such field (did you mean text?)"),
-        ([], "message: expected an object, got a list"),
+        ([], "expected an object, got a list"),
         (
             {"whole": 0, "share": 0, "flag": 2, "role": 3, "names": []},
             "whole: expected at least 1, got 0; share: expected more than 0, got 0;"
@@ -97,7 +97,7 @@ def test_what_is_no_json_and_what_is_left_out_are_told_alike() -> None:
 
     with pytest.raises(ValidationError) as error:
         Needed.model_validate_json(b"{'model'}")
-    assert reasons_of(error.value).startswith("message: expected JSON, got text that does not parse: key must be")
+    assert reasons_of(error.value).startswith("expected JSON, got text that does not parse: key must be")
     with pytest.raises(ValidationError) as error:
         Needed.model_validate_json(b"{}")
     assert reasons_of(error.value) == "model: expected a value, got none"

@@ -161,7 +161,7 @@ def test_an_unknown_model_path_and_body_are_openais_errors(served: Served) -> No
     with pytest.raises(openai.NotFoundError, match="expected a model that is served") as refused:
         served.client().completions.create(model="nobody", prompt=STEM)
     assert refused.value.code == "model_not_found"
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match="expected a path of this server"):
         served.client().embeddings.create(model="facts", input=STEM)
     for body in (b"no JSON", b'{"prompt": "' + b"x" * 2**20 + b'"}'):
         with pytest.raises(HTTPError) as wrong:
