@@ -231,7 +231,8 @@ def _rejection_refusal(standing: Standing) -> str | None:
     if standing.is_under_approved:
         return "an approved snapshot stands on it; revert its edits instead"
     if standing.status is not SnapshotStatus.candidate:
-        return f"a snapshot that is {standing.status} cannot be rejected; revert its edits instead"
+        was = standing.status.replace("_", " ")
+        return f"a snapshot that was {was} cannot be rejected; revert its edits instead"
     if (seq := standing.takes_out) is not None:
         return (
             f"it takes out the ledger of snapshot {seq}, which was rejected: there is none to go back to; "

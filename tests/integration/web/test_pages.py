@@ -225,6 +225,8 @@ def test_what_was_rolled_back_may_be_approved_again(web: WebRig, rig: StoreRig) 
         fields = fields_on(client.get(here), here)
         assert client.post(here, data={**fields, "decision": decision, "reason": "good"}).status_code == 200
         assert rig.lineage().champion_seq == seq
+        is_offered = 'value="rejected"' in client.get(f"{HOME}/snapshots/2").text
+        assert is_offered == (seq == 1 and decision == "approved"), "what was live is history: its edits are reverted"
         is_named = "live: 2 (rolled back)" in text_of(client.get(f"{HOME}/snapshots/3"))
         assert is_named == (decision == "rolled_back")
 

@@ -195,5 +195,7 @@ def _may(session: Session, snapshot: Snapshot, champion_id: str | None, champion
     if Role.reviewer not in session.person.roles or snapshot.snapshot_id == champion_id:
         return []
     if snapshot.seq > champion_seq:
-        return [Decision.approved, Decision.rejected] if snapshot.status in WAITING else []
+        # What was live once is history: its edits are reverted, one by one.
+        may_reject = [Decision.rejected] if snapshot.status == SnapshotStatus.candidate else []
+        return [Decision.approved, *may_reject] if snapshot.status in WAITING else []
     return [Decision.rolled_back] if snapshot.status == "approved" else []
