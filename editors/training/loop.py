@@ -29,6 +29,9 @@ MakeEditor = Callable[[Mapping[str, float], int], TrainedEditor]
 """(validation figures, steps) -> the editor as it is now."""
 MAX_SKIPPED_IN_A_ROW = 50
 """Skipped steps after which a run is given up."""
+SECONDS_BETWEEN_CURVES = 10.0
+"""At least so long a run goes on before its curve is drawn anew: a picture takes as long as many steps of a small base.
+The last one is drawn at the end."""
 COSINE_FLOOR = 0.05
 """Where a cosine schedule ends, as a fraction of the learning rate."""
 
@@ -116,6 +119,7 @@ class TrainingRun:
         self._optimizer = torch.optim.Adam(groups)
         self._why_skipped = ""
         self._clock = 0.0
+        self._drawn_at = 0.0
 
     def run(self, state: TrainingState | None) -> Progress:
         """Train from a state, or from the beginning, until the steps or the patience are used up.
@@ -124,7 +128,7 @@ class TrainingRun:
             EditorFailed: if step after step has to be skipped.
             EngineFailed: if the ranks hold different editors.
         """
-        self._clock = time.monotonic()
+        self._clock, self._drawn_at = time.monotonic(), time.perf_counter()
         progress = self._begun() if state is None else self._resumed(state)
         in_a_row = 0
         while not self._is_over(progress) and progress.num_stale < self._settings.patience:
@@ -138,6 +142,8 @@ class TrainingRun:
                 progress = self._validated(progress)
             elif progress.step % self._settings.save_every == 0:
                 self._save(progress)
+        if self._folder:
+            self._folder.draw()
         return progress
 
     def _is_over(self, progress: Progress) -> bool:
@@ -213,8 +219,9 @@ class TrainingRun:
             if is_best:
                 self._folder.save_editor(BEST, self._make_editor(figures, progress.step))
         self._save(progress)
-        if self._folder:
+        if self._folder and time.perf_counter() - self._drawn_at >= SECONDS_BETWEEN_CURVES:
             self._folder.draw()
+            self._drawn_at = time.perf_counter()
         if self._watcher:
             self._watcher.validated(progress.step, figures, is_best=is_best)
         return progress

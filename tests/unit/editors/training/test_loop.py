@@ -17,6 +17,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from editors.mend.checkpoint import TrainedEditor
+from editors.training import loop
 from editors.training.loop import MAX_SKIPPED_IN_A_ROW, LoopSettings, TrainingRun
 from editors.training.objective import Deck, Objective
 from editors.training.progress import TrainingScreen
@@ -242,6 +243,18 @@ def test_the_curve_is_a_picture(tmp_path: Path) -> None:
     picture = imread(tmp_path / "loss.png")
     lines = (picture[..., :3].std(axis=2) > 0.1).sum()
     assert lines > 50, "pixels with a colour: axes, labels and grid are grey"
+
+
+@pytest.mark.parametrize(("seconds", "num_drawn"), [(0.0, 5), (3600.0, 1)])
+def test_the_curve_is_drawn_at_the_end_and_before_only_where_the_last_one_is_old(
+    seconds: float, num_drawn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_CURVES", seconds)
+    monkeypatch.setattr(TrainingFolder, "draw", lambda folder: drawn.append(len(folder.logged())))
+    train(tmp_path, settings=LONG)
+    assert len(drawn) == num_drawn, "four validations and the end, or the end alone"
+    assert drawn[-1] == len(TrainingFolder(tmp_path).logged())
 
 
 def test_figures_that_are_no_numbers_reach_no_file(tmp_path: Path) -> None:
