@@ -54,13 +54,20 @@ def print_snapshot(
     columns = {"request_id": "came in", "prompt": "prompt", "target_new": "target", "now": "answer now", "by": "by"}
     print_rows(brought, columns, as_json=False, empty="no edit came in")
     say()
-    columns = {"metric": "metric", "value": "value", "num_measured": "probes", "bound": "bound"}
-    columns |= {"against": "against", "verdict": "verdict"}
-    rows = [row | {"bound": bound_text(row)} for row in report.get("rows", [])]
-    print_rows(rows, columns, as_json=False, empty="no gate rows")
+    print_gates(report.get("rows", []))
     print_others([other for score in scores.values() for other in score.get(OTHERS) or () if not other["is_unchanged"]])
     say()
     print_record(_identity(snapshot), as_json=False)
+
+
+def print_gates(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Show what gates measured, each figure with its bound, and name in one line what they did not measure."""
+    columns = {"metric": "metric", "value": "value", "num_measured": "probes", "bound": "bound"}
+    columns |= {"against": "against", "verdict": "verdict"}
+    measured = [{**row, "bound": bound_text(row)} for row in rows if row.get("value") is not None]
+    print_rows(measured, columns, as_json=False, empty="no gate rows")
+    if missing := [str(row["metric"]) for row in rows if row.get("value") is None]:
+        say(f"not measured: {', '.join(missing)}")
 
 
 def _decided(row: Mapping[str, Any]) -> str:
