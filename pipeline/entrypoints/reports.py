@@ -12,6 +12,7 @@ from pipeline.domain.rank_api import EditorIdentity
 from pipeline.domain.review.approvals import shown_actor
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.console import print_record, print_rows, say
+from pipeline.services.registry.registry_ports import Surroundings
 
 OTHERS = "other_subjects"
 """Where a score holds what became of an edit's prompt about other subjects."""
@@ -24,8 +25,9 @@ def print_snapshot(
     page: str | None,
     edits: Sequence[Mapping[str, Any]],
     decisions: Sequence[Mapping[str, Any]],
+    around: Surroundings,
 ) -> None:
-    """Show a snapshot: where it stands, who decided, the edits it brought, gates, moved subjects; ids come last.
+    """Show a snapshot: where it stands, who decided, what left and what it brought, gates, subjects; ids come last.
 
     Args:
         snapshot: the snapshot.
@@ -33,14 +35,18 @@ def print_snapshot(
         page: the link of its model version, if it has one.
         edits: what came in with it, as the review pages read it.
         decisions: what people decided about it, the latest first.
+        around: what the review pages say beside it.
     """
     first = {
         "lineage": snapshot.lineage,
         "snapshot": snapshot.seq,
         "status": snapshot.status.value.replace("_", " "),
         "decided": [_decided(one) for one in decisions] or None,
+        "what": around.work or None,
         "made": snapshot.created_at,
         "active edits": snapshot.num_active,
+        "left": list(around.gone) or None,
+        "made again": list(around.remade) or None,
         "editor": editor_line(report.get("editor")),
         "page": page,
     }

@@ -191,7 +191,7 @@ def test_a_ledger_is_solved_anew_rejected_approved_and_undone_by_command_and_the
 
 
 def test_a_fact_is_made_again_with_another_about_its_subject_and_once_that_is_reverted(
-    settings: Settings, rig: StoreRig, plan: LoadPlan, tmp_path: Path
+    settings: Settings, rig: StoreRig, plan: LoadPlan, corrigenda: Command, tmp_path: Path
 ) -> None:
     settings = settings.model_copy(update={"num_ranks": 1})
     console = bootstrap.stores(settings.model_copy(update={"database_role": Login.console}))
@@ -221,6 +221,9 @@ def test_a_fact_is_made_again_with_another_about_its_subject_and_once_that_is_re
         rig.review.request_revert(LINEAGE, [of_first], actor="cli:tester", reason="wrong")
         assert service.run(LINEAGE) == 1
         assert remade() == [[], [of_first], [of_second]]
+        told = corrigenda("show", "head")
+        assert re.search(f"left +{first.request_id}: {first.prompt} {first.target_new}", told)
+        assert re.search(f"made again +language: {second.prompt} Paris", told)
         head = console.snapshots.snapshot(LINEAGE, "head")
         lived_on = group.weights_digest()
         plan_of_head = replace(

@@ -123,6 +123,7 @@ def show(
             page=page_of(settings, name, snapshot.registry_version),
             edits=kept.api.pages.brought(name, snapshot.seq, limit=MAX_BROUGHT),
             decisions=kept.api.pages.decisions(snapshot.snapshot_id, limit=MAX_BROUGHT),
+            around=kept.api.pages.surroundings(name, snapshot.seq),
         )
         return
     row = dict(kept.history.edit(name, ref)) | {"editor": asdict(kept.lineages.lineage(name).settings.editor_identity)}
