@@ -14,7 +14,7 @@ from pipeline.domain.edits import Edit
 T = TypeVar("T")
 
 RETAINED = 64
-"""Older active edits that every candidate is measured on, at most."""
+"""Older active edits that every candidate is measured on, at most, besides those that it makes again."""
 
 SIBLINGS = 8
 """Active edits about one subject, at most, that are made again when an edit about it comes or goes; the newest."""
