@@ -143,7 +143,7 @@ class LedgerPlan:
     """What a group needs besides the weights to make edits on a snapshot and to measure them."""
 
     rows: tuple[LedgerRows, ...]
-    """Rows of every active edit, in the order in which the edits came in; a file may be named more than once."""
+    """Rows of every active edit, in the order in which they were made; a file may be named more than once."""
     prior: FileRef
     """Second moments of keys and gradients over plain text (`prior.safetensors`)."""
     reference: FileRef

@@ -23,8 +23,6 @@ class Attempt:
     """Wall time of each phase."""
     prior_strength: float | None = None
     """The prior's strength from then on, where the ledger was solved anew."""
-    remade_ids: tuple[str, ...] = ()
-    """Active edits that were made again beside it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -280,7 +280,6 @@ class EditService:
             report=report,
             seconds=outcome.seconds,
             prior_strength=rekeying.prior_strength if rekeying else None,
-            remade_ids=outcome.measurements.remade,
         )
 
     def _commit(
@@ -333,7 +332,7 @@ class EditService:
             removal=removal,
             seconds=attempt.seconds,
             rewritten_ids=kept.rewritten_ids,
-            remade_ids=attempt.remade_ids,
+            remade_ids=attempt.report.measurements.remade,
             traceparent=tracing.current(),
             prior_strength=attempt.prior_strength,
         )

@@ -8,7 +8,21 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, any_, cast, func, insert, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    any_,
+    bindparam,
+    cast,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
 from pipeline.adapters.sql.database.locks import LockedLineage
@@ -97,7 +111,7 @@ RELATED = 8
 
 
 def rows_at(connection: Connection, lineage_id: str, seq: int) -> Sequence[Row[Any]]:
-    """(edit_id, rows, made_seq) of every edit that the snapshot at a seq holds, in the order in which they came in."""
+    """(edit_id, rows, made_seq) of every edit that the snapshot at a seq holds, in the order of their rows."""
     made_seq = func.coalesce(edit_rows.c.remade_seq, edit_rows.c.since_seq).label("made_seq")
     query: Select[Any] = select(edit_rows.c.edit_id, edit_rows.c.rows, made_seq).where(
         edit_rows.c.lineage_id == lineage_id,
@@ -207,9 +221,10 @@ def begin_activations(
         The newest place.
     """
     first, newest = on.num_activations + 1, on.num_activations + len(remade_ids) + len(edit_ids)
-    for place, edit_id in enumerate(remade_ids, start=first):
-        again = update(edit_rows).where(edit_rows.c.edit_id == edit_id, edit_rows.c.until_seq.is_(None))
-        connection.execute(again.values(place=place, rows=rows, remade_seq=seq))
+    moving = [{"remade_id": edit_id, "to_place": place} for place, edit_id in enumerate(remade_ids, start=first)]
+    if moving:
+        again = update(edit_rows).where(edit_rows.c.edit_id == bindparam("remade_id"), edit_rows.c.until_seq.is_(None))
+        connection.execute(again.values(place=bindparam("to_place"), rows=rows, remade_seq=seq), moving)
     common = {"lineage_id": on.lineage_id, "snapshot_id": snapshot_id, "since_seq": seq, "rows": rows}
     places = enumerate(edit_ids, start=first + len(remade_ids))
     entering = [common | {"edit_id": edit_id, "place": place} for place, edit_id in places]
