@@ -23,6 +23,7 @@ from editors.measure.quality import Figure, chosen, prepared_quality
 from editors.measure.questions import EditMeasurement, EditQuestions, PromptMeasurement
 from editors.measure.reference import Reference
 from editors.measure.rounds import Round, Talk, answered
+from editors.measure.same_subject import with_same_subject
 from editors.measure.scoring import Change, Score, compared, prepare, scores
 from editors.measure.shown_answers import NUM_SHOWN, Probed, Said, moved, said_to, with_answers
 from editors.models.families import EditableModel, Pair
@@ -127,6 +128,7 @@ class Scorer:
         *,
         added: Sequence[Edit],
         retained: Sequence[Edit],
+        remade: Sequence[Edit] = (),
         gone_keys: Collection[str],
         delta: WeightDelta,
         others: Others | None = None,
@@ -136,6 +138,7 @@ class Scorer:
         Args:
             added: edits of the batch.
             retained: older active edits.
+            remade: those that were made again.
             gone_keys: conflict keys of edited facts, whose suite probes are left out.
             delta: what was applied to the parent.
             others: what is asked about other subjects than the edits' own, as of the parent.
@@ -151,6 +154,7 @@ class Scorer:
         suite = [(self._reference.suite[place], from_parent[place]) for place in asked]
         suite_moved = [(one.probe.probe.prompt, one.sequence, to.kl) for one, to in suite if not to.is_unchanged]
         edits, what_moved = self._edit_scores(added, parent, suite_moved, others or {}, delta)
+        edits = with_same_subject(edits, added, remade, before=parent.retained, after=candidate.retained)
         candidate.retained |= {score.edit_id: score.edit_success for score in edits}
         return Measurements(
             edits=edits,

@@ -70,6 +70,7 @@ _TOLD = (
     ("edit_locality_kl_max", NATS, "how far one edit's own neighbours are from the parent's, mean over them"),
     ("other_subjects_taken_max", SHARE, "other subjects that get one edit's own answer to its prompt, of those asked"),
     ("other_subjects_kl_max", NATS, "how far one edit's other subjects are from the parent's, mean over them"),
+    ("same_subject_lost_max", SHARE, "active facts about one edit's own subject that held and do not beside it"),
     ("retention_drop_max", SHARE, "what the success of older edits falls below the parent's"),
     ("perplexity_rise_max", FRACTION, "what perplexity rises over the parent's; not of a classifier"),
     ("accuracy_drop_max", SHARE, "what a classifier's accuracy on the suite falls below the parent's"),

@@ -38,6 +38,8 @@ class GatePolicy:
     """Most of the other subjects that one edit's prompt is asked about, as a share, may get the edit's own answer."""
     other_subjects_kl_max: float | None = 1.0
     """Most nats of KL divergence from the parent, mean over one edit's other subjects, at an answer's first token."""
+    same_subject_lost_max: float | None = 0.0
+    """Most of the active facts about one edit's subject, as a share of those that held, may be lost by making it."""
     retention_drop_max: float = 0.1
     """Most that the success of older active edits may fall below what it was on the parent."""
     perplexity_rise_max: float = 0.05
@@ -79,6 +81,7 @@ UNJUDGED: Mapping[str, Any] = {
     "judged_wordings_min": 1,
     "other_subjects_taken_max": None,
     "other_subjects_kl_max": None,
+    "same_subject_lost_max": None,
 }
 """Thresholds that the first policies did not have, each at the value that judges nothing."""
 

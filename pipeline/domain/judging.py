@@ -75,6 +75,7 @@ def _batch_rows(policy: GatePolicy, m: Measurements) -> tuple[GateRow, ...]:
         ),
         _row("locality_kl", m.kl_from_parent, policy.locality_kl_max, is_most=True, against="parent"),
         *_other_rows(m),
+        *_same_subject_rows(m),
         _row(
             "retention",
             candidate.retention,
@@ -140,6 +141,15 @@ def _other_rows(m: Measurements) -> tuple[GateRow, ...]:
         _row(name, value, None, against="parent", required=False, num_measured=len(others))
         for name, value in found.items()
     )
+
+
+def _same_subject_rows(m: Measurements) -> tuple[GateRow, ...]:
+    """Return how many active facts about the edits' own subjects are lost; single edits are judged by it."""
+    facts = {one.edit_id: one.holds for score in m.edits for one in score.same_subject}
+    if not facts:
+        return ()
+    lost = share(not holds for holds in facts.values())
+    return (_row("same_subject_lost", lost, None, against="parent", required=False, num_measured=len(facts)),)
 
 
 def _has_accuracy(m: Measurements) -> bool:

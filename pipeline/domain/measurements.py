@@ -47,6 +47,18 @@ class OtherSubjectScore:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SameSubjectScore:
+    """What an edit did to an active fact about its own subject that held on the parent and was made again beside it."""
+
+    edit_id: str
+    """The active edit."""
+    prompt: str
+    """Its prompt; of a chat its last turn."""
+    holds: bool
+    """Teacher-forced: whether every target token still is the argmax after its own prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EditScore:
     """What was measured for one edit on the candidate weights."""
 
@@ -99,6 +111,8 @@ class EditScore:
     """Mean KL divergence from the parent on the own locality probes, nats."""
     other_subjects: tuple[OtherSubjectScore, ...] = ()
     """The edit's own prompt asked about other subjects, compared with the parent; none where it names no subject."""
+    same_subject: tuple[SameSubjectScore, ...] = ()
+    """Active facts about the same subject; none where there are none, and in earlier reports."""
     portability: tuple[bool, ...] = ()
     """Teacher-forced success on each portability probe."""
     names_subject: bool | None = None
@@ -183,7 +197,8 @@ def _moved(document: Mapping[str, Any]) -> tuple[Moved, ...]:
 
 def _edit_score(stored: Mapping[str, Any]) -> EditScore:
     others = tuple(_record(OtherSubjectScore, other) for other in stored.get("other_subjects") or ())
-    return _record(EditScore, {**stored, "other_subjects": others, "moved": _moved(stored)})
+    same = tuple(_record(SameSubjectScore, one) for one in stored.get("same_subject") or ())
+    return _record(EditScore, {**stored, "other_subjects": others, "same_subject": same, "moved": _moved(stored)})
 
 
 def _record(kind: type[T], stored: Mapping[str, Any]) -> T:

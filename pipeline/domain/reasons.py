@@ -24,6 +24,8 @@ NARROW = "send it again with a prompt that is about this subject alone, or with 
 """What helps where an edit moves more than its own fact."""
 NAME_IT = "send it again with its subject, so that others of its kind are held where they are"
 """What helps where an edit that names no subject moves others."""
+CHOOSE = "send it again with another wording of the prompt, or after that fact has been reverted"
+"""What helps where the model cannot say two facts about one subject."""
 LATER = "send it again later: it may pass beside other edits"
 """What helps where the model as a whole was moved too far."""
 
@@ -43,7 +45,22 @@ def refusal(policy: GatePolicy, score: EditScore, request: EditRequest | None) -
     if moved is not None and moved > policy.edit_locality_kl_max:
         found = f"its neighbours moved by {moved:.2f} nats (maximum {policy.edit_locality_kl_max:.2f})"
         return _sentence(f"{found}{_changed(score, request)}", _about_subject(score), advice=NARROW)
-    return _refusal_by_others(policy, score, request)
+    return _refusal_by_others(policy, score, request) or _refusal_by_same_subject(policy, score)
+
+
+def _refusal_by_same_subject(policy: GatePolicy, score: EditScore) -> str | None:
+    lost = [one for one in score.same_subject if not one.holds]
+    bound = policy.same_subject_lost_max
+    if bound is None or not lost or len(lost) / len(score.same_subject) <= bound:
+        return None
+    found = f"{_lost(score)} (maximum {bound:g} of them)"
+    return _sentence(found, f"{quoted(lost[0].prompt)} is answered otherwise", _about_subject(score), advice=CHOOSE)
+
+
+def _lost(score: EditScore) -> str:
+    lost = [one.edit_id for one in score.same_subject if not one.holds]
+    facts = counted(len(score.same_subject), "active fact")
+    return f"{len(lost)} of {facts} about its subject would be lost, {lost[0]}"
 
 
 def _refusal_by_others(policy: GatePolicy, score: EditScore, request: EditRequest | None) -> str | None:
@@ -70,7 +87,12 @@ def praise(score: EditScore) -> str:
         rephrases += f", a chat answers {'rightly' if score.chat_success else 'otherwise'}"
     neighbours = _counted(score.locality, "neighbour", "answers as before", "answer as before")
     return _sentence(
-        "the target is the most probable answer", rephrases, neighbours, *_others(score), _about_subject(score)
+        "the target is the most probable answer",
+        rephrases,
+        neighbours,
+        *_others(score),
+        *_same_subject(score),
+        _about_subject(score),
     )
 
 
@@ -153,6 +175,15 @@ def _others(score: EditScore) -> tuple[str, ...]:
         return (f"{len(others)} other {'subject' if len(others) == 1 else 'subjects'} answered as before",)
     worst = max(moved, key=lambda other: other.kl)
     return (f"{len(moved)} of {len(others)} other subjects answered otherwise, {told_of_other(worst)}",)
+
+
+def _same_subject(score: EditScore) -> tuple[str, ...]:
+    facts = score.same_subject
+    if not facts:
+        return ()
+    if not all(one.holds for one in facts):
+        return (_lost(score),)
+    return (f"{counted(len(facts), 'active fact')} about its subject {'holds' if len(facts) == 1 else 'hold'}",)
 
 
 def told_of_other(other: OtherSubjectScore) -> str:

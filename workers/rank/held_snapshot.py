@@ -136,6 +136,7 @@ class HeldSnapshot:
             measurements = scorer.measure(
                 added=candidate.added,
                 retained=candidate.retained,
+                remade=candidate.remade,
                 gone_keys=candidate.gone_keys,
                 delta=result.delta,
                 others=others,

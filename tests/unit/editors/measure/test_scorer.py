@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,9 @@ def with_probes(place: int, **changes: object) -> Edit:
     return make_edit(f"fact-{place}", **(fields | changes))
 
 
-def candidate(rig: Rig, scorer: Scorer, added: list[Edit], retained: list[Edit], *, keep: bool = True) -> Measurements:
+def candidate(
+    rig: Rig, scorer: Scorer, added: list[Edit], retained: list[Edit], *, keep: bool = True, remade: Sequence[Edit] = ()
+) -> Measurements:
     """Edit, apply, measure; then keep, or go back."""
     saved = rig.weights.save()
     result = RecursiveEditor(SETTINGS).edit(
@@ -72,7 +75,7 @@ def candidate(rig: Rig, scorer: Scorer, added: list[Edit], retained: list[Edit],
     )
     scorer.observe_parent(added, retained)
     rig.weights.apply(result.delta)
-    measured = scorer.measure(added=added, retained=retained, gone_keys=(), delta=result.delta)
+    measured = scorer.measure(added=added, retained=retained, remade=remade, gone_keys=(), delta=result.delta)
     if keep:
         rig.ledger.commit(result.rows)
         scorer.keep()
@@ -371,6 +374,21 @@ def test_people_see_what_parent_and_candidate_say_in_words(rig: Rig, reference: 
     assert [(one.prompt, one.now) for one in score.moved] == [(probe.prompt, says(probe.prompt)) for probe in moved]
     assert len(measured.moved) <= len(SUITE)
     assert all(one.now == says(one.prompt) for one in measured.moved)
+    assert Measurements.from_stored(json.loads(json.dumps(asdict(measured)))) == measured
+
+
+def test_what_was_made_again_is_told_of_the_edits_about_its_subject(rig: Rig, reference: Reference) -> None:
+    scorer = Scorer(rig.model, rig.weights, reference)
+    first = replace(with_probes(0, subject="Paris"), edit_id="first")
+    candidate(rig, scorer, [first], [])
+    added = [with_probes(2, subject="Paris"), with_probes(1, subject="Spain")]
+    measured = candidate(rig, scorer, added, [first], remade=[first])
+    assert measured.parent.retention == 1.0
+    about, other = measured.edits
+    [fact] = about.same_subject
+    assert (fact.edit_id, fact.prompt) == ("first", first.request.prompt)
+    assert float(fact.holds) == measured.candidate.retention
+    assert other.same_subject == ()
     assert Measurements.from_stored(json.loads(json.dumps(asdict(measured)))) == measured
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.domain.gates import GatePolicy, Verdict, bound_text
 from pipeline.domain.judging import judge, unmeasured
-from pipeline.domain.measurements import Measurements, ModelScore
+from pipeline.domain.measurements import Measurements, ModelScore, SameSubjectScore
 from tests.support.factories import make_measurements, make_score
 
 POLICY = GatePolicy()
@@ -141,6 +141,22 @@ def test_a_share_of_few_wordings_is_reported_and_judges_nobody_and_of_enough_it_
 
     least = POLICY.judged_wordings_min
     assert (verdict(least - 1), verdict(least)) == (Verdict.reported, Verdict.failed)
+
+
+def test_facts_about_the_subjects_of_a_batch_are_counted_once_and_lost_ones_fail_their_own_edits() -> None:
+    def fact(edit_id: str, holds: bool) -> SameSubjectScore:
+        return SameSubjectScore(edit_id=edit_id, prompt="asked", holds=holds)
+
+    scores = (
+        make_score("a", same_subject=(fact("old", True), fact("gone", False))),
+        make_score("b", same_subject=(fact("old", True),)),
+        make_score("c"),
+    )
+    report = judge(POLICY, make_measurements(*scores))
+    [row] = [row for row in report.rows if row.metric == "same_subject_lost"]
+    assert (row.value, row.num_measured, row.verdict) == (0.5, 2, Verdict.reported)
+    assert [edit.edit_id for edit in report.edits if not edit.passed] == ["a"]
+    assert judge(replace(POLICY, same_subject_lost_max=0.5), make_measurements(*scores)).passed
 
 
 def test_policies_from_before_these_bounds_keep_their_digest() -> None:

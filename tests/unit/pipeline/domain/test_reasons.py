@@ -9,7 +9,7 @@ import pytest
 from pipeline.domain.edits import EditRequest, Probe
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.judging import judge, unmeasured
-from pipeline.domain.measurements import OtherSubjectScore
+from pipeline.domain.measurements import OtherSubjectScore, SameSubjectScore
 from pipeline.domain.prompts import ChatTurn
 from pipeline.domain.reasons import MAX_QUOTED, praise, quoted, refusal, refusal_by_report
 from tests.support.factories import make_measurements, make_request, make_score
@@ -35,6 +35,27 @@ def other_of(**changes: Any) -> OtherSubjectScore:
     }
     fields |= {"after": "Paris", "kl": 2.0, "is_unchanged": False, "takes_answer": True}
     return OtherSubjectScore(**fields | changes)
+
+
+def facts(*held: bool) -> tuple[SameSubjectScore, ...]:
+    return tuple(SameSubjectScore(edit_id=f"f{i}", prompt=f"asked {i}", holds=one) for i, one in enumerate(held))
+
+
+def test_an_edit_that_would_lose_a_fact_about_its_subject_is_refused_and_names_it() -> None:
+    told = refused(same_subject=facts(True, False, True))
+    assert told == (
+        "1 of 3 active facts about its subject would be lost, f1 (maximum 0 of them); 'asked 1' is answered otherwise; "
+        "send it again with another wording of the prompt, or after that fact has been reverted"
+    )
+
+
+def test_facts_about_the_subject_that_hold_are_told_and_a_policy_may_allow_a_loss() -> None:
+    lost = make_score("a", same_subject=facts(True, False))
+    assert refusal(GatePolicy(same_subject_lost_max=0.5), lost, ASKED) is None
+    assert refusal(GatePolicy(same_subject_lost_max=None), lost, ASKED) is None
+    assert "1 of 2 active facts about its subject would be lost, f1" in praise(lost)
+    assert "1 active fact about its subject holds" in praise(make_score("a", same_subject=facts(True)))
+    assert "2 active facts about its subject hold" in praise(make_score("a", same_subject=facts(True, True)))
 
 
 def test_an_edit_that_does_not_hold_tells_the_answer_what_was_asked_and_what_was_wanted() -> None:
