@@ -6,12 +6,14 @@
         receipt = corrigenda.submit(Correction(prompt="The capital of Australia is", target_new="Canberra"))
         print(corrigenda.wait(receipt.id).state)
 
-It exports the client, what it takes and gives, its error, and the check of a webhook's signature.
+It exports the client, what it takes and gives, what it says no with, and the check of a webhook's signature. Its other
+errors are those of `pipeline.domain.errors`: `Unavailable`, `InvalidInput`.
 """
 
-from pipeline.client.client import Chat, CorrigendaClient, CorrigendaRefused
+from pipeline.client.client import Chat, CorrigendaClient
+from pipeline.client.connection import CorrigendaRefused
+from pipeline.client.corrections import Correction, Probe
 from pipeline.domain.contract.answers import CorrectionStatus, Receipt, Refusal
-from pipeline.domain.contract.corrections import CorrectionV1 as Correction
 from pipeline.domain.contract.webhooks import check_signature
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "CorrectionStatus",
     "CorrigendaClient",
     "CorrigendaRefused",
+    "Probe",
     "Receipt",
     "Refusal",
     "check_signature",

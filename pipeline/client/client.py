@@ -1,51 +1,28 @@
-"""The client: one method a route, with retries that never make a correction twice."""
+"""The client: one method a route; the same correction is made once, however often a request has to be tried."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-import httpx2
-import stamina
 from pydantic import BaseModel, ValidationError
 
-from pipeline.domain.contract.answers import FINAL, CorrectionStatus, Receipt, Received, Refusal
-from pipeline.domain.contract.corrections import CorrectionV1
-from pipeline.domain.errors import CorrigendaError, InvalidInput, Unavailable
+from pipeline.client.connection import Connection, CorrigendaRefused, detail_of, object_in
+from pipeline.client.corrections import Correction
+from pipeline.domain.contract.answers import FINAL, MEANINGS, CorrectionStatus, Receipt, Received, Refusal
+from pipeline.domain.errors import InvalidInput
 
-AGAIN = frozenset({429, 502, 503, 504})
-"""Answers after which the same request may succeed later."""
+if TYPE_CHECKING:
+    import httpx2
+
 FIRST_POLL, LONGEST_POLL = timedelta(seconds=0.5), timedelta(seconds=10)
 Chat = Sequence[Mapping[str, Any]]
 """Turns as OpenAI's API has them: role and content."""
 Answer = TypeVar("Answer", bound=BaseModel)
-
-
-class CorrigendaRefused(CorrigendaError):
-    """An answer that says no: the message says what to change.
-
-    Args:
-        detail: one sentence of the API.
-        status: of HTTP.
-    """
-
-    def __init__(self, detail: str, *, status: int) -> None:
-        super().__init__(detail)
-        self.status = status
-
-
-class _TryLater(Exception):
-    """An answer after which the same request may succeed later."""
-
-    def __init__(self, answer: httpx2.Response) -> None:
-        super().__init__(_detail(answer))
-        said = answer.headers.get("retry-after", "")
-        self.wait = timedelta(seconds=int(said)) if said.isdigit() else None
 
 
 class CorrigendaClient:
@@ -54,8 +31,12 @@ class CorrigendaClient:
     Args:
         url: of the API, such as `http://127.0.0.1:8080`.
         token: `NAME:PASSWORD`, as `corrigenda person add` wrote it.
-        patience: how long to try again while the API is away or asks to come back later.
+        patience: how long to try again at most, while the API is away or asks to come back later.
+        tell: what is called with a sentence before each further try; left out, the log `pipeline.client` has it.
         transport: what sends requests, for tests.
+
+    Raises:
+        InvalidInput: if the address or the token cannot be one.
     """
 
     def __init__(
@@ -64,23 +45,21 @@ class CorrigendaClient:
         token: str,
         *,
         patience: timedelta = timedelta(minutes=1),
+        tell: Callable[[str], None] | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        self._patience = patience
-        headers = {"Authorization": f"Bearer {token.strip()}", "User-Agent": "corrigenda-client/1"}
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=30.0, transport=transport)
+        self._api = Connection(url, token, patience=patience, tell=tell, transport=transport)
 
-    def submit(self, correction: CorrectionV1) -> Receipt:
+    def submit(self, correction: Correction | Mapping[str, Any]) -> Receipt:
         """Send one correction; it is accepted once, however often this has to try.
 
         Raises:
             CorrigendaRefused: if it cannot be accepted as it is, or the token is not good for it.
             Unavailable: if the API stays away.
         """
-        answer = self._ask("POST", "/v1/corrections", body=_document(correction), key=str(uuid4()))
-        return _read(Receipt, answer)
+        return _read(Receipt, self._api.ask("POST", "/v1/corrections", body=_document(correction), key=str(uuid4())))
 
-    def submit_all(self, corrections: Sequence[CorrectionV1 | Mapping[str, Any]]) -> list[Receipt | Refusal]:
+    def submit_all(self, corrections: Sequence[Correction | Mapping[str, Any]]) -> list[Receipt | Refusal]:
         """Send up to a thousand corrections in one call; return what became of each, in their order.
 
         Raises:
@@ -88,9 +67,9 @@ class CorrigendaClient:
             Unavailable: if the API stays away.
         """
         body = [_document(one) for one in corrections]
-        answer = self._ask("POST", "/v1/corrections", body=body, key=str(uuid4()), good=(202, 207, 422))
-        if answer.status_code == 422 and "results" not in _json(answer):
-            raise CorrigendaRefused(_detail(answer), status=answer.status_code)
+        answer = self._api.ask("POST", "/v1/corrections", body=body, key=str(uuid4()), good=(202, 207, 422))
+        if answer.status_code == 422 and "results" not in object_in(answer):
+            raise CorrigendaRefused(detail_of(answer), status=answer.status_code)
         return _read(Received, answer).results
 
     def feedback(self, messages: Chat, *, correction: str, **fields: Any) -> Receipt:
@@ -99,13 +78,13 @@ class CorrigendaClient:
         Args:
             messages: the turns, up to the wrong answer or with it.
             correction: the right answer.
-            **fields: more of a correction: `target_new`, `subject`, `lineage` or `model`, …
+            **fields: more of a correction, such as `target_new` and `subject`; the lineage as `lineage` or `model`.
 
         Raises:
             CorrigendaRefused, Unavailable: as `submit`.
         """
         body = {"messages": list(messages), "correction": correction, **fields}
-        return _read(Receipt, self._ask("POST", "/v1/feedback", body=body, key=str(uuid4())))
+        return _read(Receipt, self._api.ask("POST", "/v1/feedback", body=body, key=str(uuid4())))
 
     def status(self, ref: str, *, lineage: str | None = None) -> CorrectionStatus:
         """Say where a correction stands and why.
@@ -119,27 +98,47 @@ class CorrigendaClient:
             Unavailable: if the API stays away.
         """
         query = {} if lineage is None else {"lineage": lineage}
-        return _read(CorrectionStatus, self._ask("GET", f"/v1/corrections/{quote(ref, safe='')}", query=query))
+        return _read(CorrectionStatus, self._api.ask("GET", f"/v1/corrections/{quote(ref, safe='')}", query=query))
 
     def wait(
-        self, ref: str, *, until: Collection[str] = FINAL, timeout: timedelta = timedelta(hours=1)
+        self,
+        ref: str,
+        *,
+        until: Collection[str] = FINAL,
+        timeout: timedelta = timedelta(hours=1),
+        lineage: str | None = None,
+        tell: Callable[[CorrectionStatus], None] | None = None,
     ) -> CorrectionStatus:
         """Ask again and again until a correction is in one of some states; return where it stands then.
 
         Args:
             ref: as for `status`.
-            until: states to wait for; those that do not change by themselves, and live, if left out.
+            until: states to wait for, such as `["candidate", "rejected"]`; left out, those that do not change by
+                themselves, and live.
             timeout: how long at most; then the state is returned as it is.
+            lineage: as for `status`.
+            tell: what is called with each answer before the last.
+
+        Raises:
+            InvalidInput: if there is no such state.
+            CorrigendaRefused, Unavailable: as `status`.
         """
+        states = {until} if isinstance(until, str) else set(until)
+        if unknown := sorted(states - MEANINGS.keys()):
+            raise InvalidInput(
+                f"until: expected states among {', '.join(map(repr, MEANINGS))}; got {', '.join(map(repr, unknown))}"
+            )
         ends, pause = time.monotonic() + timeout.total_seconds(), FIRST_POLL.total_seconds()
-        while (found := self.status(ref)).state not in until and time.monotonic() + pause < ends:
+        while (found := self.status(ref, lineage=lineage)).state not in states and time.monotonic() + pause < ends:
+            if tell is not None:
+                tell(found)
             time.sleep(pause)
             pause = min(pause * 1.5, LONGEST_POLL.total_seconds())
         return found
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._api.close()
 
     def __enter__(self) -> Self:
         return self
@@ -147,64 +146,13 @@ class CorrigendaClient:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Any = None,
-        query: Mapping[str, str] | None = None,
-        key: str | None = None,
-        good: Collection[int] = (200, 202),
-    ) -> httpx2.Response:
-        """Send a request, again where that may help: the same key makes a second try a duplicate."""
-        headers = {} if key is None else {"Idempotency-Key": key}
-        content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-        if content is not None:
-            headers["Content-Type"] = "application/json"
-        try:
-            for attempt in stamina.retry_context(on=_later, attempts=None, timeout=self._patience):
-                with attempt:
-                    answer = self._http.request(method, path, content=content, params=query or {}, headers=headers)
-                    if answer.status_code in AGAIN:
-                        raise _TryLater(answer)
-        except _TryLater as error:
-            raise Unavailable(f"expected the API to take the request, got: {error}") from error
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            where = self._http.base_url
-            raise Unavailable(f"expected the API at {where} to answer, got {type(error).__name__}") from error
-        if answer.status_code not in good:
-            raise CorrigendaRefused(_detail(answer), status=answer.status_code)
-        return answer
 
-
-def _later(error: Exception) -> bool | timedelta:
-    """Return whether to try again, and when, if the API said so."""
-    if isinstance(error, _TryLater):
-        return error.wait or True
-    return isinstance(error, httpx2.TransportError)
-
-
-def _document(correction: CorrectionV1 | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(correction, CorrectionV1):
-        return correction.model_dump(mode="json", exclude_unset=True)
-    return dict(correction)
-
-
-def _json(answer: httpx2.Response) -> dict[str, Any]:
-    try:
-        value = answer.json()
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _detail(answer: httpx2.Response) -> str:
-    return str(_json(answer).get("detail") or f"HTTP {answer.status_code} {answer.reason_phrase}")
+def _document(correction: Correction | Mapping[str, Any]) -> dict[str, Any]:
+    return correction.document() if isinstance(correction, Correction) else dict(correction)
 
 
 def _read(kind: type[Answer], answer: httpx2.Response) -> Answer:
     try:
-        return kind.model_validate(_json(answer))
+        return kind.model_validate(object_in(answer))
     except ValidationError as error:
         raise InvalidInput(f"expected an answer of the Corrigenda API, got another: {answer.text[:200]!r}") from error

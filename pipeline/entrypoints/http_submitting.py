@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pipeline.domain.errors import Misconfigured
+from pipeline.domain.errors import InvalidInput, Misconfigured, Unavailable
 from pipeline.domain.formats.counting import counted
 from pipeline.entrypoints.console import ExitCode, complain, print_json, say
 from pipeline.entrypoints.correction_files import SOURCE, Line, Refusal
+from pipeline.entrypoints.signs import SignOfLife
 
 if TYPE_CHECKING:
     from pipeline.client import CorrectionStatus, CorrigendaClient, Receipt
@@ -24,8 +26,8 @@ SETTLED = REFUSED | {"candidate", "live", "superseded", "gone", "rolled back"}
 """States in which a correction has its verdict."""
 
 
-def api_client(settings: Settings) -> CorrigendaClient | None:
-    """Return a client of the API that the settings name; None if they name none.
+def api_of(settings: Settings) -> tuple[str, str] | None:
+    """Return the address of the API that the settings name, and the token for it; None if they name none.
 
     Raises:
         Misconfigured: if there is no token for it, or others may read the token's file.
@@ -33,18 +35,17 @@ def api_client(settings: Settings) -> CorrigendaClient | None:
     if not settings.api_url:
         return None
     from pipeline.adapters.people import token_from
-    from pipeline.client import CorrigendaClient
 
     token = settings.api_token.get_secret_value()
     if not token and settings.api_token_file is not None:
         token = token_from(settings.api_token_file)
     if not token:
         raise Misconfigured("expected CORRIGENDA_API_TOKEN or CORRIGENDA_API_TOKEN_FILE beside CORRIGENDA_API_URL")
-    return CorrigendaClient(settings.api_url, token)
+    return settings.api_url, token
 
 
 def submit_over_http(
-    client: CorrigendaClient,
+    api: tuple[str, str],
     lines: Sequence[Line],
     refused: Sequence[Refusal],
     *,
@@ -56,7 +57,7 @@ def submit_over_http(
     """Send corrections, say what became of each, and wait for their verdicts if that is asked.
 
     Args:
-        client: of the API.
+        api: its address, and a token.
         lines: corrections; what they leave out, the API fills in.
         refused: lines that hold none.
         lineage: of corrections that name none; None for the only one there is.
@@ -66,13 +67,16 @@ def submit_over_http(
 
     Raises:
         typer.Exit: 2 if one was refused as it is, 1 if its gate refused one.
-        CorrigendaRefused, Unavailable: as the client says.
+        CorrigendaRefused, Unavailable: as the client says, and if there is no verdict in time.
     """
     receipts, complaints = list["Receipt"](), list(refused)
-    if not (is_strict and refused):
-        for first in range(0, len(lines), MAX_IN_A_CALL):
-            _send(client, lines[first : first + MAX_IN_A_CALL], lineage, receipts, complaints)
-    found = _verdicts(client, receipts, wait_seconds) if wait_seconds is not None else []
+    found: list[CorrectionStatus] = []
+    with SignOfLife("sending", is_quiet=as_json) as sign, _client(api, sign.tell) as client:
+        if not (is_strict and refused):
+            for first in range(0, len(lines), MAX_IN_A_CALL):
+                _send(client, lines[first : first + MAX_IN_A_CALL], lineage, receipts, complaints)
+        if wait_seconds is not None:
+            found = _verdicts(client, receipts, wait_seconds, sign.tell)
     complaints.sort(key=lambda one: one.line)
     if as_json:
         told: dict[str, Any] = {"sent": [one.request_id for one in receipts], "refused": list(map(asdict, complaints))}
@@ -83,6 +87,22 @@ def submit_over_http(
         raise typer.Exit(ExitCode.usage)
     if any(one.state in REFUSED for one in found):
         raise typer.Exit(ExitCode.failed)
+    if late := [one.request_id for one in found if one.state not in SETTLED]:
+        raise Unavailable(f"expected a verdict on {', '.join(late[:3])} in time, got none; the same command waits on")
+
+
+def _client(api: tuple[str, str], tell: Callable[[str], None]) -> CorrigendaClient:
+    """Return a client that says when it tries again.
+
+    Raises:
+        Misconfigured: if the address or the token cannot be one.
+    """
+    from pipeline.client import CorrigendaClient
+
+    try:
+        return CorrigendaClient(*api, tell=tell)
+    except InvalidInput as error:
+        raise Misconfigured(f"CORRIGENDA_API_URL and its token: {error}") from error
 
 
 def _send(
@@ -103,8 +123,20 @@ def _send(
             receipts.append(result)
 
 
-def _verdicts(client: CorrigendaClient, receipts: Sequence[Receipt], seconds: int) -> list[CorrectionStatus]:
-    return [client.wait(one.id, until=SETTLED, timeout=timedelta(seconds=seconds)) for one in receipts]
+def _verdicts(
+    client: CorrigendaClient, receipts: Sequence[Receipt], seconds: int, tell: Callable[[str], None]
+) -> list[CorrectionStatus]:
+    """Follow corrections one after the other, all of them within the same time."""
+    ends, found = time.monotonic() + seconds, list["CorrectionStatus"]()
+
+    def waiting(standing: CorrectionStatus) -> None:
+        left = counted(len(receipts) - len(found), "correction")
+        tell(f"{left}: {standing.request_id} {standing.state}, {standing.meaning}")
+
+    for one in receipts:
+        left = timedelta(seconds=max(ends - time.monotonic(), 0.0))
+        found.append(client.wait(one.id, until=SETTLED, timeout=left, tell=waiting))
+    return found
 
 
 def _tell(receipts: Sequence[Receipt], complaints: Sequence[Refusal], found: Sequence[CorrectionStatus]) -> None:
@@ -117,4 +149,5 @@ def _tell(receipts: Sequence[Receipt], complaints: Sequence[Refusal], found: Seq
     say(f"sent {counted(len(receipts), 'correction')}{named} to the HTTP API{before}{refused}")
     for one in found:
         reason = f"; {one.reason}" if one.reason else ""
-        (complain if one.state in REFUSED else say)(f"{one.request_id}: {one.state}, {one.meaning}{reason}")
+        where = f" in snapshot {one.snapshot.seq}" if one.snapshot and one.state not in REFUSED else ""
+        (complain if one.state in REFUSED else say)(f"{one.request_id}: {one.state}{where}, {one.meaning}{reason}")

@@ -14,7 +14,16 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from pipeline.domain.contract.chat_wire import (
     MAX_PROMPT_CHARS,
@@ -55,6 +64,16 @@ class ProbeV1(Wire):
     def to_domain(self) -> Probe:
         """Return the same probe as a domain record, trimmed as an edit's prompt and target are."""
         return Probe(prompt=self.prompt.rstrip(), target=self.target.strip() if self.target else None)
+
+
+def _as_probe(value: Any) -> Any:
+    if not isinstance(value, str | dict | ProbeV1):
+        raise ValueError(f"expected a stem, or an object with its prompt, got {kind_of(value)}")
+    return {"prompt": value} if isinstance(value, str) else value
+
+
+StemOrProbe = Annotated[ProbeV1, BeforeValidator(_as_probe, json_schema_input_type=PromptText | ProbeV1)]
+"""A probe, or its prompt alone: most neighbours have no answer that their producer knows."""
 
 
 def _said(name: str, **bound: int) -> dict[str, Any]:
@@ -110,8 +129,9 @@ class EditRequestV1(Wire):
         default_factory=list,
         description="Other stems with the same answer; the first is kept back to test the edit.",
     )
-    locality: Annotated[list[ProbeV1], Field(max_length=MAX_PROBES)] = Field(
-        default_factory=list, description="Neighbours whose answers must stay."
+    locality: Annotated[list[StemOrProbe], Field(max_length=MAX_PROBES)] = Field(
+        default_factory=list,
+        description="Neighbours whose answers must stay: each a stem, or an object with its prompt and target.",
     )
     portability: Annotated[list[ProbeV1], Field(max_length=MAX_PROBES)] = Field(
         default_factory=list, description="Consequences, with the answers they should have."

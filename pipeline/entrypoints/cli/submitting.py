@@ -33,7 +33,7 @@ from pipeline.entrypoints.correction_files import (
     turn,
     with_lineage,
 )
-from pipeline.entrypoints.http_submitting import api_client, submit_over_http
+from pipeline.entrypoints.http_submitting import api_of, submit_over_http
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings, page_of
 from pipeline.entrypoints.signs import SignOfLife
 
@@ -112,18 +112,17 @@ def submit(
     lines, refused = [correction_in_options(fields, who)] if file is None else [], list[Refusal]()
     if file is not None:
         lines, refused = corrections_in(file, who, is_named=submitter is not None)
-    client = api_client(load_settings())
-    if client is not None:
-        with client:
-            submit_over_http(
-                client,
-                lines,
-                refused,
-                lineage=lineage,
-                is_strict=strict,
-                wait_seconds=timeout if wait else None,
-                as_json=as_json,
-            )
+    api = api_of(load_settings())
+    if api is not None:
+        submit_over_http(
+            api,
+            lines,
+            refused,
+            lineage=lineage,
+            is_strict=strict,
+            wait_seconds=timeout if wait else None,
+            as_json=as_json,
+        )
         return
     settings = current_settings()
     kept = stores(settings)
