@@ -12,12 +12,21 @@ import typer
 
 from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
-from pipeline.domain.errors import InvalidInput
+from pipeline.domain.errors import InvalidInput, Unavailable
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.ledger.upkeep import Upkeep
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.review.approvals import shown_actor
-from pipeline.entrypoints.console import JsonOption, LineageOption, exits_clearly, out, print_json, print_rows, say
+from pipeline.entrypoints.console import (
+    JsonOption,
+    LineageOption,
+    complain,
+    exits_clearly,
+    out,
+    print_json,
+    print_rows,
+    say,
+)
 from pipeline.entrypoints.local_settings import current_settings, page_of
 from pipeline.entrypoints.processes import review_page, told_of
 
@@ -166,25 +175,41 @@ def _ledger_lines(row: Mapping[str, Any]) -> list[str]:
 
 
 def _watch(settings: Settings, lineage: str | None) -> None:
-    """Show it again and again: in place on a terminal, and in a pipe whenever it has changed."""
+    """Show it again and again: in place on a terminal, and in a pipe whenever it has changed.
+
+    A database that is away is told like anything else, and looked for again.
+    """
     before = ""
     if not out.is_terminal:
         while True:
-            standing = _standing(settings, lineage)
-            if (told := str(standing)) != before:
-                _show(settings, standing)
-                before = told
+            try:
+                standing = _standing(settings, lineage)
+                if (told := str(standing)) != before:
+                    _show(settings, standing)
+            except Unavailable as error:
+                if (told := str(error)) != before:
+                    complain(told)
+            before = told
             time.sleep(WATCH_SECONDS)
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=out, auto_refresh=False, transient=False) as live:
+    # A console of its own: everything that `out` prints while it shows a live picture has that picture above it.
+    with Live(console=Console(highlight=False), auto_refresh=False, transient=False) as live:
         while True:
-            standing = _standing(settings, lineage)
-            with out.capture() as captured:
-                _show(settings, standing)
-            live.update(Text.from_ansi(captured.get().rstrip("\n")), refresh=True)
+            live.update(Text.from_ansi(_picture(settings, lineage)), refresh=True)
             time.sleep(WATCH_SECONDS)
+
+
+def _picture(settings: Settings, lineage: str | None) -> str:
+    """Return what a terminal shows now, coloured."""
+    with out.capture() as captured:
+        try:
+            _show(settings, _standing(settings, lineage))
+        except Unavailable as error:
+            say(f"{error}; looking again")
+    return captured.get().rstrip("\n")
 
 
 def _edits(counts: Mapping[str, int]) -> str:
