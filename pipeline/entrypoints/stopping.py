@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from queue import SimpleQueue
 from types import FrameType
 
 from infra.local import LocalStack
@@ -17,14 +18,19 @@ GRACE = timedelta(seconds=2)
 
 
 def stop_on_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set."""
+    """Return an event that SIGTERM and SIGINT set, however many come and whatever they interrupt."""
     stop = threading.Event()
+    told: SimpleQueue[int] = SimpleQueue()
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def pass_on() -> None:
+        told.get()
         stop.set()
 
+    # A handler runs between two instructions of the main thread, which may hold the lock of the event just then, as
+    # another handler may: `set` there would wait for itself. A SimpleQueue may be put to from anywhere.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+        signal.signal(number, lambda signum, frame: told.put(signum))
+    threading.Thread(target=pass_on, name="stop", daemon=True).start()
     return stop
 
 
