@@ -17,7 +17,7 @@ from pipeline import bootstrap
 from pipeline.adapters import reachability
 from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
 from pipeline.config import Settings, load_settings
-from pipeline.domain.errors import CorrigendaError, Unavailable, one_line
+from pipeline.domain.errors import CorrigendaError, Misconfigured, Unavailable, one_line
 from pipeline.domain.rank_api import BaseSpec
 from pipeline.entrypoints.watched import watched
 from pipeline.telemetry.health import Heartbeat
@@ -40,6 +40,9 @@ def edit_lineage(lineage: str) -> None:
     try:
         with bound_contextvars(lineage=lineage), beat().working():
             bootstrap.edit_service(settings(), rank_group(), on_progress=beat().beat).run(lineage)
+    except Misconfigured as error:
+        # A person has to act, whom one sentence tells more than a traceback. The work stays due.
+        log.error("stopped; it goes on once this is mended", lineage=lineage, error=one_line(error), ids=error.ids)
     except CorrigendaError as error:
         if not error.retryable:
             raise

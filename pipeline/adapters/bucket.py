@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from pipeline.domain.errors import IntegrityBroken, Misconfigured, Unavailable
+from pipeline.domain.errors import IntegrityBroken, LoginRefused, Misconfigured, Unavailable
 
 CONNECT_SECONDS, READ_SECONDS = 5, 60
 ATTEMPTS = 4
 GONE = ("404", "NoSuchKey", "NotFound")
 """Codes of an object that is not there."""
-_REFUSED = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket")
+_REFUSED = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 
 
 class InBucket:
@@ -59,10 +59,13 @@ class InBucket:
             if code in GONE:
                 raise IntegrityBroken(f"expected {where}, got nothing") from error
             if code in _REFUSED:
-                raise Misconfigured(f"the object store does not let us reach {where}: {code}") from error
+                said = f"the object store does not let us reach {where} ({code}): its keys, as boto3 finds them"
+                raise LoginRefused(f"{said} (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or their policy") from error
+            if code == "NoSuchBucket":
+                raise Misconfigured(f"expected the bucket {self._bucket!r} in the object store, got none") from error
             raise Unavailable(f"the object store cannot give {where} now: {code}") from error
         except self._errors.NoCredentialsError as error:
-            raise Misconfigured("expected credentials for the object store, got none") from error
+            raise LoginRefused("expected credentials for the object store, got none") from error
         except (self._errors.BotoCoreError, self._transfer_errors, OSError) as error:
             raise Unavailable(f"the object store does not answer for {what}: {str(error)[:200]}") from error
 

@@ -5,16 +5,12 @@ Workers are reached by the name of their task, so that nothing here imports them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 
 from celery import Celery
-from kombu.exceptions import KombuError
-from redis.exceptions import AuthenticationError, RedisError
 
+from pipeline.adapters.redis_errors import redis_errors
 from pipeline.config import Settings
-from pipeline.domain.errors import Misconfigured, Unavailable
 
 EDIT_LINEAGE = "corrigenda.edit_lineage"
 """Name of the task; its one argument is the lineage's name."""
@@ -43,9 +39,9 @@ class CeleryDoorbell:
 
         Raises:
             Unavailable: within seconds, if Redis does not answer.
-            Misconfigured: if it does not take our password.
+            LoginRefused: if it does not take our password.
         """
-        with _redis_errors():
+        with redis_errors():
             self._app.send_task(
                 EDIT_LINEAGE, args=[lineage], queue=edit_queue(base_digest), ignore_result=True, retry=False
             )
@@ -68,15 +64,3 @@ class CeleryDoorbell:
             },
         )
         return app
-
-
-@contextmanager
-def _redis_errors() -> Iterator[None]:
-    """Turn what Celery, kombu and redis raise into our errors; the URL is not repeated, it may hold a password."""
-    try:
-        yield
-    except (KombuError, RedisError, OSError) as error:
-        causes = [error, error.__cause__, error.__context__]
-        if any(isinstance(cause, AuthenticationError) for cause in causes):
-            raise Misconfigured("Redis does not accept the password of CORRIGENDA_REDIS_URL") from error
-        raise Unavailable(f"Redis, the Celery broker, does not answer: {str(error)[:200]}") from error

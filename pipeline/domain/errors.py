@@ -7,6 +7,7 @@
     │   ├── UnknownRecord       an id that names nothing
     │   └── IllegalTransition   a status that cannot follow another
     ├── Misconfigured           a setting, file or model that cannot work; a person must act
+    │   ├── LoginRefused        a service does not take our user or password (retryable)
     │   ├── WrongBase           an editor, delta or lineage that belongs to another base model
     │   ├── StreamGap           the log no longer holds the offset the database needs next
     │   └── Unreadable          the log holds bytes there that cannot be read
@@ -66,6 +67,16 @@ class IllegalTransition(InvalidInput):
 
 class Misconfigured(CorrigendaError):
     """A setting, file or model that cannot work until a person changes it."""
+
+
+class LoginRefused(Misconfigured):
+    """A service that answers and does not take our user or our password.
+
+    It says nothing about what was asked: the same can be done once a person has put the login right, so nothing is
+    given up over it.
+    """
+
+    retryable = True
 
 
 class WrongBase(Misconfigured):

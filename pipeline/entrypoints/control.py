@@ -89,7 +89,11 @@ def dependencies(settings: Settings) -> dict[str, Check]:
         "database": bootstrap.stores(settings).is_answering,
         "redis": reachability.redis(settings.redis_url.get_secret_value()),
         "kafka": reachability.kafka(settings.kafka_bootstrap),
-        "mlflow": reachability.mlflow(settings.mlflow_uri),
+        "mlflow": reachability.mlflow(
+            settings.mlflow_uri,
+            username=settings.mlflow_username,
+            password=settings.mlflow_password.get_secret_value(),
+        ),
     }
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
-from pipeline.domain.errors import CorrigendaError
+from pipeline.domain.errors import CorrigendaError, Misconfigured, one_line
 from pipeline.telemetry.metrics import CHORES
 
 LONGEST_WAIT = timedelta(seconds=10)
 """A service that was away and came back is met within this."""
+TOLD_AGAIN = timedelta(minutes=5)
+"""How long a failure that stays the same is not told again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +28,8 @@ class Chore:
     every: timedelta
     """Rest between the end of one run and the beginning of the next."""
     run: Callable[[], object]
-    """One run. Whatever it raises is logged, and the next run comes later each time, up to `LONGEST_WAIT`."""
+    """One run. Whatever it raises is logged once, and every five minutes while it stays the same. The next run comes
+    later each time, up to `LONGEST_WAIT`."""
 
 
 class Chores:
@@ -59,18 +63,45 @@ class Chores:
         return was_told
 
     def _repeat(self, chore: Chore) -> None:
-        rest = chore.every
+        rest, failing = chore.every, _Failing()
         while not self._stop.wait(rest.total_seconds()):
             try:
                 chore.run()
-                rest = chore.every
-                CHORES.labels(chore=chore.name, outcome="done").inc()
-            except CorrigendaError as error:
+            except Exception as error:
                 CHORES.labels(chore=chore.name, outcome="failed").inc()
-                tell = self._log.warning if error.retryable else self._log.error
-                tell("chore_failed", chore=chore.name, error=str(error), ids=error.ids)
+                if failing.is_news(one_line(error)):
+                    self._tell(chore, error)
                 rest = min(rest * 2, LONGEST_WAIT)
-            except Exception:
-                CHORES.labels(chore=chore.name, outcome="failed").inc()
-                self._log.exception("chore_broken", chore=chore.name)
-                rest = min(rest * 2, LONGEST_WAIT)
+                continue
+            CHORES.labels(chore=chore.name, outcome="done").inc()
+            rest = chore.every
+            if failing.ends():
+                self._log.info("chore_goes_on", chore=chore.name)
+
+    def _tell(self, chore: Chore, error: Exception) -> None:
+        if not isinstance(error, CorrigendaError):
+            self._log.error("chore_broken", chore=chore.name, exc_info=error)
+            return
+        needs_person = isinstance(error, Misconfigured) or not error.retryable
+        tell = self._log.error if needs_person else self._log.warning
+        tell("chore_failed", chore=chore.name, error=str(error), ids=error.ids)
+
+
+class _Failing:
+    """What a chore failed with last: the same again is told now and then, not every few seconds for a whole night."""
+
+    def __init__(self) -> None:
+        self._said: str | None = None
+        self._told_at = 0.0
+
+    def is_news(self, said: str) -> bool:
+        """Return whether to tell of a failure: of the first one, of another one, and of the same after a while."""
+        if said == self._said and time.monotonic() - self._told_at < TOLD_AGAIN.total_seconds():
+            return False
+        self._said, self._told_at = said, time.monotonic()
+        return True
+
+    def ends(self) -> bool:
+        """Note a run that went well; return whether the one before it failed."""
+        was_failing, self._said = self._said is not None, None
+        return was_failing

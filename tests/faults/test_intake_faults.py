@@ -154,7 +154,7 @@ def test_settings_that_cannot_work_end_intake_with_a_sentence(settings: Settings
     changed = intake_settings(wrong, settings.kafka_bootstrap, settings.requests_topic)
     with intake_process(changed, log) as process:
         assert process.wait(patience()) == ExitCode.misconfigured
-    assert "does not accept the user or its password" in log.read_text()
+    assert "does not accept the user 'corrigenda' or its password" in log.read_text()
     assert "Traceback" not in log.read_text()
 
 

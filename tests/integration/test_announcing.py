@@ -16,6 +16,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from pydantic import SecretStr
 
+from pipeline.adapters import reachability
 from pipeline.adapters.celery_doorbell import CeleryDoorbell
 from pipeline.adapters.kafka.connection import admin_client, create_topics, opened
 from pipeline.adapters.kafka.publisher import MAX_REQUEST_BYTES, KafkaPublisher
@@ -29,7 +30,7 @@ from pipeline.adapters.sql.outbox import SqlOutboxStore
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
 from pipeline.domain.contract.messages import PartitionClaim, PartitionKey
-from pipeline.domain.errors import InvalidInput, Misconfigured, Unavailable
+from pipeline.domain.errors import InvalidInput, LoginRefused, Misconfigured, Unavailable
 from pipeline.services.announcing import Announcer
 from pipeline.services.intake import Intake
 from pipeline.services.relaying import OutboxRelay
@@ -216,8 +217,11 @@ def test_an_absent_redis_is_unavailable() -> None:
 
 def test_a_wrong_password_of_redis_is_a_setting_to_change(redis_url: str) -> None:
     wrong = redis_url.replace("redis://:", "redis://:not-")
-    with pytest.raises(Misconfigured, match="REDIS_URL"):
+    with pytest.raises(LoginRefused, match="REDIS_URL"):
         CeleryDoorbell(Settings(redis_url=SecretStr(wrong))).ring("facts", base_digest=BASE_DIGEST)
+    with pytest.raises(LoginRefused, match=r"^Redis does not accept the password of CORRIGENDA_REDIS_URL$"):
+        reachability.redis(wrong)()
+    reachability.redis(redis_url)()
 
 
 SASL = {
@@ -234,7 +238,7 @@ SASL = {
         ({"kafka_security_protocol": "SSL", "kafka_ssl_cafile": "/nowhere/ca.pem"}, "KAFKA_SSL_CAFILE.*/nowhere"),
         (SASL | {"kafka_sasl_mechanism": "ROT13"}, "KAFKA_SASL_MECHANISM.*ROT13"),
         (SASL | {"kafka_sasl_username": None}, "KAFKA_SASL_USERNAME"),
-        (SASL, "refuses us: .*UnsupportedSaslMechanism"),
+        (SASL, "does not accept the user 'corrigenda' or its password .*UnsupportedSaslMechanism.*KAFKA_SASL_USERNAME"),
         ({"kafka_bootstrap": ""}, "KAFKA_BOOTSTRAP"),
     ],
 )

@@ -13,9 +13,10 @@ import requests
 
 from infra.local import LocalStack
 from infra.local.records import Endpoints
+from pipeline.adapters import reachability
 from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.adapters.mlflow.users import add_reviewer
-from pipeline.domain.errors import Misconfigured
+from pipeline.domain.errors import LoginRefused
 from tests.support.registry_entries import entry, lineage
 from tests.support.sealed import registered
 from tests.support.waiting import patience
@@ -148,5 +149,14 @@ def test_a_reviewer_reads_and_asks_and_changes_no_file(
 def test_a_wrong_password_is_one_sentence(mlflow_uri: str, lineage_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "wrong")
-    with pytest.raises(Misconfigured, match="cannot read the alias champion"):
+    said = "MLflow does not accept the user 'corrigenda' or its password, which CORRIGENDA_MLFLOW_PASSWORD gives"
+    with pytest.raises(LoginRefused, match=f"^cannot read the alias champion of {lineage_name}: {said}$"):
         MlflowRegistry(mlflow_uri, username="corrigenda", password="wrong").champion(lineage_name)
+    with pytest.raises(LoginRefused, match=f"^{said}$"):
+        reachability.mlflow(mlflow_uri, username="corrigenda", password="wrong")()
+    with pytest.raises(LoginRefused, match=r"^MLflow asks for a login; CORRIGENDA_MLFLOW_USERNAME"):
+        reachability.mlflow(mlflow_uri)()
+
+
+def test_a_server_that_takes_our_password_is_ready(endpoints: Endpoints) -> None:
+    reachability.mlflow(endpoints.mlflow_uri, username=endpoints.mlflow_username, password=endpoints.mlflow_password)()

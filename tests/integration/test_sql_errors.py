@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, select, text
 
 from pipeline.adapters.sql.database.engine import connect, parsed_url, transaction
 from pipeline.adapters.sql.database.tables import chain_heads, lineages
-from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
+from pipeline.domain.errors import CorrigendaError, InvalidInput, LoginRefused, Misconfigured, Unavailable
 from tests.support.waiting import patience
 
 ROLE = "corrigenda_app"
@@ -44,7 +44,7 @@ def raising(state: str) -> str:
         (raising("40001"), Unavailable, "try again"),
         (raising("40P01"), Unavailable, "try again"),
         (raising("57P01"), Unavailable, "it said so"),
-        (raising("28000"), Misconfigured, "let us in"),
+        (raising("28000"), LoginRefused, "let us in"),
         (raising("XX000"), CorrigendaError, "XX000"),
         ("SET statement_timeout = 1; SELECT pg_sleep(5)", Unavailable, "statement timeout"),
         ("SELECT * FROM no_such_table", Misconfigured, "corrigenda up"),
@@ -59,7 +59,7 @@ def test_every_refusal_is_one_of_our_errors(
     with pytest.raises(CorrigendaError, match=says) as raised, transaction(engine) as connection:
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     assert type(raised.value) is kind
-    assert raised.value.retryable is (kind is Unavailable)
+    assert raised.value.retryable is (kind in (Unavailable, LoginRefused))
     assert "\n" not in str(raised.value)
     assert password_of(postgres_url) not in str(raised.value)
 
@@ -107,9 +107,10 @@ def test_our_own_errors_pass_through_and_roll_back(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("change", "role", "kind", "says"),
     [
-        ({"password": "guessed"}, ROLE, Misconfigured, "password"),
-        ({"password": None}, ROLE, Misconfigured, "password"),
-        ({"username": "nobody"}, ROLE, Misconfigured, "password"),
+        ({"password": "guessed"}, ROLE, LoginRefused, "password"),
+        ({"password": None}, ROLE, LoginRefused, "password"),
+        ({"username": "nobody"}, ROLE, LoginRefused, "user 'nobody' or its password$"),
+        ({"username": "corrigenda_intake"}, ROLE, LoginRefused, "its password; the migration job .*DATABASE_URL"),
         ({"database": "nowhere"}, ROLE, Misconfigured, "nowhere"),
         ({}, "no_such_role", Misconfigured, "no_such_role"),
         ({"port": 1}, ROLE, Unavailable, "does not answer"),

@@ -28,18 +28,16 @@ from kafka.errors import (
 
 from pipeline.adapters.kafka.heard import HeardFailures
 from pipeline.config import Settings
-from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, StreamGap, Unavailable
+from pipeline.domain.errors import CorrigendaError, InvalidInput, LoginRefused, Misconfigured, StreamGap, Unavailable
 
 CONNECT_TIMEOUT_MS = 5_000
 REQUEST_TIMEOUT_MS = 10_000
 LONGEST_RECONNECT_WAIT_MS = 2_000
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
+_NOT_LOGGED_IN = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 _REFUSED = (
     AuthorizationError,
-    SaslAuthenticationFailedError,
-    UnsupportedSaslMechanismError,
-    IllegalSaslStateError,
     UnsupportedVersionError,
     InvalidTopicError,
     KafkaConfigurationError,
@@ -123,7 +121,8 @@ def broker_errors(settings: Settings) -> Iterator[None]:
     """Turn what the client library raises into our errors.
 
     Raises:
-        Misconfigured: the broker refuses who we are or what we ask, or a certificate cannot be read.
+        LoginRefused: the broker does not take our user or password.
+        Misconfigured: it refuses what we ask, or a certificate cannot be read.
         StreamGap: the log does not hold the offset that was asked for.
         InvalidInput: a message is larger than the broker or the client takes.
         Unavailable: everything else: the same may succeed later.
@@ -147,6 +146,10 @@ def translated(error: Exception, settings: Settings) -> CorrigendaError:
             return InvalidInput(f"expected a message that {where} takes, got one too large: {said}")
         case KafkaError() if isinstance(error, _GAPS):
             return StreamGap(f"{where} does not hold what we need next: {said}")
+        case KafkaError() if isinstance(error, _NOT_LOGGED_IN):
+            user = f"the user {settings.kafka_sasl_username!r} or its password"
+            mend = "CORRIGENDA_KAFKA_SASL_USERNAME, _PASSWORD and _MECHANISM have to be the broker's"
+            return LoginRefused(f"{where} does not accept {user} ({said}); {mend}")
         case KafkaError() if isinstance(error, _REFUSED):
             return Misconfigured(f"{where} refuses us: {said}")
         case _:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
-from pipeline.domain.errors import CorrigendaError, Misconfigured, Unavailable
+from pipeline.domain.errors import CorrigendaError, LoginRefused, Misconfigured, Unavailable
 
 _BOUNDS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -16,11 +17,10 @@ _BOUNDS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
 }
+_NOT_LOGGED_IN = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 _HOPELESS = frozenset(
     {
         "PERMISSION_DENIED",
-        "UNAUTHENTICATED",
-        "CUSTOMER_UNAUTHORIZED",
         "INVALID_PARAMETER_VALUE",
         "BAD_REQUEST",
         "ENDPOINT_NOT_FOUND",
@@ -46,7 +46,7 @@ def log_in(username: str, password: str) -> None:
 
 @contextmanager
 def translated(action: str) -> Iterator[None]:
-    """Turn what MLflow raises into `Unavailable` or `Misconfigured`, saying what was being done."""
+    """Turn what MLflow raises into `Unavailable`, `Misconfigured` or `LoginRefused`, saying what was being done."""
     try:
         yield
     except CorrigendaError:
@@ -57,7 +57,16 @@ def translated(action: str) -> Iterator[None]:
         kind = _kind(error)
         if kind is None:
             raise
-        raise kind(f"cannot {action}: {_first_line(error)}") from error
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+        said = not_accepted(user) if kind is LoginRefused else _first_line(error)
+        raise kind(f"cannot {action}: {said}") from error
+
+
+def not_accepted(user: str) -> str:
+    """Return what to say of an MLflow server that does not let a user in; an empty name stands for no login."""
+    if not user:
+        return "MLflow asks for a login; CORRIGENDA_MLFLOW_USERNAME and CORRIGENDA_MLFLOW_PASSWORD give one"
+    return f"MLflow does not accept the user {user!r} or its password, which CORRIGENDA_MLFLOW_PASSWORD gives"
 
 
 def is_code(error: Exception, *codes: str) -> bool:
@@ -70,9 +79,11 @@ def _kind(error: Exception) -> type[CorrigendaError] | None:
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
+        if error.error_code in _NOT_LOGGED_IN:
+            return LoginRefused
         return Misconfigured if error.error_code in _HOPELESS else Unavailable
     if isinstance(error, requests.HTTPError) and error.response is not None and 400 <= error.response.status_code < 500:
-        return Misconfigured
+        return LoginRefused if error.response.status_code == HTTPStatus.UNAUTHORIZED else Misconfigured
     return Unavailable if isinstance(error, requests.RequestException | OSError) else None
 
 

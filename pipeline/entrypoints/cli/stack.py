@@ -13,6 +13,7 @@ import typer
 
 from infra.local import LocalStack, Service
 from infra.local.base_model import default_model_folder, is_ready
+from pipeline.adapters import reachability
 from pipeline.bootstrap import create_topics, pruner, stores
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
 from pipeline.domain.formats.counting import counted
@@ -270,27 +271,16 @@ def _check_broker(settings: Settings) -> str:
 
 
 def _check_redis(settings: Settings) -> str:
-    from redis import Redis
-    from redis.exceptions import RedisError
-
     settings.require("redis_url")
-    try:
-        Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=5).ping()
-    except (RedisError, ValueError) as error:
-        raise Unavailable(f"expected Redis to answer, got {type(error).__name__}") from error
+    reachability.redis(settings.redis_url.get_secret_value())()
     return "answers"
 
 
 def _check_mlflow(settings: Settings) -> str:
-    from urllib.error import URLError
-    from urllib.request import urlopen
-
     settings.require("mlflow_uri")
-    try:
-        with urlopen(f"{settings.mlflow_uri}/health", timeout=5) as answer:  # noqa: S310 - our own setting
-            return f"{settings.mlflow_uri} answers {answer.read().decode()}"
-    except (URLError, OSError, ValueError) as error:
-        raise Unavailable(f"expected MLflow at {settings.mlflow_uri} to answer, got: {error}") from error
+    user = settings.mlflow_username
+    reachability.mlflow(settings.mlflow_uri, username=user, password=settings.mlflow_password.get_secret_value())()
+    return f"answers at {settings.mlflow_uri}"
 
 
 def _check_disk(folder: Path) -> str:

@@ -18,6 +18,7 @@ from pipeline.domain.errors import (
     CorrigendaError,
     IllegalTransition,
     InvalidInput,
+    LoginRefused,
     Unavailable,
     UnknownLineage,
     UnknownRecord,
@@ -32,6 +33,7 @@ STATUS_OF: Mapping[type[CorrigendaError], HTTPStatus] = {
     IllegalTransition: HTTPStatus.CONFLICT,
     InvalidInput: HTTPStatus.UNPROCESSABLE_ENTITY,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    LoginRefused: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """What our errors are over HTTP; the first one that fits."""
 UNSAID = "something went wrong on our side; it is in the log of the HTTP API"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.domain.errors import IntegrityBroken, Misconfigured
+from pipeline.domain.errors import IntegrityBroken, LoginRefused, Misconfigured
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.ports import LineageStore, SnapshotStore
 from pipeline.services.registry.registry_ports import Registry
@@ -42,7 +42,7 @@ class PackageChecker:
 
         Raises:
             UnknownLineage: if there is no such lineage.
-            Unavailable: if the registry does not answer.
+            Unavailable, LoginRefused: if the registry does not answer, or not to us.
         """
         for snapshot in self._chosen(lineage, every=every):
             version = snapshot.registry_version
@@ -68,6 +68,8 @@ class PackageChecker:
             return "its tags are not those that it was registered with"
         try:
             self._registry.check_package(lineage, version, expected)
+        except LoginRefused:
+            raise
         except (IntegrityBroken, Misconfigured) as error:
             return str(error)
         return None

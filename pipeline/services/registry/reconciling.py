@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from pipeline.domain.audit import AuditAction
-from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Unavailable, UnknownRecord
+from pipeline.domain.errors import CorrigendaError, IntegrityBroken, LoginRefused, Unavailable, UnknownRecord
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.review.approvals import MLFLOW_USER, Channel, Decision, claimed_actor
 from pipeline.domain.snapshots import Snapshot
@@ -48,14 +48,15 @@ class RegistryReconciler:
         What is wrong with one lineage does not keep the others waiting; it is raised at the end.
 
         Raises:
-            Unavailable: if the registry does not answer; nothing is lost, the next run finds the same requests.
+            Unavailable, LoginRefused: if the registry does not answer, or not to us; nothing is lost, the next run
+                finds the same requests.
         """
         num_done, first_error = 0, None
         for lineage in self._lineages.lineages():
             try:
                 num_done += self.reconcile(lineage.settings.name)
                 num_done += self._approve_automatically(lineage)
-            except Unavailable:
+            except (Unavailable, LoginRefused):
                 raise
             except CorrigendaError as error:
                 log.warning("lineage not reconciled", lineage=lineage.settings.name, error=str(error))

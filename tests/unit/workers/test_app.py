@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import bootstrap
 from pipeline.adapters.celery_doorbell import EDIT_LINEAGE
-from pipeline.domain.errors import EditorFailed, EngineFailed, LeaseLost
+from pipeline.domain.errors import EditorFailed, EngineFailed, LeaseLost, Misconfigured
 from tests.support.paths import ROOT
 from tests.support.waiting import patience
 from workers import tasks
@@ -80,9 +80,17 @@ IDS = dict.fromkeys(("lineage", "event", "error", "level", "task", "name", "exc_
 
 
 @pytest.mark.parametrize(
-    "error", [EngineFailed("died"), EngineFailed("died", **IDS), LeaseLost("taken", lineage="facts", owner="w")]
+    "error",
+    [
+        EngineFailed("died"),
+        EngineFailed("died", **IDS),
+        LeaseLost("taken", lineage="facts", owner="w"),
+        Misconfigured("the database does not accept us"),
+    ],
 )
-def test_what_can_be_tried_again_does_not_fail_the_task(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_be_tried_again_or_mended_does_not_fail_the_task(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service = Service(error)
     use(service, monkeypatch)
     tasks.edit_lineage("facts")

@@ -14,7 +14,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
-from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
+from pipeline.adapters.login_names import Login
+from pipeline.domain.errors import CorrigendaError, InvalidInput, LoginRefused, Misconfigured, Unavailable
 
 APPLICATION_NAME = "corrigenda"
 CONNECT_TIMEOUT = timedelta(seconds=10)
@@ -98,7 +99,8 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     Raises:
         Unavailable: if the database does not answer, has no room, or lost a race; the same again may succeed.
             When the connection breaks at the commit nobody knows whether it happened: callers must be repeatable.
-        Misconfigured: if the login, the database, the role or the schema is not what we expect.
+        LoginRefused: if it does not take our user or password.
+        Misconfigured: if the database, the role or the schema is not what we expect.
         InvalidInput: if a value cannot be stored.
     """
     try:
@@ -117,7 +119,7 @@ def translated(error: Exception, url: URL) -> CorrigendaError:
     if isinstance(state, str):
         return _by_state(state, said, where)
     if isinstance(origin, psycopg.OperationalError):
-        return _without_state(str(origin), said, where)
+        return _without_state(str(origin), said, where, url)
     if isinstance(origin, psycopg.InterfaceError) or not isinstance(origin, psycopg.Error | DBAPIError):
         return _by_kind(error, said, where)
     if isinstance(origin, psycopg.DataError):
@@ -132,7 +134,9 @@ def _by_state(state: str, said: str, where: str) -> CorrigendaError:
         return Unavailable(f"{where} asks to try again: {said}")
     if state[:2] in ("08", "53", "57", "58") or state in ("55P03", "25P03", "25P04"):
         return Unavailable(f"{where} cannot do it now: {said}")
-    if state[:2] == "28" or state == "3D000":
+    if state[:2] == "28":
+        return LoginRefused(f"{where} does not let us in: {said}")
+    if state == "3D000":
         return Misconfigured(f"{where} does not let us in: {said}")
     if state in ("42P01", "42703", "42883", "3F000"):
         return Misconfigured(f"expected the current schema in {where}, got another ({said}); run `corrigenda up`")
@@ -143,16 +147,23 @@ def _by_state(state: str, said: str, where: str) -> CorrigendaError:
     return CorrigendaError(f"{where} refused a statement: {said} (SQLSTATE {state})")
 
 
-def _without_state(text: str, said: str, where: str) -> CorrigendaError:
+def _without_state(text: str, said: str, where: str, url: URL) -> CorrigendaError:
     """Errors of connecting have no SQLSTATE, only text; nor has what libpq itself does not send."""
     if _TOO_MANY_PARAMETERS in text:
         return CorrigendaError(f"{where} was asked wrongly: {said}")
     if _WRONG_LOGIN.search(text):
-        return Misconfigured(f"{where} does not accept the user or its password")
+        return _refused(where, url)
     missing = _MISSING_OBJECT.search(text)
     if missing:
         return Misconfigured(f"{where} cannot be used: {missing[1]}; run `corrigenda up`")
     return Unavailable(f"{where} does not answer: {said}")
+
+
+def _refused(where: str, url: URL) -> LoginRefused:
+    """The URL's password is not repeated. That of a process comes from the job that lets logins in; others' do not."""
+    mend = "the migration job (`corrigenda up` on one machine) gives logins their passwords"
+    how = f"; {mend}, CORRIGENDA_DATABASE_URL has to have the same" if url.username in frozenset(Login) else ""
+    return LoginRefused(f"{where} does not accept the user {url.username!r} or its password{how}")
 
 
 def _by_kind(error: Exception, said: str, where: str) -> CorrigendaError:

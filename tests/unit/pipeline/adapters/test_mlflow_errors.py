@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import ErrorCode
 
 from pipeline.adapters.mlflow.errors import translated
 from pipeline.adapters.mlflow.registry import MlflowRegistry
-from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Misconfigured, Unavailable
+from pipeline.domain.errors import CorrigendaError, IntegrityBroken, LoginRefused, Misconfigured, Unavailable
 
 
 def http_error(status: int) -> requests.HTTPError:
@@ -31,6 +32,8 @@ def http_error(status: int) -> requests.HTTPError:
         (RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such version"}), Misconfigured),
         (http_error(503), Unavailable),
         (http_error(403), Misconfigured),
+        (http_error(401), LoginRefused),
+        (MlflowException("You are not authenticated.", error_code=ErrorCode.Value("UNAUTHENTICATED")), LoginRefused),
         (requests.ConnectionError("refused"), Unavailable),
         (requests.Timeout("too slow"), Unavailable),
         (OSError(28, "No space left on device"), Unavailable),

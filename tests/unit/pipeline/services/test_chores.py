@@ -7,11 +7,12 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipeline.domain.errors import Misconfigured, Unavailable
 from pipeline.services import chores
 from pipeline.services.chores import Chore, Chores
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, patience
 
 OFTEN = timedelta(milliseconds=1)
 SOON = timedelta(seconds=1)
@@ -52,6 +53,35 @@ def test_a_chore_goes_on_after_any_error(error: Exception, monkeypatch: pytest.M
     stop.set()
     thread.join()
     assert answers == [True]
+
+
+def test_a_failure_that_stays_the_same_is_told_once_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chores, "LONGEST_WAIT", OFTEN)
+    failures: list[Exception | None] = [Unavailable("away"), Unavailable("away"), Misconfigured("wrong"), KeyError("x")]
+    left = iter([*failures, KeyError("x"), None, None, Unavailable("away")])
+    over = threading.Event()
+
+    def run() -> None:
+        match next(left, over):
+            case threading.Event():
+                over.set()
+            case Exception() as error:
+                raise error
+
+    with capture_logs() as logs:
+        thread, stop, _ = working(run)
+        assert over.wait(patience())
+        stop.set()
+        thread.join()
+
+    assert [(one["event"], one["log_level"]) for one in logs] == [
+        ("chore_failed", "warning"),
+        ("chore_failed", "error"),
+        ("chore_broken", "error"),
+        ("chore_goes_on", "info"),
+        ("chore_failed", "warning"),
+        ("chore_goes_on", "info"),
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

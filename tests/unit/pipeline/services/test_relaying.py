@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.domain.contract.messages import DeadLetter, PartitionKey
-from pipeline.domain.errors import InvalidMessage, Misconfigured, Unavailable, UnknownRecord
+from pipeline.domain.errors import InvalidMessage, LoginRefused, Misconfigured, Unavailable, UnknownRecord
 from pipeline.domain.lineages import Lineage
 from pipeline.services import claim_keeping, relaying
 from pipeline.services.announcing import EXCERPT_BYTES, MAX_WHOLE_BYTES, Announcer
@@ -135,11 +135,14 @@ def test_an_item_that_fails_is_recorded_and_the_others_go_on() -> None:
             raise KeyError("lineage")
         if one.outbox_id == "4":
             raise Misconfigured("a person must act")
+        if one.outbox_id == "5":
+            raise LoginRefused("Redis does not accept the password")
 
-    outbox = ListOutbox(*(item(str(n)) for n in range(1, 6)))
+    outbox = ListOutbox(*(item(str(n)) for n in range(1, 7)))
     assert OutboxRelay(outbox=outbox, handlers={"doorbell": handle}).run_once("doorbell") == 2
-    assert outbox.finished == ["1", "5"]
-    assert outbox.waiting == {"2": "Redis is away"}, "a service that is away is no failure of the item"
+    assert outbox.finished == ["1", "6"]
+    away = {"2": "Redis is away", "5": "Redis does not accept the password"}
+    assert outbox.waiting == away, "a service that is away, or closed to us, is no failure of the item"
     assert outbox.errors == {"3": "KeyError: 'lineage'", "4": "a person must act"}
 
 
