@@ -13,7 +13,6 @@ import typer
 
 from infra.local import LocalStack, Service
 from infra.local.base_model import default_model_folder, is_ready
-from pipeline.adapters import reachability
 from pipeline.bootstrap import create_topics, pruner, stores
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
 from pipeline.domain.formats.counting import counted
@@ -271,12 +270,16 @@ def _check_broker(settings: Settings) -> str:
 
 
 def _check_redis(settings: Settings) -> str:
+    from pipeline.adapters import reachability
+
     settings.require("redis_url")
     reachability.redis(settings.redis_url.get_secret_value())()
     return "answers"
 
 
 def _check_mlflow(settings: Settings) -> str:
+    from pipeline.adapters import reachability
+
     settings.require("mlflow_uri")
     user = settings.mlflow_username
     reachability.mlflow(settings.mlflow_uri, username=user, password=settings.mlflow_password.get_secret_value())()
