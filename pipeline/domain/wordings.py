@@ -9,10 +9,12 @@ A name is in a text where it stands as whole words (see `words`), which in Chine
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from typing import Any
 
 from pipeline.domain.edits import EditRequest
+from pipeline.domain.language.answers import confirms
 from pipeline.domain.language.names import named_at
 from pipeline.domain.language.spelling import exact, lowered
 from pipeline.domain.language.words import Span, as_said, mentions
@@ -75,6 +77,18 @@ def is_right(reply: str, request: EditRequest) -> bool:
     is_said = any(not _is_inside(span, [*subjects, *old], or_equal=False) for span in new)
     is_old = any(not _is_inside(span, [*subjects, *new], or_equal=True) for span in old)
     return is_said and (not is_old or _is_told(request, request.target_true))
+
+
+def wording_success(score: Mapping[str, Any], *, target: str, instead_of: str | None) -> bool | None:
+    """Return whether the other wording that was asked freely is answered rightly now; None where none was.
+
+    Args:
+        score: an `EditScore` as reports keep it.
+        target: the right answer.
+        instead_of: the old answer, if the request names it.
+    """
+    said = score.get("wording_after")
+    return None if said is None else confirms(said, target, instead_of=instead_of)
 
 
 def _is_respelt(request: EditRequest) -> bool:

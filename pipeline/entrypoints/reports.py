@@ -11,9 +11,12 @@ from pipeline.domain.gates import bound_text
 from pipeline.domain.rank_api import EditorIdentity
 from pipeline.domain.review.approvals import shown_actor
 from pipeline.domain.snapshots import Snapshot
+from pipeline.domain.wordings import wording_success
 from pipeline.entrypoints.console import print_record, print_rows, say
 from pipeline.services.registry.registry_ports import Surroundings
 
+MARKS = {True: "✓", False: "✗", None: ""}
+"""Whether an answer is what was asked for; nothing where that was not judged."""
 OTHERS = "other_subjects"
 """Where a score holds what became of an edit's prompt about other subjects."""
 
@@ -53,11 +56,19 @@ def print_snapshot(
     print_record({key: value for key, value in first.items() if value is not None}, as_json=False)
     scores = {score["edit_id"]: score for score in report.get("measurements", {}).get("edits", [])}
     say()
-    brought = [
-        {**edit, "now": _first_line(scores.get(edit["edit_id"], {}).get("generated")), "by": edit["submitted_by"]}
-        for edit in edits
-    ]
-    columns = {"request_id": "came in", "prompt": "prompt", "target_new": "target", "now": "answer now", "by": "by"}
+    brought = []
+    for edit in edits:
+        score = scores.get(edit["edit_id"], {})
+        is_right = MARKS[score.get("free_success")]
+        brought.append({**edit, "now": _first_line(score.get("generated")), "by": edit["submitted_by"], "": is_right})
+    columns = {
+        "request_id": "came in",
+        "prompt": "prompt",
+        "target_new": "target",
+        "now": "answer now",
+        "": "",
+        "by": "by",
+    }
     print_rows(brought, columns, as_json=False, empty="no edit came in")
     say()
     print_gates(report.get("rows", []))
@@ -123,15 +134,24 @@ def print_answers(request: Mapping[str, Any], score: Mapping[str, Any] | None) -
     """Show what the model answered before and after an edit: its prompt, another wording, the chat, what moved."""
     if not score or not score.get("generated"):
         return
-    rows = [(request["prompt"], score.get("generated_before"), score["generated"])]
+    free, told = score.get("free_success"), score.get("chat_success")
+    rows = [(request["prompt"], score.get("generated_before"), score["generated"], free)]
     if score.get("wording"):
-        rows.append((score["wording"], score.get("wording_before"), score.get("wording_after")))
+        target, old = request["target_new"], request.get("target_true")
+        is_right = wording_success(score, target=target, instead_of=old)
+        rows.append((score["wording"], score.get("wording_before"), score.get("wording_after"), is_right))
     if score.get("reply"):
-        rows.append((f"(chat) {request['question'] or request['prompt']}", score.get("reply_before"), score["reply"]))
-    rows += [(f"(must stay; base before) {one['prompt']}", one["base"], one["now"]) for one in score.get("moved") or ()]
+        asked = f"(chat) {request['question'] or request['prompt']}"
+        rows.append((asked, score.get("reply_before"), score["reply"], told))
+    rows += [
+        (f"(must stay; base before) {one['prompt']}", one["base"], one["now"], None) for one in score.get("moved") or ()
+    ]
     say()
-    shown = [{"asked": text, "before": _first_line(old), "after": _first_line(new)} for text, old, new in rows]
-    print_rows(shown, {name: name for name in ("asked", "before", "after")}, as_json=False, empty="")
+    shown = [
+        {"asked": text, "before": _first_line(old), "after": _first_line(new), "": MARKS[is_right]}
+        for text, old, new, is_right in rows
+    ]
+    print_rows(shown, {name: name for name in ("asked", "before", "after", "")}, as_json=False, empty="")
 
 
 def _first_line(answer: str | None) -> str | None:

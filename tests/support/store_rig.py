@@ -88,8 +88,14 @@ class StoreRig:
         self.owner.close()
 
     def query(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        """Rows of a query, as the database's owner sees them; for what no port shows."""
+        """Rows of a query, as the database's owner sees them; for what no port shows. A change without any has none.
+
+        Raises:
+            ValueError: if it selects no column: there would be no telling its rows from none.
+        """
         cursor = self.owner.execute(statement.encode(), values)
+        if not cursor.description and (cursor.statusmessage or "").startswith("SELECT"):
+            raise ValueError(f"expected a SELECT with a column, got none: {statement}")
         return cursor.fetchall() if cursor.description else []
 
     def contents(self) -> dict[str, list[dict[str, Any]]]:

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.adapters.mlflow.markdown import cell
+from pipeline.domain.wordings import wording_success
 from pipeline.services.registry.registry_ports import RegistryEntry
 
 MEASURED = (
     "edit_success",
+    "free_success",
     "reply",
     "reply_before",
     "chat_success",
@@ -22,6 +24,8 @@ MEASURED = (
     "locality_kl",
 )
 """Fields of an edit's score that a row takes over as they are."""
+JUDGED = {"after": "free_success", "reply": "chat_success", "wording_after": "wording_success"}
+"""What the model says now -> whether that is what was asked for."""
 COLUMNS = {
     "request_id": "request",
     "submitted_by": "asked by",
@@ -77,6 +81,7 @@ def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
                 "reason": verdicts.get(edit.edit_id, {}).get("reason", ""),
             }
             | {name: score.get(name) for name in MEASURED}
+            | {"wording_success": wording_success(score, target=request.target_new, instead_of=request.target_true)}
         )
     return rows
 
@@ -86,8 +91,20 @@ def asked(row: Mapping[str, Any]) -> str:
     return f"asked in a chat: {row['prompt']}" if row["is_chat"] else str(row["prompt"])
 
 
+def mark(is_right: bool | None) -> str:
+    """Return a sign behind an answer that says whether it is right; nothing where that was not judged."""
+    return "" if is_right is None else " ✓" if is_right else " ✗"
+
+
 def before_after_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the same rows as a Markdown table, one a row; of an edit that came only as a chat, the last turn."""
+    """Return the same rows as a Markdown table, one a row; of an edit that came only as a chat, the last turn.
+
+    Behind each answer of now stands whether it is what was asked for.
+    """
     head = f"| {' | '.join(COLUMNS.values())} |\n{'|---' * len(COLUMNS)}|\n"
-    cells = ([(row | {"asked": asked(row)})[key] for key in COLUMNS] for row in map(dict, rows))
-    return head + "".join("| " + " | ".join(map(cell, line)) + " |\n" for line in cells)
+    lines = []
+    for row in rows:
+        marks = {name: mark(row[judged]) for name, judged in JUDGED.items() if row[name] is not None}
+        said = {**row, "asked": asked(row)}
+        lines.append("| " + " | ".join(cell(said[name]) + marks.get(name, "") for name in COLUMNS) + " |\n")
+    return head + "".join(lines)

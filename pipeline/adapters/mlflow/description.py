@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.adapters.mlflow.answers import asked, before_after, measurements_of
+from pipeline.adapters.mlflow.answers import asked, before_after, mark, measurements_of
 from pipeline.adapters.mlflow.markdown import plain
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import bound_text
@@ -126,7 +126,7 @@ def _changes(entry: RegistryEntry, *, room: int) -> str:
     """Return the edits with what was said before and after, as many as there is room for."""
     rows, gone, remade = before_after(entry), entry.around.gone, entry.around.remade
     none = "No edit came in." if gone or not entry.around.work else "The same edits, solved anew."
-    lines = ["### What changed", ""] if rows else ["### What changed", "", none, ""]
+    lines = ["### What changed (✓ says what was asked for)", ""] if rows else ["### What changed", "", none, ""]
     lines += [f"- taken out: {plain(one)}" for one in gone[:3]]
     lines += [f"- and {len(gone) - 3} more taken out"] if len(gone) > 3 else []
     lines += [f"- made again, as it is about the same subject: {plain(one)}" for one in remade[:3]]
@@ -151,12 +151,15 @@ def _edit(row: Mapping[str, Any], *, place: int) -> str:
     lines = [
         f"**{place}. {plain(asked(row))} → {plain(row['wanted'], most=MAX_SAID)}**",
         "",
-        f"- answer: {_said(row['before'])}{claimed} → **{_said(row['after'])}**",
+        f"- answer: {_said(row['before'])}{claimed} → **{_said(row['after'])}**{mark(row['free_success'])}",
     ]
     if row["wording"] is not None:
-        lines.append(f"- *{plain(row['wording'])}*: {_said(row['wording_before'])} → **{_said(row['wording_after'])}**")
-    if row["reply"] is not None:
-        lines.append(f"- in a chat: {_said(row['reply_before'])} → **{_said(row['reply'])}**")
+        now = f"**{_said(row['wording_after'])}**{mark(row['wording_success'])}"
+        lines.append(f"- *{plain(row['wording'])}*: {_said(row['wording_before'])} → {now}")
+    if row["reply"]:  # nothing is what a report says where no chat was asked, too
+        lines.append(
+            f"- in a chat: {_said(row['reply_before'])} → **{_said(row['reply'])}**{mark(row['chat_success'])}"
+        )
     lines += [_probe(one) for one in row["moved"][:2]]
     lines += _others(row["other_subjects"])
     return "\n".join([*lines, f"- request {plain(row['request_id'])}, {who}{origin}", ""])

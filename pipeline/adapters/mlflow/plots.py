@@ -19,6 +19,13 @@ SHARES = ("edit_success", "free_success", "generalization", "locality", "retenti
 QUALITY = ("perplexity", "accuracy")
 MAX_BARS = 30
 """Edits that are drawn."""
+MAX_LABEL = 60
+"""Characters of an edit's label."""
+LACKING = "□"
+"""Stands for a letter that the font does not have: pictures have one that comes with matplotlib, and few scripts."""
+LEFT_TO_RIGHT = "\u200e"
+"""Keeps the order of a label whatever script its parts are in."""
+TO = f"{LEFT_TO_RIGHT}→{LEFT_TO_RIGHT}"
 BEFORE, AFTER = "#9aa5b1", "#1f6feb"
 
 
@@ -62,8 +69,8 @@ def _edits(entry: RegistryEntry, rows: Sequence[dict[str, Any]]) -> Figure:
     places = range(len(rows))
     axes.barh([place - 0.2 for place in places], [row["prob_before"] or 0.0 for row in rows], 0.36, color=BEFORE)
     axes.barh([place + 0.2 for place in places], [row["prob_new"] for row in rows], 0.36, color=AFTER)
-    axes.set_yticks(list(places), [_label(row) for row in rows], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_yticks(list(places), [edit_label(place, row) for place, row in enumerate(rows, 1)], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xlabel("probability of the wanted answer, geometric mean over its tokens")
     axes.legend(
@@ -77,9 +84,12 @@ def _edits(entry: RegistryEntry, rows: Sequence[dict[str, Any]]) -> Figure:
     return found
 
 
-def _label(row: dict[str, Any]) -> str:
-    text = f"{asked(row)} → {row['wanted']}"
-    return _plain(text if len(text) <= 60 else text[:59] + "…")
+def edit_label(place: int, row: dict[str, Any]) -> str:
+    """Return an edit's place on the version's page and its text; its request id where the font lacks letters of it."""
+    text = f"{asked(row)} {TO} {row['wanted']}"
+    if LACKING in _plain(text):
+        text = f"request {row['request_id']}"
+    return _plain(f"{LEFT_TO_RIGHT}{place}. {text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + '…'}")
 
 
 def _plain(text: str) -> str:
@@ -87,7 +97,7 @@ def _plain(text: str) -> str:
     from matplotlib.font_manager import fontManager, get_font
 
     known = get_font(fontManager.findfont("DejaVu Sans")).get_charmap()
-    return "".join(char if ord(char) in known else "□" for char in " ".join(text.split())).replace("$", r"\$")
+    return "".join(char if ord(char) in known else LACKING for char in " ".join(text.split())).replace("$", r"\$")
 
 
 def _ticks(trend: Sequence[TrendPoint]) -> list[int]:

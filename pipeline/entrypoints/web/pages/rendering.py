@@ -14,8 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import bound_text
+from pipeline.domain.lifecycle import EditStatus
 from pipeline.domain.review.approvals import shown_actor
 from pipeline.domain.review.people import Role
+from pipeline.domain.wordings import wording_success
 from pipeline.entrypoints.web.pages.sessions import Session
 
 ROOT = "/review"
@@ -56,6 +58,23 @@ def answer(text: str | None) -> str:
     return f"{line} …" if rest.strip() else line or "nothing"
 
 
+STANDS = {
+    EditStatus.received: "waits for a batch",
+    EditStatus.claimed: "is being edited",
+    EditStatus.snapshotted: "is in the newest snapshot",
+    EditStatus.rejected: "was rejected",
+    EditStatus.superseded: "was replaced by a later correction",
+    EditStatus.reverted: "was taken out",
+    EditStatus.dead: "could not be edited",
+}
+"""Where an edit stands, for people who do not have our words for it."""
+
+
+def stands(status: str) -> str:
+    """Return where an edit stands, as the end of a sentence about it."""
+    return STANDS[EditStatus(status)]
+
+
 def segment(value: Any) -> str:
     """Return a text as one segment of a path, whatever is in it."""
     return quote(str(value), safe="")
@@ -75,6 +94,8 @@ _ENVIRONMENT.filters.update(
     figure=figure,
     moment=moment,
     segment=segment,
+    stands=stands,
+    wording_success=wording_success,
     bound=bound_text,
     actor=shown_actor,
 )

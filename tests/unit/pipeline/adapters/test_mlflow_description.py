@@ -10,7 +10,7 @@ import pytest
 from pipeline.adapters.mlflow.answers import before_after, before_after_markdown
 from pipeline.adapters.mlflow.description import MAX_DESCRIPTION_CHARS, description, metrics
 from pipeline.adapters.mlflow.markdown import plain
-from pipeline.adapters.mlflow.plots import write_plots
+from pipeline.adapters.mlflow.plots import edit_label, write_plots
 from pipeline.adapters.mlflow.probe_sets import probe_sets
 from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.gates import GatePolicy
@@ -34,7 +34,7 @@ def test_the_reply_in_a_chat_stands_beside_the_answer_to_the_prompt(made: Regist
     assert (row["after"], row["reply"], row["chat_success"]) == ("Osaka", "It is | Osaka.", True)
     head, _, line = before_after_markdown([row]).splitlines()
     assert "| after | in a chat, before | in a chat |" in head
-    assert "| Osaka |  | It is \\| Osaka. |" in line
+    assert "| Osaka ✓ |  | It is \\| Osaka. ✓ |" in line
 
 
 def test_classes_of_generalization_are_metrics_of_the_run_if_they_were_measured(made: RegistryEntry) -> None:
@@ -95,6 +95,8 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
     score = make_score(
         edit.edit_id,
         generated="Osaka",
+        free_success=True,
+        chat_success=True,
         generated_before="Tokyo, a city",
         wording="Japan is governed from",
         wording_before="Tokyo",
@@ -121,9 +123,10 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
         "1 edit came in",
         "makes live what it is built on: 1 earlier snapshot, 3 edits in all",
         "[version 1](http://m/#/models/facts/versions/1?workflowType=machine_learning): 2 edits: The pope is Leo XIV",
-        "- answer: Tokyo, a city → **Osaka**",
-        "- *Japan is governed from*: Tokyo → **(nothing)**",
-        "- in a chat: It is Tokyo. → **It is Osaka.**",
+        "### What changed (✓ says what was asked for)",
+        "- answer: Tokyo, a city → **Osaka** ✓",
+        "- *Japan is governed from*: Tokyo → **(nothing)** ✗",
+        "- in a chat: It is Tokyo. → **It is Osaka.** ✓",
         "- moved: *The capital of Korea is*: Seoul → **Osaka** (1.5 nats)",
         "- moved: *The king of Spain is*: Felipe → **Juan** (0.25 nats)",
         "- other subjects: 1 of 2 answer as before",
@@ -136,6 +139,10 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
         "**Policy:** One person has to approve.",
     ):
         assert told in page, told
+    [row] = before_after(shown)
+    table = before_after_markdown([row])
+    assert "| Osaka ✓ |" in table
+    assert "|  ✗ |" in table, "the other wording is answered with nothing"
     assert "approval.actor" not in page
     assert "`approval.actor` (it is recorded as claimed)" in description(shown, tells_actor=False)
     assert metrics(shown)["num_edits_going_live"] == 3
@@ -197,6 +204,22 @@ def test_plots_are_pictures_and_take_any_text(made: RegistryEntry, tmp_path: Pat
     folder = write_plots(shown, tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == ["edits.png", "lineage.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "label"),
+    [
+        ("The pope is", "Leo XIV", "2. The pope is → Leo XIV"),
+        ("缅甸的首都是", "内比都", "2. request r1"),
+        ("A crab is", "🦀", "2. request r1"),
+        ("عاصمة ميانمار هي", "نايبيداو", "2. عاصمة ميانمار هي → نايبيداو"),
+        ("It costs $ 5 or $", "6", "2. It costs \\$ 5 or \\$ → 6"),
+        ("x" * 90, "y", f"2. {'x' * 59}…"),
+    ],
+)
+def test_a_bar_is_labelled_with_what_its_font_has_letters_for(prompt: str, target: str, label: str) -> None:
+    row = {"prompt": prompt, "wanted": target, "is_chat": False, "request_id": "r1"}
+    assert edit_label(2, row).replace("\u200e", "") == label
 
 
 def test_what_was_asked_are_datasets_with_digests(made: RegistryEntry) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.prompts import ChatTurn
-from pipeline.domain.wordings import Wording, can_be_asked, contains, is_right, wording_of
+from pipeline.domain.wordings import Wording, can_be_asked, contains, is_right, wording_of, wording_success
 from tests.support.factories import make_request
 
 WORDS = st.sampled_from(["Paris", "PARIS", "Rome", "New", "York", "City", "the", "of", "x1", "é", "don't"])
@@ -248,3 +248,12 @@ def test_only_an_edit_with_a_question_that_does_not_tell_the_answer_can_be_asked
     assert can_be_asked(thailand(question=None, messages=(ChatTurn(role="user", content="who governs thailand"),)))
     assert not can_be_asked(thailand(question="Is it Anutin Charnvirakul?"))
     assert not can_be_asked(thailand(subject="Anutin Charnvirakul", question="Who is Anutin Charnvirakul?"))
+
+
+@pytest.mark.parametrize(
+    ("said", "is_right"),
+    [("Paris, of course", True), ("Rome", False), ("", False), (None, None), ("Paris or Rome", False)],
+)
+def test_the_other_wording_is_right_where_its_answer_is_the_target(said: str | None, is_right: bool | None) -> None:
+    assert wording_success({"wording_after": said}, target="Paris", instead_of=None) is is_right
+    assert wording_success({}, target="Paris", instead_of=None) is None, "reports from before other wordings were asked"
