@@ -97,10 +97,13 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_private: bo
                 )
                 answer = client.send(request, stream=True)
                 answer.close()
+        except httpx2.TimeoutException as error:
+            raise WebhookRefused(f"expected {target.host} to answer in {TIMEOUT_SECONDS:g} s, got nothing") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise WebhookRefused(f"expected {target.name} to answer, got {type(error).__name__}") from error
+            raise WebhookRefused(f"expected {target.host} to answer, got: {str(error) or 'it hung up'}") from error
     if not answer.is_success:
-        raise WebhookRefused(f"expected {target.name} to take the message with 2xx, got {answer.status_code}")
+        leads = ", which leads elsewhere and is not followed" if answer.is_redirect else ""
+        raise WebhookRefused(f"expected {target.host} to take the message with 2xx, got {answer.status_code}{leads}")
 
 
 @contextmanager

@@ -9,9 +9,8 @@ A name is in a text where it stands as whole words (see `words`), which in Chine
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any
 
 from pipeline.domain.edits import EditRequest
 from pipeline.domain.language.answers import confirms
@@ -79,15 +78,14 @@ def is_right(reply: str, request: EditRequest) -> bool:
     return is_said and (not is_old or _is_told(request, request.target_true))
 
 
-def wording_success(score: Mapping[str, Any], *, target: str, instead_of: str | None) -> bool | None:
+def wording_success(said: str | None, *, target: str, instead_of: str | None) -> bool | None:
     """Return whether the other wording that was asked freely is answered rightly now; None where none was.
 
     Args:
-        score: an `EditScore` as reports keep it.
+        said: what the model says after it, `EditScore.wording_after`.
         target: the right answer.
         instead_of: the old answer, if the request names it.
     """
-    said = score.get("wording_after")
     return None if said is None else confirms(said, target, instead_of=instead_of)
 
 

@@ -137,9 +137,9 @@ def print_answers(request: Mapping[str, Any], score: Mapping[str, Any] | None) -
     free, told = score.get("free_success"), score.get("chat_success")
     rows = [(request["prompt"], score.get("generated_before"), score["generated"], free)]
     if score.get("wording"):
-        target, old = request["target_new"], request.get("target_true")
-        is_right = wording_success(score, target=target, instead_of=old)
-        rows.append((score["wording"], score.get("wording_before"), score.get("wording_after"), is_right))
+        now, old = score.get("wording_after"), request.get("target_true")
+        is_right = wording_success(now, target=request["target_new"], instead_of=old)
+        rows.append((score["wording"], score.get("wording_before"), now, is_right))
     if score.get("reply"):
         asked = f"(chat) {request['question'] or request['prompt']}"
         rows.append((asked, score.get("reply_before"), score["reply"], told))

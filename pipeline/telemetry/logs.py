@@ -19,8 +19,8 @@ from pipeline.telemetry.tracing import current_trace_id
 
 FORMAT_VARIABLE = "CORRIGENDA_LOG_FORMAT"
 
-QUIET = ("alembic", "botocore", "httpx", "kafka", "stamina", "urllib3")
-"""Libraries that tell of every connection, request or retry; their warnings are enough."""
+QUIET = ("alembic", "botocore", "httpx", "kafka", "stamina", "torch", "urllib3")
+"""Libraries that tell of every connection, request, retry or cache; their warnings are enough."""
 
 _PASSWORD = re.compile(r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)")
 

@@ -39,11 +39,18 @@ LINEAGE = "facts"
 TTL = timedelta(minutes=5)
 MAX_ATTEMPTS = 3
 POLICY = GatePolicy()
+ASKED_OTHERWISE = {
+    "wording": "Australia is governed from",
+    "wording_before": "Sydney",
+    "wording_after": "Canberra",
+}
+"""What each edit of a report that passes was asked in other words, and what was answered."""
 
 
 def passing_report(edit_ids: Sequence[str]) -> GateReport:
     """A report that passes, over these edits."""
-    report = judge(POLICY, make_measurements(*(make_score(edit_id) for edit_id in edit_ids)))
+    scores = (make_score(edit_id, **ASKED_OTHERWISE) for edit_id in edit_ids)
+    report = judge(POLICY, make_measurements(*scores))
     assert report.passed, report.summary
     return report
 

@@ -104,8 +104,23 @@ def _serve(options: argparse.Namespace, settings: Settings) -> None:
         if settings.traces_endpoint:
             tracing.send_traces("serve", endpoint=settings.traces_endpoint)
             stack.callback(tracing.stop_traces)
-        print(f"serving {url_of(made)}/v1", flush=True)
+        print(f"serving {url_of(made)}/v1", *told_at_start(options, sealed, url_of(made)), sep="\n", flush=True)
         serve(ServingApplication(lineages, thread, tokens=tokens).app(), made).run(sockets=[made])
+
+
+def told_at_start(options: argparse.Namespace, sealed: SqlSealedVersions | None, url: str) -> Iterable[str]:
+    """Return what is said at the start, below the address: which models, for whom, and where it tells how it is."""
+    every = "each lineage" if options.alias == "champion" else f"each lineage with the alias {options.alias}"
+    try:
+        known = ", ".join(options.lineage or (sealed.lineages() if sealed else ())) or "none yet"
+    except CorrigendaError as error:
+        known = f"not known now: {error}"
+    models = known if options.lineage else f"{every} with an approved snapshot: {known}"
+    yield f"models   {models}; looked at every {options.poll:g} s"
+    who = f"whoever has a token of {options.token_file}" if options.token_file else "this machine, without a token"
+    yield f"for      {who}"
+    yield f"health   {url}/readyz says what is not served, and why; {url}/metrics"
+    yield "end      Ctrl-C"
 
 
 def _sealed(settings: Settings) -> SqlSealedVersions:

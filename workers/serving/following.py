@@ -147,7 +147,6 @@ class Follower:
 
     def _refuse(self, live: FollowedVersion, error: Exception) -> None:
         self.fault = f"version {live.version} is refused: {one_line(error)}"
-        log.warning("%s: %s", self.lineage, self.fault)
         before = self._refused
         wait = FIRST_WAIT if before is None or before.version != live else min(before.wait * 2, LONGEST_WAIT)
         until = time.monotonic() + wait.total_seconds()
@@ -189,7 +188,9 @@ class Follower:
         before, self.serving = self.serving, served
         self.previous = before
         self.num_swaps += 1
-        log.info("%s: version %s, snapshot %s is live", self.lineage, served.version.version, served.files.seq)
+        log.info(
+            "%s: snapshot %s is served, version %s in MLflow", self.lineage, served.files.seq, served.version.version
+        )
         self._files.prune(one.files for one in (self.serving, self.previous) if one is not None)
 
     def _leave_what_was_withdrawn(self) -> None:
@@ -223,7 +224,6 @@ class Follower:
             self._swap(self._loaded(version, expected))
         except UNUSABLE as error:
             self.fault = f"{self.fault}; version {version.version}, served last, is refused: {one_line(error)}"
-            log.warning("%s: what was served last cannot be loaded: %s", self.lineage, one_line(error))
 
 
 def warm_up(snapshot: AnswerableSnapshot) -> None:

@@ -60,6 +60,8 @@ def serve(app: Any, made: socket.socket, *, is_quiet: bool = True) -> uvicorn.Se
     config = uvicorn.Config(
         app,
         log_config=None,
+        # Where it listens is told by whoever runs it, and in their words.
+        log_level="warning" if is_quiet else None,
         access_log=not is_quiet,
         lifespan="off",
         timeout_graceful_shutdown=int(GRACE.total_seconds()),

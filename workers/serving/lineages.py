@@ -30,6 +30,7 @@ class ServedLineages:
         self._followers: dict[str, Follower] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="followers", daemon=True)
+        self._told: dict[str, str] = {}
         self.fault: str | None = None
         """Why the names of the lineages cannot be read; None if they can."""
 
@@ -64,8 +65,16 @@ class ServedLineages:
             self.fault = None
         except CorrigendaError as error:
             self.fault = one_line(error)
+        self._tell("lineages", self.fault)
         for follower in self.every():
             follower.poll()
+            self._tell(follower.lineage, follower.fault)
+
+    def _tell(self, about: str, fault: str | None) -> None:
+        """Write down what is wrong, once for as long as it stays so."""
+        if fault is not None and fault != self._told.get(about):
+            log.warning("%s: %s", about, fault)
+        self._told[about] = fault or ""
 
     def _run(self) -> None:
         while not self._stopping.is_set():

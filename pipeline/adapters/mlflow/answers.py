@@ -81,7 +81,11 @@ def before_after(entry: RegistryEntry) -> list[dict[str, Any]]:
                 "reason": verdicts.get(edit.edit_id, {}).get("reason", ""),
             }
             | {name: score.get(name) for name in MEASURED}
-            | {"wording_success": wording_success(score, target=request.target_new, instead_of=request.target_true)}
+            | {
+                "wording_success": wording_success(
+                    score.get("wording_after"), target=request.target_new, instead_of=request.target_true
+                )
+            }
         )
     return rows
 

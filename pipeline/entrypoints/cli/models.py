@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,7 @@ from pipeline.entrypoints.console import (
 )
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.model_cards import adapter_advice, model_card
+from pipeline.entrypoints.signs import SignOfLife
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -65,17 +67,21 @@ def ask(
 
     Example: corrigenda ask --chat "Who is the CEO of Starbucks?" "What is the capital of Japan?"
     """
+    if "" in map(str.strip, prompts):
+        raise InvalidInput("expected prompts with something in them, got an empty one")
     settings = current_settings()
     plan = _plan(stores(settings), lineage, snapshot)
     is_one_line = not (chat or whole)
     asked = {"prompts": prompts, "max_new_tokens": max_new_tokens, "chat": chat}
-    if settings.num_ranks == 1:
-        question = {"plan": asdict(plan), "is_one_line": is_one_line, **asked}
-        answers = resident.answers(settings.home.absolute(), question, on_start=_say_loading)
-    else:
-        answers = _run("workers.controller.one_shot", plan, {"generate": asked} | _group(settings))
-        if is_one_line:
-            answers = [{**answer, "text": first_line(answer["text"])} for answer in answers]
+    with SignOfLife(f"asking {plan.lineage}", is_quiet=not sys.stderr.isatty()) as sign:
+        if settings.num_ranks == 1:
+            question = {"plan": asdict(plan), "is_one_line": is_one_line, **asked}
+            loading = partial(sign.tell, "loading the model; the next questions will not wait for that")
+            answers = resident.answers(settings.home.absolute(), question, on_start=loading)
+        else:
+            answers = _run("workers.controller.one_shot", plan, {"generate": asked} | _group(settings))
+            if is_one_line:
+                answers = [{**answer, "text": first_line(answer["text"])} for answer in answers]
     if as_json:
         print_json(answers)
     else:
@@ -90,11 +96,6 @@ def _print_answers(answers: Sequence[tuple[str, str]]) -> None:
         return
     rows = [{"prompt": prompt, "text": text} for prompt, text in answers]
     print_rows(rows, {"prompt": "prompt", "text": "answer"}, as_json=False, empty="no answers")
-
-
-def _say_loading() -> None:
-    if sys.stderr.isatty():
-        typer.echo("loading the model; the next questions will not wait for that", err=True)
 
 
 def _shown_answer(text: str) -> str:

@@ -86,6 +86,8 @@ def test_a_candidate_is_shown_with_its_edits_and_approved_with_a_reason(web: Web
     said = text_of(page)
     for part in ("Canberra", "كانبرا", "ليلى", "minimum 0.9", "Nothing else goes live", "edit success"):
         assert part in said
+    assert "in other words Australia is governed from before Sydney now Canberra ✓ right" in said
+    assert "now Canberra ✗ not what was asked" in said, "the same answer to what asked for another"
     assert "<script>alert" not in page.text
     fields = {**fields_on(page, f"{HOME}/snapshots/1"), "decision": "approved", "reason": "checked ✅ بخير"}
     done = client.post(f"{HOME}/snapshots/1", data=fields)
@@ -265,6 +267,12 @@ def test_an_edit_is_reverted_from_its_page_and_the_history_of_its_fact_is_there(
     done = client.post(here, data={**fields_on(page, here), "reason": "retracted"})
     assert "Asked for" in text_of(done)
     assert [row["actor"] for row in rig.query("SELECT actor FROM removals")] == ["person:ada"]
+    rig.expire_lease()
+    rig.commit_removal(rig.acquire("worker:c"))
+    queue = text_of(client.get("/review/queue"))
+    assert "No edit came in, made" in queue
+    assert "1 edit taken out, as person:ada asked: retracted." in queue
+    assert "generalization not measured no bound" in queue
 
 
 @pytest.mark.parametrize(

@@ -282,9 +282,23 @@ def test_a_public_address_is_good_and_is_what_is_connected_to() -> None:
 
 def test_a_receiver_that_is_away_is_an_error_that_names_no_path(receiver: Receiver) -> None:
     receiver.close()
-    with pytest.raises(WebhookRefused, match="expected localhost to answer") as refused:
+    with pytest.raises(WebhookRefused, match=r"expected localhost:\d+ to answer, got: .*refused") as refused:
         post(receiver.url, b"{}", {}, allow_private=True)
     assert "hook" not in str(refused.value)
+
+
+def test_a_receiver_that_says_nothing_or_sends_elsewhere_is_told_in_words(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver.status = 302
+    with pytest.raises(WebhookRefused, match="got 302, which leads elsewhere and is not followed"):
+        post(receiver.url, b"{}", {}, allow_private=True)
+    monkeypatch.setattr(webhook_poster, "TIMEOUT_SECONDS", 0.1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(WebhookRefused, match=r"127\.0\.0\.1:\d+ to answer in 0\.1 s, got nothing"),
+    ):
+        post(f"http://127.0.0.1:{silent.getsockname()[1]}/", b"{}", {}, allow_private=True)
 
 
 def test_a_receiver_that_never_comes_to_an_answer_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +316,7 @@ def test_a_receiver_that_never_comes_to_an_answer_is_hung_up_on(monkeypatch: pyt
     with socket.create_server(("127.0.0.1", 0)) as listener:
         talker = threading.Thread(target=talk, args=(listener,), daemon=True)
         talker.start()
-        with pytest.raises(WebhookRefused, match=r"expected 127\.0\.0\.1 to answer"):
+        with pytest.raises(WebhookRefused, match=r"expected 127\.0\.0\.1:\d+ to answer"):
             post(f"http://127.0.0.1:{listener.getsockname()[1]}/", b"{}", {}, allow_private=True)
         talker.join()
 

@@ -47,8 +47,14 @@ SAID = {
 def queue(request: Request, parts: Parts, session: Reader) -> Response:
     """Show every candidate above its lineage's champion, and the lineages."""
     found = parts.stores.api.pages.waiting(limit=PAGE_ROWS + 1)
+    pages = parts.stores.api.pages
     waiting = [
-        {**row, "figures": {one["metric"]: one for one in row["rows"] if one["metric"] in HEADLINE}}
+        {
+            **row,
+            "figures": {one["metric"]: one for one in row["rows"] if one["metric"] in HEADLINE},
+            # What brought no edit in was made for another reason, which says more than its figures.
+            "work": "" if row["edits"] else pages.surroundings(row["lineage"], row["seq"]).work,
+        }
         for row in found[:PAGE_ROWS]
     ]
     lineages = parts.stores.lineages.lineages()

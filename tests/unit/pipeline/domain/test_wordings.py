@@ -255,5 +255,4 @@ def test_only_an_edit_with_a_question_that_does_not_tell_the_answer_can_be_asked
     [("Paris, of course", True), ("Rome", False), ("", False), (None, None), ("Paris or Rome", False)],
 )
 def test_the_other_wording_is_right_where_its_answer_is_the_target(said: str | None, is_right: bool | None) -> None:
-    assert wording_success({"wording_after": said}, target="Paris", instead_of=None) is is_right
-    assert wording_success({}, target="Paris", instead_of=None) is None, "reports from before other wordings were asked"
+    assert wording_success(said, target="Paris", instead_of=None) is is_right
