@@ -28,8 +28,12 @@ from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, InvalidInput, one_line
 from pipeline.domain.formats.canonical import canonical_json, sha256_json
+from pipeline.domain.formats.counting import counted
+from pipeline.domain.progress import progress_line
 from pipeline.domain.rank_api import LoadPlan
 
+TOLD_STEPS = 20
+"""After so many steps it says how far it is."""
 FOLDED = "fold.json"
 """File in the folder of the new base: what was folded into it and what was measured."""
 
@@ -102,15 +106,27 @@ def _made(asked: Asked, folder: Path) -> dict[str, Any]:
     ledger = Ledger.from_files(ledger_plan.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
     reference = Reference.load(Path(ledger_plan.reference.path), ledger_plan.reference.digest)
     scorer = Scorer(model, weights, reference, rephrase_rows=plan.editor.rephrase_rows)
+    facts = counted(len(asked.edits), "fact")
+    _tell(f"asking the base for {facts}")
     scorer.observe_parent(asked.edits, ())
-    editor = FoldEditor(Folding(**asked.settings), asked.lines, plan.editor)
+
+    def on_step(done: int, most: int) -> None:
+        if done % TOLD_STEPS == 0:
+            _tell(f"learning {facts}, step {done} of at most {most}")
+
+    editor = FoldEditor(Folding(**asked.settings), asked.lines, plan.editor, on_step)
     result = editor.edit(EditJob(model=model, weights=weights, ledger=ledger, added=asked.edits))
     weights.apply(result.delta)
+    _tell(f"measuring the new base after {counted(result.num_passes, 'step')}")
     measured = scorer.measure(added=asked.edits, retained=(), gone_keys=(), delta=result.delta)
     module: Any = model.module
     module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return asdict(measured) | {"num_steps": result.num_passes}
+
+
+def _tell(sentence: str) -> None:
+    print(progress_line(sentence), file=sys.stderr, flush=True)
 
 
 def main(file: str) -> int:

@@ -4,26 +4,55 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import EngineFailed, InvalidInput, named_by
+from pipeline.domain.progress import progress_in
 
 USAGE, USAGE_MARK = 2, ": error: "
 """How argparse refuses words: its exit status, and what stands before the sentence."""
 
 
-def run_module(module: str, *arguments: str) -> str:
-    """Run one of our modules and return what it prints.
+def run_module(module: str, *arguments: str, tell: Callable[[str], None] | None = None) -> str:
+    """Run one of our modules and return what it prints; it ends with this process, also by Ctrl-C.
+
+    Args:
+        module: its name.
+        arguments: its words.
+        tell: is given each sentence by which it says how far it is; they are dropped if None.
 
     Raises:
         CorrigendaError: of the class that the module names on its last line of standard error
             (`WrongBase: expected …`); InvalidInput if argparse refused the words; else EngineFailed with that line.
     """
     argv = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=computing_environment())
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        if done.returncode == USAGE and USAGE_MARK in last:
-            raise InvalidInput(last.partition(USAGE_MARK)[2])
-        raise named_by(last) or EngineFailed(f"{module} ended with status {done.returncode}: {last}")
-    return done.stdout
+    # What it prints goes into a file, so that it never waits for us to read that while we read what it says meanwhile.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
+        with subprocess.Popen(
+            argv, stdout=printed, stderr=subprocess.PIPE, text=True, errors="replace", env=computing_environment()
+        ) as process:
+            try:
+                last = _last_words(process, tell)
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode != 0:
+            if process.returncode == USAGE and USAGE_MARK in last:
+                raise InvalidInput(last.partition(USAGE_MARK)[2])
+            raise named_by(last) or EngineFailed(f"{module} ended with status {process.returncode}: {last}")
+        printed.seek(0)
+        return printed.read()
+
+
+def _last_words(process: subprocess.Popen[str], tell: Callable[[str], None] | None) -> str:
+    """Pass on how far a process is until it ends, and return its last line that says something else."""
+    last = "it said nothing"
+    for line in process.stderr or ():
+        sentence = progress_in(line)
+        if sentence is None:
+            last = line.strip() or last
+        elif tell is not None:
+            tell(sentence)
+    return last

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -38,6 +39,8 @@ ReasonOption = Annotated[
 ]
 MAX_ROWS = 1_000_000
 INTERRUPTED = 130
+GAP = 2
+"""Columns of a terminal between the name of a field and its value."""
 TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that change the direction of what follows."""
 
@@ -64,8 +67,11 @@ err = Console(stderr=True, highlight=False)
 
 
 def say(text: str = "") -> None:
-    """Print a sentence on standard output: as it is in a pipe, broken between words on a terminal."""
-    out.print(Text(visible(text)), soft_wrap=not out.is_terminal)
+    """Print a sentence on standard output: as it is in a pipe, broken between words on a terminal.
+
+    A word that is wider than the terminal, such as a link, is left to the terminal, which copies it as one.
+    """
+    out.print(Text(visible(text)), soft_wrap=not out.is_terminal or _longest_word(text) > out.width)
 
 
 def say_block(heading: str, text: str) -> None:
@@ -122,15 +128,21 @@ def print_rows(
 
 
 def print_record(record: Mapping[str, Any], *, as_json: bool) -> None:
-    """Show one record, a field a line, or as JSON."""
+    """Show one record, a field a line, or as JSON; a link that a terminal has no room for has a line of its own."""
     if as_json:
         print_json(record)
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in record.items():
-        table.add_row(key.replace("_", " "), cell(value))
+    fields = {key.replace("_", " "): cell(value) for key, value in record.items()}
+    width = max(map(cell_len, fields), default=0)
+    table = _fields_table(width)
+    for heading, value in fields.items():
+        if out.is_terminal and _longest_word(value.plain) > out.width - width - GAP:
+            _print_table(table)
+            table = _fields_table(width)
+            out.print(Text(heading, style="bold"))
+            out.print(value, soft_wrap=True)
+        else:
+            table.add_row(heading, value)
     _print_table(table)
 
 
@@ -242,8 +254,21 @@ def _steers(char: str) -> bool:
     return char in TURNS or (char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs"))
 
 
+def _longest_word(text: str) -> int:
+    return max(map(cell_len, text.split()), default=0)
+
+
+def _fields_table(width: int) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True, width=width)
+    table.add_column(overflow="fold")
+    return table
+
+
 def _print_table(table: Table) -> None:
-    """Print a table as wide as the terminal, or as wide as it needs where a program reads it."""
+    """Print a table as wide as the terminal, or as wide as it needs where a program reads it; nothing without rows."""
+    if not table.row_count:
+        return
     if out.is_terminal:
         out.print(table)
         return

@@ -20,6 +20,7 @@ from infra.local import LocalStack
 from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.canonical import canonical_json, sha256_text
+from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GateReport
 from pipeline.domain.judging import judge
 from pipeline.domain.lineages import Lineage, check_name
@@ -30,6 +31,7 @@ from pipeline.entrypoints.console import ExitCode, JsonOption, complain, exits_c
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
+from pipeline.entrypoints.signs import SignOfLife
 
 PROVENANCE = "provenance.json"
 """File in the folder of the new base: which edits it holds, from which snapshot, and who approved them."""
@@ -78,16 +80,16 @@ def lineage_fold(
     folder = (out or settings.home / "folds" / new).absolute()
     texts = prior_text or [DEFAULT_FACTS / "prior.txt"]
     edits = kept.queue.edits(name, list(told))
-    found = _folded(
-        {
-            "plan": asdict(plan),
-            "edits": [asdict(edit) for edit in edits],
-            "out": str(folder),
-            "texts": [str(path.absolute()) for path in texts],
-            "device": device,
-            "settings": {"num_steps": steps} if steps else {},
-        }
-    )
+    asked = {
+        "plan": asdict(plan),
+        "edits": [asdict(edit) for edit in edits],
+        "out": str(folder),
+        "texts": [str(path.absolute()) for path in texts],
+        "device": device,
+        "settings": {"num_steps": steps} if steps else {},
+    }
+    with SignOfLife(f"loading the base to fold {counted(len(edits), 'fact')} into", is_quiet=as_json) as sign:
+        found = _folded(asked, sign)
     report = judge(
         lineage.settings.policy,
         Measurements.from_stored(found["measurements"]),
@@ -99,7 +101,8 @@ def lineage_fold(
     origin = _origin(lineage, plan, found["digest"], report, told)
     text_of_origin = canonical_json(origin)
     (folder / PROVENANCE).write_text(text_of_origin + "\n", encoding="utf-8")
-    prepared = prepare_base(folder, suite=suite, text=text, prior_text=texts, task=plan.base.task)
+    with SignOfLife("measuring the new base for its lineage", is_quiet=as_json):
+        prepared = prepare_base(folder, suite=suite, text=text, prior_text=texts, task=plan.base.task)
     made = make_lineage(
         kept,
         new,
@@ -150,12 +153,12 @@ def _live(
     return replace(plan, ledger=ledger), {str(row["edit_id"]): row for row in rows}, left_out
 
 
-def _folded(asked: Mapping[str, Any]) -> dict[str, Any]:
+def _folded(asked: Mapping[str, Any], sign: SignOfLife) -> dict[str, Any]:
     """Let a process of its own train: the control plane never holds a model."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(json.dumps(asked, default=str))
         file.flush()
-        found: dict[str, Any] = json.loads(run_module("editors.folding", file.name))
+        found: dict[str, Any] = json.loads(run_module("editors.folding", file.name, tell=sign.tell))
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.domain.errors import EngineFailed, InvalidInput, Misconfigured, WrongBase, named_by, one_line
 from pipeline.entrypoints.children import run_module
+from tests.support.paths import ROOT
 
 
 def module(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> str:
@@ -19,6 +20,36 @@ def module(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> str:
 def test_what_a_module_prints_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = module(tmp_path, monkeypatch, "import sys; print(sys.argv[1]); print('progress', file=sys.stderr)")
     assert run_module(name, "hello") == "hello\n"
+
+
+def test_how_far_a_module_is_is_told_while_it_runs_and_is_no_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys; from pipeline.domain.progress import progress_line as told\n"
+        "for step in (1, 2): print(told(f'step {step}'), file=sys.stderr, flush=True)\n"
+        "print('x' * 1_000_000); print('a warning', file=sys.stderr); print(told('ending'), file=sys.stderr)\n"
+        "sys.exit(int(sys.argv[1]))"
+    )
+    name = module(tmp_path, monkeypatch, code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    heard: list[str] = []
+
+    assert run_module(name, "0", tell=heard.append) == "x" * 1_000_000 + "\n"
+    assert heard == ["step 1", "step 2", "ending"]
+    with pytest.raises(EngineFailed, match=r"ended with status 3: a warning$"):
+        run_module(name, "3")
+
+
+def test_a_module_ends_when_whoever_waits_for_it_has_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys, time; print('progress: begun', file=sys.stderr, flush=True); time.sleep(3600)"
+    name = module(tmp_path, monkeypatch, code)
+
+    def enough(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_module(name, tell=enough)  # returns only once the process has ended
 
 
 def test_an_error_that_is_named_is_raised_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from pipeline.domain.formats.counting import counted
 from pipeline.entrypoints import console
 from pipeline.entrypoints.cli import programs
 from pipeline.entrypoints.cli.app import app
-from pipeline.entrypoints.console import ExitCode, exits_clearly, print_json, print_rows, visible
+from pipeline.entrypoints.console import ExitCode, exits_clearly, print_json, print_record, print_rows, say, visible
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,24 @@ def test_a_table_fits_a_terminal_and_keeps_whole_what_people_copy(monkeypatch: p
     lines = terminal.getvalue().splitlines()
     assert max(len(line) for line in lines) <= 80
     assert lines[1].startswith(row["id"] + "  expected")
+
+
+def test_a_link_that_a_terminal_has_no_room_for_is_never_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    narrow = Console(file=terminal, width=80, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(console, "out", narrow)
+    link = f"http://127.0.0.1:24718/#/models/{'facts' * 4}?workflowType=machine_learning"
+
+    say(f"look at {link}{'x' * 80} now")
+    print_record({"Kafka": "there", "MLflow": [link], "mlflow_login": "`corrigenda mlflow-user YOU`"}, as_json=False)
+
+    assert [line.rstrip() for line in terminal.getvalue().splitlines()] == [
+        f"look at {link}{'x' * 80} now",
+        "Kafka         there",
+        "MLflow",
+        link,
+        "mlflow login  `corrigenda mlflow-user YOU`",
+    ]
 
 
 @pytest.mark.parametrize("value", [{"text": "\udcff"}, {"at": datetime(2026, 1, 1, tzinfo=UTC)}, {"b": b"\xff"}, {}])
