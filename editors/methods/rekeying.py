@@ -276,7 +276,7 @@ def kept_weight(stored_T: Tensor, read_T: Tensor) -> Tensor:
     """Return what keys that were read again are multiplied by, so that rows keep the weight that they were made with.
 
     A subject's rows weighed 1 in all before, and some of them 16 once they were made: these have in their targets a
-    quarter of the root, and in their keys four times as much (DECISIONS.md, 79 and 84).
+    quarter of the root, and in their keys four times as much (DECISIONS.md, 79 and 85).
 
     Args:
         stored_T: the root of what is asked, as the targets have it.

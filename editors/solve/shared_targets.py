@@ -18,7 +18,7 @@ from editors.solve.packing import Packed
 KEY_BITS = 6
 """Bits of a number of a packed key. Keys are rounded before a solve: an edit leaves by those by which it came."""
 SUBJECT_WEIGHT = 16.0
-"""Weight of an edit's rows at its subject, all together; every other row has a weight of 1 (DECISIONS.md, 84)."""
+"""Weight of an edit's rows at its subject, all together; every other row has a weight of 1 (DECISIONS.md, 85)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
