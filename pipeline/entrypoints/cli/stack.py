@@ -310,6 +310,13 @@ def _check_processes(home: Path) -> str:
         if (alive := asked(home, process.name)) is not None
         for part, why in alive.failing.items()
     ]
+    # Ready means that what it depends on answers to its own login, which is not the one of this command.
+    stuck += [
+        f"{process.name} cannot work ({part}: {why})"
+        for process in ([] if stuck else found)
+        if (ready := asked(home, process.name, "/readyz")) is not None
+        for part, why in ready.failing.items()
+    ]
     if stuck:
         raise Unavailable("; ".join(stuck))
     return ", ".join(told_of(process) for process in found) or "none of ours on this machine"
