@@ -19,8 +19,10 @@ from pipeline.telemetry.tracing import current_trace_id
 
 FORMAT_VARIABLE = "CORRIGENDA_LOG_FORMAT"
 
-QUIET = ("alembic", "botocore", "httpx", "kafka", "stamina", "torch", "urllib3")
+QUIET = ("alembic", "botocore", "httpx", "kafka", "stamina", "torch")
 """Libraries that tell of every connection, request, retry or cache; their warnings are enough."""
+SILENT = ("kafka.net.selector", "urllib3")
+"""Libraries that warn of every retry, and of every moment in which a busy machine was slow. What came of it we tell."""
 
 _PASSWORD = re.compile(r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)")
 
@@ -57,6 +59,8 @@ def log_to_stderr(process: str, level: int = logging.INFO) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    for name in SILENT:
+        logging.getLogger(name).setLevel(max(level, logging.ERROR))
 
 
 def without_passwords(text: str) -> str:

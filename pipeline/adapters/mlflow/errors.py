@@ -58,7 +58,7 @@ def translated(action: str) -> Iterator[None]:
         if kind is None:
             raise
         user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
-        said = not_accepted(user) if kind is LoginRefused else _first_line(error)
+        said = not_accepted(user) if kind is LoginRefused else _away(error) or _first_line(error)
         raise kind(f"cannot {action}: {said}") from error
 
 
@@ -85,6 +85,24 @@ def _kind(error: Exception) -> type[CorrigendaError] | None:
     if isinstance(error, requests.HTTPError) and error.response is not None and 400 <= error.response.status_code < 500:
         return LoginRefused if error.response.status_code == HTTPStatus.UNAUTHORIZED else Misconfigured
     return Unavailable if isinstance(error, requests.RequestException | OSError) else None
+
+
+def _away(error: BaseException) -> str | None:
+    """Return why nothing answered, which MLflow and its libraries wrap into half a page; None if something did."""
+    import requests
+    from urllib3.exceptions import ReadTimeoutError
+
+    chain: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in chain:
+        chain.append(found)
+        found = found.__cause__ or found.__context__
+    if any(isinstance(one, requests.Timeout | ReadTimeoutError | TimeoutError) for one in chain):
+        return "MLflow does not answer in time"
+    if not any(isinstance(one, requests.ConnectionError) for one in chain):
+        return None
+    reasons = [one.strerror for one in chain if isinstance(one, OSError) and one.strerror]
+    return f"MLflow does not answer: {reasons[-1]}" if reasons else None
 
 
 def _first_line(error: Exception) -> str:

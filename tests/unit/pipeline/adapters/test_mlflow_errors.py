@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,6 +93,24 @@ def bad_server(request: pytest.FixtureRequest) -> Iterator[str]:
     server.server_close()
     thread.join()
     _Silent.is_over.clear()
+
+
+def test_a_server_that_is_away_or_hangs_is_told_in_a_few_words(
+    bad_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(Unavailable) as hung:
+        MlflowRegistry(bad_server).champion("demo")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(Unavailable) as away:
+        MlflowRegistry(nobody).champion("demo")
+
+    reading = "cannot read the alias champion of demo: MLflow does not answer"
+    assert str(away.value) == f"{reading}: Connection refused"
+    if request.node.callspec.params["bad_server"] is _Silent:
+        assert str(hung.value) == f"{reading} in time"
 
 
 def test_a_server_that_fails_or_hangs_is_unavailable(bad_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
