@@ -38,6 +38,8 @@ ReasonOption = Annotated[
     typer.Option("--reason", "-r", help="Why, for the audit trail.", callback=lambda text: _short_enough(text)),
 ]
 MAX_ROWS = 1_000_000
+WIDE = 120
+"""Columns of a terminal on which sentences have room in a table."""
 INTERRUPTED = 130
 GAP = 2
 """Columns of a terminal between the name of a field and its value."""
@@ -104,6 +106,7 @@ def print_rows(
     as_json: bool,
     empty: str,
     whole: Sequence[str] = (),
+    below: str | None = None,
 ) -> None:
     """Show records as a table with the named columns (key to heading), or all of them as JSON.
 
@@ -113,18 +116,24 @@ def print_rows(
         as_json: whether to print all fields as JSON instead.
         empty: what to say when there are none.
         whole: fields never broken over lines, because people copy them.
+        below: a field of whole sentences: below the table, each behind its row's first field, on a narrow terminal.
     """
     if as_json:
         print_json(list(rows))
     elif not rows:
         say(empty)
     else:
+        is_narrow = out.is_terminal and out.width < WIDE
+        beside = [key for key in columns if not (is_narrow and key == below)]
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for key, heading in columns.items():
-            table.add_column(heading, overflow="fold", no_wrap=key in whole)
+        for key in beside:
+            table.add_column(columns[key], overflow="fold", no_wrap=key in whole)
         for row in rows:
-            table.add_row(*(cell(row.get(key)) for key in columns))
+            table.add_row(*(cell(row.get(key)) for key in beside))
         _print_table(table)
+        for row in rows if below and below not in beside else ():
+            if row.get(below):
+                say(f"{_shown(row.get(beside[0]))}: {_shown(row[below])}")
 
 
 def print_record(record: Mapping[str, Any], *, as_json: bool) -> None:

@@ -148,6 +148,7 @@ def _tell(receipts: Sequence[Receipt], complaints: Sequence[Refusal], found: Seq
     refused = f", refused {len(complaints)}" if complaints else ""
     say(f"sent {counted(len(receipts), 'correction')}{named} to the HTTP API{before}{refused}")
     for one in found:
-        reason = f"; {one.reason}" if one.reason else ""
+        why = one.superseded_by or one.reason
+        reason = f": {why}" if one.superseded_by else f"; {why}" if why else ""
         where = f" in snapshot {one.snapshot.seq}" if one.snapshot and one.state not in REFUSED else ""
         (complain if one.state in REFUSED else say)(f"{one.request_id}: {one.state}{where}, {one.meaning}{reason}")

@@ -21,7 +21,7 @@ MEANINGS: Mapping[str, str] = {
     "rolled back": "an approved snapshot held it, from which the lineage was rolled back",
     "gone": "it was reverted",
     "rejected": "a gate rejected it: the reason says what was measured",
-    "superseded": "a later correction of the same fact holds instead",
+    "superseded": "another correction of the same fact holds instead",
     "dead": "it could not be edited after several tries; an operator can have it tried again",
 }
 """What each state means to the person who sent the correction."""

@@ -126,7 +126,7 @@ def dead_letters_list(
     rows = [_letter_row(letter) for letter in stores(current_settings()).intake.dead_letters(limit=limit)]
     columns = {"dead_letter_id": "id", "offset": "offset", "error": "reason", "replayed_at": "replayed"}
     whole = ("dead_letter_id", "offset")
-    print_rows(rows, columns, as_json=as_json, empty="no dead letters", whole=whole)
+    print_rows(rows, columns, as_json=as_json, empty="no dead letters", whole=whole, below="error")
 
 
 def dead_letters_replay(

@@ -94,7 +94,7 @@ def edits(
         "snapshot_seq": "in",
         "reason": "reason",
     }
-    print_rows(rows, columns, as_json=as_json, empty="no edits", whole=("snapshot_seq",))
+    print_rows(rows, columns, as_json=as_json, empty="no edits", whole=("snapshot_seq",), below="reason")
     if not as_json and len(rows) == limit:
         say(f"these are the newest {limit:,}; --limit shows more")
 

@@ -36,7 +36,7 @@ def outbox_list(
     at = {"next_attempt_at": "next try"} if failing else {"given_up_at": "given up"}
     columns = {"outbox_id": "id", "kind": "kind", **at, "attempts": "tries", "error": "error"}
     empty = "no side effect fails" if failing else "no side effect was given up"
-    print_rows(rows, columns, as_json=as_json, empty=empty, whole=("outbox_id",))
+    print_rows(rows, columns, as_json=as_json, empty=empty, whole=("outbox_id",), below="error")
 
 
 def outbox_resend(

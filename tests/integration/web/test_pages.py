@@ -259,7 +259,7 @@ def test_an_edit_is_reverted_from_its_page_and_the_history_of_its_fact_is_there(
     page = client.get(f"{HOME}/find", params={"id": "later"})
     here = page.url.path
     said = text_of(page)
-    for part in ("Canberra", "was replaced by a later correction", "is in the newest snapshot", "edit:received"):
+    for part in ("Canberra", "gave way to another correction", "is in the newest snapshot", "edit:received"):
         assert part in said
     candidate = text_of(client.get(f"{HOME}/snapshots/2"))
     for part in ("1 edit of 1 earlier snapshot live: 1 (a candidate)", "What left"):

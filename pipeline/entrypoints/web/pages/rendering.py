@@ -63,7 +63,7 @@ STANDS = {
     EditStatus.claimed: "is being edited",
     EditStatus.snapshotted: "is in the newest snapshot",
     EditStatus.rejected: "was rejected",
-    EditStatus.superseded: "was replaced by a later correction",
+    EditStatus.superseded: "gave way to another correction",
     EditStatus.reverted: "was taken out",
     EditStatus.dead: "could not be edited",
 }

@@ -135,6 +135,24 @@ def test_a_link_that_a_terminal_has_no_room_for_is_never_broken(monkeypatch: pyt
     ]
 
 
+@pytest.mark.parametrize(("width", "is_below"), [(80, True), (120, False)])
+def test_a_sentence_stands_below_a_table_that_is_too_narrow_for_it(
+    width: int, is_below: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=terminal, width=width, force_terminal=True, color_system=None))
+    rows = [{"id": "a", "state": "rejected", "reason": "after the edit"}, {"id": "b", "state": "live", "reason": None}]
+
+    columns = {"id": "request", "state": "state", "reason": "reason"}
+    print_rows(rows, columns, as_json=False, empty="none", below="reason")
+
+    lines = [line.rstrip() for line in terminal.getvalue().splitlines()]
+    if is_below:
+        assert lines == ["request  state", "a        rejected", "b        live", "a: after the edit"]
+    else:
+        assert lines[1:] == ["a        rejected  after the edit", "b        live      -"]
+
+
 @pytest.mark.parametrize("value", [{"text": "\udcff"}, {"at": datetime(2026, 1, 1, tzinfo=UTC)}, {"b": b"\xff"}, {}])
 def test_json_is_json_whatever_it_holds(value: Any, capsys: pytest.CaptureFixture[str]) -> None:
     print_json(value)
@@ -188,6 +206,12 @@ def test_every_command_has_help_with_an_example_that_fits_eighty_columns(
 
 def test_an_unknown_command_is_wrong_input() -> None:
     assert CliRunner().invoke(app, ["nope"]).exit_code == ExitCode.usage
+
+
+@pytest.mark.parametrize("prompts", [[""], ["The pope is", " "]])
+def test_a_model_is_not_asked_nothing(prompts: list[str]) -> None:
+    refused = CliRunner().invoke(app, ["ask", *prompts])
+    assert (refused.exit_code, "got an empty one" in refused.output) == (ExitCode.usage, True)
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
