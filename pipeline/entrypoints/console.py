@@ -131,8 +131,8 @@ def print_rows(
         for row in rows:
             table.add_row(*(cell(row.get(key)) for key in beside))
         _print_table(table)
-        for row in rows if below and below not in beside else ():
-            if row.get(below):
+        if below is not None and below not in beside:
+            for row in (one for one in rows if one.get(below)):
                 say(f"{_shown(row.get(beside[0]))}: {_shown(row[below])}")
 
 

@@ -141,7 +141,8 @@ def test_a_sentence_stands_below_a_table_that_is_too_narrow_for_it(
 ) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(console, "out", Console(file=terminal, width=width, force_terminal=True, color_system=None))
-    rows = [{"id": "a", "state": "rejected", "reason": "after the edit"}, {"id": "b", "state": "live", "reason": None}]
+    why: dict[str, Any] = {"id": "a", "state": "rejected", "reason": "after the edit"}
+    rows = [why, {"id": "b", "state": "live", "reason": None}]
 
     columns = {"id": "request", "state": "state", "reason": "reason"}
     print_rows(rows, columns, as_json=False, empty="none", below="reason")
