@@ -20,13 +20,18 @@ LAST_RELEASE = "0013"
 """The newest revision of the release before this one."""
 
 
-def run(url: str, name: str, *words: str) -> None:
+WHO_ENTERS = b"SELECT datacl::text[] FROM pg_database WHERE datname = current_database()"
+"""Who may connect to the database that is asked."""
+
+
+def run(url: str, name: str, *words: str) -> str:
     """Run a program of PostgreSQL's as OPERATING.md says: no password stands on its command line."""
     environment = {**os.environ, **variables(url)}
     finished = subprocess.run(
         [str(program(*PROGRAMS, name)), *words], env=environment, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
+    return finished.stdout
 
 
 def test_a_restored_database_has_every_row_and_guard_verifies_and_takes_the_next_edits(
@@ -39,7 +44,7 @@ def test_a_restored_database_has_every_row_and_guard_verifies_and_takes_the_next
     assert before.decide(first, Decision.approved).is_accepted
     before.correct("r2", fact="X", target="Sydney", minute=5)
     kept, head, partition = before.contents(), before.audit.head(LINEAGE), before.partition
-    owed = before.debts("result")
+    owed, may_enter = before.debts("result"), before.owner.execute(WHO_ENTERS).fetchone()
     before.close()
 
     dump, name = tmp_path / "corrigenda.dump", urlsplit(postgres_url).path[1:]
@@ -48,11 +53,16 @@ def test_a_restored_database_has_every_row_and_guard_verifies_and_takes_the_next
         server.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
         server.execute(f'CREATE DATABASE "{name}" TEMPLATE template0'.encode())
     run(postgres_url, "pg_restore", "--exit-on-error", "--single-transaction", f"--dbname={name}", str(dump))
+    script = run(postgres_url, "pg_restore", "--create", "--schema-only", "--file=-", str(dump))
+    with psycopg.connect(postgres_server, autocommit=True) as server:
+        for line in filter(lambda line: " ON DATABASE " in line, script.splitlines()):
+            server.execute(line.encode())
 
     after = StoreRig(url=postgres_url, folder=tmp_path, offset=before.offset, partition=partition)
     assert after.contents() == kept
     assert (after.audit.head(LINEAGE), after.audit.verify(LINEAGE), after.debts("result")) == (head, None, owed)
     assert after.snapshots.snapshot(LINEAGE, first.snapshot_id).digest == first.digest
+    assert after.owner.execute(WHO_ENTERS).fetchone() == may_enter
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         after.owner.execute(b"DELETE FROM audit_events")
     after.expire_lease()
