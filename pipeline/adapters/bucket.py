@@ -62,7 +62,7 @@ class InBucket:
                 said = f"the object store does not let us reach {where} ({code}): its keys, as boto3 finds them"
                 raise LoginRefused(f"{said} (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or their policy") from error
             if code == "NoSuchBucket":
-                raise Misconfigured(f"expected the bucket {self._bucket!r} in the object store, got none") from error
+                raise Misconfigured(f"expected the bucket {self._bucket!r} in the object store, got {code}") from error
             raise Unavailable(f"the object store cannot give {where} now: {code}") from error
         except self._errors.NoCredentialsError as error:
             raise LoginRefused("expected credentials for the object store, got none") from error
