@@ -19,7 +19,6 @@ from editors.methods.pairs import Pairs, read_keys, read_pairs
 from editors.models.families import EditableModel, InnerParam
 from editors.models.hooks import Addition, side_branch
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks
-from editors.solve.shared_targets import SUBJECT_WEIGHT
 from pipeline.domain.errors import EditorFailed
 
 READ_TOKENS = 256
@@ -136,10 +135,10 @@ class Sequences:
             framed[edit] += 1
             key = (edit, place if predicts_target else 0) if are_shared else (-1, row)
             shift_T.append(shifts.setdefault(key, len(shifts)))
-        # A subject's rows share one weight; those of answer tokens differ more and count each.
+        # A subject's rows weigh as much as one; those of answer tokens differ more and count each.
         is_mean = are_shared and not predicts_target
         weights = [
-            SUBJECT_WEIGHT / framed[self.edit_S[sequence]] if is_mean and shift >= 0 else 1.0
+            1 / framed[self.edit_S[sequence]] if is_mean and shift >= 0 else 1.0
             for sequence, shift in zip(sequence_T, shift_T, strict=True)
         ]
         return Rows(

@@ -14,6 +14,7 @@ Legend: T rows, I in_features, O out_features.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from editors.solve.linear import added_rows
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.packing import Packed
 from editors.solve.rows import EditRows
-from editors.solve.shared_targets import KEY_BITS, SharedTargets
+from editors.solve.shared_targets import KEY_BITS, SharedTargets, held_harder
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.errors import EditorFailed, Misconfigured
 from pipeline.domain.rank_api import EditorSettings
@@ -68,7 +69,7 @@ class RecursiveEditor:
         prepared = time.perf_counter() - began
         update = self._ask(job, remaining, removal) if job.added else None
         began = time.perf_counter()
-        rows = _rows(job, update, removal)
+        rows = _rows(job, update, removal, self._settings.subject_params)
         factors = dict(removal)
         if update is not None:
             factors = {name: joined(removal.get(name), change) for name, change in update.change.items()}
@@ -120,8 +121,12 @@ def _removal(job: EditJob, remaining: Matrices) -> Factors:
     return together(model.comm, solved)
 
 
-def _rows(job: EditJob, update: BatchUpdate | None, removal: Factors) -> EditRows:
-    """Return the batch's rows with absolute targets, `Y = K S' + P R`; no row in a pure removal."""
+def _rows(job: EditJob, update: BatchUpdate | None, removal: Factors, subject_params: Collection[str]) -> EditRows:
+    """Return the batch's rows with absolute targets, `Y = K S' + P R`; no row in a pure removal.
+
+    Rows of several frames at a subject are kept heavier than they were asked: what later batches change of an edit is
+    what its subject's key gives (DECISIONS.md, 79).
+    """
     keys: dict[str, Tensor | Packed] = {}
     targets: dict[str, Tensor | SharedTargets] = {}
     for param in job.model.inner:
@@ -137,8 +142,13 @@ def _rows(job: EditJob, update: BatchUpdate | None, removal: Factors) -> EditRow
             left_IR, right_RO = (factor.to(keys_TI.device) for factor in removal[name])
             held_TO = held_TO + (keys_TI @ left_IR) @ right_RO
         if update.are_shared:
+            asked_HO, spread_TH, dtype = update.asked[name], update.spread[name], torch.float16
+            if name in subject_params:
+                dtype = torch.float32
+                reached_TO = held_TO + (keys_TI @ update.factors[name]) @ asked_HO
+                keys_TI, held_TO, spread_TH = held_harder(keys_TI, held_TO, spread_TH, reached_TO)
             keys[name] = Packed.of(keys_TI, bits=KEY_BITS)
-            targets[name] = SharedTargets.of(held_TO, update.spread[name], update.asked[name])
+            targets[name] = SharedTargets.of(held_TO, spread_TH, asked_HO, dtype=dtype)
         else:
             keys[name], targets[name] = keys_TI.float().cpu(), (held_TO + update.shifts[name]).float().cpu()
     return EditRows(keys=keys, targets=targets, ranges=update.ranges if update else dict.fromkeys(keys, ()))

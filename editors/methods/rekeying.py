@@ -36,7 +36,7 @@ from editors.models.hooks import Branch
 from editors.solve.ledger import Ledger
 from editors.solve.packing import Packed, rounded
 from editors.solve.rows import EditRows, consecutive
-from editors.solve.shared_targets import KEY_BITS, SUBJECT_WEIGHT, SharedTargets
+from editors.solve.shared_targets import KEY_BITS, SharedTargets
 from editors.weights.deltas import WeightDelta, WeightStore
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, UnknownRecord
@@ -260,8 +260,9 @@ def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read) 
             )
         # An edit's guards are its last rows, here as there.
         if isinstance(asking, SharedTargets):
+            # Its own may be held harder than they are asked, which their targets show.
             keys_TI = keys_TI.clone()
-            keys_TI[is_asking_T] *= kept_weight(asking.root_T, read.root_T[place][is_asking_T])[:, None]
+            keys_TI[is_asking_T] *= (read.root_T[place][is_asking_T] / asking.root_T)[:, None]
         keys.append(keys_TI)
         targets.append(asking)
         if isinstance(asking, SharedTargets):
@@ -270,20 +271,6 @@ def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read) 
             targets.append(SharedTargets.of(*nothing))
         lengths.append((edit.edit_id, num))
     return _joined_rows(param, keys, targets, lengths, are_shared=_are_shared(job))
-
-
-def kept_weight(stored_T: Tensor, read_T: Tensor) -> Tensor:
-    """Return what keys that were read again are multiplied by, so that rows keep the weight that they were made with.
-
-    A subject's rows weighed 1 in all before, and some of them 16 once they were made: these have in their targets a
-    quarter of the root, and in their keys four times as much (DECISIONS.md, 79 and 85).
-
-    Args:
-        stored_T: the root of what is asked, as the targets have it.
-        read_T: the root of a row's weight, as a row that is made now has it.
-    """
-    asked_T = read_T.square() / SUBJECT_WEIGHT
-    return torch.maximum(stored_T, asked_T / stored_T) / read_T
 
 
 def _joined_rows(

@@ -17,8 +17,9 @@ from editors.solve.packing import Packed
 
 KEY_BITS = 6
 """Bits of a number of a packed key. Keys are rounded before a solve: an edit leaves by those by which it came."""
-SUBJECT_WEIGHT = 16.0
-"""Weight of an edit's rows at its subject, all together; every other row has a weight of 1 (DECISIONS.md, 85)."""
+HELD_WEIGHT = 16
+"""How many times heavier the rows at an edit's subject count once it is made. A power of 4: packed keys times its root
+are exact."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +27,9 @@ class SharedTargets:
     """Absolute targets of rows that share shifts: `Y = Z + P R`."""
 
     held_TO: Tensor
-    """Z (T x O): what the weights before the edits gave at the keys, in units of `scale_T` and in fp16: what is rounded
-    away stays in the weights when an edit leaves, 2^-12 of Z. Rows that were held harder once they were made have in Z
-    what the edits reached as well, in fp32 (DECISIONS.md, 79)."""
+    """Z (T x O): what the weights before the edits gave at the keys, in units of `scale_T` and in fp16. What of Z is
+    rounded away stays in the weights when an edit leaves, 2^-12 of it; so rows that are held harder, whose Z has what
+    the edits reached as well, have it in fp32."""
     scale_T: Tensor
     """The largest number of each row of Z, fp32."""
     asked_HO: Tensor
@@ -39,20 +40,21 @@ class SharedTargets:
     """Root of each row's weight, fp32: what of the shift is asked at the row."""
 
     @classmethod
-    def of(cls, held_TO: Tensor, spread_TH: Tensor, asked_HO: Tensor) -> Self:
+    def of(cls, held_TO: Tensor, spread_TH: Tensor, asked_HO: Tensor, *, dtype: torch.dtype = torch.float16) -> Self:
         """Return targets whose part that rows do not share is packed.
 
         Args:
             held_TO: Z.
             spread_TH: P: the root of a row's weight at its shift, and 0 elsewhere.
             asked_HO: R.
+            dtype: of Z.
         """
         num_shifts = spread_TH.shape[1]
         root_T = spread_TH.sum(dim=1)
         scale_T = held_TO.abs().amax(dim=1).float()
         shift_T = spread_TH.argmax(dim=1) if num_shifts else torch.zeros(len(root_T), device=root_T.device)
         return cls(
-            held_TO=(held_TO / scale_T.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).half().cpu(),
+            held_TO=(held_TO / scale_T.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).to(dtype).cpu(),
             scale_T=scale_T.cpu(),
             asked_HO=asked_HO.float().cpu(),
             shift_T=shift_T.masked_fill(root_T == 0, -1).int().cpu(),
@@ -114,6 +116,32 @@ class SharedTargets:
         asking = (self.shift_T >= 0).nonzero()[:, 0]
         targets_TO[asking] += self.root_T[asking, None] * self.asked_HO[self.shift_T[asking].long()]
         return targets_TO
+
+
+def held_harder(
+    keys_TI: Tensor, held_TO: Tensor, spread_TH: Tensor, reached_TO: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows that later solves hold harder than they were asked, and that define the same weights.
+
+    With v - 1 further rows at a key, whose target is what the weights now give there, A and B grow alike:
+
+        k' = sqrt(v) k        y' = (y + (v - 1) S^T k) / sqrt(v)        k' k'^T S - k' y'^T = k k^T S - k y^T
+
+    Guards stay: what they hold is no fact of their edit.
+
+    Args:
+        keys_TI: K, each key times the root of its row's weight.
+        held_TO: Z.
+        spread_TH: P.
+        reached_TO: K S, with the weights that the rows define.
+
+    Returns:
+        K, Z and P of the heavier rows.
+    """
+    is_guard_T = spread_TH.sum(dim=1) == 0
+    weight_T = torch.full_like(held_TO[:, 0], HELD_WEIGHT).masked_fill(is_guard_T, 1.0)
+    further_T1, root_T1 = weight_T[:, None] - 1, weight_T[:, None].sqrt()
+    return keys_TI * root_T1, (held_TO + further_T1 * reached_TO) / root_T1, spread_TH / root_T1
 
 
 def whole(rows: Tensor | Packed | SharedTargets) -> Tensor:

@@ -34,7 +34,7 @@ class EditorSettings:
     """Lambda, as a fraction of the mean diagonal of C0; of K^T K where there is no prior."""
     damping: float = 0.02
     """Damping of the natural gradient, as a share of the mean diagonal of its moments; 0 for the gradient."""
-    step: float = 0.55
+    step: float = 0.7
     """Step of a pass, scaled by what each token's probability falls short of."""
     stop_probability: float = 0.6
     """Probability from which a target token asks for nothing more."""

@@ -185,7 +185,8 @@ class _Planner:
         return shifts + sum(self._num_rows(p, num_edits) * self._packed_row_bytes(p) for p in params)
 
     def _packed_row_bytes(self, param: InnerParam) -> int:
-        return packed_bytes(param.in_features, bits=KEY_BITS) + param.out_features * FP16 + SHARED_ROW
+        held = FP32 if param.name in self._shapes.subject_params else FP16
+        return packed_bytes(param.in_features, bits=KEY_BITS) + param.out_features * held + SHARED_ROW
 
     def _shifts_bytes(self, params: Sequence[InnerParam], num_edits: int, item: int) -> int:
         """F and D of each shift."""

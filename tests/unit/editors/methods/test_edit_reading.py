@@ -14,7 +14,6 @@ from editors.methods.frames import EditFrames, frames_of
 from editors.methods.pairs import Pairs
 from editors.models.families import EditableModel
 from editors.models.hooks import Branch
-from editors.solve.shared_targets import SUBJECT_WEIGHT
 from pipeline.domain.errors import EditorFailed
 from tests.support.framed_parts import GUARDS, framed_edits, framed_rig, framed_settings
 from tests.support.ledger_parts import Rig
@@ -76,7 +75,7 @@ def test_where_rows_are_answer_tokens_only_answered_frames_and_guards_are_read(r
     assert not any(found.is_guard_S[place] for asked in found.asked_of for place in asked)
 
 
-def test_the_rows_of_an_edit_share_its_shift_and_one_weight_at_the_subject(rig: Rig) -> None:
+def test_the_rows_of_an_edit_share_its_shift_at_the_subject_and_weigh_as_much_as_one(rig: Rig) -> None:
     found = sequences_of(rig, "subject")
     rows = found.rows(rig.model, range(3), are_shared=True)[found.group.params[0].name]
     edit_T = torch.tensor(found.edit_S)[rows.sequence_T]
@@ -87,7 +86,7 @@ def test_the_rows_of_an_edit_share_its_shift_and_one_weight_at_the_subject(rig: 
     assert set(rows.weight_T[is_guard_T].tolist()) == {1.0}
     for edit in (0, 1):
         asked_T = (edit_T == edit) & ~is_guard_T
-        torch.testing.assert_close(float(rows.weight_T[asked_T].sum()), SUBJECT_WEIGHT)
+        torch.testing.assert_close(float(rows.weight_T[asked_T].sum()), 1.0)
         assert len(set(rows.weight_T[asked_T].tolist())) == 1
     assert rows.lengths == (*(int((edit_T == edit).sum()) for edit in (0, 1)), 0)
 

@@ -15,7 +15,7 @@ from editors.models.families import CausalModel
 from editors.models.hooks import capturing
 from editors.models.tokens import Encoded
 from editors.solve.ledger import Ledger
-from editors.solve.shared_targets import SUBJECT_WEIGHT
+from editors.solve.shared_targets import HELD_WEIGHT
 from pipeline.domain.edits import Edit
 from pipeline.domain.rank_api import EditorSettings, FileRef, LedgerRows
 from tests.support.factories import make_edit
@@ -70,20 +70,21 @@ def one_pass(rig: Rig, edits: list[Edit], settings: EditorSettings, *, guards: t
 
 
 @pytest.mark.parametrize("guards", [(), GUARDS])
-def test_the_delta_is_the_dense_solve_of_all_frames_which_share_a_weight(rig: Rig, guards: tuple[str, ...]) -> None:
+def test_the_delta_is_the_dense_solve_of_all_frames_each_of_weight_one_in_m(rig: Rig, guards: tuple[str, ...]) -> None:
     edits = framed_edits()[:2]
     settings = framed_settings(rig, num_passes=1, frames_per_pass=99, num_guards=len(guards))
     name = settings.subject_params[0]
     made = one_pass(rig, edits, settings, guards=guards)
     left_IH, right_HO = made.delta.factors[name]
     assert len(right_HO) == len(edits), "one shift an edit, however many rows it has"
-    rows_TI = made.rows.keys_of(name).double()
+    rows_TI = made.rows.keys_of(name).double()  # as they are stored, which is heavier than what is solved with
+    for _, start, end in made.rows.ranges[name]:
+        rows_TI[start : end - len(guards)] /= HELD_WEIGHT**0.5
     matrix_II = empty_matrix(rig, name) + rows_TI.T @ rows_TI
     asked_IO = torch.zeros(len(matrix_II), right_HO.shape[1], dtype=torch.float64)
     for (_, start, end), shift_O in zip(made.rows.ranges[name], right_HO.double(), strict=True):
         num_frames = end - start - len(guards)
-        root = (SUBJECT_WEIGHT / num_frames) ** 0.5
-        asked_IO += torch.outer(rows_TI[start : start + num_frames].sum(dim=0) * root, shift_O)
+        asked_IO += torch.outer(rows_TI[start : start + num_frames].sum(dim=0) / num_frames**0.5, shift_O)
     dense_IO = torch.linalg.solve(matrix_II, asked_IO)
     assert float((left_IH.double() @ right_HO.double() - dense_IO).norm()) < 1e-6 * float(dense_IO.norm())
 
@@ -112,13 +113,13 @@ def test_an_edit_has_a_row_of_each_frame_and_guard_at_subjects_and_a_column_of_e
         assert result.delta.factors[name][0].shape[1] == sum(tokens)
 
 
-def test_rows_at_subjects_share_a_weight_and_those_at_answers_and_guards_have_one_each(rig: Rig) -> None:
+def test_rows_weigh_one_in_m_at_subjects_and_are_held_harder_and_one_at_answers_and_guards(rig: Rig) -> None:
     edits = framed_edits()[:1]
     settings = framed_settings(rig, num_passes=1, frames_per_pass=99)
     name = settings.subject_params[0]
     keys_MI, guards_GI = frame_keys(rig, edits[0], settings, name)
     rows_TI = one_pass(rig, edits, settings).rows.keys_of(name).double()
-    expected_TI = torch.cat([keys_MI * (SUBJECT_WEIGHT / len(keys_MI)) ** 0.5, guards_GI])
+    expected_TI = torch.cat([keys_MI * (HELD_WEIGHT / len(keys_MI)) ** 0.5, guards_GI])
     assert float(((rows_TI - expected_TI).norm(dim=1) / expected_TI.norm(dim=1)).max()) < 0.05, "six bits a number"
 
 

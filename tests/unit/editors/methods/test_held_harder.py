@@ -1,4 +1,4 @@
-"""What an edit's subject gives is asked and held harder than the rest, and the weights stay what the ledger defines."""
+"""What an edit's subject gives is held harder than it was asked, and the weights stay what the ledger defines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.methods import edit_reading
 from editors.methods.recursive import RecursiveEditor
-from editors.methods.rekeying import kept_weight
-from editors.solve.shared_targets import SUBJECT_WEIGHT, SharedTargets
+from editors.solve import shared_targets
+from editors.solve.shared_targets import HELD_WEIGHT, SharedTargets, held_harder
 from tests.support.framed_parts import edited, framed_edits, framed_job, framed_rig, framed_settings
 from tests.support.ledger_parts import Rig, whole_shift
+
+
+def test_heavier_rows_define_the_weights_that_they_reached_and_guards_stay() -> None:
+    draw = torch.Generator().manual_seed(3)
+    keys_TI, shift_IO = torch.randn(4, 6, generator=draw).double(), torch.randn(6, 5, generator=draw).double()
+    held_TO, asked_HO = torch.randn(4, 5, generator=draw).double(), torch.randn(2, 5, generator=draw).double()
+    spread_TH = torch.tensor([[0.5, 0.0], [0.5, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+
+    keys, held, spread = held_harder(keys_TI, held_TO, spread_TH, keys_TI @ shift_IO)
+
+    def left(keys_TI: torch.Tensor, targets_TO: torch.Tensor) -> torch.Tensor:
+        return keys_TI.T @ (keys_TI @ shift_IO - targets_TO)
+
+    before, after = left(keys_TI, held_TO + spread_TH @ asked_HO), left(keys, held + spread @ asked_HO)
+    assert torch.allclose(before, after, atol=1e-12)
+    assert torch.allclose(keys[:3].square().sum(dim=1), HELD_WEIGHT * keys_TI[:3].square().sum(dim=1))
+    for part, of_before in ((keys, keys_TI), (held, held_TO), (spread, spread_TH)):
+        assert torch.equal(part[3], of_before[3])
 
 
 def test_the_ledger_defines_the_weights_and_only_rows_at_subjects_are_heavier(tmp_path: Path) -> None:
@@ -24,11 +41,11 @@ def test_the_ledger_defines_the_weights_and_only_rows_at_subjects_are_heavier(tm
         assert float((shift_IO - whole_shift(rig.ledger, name)).norm()) <= 1e-4 * float(shift_IO.norm())
         targets = result.rows.targets[name]
         assert isinstance(targets, SharedTargets)
-        assert targets.held_TO.dtype is torch.float16
         asking_T = targets.shift_T >= 0
+        shares_T = targets.root_T[asking_T].square() * (HELD_WEIGHT if name in settings.subject_params else 1)
         num_T = torch.bincount(targets.shift_T[asking_T].long())[targets.shift_T[asking_T].long()]
-        expected_T = SUBJECT_WEIGHT / num_T if name in settings.subject_params else torch.ones(int(asking_T.sum()))
-        assert torch.allclose(targets.root_T[asking_T].square(), expected_T.float())
+        expected_T = 1 / num_T if name in settings.subject_params else torch.ones(len(shares_T))
+        assert torch.allclose(shares_T, expected_T.float())
 
 
 def moved_by_a_later_edit(rig: Rig) -> float:
@@ -46,14 +63,5 @@ def moved_by_a_later_edit(rig: Rig) -> float:
 
 def test_a_later_edit_moves_an_earlier_one_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     harder = moved_by_a_later_edit(framed_rig(tmp_path / "harder"))
-    monkeypatch.setattr(edit_reading, "SUBJECT_WEIGHT", 1.0)
-    assert harder < moved_by_a_later_edit(framed_rig(tmp_path / "as light as others"))
-
-
-def test_rows_of_before_keep_their_weight_when_their_keys_are_read_again() -> None:
-    """Rows of five frames: made today, held harder once they were made, never held harder, and one at an answer."""
-    frames = 5
-    today, light = (SUBJECT_WEIGHT / frames) ** 0.5, frames**-0.5
-    stored_T, read_T = torch.tensor([today, light / 4, light, 1.0]), torch.tensor([today, today, today, 1.0])
-    of_keys_T = torch.tensor([today, light * 4, light, 1.0])
-    assert torch.allclose(kept_weight(stored_T, read_T) * read_T, of_keys_T)
+    monkeypatch.setattr(shared_targets, "HELD_WEIGHT", 1)
+    assert harder < moved_by_a_later_edit(framed_rig(tmp_path / "as asked"))
