@@ -28,12 +28,11 @@ from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, InvalidInput, one_line
 from pipeline.domain.formats.canonical import canonical_json, sha256_json
-from pipeline.domain.formats.counting import counted
-from pipeline.domain.progress import progress_line
-from pipeline.domain.rank_api import LoadPlan
+from pipeline.domain.formats.progress import progress_line
+from pipeline.domain.rank_api import LoadPlan, Step, tell, told_to
 
 TOLD_STEPS = 20
-"""After so many steps it says how far it is."""
+"""Of so many steps one is told."""
 FOLDED = "fold.json"
 """File in the folder of the new base: what was folded into it and what was measured."""
 
@@ -87,7 +86,8 @@ def fold(asked: Asked) -> dict[str, Any]:
     partial = partial_of(out)
     shutil.rmtree(partial, ignore_errors=True)  # what a crash left of an earlier try
     partial.mkdir(parents=True)
-    measured = _made(asked, partial)
+    with told_to(_say):
+        measured = _made(asked, partial)
     found = {"made_of": made_of, "digest": base_digest(partial), "measurements": measured}
     write_atomically(partial / FOLDED, canonical_json(found).encode())
     if out.exists():
@@ -106,18 +106,11 @@ def _made(asked: Asked, folder: Path) -> dict[str, Any]:
     ledger = Ledger.from_files(ledger_plan.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
     reference = Reference.load(Path(ledger_plan.reference.path), ledger_plan.reference.digest)
     scorer = Scorer(model, weights, reference, rephrase_rows=plan.editor.rephrase_rows)
-    facts = counted(len(asked.edits), "fact")
-    _tell(f"asking the base for {facts}")
+    tell("asking the base for the facts")
     scorer.observe_parent(asked.edits, ())
-
-    def on_step(done: int, most: int) -> None:
-        if done % TOLD_STEPS == 0:
-            _tell(f"learning {facts}, step {done} of at most {most}")
-
-    editor = FoldEditor(Folding(**asked.settings), asked.lines, plan.editor, on_step)
+    editor = FoldEditor(Folding(**asked.settings), asked.lines, plan.editor)
     result = editor.edit(EditJob(model=model, weights=weights, ledger=ledger, added=asked.edits))
     weights.apply(result.delta)
-    _tell(f"measuring the new base after {counted(result.num_passes, 'step')}")
     measured = scorer.measure(added=asked.edits, retained=(), gone_keys=(), delta=result.delta)
     module: Any = model.module
     module.save_pretrained(folder)
@@ -125,8 +118,10 @@ def _made(asked: Asked, folder: Path) -> dict[str, Any]:
     return asdict(measured) | {"num_steps": result.num_passes}
 
 
-def _tell(sentence: str) -> None:
-    print(progress_line(sentence), file=sys.stderr, flush=True)
+def _say(step: Step) -> None:
+    """Write how far it is: of steps that are many, the first and then now and then one."""
+    if not step.of or step.done % TOLD_STEPS == 1:
+        print(progress_line(step.sentence()), file=sys.stderr, flush=True)
 
 
 def main(file: str) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,7 +33,7 @@ from editors.solve.prior import Prior
 from editors.solve.rows import EditRows
 from editors.weights.deltas import WeightDelta
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.rank_api import EditorSettings
+from pipeline.domain.rank_api import EditorSettings, tell
 
 TEXT_TOKENS = 24
 """Most tokens of a line of text."""
@@ -70,19 +70,12 @@ class FoldEditor:
         settings: how facts are folded in.
         text: lines that have to stay.
         use: which frames an edit has.
-        on_step: is called before each step with how many were made, and how many there are at most.
     """
 
     keeps_ledger: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        settings: Folding,
-        text: Sequence[str],
-        use: EditorSettings,
-        on_step: Callable[[int, int], None] = lambda done, most: None,
-    ) -> None:
-        self._settings, self._text, self._on_step = settings, text, on_step
+    def __init__(self, settings: Folding, text: Sequence[str], use: EditorSettings) -> None:
+        self._settings, self._text = settings, text
         self._use = EditorSettings(
             frames_per_pass=max(use.frames_per_pass, 1), rephrase_rows=ALL_REPHRASES, subject_params=use.subject_params
         )
@@ -101,7 +94,7 @@ class FoldEditor:
         lines = [model.encode_text(line, max_tokens=TEXT_TOKENS) for line in self._text if line.strip()]
         before = dict(zip(lines, readings(model, prepare(model, lines)), strict=True)) if lines else {}
         roots = {name: _roots(job.ledger.prior, name, self._settings.eps) for name in model.inner_param_names}
-        change, num_steps = _Descent(model, roots, before, self._settings).run(frames, self._on_step)
+        change, num_steps = _Descent(model, roots, before, self._settings).run(frames)
         return EditResult(
             delta=WeightDelta.of(change),
             rows=EditRows(keys={}, targets={}, ranges={}),
@@ -129,15 +122,13 @@ class _Descent:
             for name, (left, right) in self._roots.items()
         }
 
-    def run(
-        self, frames: Sequence[Encoded], on_step: Callable[[int, int], None]
-    ) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
+    def run(self, frames: Sequence[Encoded]) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
         """Return the change as factors, and how many steps led there."""
         settings, lines = self._settings, list(self._before)
         optimizer = torch.optim.Adam(self._z.values(), lr=settings.learning_rate)
         draw, left, is_reached = random.Random(settings.seed), list[Encoded](), True  # noqa: S311
         for step in range(settings.num_steps):
-            on_step(step, settings.num_steps)
+            tell("learning the facts, step", step + 1, settings.num_steps)
             if not left:  # a round over all frames has ended
                 if step and is_reached:
                     return self._change(), step

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import EngineFailed, InvalidInput, named_by
-from pipeline.domain.progress import progress_in
+from pipeline.domain.formats.progress import progress_in
 
 USAGE, USAGE_MARK = 2, ": error: "
 """How argparse refuses words: its exit status, and what stands before the sentence."""

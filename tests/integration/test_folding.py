@@ -102,8 +102,8 @@ def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_ba
     refused = corrigenda(*words)
     assert refused.exit_code == ExitCode.failed, refused.stderr
     assert "does not pass its gates" in refused.stderr
-    assert "learning 2 facts, step 0 of at most 2000\n" in refused.stderr
-    assert "measuring the new base after " in refused.stderr
+    assert "learning the facts, step 1 of at most 2000\n" in refused.stderr
+    assert "measuring what was edited\n" in refused.stderr
     assert [one["settings"]["name"] for one in json.loads(corrigenda("lineage", "list", "--json").stdout)] == [LINEAGE]
     trained = (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns
 

@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from editors.folding.__main__ import main as fold
 from editors.prepare.__main__ import main as prepare
 from pipeline.domain.errors import CorrigendaError, named_by
-from pipeline.domain.progress import progress_in
+from pipeline.domain.formats.progress import progress_in
 
 
 def in_this_process(module: str, *arguments: str, tell: Callable[[str], None] | None = None) -> str:

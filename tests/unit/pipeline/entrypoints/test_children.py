@@ -26,7 +26,7 @@ def test_how_far_a_module_is_is_told_while_it_runs_and_is_no_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import sys; from pipeline.domain.progress import progress_line as told\n"
+        "import sys; from pipeline.domain.formats.progress import progress_line as told\n"
         "for step in (1, 2): print(told(f'step {step}'), file=sys.stderr, flush=True)\n"
         "print('x' * 1_000_000); print('a warning', file=sys.stderr); print(told('ending'), file=sys.stderr)\n"
         "sys.exit(int(sys.argv[1]))"
