@@ -123,11 +123,11 @@ class Stream:
 
     def _siblings(self, added: Sequence[Edit], removed_ids: Collection[str]) -> list[Edit]:
         """Return what a lineage would make again beside some edits: the newest active edits about their subjects."""
-        about = {edit.request.subject.lower() for edit in added if edit.request.subject}
+        about = {edit.request.subject_key for edit in added} - {""}
         of_subject: Counter[str] = Counter()
         found: list[Edit] = []
         for edit_id in reversed(self.ledger.edit_ids):
-            subject = (self.active[edit_id].request.subject or "").lower() if edit_id in self.active else ""
+            subject = self.active[edit_id].request.subject_key if edit_id in self.active else ""
             if subject in about and edit_id not in removed_ids and of_subject[subject] < SIBLINGS:
                 of_subject[subject] += 1
                 found.append(self.active[edit_id])

@@ -31,13 +31,9 @@ def with_same_subject(
         edit.edit_id: tuple(
             SameSubjectScore(edit_id=one.edit_id, prompt=one.request.prompt, holds=after[one.edit_id])
             for one in held
-            if _subject(one) == _subject(edit)
+            if one.request.subject_key == edit.request.subject_key
         )
         for edit in added
-        if _subject(edit)
+        if edit.request.subject_key
     }
     return tuple(replace(score, same_subject=facts.get(score.edit_id, ())) for score in scores)
-
-
-def _subject(edit: Edit) -> str:
-    return (edit.request.subject or "").lower()

@@ -129,6 +129,11 @@ class EditRequest:
         return bool(self.question or self.messages) or is_question(self.prompt)
 
     @property
+    def subject_key(self) -> str:
+        """What facts about one subject have in common, as the database finds them; empty without a subject."""
+        return (self.subject or "").lower()
+
+    @property
     def conflict_key(self) -> str:
         """The key of the fact: two corrections with the same key cannot both hold."""
         return self.fact_key(normalised)

@@ -46,8 +46,8 @@ SAID = {
 @router.get("/queue")
 def queue(request: Request, parts: Parts, session: Reader) -> Response:
     """Show every candidate above its lineage's champion, and the lineages."""
-    found = parts.stores.api.pages.waiting(limit=PAGE_ROWS + 1)
     pages = parts.stores.api.pages
+    found = pages.waiting(limit=PAGE_ROWS + 1)
     waiting = [
         {
             **row,

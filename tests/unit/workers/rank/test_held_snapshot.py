@@ -40,11 +40,13 @@ class Scorer:
     def __init__(self, *figures: float) -> None:
         self._figures = iter(figures)
         self.became: list[str] = []
+        self.asked: dict[str, object] = {}
 
     def observe_parent(self, added: object, retained: object, others: object) -> None:
         pass
 
     def measure(self, **asked: object) -> Any:
+        self.asked = asked
         return make_measurements(kl_from_parent=next(self._figures))
 
     def keep(self) -> None:
@@ -111,7 +113,8 @@ def test_what_is_made_again_leaves_and_enters_with_the_edits_that_are_added_and_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     jobs: list[Any] = []
-    snapshot = held(Scorer(0.1))
+    scorer = Scorer(0.1)
+    snapshot = held(scorer)
     editing: Any = snapshot.editing
     edit = editing.editor.edit
     editing.editor.edit = lambda job: (jobs.append(job), edit(job))[1]
@@ -131,6 +134,7 @@ def test_what_is_made_again_leaves_and_enters_with_the_edits_that_are_added_and_
     assert job.removed_ids == ("gone", first.edit_id)
     assert set(job.guards) == {first.edit_id, second.edit_id}
     assert tried.measurements.remade == (first.edit_id,)
+    assert scorer.asked["remade"] == (first,)
 
 
 def test_other_subjects_are_chosen_by_all_that_is_known_of_the_trial() -> None:
