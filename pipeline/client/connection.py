@@ -42,21 +42,13 @@ class _TryLater(Exception):
     def __init__(self, answer: httpx2.Response) -> None:
         super().__init__(detail_of(answer))
         said = answer.headers.get("retry-after", "")
-        self.seconds = float(said) if said.isdigit() else None
+        self.seconds = float(said) if said.isdecimal() else None
 
 
 class Connection:
     """Sends requests in somebody's name.
 
-    Args:
-        url: of the API.
-        token: `NAME:PASSWORD`.
-        patience: how long to try again at most.
-        tell: what is called with a sentence before each further try; the log, if None.
-        transport: what sends requests, for tests.
-
-    Raises:
-        InvalidInput: if the address or the token cannot be one.
+    Arguments and errors are those of `CorrigendaClient`.
     """
 
     def __init__(

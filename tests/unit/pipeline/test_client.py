@@ -88,6 +88,15 @@ def test_an_api_that_asks_for_more_time_than_there_is_patience_is_not_waited_for
     assert (len(tried), told) == (1, [])
 
 
+def test_a_time_to_come_back_that_is_no_number_is_not_read() -> None:
+    answers = [httpx2.Response(503, headers=[(b"Retry-After", "²".encode("latin-1"))])]
+    receipt = {"id": "1", "request_id": "r", "lineage": "facts", "status_url": "/v1", "is_duplicate": False}
+    answers.append(httpx2.Response(202, json=receipt))
+    client, told = client_of(lambda request: answers.pop(0), patience=60.0)
+    assert client.submit({"prompt": "a", "target_new": "b"}).request_id == "r"
+    assert len(told) == 1
+
+
 def test_a_try_that_failed_is_told_and_the_next_has_the_same_key() -> None:
     keys = []
 
