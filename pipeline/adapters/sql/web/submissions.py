@@ -100,10 +100,13 @@ class SqlSubmissionStore:
     def oldest_waiting(self, lineage: str) -> timedelta:
         """Return for how long the oldest correction of a lineage waits to be edited; zero if none waits."""
         columns = edit_requests.c
+        asked = select(lineages.c.lineage_id).where(lineages.c.name == lineage).scalar_subquery()
+        # One step down an index, however many wait: a minimum over a join would read them all.
         oldest = (
-            select(func.min(columns.received_at))
-            .join_from(edit_requests, lineages, lineages.c.lineage_id == columns.lineage_id)
-            .where(lineages.c.name == lineage, status_is(EditStatus.received))
+            select(columns.received_at)
+            .where(columns.lineage_id == asked, status_is(EditStatus.received))
+            .order_by(columns.received_at)
+            .limit(1)
         )
         with transaction(self._engine) as connection:
             age: timedelta | None = connection.scalar(select(func.clock_timestamp() - oldest.scalar_subquery()))
