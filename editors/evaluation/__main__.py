@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from editors.data.datasets import (
     read_text,
     without_question,
 )
-from editors.evaluation.arguments import fine_tuning_of, parser, prior_texts, protocol_of
+from editors.evaluation.arguments import fine_tuning_of, folding_of, parser, prior_texts, protocol_of
 from editors.evaluation.methods import methods_of
 from editors.evaluation.probes import MOST_REPHRASES, EditProbes
-from editors.evaluation.protocols import Evaluation, OnProgress
+from editors.evaluation.protocols import FOLDED, Evaluation, OnProgress
 from editors.evaluation.report import Reporter
+from editors.methods.folding import FoldEditor
 from editors.models.families import EditableModel
 from editors.solve.prior import Prior, measure_prior
 from editors.weights.loading import load_base
@@ -59,6 +60,10 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
         CorrigendaError: if an input cannot be used or the editor fails.
     """
     methods = methods_of(given)
+    folding = folding_of(given)
+    if folding is not None and list(methods) != ["recursive"]:
+        raise Misconfigured(f"expected the solver recursive alone with --fold, got {', '.join(methods)}")
+    lines = [line for path in prior_texts(given) for line in prior_lines(path)] if folding is not None else []
     asked = read_edits(given.data, limit=given.edits)
     edits = [without_question(edit) for edit in asked] if given.unseen_questions else asked
     names = next(iter(methods.values())).settings.inner_params
@@ -85,11 +90,17 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
                 figures["base"] = at_large | measured.known()
             figures["solvers"] = found
         measured = _evaluation(given, model, prior, probes.of(model), edits)
+        if folding is not None:
+            measured = replace(measured, fold=FoldEditor(folding, lines, settings))
         checkpoints: list[dict[str, Any]] = []
         found[name] = {"settings": _shown(settings), "checkpoints": checkpoints}
         with reporter.following(name, len(edits)) as show:
             on_progress = partial(_recorded, show, checkpoints, partial(save, figures))
-            found[name] = {"settings": _shown(settings)} | measured.run(editor, settings, on_progress)
+            whole = measured.run(editor, settings, on_progress)
+        folded = whole.pop(FOLDED, None)
+        found[name] = {"settings": _shown(settings)} | whole
+        if folded is not None:
+            found[f"{name}, {FOLDED}"] = {"settings": _shown(settings)} | folded
     reporter.table({"base": figures["base"]} | found)
     save(figures | {"is_complete": True})
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from editors.evaluation.protocols import Protocol
 from editors.methods.fine_tuning import FineTuning
+from editors.methods.folding import Folding
 from editors.methods.options import (
     DEFAULTS,
     FACTS,
@@ -37,6 +38,7 @@ SOLVERS = ("recursive", "least_squares", "row_sum", "mend", "sum", "ft", "gated"
 edit's own fact before what is asked of it, and `bm25` the fact that is most like the prompt."""
 GATE_HELP = f"least cosine of keys from which the solver `gated` adds an edit's shift; {GATE} if left out"
 REPHRASES_HELP = "unseen rephrases of each edit that are measured, of each class; 2 or 3 if left out"
+FOLD_HELP = "at the end of a stream, fold its edits into the base, as `corrigenda lineage fold` does, and ask once more"
 UNSEEN_HELP = "keep questions, chats and their answers from the editor, so that they are only asked"
 EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the natural gradient alone if left out"
 
@@ -71,6 +73,7 @@ def _add_protocol(made: argparse.ArgumentParser) -> None:
     group.add_argument("--free-sample", type=natural, default=256, help="edits that are also asked freely")
     group.add_argument("--rephrases", type=natural, help=REPHRASES_HELP)
     group.add_argument("--unseen-questions", action="store_true", help=UNSEEN_HELP)
+    group.add_argument("--fold", action="store_true", help=FOLD_HELP)
     group.add_argument("--seed", type=int, default=0, help="of every sample")
 
 
@@ -81,9 +84,11 @@ def _add_editor(made: argparse.ArgumentParser) -> None:
     add_weight_options(group)
     add_setting_options(group, CONSTANTS)
     group.add_argument("--gate", type=_cosine, default=GATE, help=GATE_HELP)
-    for field in fields(FineTuning):
-        kind = int if isinstance(field.default, int) else float
-        group.add_argument(flag(f"ft_{field.name}"), type=kind, default=field.default, help="see FineTuning")
+    for prefix, constants in (("ft", FineTuning), ("fold", Folding)):
+        for field in fields(constants):
+            kind = int if isinstance(field.default, int) else float
+            words = f"see {constants.__name__}"
+            group.add_argument(flag(f"{prefix}_{field.name}"), type=kind, default=field.default, help=words)
 
 
 def protocol_of(given: argparse.Namespace) -> Protocol:
@@ -112,6 +117,15 @@ def prior_texts(given: argparse.Namespace) -> list[Path]:
 def fine_tuning_of(given: argparse.Namespace) -> FineTuning:
     """Return how fine-tuning, the baseline, is trained."""
     return FineTuning(**{field.name: getattr(given, f"ft_{field.name}") for field in fields(FineTuning)})
+
+
+def folding_of(given: argparse.Namespace) -> Folding | None:
+    """Return how the edits of a stream are folded at its end; None where they are not."""
+    if not given.fold:
+        return None
+    if given.protocol == "single":
+        raise Misconfigured("expected a stream to fold, got the protocol single")
+    return Folding(**{field.name: getattr(given, f"fold_{field.name}") for field in fields(Folding)})
 
 
 def _cosine(text: str) -> float:

@@ -15,6 +15,7 @@ from editors.evaluation.probes import EditProbes
 from editors.evaluation.stream import CostMeter, Stream, model_bytes
 from editors.measure.questions import EditMeasurement
 from editors.methods.base import Editor
+from editors.methods.folding import FoldEditor
 from editors.methods.guards import Guards, probed_texts
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
@@ -29,6 +30,8 @@ OnProgress = Callable[[str, int, dict[str, Any] | None], None]
 
 NUM_TEXT_SAMPLE = 32
 """Single edits after each of which the perplexity of plain text is measured."""
+FOLDED = "folded"
+"""Key of the figures once the edits of a stream are folded."""
 FEWER_ON_THE_WAY = 4
 """How many times fewer edits are asked freely, or have their targets compared, on the way than at the end."""
 
@@ -86,6 +89,8 @@ class Evaluation:
     """The edits, in the order of their arrival."""
     protocol: Protocol
     """How they are applied."""
+    fold: FoldEditor | None = None
+    """Folds the edits of a stream at its end; None if they stay as they are."""
 
     def run(self, editor: Editor, settings: EditorSettings, on_progress: OnProgress) -> dict[str, Any]:
         """Return the figures of an editor; errors of the model leave it with the base's weights."""
@@ -102,7 +107,7 @@ class Evaluation:
         return known(found) | {"asked": len(found), "replies": replies(found)}
 
     def _stream(self, editor: Editor, settings: EditorSettings, on_progress: OnProgress) -> dict[str, Any]:
-        """Apply batches on top of each other: the figures at the end, and at checkpoints on the way."""
+        """Apply batches on top of each other: the figures at the end, at checkpoints on the way, and once folded."""
         stream = Stream(self.model, editor, self.prior, settings, guards=self._guards(settings))
         total, checkpoints = len(self.edits), []
         found: list[EditMeasurement] = []
@@ -117,8 +122,14 @@ class Evaluation:
                     figures, found = self._checkpoint(stream, applied)
                     checkpoints.append(figures)
                     on_progress("measured", applied, checkpoints[-1])
-        editing = {"editing": stream.cost.editing(), "checkpoints": checkpoints}
-        return checkpoints[-1] | editing | {"replies": replies(found)}
+            editing = {"editing": stream.cost.editing(), "checkpoints": checkpoints}
+            whole = checkpoints[-1] | editing | {"replies": replies(found)}
+            if self.fold is not None:
+                stream.fold(self.fold)
+                tell("asking about the edits")
+                figures, found = self._checkpoint(stream, total)
+                whole[FOLDED] = figures | {"editing": stream.cost.editing(), "replies": replies(found)}
+        return whole
 
     def _checkpoint(self, stream: Stream, applied: int) -> tuple[dict[str, Any], list[EditMeasurement]]:
         """Return the figures now, and what was measured of each edit that was asked."""

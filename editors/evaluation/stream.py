@@ -15,6 +15,7 @@ from typing import Any
 from editors.data.datasets import latest_of_each_fact
 from editors.measure.memory import WatchedMemory
 from editors.methods.base import EditJob, Editor, EditResult
+from editors.methods.folding import FoldEditor
 from editors.methods.guards import Guards
 from editors.methods.nearest import bare_name
 from editors.models.families import EditableModel
@@ -44,7 +45,7 @@ class Stream:
         ledger: the rows of the edits that hold.
         active: the edits that should hold by id, oldest first.
         history: the batches that were applied, in order, each with the latest edit of each fact.
-        cost: what editing took.
+        cost: what editing took, or a fold after it.
     """
 
     def __init__(
@@ -76,11 +77,11 @@ class Stream:
     @contextmanager
     def restoring(self) -> Iterator[None]:
         """Give the model its present weights back at the end, whatever happened."""
-        untouched = self.weights.save()
+        self._untouched = self.weights.save()
         try:
             yield
         finally:
-            self.weights.restore(untouched)
+            self.weights.restore(self._untouched)
 
     def take(self, batch: Sequence[Edit]) -> None:
         """Edit, apply and remember a batch; one whose numbers cannot be used is counted, and its edits do not hold."""
@@ -92,6 +93,24 @@ class Stream:
         self.active = {i: edit for i, edit in self.active.items() if edit.request.conflict_key not in corrected}
         self.active |= {edit.edit_id: edit for edit in latest}
         self.history.append(latest)
+
+    def fold(self, editor: FoldEditor) -> None:
+        """Give the model weights that learnt the active edits from the base; inside `restoring` a base, only once.
+
+        The ledger stays as it is: it tells where to begin.
+        """
+        self.weights.restore(self._untouched)
+        edits = list(self.active.values())
+        job = EditJob(
+            model=self._model, weights=self.weights, ledger=self.ledger, added=edits, guards=self._guards.of(edits)
+        )
+        self.cost = CostMeter(model_bytes(self._model))
+        with self._memory.watching():
+            began = time.perf_counter()
+            result = editor.edit(job)
+            self.weights.apply(result.delta)
+        self.cost.peak_bytes = max(self.cost.peak_bytes, self._memory.peak_bytes or 0)
+        self.cost.add(result, len(edits), apply=0.0, total=time.perf_counter() - began)
 
     def _make(self, added: Sequence[Edit]) -> None:
         keys = [edit.request.conflict_key for edit in added]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from editors.measure.reference import Reference
 from editors.measure.scorer import Scorer
 from editors.methods.base import EditJob
 from editors.methods.folding import FoldEditor, Folding
+from editors.methods.guards import Guards
 from editors.models.digest import base_digest, require_base
 from editors.solve.ledger import Ledger
 from editors.weights.deltas import PlainWeights
@@ -33,6 +34,8 @@ from pipeline.domain.rank_api import LoadPlan, Step, tell, told_to
 
 TOLD_STEPS = 20
 """Of so many steps one is told."""
+ALL_REPHRASES = 1000
+"""More rephrases than an edit may have: in a fold none of them is kept back but the first, which is the probe."""
 FOLDED = "fold.json"
 """File in the folder of the new base: what was folded into it and what was measured."""
 
@@ -42,7 +45,8 @@ class Asked:
     """What is to be folded into what."""
 
     plan: LoadPlan
-    """The snapshot whose edits are folded; its base, its constants, its prior and its reference are used."""
+    """The snapshot whose edits are folded, with the rows of these alone, from which the training begins; its base, its
+    constants, its prior and its reference are used."""
     edits: tuple[Edit, ...]
     """The facts, oldest first."""
     out: str
@@ -59,7 +63,11 @@ class Asked:
         """SHA-256 of all that the new base follows from."""
         requests = [edit.request.payload_digest for edit in self.edits]
         ledger = self.plan.ledger
-        files = [ledger.prior.digest, ledger.reference.digest] if ledger else []
+        files = (
+            [ledger.prior.digest, ledger.reference.digest, *(rows.file.digest for rows in ledger.rows)]
+            if ledger
+            else []
+        )
         names = list(self.plan.editor.inner_params)
         return sha256_json([self.plan.base.digest, requests, files, names, self.settings, self.lines])
 
@@ -103,19 +111,22 @@ def _made(asked: Asked, folder: Path) -> dict[str, Any]:
     require_base(plan.base, base_digest(Path(plan.base.ref)))
     model = load_base(Path(plan.base.ref), plan.editor.inner_params, task=plan.base.task, device=asked.device)
     weights = PlainWeights(model.module, model.inner)
-    ledger = Ledger.from_files(ledger_plan.prior, (), strength=plan.editor.prior_strength, ridge=plan.editor.ridge)
+    strength = ledger_plan.prior_strength or plan.editor.prior_strength
+    ledger = Ledger.from_files(ledger_plan.prior, ledger_plan.rows, strength=strength, ridge=plan.editor.ridge)
     reference = Reference.load(Path(ledger_plan.reference.path), ledger_plan.reference.digest)
     scorer = Scorer(model, weights, reference, rephrase_rows=plan.editor.rephrase_rows)
     tell("asking the base for the facts")
     scorer.observe_parent(asked.edits, ())
-    editor = FoldEditor(Folding(**asked.settings), asked.lines, plan.editor)
-    result = editor.edit(EditJob(model=model, weights=weights, ledger=ledger, added=asked.edits))
+    use = replace(plan.editor, rephrase_rows=ALL_REPHRASES)
+    guards = Guards(model, use, kept=reference.texts).of(asked.edits)
+    job = EditJob(model=model, weights=weights, ledger=ledger, added=asked.edits, guards=guards)
+    result = FoldEditor(Folding(**asked.settings), asked.lines, use).edit(job)
     weights.apply(result.delta)
     measured = scorer.measure(added=asked.edits, retained=(), gone_keys=(), delta=result.delta)
     module: Any = model.module
     module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
-    return asdict(measured) | {"num_steps": result.num_passes}
+    return asdict(measured) | {"num_rounds": result.num_passes}
 
 
 def _say(step: Step) -> None:

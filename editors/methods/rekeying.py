@@ -302,12 +302,7 @@ def _asking(targets: Tensor | SharedTargets) -> Tensor:
 
 def _solved(job: RekeyJob, param: InnerParam, batches: Sequence[EditRows]) -> Tensor:
     """Return S of an inner parameter as its rows define it, I x O, fp64 on the CPU."""
-    alone, name = job.ledger.at(job.strength, batches, names=(param.name,)), param.name
-    right_IO = torch.zeros(param.in_features, param.out_features, dtype=torch.float64, device=alone.device)
-    for rows in batches:
-        keys_TI, targets_TO = (part.double().to(alone.device) for part in (rows.keys_of(name), rows.targets_of(name)))
-        right_IO += keys_TI.T @ targets_TO
-    return alone.without().factor(name).solve(right_IO).cpu()
+    return job.ledger.at(job.strength, batches, names=(param.name,)).shift(param.name)
 
 
 def _batches(job: RekeyJob, rows: Mapping[str, Sequence[EditRows]]) -> Iterator[EditRows]:

@@ -28,7 +28,7 @@ from editors.solve.linear import Factored
 from editors.solve.prior import Prior
 from editors.solve.rows import EditRows, load_batches
 from editors.solve.shared_targets import SharedTargets
-from pipeline.domain.errors import IntegrityBroken
+from pipeline.domain.errors import EditorFailed, IntegrityBroken
 from pipeline.domain.rank_api import FileRef, LedgerRows
 
 
@@ -182,6 +182,23 @@ class Ledger:
         """
         self._rows.require([edit_id])
         return self._rows.targets_of(name, edit_id)
+
+    def shift(self, name: str) -> Tensor:
+        """Return S = A^-1 B of an inner parameter, I x O, fp64 on the CPU: what the rows of all edits ask for together.
+
+        Raises:
+            EditorFailed: if A is not positive definite.
+        """
+        right_IO: Tensor | None = None
+        for rows in self.batches:
+            keys_TI, targets_TO = (
+                part.double().to(self.device) for part in (rows.keys_of(name), rows.targets_of(name))
+            )
+            asked_IO = keys_TI.T @ targets_TO
+            right_IO = asked_IO if right_IO is None else right_IO.add_(asked_IO)
+        if right_IO is None:
+            raise EditorFailed("expected a ledger with edits to solve, got one without")
+        return self.without().factor(name).solve(right_IO).cpu()
 
     def prior_matrix(self, name: str, strength: float) -> Tensor:
         """Return C0 + lambda I of an inner parameter for a strength (of a difference of two, the difference)."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from editors.models.digest import base_digest
+from editors.solve.rows import EditRows, consecutive
 from editors.weights.loading import load_base
 from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.database.engine import transaction
+from pipeline.domain.edits import Edit
 from pipeline.domain.review.approvals import Decision
 from pipeline.entrypoints.cli import folding
 from pipeline.entrypoints.cli.app import app
@@ -65,9 +69,27 @@ def approved_facts(rig: StoreRig) -> str:
             for subject, value in FACTS
         )
     )
-    snapshot = rig.commit_batch(rig.acquire())
+    lease = rig.acquire()
+    batch = rig.claim(lease)
+    assert batch is not None
+    rows = rig.folder / "rows.safetensors"
+    rows_of_each(rig, batch.edits).save(rows)
+    snapshot = rig.snapshots.commit(lease, replace(rig.new_snapshot(batch=batch), rows=rig.artifacts.put(rows)))
     rig.decide(snapshot, Decision.approved)
     return snapshot.snapshot_id
+
+
+def rows_of_each(rig: StoreRig, edits: Sequence[Edit]) -> EditRows:
+    """Ledger rows of some edits, one for each inner parameter, which ask for next to nothing."""
+    model, draw = load_base(Path(rig.lineage().settings.base.ref)), torch.Generator().manual_seed(0)
+    names = rig.lineage().settings.editor.inner_params
+    inner = [param for param in model.inner if param.name in names]
+    assert len(inner) == len(names) > 0
+    return EditRows(
+        keys={param.name: torch.randn(len(edits), param.in_features, generator=draw) for param in inner},
+        targets={param.name: torch.full((len(edits), param.out_features), 1e-3) for param in inner},
+        ranges={param.name: consecutive([(edit.edit_id, 1) for edit in edits]) for param in inner},
+    )
 
 
 def made_lineage(corrigenda: Command, folder: Path) -> list[str]:
@@ -102,7 +124,7 @@ def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_ba
     refused = corrigenda(*words)
     assert refused.exit_code == ExitCode.failed, refused.stderr
     assert "does not pass its gates" in refused.stderr
-    assert "learning the facts, step 1 of at most 2000\n" in refused.stderr
+    assert "learning the facts, round 1, step 1 of at most 1\n" in refused.stderr
     assert "measuring what was edited\n" in refused.stderr
     assert [one["settings"]["name"] for one in json.loads(corrigenda("lineage", "list", "--json").stdout)] == [LINEAGE]
     trained = (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns
@@ -155,12 +177,12 @@ def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_ba
 def test_a_fold_once_more_leaves_a_fact_out(corrigenda: Command, rig: StoreRig, tmp_path: Path) -> None:
     given = made_lineage(corrigenda, tmp_path)
     approved_facts(rig)
-    words = ("lineage", "fold", LINEAGE, "again", *given, "--out", str(tmp_path / "base"), "--steps", "1")
+    words = ("lineage", "fold", LINEAGE, "again", *given, "--out", str(tmp_path / "base"), "--rounds", "1")
     strange = corrigenda(*words, "--without", "Spain")
     assert strange.exit_code == ExitCode.usage
     assert "live facts of 'facts' to leave out" in " ".join(strange.stderr.split()).replace(LINEAGE, "facts")
     assert "which has none" in corrigenda(*words, "--without", "Japan", "--without", "Italy").stderr
     learnt = corrigenda(*words, "--without", "Japan")
-    assert learnt.exit_code == ExitCode.failed, "one step is not enough for the gates"
+    assert learnt.exit_code == ExitCode.failed, "one round is not enough for the gates"
     measured = json.loads((tmp_path / "base" / "fold.json").read_text())["measurements"]
     assert [score["edit_id"] for score in measured["edits"]] == [rig.edit_id("Italy")]

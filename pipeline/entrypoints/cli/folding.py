@@ -56,7 +56,7 @@ def lineage_fold(
     without: Annotated[
         list[str] | None, typer.Option(help="Edit id or request id of a live fact that is left out; repeatable.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Most steps of the training.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Most rounds over the facts.")] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda or cuda:0.")] = "cpu",
     suite: Annotated[Path, typer.Option(help="JSONL of locality probes.")] = DEFAULT_FACTS / "suite.jsonl",
     text: Annotated[Path, typer.Option(help="Plain text for perplexity.")] = DEFAULT_FACTS / "perplexity.txt",
@@ -86,7 +86,7 @@ def lineage_fold(
         "out": str(folder),
         "texts": [str(path.absolute()) for path in texts],
         "device": device,
-        "settings": {"num_steps": steps} if steps else {},
+        "settings": {"num_rounds": rounds} if rounds else {},
     }
     with SignOfLife(f"loading the base to fold {counted(len(edits), 'fact')} into", is_quiet=as_json) as sign:
         found = _folded(asked, sign)
@@ -132,7 +132,7 @@ def _check_new(kept: Stores, name: str) -> None:
 def _live(
     kept: Stores, lineage: Lineage, without: Sequence[str]
 ) -> tuple[LoadPlan, dict[str, Mapping[str, Any]], list[str]]:
-    """Return what is loaded for the champion, without rows, its facts by edit id, oldest first, and those left out.
+    """Return what is loaded for the champion, with the rows of its facts, these by edit id, and those left out.
 
     Raises:
         InvalidInput: if nothing is live, something of it is about to leave, or what is to be left out is not live.
@@ -149,7 +149,12 @@ def _live(
     if kept.history.edits(name, status="live, removal pending", limit=1):
         raise InvalidInput(f"expected no removal under way in {name!r}, got one: fold when it is done", lineage=name)
     plan = kept.snapshots.load_plan(name, snapshot_id=lineage.champion_id)
-    ledger = replace(kept.snapshots.ledger_plan(name, snapshot_id=lineage.champion_id), rows=())
+    ledger, folded = (
+        kept.snapshots.ledger_plan(name, snapshot_id=lineage.champion_id),
+        {str(row["edit_id"]) for row in rows},
+    )
+    of_folded = (replace(item, edit_ids=tuple(i for i in item.edit_ids if i in folded)) for item in ledger.rows)
+    ledger = replace(ledger, rows=tuple(item for item in of_folded if item.edit_ids))
     return replace(plan, ledger=ledger), {str(row["edit_id"]): row for row in rows}, left_out
 
 

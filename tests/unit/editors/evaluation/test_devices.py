@@ -59,8 +59,9 @@ def figures(folder: Path, *more: str, device: str) -> dict[str, Any]:
         ["--solver", "recursive,row_sum,ft"],
         ["--solver", "recursive", "--protocol", "single"],
         ["--solver", "recursive", "--editor", "{folder}/editor"],
+        ["--fold", "--fold-num-rounds", "2", "--fold-learning-rate", "0.01"],
     ],
-    ids=["stream", "single", "trained"],
+    ids=["stream", "single", "trained", "folded"],
 )
 def test_an_accelerator_gives_the_figures_of_a_cpu_and_mixes_no_devices(folder: Path, more: list[str]) -> None:
     arguments = [part.format(folder=folder) for part in more]
@@ -68,6 +69,7 @@ def test_an_accelerator_gives_the_figures_of_a_cpu_and_mixes_no_devices(folder: 
     with PretendDevice() as device:
         found = figures(folder, *arguments, device="cuda:0")
     assert device.fetched["cpu"] > 0, "nothing was ever on the device"
+    assert ("recursive, folded" in on_cpu) == ("--fold" in more)
     for name, expected in on_cpu.items():
         for figure in ("edit_success", "token_fraction", "locality_unchanged"):
             assert found[name][figure] == expected[figure]
@@ -119,3 +121,23 @@ def test_a_device_that_is_not_there_is_named(folder: Path, name: str, capsys: py
         == 1
     )
     assert name in capsys.readouterr().err
+
+
+def test_a_fold_is_asked_beside_the_stream_that_it_folds(folder: Path) -> None:
+    found = figures(folder, "--fold", "--fold-num-rounds", "40", "--fold-learning-rate", "0.02", device="cpu")
+    stream, folded = found["recursive"], found["recursive, folded"]
+    assert folded["active"] == stream["active"] == 5
+    assert folded["edit_success"] == 1.0
+    assert folded["token_fraction"] >= stream["token_fraction"]
+    assert (folded["editing"]["batches"], stream["editing"]["batches"]) == (1, 3)
+    assert folded["cost"]["seconds_per_edit"] > 0
+
+
+@pytest.mark.parametrize("more", [["--solver", "ft"], ["--solver", "recursive,ft"], ["--protocol", "single"]])
+def test_only_a_stream_with_a_ledger_is_folded(
+    folder: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"--data": "edits.jsonl", "--model": "model", "--text": "text.txt", "--prior-text": "prior.txt"}
+    files = [part for flag, name in names.items() for part in (flag, str(folder / name))]
+    assert main([*files, "--edits", "6", "--fold", *more]) == 1
+    assert "fold, got" in capsys.readouterr().err.replace("--", "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,18 +13,20 @@ from editors.measure.losses import divergences
 from editors.measure.scoring import prepare, readings
 from editors.methods.base import EditJob
 from editors.methods.fine_tuning import FineTuning, FineTuningEditor
-from editors.methods.folding import ALL_REPHRASES, FoldEditor, Folding, _inverse_root
+from editors.methods.folding import MOMENTUM, SQUARES, FoldEditor, Folding, _inverse_root, _Pace
 from editors.methods.frames import frames_of
+from editors.methods.recursive import RecursiveEditor
 from editors.models.hooks import side_branch
+from editors.models.tokens import Encoded
 from editors.weights.deltas import WeightDelta
-from pipeline.domain.errors import InvalidInput, Misconfigured
+from pipeline.domain.errors import EditorFailed, InvalidInput, Misconfigured
 from pipeline.domain.rank_api import EditorSettings
-from tests.support.framed_parts import framed_edits, framed_rig
+from tests.support.framed_parts import framed_edits, framed_job, framed_rig, framed_settings, keep
 from tests.support.ledger_parts import Rig, prior_lines
 from tests.support.scored import score_pairs
 
-FOLDING = Folding(learning_rate=0.02, num_steps=300, batch=4, num_text=4, c_text=2.0)
-USE = EditorSettings()
+FOLDING = Folding(learning_rate=0.02, num_rounds=300, batch=4, num_text=4, c_text=2.0)
+USE = EditorSettings(rephrase_rows=1000)
 
 
 @pytest.fixture
@@ -36,7 +40,12 @@ def job(rig: Rig) -> EditJob:
 
 def divergence_on_text(rig: Rig, delta: WeightDelta) -> float:
     """Mean KL on lines of text, nats a token."""
-    prepared = prepare(rig.model, [rig.model.encode_text(line, max_tokens=24) for line in prior_lines()])
+    return divergence(rig, delta, [rig.model.encode_text(line, max_tokens=24) for line in prior_lines()])
+
+
+def divergence(rig: Rig, delta: WeightDelta, sequences: Sequence[Encoded]) -> float:
+    """Mean KL of sequences, of each the mean over its tokens, nats."""
+    prepared = prepare(rig.model, sequences)
     before = readings(rig.model, prepared)
     found = []
     with torch.no_grad(), side_branch(rig.model.module, delta.factors):
@@ -50,12 +59,8 @@ def divergence_on_text(rig: Rig, delta: WeightDelta) -> float:
 def test_every_fact_holds_in_every_frame_and_text_changes_less_than_by_fine_tuning(rig: Rig) -> None:
     before = {name: value.clone() for name, value in rig.model.module.state_dict().items()}
     result = FoldEditor(FOLDING, prior_lines(), USE).edit(job(rig))
-    assert 0 < result.num_passes < FOLDING.num_steps, "it ends when all of them hold"
-    frames = [
-        frame
-        for edit in framed_edits()
-        for frame in frames_of(rig.model, edit, EditorSettings(rephrase_rows=ALL_REPHRASES)).asked
-    ]
+    assert 0 < result.num_passes < FOLDING.num_rounds, "it ends when all of them hold"
+    frames = [frame for edit in framed_edits() for frame in frames_of(rig.model, edit, USE).asked]
     assert len(frames) > 2 * len(framed_edits())
     with torch.no_grad(), side_branch(rig.model.module, result.delta.factors):
         for _, batch in prepare(rig.model, frames):
@@ -77,6 +82,60 @@ def test_facts_are_folded_into_the_pristine_base_only(rig: Rig) -> None:
         FoldEditor(FOLDING, (), USE).edit(
             EditJob(model=rig.model, weights=rig.weights, ledger=rig.ledger, added=(), removed_ids=("a",))
         )
+
+
+def test_it_begins_at_what_the_rows_of_the_facts_ask_for_together(rig: Rig) -> None:
+    settings = framed_settings(rig)
+    untouched = rig.weights.save()
+    keep(rig, RecursiveEditor(settings).edit(framed_job(rig, framed_edits())))
+    shifts = {name: rig.weights.shift(name).double() for name in rig.model.inner_param_names}
+    rig.weights.restore(untouched)
+    for name in rig.model.inner_param_names:
+        assert torch.allclose(rig.ledger.shift(name), shifts[name], atol=1e-5)
+    still = FoldEditor(replace(FOLDING, learning_rate=0.0, num_rounds=1), prior_lines(), USE).edit(job(rig))
+    for name, (left, right) in still.delta.factors.items():
+        assert torch.allclose((left @ right).double(), shifts[name], atol=1e-4)
+    with pytest.raises(Misconfigured, match="the edits that are folded, got edit"):
+        FoldEditor(FOLDING, (), USE).edit(replace(job(rig), added=framed_edits()[1:]))
+
+
+def test_a_ledger_without_edits_asks_for_nothing(rig: Rig) -> None:
+    with pytest.raises(EditorFailed, match="ledger with edits"):
+        rig.ledger.shift(rig.model.inner_param_names[0])
+
+
+def test_what_is_said_of_guards_stays(rig: Rig) -> None:
+    asked = framed_job(rig, framed_edits())
+    found = {}
+    for weight in (0.0, 20.0):
+        settings = replace(FOLDING, c_guards=weight, c_text=0.0, num_rounds=40, stop_at=0.6)
+        delta = FoldEditor(settings, (), USE).edit(asked).delta
+        guards = [
+            guard
+            for edit in asked.added
+            for guard in frames_of(rig.model, edit, USE, asked.guards.get(edit.edit_id, ())).guards
+        ]
+        assert len(guards) == 4
+        found[weight] = divergence(rig, delta, guards)
+    assert found[20.0] < found[0.0] / 2
+
+
+def test_a_matrix_of_one_entry_goes_as_adam_has_it() -> None:
+    gradients = (0.3, -2.0, 0.5, 0.0, 4.0)
+    ours, known = torch.zeros(1, 1), torch.zeros(1, 1, requires_grad=True)
+    pace, adam = _Pace(ours, 0.1), torch.optim.Adam([known], lr=0.1, betas=(MOMENTUM, SQUARES), eps=0.0)
+    for gradient in gradients:
+        ours -= pace.step(torch.full((1, 1), gradient))
+        known.grad = torch.full((1, 1), gradient)
+        adam.step()
+    assert torch.allclose(ours, known.detach(), rtol=1e-5)
+    assert float(_Pace(ours, 0.1).step(torch.zeros(1, 1))) == 0.0, "where nothing pulls, nothing goes"
+
+
+def test_an_entry_that_hardly_matters_hardly_moves() -> None:
+    step = _Pace(torch.zeros(1, 2), 0.1).step(torch.tensor([[1.0, 1e-3]]))
+    assert float(step[0, 1] / step[0, 0]) == pytest.approx(1e-3)
+    assert float(step.square().mean().sqrt()) == pytest.approx(0.1, rel=1e-5), "a step has the rate's length"
 
 
 def test_a_step_goes_further_where_text_has_nothing() -> None:
