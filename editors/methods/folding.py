@@ -51,21 +51,21 @@ TEXT_TOKENS = 24
 class Folding:
     """How facts are folded in."""
 
-    learning_rate: float = 2e-3
-    """Of Z: how far an entry goes in a step, in the root of the mean square."""
+    learning_rate: float = 2e-4
+    """How far an entry of Z goes in a step, in the root of the mean square."""
     num_rounds: int = 12
     """Most rounds over the frames; a fold ends before when every frame is probable enough."""
     batch: int = 32
     """Frames of a step."""
     num_text: int = 8
     """Lines of text of a step."""
-    c_text: float = 10.0
+    c_text: float = 30.0
     """Weight of the divergence on text."""
     num_guards: int = 16
     """Guards of a step."""
-    c_guards: float = 1.0
+    c_guards: float = 3.0
     """Weight of the divergence where guards are asked."""
-    stop_at: float = 0.9
+    stop_at: float = 0.7
     """Probability of a target token from which it adds nothing to the loss."""
     eps: float = 0.01
     """What is added to moments, as a share of their mean diagonal: how much further a step may go where text is not."""

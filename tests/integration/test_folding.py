@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
+from editors.methods.folding import Folding
 from editors.models.digest import base_digest
 from editors.solve.rows import EditRows, consecutive
 from editors.weights.loading import load_base
@@ -48,6 +50,8 @@ def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CORRIGENDA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CORRIGENDA_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
     monkeypatch.setattr(folding, "run_module", in_this_process)
+    # A tiny base has the rows of no edit to begin with, and learns in larger steps.
+    monkeypatch.setattr("editors.folding.__main__.Folding", partial(Folding, learning_rate=0.02, stop_at=0.9))
     monkeypatch.setattr("pipeline.entrypoints.preparation.run_module", in_this_process)
     return lambda *words: CliRunner().invoke(app, list(words))
 
