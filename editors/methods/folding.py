@@ -72,6 +72,21 @@ class Folding:
     seed: int = 0
     """Seed of the order of frames and lines."""
 
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be learnt by.
+
+        Raises:
+            Misconfigured: naming the first setting that is out of its range.
+        """
+        least = {"num_rounds": 1, "batch": 1} | dict.fromkeys(
+            ("learning_rate", "num_text", "c_text", "num_guards", "c_guards", "eps"), 0
+        )
+        for name, bound in least.items():
+            if not bound <= getattr(self, name) < math.inf:
+                raise Misconfigured(f"expected {name} of a fold of at least {bound}, got {getattr(self, name)}")
+        if not 0 < self.stop_at <= 1:
+            raise Misconfigured(f"expected stop_at of a fold above 0 and at most 1, got {self.stop_at}")
+
 
 class FoldEditor:
     """Learns all edits of a job from the base, in many frames each; an `Editor` that leaves no rows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,16 @@ def test_it_begins_at_what_the_rows_of_the_facts_ask_for_together(rig: Rig) -> N
         assert torch.allclose((left @ right).double(), shifts[name], atol=1e-4)
     with pytest.raises(Misconfigured, match="the edits that are folded, got edit"):
         FoldEditor(FOLDING, (), USE).edit(replace(job(rig), added=framed_edits()[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_rounds", 0), ("batch", -1), ("c_text", -0.5), ("stop_at", 0.0), ("stop_at", 1.1), ("eps", float("nan"))],
+)
+def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:
+    changed: Any = {name: value}
+    with pytest.raises(Misconfigured, match=f"expected {name} of a fold .*, got"):
+        Folding(**changed)
 
 
 def test_a_ledger_without_edits_asks_for_nothing(rig: Rig) -> None:
