@@ -131,7 +131,8 @@ def test_ranks_that_train_listen_on_the_loopback_interface_only_hold_no_secret_a
 ) -> None:
     monkeypatch.setenv("CORRIGENDA_REDIS_URL", "redis://:hunter2@r/0")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    words = (*COMMAND, "--ranks", "2", "--steps", "100000")
+    # With the usual patience the first run could be over before the second has begun.
+    words = (*COMMAND, "--ranks", "2", "--steps", "100000", "--patience", "100000")
     as_a_user = start_training(files, *words)
     by_itself = subprocess.Popen(
         [sys.executable, "-m", "workers.training", *words, "--out", "other"],
