@@ -27,7 +27,7 @@ from editors.models.families import EditableModel, TargetBatch
 from editors.models.hooks import Branch, side_branch
 from editors.models.tokens import Encoded
 from editors.solve.rows import EditRows
-from editors.weights.deltas import WeightDelta
+from editors.weights.deltas import WeightDelta, factors_of
 from pipeline.domain.rank_api import EditorSettings, tell
 
 
@@ -66,7 +66,7 @@ class FineTuningEditor:
         began = time.perf_counter()
         shifts_IO, num_steps = self._descend(job.model, self._sequences(job))
         return EditResult(
-            delta=WeightDelta.of({name: _factors(shift_IO) for name, shift_IO in shifts_IO.items()}),
+            delta=WeightDelta.of({name: factors_of(shift_IO.detach()) for name, shift_IO in shifts_IO.items()}),
             rows=EditRows(keys={}, targets={}, ranges={}),
             removed_ids=(),
             num_passes=num_steps,
@@ -130,12 +130,3 @@ def _backward(model: EditableModel, parts: Sequence[TargetBatch], branches: Mapp
             torch.autograd.backward(edit_loss(log_T, batch) / num_sequences)
             least = float(log_T.detach().exp().min().clamp(max=least))  # NaN stays NaN
     return least
-
-
-def _factors(shift_IO: Tensor) -> tuple[Tensor, Tensor]:
-    """The shift as factors of full rank, exactly: itself and the identity on its narrower side."""
-    shift = shift_IO.detach()
-    width_in, width_out = shift.shape
-    if width_in < width_out:
-        return torch.eye(width_in, device=shift.device), shift
-    return shift, torch.eye(width_out, device=shift.device)

@@ -35,7 +35,7 @@ from editors.models.hooks import Branch, side_branch
 from editors.models.tokens import Encoded
 from editors.solve.prior import Prior
 from editors.solve.rows import EditRows
-from editors.weights.deltas import WeightDelta
+from editors.weights.deltas import WeightDelta, factors_of
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import EditorSettings, tell
 
@@ -221,14 +221,10 @@ class _Descent:
         }
 
     def _change(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return S of each inner parameter as itself and the identity on its narrower side."""
-        found = {}
-        for name, (left_IO, right_OO) in self._branches().items():
-            shift_IO = (left_IO @ right_OO).detach()
-            width_in, width_out = shift_IO.shape
-            eye = torch.eye(min(width_in, width_out), device=shift_IO.device)
-            found[name] = (eye, shift_IO) if width_in < width_out else (shift_IO, eye)
-        return found
+        """Return S of each inner parameter as factors."""
+        return {
+            name: factors_of((left_IO @ right_OO).detach()) for name, (left_IO, right_OO) in self._branches().items()
+        }
 
     def _learn(self, frames: Sequence[Encoded], branches: Mapping[str, Branch]) -> set[Encoded]:
         """Add the gradients of the targets' loss; return the frames all of whose target tokens are probable enough."""

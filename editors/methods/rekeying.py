@@ -37,7 +37,7 @@ from editors.solve.ledger import Ledger
 from editors.solve.packing import Packed, rounded
 from editors.solve.rows import EditRows, consecutive
 from editors.solve.shared_targets import KEY_BITS, SharedTargets
-from editors.weights.deltas import WeightDelta, WeightStore
+from editors.weights.deltas import WeightDelta, WeightStore, factors_of
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed, UnknownRecord
 from pipeline.domain.rank_api import EditorSettings, tell
@@ -96,7 +96,7 @@ def resolve(job: RekeyJob) -> EditResult:
         ranges=dict.fromkeys(job.model.inner_param_names, ()),
     )
     return EditResult(
-        delta=WeightDelta.of({name: _factors(change_IO) for name, change_IO in change.items()}),
+        delta=WeightDelta.of({name: factors_of(change_IO) for name, change_IO in change.items()}),
         rows=none,
         removed_ids=(),
         num_passes=0,
@@ -183,7 +183,7 @@ def _recaptured(job: RekeyJob) -> tuple[dict[str, Tensor], tuple[EditRows, ...]]
         tell("solving anew, block", place, len(model.inner))
         solve = partial(_solved_anew, job, param, chunks, reread, shift_IO)
         solved |= together(model.comm, solve if param.name in own else dict)
-        left, right = _factors(solved[param.name][1])
+        left, right = factors_of(solved[param.name][1])
         branches[param.name] = left.float().to(model.device), right.float().to(model.device)
     batches = _batches(job, {name: rows for name, (rows, _) in solved.items()})
     return {name: change_IO for name, (_, change_IO) in solved.items()}, tuple(batches)
@@ -315,11 +315,3 @@ def _batches(job: RekeyJob, rows: Mapping[str, Sequence[EditRows]]) -> Iterator[
             targets={name: part.targets[name] for name, part in of_param.items()},
             ranges={name: part.ranges[name] for name, part in of_param.items()},
         )
-
-
-def _factors(change_IO: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a change of full rank as factors, of which the smaller is the identity."""
-    num_in, num_out = change_IO.shape
-    if num_out <= num_in:
-        return change_IO, torch.eye(num_out, dtype=change_IO.dtype, device=change_IO.device)
-    return torch.eye(num_in, dtype=change_IO.dtype, device=change_IO.device), change_IO

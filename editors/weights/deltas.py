@@ -29,6 +29,13 @@ from pipeline.domain.formats.canonical import canonical_json, sha256_file
 FORMAT = "corrigenda.1"
 
 
+def factors_of(change_IO: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a change of full rank as factors, exactly: itself and the identity on its narrower side."""
+    num_in, num_out = change_IO.shape
+    eye = torch.eye(min(num_in, num_out), dtype=change_IO.dtype, device=change_IO.device)
+    return (eye, change_IO) if num_in < num_out else (change_IO, eye)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightDelta:
     """The change `S = F D` of each inner parameter, fp32."""

@@ -149,13 +149,11 @@ def _live(
     if kept.history.edits(name, status="live, removal pending", limit=1):
         raise InvalidInput(f"expected no removal under way in {name!r}, got one: fold when it is done", lineage=name)
     plan = kept.snapshots.load_plan(name, snapshot_id=lineage.champion_id)
-    ledger, folded = (
-        kept.snapshots.ledger_plan(name, snapshot_id=lineage.champion_id),
-        {str(row["edit_id"]) for row in rows},
-    )
-    of_folded = (replace(item, edit_ids=tuple(i for i in item.edit_ids if i in folded)) for item in ledger.rows)
+    ledger = kept.snapshots.ledger_plan(name, snapshot_id=lineage.champion_id)
+    told = {str(row["edit_id"]): row for row in rows}
+    of_folded = (replace(item, edit_ids=tuple(filter(told.__contains__, item.edit_ids))) for item in ledger.rows)
     ledger = replace(ledger, rows=tuple(item for item in of_folded if item.edit_ids))
-    return replace(plan, ledger=ledger), {str(row["edit_id"]): row for row in rows}, left_out
+    return replace(plan, ledger=ledger), told, left_out
 
 
 def _folded(asked: Mapping[str, Any], sign: SignOfLife) -> dict[str, Any]:
