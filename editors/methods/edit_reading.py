@@ -16,14 +16,19 @@ from torch import Tensor
 
 from editors.methods.frames import EditFrames
 from editors.methods.pairs import Pairs, read_keys, read_pairs
+from editors.models.comm import own_share
 from editors.models.families import EditableModel, InnerParam
 from editors.models.hooks import Addition, side_branch
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks
+from editors.models.left_context import Begun
+from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks, cut
 from pipeline.domain.errors import EditorFailed
 
 READ_TOKENS = 256
 """Most padded tokens of one forward and backward: what the blocks keep for it is most of an edit's memory. Two ranks
 share a usual batch at this size."""
+LONGEST_LEFT, MOST_LEFT = 64, 4096
+"""Most tokens at the beginning of a sequence, and at those of all sequences of a batch, that are read once and kept:
+what attention keeps of a token takes .05 MB in a model of 135 million parameters."""
 KEY_TOKENS = 1024
 """Most padded tokens of a forward that only reads keys."""
 
@@ -152,10 +157,11 @@ class Sequences:
 
 
 class Reader:
-    """Reads the asked sequences of a group again and again, in batches that are cut once.
+    """Reads the asked sequences of a group again and again.
 
-    What enters the group's first layer is computed once for each batch: nothing before it may change meanwhile. Ranks
-    run their batches in rounds, one each; a round of which no sequence is asked is left out by all of them.
+    What enters the group's first layer, and what stands left of a sequence's first key, is computed once, at the first
+    candidate that is read: nothing before the layer may change meanwhile, and what later candidates give at tokens
+    that ask for nothing is left out (DECISIONS.md, 86). Ranks run their batches in rounds, one each.
 
     Args:
         model: what reads.
@@ -164,11 +170,10 @@ class Reader:
 
     def __init__(self, model: EditableModel, sequences: Sequences) -> None:
         self._model, self._sequences = model, sequences
-        asked = [place for of_edit in sequences.asked_of for place in of_edit]
-        encoded = [sequences.encoded[place] for place in asked]
-        plan = chunks(encoded, max_tokens=READ_TOKENS * model.times_more, change=model.rotation_change)
-        self._plan = [[asked[index] for index in group] for group in plan]
-        self._batches: dict[int, TargetBatch] = {}
+        self._asked = [place for of_edit in sequences.asked_of for place in of_edit]
+        starts = _starts([sequences.encoded[place] for place in self._asked], sequences.group.kind)
+        self._start = dict(zip(self._asked, starts, strict=True))
+        self._begun: dict[int, Begun | None] = {}
 
     def read(self, chosen: Sequence[int], branches: Mapping[str, Addition], *, has_keys: bool = True) -> Pairs:
         """Return keys, gradients and target probabilities of some sequences at the candidate; every rank has to ask.
@@ -184,6 +189,10 @@ class Reader:
         model, group = self._model, self._sequences.group
         params = group.params if has_keys else ()
         with side_branch(model.module, branches):
+            if not self._begun:
+                encoded = [self._sequences.encoded[place] for place in self._asked]
+                begun = model.begun(encoded, list(self._start.values()), group.params)
+                self._begun = dict(zip(self._asked, begun, strict=True))
             pairs = read_pairs(
                 model,
                 self._batches_of(chosen),
@@ -195,23 +204,33 @@ class Reader:
 
     def _batches_of(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], TargetBatch]]:
         """Yield this rank's batches of some sequences, each with their places among the chosen."""
-        place_of = {sequence: place for place, sequence in enumerate(chosen)}
-        num_ranks, rank = self._model.comm.num_ranks, self._model.comm.rank
-        for first in range(0, len(self._plan), num_ranks):
-            if not any(sequence in place_of for group in self._plan[first : first + num_ranks] for sequence in group):
-                continue
-            number = first + rank
-            own = self._plan[number] if number < len(self._plan) else []
-            rows = [row for row, sequence in enumerate(own) if sequence in place_of]
-            batch = self._batch(first, own or self._plan[-1])
-            # A rank without a sequence of the round runs one that is dropped: a forward waits for all ranks.
-            yield [place_of[own[row]] for row in rows], batch.of_rows(rows or [0])
+        encoded = [self._sequences.encoded[place] for place in chosen]
+        rests = [cut(one, self._start[place]) for one, place in zip(encoded, chosen, strict=True)]
+        most, change = READ_TOKENS * self._model.times_more, self._model.rotation_change
+        plan = list(chunks(rests, max_tokens=most, change=change))
+        own = own_share(self._model.comm, plan)
+        fillers = -(-len(plan) // self._model.comm.num_ranks) - len(own)
+        for number, group in enumerate([*own, *plan[:1] * fillers]):
+            begun = [self._begun[chosen[index]] for index in group]
+            batch = self._model.pack_begun([encoded[index] for index in group], begun, self._sequences.group.params)
+            # A rank without a batch in the last round runs one that is dropped: a forward waits for all ranks.
+            yield group if number < len(own) else [], batch
 
-    def _batch(self, number: int, places: Sequence[int]) -> TargetBatch:
-        if number not in self._batches:
-            batch = self._model.pack([self._sequences.encoded[place] for place in places])
-            self._batches[number] = self._model.prefixed(batch, self._sequences.group.params)
-        return self._batches[number]
+
+def _starts(sequences: Sequence[Encoded], kind: KeyTokens) -> list[int]:
+    """Return the place in each prompt of the first token that a shift may change: nothing left of it asks for one.
+
+    A subject that is named twice has its key at the last mention, but what is asked there comes at the first one too.
+    Sequences that are long, or for which there is no room, begin at 0.
+    """
+    starts, room = [], MOST_LEFT
+    for sequence in sequences:
+        first, end = len(sequence.prompt_ids) - 1, sequence.subject_end
+        if kind == "subject":
+            first = 0 if end is None else sequence.prompt_ids.index(sequence.prompt_ids[end])
+        starts.append(first if first <= min(LONGEST_LEFT, room) else 0)
+        room -= starts[-1]
+    return starts
 
 
 def read_keys_of(

@@ -24,6 +24,7 @@ from editors.models.capacity import times_more
 from editors.models.comm import ALONE, Comm, own_share
 from editors.models.generation import Decoding, IsDone, Prompts, never_done
 from editors.models.inner_params import InnerParam, inner_params
+from editors.models.left_context import Begun
 from editors.models.positions import max_positions, require_positions, rotation_change
 from editors.models.tokens import (
     Encoded,
@@ -212,6 +213,26 @@ class EditableModel(ABC):
             params: the inner parameters that edits will change; all when empty.
         """
         return batch
+
+    def begun(
+        self, sequences: Sequence[Encoded], starts: Sequence[int], params: Sequence[InnerParam]
+    ) -> Sequence[Begun | None]:
+        """Read the beginnings of sequences that will be asked again and again; by default none of them.
+
+        Every rank reads all of them.
+
+        Args:
+            sequences: what will be asked.
+            starts: the place in each prompt before which it is read now, at the subject's last token or left of it.
+            params: inner parameters to which something may be added from there on, and to no block before them.
+        """
+        return [None] * len(sequences)
+
+    def pack_begun(
+        self, sequences: Sequence[Encoded], begun: Sequence[Begun | None], params: Sequence[InnerParam]
+    ) -> TargetBatch:
+        """Pack sequences of which `begun` has read the beginnings; those of a model that reads none are whole."""
+        return self.pack(sequences)
 
     @abstractmethod
     def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from editors.models.base import EditableModel
@@ -31,10 +33,25 @@ from editors.models.generation import (
     shared_length,
 )
 from editors.models.inner_params import InnerParam
+from editors.models.left_context import Begun, Left, read_left
 from editors.models.positions import answered_together, require_positions
-from editors.models.tokens import Encoded, KeyTokens, TargetBatch, encode_pair, num_tokens, pack, pad_id
+from editors.models.tokens import (
+    Encoded,
+    KeyTokens,
+    Prefix,
+    TargetBatch,
+    chunks,
+    cut,
+    encode_pair,
+    num_tokens,
+    pack,
+    pad_id,
+)
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.prompts import Prompt
+
+LEFT_TOKENS = 1024
+"""Most padded tokens of beginnings that are read one after the other: all that their blocks keep is there at once."""
 
 
 class CausalModel(EditableModel):
@@ -85,7 +102,61 @@ class CausalModel(EditableModel):
         first = min(param.block for param in params or self.inner)
         if first == 0 or batch.prefix is not None:
             return batch
-        return replace(batch, prefix=compute_prefix(self.module, self._blocks, first, batch.input_ids_BL))
+        return replace(batch, prefix=compute_prefix(self.module, self._blocks, first, self._inputs(batch)))
+
+    def begun(
+        self, sequences: Sequence[Encoded], starts: Sequence[int], params: Sequence[InnerParam]
+    ) -> Sequence[Begun | None]:
+        """Read the beginnings of sequences, and what enters the first edited block of what follows.
+
+        See `EditableModel.begun`. Models that rotate a batch by its longest sequence read none.
+        """
+        if self.rotation_change is not None:
+            return super().begun(sequences, starts, params)
+        first = min(param.block for param in params)
+        parts = [sequence.prompt_ids[:start] for sequence, start in zip(sequences, starts, strict=True)]
+        rests = [cut(sequence, start) for sequence, start in zip(sequences, starts, strict=True)]
+        made_up = [Encoded(prompt_ids=ids, target_ids=(0,)) for ids in parts]
+        found: dict[int, Begun] = {}
+        head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
+        one_place = torch.zeros(1, dtype=torch.long, device=self.device)
+        for places in chunks(made_up, max_tokens=LEFT_TOKENS * self.times_more):
+            with gathered_head(head, one_place, one_place):
+                kept = read_left(
+                    self.module,
+                    [parts[place] for place in places],
+                    pad_id=pad_id(self.tokenizer),
+                    forward_tokens=FORWARD_TOKENS * self.times_more,
+                )
+            read = [Begun(kept=one, hidden_LW=None, returns_tuple=False) for one in kept]
+            chosen = [rests[place] for place in places]
+            prefix = self.prefixed(self._packed(chosen, read, first=0), params).prefix
+            for row, (place, one) in enumerate(zip(places, read, strict=True)):
+                found[place] = replace(one, kept=one.kept[first:])
+                if prefix is not None:
+                    hidden_LW = prefix.hidden_BLH[row, : num_tokens(rests[place])].clone()
+                    found[place] = replace(found[place], hidden_LW=hidden_LW, returns_tuple=prefix.returns_tuple)
+        return [found[place] for place in range(len(sequences))]
+
+    def pack_begun(
+        self, sequences: Sequence[Encoded], begun: Sequence[Begun | None], params: Sequence[InnerParam]
+    ) -> TargetBatch:
+        """Return what follows the beginnings of sequences as a batch, with what was read of these."""
+        read = [one for one in begun if one is not None]
+        if len(read) < len(begun):
+            return self.pack(sequences)
+        first = min(param.block for param in params)
+        rests = [cut(sequence, one.kept[0][0].shape[1]) for sequence, one in zip(sequences, read, strict=True)]
+        batch = self._packed(rests, read, first=first)
+        hidden = [one.hidden_LW for one in read if one.hidden_LW is not None]
+        if not hidden:
+            return batch
+        hidden_BLH = pad_sequence(hidden, batch_first=True)
+        return replace(batch, prefix=Prefix(hidden_BLH=hidden_BLH, returns_tuple=read[0].returns_tuple, block=first))
+
+    def _packed(self, rests: Sequence[Encoded], begun: Sequence[Begun], *, first: int) -> TargetBatch:
+        left = Left.of(begun, [num_tokens(rest) for rest in rests], first=first)
+        return replace(self.pack(rests), left=left)
 
     def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
         """Return the rows and positions of keys, T each: the same for every inner parameter."""
@@ -99,7 +170,7 @@ class CausalModel(EditableModel):
         """Run a batch, from its prefix if it has one, and return the logits of its target tokens, N x V."""
         head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
         with self._started(batch), gathered_head(head, batch.row_N, batch.position_N):
-            logits_1NV: Tensor = self.module(input_ids=batch.input_ids_BL, use_cache=False).logits
+            logits_1NV: Tensor = self.module(**self._inputs(batch)).logits
         return logits_1NV[0]
 
     def run_to_last_inner(self, batch: TargetBatch, params: Sequence[InnerParam] = ()) -> None:
@@ -111,7 +182,7 @@ class CausalModel(EditableModel):
             ending_before(self._blocks, last + 1),
             gathered_head(head, batch.row_N[:1], batch.position_N[:1]),
         ):
-            self.module(input_ids=batch.input_ids_BL, use_cache=False)
+            self.module(**self._inputs(batch))
 
     def greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone = never_done) -> list[list[int]]:
         """Return greedy continuations as token ids; see `EditableModel.greedy`.
@@ -157,6 +228,15 @@ class CausalModel(EditableModel):
             plan=beginnings(prompts, forward_tokens=FORWARD_TOKENS * self.times_more),
             can_share=self._can_share(prompts),
         )
+
+    def _inputs(self, batch: TargetBatch) -> dict[str, Any]:
+        """Return what the module's forward takes of a batch."""
+        if batch.left is None:
+            return {"input_ids": batch.input_ids_BL, "use_cache": False}
+        return {
+            "input_ids": batch.input_ids_BL,
+            **batch.left.inputs(self.module, batch.input_ids_BL.shape[1]),
+        }
 
     @property
     def _blocks(self) -> nn.ModuleList:

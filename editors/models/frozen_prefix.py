@@ -8,7 +8,7 @@ architecture whose blocks are a `ModuleList`, without a line about any of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -122,15 +122,15 @@ def ending_before(blocks: nn.ModuleList, end: int) -> Iterator[OutputKind]:
         learning.remove()
 
 
-def compute_prefix(module: nn.Module, blocks: nn.ModuleList, first: int, input_ids_BL: Tensor) -> Prefix:
-    """Run the blocks before `first` and return the hidden states that enter it."""
+def compute_prefix(module: nn.Module, blocks: nn.ModuleList, first: int, inputs: Mapping[str, Any]) -> Prefix:
+    """Run the blocks before `first` on what the model's forward takes, and return the hidden states that enter it."""
     head: nn.Module = module.get_output_embeddings()  # type: ignore[operator]
-    one = torch.zeros(1, dtype=torch.long, device=input_ids_BL.device)
+    one = torch.zeros(1, dtype=torch.long, device=inputs["input_ids"].device)
     with (
         torch.no_grad(),
         ending_before(blocks, first) as kind,
         gathered_head(head, one, one),
         entering(blocks[first]) as seen,
     ):
-        module(input_ids=input_ids_BL, use_cache=False)
+        module(**inputs)
     return Prefix(hidden_BLH=seen[0], returns_tuple=kind.returns_tuple, block=first)

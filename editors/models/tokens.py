@@ -16,6 +16,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from editors.models.left_context import Left
 from editors.models.text_tokens import (
     continuing,
     own_tokens,
@@ -80,6 +81,8 @@ class TargetBatch:
     """For an encoder: 1 where `input_ids_BL` is no padding."""
     decoder_ids_BM: Tensor | None = None
     """For an encoder with a decoder: what the decoder is given; `position_N` counts along it."""
+    left: Left | None = None
+    """For a decoder: the beginnings of the sequences, if they were read before; positions count from where they end."""
 
     @property
     def num_rows(self) -> int:
@@ -106,6 +109,7 @@ class TargetBatch:
             prefix=None if prefix is None else replace(prefix, hidden_BLH=prefix.hidden_BLH[row_R]),
             mask_BL=None if self.mask_BL is None else self.mask_BL[row_R],
             decoder_ids_BM=None if self.decoder_ids_BM is None else self.decoder_ids_BM[row_R],
+            left=None if self.left is None else self.left.of_rows(row_R),
         )
 
     def keys(self, kind: KeyTokens) -> tuple[Tensor, Tensor]:
@@ -214,6 +218,13 @@ def pack(sequences: Sequence[Encoded], *, device: torch.device) -> TargetBatch:
         target_N=target_N,
         subject_B=subject_ends(sequences, device),
     )
+
+
+def cut(sequence: Encoded, start: int) -> Encoded:
+    """Return what a sequence has from a place of its prompt on; the subject, if it has one, ends there or later."""
+    end = sequence.subject_end
+    rest = sequence.prompt_ids[start:]
+    return replace(sequence, prompt_ids=rest, subject_end=None if end is None else end - start)
 
 
 def subject_ends(sequences: Sequence[Encoded], device: torch.device) -> Tensor:
