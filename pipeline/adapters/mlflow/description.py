@@ -205,7 +205,7 @@ def _gate(row: Mapping[str, Any], entry: RegistryEntry) -> str:
     metric, bound = str(row.get("metric")), bound_text(row)
     count = f" on {counted(num, 'probe')}" if (num := row.get("num_measured")) else ""
     held = {"minimum": "at least", "maximum": "at most"}
-    words = " ".join(held.get(word, word) for word in bound.split()) if bound != "none" else "no bound"
+    words = " ".join(held.get(word, word) for word in bound.split())
     mark = MARKS.get(str(row.get("verdict")), "·")
     beside = _beside(entry, metric) if metric in AGAINST else ""
     return f"- {mark} {plain(metric)}: **{row['value']:.3g}**{count} ({words}{beside})"

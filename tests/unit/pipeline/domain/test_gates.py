@@ -173,7 +173,7 @@ def test_bounds_are_told_as_a_minimum_or_a_maximum_in_reports_of_before_too() ->
     for metric, bound in {"locality_kl": "maximum 0.5", "locality": "minimum 0.85"}.items():
         assert bound_text(rows[metric]) == bound
         assert bound_text({key: value for key, value in rows[metric].items() if key != "is_most"}) == bound
-    assert bound_text({"metric": "generalization", "threshold": 0.0, "num_measured": 2}) == "none"
+    assert bound_text({"metric": "generalization", "threshold": 0.0, "num_measured": 2}) == "no bound"
 
 
 def test_what_the_policy_has_no_bound_for_is_reported_and_does_not_pass_a_bound_of_0() -> None:
