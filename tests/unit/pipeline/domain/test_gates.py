@@ -179,7 +179,7 @@ def test_bounds_are_told_as_a_minimum_or_a_maximum_in_reports_of_before_too() ->
 def test_what_the_policy_has_no_bound_for_is_reported_and_does_not_pass_a_bound_of_0() -> None:
     off = replace(POLICY, generalization_min=0.0)
     row = next(r for r in judge(off, make_measurements(make_score("a", same_context=(False,)))).rows if r.num_measured)
-    assert (row.metric, row.verdict, row.threshold, row.bound) == ("generalization", Verdict.reported, None, "none")
+    assert (row.metric, row.verdict, row.threshold, row.bound) == ("generalization", Verdict.reported, None, "no bound")
 
 
 def test_measurements_of_a_stored_report_are_judged_as_they_were() -> None:
