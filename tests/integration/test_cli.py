@@ -110,6 +110,16 @@ def test_the_gate_policy_of_a_lineage_is_shown_and_changed(corrigenda: Command) 
     assert "lineage:policy_changed" in corrigenda("audit", "show", "facts").stdout
 
 
+def test_ask_says_that_nothing_is_approved_yet_beside_the_answer(
+    corrigenda: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.entrypoints.resident.answers", lambda *_, **__: [{"prompt": "p", "text": "a"}])
+    asked = corrigenda("ask", "p", "--json")
+    assert json.loads(asked.stdout) == [{"prompt": "p", "text": "a"}]
+    assert asked.stderr == "nothing of facts is approved yet, so this is its base\n"
+    assert corrigenda("ask", "p", "--snapshot", "base").stderr == ""
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -25,6 +25,7 @@ from pipeline.entrypoints.console import (
     LineageOption,
     ReasonOption,
     exits_clearly,
+    note,
     print_json,
     print_record,
     print_rows,
@@ -191,7 +192,10 @@ def mlflow_user(
 def _plan(kept: Stores, lineage: str | None, ref: str) -> LoadPlan:
     name = lineage_name(kept, lineage)
     found = kept.lineages.lineage(name)
-    is_base = ref == "base" or (ref == "champion" and found.champion_id is None)
+    has_none = ref == "champion" and found.champion_id is None
+    if has_none:
+        note(f"nothing of {name} is approved yet, so this is its base")
+    is_base = ref == "base" or has_none
     snapshot_id = None if is_base else kept.snapshots.snapshot(name, ref).snapshot_id
     return kept.snapshots.load_plan(name, snapshot_id=snapshot_id)
 
