@@ -79,7 +79,7 @@ for group in (
 
 
 def _help_to_any_width(group: typer.Typer) -> None:
-    """Make each paragraph of a command's help one line: typer keeps the docstring's own, ragged on a narrow terminal."""
+    """Make each paragraph of a help one line: typer keeps those of the docstring, ragged on a narrow terminal."""
     for command in group.registered_commands:
         paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
         command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
