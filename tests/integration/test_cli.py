@@ -540,6 +540,22 @@ def test_logs_are_shown_by_process_and_as_sentences(corrigenda: Command, tmp_pat
     assert corrigenda("logs", "nobody").exit_code == ExitCode.usage
 
 
+def test_logs_of_several_processes_are_merged_by_time(corrigenda: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "logs"
+    folder.mkdir(parents=True)
+    told = [
+        json.dumps({"event": name, "level": "info", "timestamp": f"2026-11-28T12:00:0{at}Z"})
+        for name, at in (("a", 1), ("b", 5))
+    ]
+    (folder / "intake.log").write_text("\n".join(told) + "\n", encoding="utf-8")
+    said = (
+        "2026-11-28 12:00:03.126 UTC [7] ERROR:  no such row\n\tin a query\n2026-11-28 12:00:06.126 UTC [7] LOG:  up\n"
+    )
+    (folder / "postgres.log").write_text(said, encoding="utf-8")
+    names = [line.split()[0] for line in corrigenda("logs").stdout.splitlines()]
+    assert names == ["intake", "postgres", "postgres", "intake", "postgres"]
+
+
 def test_a_correction_that_no_broker_took_can_be_sent_again_under_its_id(
     corrigenda: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
