@@ -35,6 +35,7 @@ from pipeline.entrypoints.console import (
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.model_cards import adapter_advice, model_card
 from pipeline.entrypoints.signs import SignOfLife
+from pipeline.entrypoints.stopping import said_at_once
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -129,11 +130,14 @@ def export(
         raise InvalidInput("expected --peft with --max-rank or --base-name, got a whole model, which has neither")
     settings = current_settings()
     plan = _plan(stores(settings), lineage, snapshot)
-    if peft:
-        asked = {"out": str(out.absolute()), "base_name": base_name, "max_rank": max_rank}
-        written = _run("editors.weights.peft_adapter", plan, asked)
-    else:
-        written = _run("workers.controller.one_shot", plan, {"export": str(out.absolute())} | _group(settings))
+    writing = f"loading {plan.lineage} and writing it into {out}"
+    stopped = f"stopping: nothing was written into {out}; the same command begins again"
+    with SignOfLife(writing, is_quiet=not sys.stderr.isatty()), said_at_once(stopped, by=note):
+        if peft:
+            asked = {"out": str(out.absolute()), "base_name": base_name, "max_rank": max_rank}
+            written = _run("editors.weights.peft_adapter", plan, asked)
+        else:
+            written = _run("workers.controller.one_shot", plan, {"export": str(out.absolute())} | _group(settings))
     card = model_card(plan, written)
     (out / "README.md").write_text(card, encoding="utf-8")
     if as_json:
