@@ -15,6 +15,7 @@ import typer
 
 from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.sizes import shown_size
 from pipeline.domain.language.answers import first_line
 from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints import resident
@@ -149,7 +150,8 @@ def export(
 
 
 def _without_layers(written: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in written.items() if name != "errors"}
+    shown = {name: value for name, value in written.items() if name not in ("errors", "num_bytes")}
+    return shown | ({"size": shown_size(written["num_bytes"])} if "num_bytes" in written else {})
 
 
 def register_again(
