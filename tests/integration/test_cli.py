@@ -521,6 +521,18 @@ def test_the_database_is_asked_with_a_login_that_only_reads(corrigenda: Command,
         assert (result.exit_code, result.stderr.count("\n")) == (ExitCode.usage, 1), result.output
 
 
+def test_psql_is_opened_with_the_login_of_a_query_or_says_as_everywhere_why_it_cannot(
+    corrigenda: Command, rig: StoreRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, str]] = []
+    monkeypatch.setattr("pipeline.entrypoints.cli.sql.os.execve", lambda path, words, given: opened.append(given))
+    assert corrigenda("sql").exit_code == ExitCode.done
+    assert opened[0]["PGOPTIONS"] == "-c role=corrigenda_console"
+    monkeypatch.setenv("CORRIGENDA_DATABASE_URL", "postgresql://corrigenda_auditor:x@127.0.0.1:1/none")
+    away = corrigenda("sql")
+    assert (away.exit_code, away.stderr.count("\n"), len(opened)) == (ExitCode.unavailable, 1, 1)
+
+
 def test_logs_are_shown_by_process_and_as_sentences(corrigenda: Command, tmp_path: Path) -> None:
     folder = tmp_path / "home" / "logs"
     assert corrigenda("logs").exit_code == ExitCode.misconfigured
