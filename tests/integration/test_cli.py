@@ -120,6 +120,17 @@ def test_ask_says_that_nothing_is_approved_yet_beside_the_answer(
     assert corrigenda("ask", "p", "--snapshot", "base").stderr == ""
 
 
+def test_of_a_long_prompt_its_end_is_shown_beside_the_answer(
+    corrigenda: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = "The river is long. " * 600 + "The capital of Mali is"
+    monkeypatch.setattr("pipeline.entrypoints.resident.answers", lambda *_, **__: [{"prompt": prompt, "text": "x"}])
+    assert json.loads(corrigenda("ask", prompt, "--json").stdout)[0]["prompt"] == prompt
+    shown = corrigenda("ask", prompt).stdout
+    assert "The capital of Mali is" in shown
+    assert len(shown) < 1_000
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -41,6 +41,8 @@ from pipeline.entrypoints.stopping import said_at_once
 if TYPE_CHECKING:
     from pipeline.config import Settings
 
+MAX_SHOWN = 200
+"""Characters of a prompt that are printed beside its answer."""
 SnapshotOption = Annotated[str, typer.Option(help="champion, head, base, or a snapshot's seq.")]
 
 
@@ -88,7 +90,7 @@ def ask(
     if as_json:
         print_json(answers)
     else:
-        _print_answers([(answer["prompt"], _shown_answer(answer["text"])) for answer in answers])
+        _print_answers([(_shown_prompt(answer["prompt"]), _shown_answer(answer["text"])) for answer in answers])
 
 
 def _print_answers(answers: Sequence[tuple[str, str]]) -> None:
@@ -99,6 +101,11 @@ def _print_answers(answers: Sequence[tuple[str, str]]) -> None:
         return
     rows = [{"prompt": prompt, "text": text} for prompt, text in answers]
     print_rows(rows, {"prompt": "prompt", "text": "answer"}, as_json=False, empty="no answers")
+
+
+def _shown_prompt(prompt: str) -> str:
+    """Return a prompt, of a long one its end, which the answer goes on from: the whole would hide the answer."""
+    return prompt if len(prompt) <= MAX_SHOWN else f"… {prompt[-MAX_SHOWN:].lstrip()}"
 
 
 def _shown_answer(text: str) -> str:
