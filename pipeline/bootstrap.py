@@ -164,6 +164,7 @@ def pruner(settings: Settings) -> Pruner:
 @lru_cache(maxsize=4)
 def reconciler(settings: Settings) -> RegistryReconciler:
     """Reads the registry back."""
+    from pipeline.services.registry.candidate_versions import CandidateVersions
     from pipeline.services.registry.champion_alias import ChampionAlias
     from pipeline.services.registry.reconciling import RegistryReconciler
 
@@ -173,6 +174,7 @@ def reconciler(settings: Settings) -> RegistryReconciler:
         snapshots=kept.snapshots,
         registry=_registry(settings),
         champion=ChampionAlias(mirror=kept.mirror, registry=_registry(settings)),
+        candidates=CandidateVersions(snapshots=kept.snapshots, mirror=kept.mirror, registry=_registry(settings)),
         review=review_service(settings),
         notes=kept.review,
     )

@@ -73,7 +73,8 @@ class Settings(BaseSettings):
     web_max_body_bytes: int = Field(4_000_000, ge=10_000, description="Largest body of a request to the HTTP API.")
     web_corrections_per_minute: int = Field(600, ge=1, description="Corrections that one token may send a minute.")
     webhook_private_networks: bool = Field(
-        False, description="Whether webhooks may be plain http, and lead to loopback and private networks."
+        False,
+        description="Whether webhooks may be plain http, and lead to loopback and private networks; never link-local.",
     )
     web_longest_wait: Annotated[Duration, Field(gt=timedelta(0))] = Field(
         timedelta(hours=1), description="No more corrections of a lineage are taken while its oldest waits longer."

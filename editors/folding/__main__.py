@@ -94,13 +94,16 @@ def fold(asked: Asked) -> dict[str, Any]:
     partial = partial_of(out)
     shutil.rmtree(partial, ignore_errors=True)  # what a crash left of an earlier try
     partial.mkdir(parents=True)
-    with told_to(_say):
-        measured = _made(asked, partial)
-    found = {"made_of": made_of, "digest": base_digest(partial), "measurements": measured}
-    write_atomically(partial / FOLDED, canonical_json(found).encode())
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    try:
+        with told_to(_say):
+            measured = _made(asked, partial)
+        found = {"made_of": made_of, "digest": base_digest(partial), "measurements": measured}
+        write_atomically(partial / FOLDED, canonical_json(found).encode())
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # of a fold that was stopped or failed
     return found
 
 

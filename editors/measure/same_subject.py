@@ -29,7 +29,12 @@ def with_same_subject(
     held = [edit for edit in remade if before.get(edit.edit_id)]
     facts = {
         edit.edit_id: tuple(
-            SameSubjectScore(edit_id=one.edit_id, prompt=one.request.prompt, holds=after[one.edit_id])
+            SameSubjectScore(
+                edit_id=one.edit_id,
+                request_id=one.request.request_id,
+                prompt=one.request.prompt,
+                holds=after[one.edit_id],
+            )
             for one in held
             if one.request.subject_key == edit.request.subject_key
         )

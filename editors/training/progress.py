@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 SECONDS_BETWEEN_LINES = 10.0
 """Least time between two lines about steps, where there is no terminal."""
@@ -67,7 +68,9 @@ class TrainingScreen:
 
 
 def _bar(console: Console) -> Progress:
-    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(), TextColumn("{task.description}"))
+    # Figures that the terminal has no room for go on below; kept on one line they would push the steps out.
+    figures = TextColumn("{task.description}", table_column=Column())
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(), figures)
     return Progress(*columns, console=console, refresh_per_second=4)
 
 

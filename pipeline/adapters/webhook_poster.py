@@ -1,4 +1,4 @@
-"""Posts to URLs that people registered, and to nothing inside of our own network.
+"""Posts to URLs that people registered, and to nothing inside of our own network, unless a setting allows that.
 
 The name is looked up once, every address that it has must be a public one, and the connection goes to the address
 that was checked: a name that changes its address between check and connection leads nowhere else. Redirects are not
@@ -23,11 +23,20 @@ TIMEOUT_SECONDS = 5.0
 DELIVERY_SECONDS = 10.0
 """Of all of them together: a receiver that sends a byte at a time never exceeds the time of a read."""
 MAX_URL_CHARS = 2_000
-_LEADING_INSIDE = tuple(
-    map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "::/96", "fec0::/10"))
-)
+_ENDING_IN_IPV4 = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
+_LEADING_INSIDE = (*_ENDING_IN_IPV4, *map(ipaddress.ip_network, ("2002::/16", "fec0::/10")))
 """Addresses that count as public: those of NAT64, 6to4 and others stand for any of IPv4, private ones too; the last are
 those of a site."""
+_NEVER = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "169.254.0.0/16", "fe80::/10",  # link-local, where most clouds answer
+            "fd00:ec2::/32", "fd20:ce::/64", "fd00:c1::/32", "100.100.100.200", "168.63.129.16",  # where others do
+        ),
+    )
+)  # fmt: skip
+"""A cloud's metadata, which gives whoever asks its machine's credentials: nobody has a receiver there."""
 
 
 class WebhookRefused(CorrigendaError):
@@ -51,7 +60,8 @@ def checked(url: str, *, allow_private: bool = False) -> Target:
 
     Args:
         url: what somebody registered.
-        allow_private: whether addresses of private networks are good too, and http without TLS.
+        allow_private: whether addresses of private networks are good too, and http without TLS. A cloud's metadata
+            and other link-local addresses never are.
 
     Raises:
         InvalidInput: if it is no such URL, or leads where nothing of ours may be reached.
@@ -138,9 +148,22 @@ def _address_of(name: str, port: int, *, allow_private: bool) -> str:
     except (OSError, UnicodeError) as error:
         raise InvalidInput(f"url: expected a host that can be looked up, got {name!r:.120}") from error
     addresses = [str(one[4][0]).partition("%")[0] for one in found]
+    if any(map(_is_metadata, addresses)):
+        raise InvalidInput(f"url: expected the host of a receiver, got {name!r:.120}, which is link-local or metadata")
     if not allow_private and not all(map(_is_public, addresses)):
         raise InvalidInput(f"url: expected a host with public addresses, got {name!r:.120}, which has another")
     return addresses[0]
+
+
+def _is_metadata(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    stands_for = [address]
+    if isinstance(address, ipaddress.IPv6Address):
+        # What is carried to IPv4: mapped, NAT64 and compatible ones have it at their end, 6to4 behind its prefix.
+        if address.ipv4_mapped or any(address in one for one in _ENDING_IN_IPV4):
+            stands_for.append(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
+        stands_for += [address.sixtofour] if address.sixtofour else []
+    return any(one in network for one in stands_for for network in _NEVER)
 
 
 def _is_public(text: str) -> bool:

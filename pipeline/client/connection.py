@@ -120,7 +120,9 @@ class Connection:
 
     def _say_again(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        self._tell(f"{self._trouble(error)}; trying again")
+        is_asked = isinstance(error, _TryLater) and error.seconds
+        when = f" in {state.upcoming_sleep:.0f} s, as it asks" if is_asked else ""
+        self._tell(f"{self._trouble(error)}; trying again{when}")
 
     def _give_up(self, error: Exception) -> NoReturn:
         later = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pipeline.domain.language.spelling import exact
+from pipeline.domain.reasons import quoted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +17,10 @@ class Claimant:
 
     edit_id: str
     """UUID of the correction."""
+    request_id: str
+    """The producer's id of it, by which people know it."""
+    prompt: str
+    """What it is about, for people; of a chat its last turn."""
     conflict_key: str
     """The key of its fact."""
     target_new: str
@@ -75,7 +80,7 @@ def _losers(claimants: list[Claimant], held: Claimant | None) -> list[Superseded
 
 def _loses(loser: Claimant, winner: Claimant) -> Superseded:
     if loser.asks_the_same(winner):
-        reason = f"duplicate of {winner.edit_id}"
+        reason = f"duplicate of {winner.request_id}, {quoted(winner.prompt)}"
     else:
-        reason = f"older than {winner.edit_id}, which corrects the same fact"
+        reason = f"older than {winner.request_id}, {quoted(winner.prompt)}, which corrects the same fact"
     return Superseded(edit_id=loser.edit_id, superseded_by=winner.edit_id, reason=reason)

@@ -186,11 +186,11 @@ MOST = frozenset({"locality_kl", "perplexity", "change_norm", "perplexity_ceilin
 
 
 def bound_text(row: Mapping[str, Any]) -> str:
-    """Return the threshold of a report's row in words: `minimum 0.9`, `maximum 0.5`, or `none`."""
+    """Return the threshold of a report's row in words: `minimum 0.9`, `maximum 0.5`, or `no bound`."""
     threshold = row.get("threshold")
     # The first reports had a minimum of 0 where nothing was judged.
     if not isinstance(threshold, int | float) or (threshold == 0 and row.get("num_measured") is not None):
-        return "none"
+        return "no bound"
     is_most = row.get("is_most", row.get("metric") in MOST)
     return f"{'maximum' if is_most else 'minimum'} {threshold:.3g}"
 

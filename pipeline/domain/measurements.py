@@ -56,6 +56,8 @@ class SameSubjectScore:
     """Its prompt; of a chat its last turn."""
     holds: bool
     """Teacher-forced: whether every target token still is the argmax after its own prompt."""
+    request_id: str = ""
+    """The producer's id of the active edit; empty in reports from before it was told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -58,7 +58,7 @@ def _refusal_by_same_subject(policy: GatePolicy, score: EditScore) -> str | None
 
 
 def _lost(score: EditScore) -> str:
-    lost = [one.edit_id for one in score.same_subject if not one.holds]
+    lost = [one.request_id or one.edit_id for one in score.same_subject if not one.holds]
     facts = counted(len(score.same_subject), "active fact")
     return f"{len(lost)} of {facts} about its subject would be lost, {lost[0]}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,8 @@ from pipeline.domain.formats.progress import progress_in
 
 USAGE, USAGE_MARK = 2, ": error: "
 """How argparse refuses words: its exit status, and what stands before the sentence."""
+GRACE_SECONDS = 5.0
+"""For clearing up, before a process is killed that nobody waits for any more."""
 
 
 def run_module(module: str, *arguments: str, tell: Callable[[str], None] | None = None) -> str:
@@ -36,7 +39,7 @@ def run_module(module: str, *arguments: str, tell: Callable[[str], None] | None 
             try:
                 last = _last_words(process, tell)
             except BaseException:
-                process.kill()
+                _end(process)
                 raise
         if process.returncode != 0:
             if process.returncode == USAGE and USAGE_MARK in last:
@@ -44,6 +47,20 @@ def run_module(module: str, *arguments: str, tell: Callable[[str], None] | None 
             raise named_by(last) or EngineFailed(f"{module} ended with status {process.returncode}: {last}")
         printed.seek(0)
         return printed.read()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process, with time to clear away what it has half written; a second Ctrl-C kills it."""
+    try:
+        # A terminal has told it of Ctrl-C too, and told twice it would leave its clearing up.
+        for seconds, number in ((1.0, signal.SIGINT), (GRACE_SECONDS, signal.SIGKILL)):
+            try:
+                process.wait(seconds)
+                return
+            except subprocess.TimeoutExpired:
+                process.send_signal(number)
+    finally:
+        process.kill()
 
 
 def _last_words(process: subprocess.Popen[str], tell: Callable[[str], None] | None) -> str:

@@ -86,6 +86,11 @@ def say_block(heading: str, text: str) -> None:
     say()
 
 
+def note(text: str) -> None:
+    """Say something beside the answer, on standard error: what reads the answer does not see it."""
+    err.print(Text(visible(text)), soft_wrap=not err.is_terminal)
+
+
 def complain(text: str) -> None:
     """Print a sentence on standard error: on one line in a pipe, broken between words on a terminal."""
     err.print(Text(visible(text)), style="red", soft_wrap=not err.is_terminal)

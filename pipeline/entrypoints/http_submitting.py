@@ -74,7 +74,10 @@ def submit_over_http(
     with SignOfLife("sending", is_quiet=as_json) as sign, _client(api, sign.tell) as client:
         if not (is_strict and refused):
             for first in range(0, len(lines), MAX_IN_A_CALL):
-                _send(client, lines[first : first + MAX_IN_A_CALL], lineage, receipts, complaints)
+                try:
+                    _send(client, lines[first : first + MAX_IN_A_CALL], lineage, receipts, complaints)
+                except Unavailable as error:
+                    raise Unavailable(f"{error}; {_how_far(receipts, lines)}") from error
         if wait_seconds is not None:
             found = _verdicts(client, receipts, wait_seconds, sign.tell)
     complaints.sort(key=lambda one: one.line)
@@ -121,6 +124,14 @@ def _send(
             complaints.append(Refusal(line=line.number, error=result.detail))
         else:
             receipts.append(result)
+
+
+def _how_far(receipts: Sequence[Receipt], lines: Sequence[Line]) -> str:
+    """Say what was sent before the API went away; the ids of a file's lines follow from the lines."""
+    again = "what is there already is not sent twice"
+    if len(lines) == 1:
+        again = f"with --request-id {lines[0].document['request_id']}"
+    return f"{len(receipts)} of {len(lines)} are sent, others may be; sending again is safe: {again}"
 
 
 def _verdicts(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from infra.local import LocalStack, LocalStackError, ProcessState, ProcessStatus
 from pipeline.adapters.login_names import Login
@@ -26,6 +29,8 @@ SUPERVISOR = "supervisor"
 WEB = "web"
 HOST = "127.0.0.1"
 EDIT_WORKER_GRACE = timedelta(seconds=60)
+WEB_STARTS_WITHIN = timedelta(seconds=60)
+"""After which `up` goes on without the HTTP API, and says so: a busy machine takes seconds to import it."""
 
 
 def start_stack(home: Path | None, ports: Mapping[str, int] | None = None) -> tuple[LocalStack, Settings]:
@@ -95,6 +100,20 @@ def start_web(stack: LocalStack, settings: Settings) -> str:
     argv = [sys.executable, "-m", "pipeline.entrypoints.web"]
     stack.spawn(WEB, argv, _environment(stack, settings, Login.web))
     return f"http://{HOST}:{port}"
+
+
+def is_answering(address: str, *, within: timedelta) -> bool:
+    """Wait until a process takes connections at an address such as `http://127.0.0.1:8080`; False if it never does."""
+    ends, at = time.monotonic() + within.total_seconds(), urlsplit(address)
+    while True:
+        try:
+            socket.create_connection((at.hostname, at.port), timeout=1).close()
+        except OSError:
+            if time.monotonic() >= ends:
+                return False
+            time.sleep(0.1)
+        else:
+            return True
 
 
 def web_address(stack: LocalStack) -> str | None:

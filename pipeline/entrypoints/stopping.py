@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from queue import SimpleQueue
@@ -35,12 +35,17 @@ def stop_on_signals() -> threading.Event:
 
 
 @contextmanager
-def said_at_once(sentence: str) -> Iterator[None]:
-    """Say a sentence the moment that Ctrl-C is pressed; what is inside takes its time to see it."""
+def said_at_once(sentence: str, *, by: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Say a sentence the moment that Ctrl-C is pressed; what is inside takes its time to see it.
+
+    Args:
+        sentence: what happens now, and how to go on.
+        by: prints it. Where a live screen is shown, only its own console prints above it: standard output's is
+            taken if None.
+    """
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        # Where a live screen is shown, only its own console prints above it.
-        (say if out.is_terminal else complain)(sentence)
+        (by or (say if out.is_terminal else complain))(sentence)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

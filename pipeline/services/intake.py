@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
-import stamina
 import structlog
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential_jitter
 
 from pipeline.domain.contract.messages import Message, ParsedMessage, PartitionClaim, Poll, PollCounts
 from pipeline.domain.contract.wire import parse_message
@@ -127,17 +127,21 @@ class Intake:
 
     def _patiently(self, action: Callable[[], Result], should_stop: Callable[[], bool]) -> Result:
         """Retry while a service is away, for a bounded time; a stop ends the waiting."""
-        for attempt in stamina.retry_context(
-            on=lambda error: isinstance(error, Unavailable) and not should_stop(),
-            attempts=None,
-            timeout=self._give_up_after,
-            wait_initial=FIRST_WAIT,
-            wait_max=LONGEST_WAIT,
-            wait_jitter=FIRST_WAIT,
-        ):
-            with attempt:
-                return action()
-        raise AssertionError("a retry either returns or raises")
+        told: set[str] = set()
+
+        def tell(state: RetryCallState) -> None:
+            error = str(state.outcome.exception()) if state.outcome else ""
+            if error not in told:  # tried every two seconds, so that the same is not said sixty times
+                self._log.warning("service_away", error=error, tried_for=f"{self._give_up_after.total_seconds():g} s")
+            told.add(error)
+
+        return Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, Unavailable) and not should_stop()),
+            stop=stop_before_delay(self._give_up_after),
+            wait=wait_exponential_jitter(multiplier=FIRST_WAIT.total_seconds(), max=LONGEST_WAIT, jitter=FIRST_WAIT),
+            before_sleep=tell,
+            reraise=True,
+        )(action)
 
     def _tell(self, polls: Sequence[Poll], counts: PollCounts) -> None:
         MESSAGES.labels(outcome="received").inc(counts.received)

@@ -19,7 +19,7 @@ from pipeline.telemetry.tracing import current_trace_id
 
 FORMAT_VARIABLE = "CORRIGENDA_LOG_FORMAT"
 
-QUIET = ("alembic", "botocore", "httpx", "kafka", "stamina", "torch")
+QUIET = ("alembic", "botocore", "httpx", "kafka", "torch")
 """Libraries that tell of every connection, request, retry or cache; their warnings are enough."""
 SILENT = ("kafka.net.selector", "urllib3")
 """Libraries that warn of every retry, and of every moment in which a busy machine was slow. What came of it we tell."""

@@ -108,7 +108,7 @@ def test_of_several_corrections_of_a_fact_only_the_latest_is_claimed(rig: StoreR
     assert batch is not None
     assert [edit.edit_id for edit in batch.edits] == [latest]
     assert {str(rig.edit(one)["superseded_by"]) for one in (first, second, respelt)} == {latest}
-    assert rig.edit(second)["reason"] == f"duplicate of {latest}"
+    assert rig.edit(second)["reason"] == "duplicate of c, 'The capital of France is'"
     assert "corrects the same fact" in rig.edit(first)["reason"]
     assert "corrects the same fact" in rig.edit(respelt)["reason"]
     assert {debt["edit_id"] for debt in rig.debts("result")} == {first, second, respelt}
@@ -150,11 +150,12 @@ def test_a_late_arrival_older_than_the_active_edit_is_superseded(rig: StoreRig) 
 
 def test_a_correction_that_asks_for_what_is_active_is_a_duplicate(rig: StoreRig) -> None:
     lease = rig.acquire()
-    active = rig.correct("a", fact="France", target="Lyon", minute=1)
+    rig.correct("a", fact="France", target="Lyon", minute=1)
     rig.commit_batch(lease)
     again = rig.correct("b", fact="France", target="Lyon", minute=5)
     assert rig.claim(lease) is None
-    assert (rig.status(again), rig.edit(again)["reason"]) == ("superseded", f"duplicate of {active}")
+    told = "duplicate of a, 'The capital of France is'"
+    assert (rig.status(again), rig.edit(again)["reason"]) == ("superseded", told)
 
 
 def test_a_correction_of_the_spelling_alone_displaces_what_is_active(rig: StoreRig) -> None:

@@ -110,6 +110,27 @@ def test_the_gate_policy_of_a_lineage_is_shown_and_changed(corrigenda: Command) 
     assert "lineage:policy_changed" in corrigenda("audit", "show", "facts").stdout
 
 
+def test_ask_says_that_nothing_is_approved_yet_beside_the_answer(
+    corrigenda: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.entrypoints.resident.answers", lambda *_, **__: [{"prompt": "p", "text": "a"}])
+    asked = corrigenda("ask", "p", "--json")
+    assert json.loads(asked.stdout) == [{"prompt": "p", "text": "a"}]
+    assert asked.stderr == "nothing of facts is approved yet, so this is its base\n"
+    assert corrigenda("ask", "p", "--snapshot", "base").stderr == ""
+
+
+def test_of_a_long_prompt_its_end_is_shown_beside_the_answer(
+    corrigenda: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = "The river is long. " * 600 + "The capital of Mali is"
+    monkeypatch.setattr("pipeline.entrypoints.resident.answers", lambda *_, **__: [{"prompt": prompt, "text": "x"}])
+    assert json.loads(corrigenda("ask", prompt, "--json").stdout)[0]["prompt"] == prompt
+    shown = corrigenda("ask", prompt).stdout
+    assert "The capital of Mali is" in shown
+    assert len(shown) < 1_000
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -511,6 +532,18 @@ def test_the_database_is_asked_with_a_login_that_only_reads(corrigenda: Command,
         assert (result.exit_code, result.stderr.count("\n")) == (ExitCode.usage, 1), result.output
 
 
+def test_psql_is_opened_with_the_login_of_a_query_or_says_as_everywhere_why_it_cannot(
+    corrigenda: Command, rig: StoreRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, str]] = []
+    monkeypatch.setattr("pipeline.entrypoints.cli.sql.os.execve", lambda path, words, given: opened.append(given))
+    assert corrigenda("sql").exit_code == ExitCode.done
+    assert opened[0]["PGOPTIONS"] == "-c role=corrigenda_console"
+    monkeypatch.setenv("CORRIGENDA_DATABASE_URL", "postgresql://corrigenda_auditor:x@127.0.0.1:1/none")
+    away = corrigenda("sql")
+    assert (away.exit_code, away.stderr.count("\n"), len(opened)) == (ExitCode.unavailable, 1, 1)
+
+
 def test_logs_are_shown_by_process_and_as_sentences(corrigenda: Command, tmp_path: Path) -> None:
     folder = tmp_path / "home" / "logs"
     assert corrigenda("logs").exit_code == ExitCode.misconfigured
@@ -528,6 +561,22 @@ def test_logs_are_shown_by_process_and_as_sentences(corrigenda: Command, tmp_pat
     assert one[0] == "first"
     assert json.loads(corrigenda("logs", "intake", "--raw", "-n", "1").stdout) == event
     assert corrigenda("logs", "nobody").exit_code == ExitCode.usage
+
+
+def test_logs_of_several_processes_are_merged_by_time(corrigenda: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "logs"
+    folder.mkdir(parents=True)
+    told = [
+        json.dumps({"event": name, "level": "info", "timestamp": f"2026-11-28T12:00:0{at}Z"})
+        for name, at in (("a", 1), ("b", 5))
+    ]
+    (folder / "intake.log").write_text("\n".join(told) + "\n", encoding="utf-8")
+    said = (
+        "2026-11-28 12:00:03.126 UTC [7] ERROR:  no such row\n\tin a query\n2026-11-28 12:00:06.126 UTC [7] LOG:  up\n"
+    )
+    (folder / "postgres.log").write_text(said, encoding="utf-8")
+    names = [line.split()[0] for line in corrigenda("logs").stdout.splitlines()]
+    assert names == ["intake", "postgres", "postgres", "intake", "postgres"]
 
 
 def test_a_correction_that_no_broker_took_can_be_sent_again_under_its_id(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.review.approvals import Decision
 from pipeline.entrypoints.cli import folding
 from pipeline.entrypoints.cli.app import app
-from pipeline.entrypoints.console import ExitCode
+from pipeline.entrypoints.console import INTERRUPTED, ExitCode
 from tests.support.factories import make_request
 from tests.support.ledger_parts import prior_lines
 from tests.support.programs_here import in_this_process
@@ -190,3 +192,27 @@ def test_a_fold_once_more_leaves_a_fact_out(corrigenda: Command, rig: StoreRig, 
     assert learnt.exit_code == ExitCode.failed, "one round is not enough for the gates"
     measured = json.loads((tmp_path / "base" / "fold.json").read_text())["measurements"]
     assert [score["edit_id"] for score in measured["edits"]] == [rig.edit_id("Italy")]
+
+
+def test_ctrl_c_says_at_once_what_follows_and_leaves_nothing_half_made(
+    corrigenda: Command, rig: StoreRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = made_lineage(corrigenda, tmp_path)
+    approved_facts(rig)
+
+    def interrupted(asked: object, folder: Path) -> None:
+        (folder / "model.safetensors").touch()
+        raise KeyboardInterrupt
+
+    def told_as_well(*words: str, tell: Callable[[str], None]) -> str:
+        with suppress(KeyboardInterrupt):
+            in_this_process(*words, tell=tell)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("Ctrl-C ends the command")
+
+    monkeypatch.setattr("editors.folding.__main__._made", interrupted)
+    monkeypatch.setattr(folding, "run_module", told_as_well)
+    stopped = corrigenda("lineage", "fold", LINEAGE, "folded", *given, "--out", str(tmp_path / "folds" / "base"))
+    assert stopped.exit_code == INTERRUPTED
+    assert stopped.stderr.splitlines()[-1] == "stopping: nothing was made; the same command begins again"
+    assert list((tmp_path / "folds").iterdir()) == []

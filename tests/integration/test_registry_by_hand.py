@@ -19,6 +19,7 @@ from pipeline.domain.errors import CorrigendaError
 from pipeline.domain.review.approvals import Decision
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.ports import OutboxItem
+from pipeline.services.registry.candidate_versions import CandidateVersions
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.mirroring import RegistryMirror
 from pipeline.services.registry.package_checking import OF_BEFORE, PackageChecker
@@ -48,6 +49,7 @@ class Office:
             snapshots=rig.snapshots,
             registry=registry,
             champion=self.alias,
+            candidates=CandidateVersions(snapshots=rig.snapshots, mirror=rig.mirror, registry=registry),
             review=review,
             notes=rig.review,
         )

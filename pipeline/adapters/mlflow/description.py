@@ -13,7 +13,7 @@ from pipeline.adapters.mlflow.answers import asked, before_after, mark, measurem
 from pipeline.adapters.mlflow.markdown import plain
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import bound_text
-from pipeline.services.registry.links import version_link
+from pipeline.services.registry.links import review_link, version_link
 from pipeline.services.registry.registry_ports import RegistryEntry, Waiting
 
 MAX_DESCRIPTION_CHARS = 4_800
@@ -59,13 +59,16 @@ def metrics(entry: RegistryEntry) -> dict[str, float]:
     }
 
 
-def description(entry: RegistryEntry, *, links: str = "", pages: str = "", tells_actor: bool = True) -> str:
+def description(
+    entry: RegistryEntry, *, links: str = "", pages: str = "", review_pages: str = "", tells_actor: bool = True
+) -> str:
     """Return Markdown of at most `MAX_DESCRIPTION_CHARS`.
 
     Args:
         entry: the snapshot and all that is shown of it.
         links: a line of links to the run, its charts and files.
-        pages: address of MLflow's pages, for links to other versions.
+        pages: address of MLflow's pages, for links to other versions where there is nothing better.
+        review_pages: address of Corrigenda's own pages, where a snapshot stays though its version may be deleted.
         tells_actor: whether the server notes who asks; else they have to write their name down.
     """
     name = entry.lineage.settings.name
@@ -75,7 +78,16 @@ def description(entry: RegistryEntry, *, links: str = "", pages: str = "", tells
         actor="" if tells_actor else ", and your name as `approval.actor` (it is recorded as claimed)",
         policy=entry.lineage.settings.approval_policy.words(),
     )
-    around = [_title(entry), links, _going_live(entry, pages), "{}", _moved(entry), _gates(entry), how, _origin(entry)]
+    around = [
+        _title(entry),
+        links,
+        _going_live(entry, pages, review_pages),
+        "{}",
+        _moved(entry),
+        _gates(entry),
+        how,
+        _origin(entry),
+    ]
     text = "\n".join(part for part in around if part)
     room = MAX_DESCRIPTION_CHARS - len(text)
     return text.replace("{}", _changes(entry, room=room), 1)[:MAX_DESCRIPTION_CHARS]
@@ -94,7 +106,7 @@ def _title(entry: RegistryEntry) -> str:
     )
 
 
-def _going_live(entry: RegistryEntry, pages: str) -> str:
+def _going_live(entry: RegistryEntry, pages: str, review_pages: str) -> str:
     """Say what else approving it makes live."""
     around = entry.around
     if not around.num_waiting:
@@ -106,13 +118,17 @@ def _going_live(entry: RegistryEntry, pages: str) -> str:
         "",
     ]
     lines += [f"- and {left_out} before these"] if left_out else []
-    lines += [_waiting(one, entry.lineage.settings.name, pages) for one in around.waiting[-5:]]
+    lines += [_waiting(one, entry.lineage.settings.name, pages, review_pages) for one in around.waiting[-5:]]
     return "\n".join(lines) + "\n"
 
 
-def _waiting(one: Waiting, lineage: str, pages: str) -> str:
-    called = f"version {one.version}" if one.version else f"snapshot {one.seq}"
-    linked = f"[{called}]({version_link(pages, lineage, one.version)})" if pages and one.version else called
+def _waiting(one: Waiting, lineage: str, pages: str, review_pages: str) -> str:
+    if review_pages:
+        linked = f"[snapshot {one.seq}]({review_link(review_pages, lineage, one.seq)})"
+    elif pages and one.version:
+        linked = f"[version {one.version}]({version_link(pages, lineage, one.version)})"
+    else:
+        linked = f"snapshot {one.seq}"
     named = "; ".join(plain(edit, most=MAX_SAID) for edit in one.edits)
     was = ", which was rolled back" if one.is_rolled_back else ""
     return f"- {linked}{was}: {counted(one.num_edits, 'edit')}{f': {named}' if named else ''}"
@@ -205,7 +221,7 @@ def _gate(row: Mapping[str, Any], entry: RegistryEntry) -> str:
     metric, bound = str(row.get("metric")), bound_text(row)
     count = f" on {counted(num, 'probe')}" if (num := row.get("num_measured")) else ""
     held = {"minimum": "at least", "maximum": "at most"}
-    words = " ".join(held.get(word, word) for word in bound.split()) if bound != "none" else "no bound"
+    words = " ".join(held.get(word, word) for word in bound.split())
     mark = MARKS.get(str(row.get("verdict")), "·")
     beside = _beside(entry, metric) if metric in AGAINST else ""
     return f"- {mark} {plain(metric)}: **{row['value']:.3g}**{count} ({words}{beside})"

@@ -233,6 +233,7 @@ class MlflowRegistry:
                 entry,
                 links=self._links(entry, experiment_id, run_id),
                 pages=self._pages,
+                review_pages=self._review_pages,
                 tells_actor=self._tells_actor,
             ),
             model_id=model_id,

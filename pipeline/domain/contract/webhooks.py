@@ -55,6 +55,20 @@ _OF_STATUS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Undelivered:
+    """What a receiver did not take."""
+
+    since: datetime
+    """When the oldest of these messages was owed."""
+    num_failing: int
+    """Messages that were tried in vain and will be tried again."""
+    num_given_up: int
+    """Messages that are not tried any more, until somebody sends them again."""
+    last_error: str
+    """What went wrong with the newest of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Webhook:
     """A URL that results are sent to."""
 
@@ -70,6 +84,8 @@ class Webhook:
     """What is told."""
     created_at: datetime
     """When it was registered."""
+    undelivered: Undelivered | None = None
+    """What its receiver did not take; None where nothing fails."""
 
 
 def event_of(status: str, is_live: bool | None) -> WebhookEvent | None:

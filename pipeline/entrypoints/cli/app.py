@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import os
@@ -76,11 +77,23 @@ for group in (
 ):
     group.add_commands(app)
 
+
+def _help_to_any_width(group: typer.Typer) -> None:
+    """Make each paragraph of a help one line: typer keeps those of the docstring, ragged on a narrow terminal."""
+    for command in group.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for below in group.registered_groups:
+        if below.typer_instance is not None:
+            _help_to_any_width(below.typer_instance)
+
+
 PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 every: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
 for registered in every:
     named = registered.name or getattr(registered.callback, "__name__", "").replace("_", "-")
     registered.rich_help_panel = PANEL_OF[named]
+_help_to_any_width(app)
 
 
 @app.callback()

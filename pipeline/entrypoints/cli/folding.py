@@ -27,11 +27,12 @@ from pipeline.domain.lineages import Lineage, check_name
 from pipeline.domain.measurements import Measurements
 from pipeline.domain.rank_api import EditorIdentity, LoadPlan
 from pipeline.entrypoints.children import run_module
-from pipeline.entrypoints.console import ExitCode, JsonOption, complain, exits_clearly, print_json, say
+from pipeline.entrypoints.console import ExitCode, JsonOption, complain, exits_clearly, note, print_json, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
 from pipeline.entrypoints.signs import SignOfLife
+from pipeline.entrypoints.stopping import said_at_once
 
 PROVENANCE = "provenance.json"
 """File in the folder of the new base: which edits it holds, from which snapshot, and who approved them."""
@@ -88,7 +89,9 @@ def lineage_fold(
         "device": device,
         "settings": {"num_rounds": rounds} if rounds else {},
     }
-    with SignOfLife(f"loading the base to fold {counted(len(edits), 'fact')} into", is_quiet=as_json) as sign:
+    stopped = "stopping: nothing was made; the same command begins again"
+    loading = f"loading the base to fold {counted(len(edits), 'fact')} into"
+    with SignOfLife(loading, is_quiet=as_json) as sign, said_at_once(stopped, by=note):
         found = _folded(asked, sign)
     report = judge(
         lineage.settings.policy,
@@ -101,7 +104,8 @@ def lineage_fold(
     origin = _origin(lineage, plan, found["digest"], report, told)
     text_of_origin = canonical_json(origin)
     (folder / PROVENANCE).write_text(text_of_origin + "\n", encoding="utf-8")
-    with SignOfLife("measuring the new base for its lineage", is_quiet=as_json):
+    stopped = f"stopping: the base in {folder} is made and stays; the same command goes on from there"
+    with SignOfLife("measuring the new base for its lineage", is_quiet=as_json), said_at_once(stopped, by=note):
         prepared = prepare_base(folder, suite=suite, text=text, prior_text=texts, task=plan.base.task)
     made = make_lineage(
         kept,

@@ -18,11 +18,12 @@ from pipeline.domain.ledger.upkeep import Resolving, Upkeep
 from pipeline.domain.lineages import Lineage, check_name
 from pipeline.domain.review.policies import MAX_APPROVERS, NAMED, changed_policy, named
 from pipeline.entrypoints.cli import folding, policy
-from pipeline.entrypoints.console import JsonOption, ReasonOption, exits_clearly, print_json, print_rows, say
+from pipeline.entrypoints.console import JsonOption, ReasonOption, exits_clearly, note, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, deciding_actor, reviewing_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
 from pipeline.entrypoints.processes import start_edit_worker
 from pipeline.entrypoints.signs import SignOfLife
+from pipeline.entrypoints.stopping import said_at_once
 
 TASKS = ("causal", "seq2seq", "classifier")
 NO_EDITOR = "none"
@@ -80,7 +81,8 @@ def lineage_create(
     kept = stores(settings)
     _check_free(kept, name)
     measuring = "measuring the base model: its answers, its text, its activations; minutes the first time"
-    with SignOfLife(measuring, is_quiet=as_json):
+    stopped = "stopping: no lineage was made; the same command begins again"
+    with SignOfLife(measuring, is_quiet=as_json), said_at_once(stopped, by=note):
         prepared = prepare_base(
             model,
             suite=suite,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from infra.local.log_files import timed
 from pipeline.domain.errors import InvalidInput, Misconfigured
 from pipeline.entrypoints.console import exits_clearly, out, visible
 from pipeline.entrypoints.local_settings import load_settings
@@ -37,18 +40,16 @@ def logs(
     raw: Annotated[bool, typer.Option("--raw", help="Print lines as they are written, JSON as JSON.")] = False,
     home: Annotated[Path | None, typer.Option("--home", help="Folder of the stack.")] = None,
 ) -> None:
-    """Show the last lines of the logs of services and processes of the embedded stack.
+    """Show the last lines of the logs of services and processes of the embedded stack, merged by time.
 
     Example: corrigenda logs intake control-worker --follow
     """
     files = _chosen((home or load_settings().home) / "logs", process or [])
     width = max(len(file.stem) for file in files)
-    for file in files:
-        for line in _last_lines(file, lines):
-            _print(file.stem, line, width=width, is_raw=raw, is_one=len(files) == 1)
-    if follow:
-        for name, line in _following(files):
-            _print(name, line, width=width, is_raw=raw, is_one=len(files) == 1)
+    ends = {file: file.stat().st_size for file in files}  # what is written from here on is shown by --follow
+    last = ((file, _last_lines(file, lines, end=end)) for file, end in ends.items())
+    for name, line in itertools.chain(_merged(last), _following(ends) if follow else ()):
+        _print(name, line, width=width, is_raw=raw, is_one=len(files) == 1)
 
 
 def _chosen(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -62,22 +63,37 @@ def _chosen(folder: Path, names: Sequence[str]) -> list[Path]:
     return [file for file in known if not names or file.stem.startswith(tuple(names))]
 
 
-def _last_lines(file: Path, number: int) -> list[str]:
+def _last_lines(file: Path, number: int, *, end: int) -> list[str]:
     with file.open("rb") as stream:
-        size = stream.seek(0, 2)
-        stream.seek(max(size - TAIL_BYTES, 0))
-        text = stream.read().decode("utf-8", "replace")
+        start = stream.seek(max(end - TAIL_BYTES, 0))
+        text = stream.read(end - start).decode("utf-8", "replace")
     return list(deque(text.splitlines(), maxlen=number))
 
 
-def _following(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield lines as they come; a log that was rotated is read from its new start."""
-    places = {file: file.stat().st_size for file in files}
-    rests = dict.fromkeys(files, b"")
+def _merged(logs: Iterable[tuple[Path, Sequence[str]]]) -> Iterator[tuple[str, str]]:
+    """Yield the lines of several logs by the time at which each was written, with the name of its process."""
+    timed_lines = [
+        [(at, file.stem, line) for at, line in timed(lines, otherwise=_changed_at(file))] for file, lines in logs
+    ]
+    for _, name, line in heapq.merge(*timed_lines, key=lambda one: one[0]):
+        yield name, line
+
+
+def _changed_at(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return time.time()
+
+
+def _following(ends: Mapping[Path, int]) -> Iterator[tuple[str, str]]:
+    """Yield lines as they come, merged as far as one look finds them; a log that was rotated is read from its start."""
+    places, rests = dict(ends), dict.fromkeys(ends, b"")
     while True:
         sys.stdout.flush()
         time.sleep(POLL_SECONDS)
-        for file in files:
+        found: list[tuple[Path, Sequence[str]]] = []
+        for file in ends:
             size = file.stat().st_size if file.exists() else 0
             place = places[file] if size >= places[file] else 0
             if size == place:
@@ -88,8 +104,8 @@ def _following(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
                 read = rests[file] + stream.read(size - place)
             *whole, rests[file] = read.split(b"\n")
             places[file] = size
-            for line in whole:
-                yield file.stem, line.decode("utf-8", "replace")
+            found.append((file, [line.decode("utf-8", "replace") for line in whole]))
+        yield from _merged(found)
 
 
 def _print(name: str, line: str, *, width: int, is_raw: bool, is_one: bool) -> None:

@@ -15,6 +15,7 @@ import typer
 
 from pipeline.bootstrap import Stores, stores
 from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.sizes import shown_size
 from pipeline.domain.language.answers import first_line
 from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints import resident
@@ -25,6 +26,7 @@ from pipeline.entrypoints.console import (
     LineageOption,
     ReasonOption,
     exits_clearly,
+    note,
     print_json,
     print_record,
     print_rows,
@@ -34,10 +36,13 @@ from pipeline.entrypoints.console import (
 from pipeline.entrypoints.local_settings import cli_actor, current_settings
 from pipeline.entrypoints.model_cards import adapter_advice, model_card
 from pipeline.entrypoints.signs import SignOfLife
+from pipeline.entrypoints.stopping import said_at_once
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
 
+MAX_SHOWN = 200
+"""Characters of a prompt that are printed beside its answer."""
 SnapshotOption = Annotated[str, typer.Option(help="champion, head, base, or a snapshot's seq.")]
 
 
@@ -85,7 +90,7 @@ def ask(
     if as_json:
         print_json(answers)
     else:
-        _print_answers([(answer["prompt"], _shown_answer(answer["text"])) for answer in answers])
+        _print_answers([(_shown_prompt(answer["prompt"]), _shown_answer(answer["text"])) for answer in answers])
 
 
 def _print_answers(answers: Sequence[tuple[str, str]]) -> None:
@@ -96,6 +101,11 @@ def _print_answers(answers: Sequence[tuple[str, str]]) -> None:
         return
     rows = [{"prompt": prompt, "text": text} for prompt, text in answers]
     print_rows(rows, {"prompt": "prompt", "text": "answer"}, as_json=False, empty="no answers")
+
+
+def _shown_prompt(prompt: str) -> str:
+    """Return a prompt, of a long one its end, which the answer goes on from: the whole would hide the answer."""
+    return prompt if len(prompt) <= MAX_SHOWN else f"… {prompt[-MAX_SHOWN:].lstrip()}"
 
 
 def _shown_answer(text: str) -> str:
@@ -128,11 +138,14 @@ def export(
         raise InvalidInput("expected --peft with --max-rank or --base-name, got a whole model, which has neither")
     settings = current_settings()
     plan = _plan(stores(settings), lineage, snapshot)
-    if peft:
-        asked = {"out": str(out.absolute()), "base_name": base_name, "max_rank": max_rank}
-        written = _run("editors.weights.peft_adapter", plan, asked)
-    else:
-        written = _run("workers.controller.one_shot", plan, {"export": str(out.absolute())} | _group(settings))
+    writing = f"loading {plan.lineage} and writing it into {out}"
+    stopped = f"stopping: nothing was written into {out}; the same command begins again"
+    with SignOfLife(writing, is_quiet=not sys.stderr.isatty()), said_at_once(stopped, by=note):
+        if peft:
+            asked = {"out": str(out.absolute()), "base_name": base_name, "max_rank": max_rank}
+            written = _run("editors.weights.peft_adapter", plan, asked)
+        else:
+            written = _run("workers.controller.one_shot", plan, {"export": str(out.absolute())} | _group(settings))
     card = model_card(plan, written)
     (out / "README.md").write_text(card, encoding="utf-8")
     if as_json:
@@ -144,7 +157,8 @@ def export(
 
 
 def _without_layers(written: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in written.items() if name != "errors"}
+    shown = {name: value for name, value in written.items() if name not in ("errors", "num_bytes")}
+    return shown | ({"size": shown_size(written["num_bytes"])} if "num_bytes" in written else {})
 
 
 def register_again(
@@ -191,7 +205,10 @@ def mlflow_user(
 def _plan(kept: Stores, lineage: str | None, ref: str) -> LoadPlan:
     name = lineage_name(kept, lineage)
     found = kept.lineages.lineage(name)
-    is_base = ref == "base" or (ref == "champion" and found.champion_id is None)
+    has_none = ref == "champion" and found.champion_id is None
+    if has_none:
+        note(f"nothing of {name} is approved yet, so this is its base")
+    is_base = ref == "base" or has_none
     snapshot_id = None if is_base else kept.snapshots.snapshot(name, ref).snapshot_id
     return kept.snapshots.load_plan(name, snapshot_id=snapshot_id)
 

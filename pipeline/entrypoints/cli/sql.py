@@ -37,7 +37,8 @@ def sql(
     settings.require("database_url")
     url = parsed_url(settings.database_url.get_secret_value())
     if query is None:
-        _open_psql(url)
+        _rows(url, settings.database_role, "SELECT 1")  # what is wrong with the login is said here as everywhere
+        _open_psql(url, settings.database_role)
     else:
         rows = _rows(url, settings.database_role, query)
         print_rows(rows, {name: name for name in (rows[0] if rows else ())}, as_json=as_json, empty="no rows")
@@ -66,7 +67,7 @@ def _rows(url: URL, role: str, query: str) -> list[dict[str, Any]]:
         engine.dispose()
 
 
-def _open_psql(url: URL) -> None:
+def _open_psql(url: URL, role: str) -> None:
     """Go on as psql, from the path or from the embedded server's wheel."""
     import importlib.util
 
@@ -79,5 +80,6 @@ def _open_psql(url: URL) -> None:
         raise Misconfigured("expected psql on the path, got none; give the query as an argument instead")
     # The password goes by the environment, which other users cannot read; a command line they can.
     login = {"PGHOST": url.host, "PGPORT": str(url.port or 5432), "PGUSER": url.username, "PGDATABASE": url.database}
+    login |= {"PGOPTIONS": f"-c role={role}"} if role else {}
     given = {name: value for name, value in (login | {"PGPASSWORD": url.password}).items() if value}
     os.execve(found, [found], os.environ | {name: str(value) for name, value in given.items()})

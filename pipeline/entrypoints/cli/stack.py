@@ -15,7 +15,7 @@ from infra.local import LocalStack, Service
 from infra.local.base_model import default_model_folder, is_ready
 from pipeline.bootstrap import create_topics, pruner, stores
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured, Unavailable
-from pipeline.domain.formats.counting import counted
+from pipeline.domain.formats.counting import counted, spoken
 from pipeline.domain.formats.sizes import parse_age, shown_size
 from pipeline.domain.retries import WEBHOOK
 from pipeline.entrypoints import resident
@@ -24,6 +24,7 @@ from pipeline.entrypoints.console import (
     JsonOption,
     complain,
     exits_clearly,
+    note,
     print_json,
     print_record,
     print_rows,
@@ -34,7 +35,9 @@ from pipeline.entrypoints.liveness import asked
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings
 from pipeline.entrypoints.processes import (
     WEB,
+    WEB_STARTS_WITHIN,
     edit_worker_name,
+    is_answering,
     start_control_worker,
     start_edit_worker,
     start_intake,
@@ -89,6 +92,8 @@ def up(
         for lineage in lineages:
             start_edit_worker(stack, settings, lineage.settings.base)
         start_supervisor(stack, settings)
+        sign.tell("waiting for the HTTP API")
+        is_served = is_answering(web, within=WEB_STARTS_WITHIN)  # a script that asks it next is not turned away
     if as_json:
         print_json([asdict(process) for process in stack.status()])
         return
@@ -96,6 +101,8 @@ def up(
     names = [lineage.settings.name for lineage in lineages]
     say()
     print_record(_places(stack, settings, names, web), as_json=False)
+    if not is_served:
+        note(f"the HTTP API does not answer yet after {spoken(WEB_STARTS_WITHIN)}; `corrigenda logs web` says why")
 
 
 def _port(text: str) -> tuple[str, int]:

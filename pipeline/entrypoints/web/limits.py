@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from http import HTTPStatus
 
+from pipeline.domain.formats.counting import counted, spoken
 from pipeline.entrypoints.web.problems import Problem
 
 MAX_CALLERS = 10_000
@@ -47,7 +48,7 @@ class RateLimit:
                 self._left.popitem(last=False)
         if left < enough:
             wait = math.ceil((enough - left) * 60 / self._most)
-            detail = f"expected at most {self._most:.0f} corrections a minute from {name}, got more; wait {wait} s"
+            detail = f"expected at most {counted(int(self._most), 'correction')} a minute from {name}, got more"
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, detail, headers={"Retry-After": str(wait)})
 
 
@@ -80,11 +81,7 @@ class BackPressure:
                 self._known[lineage] = (time.monotonic(), age)
             if age > self._longest:
                 detail = (
-                    f"the oldest correction of {lineage} waits for {_minutes(age)}, longer than the "
-                    f"{_minutes(self._longest)} after which no more are taken; come back later"
+                    f"expected no correction of {lineage} to wait for more than {spoken(self._longest)}, got one that "
+                    f"waits for {spoken(age)}: no more are taken until it is edited"
                 )
                 raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "60"})
-
-
-def _minutes(age: timedelta) -> str:
-    return f"{age.total_seconds() / 60:.0f} minutes"

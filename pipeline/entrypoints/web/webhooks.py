@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.adapters.webhook_poster import checked
 from pipeline.domain.contract.reasons import reasons_of
-from pipeline.domain.contract.webhooks import DEFAULT_EVENTS, Webhook, WebhookEvent, new_secret
+from pipeline.domain.contract.webhooks import DEFAULT_EVENTS, Undelivered, Webhook, WebhookEvent, new_secret
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.review.people import Person, Role
 from pipeline.entrypoints.web.bodies import JSON, Body, media_type, object_of
@@ -41,6 +41,15 @@ class NewWebhook(BaseModel):
     )
 
 
+class Failing(BaseModel):
+    """What a receiver did not take."""
+
+    since: datetime = Field(description="When the oldest of these messages was owed.")
+    messages: int = Field(description="Tried in vain, and tried again.")
+    given_up: int = Field(description="Not tried any more; an operator can have them sent again.")
+    last_error: str = Field(description="What went wrong with the newest of them.")
+
+
 class Registered(BaseModel):
     """A URL that is told."""
 
@@ -50,6 +59,7 @@ class Registered(BaseModel):
     lineage: str | None = Field(None, description="The lineage of which all results are told; else the owner's own.")
     events: list[WebhookEvent] = Field(description="What is told.")
     created_at: datetime = Field(description="When it was registered.")
+    failing: Failing | None = Field(None, description="What its receiver did not take; null while all is taken.")
 
 
 class RegisteredWithSecret(Registered):
@@ -88,7 +98,7 @@ def register(request: Request, parts: Parts, person: Owner, body: Body) -> Regis
 
 @router.get("", responses=answers(503))
 def listed(parts: Parts, person: Owner) -> Listed:
-    """List the caller's registrations; an operator sees everybody's. Secrets are not shown."""
+    """List the caller's registrations and what fails of each; an operator sees everybody's. Secrets are not shown."""
     found = parts.stores.api.webhooks.of(None if Role.operator in person.roles else person.name)
     return Listed(webhooks=[Registered(**_said(one)) for one in found])
 
@@ -115,4 +125,13 @@ def _said(webhook: Webhook) -> dict[str, object]:
         "lineage": webhook.lineage,
         "events": list(webhook.events),
         "created_at": webhook.created_at,
+        "failing": _failing(webhook.undelivered),
     }
+
+
+def _failing(found: Undelivered | None) -> Failing | None:
+    if found is None:
+        return None
+    return Failing(
+        since=found.since, messages=found.num_failing, given_up=found.num_given_up, last_error=found.last_error
+    )

@@ -10,6 +10,7 @@ from pipeline.domain.lineages import Lineage
 from pipeline.domain.review.approvals import MLFLOW_USER, Channel, Decision, claimed_actor
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.ports import LineageStore, ReviewStore, SnapshotStore
+from pipeline.services.registry.candidate_versions import CandidateVersions
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.registry_ports import Registry, RegistryRequest
 from pipeline.services.review import ReviewService
@@ -31,6 +32,7 @@ class RegistryReconciler:
         snapshots: SnapshotStore,
         registry: Registry,
         champion: ChampionAlias,
+        candidates: CandidateVersions,
         review: ReviewService,
         notes: ReviewStore,
     ) -> None:
@@ -38,12 +40,13 @@ class RegistryReconciler:
         self._snapshots = snapshots
         self._registry = registry
         self._champion = champion
+        self._candidates = candidates
         self._review = review
         self._notes = notes
         self._waiting: dict[str, object] = {}  # what was found to need a person, so that it is not looked at again
 
     def run_once(self) -> int:
-        """Look at every lineage; returns how many requests were answered and champions put back.
+        """Look at every lineage; returns how many requests were answered and champions or candidates put right.
 
         What is wrong with one lineage does not keep the others waiting; it is raised at the end.
 
@@ -55,6 +58,7 @@ class RegistryReconciler:
         for lineage in self._lineages.lineages():
             try:
                 num_done += self.reconcile(lineage.settings.name)
+                num_done += self._candidates.look(lineage)
                 num_done += self._approve_automatically(lineage)
             except (Unavailable, LoginRefused):
                 raise

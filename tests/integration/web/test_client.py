@@ -19,6 +19,7 @@ from pipeline.domain.errors import InvalidInput, Unavailable
 from pipeline.domain.review.approvals import Decision
 from pipeline.domain.review.people import Role
 from pipeline.entrypoints.cli.app import app
+from pipeline.entrypoints.console import ExitCode
 from pipeline.services.submission import encoded
 from tests.support.store_rig import LINEAGE, StoreRig
 from tests.support.web_rig import WebRig
@@ -149,6 +150,11 @@ def test_submit_goes_over_http_where_an_api_is_named(
     first, second = (document for _, document in web.publisher.sent)
     assert first == second
     assert (first["submitted_by"], first["source"]) == ("desk", "cli")
+    away = httpx2.Response(503, json={"detail": "expected fewer"}, headers={"Retry-After": "3600"})
+    transport.before = [lambda request: away]
+    late = corrigenda(str(file))
+    assert late.exit_code == ExitCode.unavailable
+    assert "0 of 2 are sent, others may be; sending again is safe" in " ".join(late.stderr.split())
     one = corrigenda("--prompt", "The capital of Mali is", "--target", "Bamako")
     assert one.exit_code == 0, one.stderr
     assert "to the HTTP API" in one.stdout

@@ -286,7 +286,7 @@ def test_too_many_and_too_late_are_told_when_to_come_back(postgres_url: str, web
     unnamed = {name: value for name, value in STEM.items() if name != "lineage"}
     for correction in (STEM | {"lineage": LINEAGE}, unnamed):
         late = web.again().client(Role.requester, name="late").post("/v1/corrections", json=correction)
-        assert "120 minutes" in is_problem(late, 503)
+        assert "more than 1 hour, got one that waits for 2 hours" in is_problem(late, 503)
         assert late.headers["retry-after"] == "60"
 
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from httpx2 import Response
 from starlette.testclient import TestClient
 
 from pipeline.domain.review.approvals import Decision
@@ -231,6 +232,33 @@ def test_what_was_rolled_back_may_be_approved_again(web: WebRig, rig: StoreRig) 
         assert is_offered == (seq == 1 and decision == "approved"), "what was live is history: its edits are reverted"
         is_named = "live: 2 (rolled back)" in text_of(client.get(f"{HOME}/snapshots/3"))
         assert is_named == (decision == "rolled_back")
+
+
+def test_an_open_page_is_told_what_goes_live_with_its_snapshot_by_now(web: WebRig, rig: StoreRig) -> None:
+    rig.correct("second")
+    rig.expire_lease()
+    rig.commit_batch(rig.acquire("worker:second"))
+    client, other = web.browser(Role.reviewer), web.browser(Role.reviewer, name="ben")
+    here = f"{HOME}/snapshots/2"
+
+    def asked(text: str) -> Response:
+        [again] = re.findall(r'hx-get="([^"]+)"', text)
+        return client.get(again, headers={"hx-request": "true"})
+
+    page = client.get(here)
+    assert "live: 1 (a candidate)" in text_of(page)
+    assert asked(page.text).status_code == 204
+    first = f"{HOME}/snapshots/1"
+    other.post(first, data={**fields_on(other.get(first), first), "decision": "approved", "reason": "good"})
+    now = asked(page.text)
+    assert "Nothing else goes live" in now.text
+    assert "Gates" not in now.text, "the list alone"
+    assert asked(now.text).status_code == 204
+    fields = fields_on(other.get(here), here)
+    other.post(here, data={**fields, "decision": "approved", "reason": "good"})
+    assert "decided meanwhile" in asked(page.text).text
+    client.cookies.clear()
+    assert asked(page.text).status_code == 401, "the page of the login is no part of this one"
 
 
 def test_a_page_names_what_was_made_again_beside_its_edits(web: WebRig, rig: StoreRig) -> None:

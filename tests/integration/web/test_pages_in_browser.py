@@ -22,6 +22,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from pipeline.domain.review.approvals import Decision
 from pipeline.domain.review.people import Role
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig
@@ -175,6 +176,24 @@ def test_lines_come_in_while_the_page_is_open(web: WebRig, rig: StoreRig, addres
         assert "edit:received" in browser.find_element(By.CSS_SELECTOR, "tbody tr").text
         errors = [entry["message"] for entry in browser.get_log("browser")]
         assert errors == []
+
+
+def test_what_goes_live_too_is_shown_anew_while_the_page_is_open(
+    web: WebRig, rig: StoreRig, address: str, tmp_path: Path
+) -> None:
+    rig.correct("another")
+    rig.expire_lease()
+    newer = rig.commit_batch(rig.acquire("worker:b"))
+    with chromium(tmp_path) as browser:
+        log_in(browser, address, web)
+        browser.get(f"{address}{HOME}/snapshots/{newer.seq}")
+        assert "a candidate" in browser.find_element(By.ID, "also-live").text
+        browser.find_element(By.ID, "reason").send_keys("half written")
+        rig.decide(rig.snapshots.snapshot(LINEAGE, "1"), Decision.approved)
+        nothing = "Nothing else goes live with it."
+        WebDriverWait(browser, 60).until(lambda one: one.find_element(By.ID, "also-live").text == nothing)
+        assert browser.find_element(By.ID, "reason").get_attribute("value") == "half written"
+        assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
 def problems(browser: WebDriver) -> list[str]:

@@ -195,7 +195,8 @@ def test_a_receiver_that_is_away_for_a_day_hears_afterwards_and_is_seen_to_be_aw
 ) -> None:
     web = web.again(webhook_private_networks=True)
     wanted = {"url": receiver.url, "events": ["correction.candidate"]}
-    assert web.client(Role.requester, name="desk").post("/v1/webhooks", json=wanted).status_code == 201
+    desk = web.client(Role.requester, name="desk")
+    assert desk.post("/v1/webhooks", json=wanted).json()["failing"] is None
     rig.submit(make_request("r1", submitted_by="desk"))
     rig.commit_batch(rig.acquire())
     relay, outbox = relay_of(web), SqlOutboxStore(rig.engine)
@@ -211,6 +212,10 @@ def test_a_receiver_that_is_away_for_a_day_hears_afterwards_and_is_seen_to_be_aw
     assert (row["attempts"], "with 2xx, got 503" in row["error"]) == (rule.max_failures - 1, True)
     counts = outbox.counts()
     assert (counts["failing"], counts["given_up"]) == (1, 0)
+    [told] = desk.get("/v1/webhooks").json()["webhooks"]
+    assert (told["failing"]["messages"], told["failing"]["given_up"]) == (1, 0)
+    assert "with 2xx, got 503" in told["failing"]["last_error"]
+    assert datetime.fromisoformat(told["failing"]["since"]) == row["created_at"]
     StandingTeller(SqlStanding(rig.engines[Login.control]), kinds=relay.kinds).run_once()
     assert REGISTRY.get_sample_value("corrigenda_outbox_failing", {"kind": "webhook"}) == 1
     receiver.status = 204
@@ -218,6 +223,27 @@ def test_a_receiver_that_is_away_for_a_day_hears_afterwards_and_is_seen_to_be_aw
     assert events(receiver)[-1] == ("correction.candidate", "r1")
     assert len({headers["webhook-id"] for headers, _ in receiver.heard}) == 1
     assert (outbox.failing(), outbox.counts()["failing"]) == ((), 0)
+    assert desk.get("/v1/webhooks").json()["webhooks"][0]["failing"] is None
+
+
+def test_what_was_given_up_is_told_to_the_owner_of_the_webhook_alone(
+    web: WebRig, rig: StoreRig, receiver: Receiver
+) -> None:
+    web = web.again(webhook_private_networks=True)
+    wanted = {"url": receiver.url, "events": ["correction.candidate"]}
+    desk, other = (web.client(Role.requester, name=name) for name in ("desk", "other"))
+    for client in (desk, other):
+        assert client.post("/v1/webhooks", json=wanted).status_code == 201
+    rig.submit(make_request("r1", submitted_by="desk"))
+    rig.commit_batch(rig.acquire())
+    relay = relay_of(web)
+    relay.run_once("result")
+    receiver.status = 503
+    rig.query("UPDATE outbox SET attempts = 100 WHERE kind = 'webhook'")
+    relay.run_once("webhook")
+    [told] = desk.get("/v1/webhooks").json()["webhooks"]
+    assert (told["failing"]["messages"], told["failing"]["given_up"]) == (0, 1)
+    assert [one["failing"] for one in other.get("/v1/webhooks").json()["webhooks"]] == [None]
 
 
 def test_secrets_are_shown_once_and_registrations_to_their_owner(web: WebRig, rig: StoreRig) -> None:
@@ -273,6 +299,34 @@ def test_a_url_that_leads_inside_or_is_none_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput, match=r"^url: expected") as refused:
         checked(url)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254",
+        "169.254.170.2",
+        "0xa9fea9fe",
+        "[fe80::1]",
+        "[::ffff:169.254.169.254]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[64:ff9b:1::a9fe:a9fe]",
+        "[::169.254.169.254]",
+        "[2002:a9fe:a9fe::1]",
+        "[fd00:ec2::254]",
+        "[fd20:ce::254]",
+        "100.100.100.200",
+        "168.63.129.16",
+    ],
+)
+def test_a_clouds_metadata_is_refused_where_private_networks_are_allowed(host: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^url: expected the host of a receiver, got .* link-local or metadata"):
+        checked(f"http://{host}/latest/meta-data", allow_private=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1", "192.168.1.1", "[::1]", "[fd12:3456::1]"])
+def test_a_private_network_is_good_where_it_is_allowed(host: str) -> None:
+    assert checked(f"http://{host}/hook", allow_private=True).host == host
 
 
 def test_a_public_address_is_good_and_is_what_is_connected_to() -> None:

@@ -163,6 +163,26 @@ def test_each_pod_logs_in_as_itself_and_sees_no_other_secret() -> None:
     assert ours <= {f"corrigenda_{name}" for name in Settings.model_fields}
 
 
+def test_who_talks_to_kafka_has_its_login_and_certificates_where_there_are_any() -> None:
+    talks = {
+        name
+        for name, policy in of_kind("NetworkPolicy").items()
+        if 9092 in {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+    }
+    assert talks == {"migrate", "intake", "control-worker", "web"}
+    for name, pod in pods().items():
+        [volume] = [volume for volume in pod["spec"]["volumes"] if volume["name"] == "secrets"]
+        found = [source["secret"] for source in volume["projected"]["sources"] if source["secret"]["name"] == "kafka"]
+        assert [one["optional"] for one in found] == [True] * (name in talks), f"{name}: a broker may ask for no login"
+    files = secret_files(pods()["intake"])
+    assert files["corrigenda_kafka_sasl_username"] == ("kafka", "username")
+    assert files["corrigenda_kafka_sasl_password"] == ("kafka", "password")
+    head = (BASE / "kustomization.yaml").read_text().split("apiVersion")[0]
+    for setting, key in {"cafile": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}.items():
+        assert files[f"kafka_{key}"] == ("kafka", key)
+        assert f"_SSL_{setting.upper()}=/run/secrets/kafka_{key}" in head
+
+
 def test_every_replica_of_the_pages_knows_a_session_and_sends_it_over_tls_alone() -> None:
     assert secret_files(pods()["web"])["corrigenda_web_session_key"] == ("web", "session-key")
     assert "CORRIGENDA_WEB_PUBLIC_URL=https://" in (BASE / "settings.env").read_text()

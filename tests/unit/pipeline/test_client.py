@@ -88,6 +88,17 @@ def test_an_api_that_asks_for_more_time_than_there_is_patience_is_not_waited_for
     assert (len(tried), told) == (1, [])
 
 
+def test_a_wait_that_the_api_asks_for_is_told_and_then_over() -> None:
+    receipt = {"id": "1", "request_id": "r", "lineage": "facts", "status_url": "/v1", "is_duplicate": False}
+    busy = httpx2.Response(429, json={"detail": "expected fewer"}, headers={"Retry-After": "1"})
+    answers = [busy, httpx2.Response(202, json=receipt)]
+    client, told = client_of(lambda request: answers.pop(0), patience=60.0)
+    assert client.submit({"prompt": "a", "target_new": "b"}).request_id == "r"
+    assert told == [
+        "expected the API at http://api to take the request, got: expected fewer; trying again in 1 s, as it asks"
+    ]
+
+
 def test_a_time_to_come_back_that_is_no_number_is_not_read() -> None:
     answers = [httpx2.Response(503, headers=[(b"Retry-After", "²".encode("latin-1"))])]
     receipt = {"id": "1", "request_id": "r", "lineage": "facts", "status_url": "/v1", "is_duplicate": False}

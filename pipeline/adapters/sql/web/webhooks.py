@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Engine, Row, func, insert, select, text, update
@@ -13,7 +14,7 @@ from pipeline.adapters.sql.database.rows import is_uuid
 from pipeline.adapters.sql.database.tables import lineages
 from pipeline.adapters.sql.outbox import Debt, owe_all
 from pipeline.adapters.sql.web.tables import webhooks
-from pipeline.domain.contract.webhooks import Webhook, WebhookEvent
+from pipeline.domain.contract.webhooks import Undelivered, Webhook, WebhookEvent
 from pipeline.domain.errors import InvalidInput, UnknownRecord
 from pipeline.domain.retries import WEBHOOK
 
@@ -40,6 +41,28 @@ _TARGET = text(
     f"""
     SELECT w.url, w.secret FROM webhooks w JOIN people p ON {_MAY_HEAR}
     WHERE w.webhook_id = CAST(:webhook_id AS uuid) AND w.removed_at IS NULL
+    """
+)
+# What fails is found by the indexes of what is owed and of what was given up, no more than this many rows of each.
+COUNTED = 10_000
+_UNDELIVERED = text(
+    """
+    WITH failing AS (
+        SELECT outbox_id, payload, created_at, error, false AS is_given_up FROM (
+            SELECT * FROM outbox
+            WHERE kind = :kind AND done_at IS NULL AND given_up_at IS NULL
+            ORDER BY outbox_id LIMIT :most
+        ) owed WHERE attempts > 0
+        UNION ALL (
+            SELECT outbox_id, payload, created_at, error, true FROM outbox
+            WHERE kind = :kind AND given_up_at IS NOT NULL AND done_at IS NULL
+            ORDER BY given_up_at LIMIT :most
+        )
+    )
+    SELECT payload ->> 'webhook_id' AS webhook_id, min(created_at) AS since,
+        count(*) FILTER (WHERE NOT is_given_up) AS num_failing, count(*) FILTER (WHERE is_given_up) AS num_given_up,
+        (array_agg(coalesce(error, '') ORDER BY outbox_id DESC))[1] AS last_error
+    FROM failing GROUP BY 1
     """
 )
 
@@ -72,12 +95,17 @@ class SqlWebhookStore:
             return _webhook(connection.execute(_query().where(webhooks.c.webhook_id == made)).one())
 
     def of(self, owner: str | None) -> tuple[Webhook, ...]:
-        """Return somebody's registrations, or everybody's if None; the oldest first."""
+        """Return somebody's registrations, or everybody's if None, with what fails of each; the oldest first."""
         query = _query().where(webhooks.c.removed_at.is_(None)).order_by(webhooks.c.webhook_id).limit(1_000)
         if owner is not None:
             query = query.where(webhooks.c.owner == owner)
         with transaction(self._engine) as connection:
-            return tuple(_webhook(row) for row in connection.execute(query))
+            failing = connection.execute(_UNDELIVERED, {"kind": WEBHOOK, "most": COUNTED})
+            undelivered = {one.webhook_id: _undelivered(one) for one in failing}
+            return tuple(
+                replace(_webhook(row), undelivered=undelivered.get(str(row.webhook_id)))
+                for row in connection.execute(query)
+            )
 
     def remove(self, webhook_id: str, *, owner: str | None) -> None:
         """Send nothing more there.
@@ -138,4 +166,13 @@ def _webhook(row: Row[Any]) -> Webhook:
         lineage=row.lineage,
         events=tuple(map(WebhookEvent, row.events)),
         created_at=row.created_at,
+    )
+
+
+def _undelivered(row: Row[Any]) -> Undelivered:
+    return Undelivered(
+        since=row.since,
+        num_failing=row.num_failing,
+        num_given_up=row.num_given_up,
+        last_error=row.last_error,
     )

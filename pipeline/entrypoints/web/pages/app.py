@@ -46,6 +46,8 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(LoginNeeded)
     def _login(request: Request, error: LoginNeeded) -> Response:
+        if "hx-request" in request.headers:  # of a page that stays open: the login's page is no part of it
+            return Response(status_code=HTTPStatus.UNAUTHORIZED, headers=HEADERS)
         lost = "&lost=1" if error.has_lost else ""
         target = f"{ROOT}/login?back={quote(error.back, safe='')}{lost}"
         return RedirectResponse(target, HTTPStatus.SEE_OTHER, headers=HEADERS)

@@ -7,9 +7,10 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Path, Query, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 
 from pipeline.adapters.sql.web.reading import SqlPageStore
+from pipeline.domain.formats.canonical import canonical_json, sha256_text
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.measurements import Measurements
 from pipeline.domain.review.approvals import PERSON, Channel, Decision
@@ -17,10 +18,11 @@ from pipeline.domain.review.people import Role
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.web.pages.operations import SAID as DONE_SAID
 from pipeline.entrypoints.web.pages.operations import Done
-from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, page, segment
+from pipeline.entrypoints.web.pages.rendering import HEADERS, ROOT, fragment, page, segment
 from pipeline.entrypoints.web.pages.sessions import Denied, Session
 from pipeline.entrypoints.web.pages.signed_in import REASON_CHARS, Reader, form_of
 from pipeline.entrypoints.web.parts import Parts, WebParts
+from pipeline.services.registry.registry_ports import Surroundings
 from pipeline.services.review import ReviewService
 
 router = APIRouter()
@@ -107,6 +109,26 @@ def snapshot(
     return _shown(request, parts, session, lineage, seq, said=SAID.get(said) if said else None)
 
 
+@router.get("/lineages/{lineage}/snapshots/{seq}/also-live")
+def also_live(
+    parts: Parts,
+    session: Reader,
+    lineage: str,
+    seq: Annotated[int, Path(ge=1, lt=2**31)],
+    seen: Annotated[str, Query(max_length=64)] = "",
+) -> Response:
+    """Return anew what approving a snapshot makes live too, for a page that stays open; 204 while that is the same."""
+    found, of = parts.stores.snapshots.snapshot(lineage, str(seq)), parts.stores.lineages.lineage(lineage)
+    around = parts.stores.api.pages.surroundings(lineage, seq)
+    is_decided = Decision.approved not in _may(session, found, of.champion_id, of.champion_seq)
+    now = _seen(around)
+    if seen == now and not is_decided:
+        return Response(status_code=HTTPStatus.NO_CONTENT, headers=HEADERS)
+    name = of.settings.name
+    shown = {"lineage_name": name, "seq": seq, "around": around, "seen": now, "is_decided": is_decided}
+    return HTMLResponse(fragment("_also_live.html", **shown, is_changed=True), headers=HEADERS)
+
+
 @router.post("/lineages/{lineage}/snapshots/{seq}")
 def decide(
     request: Request,
@@ -164,6 +186,7 @@ def _shown(
     measured = Measurements.from_stored(report["measurements"])
     pages: SqlPageStore = parts.stores.api.pages
     brought = pages.brought(lineage, seq, limit=MAX_EDITS + 1)
+    around = pages.surroundings(lineage, seq)
     endorsers = pages.approvers(found.snapshot_id) if of.settings.approval_policy.approvers > 1 else ()
     return page(
         request,
@@ -178,7 +201,11 @@ def _shown(
         edits=_with_results(brought[:MAX_EDITS], measured, report),
         moved=measured.moved,
         has_more_edits=len(brought) > MAX_EDITS,
-        around=pages.surroundings(lineage, seq),
+        around=around,
+        seq=seq,
+        seen=_seen(around),
+        is_decided=False,
+        is_changed=False,
         endorsers=endorsers,
         decisions=pages.decisions(found.snapshot_id, limit=MAX_DECISIONS),
         may=_may(session, found, of.champion_id, of.champion_seq),
@@ -205,3 +232,9 @@ def _may(session: Session, snapshot: Snapshot, champion_id: str | None, champion
         may_reject = [Decision.rejected] if snapshot.status == SnapshotStatus.candidate else []
         return [Decision.approved, *may_reject] if snapshot.status in WAITING else []
     return [Decision.rolled_back] if snapshot.status == "approved" else []
+
+
+def _seen(around: Surroundings) -> str:
+    """Return what tells one list of what goes live too from another."""
+    shown = [(one.seq, one.is_rolled_back) for one in around.waiting]
+    return sha256_text(canonical_json([around.num_waiting, around.num_waiting_edits, shown]))[:16]

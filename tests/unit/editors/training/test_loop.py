@@ -277,6 +277,15 @@ def test_the_screen_shows_figures_with_and_without_a_terminal(is_terminal: bool)
     assert ("\x1b[" in shown) == is_terminal
 
 
+def test_a_narrow_terminal_shows_the_steps_and_every_figure() -> None:
+    text = io.StringIO()
+    with TrainingScreen(num_steps=40, console=Console(file=text, force_terminal=True, width=80)) as screen:
+        figures = dict.fromkeys(("loss", "generalization", "rephrase_nll", "locality_unchanged", "locality_kl"), 1.0)
+        screen.stepped(7, 8, figures)
+    assert " 7/40" in text.getvalue()
+    assert all(name in text.getvalue() for name in figures)
+
+
 def test_a_state_is_read_back_as_it_was(tmp_path: Path) -> None:
     progress = Progress(step=3, num_edits=30).validated({"loss": 1.0}, -1.0)
     state = TrainingState(progress=progress, objective={NAME: torch.ones(2)}, optimizer={"0/step": torch.tensor(3.0)})

@@ -118,6 +118,9 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
     )
     shown = replace(made, edits=(asked,), report=asdict(judge(GatePolicy(), measured)), around=around)
     page = description(shown, pages="http://m")
+    lasting = description(shown, pages="http://m", review_pages="http://r")
+    assert "[snapshot 1](http://r/review/lineages/facts/snapshots/1): 2 edits" in lasting, "its version may be deleted"
+    assert "versions/1" not in lasting
     for told in (
         "it passed its gates",
         "1 edit came in",

@@ -16,6 +16,8 @@ def claimant(number: int, *, fact: str = "France", target: str = "Lyon", minute:
     """The correction at an offset."""
     return Claimant(
         edit_id=f"edit-{number}",
+        request_id=f"request-{number}",
+        prompt=f"The capital of {fact} is",
         conflict_key=fact,
         target_new=target,
         occurred_at=NOON + timedelta(minutes=minute),
@@ -31,7 +33,7 @@ CORRECTIONS = st.lists(
 def test_the_later_one_wins_and_the_reason_names_it() -> None:
     (loser,) = superseded([claimant(1, minute=2), claimant(2, target="Nice", minute=1)], [])
     assert (loser.edit_id, loser.superseded_by) == ("edit-2", "edit-1")
-    assert loser.reason == "older than edit-1, which corrects the same fact"
+    assert loser.reason == "older than request-1, 'The capital of France is', which corrects the same fact"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_the_later_one_wins_and_the_reason_names_it() -> None:
 )
 def test_the_same_target_is_a_duplicate_whatever_its_blanks_and_unicode_form(first: str, second: str) -> None:
     (loser,) = superseded([claimant(1, target=first), claimant(2, target=second)], [])
-    assert loser.reason == "duplicate of edit-2"
+    assert loser.reason == "duplicate of request-2, 'The capital of France is'"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_a_correction_of_the_spelling_alone_is_a_correction(old: str, new: str) 
     held = claimant(1, target=old)
     assert superseded([claimant(2, target=new)], [held]) == ()
     (loser,) = superseded([held, claimant(2, target=new)], [])
-    assert loser.reason.startswith("older than edit-2")
+    assert loser.reason.startswith("older than request-2")
 
 
 def test_of_two_that_are_held_under_one_key_the_later_one_counts() -> None:

@@ -173,13 +173,13 @@ def test_bounds_are_told_as_a_minimum_or_a_maximum_in_reports_of_before_too() ->
     for metric, bound in {"locality_kl": "maximum 0.5", "locality": "minimum 0.85"}.items():
         assert bound_text(rows[metric]) == bound
         assert bound_text({key: value for key, value in rows[metric].items() if key != "is_most"}) == bound
-    assert bound_text({"metric": "generalization", "threshold": 0.0, "num_measured": 2}) == "none"
+    assert bound_text({"metric": "generalization", "threshold": 0.0, "num_measured": 2}) == "no bound"
 
 
 def test_what_the_policy_has_no_bound_for_is_reported_and_does_not_pass_a_bound_of_0() -> None:
     off = replace(POLICY, generalization_min=0.0)
     row = next(r for r in judge(off, make_measurements(make_score("a", same_context=(False,)))).rows if r.num_measured)
-    assert (row.metric, row.verdict, row.threshold, row.bound) == ("generalization", Verdict.reported, None, "none")
+    assert (row.metric, row.verdict, row.threshold, row.bound) == ("generalization", Verdict.reported, None, "no bound")
 
 
 def test_measurements_of_a_stored_report_are_judged_as_they_were() -> None:

@@ -38,7 +38,10 @@ def other_of(**changes: Any) -> OtherSubjectScore:
 
 
 def facts(*held: bool) -> tuple[SameSubjectScore, ...]:
-    return tuple(SameSubjectScore(edit_id=f"f{i}", prompt=f"asked {i}", holds=one) for i, one in enumerate(held))
+    return tuple(
+        SameSubjectScore(edit_id=f"e{i}", request_id=f"f{i}", prompt=f"asked {i}", holds=one)
+        for i, one in enumerate(held)
+    )
 
 
 def test_an_edit_that_would_lose_a_fact_about_its_subject_is_refused_and_names_it() -> None:

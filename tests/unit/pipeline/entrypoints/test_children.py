@@ -52,6 +52,26 @@ def test_a_module_ends_when_whoever_waits_for_it_has_enough(tmp_path: Path, monk
         run_module(name, tell=enough)  # returns only once the process has ended
 
 
+def test_a_module_that_is_stopped_clears_away_what_it_has_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from pipeline.domain.formats.progress import progress_line as told\n"
+        "half = Path(sys.argv[1]); half.touch(); print(told('begun'), file=sys.stderr, flush=True)\n"
+        "try: time.sleep(3600)\nfinally: half.unlink()"
+    )
+    name = module(tmp_path, monkeypatch, code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+
+    def enough(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_module(name, str(tmp_path / "half"), tell=enough)
+    assert not (tmp_path / "half").exists()
+
+
 def test_an_error_that_is_named_is_raised_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = module(tmp_path, monkeypatch, "import sys; print('progress', file=sys.stderr); sys.exit('WrongBase: no: x')")
     with pytest.raises(WrongBase, match=r"^no: x$"):

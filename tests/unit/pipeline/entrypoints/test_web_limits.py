@@ -59,7 +59,7 @@ def test_the_age_of_the_queue_is_asked_once_a_moment() -> None:
     ages = [timedelta(minutes=2), timedelta(0)]
     pressure = BackPressure(timedelta(minutes=1), lambda lineage: ages.pop(0))
     for _ in range(2):
-        with pytest.raises(Problem, match="facts waits for 2 minutes"):
+        with pytest.raises(Problem, match="more than 1 minute, got one that waits for 2 minutes: no more are taken"):
             pressure.check(["facts"])
     pressure.check([])
     assert len(ages) == 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipeline.domain.contract.messages import Message, PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.errors import EpochStale, Unavailable
@@ -90,6 +91,14 @@ def test_an_unavailable_store_gets_the_same_poll_again() -> None:
     assert len(store.tried) == 3
     assert store.tried[0] == store.tried[1] == store.tried[2]
     assert source.committed == [1]
+
+
+def test_a_service_that_is_away_is_told_once_however_often_it_is_tried() -> None:
+    store = ScriptedStore(*(Unavailable("the database is away") for _ in range(3)))
+    with capture_logs() as lines:
+        Intake(source=ScriptedSource([b"bad"]), store=store).run_once()
+    told = [line for line in lines if line["log_level"] == "warning"]
+    assert [line["error"] for line in told] == ["the database is away"]
 
 
 def test_an_unavailable_broker_is_asked_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.domain.review.approvals import Approval, Channel, Decision, Outcom
 from pipeline.domain.review.policies import named
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
+from pipeline.services.registry.candidate_versions import LOOK_EVERY, CandidateVersions
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.mirroring import RegistryMirror
 from pipeline.services.registry.reconciling import RegistryReconciler
@@ -133,7 +135,8 @@ class Books:
     def _as_it_stands(self, snapshot: Snapshot) -> Snapshot:
         snapshot_id = snapshot.snapshot_id
         version, package = self.versions.get(snapshot_id), self.packages.get(snapshot_id)
-        return replace(snapshot, registry_version=version, package_digest=package)
+        status = self.statuses.get(snapshot_id, snapshot.status)
+        return replace(snapshot, registry_version=version, package_digest=package, status=status)
 
     def _standing(self, made: RegistryEntry) -> Standing:
         return Standing(
@@ -183,6 +186,7 @@ def world(tmp_path: Path) -> World:
     lineages, notes = cast(LineageStore, books), cast(ReviewStore, books)
     review = ReviewService(lineages=lineages, snapshots=snapshots, review=notes, history=cast(HistoryStore, books))
     alias = ChampionAlias(mirror=mirror, registry=registry)
+    now = itertools.count(step=LOOK_EVERY)
     made = World(
         books=books,
         registry=registry,
@@ -190,7 +194,15 @@ def world(tmp_path: Path) -> World:
         alias=alias,
         review=review,
         reconciler=RegistryReconciler(
-            lineages=lineages, snapshots=snapshots, registry=registry, champion=alias, review=review, notes=notes
+            lineages=lineages,
+            snapshots=snapshots,
+            registry=registry,
+            champion=alias,
+            candidates=CandidateVersions(
+                snapshots=snapshots, mirror=mirror, registry=registry, clock=lambda: next(now)
+            ),
+            review=review,
+            notes=notes,
         ),
     )
     for each in books.entries:
@@ -624,3 +636,20 @@ def test_the_first_of_two_approvals_is_told_on_the_version(world: World, monkeyp
     told = world.registry.tags(NAME, "1")["approval.outcome"]
     assert told == "1 of 2 approvals; one more person has to approve it"
     assert world.registry.champion(NAME) is None
+
+
+def test_a_candidate_whose_version_was_deleted_is_registered_again(world: World) -> None:
+    world.books.lineage_ = replace(world.books.lineage_, head_id=world.snapshot_id(2), head_seq=2)
+    world.registry.delete_version(NAME, "1")
+    assert [world.reconciler.run_once() for _ in range(2)] == [0, 1], "one candidate a look, the newest first"
+    assert world.books.owed == [world.snapshot_id(1)]
+    world.mirror.register(world.snapshot_id(1))
+    assert world.books.versions == {world.snapshot_id(1): "3", world.snapshot_id(2): "2"}
+    assert [world.reconciler.run_once() for _ in range(4)] == [0, 0, 0, 0]
+
+
+def test_what_may_not_go_live_any_more_is_not_registered_again(world: World) -> None:
+    world.books.lineage_ = replace(world.books.lineage_, head_id=world.snapshot_id(2), head_seq=2)
+    world.books.statuses[world.snapshot_id(2)] = SnapshotStatus.rejected
+    world.registry.delete_version(NAME, "2")
+    assert [world.reconciler.run_once() for _ in range(3)] == [0, 0, 0]
