@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
 
 from editors.models.base import EditableModel
@@ -151,7 +151,8 @@ class CausalModel(EditableModel):
         hidden = [one.hidden_LW for one in read if one.hidden_LW is not None]
         if not hidden:
             return batch
-        hidden_BLH = pad_sequence(hidden, batch_first=True)
+        width = batch.input_ids_BL.shape[1]
+        hidden_BLH = torch.stack([pad(one_LW, (0, 0, 0, width - len(one_LW))) for one_LW in hidden])
         return replace(batch, prefix=Prefix(hidden_BLH=hidden_BLH, returns_tuple=read[0].returns_tuple, block=first))
 
     def _packed(self, rests: Sequence[Encoded], begun: Sequence[Begun], *, first: int) -> TargetBatch:

@@ -30,7 +30,7 @@ class Begun:
     """A sequence whose beginning was read."""
 
     kept: Kept
-    """Of the blocks from the first edited one on, H x S x D."""
+    """What the blocks from the first edited one on keep, H x S x D."""
     hidden_LW: Tensor | None
     """What enters that block of the tokens that follow; None where it is the model's first."""
     returns_tuple: bool
@@ -46,7 +46,7 @@ class Left:
     """
 
     kept: Kept
-    """Of the blocks from `first` on, B x H x S x D, without gradient."""
+    """What the blocks from `first` on keep, B x H x S x D, without gradient."""
     first: int
     """How many blocks do not run, so that nothing is kept for them."""
     mask_BL: Tensor

@@ -44,6 +44,8 @@ class BaseShapes:
     """Width of the widest layer inside a block."""
     vocabulary: int
     """V: tokens, or labels of a classifier."""
+    num_kept: int
+    """Numbers that attention keeps of a token, in all blocks of a decoder; 0 for other models."""
     num_graph_blocks: int
     """Blocks that the backward pass goes through: from the first edited one on, in its stack and in those after it."""
     inner: tuple[InnerParam, ...]
@@ -102,6 +104,7 @@ def read_shapes(
         hidden=int(getattr(config, "hidden_size", 0) or max(param.out_features for param in inner)),
         widest=max(max(parameter.shape) for parameter in stacks[inner[0].blocks_name].parameters()),
         vocabulary=int(config.num_labels if head is None else head.weight.shape[0]),
+        num_kept=_num_kept(config) if task == "causal" else 0,
         num_graph_blocks=_num_graph_blocks(stacks, inner[0]),
         inner=inner,
         subject_params=of_subject,
@@ -132,6 +135,13 @@ def _require_fit(inner: Sequence[InnerParam], trained: TrainedEditor, editor: Pa
                 f"expected {param.name} to have the shape {known[param.name]} of the editor in {editor}, "
                 f"got {found}: the editor is for another base"
             )
+
+
+def _num_kept(config: Any) -> int:
+    """Return how many numbers of keys and values there are of a token; a type that does not say has all heads."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * int(config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * size)
 
 
 def _num_graph_blocks(stacks: dict[str, nn.ModuleList], first: InnerParam) -> int:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from editors.methods.edit_reading import MOST_LEFT
 from editors.methods.options import add_base_options
 from editors.models.inner_params import InnerParam
 from editors.solve.blocks import BATCHES_PER_FILE
@@ -132,6 +133,7 @@ class _Planner:
         yield self._candidate()
         yield self._whole_shifts()
         yield self._line("activations", device=self._activation_bytes())
+        yield self._line("beginnings of frames, read once", device=MOST_LEFT * self._shapes.num_kept * self._item)
         yield self._line("logits of target tokens", device=self._logits_bytes())
         yield self._line("the process itself", device=CONTEXT if self._has_accelerator else 0, host=PROCESS)
 

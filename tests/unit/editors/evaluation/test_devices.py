@@ -73,8 +73,8 @@ def test_an_accelerator_gives_the_figures_of_a_cpu_and_mixes_no_devices(folder: 
     for name, expected in on_cpu.items():
         for figure in ("edit_success", "token_fraction", "locality_unchanged"):
             assert found[name][figure] == expected[figure]
-        assert found[name]["locality_kl"] == pytest.approx(expected["locality_kl"], abs=1e-5)
-        assert found[name]["drawdown"] == pytest.approx(expected["drawdown"], abs=1e-5)
+        assert found[name]["locality_kl"] == pytest.approx(expected["locality_kl"], rel=1e-4, abs=1e-5)
+        assert found[name]["drawdown"] == pytest.approx(expected["drawdown"], rel=1e-4, abs=1e-5)
         assert found[name]["editing"]["failed_batches"] == 0
 
 

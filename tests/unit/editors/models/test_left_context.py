@@ -89,7 +89,7 @@ def test_what_several_sequences_begin_with_is_read_once(monkeypatch: pytest.Monk
         nonlocal seen
         seen += arguments[0].numel()
 
-    handle = model.module.get_input_embeddings().register_forward_pre_hook(count)  # type: ignore[operator]
+    handle = model.module.get_input_embeddings().register_forward_pre_hook(count)
     model.begun(many, [len(one.prompt_ids) - 1 for one in many], model.inner[:1])
     handle.remove()
     rests = 30  # what enters the first edited block of the one token that follows

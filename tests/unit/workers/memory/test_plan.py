@@ -13,11 +13,13 @@ import torch
 from typer.testing import CliRunner, Result
 
 from editors.methods.base import EditJob
+from editors.methods.edit_reading import MOST_LEFT
 from editors.methods.recursive import RecursiveEditor
 from editors.methods.select import resolved
 from editors.models.families import editable, family_of
 from editors.models.hooks import capturing
 from editors.models.inner_params import inner_params
+from editors.models.tokens import Encoded
 from editors.solve.blocks import BATCHES_PER_FILE
 from editors.solve.natural_gradient import NaturalGradient
 from pipeline.domain.errors import IntegrityBroken, InvalidInput, Misconfigured
@@ -177,6 +179,22 @@ def test_pristine_slices_and_accumulators_are_those_of_the_inner_weights(num_ran
     slices = [module.get_parameter(p.name).flatten().chunk(num_ranks)[0] for p in inner_params(module)]
     expected = sum(part.nbytes + 2 * part.float().nbytes for part in slices)
     assert bytes_of(plan_memory(base, num_ranks=num_ranks), "pristine")[0] == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "qwen3"])
+def test_what_attention_keeps_of_beginnings_is_planned_for_as_many_tokens_as_there_may_be(
+    name: str, tmp_path: Path
+) -> None:
+    folder, module = saved(name, tmp_path)
+    first = [param.name for param in editable("causal", module, tiny_module(name)[1]).inner][:1]
+    model = editable("causal", module, tiny_module(name)[1], first)
+    sequence = Encoded(prompt_ids=(5, 6, 7, 8, 9), target_ids=(5,), subject_end=4)
+    (begun,) = model.begun([sequence], [4], model.inner)
+    assert begun is not None
+    kept = sum(part.untyped_storage().nbytes() for pair in begun.kept for part in pair)
+    of_a_token = kept / 4 / len(begun.kept) * module.config.num_hidden_layers
+    assert bytes_of(plan_memory(folder, num_ranks=1), "beginnings")[0] == MOST_LEFT * of_a_token
+    assert bytes_of(plan_memory(saved("bert", tmp_path / "bert")[0], num_ranks=1), "beginnings")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "qwen3", "t5", "bert"])
