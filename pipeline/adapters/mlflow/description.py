@@ -22,8 +22,13 @@ MAX_SAID = 60
 """Characters of an answer on the page."""
 MAX_WORK = 300
 """Characters of what a snapshot without a batch is."""
-AGAINST = {"perplexity": "perplexity", "accuracy": "accuracy"}
-"""Metrics whose row also names what parent and base have."""
+AGAINST = {
+    "perplexity": "perplexity",
+    "accuracy": "accuracy",
+    "retention": "retention",
+    "locality": "suite_unchanged",
+}
+"""Metrics whose row also names what parent and base have, where that was measured -> what a model's score calls it."""
 MARKS = {"passed": "✓", "failed": "✗", "saturated": "✗", "reported": "·"}
 HOW_TO_APPROVE = """\
 ### How to decide
@@ -45,7 +50,7 @@ def metrics(entry: RegistryEntry) -> dict[str, float]:
     found["base_kl"] = (measured.get("candidate") or {}).get("suite_kl")
     for of in ("parent", "base"):
         score = measured.get(of) or {}
-        found |= {f"{of}_{name}": score.get(name) for name in AGAINST if score.get(name) is not None}
+        found |= {f"{of}_{name}": score[field] for name, field in AGAINST.items() if score.get(field) is not None}
     scores = measured.get("edits") or ()
     found["prob_new"] = _mean(score.get("prob_new") for score in scores)
     found["prob_before"] = _mean(score.get("prob_before") for score in scores)

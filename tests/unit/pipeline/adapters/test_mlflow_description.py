@@ -106,8 +106,12 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
         moved=(Moved(prompt="The capital of Korea is", base="Seoul", now="Osaka", kl=1.5),),
         other_subjects=(other("China", before="Beijing", after="Osaka", kl=2.0), other("Spain")),
     )
+    measured = make_measurements(score)
     measured = replace(
-        make_measurements(score), moved=(Moved(prompt="The king of Spain is", base="Felipe", now="Juan", kl=0.25),)
+        measured,
+        candidate=replace(measured.candidate, retention=0.97, num_retained=30),
+        parent=replace(measured.parent, retention=0.99, num_retained=30),
+        moved=(Moved(prompt="The king of Spain is", base="Felipe", now="Juan", kl=0.25),),
     )
     around = Surroundings(
         waiting=(Waiting(seq=1, version="1", num_edits=2, edits=("The pope is Leo XIV",)),),
@@ -138,6 +142,8 @@ def test_the_page_says_all_that_a_decision_needs(made: RegistryEntry) -> None:
         "- taken out: r9: The pope is Francis",
         "(at least 0.9)",
         "; parent 20; base 20)",
+        "locality: **0.95** (at least 0.85; parent 0.95; base 1)",
+        "retention: **0.97** (at least 0.89; parent 0.99)",
         "corrigenda approve 1 -l facts",
         "**Policy:** One person has to approve.",
     ):
