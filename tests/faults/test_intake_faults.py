@@ -195,7 +195,7 @@ def test_an_absent_database_is_waited_for(settings: Settings, tmp_path: Path) ->
         _on_server(settings, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
         try:
             produce(settings.kafka_bootstrap, settings.requests_topic, [encoded(correction("during"))])
-            eventually(lambda: "retry_scheduled" in log.read_text(), f"a retry; {log.read_text()[-2000:]}")
+            eventually(lambda: "service_away" in log.read_text(), lambda: f"a retry; {log.read_text()[-2000:]}")
         finally:
             _on_server(settings, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         _wait_for_all(settings, process, log, num=NUM_MESSAGES + 1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Self
 
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError, RequestTimedOutError
 
 
 class HeardFailures(logging.Handler):
-    """The newest failure that one of the library's loggers told of while this was entered."""
+    """The newest failure that a logger of the library told of while this was entered; a timeout if nothing else."""
 
     def __init__(self, logger: str) -> None:
         """Name the logger."""
@@ -20,7 +20,9 @@ class HeardFailures(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the failure among what was logged; on the library's thread."""
         for said in record.args or ():
-            if isinstance(said, KafkaError) and not isinstance(said, KafkaTimeoutError):
+            # A try that a deadline cut off hides no refusal of a try before it.
+            is_late = isinstance(said, RequestTimedOutError) and self.last is not None
+            if isinstance(said, KafkaError) and not isinstance(said, KafkaTimeoutError) and not is_late:
                 self.last = said
 
     def taken(self) -> KafkaError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,13 @@ def test_a_module_that_is_stopped_clears_away_what_it_has_half_written(
     def enough(_: str) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_module(name, str(tmp_path / "half"), tell=enough)
+    # Tests that a shell runs in the background ignore Ctrl-C, and so would the child; commands take it anew.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_module(name, str(tmp_path / "half"), tell=enough)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not (tmp_path / "half").exists()
 
 
