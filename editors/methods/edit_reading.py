@@ -166,12 +166,14 @@ class Reader:
     Args:
         model: what reads.
         sequences: the edits' sequences.
+        keeps_left: whether what stands left of keys is read once; lineages of before frames go on as they did.
     """
 
-    def __init__(self, model: EditableModel, sequences: Sequences) -> None:
+    def __init__(self, model: EditableModel, sequences: Sequences, *, keeps_left: bool = True) -> None:
         self._model, self._sequences = model, sequences
         self._asked = [place for of_edit in sequences.asked_of for place in of_edit]
-        starts = _starts([sequences.encoded[place] for place in self._asked], sequences.group.kind)
+        encoded = [sequences.encoded[place] for place in self._asked]
+        starts = _starts(encoded, sequences.group.kind) if keeps_left else [0] * len(encoded)
         self._start = dict(zip(self._asked, starts, strict=True))
         self._begun: dict[int, Begun | None] = {}
 

@@ -163,7 +163,8 @@ class _Passes:
         """
         began = time.perf_counter()
         sequences = Sequences.of(self._frames, group)
-        reader, least = Reader(self._model, sequences), _Least(sequences)
+        reader = Reader(self._model, sequences, keeps_left=self._are_shared)
+        least = _Least(sequences)
         edits = self._pending(sequences, reader, least) if self.update.num_passes else range(len(self._frames))
         rows = sequences.rows(self._model, edits, are_shared=self._are_shared) if edits else {}
         for name, of_param in rows.items():

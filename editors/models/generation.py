@@ -140,8 +140,6 @@ class CausalDecoding:
         self._keeps_all = keeps_all or len(begun) > 1
         self._cache: Any = None
         self._mask_BL = torch.empty(0, dtype=torch.long)
-        # Models with ALiBi have none.
-        self._has_positions = "position_ids" in inspect.signature(module.forward).parameters
 
     def begin(self) -> Tensor:
         """Read the prompts, padded on the left, and return the logits after each, B x V.
@@ -197,16 +195,12 @@ class CausalDecoding:
         return self._run(tokens_B[:, None])
 
     def _run(self, input_ids_BL: Tensor) -> Tensor:
-        # Positions count real tokens: padding before a prompt must not move it.
-        position_BL = (self._mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids_BL.shape[1] :]
-        positions = {"position_ids": position_BL} if self._has_positions else {}
         head: nn.Module = self._module.get_output_embeddings()  # type: ignore[operator]
         handle = head.register_forward_pre_hook(_in_one_piece)
         try:
             output = self._module(
                 input_ids=input_ids_BL,
-                attention_mask=self._mask_BL,
-                **positions,
+                **masked(self._module, self._mask_BL, input_ids_BL.shape[1]),
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -218,8 +212,18 @@ class CausalDecoding:
         return logits_BV
 
 
+def masked(module: nn.Module, mask_BL: Tensor, num_columns: int) -> dict[str, Tensor]:
+    """Return the mask of all columns, and the positions of the last ones, as a model's forward takes them.
+
+    Positions count real tokens: padding before a prompt must not move it. Models with ALiBi have none.
+    """
+    has_positions = "position_ids" in inspect.signature(module.forward).parameters
+    position_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -num_columns:]
+    return {"attention_mask": mask_BL, **({"position_ids": position_BL} if has_positions else {})}
+
+
 def _in_one_piece(_head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-    """Copy the last column of hidden states: of a view, torch makes a product for each row, at ten times the time."""
+    """Copy the last column of hidden states: of a view, torch makes a product for each row."""
     return (arguments[0].contiguous(),)
 
 

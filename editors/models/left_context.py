@@ -9,9 +9,8 @@ Legend: B sequences, S columns of what is kept, L columns of what follows, H hea
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from editors.models.generation import Beginning, CausalDecoding, beginnings, shared_length
+from editors.models.generation import Beginning, CausalDecoding, beginnings, masked, shared_length
 
 Kept = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of attention, of one block after the other."""
@@ -75,11 +74,6 @@ class Left:
         mask_BL = (columns_L >= -left_B1) & (columns_L < rest_B1)
         return cls(kept=kept, first=first, mask_BL=mask_BL.long().to(kept[0][0].device))
 
-    def of_rows(self, row_R: Tensor) -> Self:
-        """Return the beginnings of some of the sequences."""
-        kept = tuple((keys[row_R], values[row_R]) for keys, values in self.kept)
-        return replace(self, kept=kept, mask_BL=self.mask_BL[row_R])
-
     def inputs(self, module: nn.Module, num_columns: int) -> dict[str, Any]:
         """Return what a forward of the L columns that follow takes beside their tokens."""
         cache = DynamicCache()
@@ -88,11 +82,7 @@ class Left:
             cache.update(torch.zeros_like(keys), torch.zeros_like(values), block)
         for block, (keys, values) in enumerate(self.kept, start=self.first):
             cache.update(keys, values, block)
-        # Positions count tokens, so that padding moves none; models with ALiBi have none.
-        position_BL = (self.mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -num_columns:]
-        has_positions = "position_ids" in inspect.signature(module.forward).parameters
-        positions = {"position_ids": position_BL} if has_positions else {}
-        return {"past_key_values": cache, "use_cache": True, "attention_mask": self.mask_BL, **positions}
+        return {"past_key_values": cache, "use_cache": True, **masked(module, self.mask_BL, num_columns)}
 
 
 @torch.no_grad()

@@ -89,29 +89,6 @@ class TargetBatch:
         """How many sequences there are, B."""
         return int(self.input_ids_BL.shape[0])
 
-    def of_rows(self, rows: Sequence[int]) -> TargetBatch:
-        """Return some of the sequences, in the order given, padded as they are here."""
-        if list(rows) == list(range(self.num_rows)):
-            return self
-        row_R = torch.tensor(list(rows), dtype=torch.long, device=self.row_N.device)
-        place_B = self.row_N.new_full((self.num_rows,), -1)
-        place_B[row_R] = torch.arange(len(rows), device=row_R.device)
-        place_N = place_B[self.row_N]
-        order_N = (place_N >= 0).nonzero()[:, 0]
-        order_N = order_N[place_N[order_N].argsort(stable=True)]
-        prefix = self.prefix
-        return TargetBatch(
-            input_ids_BL=self.input_ids_BL[row_R],
-            row_N=place_N[order_N],
-            position_N=self.position_N[order_N],
-            target_N=self.target_N[order_N],
-            subject_B=self.subject_B[row_R],
-            prefix=None if prefix is None else replace(prefix, hidden_BLH=prefix.hidden_BLH[row_R]),
-            mask_BL=None if self.mask_BL is None else self.mask_BL[row_R],
-            decoder_ids_BM=None if self.decoder_ids_BM is None else self.decoder_ids_BM[row_R],
-            left=None if self.left is None else self.left.of_rows(row_R),
-        )
-
     def keys(self, kind: KeyTokens) -> tuple[Tensor, Tensor]:
         """Return rows and positions, T each, of the tokens that are edit rows; rows do not decrease."""
         if kind == "answer":

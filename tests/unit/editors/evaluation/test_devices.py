@@ -63,7 +63,11 @@ def figures(folder: Path, *more: str, device: str) -> dict[str, Any]:
     ],
     ids=["stream", "single", "trained", "folded"],
 )
-def test_an_accelerator_gives_the_figures_of_a_cpu_and_mixes_no_devices(folder: Path, more: list[str]) -> None:
+def test_an_accelerator_gives_the_figures_of_a_cpu_and_mixes_no_devices(
+    folder: Path, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A device reads more prompts in one forward, which gives other last bits; here both read as many.
+    monkeypatch.setattr("editors.models.causal.FORWARD_TOKENS", 10**6)
     arguments = [part.format(folder=folder) for part in more]
     on_cpu = figures(folder, *arguments, device="cpu")
     with PretendDevice() as device:
@@ -73,8 +77,8 @@ def test_an_accelerator_gives_the_figures_of_a_cpu_and_mixes_no_devices(folder: 
     for name, expected in on_cpu.items():
         for figure in ("edit_success", "token_fraction", "locality_unchanged"):
             assert found[name][figure] == expected[figure]
-        assert found[name]["locality_kl"] == pytest.approx(expected["locality_kl"], rel=1e-4, abs=1e-5)
-        assert found[name]["drawdown"] == pytest.approx(expected["drawdown"], rel=1e-4, abs=1e-5)
+        assert found[name]["locality_kl"] == pytest.approx(expected["locality_kl"], abs=1e-5)
+        assert found[name]["drawdown"] == pytest.approx(expected["drawdown"], abs=1e-5)
         assert found[name]["editing"]["failed_batches"] == 0
 
 

@@ -12,12 +12,10 @@ from editors.methods import edit_reading
 from editors.methods.edit_reading import Group, Reader, Sequences, read_keys_of
 from editors.methods.frames import EditFrames, frames_of
 from editors.methods.pairs import Pairs
-from editors.models.families import EditableModel
 from editors.models.hooks import Branch
 from pipeline.domain.errors import EditorFailed
 from tests.support.framed_parts import GUARDS, framed_edits, framed_rig, framed_settings
 from tests.support.ledger_parts import Rig
-from tests.support.tiny_families import pairs_of, tiny_model
 
 Kind = Literal["subject", "answer"]
 
@@ -178,26 +176,3 @@ def test_a_probability_that_is_no_number_is_an_error(rig: Rig) -> None:
     left, right = branches_of(rig, found)[name]
     with pytest.raises(EditorFailed, match="finite"):
         Reader(rig.model, found).read(found.asked_of[0], {name: (left * float("nan"), right)})
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart", "bert"])
-@pytest.mark.parametrize("rows", [[1], [2, 0], [0, 1, 2]])
-def test_some_rows_of_a_batch_answer_as_they_do_by_themselves(name: str, rows: list[int]) -> None:
-    model: EditableModel = tiny_model(name)
-    sequences = [
-        model.encode_pair(prompt, target, subject)
-        for (prompt, target), subject in zip(pairs_of(model), ("Japan", "Rome", None), strict=True)
-    ]
-    whole = model.prefixed(model.pack(sequences))
-    some, alone = whole.of_rows(rows), model.pack([sequences[row] for row in rows])
-    assert some.num_rows == len(rows)
-    assert torch.equal(some.row_N, alone.row_N)
-    assert torch.equal(some.target_N, alone.target_N)
-    assert torch.equal(some.subject_B, alone.subject_B)
-    with torch.no_grad():
-        torch.testing.assert_close(model.target_logits(some), model.target_logits(alone), rtol=1e-4, atol=1e-5)
-    for param in model.inner:
-        for kind in ("subject", "answer"):
-            found, expected = (model.key_positions(batch, param, kind) for batch in (some, alone))
-            assert all(torch.equal(own, other) for own, other in zip(found, expected, strict=True))
-    assert whole.of_rows([0, 1, 2]) is whole

@@ -77,7 +77,7 @@ def test_what_is_added_to_weights_afterwards_counts_from_where_sequences_were_cu
         assert not torch.allclose(model.target_logits(batch), model.target_logits(whole), rtol=1e-2)
 
 
-def test_what_several_sequences_begin_with_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_several_sequences_begin_with_is_read_once() -> None:
     model = tiny_family("mistral")
     many = [
         Encoded(prompt_ids=tuple(ids), target_ids=(5,), subject_end=len(ids) - 1)
