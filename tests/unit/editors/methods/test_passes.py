@@ -26,8 +26,8 @@ class Watched(Reader):
 
     readings: list[tuple[Sequences, list[int], dict[int, float], bool]]
 
-    def __init__(self, model: EditableModel, sequences: Sequences) -> None:
-        super().__init__(model, sequences)
+    def __init__(self, model: EditableModel, sequences: Sequences, *, keeps_left: bool = True) -> None:
+        super().__init__(model, sequences, keeps_left=keeps_left)
         self._watched = sequences
 
     def read(self, chosen: Sequence[int], branches: Mapping[str, Addition], *, has_keys: bool = True) -> Pairs:
