@@ -13,12 +13,10 @@ from dataclasses import dataclass, replace
 
 from editors.measure.losses import Reading
 from editors.measure.prefix_cache import PrefixCache
-from editors.measure.rounds import Ask, Talk, answered
+from editors.measure.rounds import Ask, Talk
 from editors.measure.scoring import Change, compared, readings
 from editors.models.families import EditableModel
-from editors.models.hooks import side_branch
 from editors.models.tokens import Encoded
-from editors.weights.deltas import WeightDelta
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.language.joining import joined
@@ -73,24 +71,12 @@ class OtherSubjects:
         found = readings(self._model, self._prefixes.prepare([self._encoded(prompt) for prompt in new]))
         self._parent |= zip(new, found, strict=True)
 
-    def measure(
-        self, edits: Sequence[Edit], others: Others, delta: WeightDelta
-    ) -> dict[str, tuple[OtherSubjectScore, ...]]:
+    def talk(self, edits: Sequence[Edit], others: Others) -> Talk[dict[str, tuple[OtherSubjectScore, ...]]]:
         """Return what the candidate, which the model is now, makes of them, by edit id; the parent has been observed.
-
-        The arguments are those of `talk`.
-        """
-        return answered(self._model, self.talk(edits, others, delta))
-
-    def talk(
-        self, edits: Sequence[Edit], others: Others, delta: WeightDelta
-    ) -> Talk[dict[str, tuple[OtherSubjectScore, ...]]]:
-        """Ask what `measure` does.
 
         Args:
             edits: the edits of the batch.
             others: what is asked.
-            delta: what was applied to the parent.
         """
         asked = [(edit, one) for edit in edits for one in others.get(edit.edit_id, ())]
         before = [self._parent[one.prompt] for _, one in asked]
@@ -101,7 +87,7 @@ class OtherSubjects:
             self._score(one, was, reading, change, first[edit.edit_id])
             for (edit, one), was, reading, change in zip(asked, before, now, changes, strict=True)
         ]
-        yield from self._tell(asked, scores, delta)
+        yield from self._tell(asked, scores)
         found: dict[str, tuple[OtherSubjectScore, ...]] = {}
         for (edit, _), score in zip(asked, scores, strict=True):
             found[edit.edit_id] = (*found.get(edit.edit_id, ()), score)
@@ -122,9 +108,7 @@ class OtherSubjects:
             takes_answer=not change.is_unchanged and is_now == target,
         )
 
-    def _tell(
-        self, asked: Sequence[tuple[Edit, OtherSubject]], scores: list[OtherSubjectScore], delta: WeightDelta
-    ) -> Talk[None]:
+    def _tell(self, asked: Sequence[tuple[Edit, OtherSubject]], scores: list[OtherSubjectScore]) -> Talk[None]:
         """Put some words in the place of the first token where an edit moved another subject most."""
         worst: dict[str, int] = {}
         for place, ((edit, _), score) in enumerate(zip(asked, scores, strict=True)):
@@ -132,17 +116,12 @@ class OtherSubjects:
                 worst[edit.edit_id] = place
         places = sorted(worst.values(), key=lambda place: -scores[place].kl)[:NUM_TOLD]
         prompts = [self._model.encode_prompt(asked[place][1].prompt) for place in places]
-        after = yield [Ask(prompt_ids=prompt, most=TOLD_TOKENS) for prompt in prompts]
-        if not places:
-            return
-        # The parent's answers without a write: what was added is taken off again beside the weights.
-        device = self._model.device
-        branches = {
-            name: (-left.to(device).float(), right.to(device).float()) for name, (left, right) in delta.factors.items()
-        }
-        with side_branch(self._model.module, branches):
-            before = self._model.greedy(prompts, max_new_tokens=TOLD_TOKENS)
-        for place, was, is_now in zip(places, before, after, strict=True):
+        said = yield [
+            Ask(prompt_ids=prompt, most=TOLD_TOKENS, is_before=is_before)
+            for is_before in (True, False)
+            for prompt in prompts
+        ]
+        for place, was, is_now in zip(places, said[: len(places)], said[len(places) :], strict=True):
             told = scores[place]
             scores[place] = replace(
                 told,

@@ -1,20 +1,16 @@
 """What gates judge: fills the records of `pipeline.domain.measurements` for a candidate, its parent and the base.
 
 A `Scorer` lives with a loaded lineage. What it asked the parent is kept until the parent changes, so bisecting a
-batch asks the parent once; what it asked the base is kept longer. What a candidate says freely is asked last, all of
-it in one round. The base's answers are read from the parent with its whole shift taken off again in a side branch, so
-the weights are never written.
-
-Legend: I in_features, O out_features.
+batch asks the parent once; what it asked the base is kept longer. What a candidate and its parent say freely is asked
+last, all of it in one round. The base's answers are read from the parent with its whole shift taken off again in a side
+branch, and the parent's words from the candidate with its change taken off, so the weights are never written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-
-import torch
 
 from editors.measure.edit_measurer import Changes, EditMeasurer
 from editors.measure.losses import Reading
@@ -22,10 +18,11 @@ from editors.measure.other_subjects import Others, OtherSubjects
 from editors.measure.quality import Figure, chosen, prepared_quality
 from editors.measure.questions import EditMeasurement, EditQuestions, PromptMeasurement
 from editors.measure.reference import Reference
-from editors.measure.rounds import Round, Talk, answered
+from editors.measure.rounds import Round, Talk
 from editors.measure.same_subject import with_same_subject
 from editors.measure.scoring import Change, Score, compared, prepare, scores
-from editors.measure.shown_answers import NUM_SHOWN, Probed, Said, moved, said_to, with_answers
+from editors.measure.shown_answers import NUM_SHOWN, Probed, Said, moved, said_before, with_answers, wordings_said
+from editors.measure.undoing import negative_delta, negative_shift
 from editors.models.families import EditableModel, Pair
 from editors.models.hooks import side_branch
 from editors.weights.deltas import WeightDelta, WeightStore
@@ -119,7 +116,7 @@ class Scorer:
             self._measurer.forget()
             parent.neighbours.clear()
         self._observe_neighbours(parent, [edit for edit in added if edit.edit_id not in parent.neighbours])
-        self._observe_answers(parent, added)
+        self._observe_targets(parent, added)
         parent.retained |= self._successes([edit for edit in retained if edit.edit_id not in parent.retained])
         self._others.observe_parent(others or {})
 
@@ -180,15 +177,13 @@ class Scorer:
         # Without a shift the parent is the base, which has just been asked.
         parent.neighbours |= self._measurer.readings(edits) if negative else self._measurer.base_readings(edits)
 
-    def _observe_answers(self, parent: Observed, edits: Sequence[Edit]) -> None:
-        """Ask the parent for what people compare a candidate's answers with."""
+    def _observe_targets(self, parent: Observed, edits: Sequence[Edit]) -> None:
+        """Ask the parent how probable the targets are, which people compare with the candidate's."""
         new = [edit for edit in edits if edit.edit_id not in parent.targets]
         pairs: dict[str, Pair] = {edit.edit_id: (edit.request.own_prompt, edit.request.target_new) for edit in new}
         if pairs:
             found = self._measurer.scores(list(pairs.values()))
             parent.targets |= {edit_id: found[pair].probability for edit_id, pair in pairs.items()}
-        shown = [edit for edit in edits[:NUM_SHOWN] if edit.edit_id not in parent.said]
-        parent.said |= answered(self._model, said_to(self._model, shown))
 
     def _successes(self, edits: Sequence[Edit]) -> dict[str, bool]:
         pairs: dict[str, Pair] = {edit.edit_id: (edit.request.own_prompt, edit.request.target_new) for edit in edits}
@@ -198,19 +193,25 @@ class Scorer:
     def _edit_scores(
         self, added: Sequence[Edit], parent: Observed, suite_moved: Sequence[Probed], others: Others, delta: WeightDelta
     ) -> tuple[tuple[EditScore, ...], tuple[Moved, ...]]:
-        """Return the scores of edits, and what is said now to probes of the suite that moved; all said in one round."""
+        """Return the scores of edits, and what is said now to probes of the suite that moved; all said in one round.
+
+        Words of the parent that are not known yet are said in the same one.
+        """
         asking = [edit.edit_id for edit in added if can_be_asked(edit.request)][: self._num_chat]
         questions = [
             questions_of(edit, rephrase_rows=self._rephrase_rows, replies=edit.edit_id in asking) for edit in added
         ]
         changes = self._measurer.changes(added, parent.neighbours)
-        together = Round(self._model)
+        shown = added[:NUM_SHOWN]
+        together = Round(self._model, undone=negative_delta(self._model, delta))
         found = together.take(self._measurer.talk(questions, changes))
         of_suite = together.take(moved(self._model, suite_moved))
         own_moved = together.take(self._moved(added, changes))
-        said = together.take(said_to(self._model, added[:NUM_SHOWN], only_wordings=True))
-        of_others = together.take(self._others.talk(added, others, delta))
+        before = together.take(said_before(self._model, [edit for edit in shown if edit.edit_id not in parent.said]))
+        said = together.take(wordings_said(self._model, shown))
+        of_others = together.take(self._others.talk(added, others))
         together.answer()
+        parent.said |= before.value
         of_each = (
             with_answers(
                 replace(
@@ -330,17 +331,6 @@ def edit_score(
 
 def _hits(asked: Sequence[PromptMeasurement]) -> tuple[bool, ...]:
     return tuple(one.score.is_hit for one in asked)
-
-
-def negative_shift(model: EditableModel, weights: WeightStore) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return a side branch that takes the whole shift off again: with it, edited weights answer as the base."""
-    branches = {}
-    for param in model.inner:
-        shift_IO = weights.shift(param.name)
-        if bool(shift_IO.any()):
-            identity_OO = torch.eye(param.out_features, dtype=shift_IO.dtype, device=shift_IO.device)
-            branches[param.name] = (-shift_IO, identity_OO)
-    return branches
 
 
 def _facts_of(probe: SuiteProbe) -> set[str]:

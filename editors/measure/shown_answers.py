@@ -40,27 +40,41 @@ class Said:
     """To its question in a chat."""
 
 
-def said_to(model: EditableModel, edits: Sequence[Edit], *, only_wordings: bool = False) -> Talk[dict[str, Said]]:
-    """Ask a model about edits, and return what it says by edit id.
+def said_before(model: EditableModel, edits: Sequence[Edit]) -> Talk[dict[str, Said]]:
+    """Ask about edits as before the change, and return by edit id what was said to prompt, wording and question.
 
     Args:
         model: the model as it is now.
         edits: at most `NUM_SHOWN`.
-        only_wordings: whether nothing but another wording is asked, where the rest is known.
     """
+    return _said(model, edits, is_before=True)
+
+
+def wordings_said(model: EditableModel, edits: Sequence[Edit]) -> Talk[dict[str, Said]]:
+    """Ask about another wording of edits, of which the rest is known, and return what is said now, by edit id.
+
+    Args:
+        model: the model as it is now.
+        edits: at most `NUM_SHOWN`.
+    """
+    return _said(model, edits, is_before=False)
+
+
+def _said(model: EditableModel, edits: Sequence[Edit], *, is_before: bool) -> Talk[dict[str, Said]]:
     asked: dict[tuple[str, str], Prompt] = {}
     questions: dict[tuple[str, str], Prompt] = {}
     for edit in edits:
         if wordings := edit.request.unseen_rephrases(0):
             asked[edit.edit_id, "wording"] = wordings[0]
-        if only_wordings:
+        if not is_before:
             continue
         asked[edit.edit_id, "own"] = edit.request.own_prompt
         question = edit.request.chat_question if can_be_asked(edit.request) else None
         if question is not None and model.has_chat_template:
             questions[edit.edit_id, "reply"] = question
     found: dict[str, dict[str, str]] = {edit.edit_id: {} for edit in edits}
-    answers = yield [*_asks(model, asked.values(), SHOWN_TOKENS), *_asks(model, questions.values(), REPLY_TOKENS)]
+    asks = [*_asks(model, asked.values(), SHOWN_TOKENS), *_asks(model, questions.values(), REPLY_TOKENS)]
+    answers = yield [replace(ask, is_before=is_before) for ask in asks]
     for (edit_id, kind), tokens in zip([*asked, *questions], answers, strict=True):
         found[edit_id][kind] = model.decode(tokens).strip()
     return {edit_id: Said(**texts) for edit_id, texts in found.items()}

@@ -13,7 +13,7 @@ Legend: B sequences, L padded length, N target tokens in the batch, T edit rows,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from editors.models.capacity import times_more
 from editors.models.comm import ALONE, Comm, own_share
 from editors.models.generation import Decoding, IsDone, Prompts, never_done
+from editors.models.hooks import Branch, side_branch
 from editors.models.inner_params import InnerParam, inner_params
 from editors.models.left_context import Begun
 from editors.models.positions import max_positions, require_positions, rotation_change
@@ -303,6 +304,37 @@ class EditableModel(ABC):
 
         The arguments are those of `generation.greedy`.
         """
+
+    def greedy_beside(
+        self,
+        prompts: Prompts,
+        beside: Collection[int],
+        branches: Mapping[str, Branch],
+        *,
+        max_new_tokens: int,
+        is_done: IsDone = never_done,
+    ) -> list[list[int]]:
+        """Return what `greedy` does, some of it with branches beside the weights.
+
+        Args:
+            prompts: each of at least one token.
+            beside: places of the prompts that are answered with the branches.
+            branches: as of `hooks.side_branch`.
+            max_new_tokens: most tokens of an answer.
+            is_done: as of `greedy`.
+        """
+
+        def answers(places: Sequence[int]) -> zip[tuple[int, list[int]]]:
+            chosen = [prompts[place] for place in places]
+            found = self.greedy(
+                chosen, max_new_tokens=max_new_tokens, is_done=lambda place, tokens: is_done(places[place], tokens)
+            )
+            return zip(places, found, strict=True)
+
+        found = dict(answers([place for place in range(len(prompts)) if place not in beside]))
+        with side_branch(self.module, branches):
+            found |= answers(sorted(beside))
+        return [found[place] for place in range(len(prompts))]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of an answer, without special tokens."""

@@ -8,9 +8,10 @@ Legend: B sequences, L padded length, N target tokens in the batch, T edit rows,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from editors.models.generation import (
     never_done,
     shared_length,
 )
+from editors.models.hooks import Branch
 from editors.models.inner_params import InnerParam
 from editors.models.left_context import Begun, Left, read_left
 from editors.models.positions import answered_together, require_positions
@@ -191,10 +193,24 @@ class CausalModel(EditableModel):
         Raises:
             InvalidInput: if a prompt is longer than the model has positions for; answers stop where they end.
         """
+        return CausalModel.greedy_beside(self, prompts, (), {}, max_new_tokens=max_new_tokens, is_done=is_done)
+
+    def greedy_beside(
+        self,
+        prompts: Prompts,
+        beside: Collection[int],
+        branches: Mapping[str, Branch],
+        *,
+        max_new_tokens: int,
+        is_done: IsDone = never_done,
+    ) -> list[list[int]]:
+        """Return greedy continuations, some of them with branches beside the weights, all in one batch."""
         answers: dict[int, list[int]] = {}
         for places, most in self.answered_together(prompts, max_new_tokens=max_new_tokens):
             found = self._greedy(
                 [prompts[place] for place in places],
+                {i for i, place in enumerate(places) if place in beside},
+                branches,
                 max_new_tokens=most,
                 is_done=lambda place, tokens, places=places: is_done(places[place], tokens),  # type: ignore[misc]
             )
@@ -211,23 +227,37 @@ class CausalModel(EditableModel):
         shared = shared_length(prompts) if self._can_share(prompts) else 0
         return self._decoding([Beginning(prompts=prompts, shared=shared)])
 
-    def _decoding(self, begun: Sequence[Beginning]) -> CausalDecoding:
-        return CausalDecoding(self.module, begun, pad_id=pad_id(self.tokenizer))
+    def _decoding(self, begun: Sequence[Beginning], branches: Mapping[str, Branch] | None = None) -> CausalDecoding:
+        return CausalDecoding(self.module, begun, pad_id=pad_id(self.tokenizer), branches=branches)
 
     def _can_share(self, prompts: Prompts) -> bool:
         """Return whether a beginning may be read by itself: beside a long prompt it would be rotated in another way."""
         return self.rotation_change is None or max(map(len, prompts)) <= self.rotation_change
 
-    def _greedy(self, prompts: Prompts, *, max_new_tokens: int, is_done: IsDone) -> list[list[int]]:
+    def _greedy(
+        self,
+        prompts: Prompts,
+        beside: Collection[int],
+        branches: Mapping[str, Branch],
+        *,
+        max_new_tokens: int,
+        is_done: IsDone,
+    ) -> list[list[int]]:
+        plan: list[list[int]] = []
+        for places in ([i for i in range(len(prompts)) if i not in beside], sorted(beside)):
+            chosen = [prompts[place] for place in places]
+            groups = beginnings(chosen, forward_tokens=FORWARD_TOKENS * self.times_more)
+            plan += [[places[i] for i in group] for group in groups]
         return greedy(
-            self._decoding,
+            partial(self._decoding, branches=branches),
             prompts,
             comm=self.comm,
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             is_done=is_done,
-            plan=beginnings(prompts, forward_tokens=FORWARD_TOKENS * self.times_more),
+            plan=plan,
             can_share=self._can_share(prompts),
+            beside=beside,
         )
 
     def _inputs(self, batch: TargetBatch) -> dict[str, Any]:

@@ -6,16 +6,18 @@ once; and a checkpoint's generation settings (beams, least lengths, forced token
 a share of the prompts, and runs along until the last rank is done.
 
 Prompts of unlike length are read in several forwards (`beginnings`), so that padding costs little. Then all answers
-grow together, a token of each at a time.
+grow together, a token of each at a time. Some of them may be answered with branches beside the weights, such as those
+that take a change off again: what a model said before and says after it costs one pass over the weights for a token.
 
 Legend: B sequences that are still answered, L padded length, S tokens that some prompts begin with, H heads, D size of
-a head, V vocabulary.
+a head, V vocabulary, I in_features, O out_features, R rank.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +27,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from editors.models.comm import Comm, merged, own_share
+from editors.models.hooks import Addition, Branch, side_branch
 
 Prompts = Sequence[Sequence[int]]
 """The token ids of some prompts."""
@@ -46,6 +49,8 @@ class Beginning:
     """Each of at least one token."""
     shared: int
     """How many tokens they all begin with that are read once; each has more of its own."""
+    is_beside: bool = False
+    """Whether they are answered with branches beside the weights."""
 
 
 def never_done(_place: int, _tokens: Sequence[int]) -> bool:
@@ -81,6 +86,7 @@ def greedy(
     is_done: IsDone = never_done,
     plan: Sequence[Sequence[int]] | None = None,
     can_share: bool = False,
+    beside: Collection[int] = (),
 ) -> list[list[int]]:
     """Return the greedy answer to each prompt as token ids, without the stop token; every rank has to call it.
 
@@ -93,6 +99,8 @@ def greedy(
         is_done: asked after each token; where it is true, the answer ends with that token.
         plan: places of the prompts that are read together, as `beginnings` gives them; all if None.
         can_share: whether what such prompts begin with alike is read once.
+        beside: places of the prompts that are answered with branches beside the weights; of those that `plan` puts
+            together all, or none.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
@@ -102,7 +110,8 @@ def greedy(
         shared = shared_length([prompts[place] for place in group]) if can_share else 0
         # Every rank makes the same forwards: one without a prompt of the group reads another's and drops it.
         own = own_share(comm, group)
-        begun.append(Beginning(prompts=[prompts[place] for place in own or group[:1]], shared=shared))
+        read = [prompts[place] for place in own or group[:1]]
+        begun.append(Beginning(prompts=read, shared=shared, is_beside=group[0] in beside))
         live += own or [None]
     answers: dict[int, list[int]] = {place: [] for place in live if place is not None}
     decoding = decode(begun)
@@ -133,11 +142,22 @@ class CausalDecoding:
         begun: the prompts, in the order of the batch's rows.
         pad_id: any token id; padding is masked.
         keeps_all: whether layers with a window keep all tokens, as they do where caches are joined.
+        branches: inner parameter -> what stands beside its weight for the prompts that are answered with that.
     """
 
-    def __init__(self, module: nn.Module, begun: Sequence[Beginning], *, pad_id: int, keeps_all: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        begun: Sequence[Beginning],
+        *,
+        pad_id: int,
+        keeps_all: bool = False,
+        branches: Mapping[str, Branch] | None = None,
+    ) -> None:
         self._module, self._begun, self._pad_id = module, begun, pad_id
         self._keeps_all = keeps_all or len(begun) > 1
+        self._branches = branches or {}
+        self._is_beside_B = torch.empty(0, dtype=torch.bool)
         self._cache: Any = None
         self._mask_BL = torch.empty(0, dtype=torch.long)
 
@@ -146,15 +166,17 @@ class CausalDecoding:
 
         Padding is on the left, so that every prompt ends, and every answer grows, in the same column.
         """
-        logits, caches, masks = [], [], []
+        logits, caches, masks, are_beside = [], [], [], []
         for one in self._begun:
             logits.append(self._read(one))
+            are_beside.append(self._is_beside_B)
             caches.append(self._cache)
             masks.append(self._mask_BL)
         if len(self._begun) > 1:
             width = max(mask_BL.shape[1] for mask_BL in masks)
             self._mask_BL = torch.cat([pad(mask_BL, (width - mask_BL.shape[1], 0)) for mask_BL in masks])
             self._cache = _joined(caches, width)
+        self._is_beside_B = torch.cat(are_beside)
         return torch.cat(logits)
 
     def _read(self, begun: Beginning) -> Tensor:
@@ -169,6 +191,7 @@ class CausalDecoding:
         taken = [max(min(len(prompt) - width, shared), 0) for prompt in prompts]
         # A cache that is joined with others keeps all tokens, also of layers with a window.
         self._cache = DynamicCache() if shared or self._keeps_all else None
+        self._is_beside_B = torch.tensor([begun.is_beside], device=device)
         if shared:
             self._mask_BL = torch.ones(1, shared, dtype=torch.long, device=device)
             self._run(torch.tensor([list(prompts[0][:shared])], device=device))
@@ -179,6 +202,7 @@ class CausalDecoding:
             [[0] * (shared + width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
         )
         padded = [[self._pad_id] * (width - len(rest)) + rest for rest in rests]
+        self._is_beside_B = self._is_beside_B.expand(len(prompts))
         return self._run(torch.tensor(padded, device=device))
 
     def read(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -190,7 +214,7 @@ class CausalDecoding:
         """Run one more token of the rows that stay; logits, B x V."""
         if rows_B is not None:
             self._cache.batch_select_indices(rows_B)
-            self._mask_BL = self._mask_BL[rows_B]
+            self._mask_BL, self._is_beside_B = self._mask_BL[rows_B], self._is_beside_B[rows_B]
         self._mask_BL = torch.cat([self._mask_BL, self._mask_BL.new_ones(len(tokens_B), 1)], dim=1)
         return self._run(tokens_B[:, None])
 
@@ -198,18 +222,34 @@ class CausalDecoding:
         head: nn.Module = self._module.get_output_embeddings()  # type: ignore[operator]
         handle = head.register_forward_pre_hook(_in_one_piece)
         try:
-            output = self._module(
-                input_ids=input_ids_BL,
-                **masked(self._module, self._mask_BL, input_ids_BL.shape[1]),
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            with self._beside():
+                output = self._module(
+                    input_ids=input_ids_BL,
+                    **masked(self._module, self._mask_BL, input_ids_BL.shape[1]),
+                    past_key_values=self._cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
         finally:
             handle.remove()
         self._cache = output.past_key_values
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
+
+    def _beside(self) -> AbstractContextManager[None]:
+        """Let the branches stand beside the weights for the rows of the batch that are answered with them."""
+        rows = self._is_beside_B.nonzero()[:, 0]
+
+        def of_rows(left_IR: Tensor, right_RO: Tensor) -> Addition:
+            def added(x_BLI: Tensor) -> Tensor:
+                added_BLO = x_BLI.new_zeros(*x_BLI.shape[:2], right_RO.shape[1])
+                added_BLO[rows] = (x_BLI[rows] @ left_IR) @ right_RO
+                return added_BLO
+
+            return added
+
+        here = self._branches if len(rows) else {}
+        return side_branch(self._module, {name: of_rows(*branch) for name, branch in here.items()})
 
 
 def masked(module: nn.Module, mask_BL: Tensor, num_columns: int) -> dict[str, Tensor]:

@@ -10,7 +10,9 @@ import torch
 
 from editors.measure import other_subjects
 from editors.measure.other_subjects import OtherSubject, OtherSubjects
+from editors.measure.rounds import answered
 from editors.measure.scoring import readings
+from editors.measure.undoing import negative_delta
 from editors.methods.base import EditJob
 from editors.methods.recursive import RecursiveEditor
 from editors.models.families import EditableModel
@@ -55,7 +57,9 @@ def test_the_first_token_of_the_answer_is_compared_with_the_parents(rig: Rig) ->
     measure = OtherSubjects(rig.model)
     measure.observe_parent(asked_of(edit, *prompts))
     rig.weights.apply(delta)
-    [scores] = measure.measure([edit], asked_of(edit, *prompts), delta).values()
+    [scores] = answered(
+        rig.model, measure.talk([edit], asked_of(edit, *prompts)), undone=negative_delta(rig.model, delta)
+    ).values()
     target = rig.model.encode_pair(edit.request.prompt, "Madrid").target_ids[0]
     for prompt, was, score in zip(prompts, before, scores, strict=True):
         now = next_token(rig.model, prompt)
@@ -78,7 +82,9 @@ def test_an_edit_whose_prompt_is_another_subjects_takes_that_subjects_answer_and
     rig.weights.apply(delta)
     name = rig.model.inner_param_names[0]
     weight = rig.model.module.get_parameter(name).clone()
-    [[taken, other]] = measure.measure([edit], others, delta).values()
+    [[taken, other]] = answered(
+        rig.model, measure.talk([edit], others), undone=negative_delta(rig.model, delta)
+    ).values()
     assert taken.takes_answer
     assert taken.after.startswith("Madrid")
     assert taken.before == said.strip()
@@ -108,7 +114,7 @@ def test_nothing_is_run_where_nothing_is_asked(rig: Rig, monkeypatch: pytest.Mon
     measure = OtherSubjects(rig.model)
     monkeypatch.setattr(rig.model, "target_logits", None)
     measure.observe_parent({})
-    assert measure.measure([edit_of()], {}, delta_of_nothing(rig.model)) == {}
+    assert answered(rig.model, measure.talk([edit_of()], {})) == {}
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "bert"])
@@ -120,7 +126,7 @@ def test_models_of_other_families_are_asked_by_their_first_token_or_label(family
     measure = OtherSubjects(model)
     measure.observe_parent(others)
     weights.apply(delta)
-    [scores] = measure.measure([edit], others, delta).values()
+    [scores] = answered(model, measure.talk([edit], others), undone=negative_delta(model, delta)).values()
     assert [(score.is_unchanged, score.kl) for score in scores] == [(True, pytest.approx(0.0, abs=1e-6))] * 3
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,9 @@ from editors.measure import rounds
 from editors.measure.reference import build_reference
 from editors.measure.rounds import Ask, Round, Talk, answered
 from editors.measure.scorer import Scorer
+from editors.measure.undoing import negative_delta
 from editors.models.families import EditableModel
+from editors.models.hooks import Branch
 from editors.weights.deltas import PlainWeights, WeightDelta
 from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.measurements import Measurements
@@ -25,12 +27,19 @@ FAMILIES = ["llama", "gpt2", "gpt_neo", "t5", "bart", "bert"]
 PROMPTS = ("who is king", "the capital city of the country of Japan is located in", "Rome", "a river in Spain")
 
 
-def asks_of(model: EditableModel, texts: Sequence[str], *, most: int, stop: int | None = None) -> Talk[list[list[int]]]:
+def asks_of(
+    model: EditableModel, texts: Sequence[str], *, most: int, stop: int | None = None, is_before: bool = False
+) -> Talk[list[list[int]]]:
     def is_done(tokens: Sequence[int]) -> bool:
         return len(tokens) == stop
 
     answers = yield [
-        Ask(prompt_ids=model.encode_prompt(text), most=most, is_done=None if stop is None else is_done)
+        Ask(
+            prompt_ids=model.encode_prompt(text),
+            most=most,
+            is_done=None if stop is None else is_done,
+            is_before=is_before,
+        )
         for text in texts
     ]
     return [list(answer) for answer in answers]
@@ -75,6 +84,23 @@ def test_a_round_makes_no_more_steps_than_its_longest_answer_has_tokens(monkeypa
     assert len(steps) == 2 + 9 - 1
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_asked_as_before_is_answered_as_the_model_did_before_it_was_changed(name: str) -> None:
+    model = tiny_model(name)
+    said = [by_itself(model, text, 9) for text in PROMPTS]
+    delta = drawn_delta(model, 0.4 if model.task == "causal" else 4.0, seed=2)
+    PlainWeights(model.module, model.inner).apply(delta)
+    now = [by_itself(model, text, 9) for text in PROMPTS]
+    assert now != said
+    together = Round(model, undone=negative_delta(model, delta))
+    before = together.take(asks_of(model, PROMPTS, most=9, is_before=True))
+    after = together.take(asks_of(model, PROMPTS, most=9))
+    cut = together.take(asks_of(model, PROMPTS[:2], most=9, stop=2, is_before=True))
+    together.answer()
+    assert (before.value, after.value) == (said, now)
+    assert cut.value == [answer[:2] for answer in said[:2]]
+
+
 def edits_of(model: EditableModel) -> list[Edit]:
     said = [("true", "false"), ("unknown", "true")] if model.task == "classifier" else [("Lyon", "Rome"), ("Kyoto", "")]
     return [
@@ -92,6 +118,19 @@ def edits_of(model: EditableModel) -> list[Edit]:
     ]
 
 
+def drawn_delta(model: EditableModel, size: float, *, seed: int) -> WeightDelta:
+    draw = torch.Generator().manual_seed(seed)
+    return WeightDelta.of(
+        {
+            param.name: (
+                torch.randn(param.in_features, 2, generator=draw) * size,
+                torch.randn(2, param.out_features, generator=draw),
+            )
+            for param in model.inner
+        }
+    )
+
+
 def trial(model: EditableModel, size: float) -> Measurements:
     """Two batches on one lineage, the second judged against the first; what is said is read from the second."""
     target = "true" if model.task == "classifier" else "Madrid"
@@ -104,16 +143,7 @@ def trial(model: EditableModel, size: float) -> Measurements:
     batches: list[tuple[int, Edit, list[Edit]]] = [(1, first, []), (2, second, [first])]
     found: list[Measurements] = []
     for seed, added, retained in batches:
-        draw = torch.Generator().manual_seed(seed)
-        delta = WeightDelta.of(
-            {
-                param.name: (
-                    torch.randn(param.in_features, 2, generator=draw) * size,
-                    torch.randn(2, param.out_features, generator=draw),
-                )
-                for param in model.inner
-            }
-        )
+        delta = drawn_delta(model, size, seed=seed)
         scorer.observe_parent([added], retained)
         weights.apply(delta)
         found.append(scorer.measure(added=[added], retained=retained, gone_keys=(), delta=delta))
@@ -134,16 +164,16 @@ def test_a_trial_finds_in_rounds_what_it_finds_with_every_prompt_by_itself(
     calls: list[int] = []
     together = rounds._answered_at_once
 
-    def counted(model: EditableModel, asks: Sequence[Ask]) -> list[list[int]]:
+    def counted(model: EditableModel, asks: Sequence[Ask], undone: Mapping[str, Branch]) -> list[list[int]]:
         calls.append(len(asks))
-        return together(model, asks)
+        return together(model, asks, undone)
 
-    def alone(model: EditableModel, asks: Sequence[Ask]) -> list[list[int]]:
-        return [together(model, [ask])[0] for ask in asks]
+    def alone(model: EditableModel, asks: Sequence[Ask], undone: Mapping[str, Branch]) -> list[list[int]]:
+        return [together(model, [ask], undone)[0] for ask in asks]
 
     monkeypatch.setattr(rounds, "_answered_at_once", counted)
     found = tried()
-    assert len(calls) == 4  # each batch asks its parent and its candidate
+    assert len(calls) == 2  # each batch asks its candidate and its parent at once
     monkeypatch.setattr(rounds, "_answered_at_once", alone)
     plain = tried()
     assert found.moved == plain.moved

@@ -15,9 +15,10 @@ from editors.evaluation.probes import EditProbes
 from editors.measure.prefix_cache import PrefixCache
 from editors.measure.quality import Figure, prepared_quality
 from editors.measure.reference import Reference, build_reference, own_answers
-from editors.measure.scorer import Scorer, negative_shift, questions_of
+from editors.measure.scorer import Scorer, questions_of
 from editors.measure.scoring import compared, prepare, readings, scores
 from editors.measure.shown_answers import SHOWN_TOKENS
+from editors.measure.undoing import negative_shift
 from editors.methods.base import EditJob
 from editors.methods.recursive import RecursiveEditor
 from editors.models.families import CausalModel

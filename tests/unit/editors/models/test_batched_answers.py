@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from editors.models.causal import CausalModel
 from editors.models.generation import beginnings, shared_length
+from editors.models.hooks import side_branch
 from editors.models.tokens import Encoded
 from tests.support.tiny_models import tiny_tokenizer
 
@@ -131,6 +132,29 @@ def test_a_row_that_leaves_the_batch_changes_no_other(model: CausalModel) -> Non
     whole = [model.greedy([prompt], max_new_tokens=7)[0] for prompt in prompts]
     cut = model.greedy(prompts, max_new_tokens=7, is_done=lambda place, tokens: len(tokens) > 2 * place)
     assert cut == [answer[: 2 * place + 1] for place, answer in enumerate(whole)]
+
+
+def test_answers_with_branches_beside_the_weights_are_made_in_one_batch_with_the_others(model: CausalModel) -> None:
+    prompts = [*prompts_with(20, 1, 14, 6), *prompts_with(20, 1, 14, 6)]
+    beside = {1, 3, 4}
+    draw = torch.Generator().manual_seed(5)
+    branches = {
+        param.name: (
+            torch.randn(param.in_features, 2, generator=draw),
+            torch.randn(2, param.out_features, generator=draw) * 4,
+        )
+        for param in model.inner
+    }
+    plain = model.greedy(prompts, max_new_tokens=7)
+    with side_branch(model.module, branches):
+        branched = model.greedy(prompts, max_new_tokens=7)
+    assert all(branched[place] != plain[place] for place in beside)
+    expected = [(branched if place in beside else plain)[place] for place in range(len(prompts))]
+    assert model.greedy_beside(prompts, beside, branches, max_new_tokens=7) == expected
+    cut = model.greedy_beside(
+        prompts, beside, branches, max_new_tokens=7, is_done=lambda place, tokens: len(tokens) > place
+    )
+    assert cut == [answer[: place + 1] for place, answer in enumerate(expected)]
 
 
 def test_padding_and_what_enters_the_first_edited_block_change_no_logit(model: CausalModel) -> None:
