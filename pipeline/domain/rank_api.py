@@ -229,6 +229,9 @@ class Candidate:
     """Added edit -> subjects of earlier requests of its relation which no active edit is about."""
     rekeying: Rekeying | None = None
     """How the ledger is solved anew; then no edit is added or removed."""
+    part_of: str = ""
+    """A candidate that was tried on the same snapshot, with these edits and others. Where its rows can be taken without
+    those of the others, no pass is made; without a name, all are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.domain.batches import halves, most_trials
 from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GateReport, Verdict
+from pipeline.domain.rank_api import Candidate
 from pipeline.domain.reasons import refusal_by_report
 
 
@@ -15,14 +16,23 @@ from pipeline.domain.reasons import refusal_by_report
 class Attempt:
     """One composition that was tried on the parent, and how it was judged."""
 
-    candidate_id: str
-    """Under which the group keeps the result."""
+    candidate: Candidate
+    """What was tried; its id is the one under which the group keeps the result."""
     report: GateReport
     """The verdict and its figures."""
     seconds: Mapping[str, float]
-    """Wall time of each phase."""
+    """Wall time of each phase; none where nothing could be measured."""
     prior_strength: float | None = None
     """The prior's strength from then on, where the ledger was solved anew."""
+
+    @property
+    def was_measured(self) -> bool:
+        """Whether the group holds a result of it."""
+        return bool(self.seconds)
+
+
+Try = Callable[[tuple[Edit, ...], Attempt | None], Attempt]
+"""(edits, the refused attempt whose unblamed edits they are or None) -> how they were judged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +75,13 @@ class _Part:
 
     edits: tuple[Edit, ...]
     is_blamed: bool = False
+    rest_of: Attempt | None = None
+    """The attempt of which these are what no report blames; None for edits that are to be edited anew."""
 
 
 @dataclass(slots=True)
 class _Sifting:
-    attempt: Callable[[tuple[Edit, ...]], Attempt]
+    attempt: Try
     parts: list[_Part]
     """What is still to be tried, the next one last."""
     accepted: tuple[Edit, ...] = ()
@@ -84,7 +96,8 @@ class _Sifting:
 
     def try_next(self) -> None:
         part = self.parts.pop()
-        result = self.attempt(part.edits)
+        # An edit by itself is edited anew: it may be refused for good.
+        result = self.attempt(part.edits, part.rest_of if len(part.edits) > 1 else None)
         self.num_trials += 1
         if result.report.passed:
             self.accepted, self.kept = part.edits, result
@@ -95,7 +108,7 @@ class _Sifting:
             self.offenders.append(_offender(part.edits[0], result.report))
             self._rejoin()
         else:
-            self.parts += _split(part.edits, result.report)
+            self.parts += _split(part.edits, result)
 
     def _rejoin(self) -> None:
         """Put together again what was tried only with an edit that fails by itself: that explains its failures."""
@@ -110,7 +123,7 @@ class _Sifting:
         return tuple(edit for edits in found for edit in edits)
 
 
-def sift(edits: Sequence[Edit], attempt: Callable[[tuple[Edit, ...]], Attempt]) -> Sifted:
+def sift(edits: Sequence[Edit], attempt: Try) -> Sifted:
     """Take edits out of a batch until the others pass together, none is left, or the bound of trials is reached.
 
     Where a report blames single edits, the others are tried without them; otherwise the first half is. The first part
@@ -120,7 +133,8 @@ def sift(edits: Sequence[Edit], attempt: Callable[[tuple[Edit, ...]], Attempt]) 
     Args:
         edits: the batch.
         attempt: edits the parent with a composition and judges it; called at most
-            `most_trials(len(edits))` times, never twice with the same edits.
+            `most_trials(len(edits))` times, never twice with the same edits. Of what is left of an attempt that was
+            refused for single edits it is given that attempt.
     """
     state = _Sifting(attempt=attempt, parts=[_Part(edits=tuple(edits))])
     while not state.is_over and state.num_trials < most_trials(len(edits)):
@@ -139,12 +153,13 @@ def sift(edits: Sequence[Edit], attempt: Callable[[tuple[Edit, ...]], Attempt]) 
     )
 
 
-def _split(edits: tuple[Edit, ...], report: GateReport) -> tuple[_Part, _Part]:
+def _split(edits: tuple[Edit, ...], refused: Attempt) -> tuple[_Part, _Part]:
     """Return what looks guilty, and what is to be tried without it."""
+    report = refused.report
     innocent = tuple(edit for edit in edits if edit.edit_id not in report.offenders)
     blamed = tuple(edit for edit in edits if edit.edit_id in report.offenders)
     if innocent and blamed:
-        return _Part(edits=blamed, is_blamed=True), _Part(edits=innocent)
+        return _Part(edits=blamed, is_blamed=True), _Part(edits=innocent, rest_of=refused)
     first, second = halves(edits)
     return _Part(edits=second), _Part(edits=first)
 

@@ -21,12 +21,12 @@ from pipeline.domain.errors import EditorFailed, LeaseLost, one_line
 from pipeline.domain.failpoints import failpoint
 from pipeline.domain.judging import judge, unmeasured
 from pipeline.domain.lineages import Lineage, Removal
-from pipeline.domain.rank_api import Loaded, Rekeying
+from pipeline.domain.rank_api import Candidate, Loaded, Rekeying
 from pipeline.domain.scratch import scratch_folder
 from pipeline.domain.snapshots import Basis, Snapshot, chained_digest, stores_accumulator
 from pipeline.services.batch_in_hand import BatchInHand
 from pipeline.services.bisecting import Attempt, Sifted, sift
-from pipeline.services.composing.candidates import Composition, candidate_of
+from pipeline.services.composing.candidates import Composition, candidate_of, part_of
 from pipeline.services.composing.rekeying import rekeying_of
 from pipeline.services.edit_telling import tell_settled, telling_of_batch, telling_of_trial
 from pipeline.services.lease_keeping import LeaseKeeper
@@ -151,10 +151,13 @@ class EditService:
         on = self._compose(batch.lineage, batch.parent_id, batch.edits, in_hand, keeper)
         log.info("batch claimed", lineage=batch.lineage, ordinal=batch.ordinal, edits=len(batch.edits))
 
-        def attempt(edits: tuple[Edit, ...]) -> Attempt:
+        def attempt(edits: tuple[Edit, ...], refused: Attempt | None) -> Attempt:
             chosen = {edit.edit_id for edit in edits}
             displaced = [old for old, new in batch.displaced if new in chosen]
-            return self._attempt(on, added=edits, removed_ids=displaced, keeper=keeper)
+            candidate = candidate_of(on, queue=self._queue, added=edits, removed_ids=displaced)
+            if refused is not None and refused.was_measured:
+                candidate = part_of(refused.candidate, candidate)
+            return self._attempt(on, candidate, keeper=keeper)
 
         with in_hand.on_trial(batch.edits):
             sifted = sift(batch.edits, attempt)
@@ -194,7 +197,11 @@ class EditService:
             back = self._queue.edits(removal.lineage, removal.reinstated_ids)
             on = self._compose(removal.lineage, head_id, back, in_hand, keeper)
             with in_hand.on_trial(back):
-                attempt = self._attempt(on, added=back, removed_ids=removal.edit_ids, keeper=keeper, removal=removal)
+                rekeying = self._rekeying(on.lineage, removal)
+                candidate = candidate_of(
+                    on, queue=self._queue, added=back, removed_ids=removal.edit_ids, rekeying=rekeying
+                )
+                attempt = self._attempt(on, candidate, keeper=keeper, is_undo=removal.is_undo)
                 if attempt.report.passed:
                     self._commit(on, attempt, keeper, batch=None, removal=removal)
                     return 1
@@ -208,8 +215,8 @@ class EditService:
         failpoint("edit.after_removal_failed")
         return 0
 
-    def _rekeying(self, lineage: Lineage, removal: Removal | None) -> Rekeying | None:
-        if removal is None or removal.resolving is None:
+    def _rekeying(self, lineage: Lineage, removal: Removal) -> Rekeying | None:
+        if removal.resolving is None:
             return None
         return rekeying_of(removal.resolving, lineage, queue=self._queue, snapshots=self._snapshots)
 
@@ -249,16 +256,14 @@ class EditService:
     def _attempt(
         self,
         on: Composition,
+        candidate: Candidate,
         *,
-        added: Sequence[Edit],
-        removed_ids: Sequence[str],
         keeper: LeaseKeeper,
-        removal: Removal | None = None,
+        is_undo: bool = False,
     ) -> Attempt:
         _ = keeper.lease  # stop early when the lease is known to be lost
+        added, rekeying = candidate.added, candidate.rekeying
         keeper.tries(len(added))
-        rekeying, is_undo = self._rekeying(on.lineage, removal), removal is not None and removal.is_undo
-        candidate = candidate_of(on, queue=self._queue, added=added, removed_ids=removed_ids, rekeying=rekeying)
         policy, editor = on.lineage.settings.policy, on.lineage.settings.editor_identity
         name = on.lineage.settings.name
         with on.in_hand.on_trial(added), telling_of_trial(name, added) as judged:
@@ -267,7 +272,7 @@ class EditService:
             except EditorFailed as error:
                 report = unmeasured(policy, [edit.edit_id for edit in added], reason=str(error), editor=editor)
                 judged(report, {})
-                return Attempt(candidate_id=candidate.candidate_id, report=report, seconds={})
+                return Attempt(candidate=candidate, report=report, seconds={})
             requests = {edit.edit_id: edit.request for edit in added}
             report = judge(policy, outcome.measurements, editor=editor, requests=requests, is_undo=is_undo)
             judged(report, outcome.seconds)
@@ -276,7 +281,7 @@ class EditService:
         seconds = {phase: round(spent, 2) for phase, spent in outcome.seconds.items()}
         log.info("candidate judged", lineage=name, edits=len(added), verdict=report.summary, **seconds)
         return Attempt(
-            candidate_id=candidate.candidate_id,
+            candidate=candidate,
             report=report,
             seconds=outcome.seconds,
             prior_strength=rekeying.prior_strength if rekeying else None,
@@ -316,7 +321,7 @@ class EditService:
         basis = Basis.parent
         # A ledger that was solved anew has changes of full rank, as large as the accumulators.
         is_whole = stores_accumulator(seq=seq, basis=basis) or (removal is not None and removal.resolving is not None)
-        kept = self._group.keep(attempt.candidate_id, folder=folder, with_accumulator=is_whole)
+        kept = self._group.keep(attempt.candidate.candidate_id, folder=folder, with_accumulator=is_whole)
         delta = self._artifacts.put(Path(kept.delta.path))
         failpoint("edit.after_delta")
         return NewSnapshot(

@@ -143,6 +143,33 @@ def test_kept_files_reload_to_the_same_weights_bit_for_bit(ranks: RankGroup, pla
     assert ranks.weights_digest() == after_two
 
 
+def test_a_candidate_without_some_of_its_edits_is_made_without_a_pass_kept_and_reloaded_bit_for_bit(
+    ranks: RankGroup, two_ranks: RankGroup, plan: LoadPlan, tmp_path: Path
+) -> None:
+    digests = []
+    for group in (ranks, two_ranks):
+        folder = tmp_path / str(group.pids)
+        folder.mkdir()
+        group.load(plan, epoch=1)
+        before, added = group.weights_digest(), edits(3)
+        group.try_edits(candidate("whole", added))
+        rest = group.try_edits(replace(candidate("rest", added[:2]), part_of="whole"))
+        assert (rest.num_passes, rest.num_rows) == (0, 2)
+        assert [score.edit_id for score in rest.measurements.edits] == [edit.edit_id for edit in added[:2]]
+        assert group.weights_digest() == before
+        kept = group.keep("rest", folder=folder, with_accumulator=False)
+        one = plan_after(plan, kept, "s1", added[:2])
+        group.held("s1", digest=one.digest)
+        after = group.weights_digest()
+        assert after != before
+        group.load(one, epoch=1)
+        assert group.weights_digest() == after
+        digests.append(kept.delta.digest)
+    assert digests[0] == digests[1]
+    with pytest.raises(UnknownRecord, match="whole"):  # it was of another snapshot
+        ranks.try_edits(replace(candidate("late", edits(2, start=3)), part_of="whole"))
+
+
 def test_rows_since_the_last_accumulators_are_written_together_and_give_the_same_bits(
     ranks: RankGroup, plan: LoadPlan, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from editors.measure.scorer import Scorer
 from editors.methods.base import EditJob, Editor, EditResult
 from editors.methods.guards import Guards
+from editors.methods.leaving_out import can_leave_out, without
 from editors.methods.nearest import bare_name
 from editors.methods.other_subjects import OtherSubjectChoice
 from editors.methods.rekeying import RekeyJob, resolve
@@ -173,16 +174,18 @@ class HeldSnapshot:
     ) -> EditResult:
         """Return the change of a candidate: edits that come and go, or the whole ledger solved anew."""
         if (anew := candidate.rekeying) is None:
-            return editing.editor.edit(
-                EditJob(
-                    model=self.model,
-                    weights=self.weights,
-                    ledger=editing.ledger,
-                    added=(*candidate.remade, *candidate.added),
-                    removed_ids=(*candidate.removed_ids, *(edit.edit_id for edit in candidate.remade)),
-                    guards=guards,
-                )
+            job = EditJob(
+                model=self.model,
+                weights=self.weights,
+                ledger=editing.ledger,
+                added=(*candidate.remade, *candidate.added),
+                removed_ids=(*candidate.removed_ids, *(edit.edit_id for edit in candidate.remade)),
+                guards=guards,
             )
+            whole = self._tried(candidate.part_of) if candidate.part_of else None
+            if whole is not None and editing.editor.keeps_ledger and can_leave_out(whole):
+                return without(job, whole)
+            return editing.editor.edit(job)
         return resolve(
             RekeyJob(
                 model=self.model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.domain.edits import Edit
@@ -73,3 +73,18 @@ def candidate_of(
         related_subjects={e.edit_id: on.related_subjects[e.edit_id] for e in added if e.edit_id in on.related_subjects},
         rekeying=rekeying,
     )
+
+
+def part_of(whole: Candidate, candidate: Candidate) -> Candidate:
+    """Return a candidate that is taken out of one that was tried, which had its edits and others.
+
+    It is returned as it is, to be made anew, where the others also took something away: facts that they superseded, or
+    edits about their subjects, which were made again beside them.
+    """
+    if set(candidate.removed_ids) != set(whole.removed_ids) or _ids(candidate.remade) != _ids(whole.remade):
+        return candidate
+    return replace(candidate, part_of=whole.candidate_id)
+
+
+def _ids(edits: Sequence[Edit]) -> set[str]:
+    return {edit.edit_id for edit in edits}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta, timezone
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +15,9 @@ from pipeline.domain.edits import Edit
 from pipeline.domain.gates import GatePolicy, Verdict
 from pipeline.domain.judging import judge
 from pipeline.domain.prompts import ChatTurn, Role
+from pipeline.domain.rank_api import Candidate
 from pipeline.services.bisecting import Attempt, sift
+from pipeline.services.composing.candidates import part_of
 from tests.support.factories import NOON, make_edit, make_measurements, make_request, make_score
 
 
@@ -144,8 +149,10 @@ class Judge:
     def __init__(self, *, bad: set[str] = frozenset(), pairs: set[frozenset[str]] = frozenset(), blames: bool = False):  # type: ignore[assignment]
         self.bad, self.pairs, self.blames = bad, pairs, blames
         self.compositions: list[frozenset[str]] = []
+        self.rests: list[set[str] | None] = []
 
-    def __call__(self, edits: tuple[Edit, ...]) -> Attempt:
+    def __call__(self, edits: tuple[Edit, ...], refused: Attempt | None = None) -> Attempt:
+        self.rests.append(names_of(refused.candidate.added) if refused else None)
         names = frozenset(edit.request.request_id for edit in edits)
         self.compositions.append(names)
         fails = bool(names & self.bad) or any(pair <= names for pair in self.pairs)
@@ -155,7 +162,28 @@ class Judge:
         ]
         norm = 9.0 if fails else 0.0
         report = judge(GatePolicy(), make_measurements(*scores, change_norm=norm))
-        return Attempt(candidate_id=str(len(self.compositions)), report=report, seconds={})
+        return Attempt(candidate=tried(str(len(self.compositions)), edits), report=report, seconds={})
+
+
+def tried(candidate_id: str, edits: tuple[Edit, ...]) -> Candidate:
+    return Candidate(candidate_id=candidate_id, snapshot_id="s", added=edits, removed_ids=(), retained=())
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_part"),
+    [
+        ({}, True),
+        ({"removed_ids": ("x", "y")}, True),
+        ({"removed_ids": ("x",)}, False),
+        ({"remade": (make_edit("other"),)}, False),
+    ],
+)
+def test_a_rest_is_taken_out_of_a_candidate_only_where_that_removed_and_made_again_the_same(
+    changes: dict[str, Any], is_part: bool
+) -> None:
+    whole = replace(tried("whole", tuple(batch_of(3))), removed_ids=("y", "x"))
+    rest = replace(tried("rest", tuple(batch_of(2))), **{"removed_ids": ("x", "y"), **changes})
+    assert part_of(whole, rest) == replace(rest, part_of="whole" if is_part else "")
 
 
 def names_of(edits: tuple[Edit, ...]) -> set[str]:
@@ -172,7 +200,8 @@ def test_a_passing_batch_is_tried_once() -> None:
     assert len(found.accepted) == 8
     assert found.num_trials == 1
     assert found.kept is not None
-    assert found.kept.candidate_id == "1"
+    assert found.kept.candidate.candidate_id == "1"
+    assert judged.rests == [None]
 
 
 def test_a_blamed_edit_is_set_apart_at_once_and_not_tried_with_the_others_again() -> None:
@@ -181,6 +210,20 @@ def test_a_blamed_edit_is_set_apart_at_once_and_not_tried_with_the_others_again(
     assert names_of(found.accepted) == {f"r{i}" for i in range(8)} - {"r3"}
     assert names_of(found.suspects) == {"r3"}
     assert (found.offenders, found.untried, found.undecided, found.num_trials) == ((), (), (), 2)
+    assert judged.rests == [None, {f"r{i}" for i in range(8)}]
+
+
+def test_the_last_edit_that_nothing_blames_is_edited_anew_like_every_edit_that_may_be_refused_for_good() -> None:
+    judged = Judge(bad={"r1"}, blames=True)
+    sift(batch_of(2), judged)
+    assert judged.compositions == [{"r0", "r1"}, {"r0"}]
+    assert judged.rests == [None, None]
+
+
+def test_halves_of_a_batch_that_fails_without_a_culprit_are_edited_anew() -> None:
+    judged = Judge(bad={"r3"})
+    sift(batch_of(8), judged)
+    assert judged.rests == [None] * len(judged.compositions)
 
 
 def test_edits_that_nothing_speaks_against_are_no_suspects() -> None:
@@ -209,18 +252,18 @@ def until_decided(count: int, judged: Judge) -> tuple[set[str], set[str], list[i
     accepted: tuple[Edit, ...] = ()
     rejected: set[str] = set()
     sizes: list[int] = []
-    tried: list[frozenset[str]] = []
+    made: list[frozenset[str]] = []
 
-    def on_head(edits: tuple[Edit, ...]) -> Attempt:
-        tried.append(frozenset(names_of(edits)))
-        return judged(accepted + edits)
+    def on_head(edits: tuple[Edit, ...], refused: Attempt | None) -> Attempt:
+        made.append(frozenset(names_of(edits)))
+        return judged(accepted + edits, refused)
 
     while waiting:
         edits = waiting.pop(0)
-        tried.clear()
+        made.clear()
         found = sift(edits, on_head)
-        assert found.num_trials == len(tried) == len(set(tried))
-        sizes += map(len, tried)
+        assert found.num_trials == len(made) == len(set(made))
+        sizes += map(len, made)
         offenders = {offender.edit.request.request_id for offender in found.offenders}
         parts = (names_of(found.accepted), offenders, names_of((*found.suspects, *found.untried, *found.undecided)))
         assert sum(map(len, parts)) == len(edits)
@@ -252,14 +295,12 @@ def test_sifting_never_loses_an_edit_and_keeps_its_bound(count: int, data: st.Da
 
 
 def test_a_saturated_lineage_blames_nobody() -> None:
-    def saturated(edits: tuple[Edit, ...]) -> Attempt:
+    def saturated(edits: tuple[Edit, ...], _refused: Attempt | None) -> Attempt:
         whole = make_measurements(*(make_score(edit.edit_id) for edit in edits))
-        from dataclasses import replace
-
         worn = replace(whole.candidate, suite_unchanged=0.1)
         report = judge(GatePolicy(), replace(whole, candidate=worn, parent=worn))
         assert report.verdict is Verdict.saturated
-        return Attempt(candidate_id="1", report=report, seconds={})
+        return Attempt(candidate=tried("1", edits), report=report, seconds={})
 
     found = sift(batch_of(4), saturated)
     assert found.saturated is not None
