@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.one_by_one --lineage facts --corrections infra/local/facts/corrections.jsonl --times 20
 
-asks a stack that runs (`corrigenda up`, and a lineage without edits of these facts), by the commands that people type;
-their start is in the figures. The first correction and the first question are told apart: they load the base.
+asks a stack that runs (`corrigenda up`, and a lineage without edits of these facts), by the commands that people type.
+Of a correction there are two figures: of the whole command, and from the message in Kafka on. The first correction and
+the first question are told apart: they load the base.
 """
 
 from __future__ import annotations
@@ -34,21 +35,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in lines:
             one.write_text(line + "\n", encoding="utf-8")
             corrected.append(seconds(["submit", "-l", options.lineage, "--wait", str(one)]))
-    told = {"a correction, until it is a candidate or refused": corrected}
+    told = {
+        "a correction, until it is a candidate or refused": [took for took, _ in corrected],
+        "the same from when it was produced on": [took - sent for took, sent in corrected],
+    }
     for name, words in ASKED:
-        told[f"a question: {name}"] = [seconds(["ask", "-l", options.lineage, *words]) for _ in range(options.times)]
+        asked = [seconds(["ask", "-l", options.lineage, *words]) for _ in range(options.times)]
+        told[f"a question: {name}"] = [took for took, _ in asked]
     for name, found in told.items():
         sys.stdout.write(f"{name}: {described(found)}\n")
     return 0
 
 
-def seconds(words: Sequence[str]) -> float:
-    """Run a command of `corrigenda` and return how long it took; its own words go to standard error."""
-    began = time.perf_counter()
-    done = subprocess.run(["corrigenda", *words], stdout=sys.stderr, check=False)
+def seconds(words: Sequence[str]) -> tuple[float, float]:
+    """Run a command of `corrigenda`; its own words go to standard error.
+
+    Returns:
+        How long it took, and how long until it printed its first line: that a correction is sent.
+    """
+    began, first = time.perf_counter(), 0.0
+    with subprocess.Popen(["corrigenda", *words], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            first = first or time.perf_counter() - began
+            sys.stderr.write(line)
     took = time.perf_counter() - began
-    sys.stderr.write(f"status {done.returncode}, {took:.1f} s\n")
-    return took
+    sys.stderr.write(f"status {running.returncode}, {first:.1f} s to its first line, {took:.1f} s\n")
+    return took, first
 
 
 def described(found: Sequence[float]) -> str:

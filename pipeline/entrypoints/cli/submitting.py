@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from pipeline.config import Settings
 
 MESSAGE_HELP = 'The last is the user\'s; "system:" or "assistant:" before the text names another speaker.'
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.25
+"""Least time between two looks at where corrections stand; looks take a tenth of the time at most."""
 UNSETTLED = ("received", "claimed", "queued", "editing")
 REFUSED = ("rejected", "dead")
 
@@ -284,6 +285,7 @@ def _until_settled(
     kept: Stores, name: str, ids: Sequence[str], deadline: float, tell: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     while True:
+        began = time.monotonic()
         found = kept.history.states(name, ids)
         waiting = [ref for ref in ids if ref not in found or _is_on_its_way(found[ref])]
         if not waiting:
@@ -298,7 +300,7 @@ def _until_settled(
                 lineage=name,
             )
         tell(_sign(kept, name, found, waiting))
-        time.sleep(POLL_SECONDS)
+        time.sleep(max(POLL_SECONDS, 9 * (time.monotonic() - began)))
 
 
 def _is_on_its_way(row: Mapping[str, Any]) -> bool:
