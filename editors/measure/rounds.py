@@ -28,8 +28,8 @@ from editors.models.hooks import Branch
 T = TypeVar("T")
 
 AT_ONCE = 80
-"""Most prompts that a CPU continues together, which bounds the memory of their keys and values. Gates ask some 70 about
-a batch of 32, and its parent 24; the shortest of them are continued in a second batch."""
+"""Most prompts that a CPU continues together, which bounds the memory of their keys and values. Gates ask some 120
+about a batch of 32, and 100 of its parent; those with the longest answers are continued first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

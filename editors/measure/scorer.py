@@ -33,8 +33,9 @@ from pipeline.domain.measurements import EditScore, Measurements, ModelScore, Mo
 from pipeline.domain.rank_api import SuiteProbe, tell
 from pipeline.domain.wordings import can_be_asked
 
-NUM_CHAT = 8
-"""Edits of a batch, of those that can be asked in a chat, that are: a reply takes 32 tokens, one after another."""
+NUM_CHAT = 32
+"""Edits of a batch, of those that can be asked in a chat, that are: all of a batch of the default size. A reply takes
+32 tokens, one after another, for one edit as for many."""
 MAX_KNOWN = 4096
 """Edits whose neighbours' base answers are remembered before all are forgotten."""
 

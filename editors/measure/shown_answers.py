@@ -1,6 +1,7 @@
 """What a model says in words to a few edits of a batch: for people who compare a candidate with its parent.
 
-Nothing is judged by it, so it is short: a few edits, a few tokens, and of neighbours only those that moved.
+Nothing is judged by it, so it is short: the edits of a usual batch, a few tokens, and of neighbours only those that
+moved.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pipeline.domain.wordings import can_be_asked
 Probed = tuple[Prompt, Encoded, float]
 """A probe that moved: its prompt, the same with the base's answer, and how far the answer moved, in nats."""
 
-NUM_SHOWN = 8
-"""Edits of a batch whose answers are shown."""
+NUM_SHOWN = 32
+"""Edits of a batch whose answers are shown: all of one of the default size."""
 NUM_MOVED = 8
 """Probes that moved whose answers are shown, of the suite and of the edits' own each."""
 SHOWN_TOKENS = 12
