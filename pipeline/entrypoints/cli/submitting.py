@@ -48,7 +48,7 @@ REFUSED = ("rejected", "dead")
 
 def add_commands(app: typer.Typer) -> None:
     """Register the command of this file."""
-    app.command()(exits_clearly(submit))
+    app.command()(exits_clearly(submit, has_events=False))
 
 
 def submit(
