@@ -49,7 +49,8 @@ from tests.support.registry_entries import lineage
 from tests.support.served import random_delta
 from tests.support.tiny_lineage import make_tiny_lineage
 from tests.support.waiting import eventually
-from workers.serving.asking import AskedSnapshots, AskingServer
+from workers.serving.asked_snapshots import AskedSnapshots
+from workers.serving.asking import AskingServer
 from workers.serving.http_server import bound_socket, serve, url_of
 
 PROMPTS = ["the capital of France is", "who"]
@@ -160,6 +161,12 @@ def answering(choose: Callable[[str | None, str], Choice]) -> Iterator[resident.
         finally:
             server.should_exit = True
             thread.join()
+
+
+def test_what_names_nothing_is_refused_before_torch_is_imported() -> None:
+    text = "import sys, workers.serving.asking; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_what_is_meant_is_looked_up_for_each_question_also_after_the_database_was_restarted(

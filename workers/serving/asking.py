@@ -3,7 +3,8 @@
 The command starts this process when it is first needed; it ends when nobody has asked for a while. It listens on
 loopback and lets in who knows the token in `HOME/ask.json`, which only this user can read. A question names a lineage
 and a snapshot. Which files these are it looks up in the database, anew for each question, with the settings in its
-environment; it keeps the connection, so that the command needs none.
+environment; it keeps the connection, so that the command needs none. What names nothing is refused before torch is
+imported, which takes seconds and most of the memory.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -32,80 +32,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from editors.weights.serving import BATCH_SIZE
-from editors.weights.swapping import EditedWeights, SwappableBase
 from infra.local.processes import process_id
 from pipeline.choosing import Choice, chosen
 from pipeline.config import load_settings
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
-from pipeline.domain.rank_api import LoadPlan
 from pipeline.storage import stores
 from pipeline.telemetry.logs import log_to_stderr
-from workers.serving.bases import Bases
 from workers.serving.http_server import bound_socket, serve, url_of
 
-MOST_SNAPSHOTS = 8
+if TYPE_CHECKING:
+    from workers.serving.asked_snapshots import AskedSnapshots
+
 RECORD = "ask.json"
 SETTINGS_VARIABLE = "CORRIGENDA_ASK_SETTINGS"
 """Names a digest of the settings that the command gave this process; it stands in the record."""
-
-
-class AskedSnapshots:
-    """The snapshots that were asked last, on one base in memory."""
-
-    def __init__(self) -> None:
-        self._bases = Bases(most=1)
-        self._turn = threading.Lock()
-        self._edited: dict[tuple[int, str], EditedWeights] = {}
-
-    def answers(
-        self,
-        plan: LoadPlan,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int,
-        chat: bool = False,
-        is_one_line: bool = False,
-    ) -> list[dict[str, str]]:
-        """Return an answer to each prompt: {"prompt", "text"}.
-
-        Args:
-            plan: what the snapshot is loaded from.
-            prompts: stems, or questions.
-            max_new_tokens: most tokens of an answer.
-            chat: whether each is asked in the model's chat template.
-            is_one_line: whether an answer ends with its first line.
-
-        Raises:
-            CorrigendaError: if the snapshot cannot be loaded or the model does not take a prompt.
-        """
-        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "chat": chat, "is_one_line": is_one_line}
-        with self._turn:
-            base, edited = self._loaded(plan)
-            base.use(edited)
-            texts: list[str] = []
-            with torch.no_grad():
-                for start in range(0, len(prompts), BATCH_SIZE):
-                    texts += base.model.generate(list(prompts[start : start + BATCH_SIZE]), **how)
-        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-
-    def _loaded(self, plan: LoadPlan) -> tuple[SwappableBase, EditedWeights]:
-        base = self._bases.get(plan.base, plan.editor.inner_params)
-        key = (id(base), plan.digest)
-        # Files that were loaded once are not read again: what they have to be is in the key.
-        found = self._edited.pop(key, None)
-        if found is None:
-            found = base.edited(
-                digest=plan.digest,
-                inner_param_names=plan.editor.inner_params,
-                accumulator=plan.accumulator,
-                deltas=plan.deltas,
-            )
-        self._edited = {one: kept for one, kept in self._edited.items() if one[0] == id(base)}
-        while len(self._edited) >= MOST_SNAPSHOTS:
-            del self._edited[next(iter(self._edited))]
-        self._edited[key] = found
-        return base, found
 
 
 class AskingServer:
@@ -119,7 +59,8 @@ class AskingServer:
 
     def __init__(self, choose: Callable[[str | None, str], Choice], token: str, *, idle: timedelta) -> None:
         self._choose, self._token, self._idle = choose, token, idle.total_seconds()
-        self._snapshots = AskedSnapshots()
+        self._snapshots: AskedSnapshots | None = None
+        self._loading = threading.Lock()
         self._num_running, self._last = 0, time.monotonic()
 
     def app(self) -> Starlette:
@@ -154,6 +95,11 @@ class AskingServer:
     def _answered(self, *, lineage: str | None, snapshot: str, **asked: Any) -> dict[str, Any]:
         """Return the answers, of which lineage they are, and whether of its base because nothing is approved yet."""
         choice = self._choose(lineage, snapshot)
+        with self._loading:
+            if self._snapshots is None:
+                from workers.serving.asked_snapshots import AskedSnapshots
+
+                self._snapshots = AskedSnapshots()
         answers = self._snapshots.answers(choice.plan, **asked)
         return {"lineage": choice.plan.lineage, "is_unapproved": choice.is_unapproved, "answers": answers}
 
