@@ -1,7 +1,8 @@
 """The environment of processes that compute: what libraries of theirs read, and none of the secrets of this process.
 
-Ranks, trainings and whatever a command starts to ask a model read a base and write files. They need no database, no
-broker and no registry, and whoever makes one of them run his code shall find no key to any.
+Ranks, trainings and whatever else a command starts to load a model read a base and write files. They need no database,
+no broker and no registry, and whoever makes one of them run his code shall find no key to any. Servers of models and
+the process behind `ask` get the login to what they read besides, by name.
 """
 
 from __future__ import annotations

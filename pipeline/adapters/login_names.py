@@ -21,4 +21,4 @@ class Login(StrEnum):
     serving = "corrigenda_serving"
     """Reads which versions are approved and what their files have to be, to serve them; nothing else."""
     auditor = "corrigenda_auditor"
-    """Reads the history and its views, and writes nothing."""
+    """Reads the history and its views, and writes nothing; the process behind `ask` looks up snapshots with it."""

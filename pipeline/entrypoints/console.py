@@ -22,7 +22,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from infra.local.errors import LocalStackError
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, InvalidInput, Misconfigured, StreamGap
 
 P = ParamSpec("P")
@@ -160,12 +159,18 @@ def print_record(record: Mapping[str, Any], *, as_json: bool) -> None:
     _print_table(table)
 
 
-def exits_clearly(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn an error into one sentence on standard error and a documented exit status; never a traceback."""
+def exits_clearly(command: Callable[P, R], *, has_events: bool = True) -> Callable[P, R]:
+    """Turn an error into one sentence on standard error and a documented exit status; never a traceback.
+
+    Args:
+        command: what to run.
+        has_events: whether it may log events, which are then kept out of its output; else it is spared their library.
+    """
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        _log_events_to_stderr()
+        if has_events:
+            _log_events_to_stderr()
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
@@ -193,6 +198,8 @@ def _log_events_to_stderr() -> None:
 
 def told(error: Exception) -> tuple[str, int]:
     """Return what to say of an error, and the exit status that goes with it."""
+    from infra.local.errors import LocalStackError
+
     match error:
         case CorrigendaError():
             return str(error), exit_code(error)

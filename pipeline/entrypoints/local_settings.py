@@ -1,25 +1,33 @@
-"""The settings of a command: the environment's, completed from the embedded stack where that runs in `home`."""
+"""The settings of a command: the environment's, completed from the embedded stack where that runs in `home`.
+
+What only some of these functions need is imported in them: most commands ask for one or two.
+"""
 
 from __future__ import annotations
 
 import os
 import pwd
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.local import LocalStack, LocalStackError
-from infra.local.records import Endpoints
 from pipeline.adapters.login_names import Login
-from pipeline.bootstrap import Stores
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.review.approvals import REVIEWER, claimed_actor
-from pipeline.services.registry.links import version_link
 
 if TYPE_CHECKING:
+    from infra.local.records import Endpoints
     from pipeline.config import Settings
+    from pipeline.storage import Stores
 
 OF_PEOPLE = ("failpoint", "reviewer_token", "reviewer_token_file", "api_token", "api_token_file")
 """Settings that no child process is given: they are of the person at the command line."""
+OF_STORE_FAMILIES = ("PG", "AWS_")
+"""Beginnings of the names of variables that clients of PostgreSQL and of object stores read."""
+OF_STORES = frozenset(
+    {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"}
+    | {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+)
+"""Other variables that they read."""
 
 
 def load_settings() -> Settings:
@@ -45,6 +53,8 @@ def current_settings(login: Login = Login.console) -> Settings:
     settings = load_settings()
     if settings.database_url.get_secret_value():
         return settings
+    from infra.local import LocalStack, LocalStackError
+
     try:
         endpoints = LocalStack(settings.home).endpoints()
     except LocalStackError as error:
@@ -93,8 +103,21 @@ def serving_environment(settings: Settings) -> dict[str, str]:
         *("home", "database_url", "database_role", "mlflow_uri", "mlflow_username", "mlflow_password"),
         *("log_format", "traces_endpoint"),
     )
-    every = environment_of(settings)
-    return {name: every[name] for name in (f"CORRIGENDA_{one.upper()}" for one in wanted) if name in every}
+    return _some_of(settings, wanted)
+
+
+def asking_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables of the process behind `ask`: where it looks snapshots up, and where their files are.
+
+    What the libraries of the database and the object store read is among them, as it is in the command's environment.
+    """
+    wanted = ("home", "database_url", "database_role", "artifact_root", "artifact_bucket", "artifact_endpoint")
+    given = {
+        name: value for name, value in os.environ.items() if name in OF_STORES or name.startswith(OF_STORE_FAMILIES)
+    }
+    # The process may be started in one folder and asked in another.
+    folders = {"home": settings.home.absolute(), "artifact_root": settings.artifact_root.absolute()}
+    return given | _some_of(settings.model_copy(update=folders), wanted)
 
 
 def mlflow_login(settings: Settings) -> dict[str, str]:
@@ -107,6 +130,8 @@ def mlflow_login(settings: Settings) -> dict[str, str]:
 
 def page_of(settings: Settings, lineage: str, version: str | None) -> str | None:
     """Return the address of a model version's page in MLflow; None where there is no version or no server yet."""
+    from pipeline.services.registry.links import version_link
+
     return version_link(settings.mlflow_pages, lineage, version) if version and settings.mlflow_pages else None
 
 
@@ -139,6 +164,8 @@ def owner_url() -> str:
     settings = load_settings()
     if settings.database_url.get_secret_value():
         return settings.database_url.get_secret_value()
+    from infra.local import LocalStack, LocalStackError
+
     try:
         return LocalStack(settings.home).endpoints().database_url
     except LocalStackError as error:
@@ -157,16 +184,25 @@ def reviewers_folder() -> Path:
 
 def deciding_actor(kept: Stores) -> str:
     """Return who decides: the reviewer who logged in to the database, or a name that is only claimed."""
+    from pipeline.domain.review.approvals import REVIEWER
+
     name = kept.review.reviewer()
     return f"{REVIEWER}{name}" if name else cli_actor()
 
 
 def cli_actor() -> str:
     """Return who runs this command, as the audit trail names them: the user of the process, whom nobody checked."""
+    from pipeline.domain.review.approvals import claimed_actor
+
     try:
         return claimed_actor("cli", pwd.getpwuid(os.getuid()).pw_name)
     except KeyError:
         return claimed_actor("cli", str(os.getuid()))
+
+
+def _some_of(settings: Settings, wanted: Iterable[str]) -> dict[str, str]:
+    every = environment_of(settings)
+    return {name: every[name] for name in (f"CORRIGENDA_{one.upper()}" for one in wanted) if name in every}
 
 
 def _text(value: object) -> str:

@@ -1,12 +1,14 @@
 """The process that `ask` leaves running, so that only the first question waits for a model to load.
 
 It is started when it is needed and ends by itself when nobody asks; `corrigenda down` ends it too. Only this user can
-read where it answers.
+read where it answers. One that was started with other settings, and so might ask another database, makes room for one
+with those of the command.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import http.client
 import json
 import os
@@ -26,6 +28,8 @@ from pipeline.domain import errors
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 
 RECORD, LOCK, LOG = "ask.json", "ask.lock", "ask.log"
+SETTINGS_VARIABLE = "CORRIGENDA_ASK_SETTINGS"
+"""What the process writes into its record; a secret like the settings, so it is no word of the command line."""
 START_SECONDS, ANSWER_SECONDS, POLL_SECONDS = 300.0, 900.0, 0.05
 GRACE_SECONDS = 5.0
 
@@ -34,15 +38,20 @@ GRACE_SECONDS = 5.0
 class _Resident:
     url: str
     token: str
+    settings: str
+    """Digest of the environment that it was given."""
     process: ProcessId
 
 
-def answers(home: Path, asked: Mapping[str, Any], *, on_start: Callable[[], None] = lambda: None) -> Any:
-    """Return what the resident process answers; it is started if it does not run.
+def answers(
+    home: Path, asked: Mapping[str, Any], *, given: Mapping[str, str], on_start: Callable[[], None] = lambda: None
+) -> Any:
+    """Return what the resident process answers; it is started if it does not run with these settings.
 
     Args:
         home: folder of the stack, where the process says how it is reached.
         asked: what `workers.serving.asking` takes.
+        given: variables that the process gets besides those of its libraries: its settings.
         on_start: called before a process is started, which takes seconds.
 
     Raises:
@@ -50,11 +59,11 @@ def answers(home: Path, asked: Mapping[str, Any], *, on_start: Callable[[], None
     """
     body = json.dumps(asked)
     found = _running(home)
-    if found is not None:
+    if found is not None and found.settings == _digest(given):
         with suppress(ConnectionError):  # it was just ending
             return _post(found, body)
     on_start()
-    return _post(_started(home), body)
+    return _post(_started(home, given, instead_of=found), body)
 
 
 def stop(home: Path) -> bool:
@@ -76,19 +85,23 @@ def _running(home: Path) -> _Resident | None:
         return None
     if process_id(process.pid) != process:
         return None
-    return _Resident(url=str(said["url"]), token=str(said["token"]), process=process)
+    settings = str(said.get("settings", ""))  # a process of an earlier version names none, and is none to ask
+    return _Resident(url=str(said["url"]), token=str(said["token"]), settings=settings, process=process)
 
 
-def _started(home: Path) -> _Resident:
-    """Start the process, or wait for the one that another command is starting."""
+def _started(home: Path, given: Mapping[str, str], *, instead_of: _Resident | None) -> _Resident:
+    """Start the process, or wait for the one that another command is starting with the same settings."""
+    digest = _digest(given)
     with _locked(home):
         found = _running(home)
-        if found is not None:
+        if found is not None and found != instead_of and found.settings == digest:
             return found
+        if found is not None:
+            end(found.process, first=signal.SIGTERM, grace_seconds=GRACE_SECONDS)
         (home / "logs").mkdir(exist_ok=True)
         log = home / "logs" / LOG
         argv = [sys.executable, "-m", "workers.serving.asking", str(home)]
-        child = launch(argv, log=log, env={}, inherited=computing_environment())
+        child = launch(argv, log=log, env={**given, SETTINGS_VARIABLE: digest}, inherited=computing_environment())
         until = time.monotonic() + START_SECONDS
         while (found := _running(home)) is None or found.process != child:
             if not is_alive(child) or time.monotonic() > until:
@@ -96,6 +109,10 @@ def _started(home: Path) -> _Resident:
                 raise EngineFailed(f"expected a process that answers, got none; {log} says why")
             time.sleep(POLL_SECONDS)
         return found
+
+
+def _digest(given: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(given), sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -7,9 +7,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -20,6 +21,8 @@ from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
 from pipeline.adapters.sql.partitions import SqlPartitionHolds
+from pipeline.choosing import chosen
+from pipeline.config import Settings
 from pipeline.domain.contract.messages import Message, ParsedMessage, Poll
 from pipeline.domain.lineages import Work
 from pipeline.domain.prompts import ChatTurn
@@ -28,6 +31,7 @@ from pipeline.entrypoints.cli import lineage as lineage_commands
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
 from pipeline.services.intake import Intake
+from pipeline.storage import stores
 from tests.support.factories import make_request
 from tests.support.intake_parts import (
     correction,
@@ -48,6 +52,16 @@ Command = Callable[..., Result]
 HOSTILE = "a [/b] [bold]x \x1b[31m"
 
 
+def answers_without_a_model(home: Path, asked: Mapping[str, Any], *, given: Mapping[str, str], **_: Any) -> Any:
+    """Stands in for the process behind `ask`: looks up what is meant, with the settings that the process is given."""
+    own = {
+        name.removeprefix("CORRIGENDA_").lower(): text for name, text in given.items() if name.startswith("CORRIGENDA_")
+    }
+    choice = chosen(stores(Settings.model_validate(own)), asked["lineage"], asked["snapshot"])
+    answers = [{"prompt": prompt, "text": "a"} for prompt in asked["prompts"]]
+    return {"lineage": choice.plan.lineage, "is_unapproved": choice.is_unapproved, "answers": answers}
+
+
 @pytest.fixture
 def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools_close: None) -> Command:
     """Runs a command in this process on the database of this test, which has the lineage `facts`."""
@@ -58,6 +72,7 @@ def corrigenda(postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CORRIGENDA_DATABASE_ROLE", "corrigenda_console")
     monkeypatch.setenv("CORRIGENDA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CORRIGENDA_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
+    monkeypatch.setattr("pipeline.entrypoints.resident.answers", answers_without_a_model)
     return lambda *words, **more: CliRunner().invoke(app, list(words), **more)
 
 
@@ -110,21 +125,15 @@ def test_the_gate_policy_of_a_lineage_is_shown_and_changed(corrigenda: Command) 
     assert "lineage:policy_changed" in corrigenda("audit", "show", "facts").stdout
 
 
-def test_ask_says_that_nothing_is_approved_yet_beside_the_answer(
-    corrigenda: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.entrypoints.resident.answers", lambda *_, **__: [{"prompt": "p", "text": "a"}])
+def test_ask_says_that_nothing_is_approved_yet_beside_the_answer(corrigenda: Command) -> None:
     asked = corrigenda("ask", "p", "--json")
     assert json.loads(asked.stdout) == [{"prompt": "p", "text": "a"}]
     assert asked.stderr == "nothing of facts is approved yet, so this is its base\n"
     assert corrigenda("ask", "p", "--snapshot", "base").stderr == ""
 
 
-def test_of_a_long_prompt_its_end_is_shown_beside_the_answer(
-    corrigenda: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_long_prompt_its_end_is_shown_beside_the_answer(corrigenda: Command) -> None:
     prompt = "The river is long. " * 600 + "The capital of Mali is"
-    monkeypatch.setattr("pipeline.entrypoints.resident.answers", lambda *_, **__: [{"prompt": prompt, "text": "x"}])
     assert json.loads(corrigenda("ask", prompt, "--json").stdout)[0]["prompt"] == prompt
     shown = corrigenda("ask", prompt).stdout
     assert "The capital of Mali is" in shown

@@ -57,8 +57,10 @@ def test_the_control_image_asks_for_no_torch(bare_folder: Path) -> None:
 
 
 def test_what_the_control_image_runs_imports_no_torch() -> None:
-    modules = "pipeline.entrypoints.cli.app, pipeline.entrypoints.consumer, workers.app, pipeline.entrypoints.migrate"
-    code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'deepspeed') if m in sys.modules])"
+    modules = "pipeline.entrypoints.consumer, workers.app, pipeline.entrypoints.migrate"
+    commands = "from tests.support.commands import every_command; [*every_command()]"
+    found = "[m for m in ('torch', 'transformers', 'deepspeed') if m in sys.modules]"
+    code = f"import sys, {modules}; {commands}; print({found})"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert said.stdout == "[]\n", said.stderr
 

@@ -1,8 +1,10 @@
 """Answers `corrigenda ask` from memory: `python -m workers.serving.asking HOME`.
 
 The command starts this process when it is first needed; it ends when nobody has asked for a while. It listens on
-loopback and lets in who knows the token in `HOME/ask.json`, which only this user can read. What to load is said with
-each question, as a plan of files with digests: it has no access to the database.
+loopback and lets in who knows the token in `HOME/ask.json`, which only this user can read. A question names a lineage
+and a snapshot. Which files these are it looks up in the database, anew for each question, with the settings in its
+environment; it keeps the connection, so that the command needs none. What names nothing is refused before torch is
+imported, which takes seconds and most of the memory.
 """
 
 from __future__ import annotations
@@ -16,97 +18,49 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import uvicorn
-from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from editors.weights.serving import BATCH_SIZE
-from editors.weights.swapping import EditedWeights, SwappableBase
 from infra.local.processes import process_id
+from pipeline.choosing import Choice, chosen
+from pipeline.config import load_settings
 from pipeline.domain.errors import CorrigendaError, InvalidInput, Misconfigured
-from pipeline.domain.rank_api import LoadPlan
+from pipeline.storage import stores
 from pipeline.telemetry.logs import log_to_stderr
-from workers.serving.bases import Bases
 from workers.serving.http_server import bound_socket, serve, url_of
 
-MOST_SNAPSHOTS = 8
+if TYPE_CHECKING:
+    from workers.serving.asked_snapshots import AskedSnapshots
+
 RECORD = "ask.json"
-_PLANS = TypeAdapter(LoadPlan)
-
-
-class AskedSnapshots:
-    """The snapshots that were asked last, on one base in memory."""
-
-    def __init__(self) -> None:
-        self._bases = Bases(most=1)
-        self._turn = threading.Lock()
-        self._edited: dict[tuple[int, str], EditedWeights] = {}
-
-    def answers(self, asked: dict[str, Any]) -> list[dict[str, str]]:
-        """Return an answer to each prompt: {"prompt", "text"}.
-
-        Args:
-            asked: "plan", a `LoadPlan`; "prompts"; "max_new_tokens"; "chat", whether in the model's chat template;
-                "is_one_line", whether an answer ends with its first line.
-
-        Raises:
-            CorrigendaError: if the snapshot cannot be loaded or the model does not take a prompt.
-        """
-        plan = _PLANS.validate_python(asked["plan"])
-        prompts: list[str] = asked["prompts"]
-        how = {name: bool(asked.get(name, False)) for name in ("chat", "is_one_line")}
-        with self._turn:
-            base, edited = self._loaded(plan)
-            base.use(edited)
-            texts: list[str] = []
-            with torch.no_grad():
-                for start in range(0, len(prompts), BATCH_SIZE):
-                    batch = prompts[start : start + BATCH_SIZE]
-                    texts += base.model.generate(batch, max_new_tokens=asked["max_new_tokens"], **how)
-        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-
-    def _loaded(self, plan: LoadPlan) -> tuple[SwappableBase, EditedWeights]:
-        base = self._bases.get(plan.base, plan.editor.inner_params)
-        key = (id(base), plan.digest)
-        # Files that were loaded once are not read again: what they have to be is in the key.
-        found = self._edited.pop(key, None)
-        if found is None:
-            found = base.edited(
-                digest=plan.digest,
-                inner_param_names=plan.editor.inner_params,
-                accumulator=plan.accumulator,
-                deltas=plan.deltas,
-            )
-        self._edited = {one: kept for one, kept in self._edited.items() if one[0] == id(base)}
-        while len(self._edited) >= MOST_SNAPSHOTS:
-            del self._edited[next(iter(self._edited))]
-        self._edited[key] = found
-        return base, found
+SETTINGS_VARIABLE = "CORRIGENDA_ASK_SETTINGS"
+"""Names a digest of the settings that the command gave this process; it stands in the record."""
 
 
 class AskingServer:
     """Serves `POST /ask` to who knows the token, until nobody has asked for a while.
 
     Args:
+        choose: returns the weights of a lineage and a snapshot, as a person names them.
         token: has to come with each request.
         idle: ends after this time without a request.
     """
 
-    def __init__(self, token: str, *, idle: timedelta) -> None:
-        self._token, self._idle = token, idle.total_seconds()
-        self._snapshots = AskedSnapshots()
+    def __init__(self, choose: Callable[[str | None, str], Choice], token: str, *, idle: timedelta) -> None:
+        self._choose, self._token, self._idle = choose, token, idle.total_seconds()
+        self._snapshots: AskedSnapshots | None = None
+        self._loading = threading.Lock()
         self._num_running, self._last = 0, time.monotonic()
 
     def app(self) -> Starlette:
@@ -127,7 +81,7 @@ class AskingServer:
         self._num_running += 1
         try:
             asked = json.loads(await request.body())
-            return JSONResponse(await run_in_threadpool(self._snapshots.answers, asked))
+            return JSONResponse(await run_in_threadpool(self._answered, **asked))
         except CorrigendaError as error:
             status = 400 if isinstance(error, InvalidInput | Misconfigured) else 500
             return JSONResponse({"error": type(error).__name__, "message": str(error)}, status)
@@ -138,6 +92,17 @@ class AskingServer:
             self._num_running -= 1
             self._last = time.monotonic()
 
+    def _answered(self, *, lineage: str | None, snapshot: str, **asked: Any) -> dict[str, Any]:
+        """Return the answers, of which lineage they are, and whether of its base because nothing is approved yet."""
+        choice = self._choose(lineage, snapshot)
+        with self._loading:
+            if self._snapshots is None:
+                from workers.serving.asked_snapshots import AskedSnapshots
+
+                self._snapshots = AskedSnapshots()
+        answers = self._snapshots.answers(choice.plan, **asked)
+        return {"lineage": choice.plan.lineage, "is_unapproved": choice.is_unapproved, "answers": answers}
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Serve until nobody asks any more, or a signal comes."""
@@ -146,13 +111,19 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--idle", type=float, default=600.0, metavar="SECONDS", help="end after this time unasked")
     options = parser.parse_args(words)
     log_to_stderr("ask")
-    token = secrets.token_urlsafe(32)
+    settings, token = load_settings(), secrets.token_urlsafe(32)
+
+    def choose(lineage: str | None, snapshot: str) -> Choice:
+        # The stores are made once. Made here, settings that cannot be right are an error of the question.
+        return chosen(stores(settings), lineage, snapshot)
+
     with bound_socket("127.0.0.1", 0) as made:
-        asking = AskingServer(token, idle=timedelta(seconds=options.idle))
+        asking = AskingServer(choose, token, idle=timedelta(seconds=options.idle))
         server = serve(asking.app(), made)
         record = options.home / RECORD
         own = process_id(os.getpid())
-        _write_secretly(record, json.dumps({"url": url_of(made), "token": token, **asdict(own)}))
+        reached = {"url": url_of(made), "token": token, "settings": os.environ.get(SETTINGS_VARIABLE, "")}
+        _write_secretly(record, json.dumps(reached | asdict(own)))
         try:
             asyncio.run(_run(asking, server, made))
         finally:

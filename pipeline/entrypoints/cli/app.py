@@ -1,4 +1,4 @@
-"""The command `corrigenda`: puts the groups of commands together and sets up how they log."""
+"""The command `corrigenda`: names all commands, imports the one that is asked for, and sets up how they log."""
 
 from __future__ import annotations
 
@@ -7,75 +7,74 @@ import io
 import logging
 import os
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
-from typer.models import CommandInfo, TyperInfo
-
-from pipeline.entrypoints.cli import (
-    audit,
-    edits,
-    lineage,
-    logs,
-    models,
-    outbox,
-    people,
-    programs,
-    review,
-    sql,
-    stack,
-    standing,
-    submitting,
-)
+from typer.core import TyperGroup
 
 CHATTY = ("kafka", "urllib3", "alembic")
 """Libraries that tell of every attempt to connect."""
 PANELS = {
-    "Run it": ("up", "down", "status", "doctor", "logs", "prune", "outbox", "demo"),
-    "Correct": ("submit", "edits", "show", "retry", "dead-letters"),
-    "Decide": ("snapshots", "approve", "reject", "revert", "rollback", "register-again"),
-    "People": ("person", "reviewer", "mlflow-user"),
-    "Use what is live": ("ask", "export", "serve"),
-    "Lineages and editors": ("lineage", "evaluate", "train"),
-    "Audit": ("audit", "sql"),
+    "Run it": {
+        "up": "stack",
+        "down": "stack",
+        "doctor": "stack",
+        "prune": "stack",
+        "demo": "stack",
+        "status": "standing",
+        "logs": "logs",
+        "outbox": "outbox",
+    },
+    "Correct": {
+        "submit": "submitting",
+        "edits": "edits",
+        "show": "edits",
+        "retry": "edits",
+        "dead-letters": "audit",
+    },
+    "Use what is live": {"ask": "models", "export": "models", "serve": "programs"},
+    "Decide": {
+        "register-again": "models",
+        "snapshots": "review",
+        "approve": "review",
+        "reject": "review",
+        "revert": "review",
+        "rollback": "review",
+    },
+    "People": {"mlflow-user": "models", "person": "people", "reviewer": "people"},
+    "Lineages and editors": {"evaluate": "programs", "train": "programs", "lineage": "lineage"},
+    "Audit": {"sql": "sql", "audit": "audit"},
 }
-"""Headings of the list of commands, and what stands under each."""
+"""Headings of the list of commands, what stands under each, and the module that adds it."""
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
+MODULE_OF = {name: module for names in PANELS.values() for name, module in names.items()}
 
 
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
-        from importlib.metadata import version
+class Commands(TyperGroup):
+    """All commands, each imported when it is asked for: a command starts with no more than it needs."""
 
-        typer.echo(f"corrigenda {version('corrigenda')}")
-        raise typer.Exit
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands, in the order of their list."""
+        return [*MODULE_OF]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of a name; None if there is none, and then all are there to suggest another."""
+        if cmd_name not in self.commands:
+            for module in (MODULE_OF[cmd_name],) if cmd_name in MODULE_OF else dict.fromkeys(MODULE_OF.values()):
+                self.commands.update(_commands_of(module))
+        return super().get_command(ctx, cmd_name)
 
 
-app = typer.Typer(
-    name="corrigenda",
-    help="Keeps a deployed language model's facts right: corrections in, approved and audited snapshots out.",
-    epilog="Exit status: 0 done, 1 the answer is no, 2 wrong input, 3 misconfigured, 4 a service does not answer, "
-    "5 stored data does not match its digest, 130 Ctrl-C.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-
-for group in (
-    stack,
-    submitting,
-    standing,
-    edits,
-    logs,
-    models,
-    review,
-    lineage,
-    programs,
-    audit,
-    sql,
-    outbox,
-    people,
-):
-    group.add_commands(app)
+def _commands_of(module: str) -> dict[str, Any]:
+    """Return the commands that a module adds, each under its heading."""
+    part = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
+    import_module(f"pipeline.entrypoints.cli.{module}").add_commands(part)
+    _help_to_any_width(part)
+    found: dict[str, Any] = dict(typer.main.get_group(part).commands)
+    for name, command in found.items():
+        command.rich_help_panel = PANEL_OF[name]
+    return found
 
 
 def _help_to_any_width(group: typer.Typer) -> None:
@@ -88,12 +87,24 @@ def _help_to_any_width(group: typer.Typer) -> None:
             _help_to_any_width(below.typer_instance)
 
 
-PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
-every: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
-for registered in every:
-    named = registered.name or getattr(registered.callback, "__name__", "").replace("_", "-")
-    registered.rich_help_panel = PANEL_OF[named]
-_help_to_any_width(app)
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(f"corrigenda {version('corrigenda')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="corrigenda",
+    cls=Commands,
+    help="Keeps a deployed language model's facts right: corrections in, approved and audited snapshots out.",
+    epilog="Exit status: 0 done, 1 the answer is no, 2 wrong input, 3 misconfigured, 4 a service does not answer, "
+    "5 stored data does not match its digest, 130 Ctrl-C.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
 
 
 @app.callback()

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.bootstrap import Stores, retrier, stores
+from pipeline.bootstrap import retrier, stores
+from pipeline.choosing import lineage_name
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.counting import counted
 from pipeline.domain.lifecycle import EditStatus
@@ -182,17 +183,3 @@ def retry(
         say(f"left as it is: {edit_id}, which is {found}")
     num = len(done.edit_ids)
     say(f"{counted(num, 'dead edit')} of {name} {'waits' if num == 1 else 'wait'} to be tried again")
-
-
-def lineage_name(kept: Stores, given: str | None) -> str:
-    """Return the lineage that is meant: the one given, or the only one there is.
-
-    Raises:
-        InvalidInput: if none is given and there is not exactly one.
-    """
-    if given:
-        return kept.lineages.lineage(given).settings.name
-    names = [found.settings.name for found in kept.lineages.lineages()]
-    if len(names) != 1:
-        raise InvalidInput(f"expected --lineage, got none and there are {len(names)}: {', '.join(names) or 'none'}")
-    return names[0]

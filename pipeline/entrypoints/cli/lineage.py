@@ -17,7 +17,7 @@ from pipeline.domain.gates import GatePolicy
 from pipeline.domain.ledger.upkeep import Resolving, Upkeep
 from pipeline.domain.lineages import Lineage, check_name
 from pipeline.domain.review.policies import MAX_APPROVERS, NAMED, changed_policy, named
-from pipeline.entrypoints.cli import folding, policy
+from pipeline.entrypoints.cli import folding, policy, programs
 from pipeline.entrypoints.console import JsonOption, ReasonOption, exits_clearly, note, print_json, print_rows, say
 from pipeline.entrypoints.local_settings import cli_actor, current_settings, deciding_actor, reviewing_settings
 from pipeline.entrypoints.preparation import DEFAULT_FACTS, make_lineage, prepare_base
@@ -42,6 +42,7 @@ def add_commands(app: typer.Typer) -> None:
     lineage.command("upkeep")(exits_clearly(lineage_upkeep))
     policy.add_commands(lineage)
     folding.add_commands(lineage)
+    programs.add_plan(lineage)
     app.add_typer(lineage, name="lineage")
 
 

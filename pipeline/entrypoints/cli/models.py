@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.bootstrap import Stores, stores
+from pipeline.adapters.login_names import Login
+from pipeline.bootstrap import stores
+from pipeline.choosing import chosen, lineage_name
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.formats.sizes import shown_size
-from pipeline.domain.language.answers import first_line
-from pipeline.domain.rank_api import LoadPlan
 from pipeline.entrypoints import resident
 from pipeline.entrypoints.children import run_module
-from pipeline.entrypoints.cli.edits import lineage_name
 from pipeline.entrypoints.console import (
     JsonOption,
     LineageOption,
@@ -33,13 +32,13 @@ from pipeline.entrypoints.console import (
     say,
     say_block,
 )
-from pipeline.entrypoints.local_settings import cli_actor, current_settings
-from pipeline.entrypoints.model_cards import adapter_advice, model_card
+from pipeline.entrypoints.local_settings import asking_environment, cli_actor, current_settings
 from pipeline.entrypoints.signs import SignOfLife
 from pipeline.entrypoints.stopping import said_at_once
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
+    from pipeline.domain.rank_api import LoadPlan
 
 MAX_SHOWN = 200
 """Characters of a prompt that are printed beside its answer."""
@@ -48,8 +47,8 @@ SnapshotOption = Annotated[str, typer.Option(help="champion, head, base, or a sn
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    for command in (ask, export):
-        app.command()(exits_clearly(command))
+    app.command()(exits_clearly(ask, has_events=False))
+    app.command()(exits_clearly(export))
     app.command("register-again")(exits_clearly(register_again))
     app.command("mlflow-user")(exits_clearly(mlflow_user))
 
@@ -74,23 +73,48 @@ def ask(
     """
     if "" in map(str.strip, prompts):
         raise InvalidInput("expected prompts with something in them, got an empty one")
-    settings = current_settings()
-    plan = _plan(stores(settings), lineage, snapshot)
-    is_one_line = not (chat or whole)
+    settings = current_settings(Login.auditor)
     asked = {"prompts": prompts, "max_new_tokens": max_new_tokens, "chat": chat}
-    with SignOfLife(f"asking {plan.lineage}", is_quiet=not sys.stderr.isatty()) as sign:
-        if settings.num_ranks == 1:
-            question = {"plan": asdict(plan), "is_one_line": is_one_line, **asked}
-            loading = partial(sign.tell, "loading the model; the next questions will not wait for that")
-            answers = resident.answers(settings.home.absolute(), question, on_start=loading)
-        else:
-            answers = _run("workers.controller.one_shot", plan, {"generate": asked} | _group(settings))
-            if is_one_line:
-                answers = [{**answer, "text": first_line(answer["text"])} for answer in answers]
+    ask_one = _ask_resident if settings.num_ranks == 1 else _ask_ranks
+    answers = ask_one(settings, lineage, snapshot, asked, is_one_line=not (chat or whole))
     if as_json:
         print_json(answers)
     else:
         _print_answers([(_shown_prompt(answer["prompt"]), _shown_answer(answer["text"])) for answer in answers])
+
+
+def _ask_resident(
+    settings: Settings, lineage: str | None, snapshot: str, asked: Mapping[str, Any], *, is_one_line: bool
+) -> list[dict[str, str]]:
+    """Return the answers of the process that stays in memory, and that looks up itself what is meant."""
+    question = {"lineage": lineage, "snapshot": snapshot, "is_one_line": is_one_line, **asked}
+    with _sign_of_asking(lineage) as sign:
+        loading = partial(sign.tell, "loading the model; the next questions will not wait for that")
+        said = resident.answers(
+            settings.home.absolute(), question, given=asking_environment(settings), on_start=loading
+        )
+    if said["is_unapproved"]:
+        _note_unapproved(said["lineage"])
+    answers: list[dict[str, str]] = said["answers"]
+    return answers
+
+
+def _ask_ranks(
+    settings: Settings, lineage: str | None, snapshot: str, asked: Mapping[str, Any], *, is_one_line: bool
+) -> list[dict[str, str]]:
+    """Return the answers of ranks that load the snapshot for this command."""
+    from pipeline.domain.language.answers import first_line
+
+    plan = _chosen(settings, lineage, snapshot)
+    with _sign_of_asking(plan.lineage):
+        answers = _run("workers.controller.one_shot", plan, {"generate": asked} | _group(settings))
+    if is_one_line:
+        return [{**answer, "text": first_line(answer["text"])} for answer in answers]
+    return list(answers)
+
+
+def _sign_of_asking(lineage: str | None) -> SignOfLife:
+    return SignOfLife(f"asking {lineage or 'the model'}", is_quiet=not sys.stderr.isatty())
 
 
 def _print_answers(answers: Sequence[tuple[str, str]]) -> None:
@@ -136,8 +160,10 @@ def export(
     """
     if not peft and (max_rank is not None or base_name):
         raise InvalidInput("expected --peft with --max-rank or --base-name, got a whole model, which has neither")
+    from pipeline.entrypoints.model_cards import adapter_advice, model_card
+
     settings = current_settings()
-    plan = _plan(stores(settings), lineage, snapshot)
+    plan = _chosen(settings, lineage, snapshot)
     writing = f"loading {plan.lineage} and writing it into {out}"
     stopped = f"stopping: nothing was written into {out}; the same command begins again"
     with SignOfLife(writing, is_quiet=not sys.stderr.isatty()), said_at_once(stopped, by=note):
@@ -202,15 +228,16 @@ def mlflow_user(
     print_record({"user": name, "password": password, "mlflow": settings.mlflow_uri}, as_json=as_json)
 
 
-def _plan(kept: Stores, lineage: str | None, ref: str) -> LoadPlan:
-    name = lineage_name(kept, lineage)
-    found = kept.lineages.lineage(name)
-    has_none = ref == "champion" and found.champion_id is None
-    if has_none:
-        note(f"nothing of {name} is approved yet, so this is its base")
-    is_base = ref == "base" or has_none
-    snapshot_id = None if is_base else kept.snapshots.snapshot(name, ref).snapshot_id
-    return kept.snapshots.load_plan(name, snapshot_id=snapshot_id)
+def _chosen(settings: Settings, lineage: str | None, ref: str) -> LoadPlan:
+    """Return what a snapshot is loaded from, and say so where it is the base for want of an approved one."""
+    choice = chosen(stores(settings), lineage, ref)
+    if choice.is_unapproved:
+        _note_unapproved(choice.plan.lineage)
+    return choice.plan
+
+
+def _note_unapproved(lineage: str) -> None:
+    note(f"nothing of {lineage} is approved yet, so this is its base")
 
 
 def _group(settings: Settings) -> dict[str, Any]:

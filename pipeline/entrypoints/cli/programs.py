@@ -36,12 +36,14 @@ SIGNALLED = 128
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Register the commands of this file, `lineage plan` in the group that is there already."""
-    lineage = next(group.typer_instance for group in app.registered_groups if group.name == "lineage")
-    commands = ((app, "evaluate", evaluate), (app, "train", train), (app, "serve", serve))
-    for group, name, command in (*commands, (lineage, "plan", lineage_plan)):
-        assert group is not None
-        group.command(name, context_settings=PASSED_ON, add_help_option=False)(exits_clearly(command))
+    """Register the commands of this file, but `lineage plan`."""
+    for name, command in (("evaluate", evaluate), ("train", train), ("serve", serve)):
+        app.command(name, context_settings=PASSED_ON, add_help_option=False)(exits_clearly(command))
+
+
+def add_plan(lineage: typer.Typer) -> None:
+    """Register `lineage plan`."""
+    lineage.command("plan", context_settings=PASSED_ON, add_help_option=False)(exits_clearly(lineage_plan))
 
 
 def evaluate(context: typer.Context) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from pipeline.bootstrap import review_service, stores
+from pipeline.choosing import lineage_name
 from pipeline.domain.review.approvals import Channel, Decision, Outcome
-from pipeline.entrypoints.cli.edits import lineage_name
 from pipeline.entrypoints.console import (
     ExitCode,
     JsonOption,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.bootstrap import Stores, publisher, stores
+from pipeline.choosing import lineage_name
 from pipeline.domain.errors import InvalidInput, Unavailable, UnknownLineage
 from pipeline.domain.formats.counting import counted
-from pipeline.entrypoints.cli.edits import lineage_name
 from pipeline.entrypoints.console import (
     ExitCode,
     JsonOption,
@@ -49,7 +49,7 @@ REFUSED = ("rejected", "dead")
 
 def add_commands(app: typer.Typer) -> None:
     """Register the command of this file."""
-    app.command()(exits_clearly(submit))
+    app.command()(exits_clearly(submit, has_events=False))
 
 
 def submit(

@@ -60,11 +60,12 @@ def declared(words: list[str]) -> tuple[str, set[str]] | None:
     """Return the command that the words name, with its options; nothing if there is no such command."""
     found: Any = typer.main.get_command(app)
     name: list[str] = []
-    while hasattr(found, "commands"):
-        if not words or words[0] not in found.commands:
+    while hasattr(found, "list_commands"):
+        context = typer.Context(found)
+        if not words or words[0] not in found.list_commands(context):
             return ("", {"--help", *(o for p in found.params for o in p.opts)}) if not name or not words else None
         name.append(words.pop(0))
-        found = found.commands[name[-1]]
+        found = found.get_command(context, name[-1])
     options = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
     return " ".join(name), options | options_of_program(" ".join(name)) | {"--help"}
 

@@ -32,6 +32,7 @@ from pipeline.entrypoints import console
 from pipeline.entrypoints.cli import programs
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode, exits_clearly, print_json, print_record, print_rows, say, visible
+from tests.support.commands import every_command
 
 
 @pytest.mark.parametrize(
@@ -179,21 +180,7 @@ class SilentPrograms:
         return subprocess.CompletedProcess(argv, 0)
 
 
-def _commands() -> list[list[str]]:
-    groups = {group.name: group.typer_instance for group in app.registered_groups}
-    found = [[_name(command)] for command in app.registered_commands]
-    for name, group in groups.items():
-        assert name is not None
-        assert group is not None
-        found += [[name, _name(command)] for command in group.registered_commands]
-    return found
-
-
-def _name(command: Any) -> str:
-    return str(command.name or command.callback.__name__)
-
-
-@pytest.mark.parametrize("words", _commands(), ids=" ".join)
+@pytest.mark.parametrize("words", [words for words, _ in every_command()], ids=" ".join)
 def test_every_command_has_help_with_an_example_that_fits_eighty_columns(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +223,11 @@ def test_a_number_and_its_noun_agree(number: int, told: str) -> None:
 
 def test_help_is_shown_without_what_only_running_a_command_needs() -> None:
     heavy = "pydantic sqlalchemy psycopg structlog alembic kafka celery mlflow fastapi prometheus_client numpy torch"
-    program = "import sys, pipeline.entrypoints.cli.app; print(*({*sys.argv[1:]} & {*sys.modules}))"
+    program = (
+        "import sys; from importlib import import_module; from pipeline.entrypoints.cli.app import MODULE_OF; "
+        "[import_module(f'pipeline.entrypoints.cli.{name}') for name in MODULE_OF.values()]; "
+        "print(*({*sys.argv[1:]} & {*sys.modules}))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, *heavy.split()], capture_output=True, text=True, check=True, timeout=120
     )

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from importlib import import_module
 
+import pytest
 import typer
 
-from pipeline.entrypoints.cli.app import app
-
-
-def every_help(group: typer.Typer) -> Iterator[str]:
-    """Return what each command and the commands of groups below say of themselves."""
-    yield from (command.help or str(inspect.getdoc(command.callback)) for command in group.registered_commands)
-    for below in group.registered_groups:
-        assert below.typer_instance is not None
-        yield from every_help(below.typer_instance)
+from pipeline.entrypoints.cli.app import MODULE_OF
+from tests.support.commands import every_command
 
 
 def test_the_terminal_alone_breaks_the_lines_of_a_help() -> None:
-    found = list(every_help(app))
+    found = [str(command.help) for _, command in every_command()]
     assert len(found) > 40
     assert all(paragraph and "\n" not in paragraph for text in found for paragraph in text.split("\n\n"))
+
+
+@pytest.mark.parametrize("module", sorted({*MODULE_OF.values()}))
+def test_a_module_adds_the_commands_that_are_listed_for_it(module: str) -> None:
+    group = typer.Typer()
+    import_module(f"pipeline.entrypoints.cli.{module}").add_commands(group)
+    added = {command.name for command in typer.main.get_group(group).commands.values()}
+    assert added == {name for name, of in MODULE_OF.items() if of == module}
