@@ -17,13 +17,13 @@ import pytest
 from infra.local import LocalStack
 from infra.local.owner_login import PROGRAMS, variables
 from infra.local.recipe import program
-from infra.local.records import Endpoints
+from infra.local.records import Endpoints, Service
 from pipeline.adapters import schema
+from pipeline.adapters.logins import Login, let_in
 from pipeline.adapters.mlflow.errors import log_in
 from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.review.approvals import Decision
-from pipeline.entrypoints.processes import start_stack
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.mirroring import RegistryMirror
 from tests.support.paths import ROOT
@@ -89,9 +89,18 @@ def test_a_restored_database_has_every_row_and_guard_verifies_and_takes_the_next
 COMMANDS = """
 python() { "$PYTHON" "$@"; }
 corrigenda() { "$PYTHON" -m pipeline.entrypoints.cli "$@"; }
-up() { "$PYTHON" -c 'from pipeline.entrypoints.processes import start_stack; start_stack(None)'; }
+up() { "$PYTHON" -c 'from tests.integration.test_backup import up; up()'; }
 """
-"""The names that the blocks of OPERATING.md use. `up` starts the services and no process of ours that would go on."""
+"""The names that the blocks of OPERATING.md use, and `up` in place of `corrigenda up`."""
+
+
+def up(home: Path = Path(".corrigenda")) -> LocalStack:
+    """Do what `corrigenda up` does for the three stores; no process of ours is started, which would go on."""
+    stack = LocalStack(home, is_durable=False)
+    endpoints = stack.start([Service.POSTGRES, Service.MLFLOW])
+    schema.upgrade(endpoints.database_url)
+    let_in(endpoints.database_url, [endpoints.login_url(login) for login in Login])
+    return stack
 
 
 def documented(wanted: str) -> str:
@@ -143,7 +152,7 @@ def test_a_stack_that_was_wiped_is_restored_with_its_database_artifacts_and_mode
     home = tmp_path / ".corrigenda"
     monkeypatch.setenv("CORRIGENDA_HOME", str(home))
     try:
-        stack, _ = start_stack(home)
+        stack = up(home)
         endpoints = stack.endpoints()
         rig = StoreRig(url=endpoints.database_url, folder=home)
         registry = MlflowRegistry(
