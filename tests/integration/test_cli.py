@@ -30,6 +30,7 @@ from pipeline.entrypoints.cli import lineage as lineage_commands
 from pipeline.entrypoints.cli import stack as stack_commands
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
+from pipeline.entrypoints.local_settings import current_settings
 from pipeline.services.intake import Intake
 from tests.support.factories import make_request
 from tests.support.intake_parts import (
@@ -517,7 +518,7 @@ def test_up_and_status_link_the_newest_candidates_version_else_the_newest(
     corrigenda: Command, rig: StoreRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORRIGENDA_MLFLOW_URI", "http://127.0.0.1:5000")
-    settings, started = stack_commands.current_settings(), LocalStack(rig.folder / "home")
+    settings, started = current_settings(), LocalStack(rig.folder / "home")
     monkeypatch.setattr(stack_commands, "start_stack", lambda *_: (started, settings))
     for name in ("start_intake", "start_control_worker", "start_web", "start_edit_worker", "start_supervisor"):
         monkeypatch.setattr(stack_commands, name, lambda *_, **__: "http://127.0.0.1:8080")
