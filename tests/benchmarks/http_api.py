@@ -36,6 +36,10 @@ TIMES = 100
 """Requests of each kind."""
 WAITING = 1_000
 """Edits in the queue."""
+WEBHOOKS = 3
+"""Registrations of the one who lists them."""
+RECEIVER = "https://93.184.216.34/hook"
+"""Where webhooks would be told, had anything to be: an address, so that no name is looked up."""
 
 
 def requests(web: WebRig, rig: StoreRig) -> Mapping[str, Callable[[], object]]:
@@ -49,10 +53,25 @@ def requests(web: WebRig, rig: StoreRig) -> Mapping[str, Callable[[], object]]:
     def new() -> dict[str, str]:
         return {"prompt": f"The number {next(numbers)} is", "target_new": "prime", "lineage": LINEAGE}
 
+    def feedback() -> dict[str, object]:
+        asked = new()
+        turns = [{"role": "user", "content": asked["prompt"]}, {"role": "assistant", "content": "even"}]
+        return {"messages": turns, "correction": "It is prime.", "target_new": "prime", "lineage": LINEAGE}
+
+    def webhook() -> str:
+        answer = desk.post("/v1/webhooks", json={"url": RECEIVER})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    for _ in range(WEBHOOKS):
+        webhook()
     receipt = good(desk.post("/v1/corrections", json=new()).json())["id"]
     return {
         "POST one correction": lambda: ok(desk.post("/v1/corrections", json=new())),
         "POST a hundred": lambda: ok(desk.post("/v1/corrections", json=[new() for _ in range(100)])),
+        "POST feedback": lambda: ok(desk.post("/v1/feedback", json=feedback())),
+        "GET webhooks, of which there are three": lambda: ok(desk.get("/v1/webhooks")),
+        "POST a webhook, and DELETE it": lambda: ok(desk.delete(f"/v1/webhooks/{webhook()}")),
         "GET what was accepted": lambda: ok(desk.get(f"/v1/corrections/{receipt}")),
         "GET an old edit by its id": lambda: ok(auditor.get(f"/v1/corrections/{edits[0]['edit_id']}")),
         "GET it by its request id": lambda: ok(auditor.get(f"/v1/corrections/{edits[0]['request_id']}")),
@@ -73,7 +92,7 @@ def good(body: Mapping[str, str]) -> Mapping[str, str]:
 def ok(answer: object) -> None:
     """Check that a request succeeded."""
     status = answer.status_code  # type: ignore[attr-defined]
-    assert status in (200, 202), answer.text  # type: ignore[attr-defined]
+    assert status in (200, 202, 204), answer.text  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

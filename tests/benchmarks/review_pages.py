@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from itertools import chain, cycle
 from typing import Any
 
 from starlette.testclient import TestClient
+from starlette.types import Message, Scope
 
 from pipeline.domain.review.people import Role
 from tests.support.factories import make_request
 from tests.support.store_rig import LINEAGE, StoreRig
-from tests.support.web_rig import WebRig, fields_on
+from tests.support.web_rig import PASSWORD, WebRig, fields_on
 
 HOME = f"/review/lineages/{LINEAGE}"
 EDITS, CANDIDATES = 32, 3
@@ -76,7 +78,12 @@ def page_requests(web: WebRig, rig: StoreRig) -> Mapping[str, Callable[[], objec
         "page: operations": "/review/operations",
     }
     asked = {name: _get(client, path) for name, path in pages.items()}
-    return {**asked, "page: approve and roll back, by turns": _decisions(client, rig, top["seq"] - 2)}
+    return {
+        "page: log in with a token": _login(web, name="page"),
+        **asked,
+        "the first event of the stream": _first_event(web, client),
+        "page: approve and roll back, by turns": _decisions(client, rig, top["seq"] - 2),
+    }
 
 
 def _get(client: TestClient, path: str) -> Callable[[], object]:
@@ -86,6 +93,55 @@ def _get(client: TestClient, path: str) -> Callable[[], object]:
         return answer
 
     return get
+
+
+def _login(web: WebRig, *, name: str) -> Callable[[], object]:
+    client = web.anonymous()
+
+    def log_in() -> object:
+        answer = client.post("/review/login", data={"token": f"{name}:{PASSWORD}"}, follow_redirects=False)
+        assert answer.status_code == 303, answer.text
+        return answer
+
+    return log_in
+
+
+def _first_event(web: WebRig, client: TestClient) -> Callable[[], object]:
+    """Open the stream of what happens now, as a page does that has seen nothing, and leave at the first lines.
+
+    The application is called without a client, because the test client waits for the end of a stream.
+    """
+    cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": f"{HOME}/stream/events",
+        "root_path": "",
+        "query_string": b"after=0",
+        "headers": [(b"host", b"testserver"), (b"cookie", cookies.encode())],
+        "client": ("testclient", 50_000),
+        "server": ("testserver", 80),
+    }
+
+    async def ask() -> None:
+        seen, has_lines = bytearray(), asyncio.Event()
+
+        async def receive() -> Message:
+            await has_lines.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            seen.extend(message.get("body", b""))
+            if b"event: lines" in seen or message.get("status", 200) != 200:
+                has_lines.set()
+
+        await web.app(dict(scope), receive, send)
+        assert b"event: lines" in seen, seen.decode()
+
+    return lambda: asyncio.run(ask())
 
 
 def _decisions(client: TestClient, rig: StoreRig, seq: int) -> Callable[[], object]:

@@ -274,6 +274,9 @@ def test_an_mlflow_that_does_not_answer_is_told_with_what_was_not_checked_and_an
     assert found.exit_code == ExitCode.unavailable
     assert "every one follows the one before; anchors and files in MLflow were not checked: cannot read" in found.stderr
     assert "connection refused" in json.loads(verify("facts", "--json").stdout)[0]["not_checked"]
+    every = verify()
+    assert (every.exit_code, every.stderr.count("connection refused")) == (ExitCode.unavailable, 1)
+    assert every.stderr.count("anchors and files in MLflow were not checked") == 2, "of `facts` and of `system`"
     alone = verify("facts", "--no-mlflow")
     assert (alone.exit_code, "MLflow was not asked" in alone.stdout) == (ExitCode.done, True)
     with psycopg.connect(anchored.rig.url) as owner:

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner, Result
 
+from infra.local import LocalStack
 from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.database.engine import connect
 from pipeline.adapters.sql.intake import SqlIntakeStore
@@ -27,9 +28,12 @@ from pipeline.domain.contract.messages import Message, ParsedMessage, Poll
 from pipeline.domain.lineages import Work
 from pipeline.domain.prompts import ChatTurn
 from pipeline.domain.rank_api import Step
+from pipeline.domain.review.approvals import Decision
 from pipeline.entrypoints.cli import lineage as lineage_commands
+from pipeline.entrypoints.cli import stack as stack_commands
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
+from pipeline.entrypoints.local_settings import current_settings
 from pipeline.services.intake import Intake
 from pipeline.storage import stores
 from tests.support.factories import make_request
@@ -517,6 +521,41 @@ def test_status_says_what_a_worker_does_and_what_waits_for_approval(corrigenda: 
     assert "snapshot 1 waits for approval since" in shown
     assert (idle["doing"], [one["seq"] for one in idle["waiting"]]) == (None, [1])
     assert corrigenda("status", "--watch", "--json").exit_code == ExitCode.usage
+
+
+def test_up_and_status_link_the_newest_candidates_version_else_the_newest(
+    corrigenda: Command, rig: StoreRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORRIGENDA_MLFLOW_URI", "http://127.0.0.1:5000")
+    settings, started = current_settings(), LocalStack(rig.folder / "home")
+    monkeypatch.setattr(stack_commands, "start_stack", lambda *_: (started, settings))
+    for name in ("start_intake", "start_control_worker", "start_web", "start_edit_worker", "start_supervisor"):
+        monkeypatch.setattr(stack_commands, name, lambda *_, **__: "http://127.0.0.1:8080")
+    monkeypatch.setattr(stack_commands, "is_answering", lambda *_, **__: True)
+
+    def printed(command: str) -> set[str]:
+        shown = corrigenda(command, env={"COLUMNS": "1000"})
+        assert shown.exit_code == ExitCode.done, shown.output
+        return set(re.findall(r"#/models/facts(\S*)\?", shown.stdout))
+
+    lease = rig.acquire()
+    assert (printed("up"), printed("status")) == ({""}, set())
+    made = []
+    for request_id in ("e1", "e2", "e3"):
+        rig.correct(request_id)
+        made.append(rig.commit_batch(lease))
+    assert (printed("up"), printed("status")) == ({""}, set()), "nothing is in MLflow yet"
+    for version, snapshot in enumerate(made[:2], start=1):
+        rig.mirror.registered(snapshot.snapshot_id, version=str(version))
+    assert printed("up") == {"/versions/2"}
+    assert printed("status") == {"/versions/1", "/versions/2"}, "every candidate has its own"
+    rig.mirror.registered(made[2].snapshot_id, version="3")
+    assert rig.decide(made[2], Decision.rejected).is_accepted
+    assert printed("up") == {"/versions/2"}, "the candidate that waits, below one that was rejected"
+    assert rig.decide(made[1], Decision.approved).is_accepted
+    assert (printed("up"), printed("status")) == ({"/versions/3"}, {"/versions/3"}), "nothing waits"
+    [row] = json.loads(corrigenda("status", "--json").stdout)["lineages"]
+    assert (row["newest_version"]["seq"], row["newest_version"]["status"]) == (3, "rejected")
 
 
 def test_doctor_says_what_is_held_and_whether_the_schema_is_the_newest(corrigenda: Command, rig: StoreRig) -> None:

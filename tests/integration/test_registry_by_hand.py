@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from infra.local import LocalStack
+from pipeline.adapters.mlflow import registry as registry_adapter
 from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.adapters.sql.history import SqlHistoryStore
 from pipeline.adapters.sql.outbox import SqlOutboxStore
@@ -24,6 +25,7 @@ from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.mirroring import RegistryMirror
 from pipeline.services.registry.package_checking import OF_BEFORE, PackageChecker
 from pipeline.services.registry.reconciling import RegistryReconciler
+from pipeline.services.registry.registry_ports import RegistryEntry
 from pipeline.services.relaying import OutboxRelay
 from pipeline.services.review import ReviewService
 from tests.support.store_rig import LINEAGE, StoreRig
@@ -55,8 +57,8 @@ class Office:
         )
         self.checker = PackageChecker(lineages=rig.lineages, snapshots=rig.snapshots, registry=registry)
 
-    def relay(self) -> None:
-        """Carry out what is owed to the registry, and nothing else."""
+    def relay(self) -> int:
+        """Carry out what is owed to the registry, and nothing else; return how many items that was."""
         handlers: dict[str, Callable[[OutboxItem], Any]] = {
             "register": lambda item: self.mirror.register(item.payload["snapshot_id"]),
             "reregister": lambda item: self.rig.mirror.unregistered(**item.payload),
@@ -65,15 +67,18 @@ class Office:
         handlers |= {kind: lambda _item: None for kind in ("doorbell", "result", "dead_letter")}
         self.rig.query("UPDATE outbox SET next_attempt_at = clock_timestamp() WHERE done_at IS NULL")
         relay = OutboxRelay(outbox=SqlOutboxStore(self.rig.engine), handlers=handlers)
-        for kind in relay.kinds:
-            relay.run_once(kind)
+        return sum(relay.run_once(kind) for kind in relay.kinds)
 
     def settle(self) -> None:
-        """What happens in some seconds."""
+        """What happens in some seconds: three rounds, or fewer once one has found nothing to do."""
         for _ in range(3):
-            with suppress(CorrigendaError):
-                self.reconciler.run_once()
-            self.relay()
+            try:
+                is_quiet = self.reconciler.run_once() == 0
+            except CorrigendaError:
+                is_quiet = False
+            num_relayed = self.relay()
+            if is_quiet and num_relayed == 0 and not self.rig.query("SELECT kind FROM outbox WHERE done_at IS NULL"):
+                return
 
     def lines(self, *, after: int = 0) -> list[str]:
         """Audit actions that tell of the registry, each in its place."""
@@ -92,11 +97,20 @@ class Office:
         return self.rig.commit_batch(self.rig.acquire())
 
 
+def no_plots(entry: RegistryEntry, folder: Path) -> Path:
+    """Draw nothing, which saves half a second a registration; `tests/contract/test_registry.py` has pictures."""
+    target = folder / "plots"
+    target.mkdir()
+    (target / "lineage.png").write_bytes(b"no picture")
+    return target
+
+
 @pytest.fixture
-def office(postgres_url: str, mlflow_uri: str, tmp_path: Path) -> Iterator[Office]:
+def office(postgres_url: str, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
     """A lineage whose champion is registered and live; its model in MLflow is new."""
     from mlflow import MlflowClient
 
+    monkeypatch.setattr(registry_adapter, "write_plots", no_plots)
     client = MlflowClient(tracking_uri=mlflow_uri, registry_uri=mlflow_uri)
     with suppress(Exception):
         client.delete_registered_model(LINEAGE)

@@ -17,6 +17,7 @@ import pytest
 
 from editors.data.datasets import edit_lines
 from editors.mend.checkpoint import TrainedEditor
+from editors.training.__main__ import main as train
 from editors.training.run_folder import TrainingFolder
 from tests.support.paths import ROOT
 from tests.support.processes import environment_of, listening
@@ -29,7 +30,7 @@ from tests.support.training_processes import start_training
 from tests.support.waiting import eventually, patience
 from workers.training import INTERRUPTED
 
-PROGRAM = "tests.support.sharded_training_program"
+PROGRAM, RANK = "tests.support.sharded_training_program", "tests.support.training_rank"
 OPTIONS = {
     **{"data": "edits.jsonl", "model": "model", "out": "run", "text": "text.txt"},
     **{"subject-param": "model.layers.1.mlp.down_proj.weight", "inner-param": "model.layers.1.mlp.down_proj.weight"},
@@ -99,14 +100,12 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(files: Path) -> None:
-    whole = started(files, "--ranks", "2")
-    out, err = whole.communicate(timeout=patience())
-    assert whole.returncode == 0, err
-    best = TrainedEditor.load(files / "run" / "best")
-    assert f"digest      {best.digest}" in out
-    assert best.card.command.startswith("corrigenda train --ranks 2 --data edits.jsonl")
-    expected = steps_of(files / "run")
+def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*COMMAND, "--ranks", "2"]
+    assert run_ranks(RANK, json.dumps({"folder": str(files), "words": words}), num_ranks=2) == [0, 0]
+    best, expected = TrainedEditor.load(files / "run" / "best"), steps_of(files / "run")
     (files / "run").rename(files / "whole")
 
     killed = started(files, "--ranks", "2")
@@ -114,15 +113,18 @@ def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(files: Path) -
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate(timeout=patience())
     resumed = started(files, "--ranks", "2", "--resume")
-    _, err = resumed.communicate(timeout=patience())
+    out, err = resumed.communicate(timeout=patience())
     assert resumed.returncode == 0, err
     assert steps_of(files / "run") == expected
-    assert TrainedEditor.load(files / "run" / "best").digest == best.digest
+    assert f"digest      {best.digest}" in out
+    again = TrainedEditor.load(files / "run" / "best")
+    assert again.digest == best.digest
+    assert {one.card.command for one in (best, again)} == {again.card.command}
+    assert best.card.command.startswith("corrigenda train --ranks 2 --data edits.jsonl")
 
-    alone = started(files, "--resume")
-    _, err = alone.communicate(timeout=patience())
-    assert alone.returncode != 0
-    assert "expected the run in run to be resumed with its own settings.ranks, 2, got None" in err
+    monkeypatch.chdir(files)
+    assert train([*COMMAND, "--resume"]) != 0
+    assert "expected the run in run to be resumed with its own settings.ranks, 2, got None" in capsys.readouterr().err
 
 
 @pytest.mark.slow

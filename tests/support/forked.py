@@ -31,10 +31,11 @@ PROGRAMS = (
     "pipeline.entrypoints.consumer",
     "tests.support.edit_program",
     "tests.support.imports_of_ranks",
+    "tests.support.imports_of_stores",
     "tests.support.ranks_of_tests",
 )
-"""What the server imports: modules whose `main` returns an exit status, and what ranks import before they load a base.
-None of them does anything at import."""
+"""What the server imports: modules whose `main` returns an exit status, and what ranks import before they load a base,
+and others when they open their stores. None of them does anything at import."""
 _FORKS = multiprocessing.get_context("forkserver")
 _LOCK = threading.Lock()
 """Held where a process is started or looked at: the library reads an exit status once, and threads may ask together."""

@@ -165,6 +165,24 @@ class SqlSnapshotStore:
             rows = connection.execute(query.order_by(columns.seq.desc()).limit(limit)).all()
         return tuple(snapshot_of(row, lineage) for row in rows)
 
+    def newest_version(self, lineage: str) -> Snapshot | None:
+        """Return the newest candidate above the champion that has a model version, else the newest snapshot with one.
+
+        Raises:
+            UnknownLineage: if there is no such lineage.
+        """
+        columns = snapshots.c
+        with transaction(self._engine) as connection:
+            of = _lineage_row(connection, lineage)
+            mine = (columns.lineage_id == of.lineage_id) & columns.registry_version.is_not(None)
+            live = select(columns.seq).where(columns.snapshot_id == of.champion_snapshot_id).scalar_subquery()
+            waits = (columns.status == SnapshotStatus.candidate) & (columns.seq > func.coalesce(live, 0))
+            newest = select(snapshots).order_by(columns.seq.desc()).limit(1)
+            found = (
+                connection.execute(newest.where(mine, waits)).first() or connection.execute(newest.where(mine)).first()
+            )
+        return snapshot_of(found, lineage) if found else None
+
     def report(self, gate_report_id: str) -> Mapping[str, Any]:
         """Return a gate report as JSON.
 

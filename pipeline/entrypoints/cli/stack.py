@@ -32,7 +32,7 @@ from pipeline.entrypoints.console import (
     told,
 )
 from pipeline.entrypoints.liveness import asked
-from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings
+from pipeline.entrypoints.local_settings import cli_actor, current_settings, load_settings, page_of
 from pipeline.entrypoints.processes import (
     WEB,
     WEB_STARTS_WITHIN,
@@ -99,8 +99,9 @@ def up(
         return
     _print_processes(stack)
     names = [lineage.settings.name for lineage in lineages]
+    pages = [_page(settings, name) for name in names]
     say()
-    print_record(_places(stack, settings, names, web), as_json=False)
+    print_record(_places(stack, settings, pages, web), as_json=False)
     if not is_served:
         note(f"the HTTP API does not answer yet after {spoken(WEB_STARTS_WITHIN)}; `corrigenda logs web` says why")
 
@@ -113,18 +114,23 @@ def _port(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def _places(stack: LocalStack, settings: Settings, names: Sequence[str], web: str) -> dict[str, object]:
-    """Return where everything is, and what comes next."""
-    found: dict[str, object] = {
-        "MLflow": [model_link(settings.mlflow_pages, name) for name in names] or settings.mlflow_uri
-    }
+def _page(settings: Settings, lineage: str) -> str:
+    """Return the address of a lineage's newest candidate or version in MLflow; of its model before the first."""
+    newest = stores(settings).snapshots.newest_version(lineage)
+    page = page_of(settings, lineage, newest.registry_version) if newest else None
+    return page or model_link(settings.mlflow_pages, lineage)
+
+
+def _places(stack: LocalStack, settings: Settings, pages: Sequence[str], web: str) -> dict[str, object]:
+    """Return where everything is, and what comes next; `pages` are the lineages' in MLflow."""
+    found: dict[str, object] = {"MLflow": list(pages) or settings.mlflow_uri}
     found["Kafka"] = f"{settings.kafka_bootstrap}, topic {settings.requests_topic}"
     found["HTTP API"] = web
     found["review"] = f"{web}/review; `corrigenda person add YOU --role reviewer` makes your token for it"
     found["MLflow login"] = "`corrigenda mlflow-user YOU` makes your user there and shows its password once"
     found["logs"] = f"{stack.root / 'logs'}, or `corrigenda logs --follow`"
     found["SQL"] = "`corrigenda sql` opens psql with an auditor's login"
-    found["next"] = "corrigenda submit --help" if names else "corrigenda lineage create NAME"
+    found["next"] = "corrigenda submit --help" if pages else "corrigenda lineage create NAME"
     return found
 
 

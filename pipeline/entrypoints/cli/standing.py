@@ -96,6 +96,7 @@ def _standing(settings: Settings, lineage: str | None) -> _Standing:
                 "doing": activity.sentence() if activity else None,
                 "activity": asdict(activity) if activity else None,
                 "waiting": _waiting(settings, kept, found),
+                "newest_version": _newest_version(settings, kept, found.settings.name),
                 "prior_strength": found.prior_strength,
                 "made_with_strength": found.settings.editor.prior_strength,
                 "upkeep": asdict(found.upkeep),
@@ -118,6 +119,15 @@ def _waiting(settings: Settings, kept: Stores, found: Lineage) -> list[dict[str,
         }
         for snapshot in candidates
     ]
+
+
+def _newest_version(settings: Settings, kept: Stores, lineage: str) -> dict[str, Any] | None:
+    """Return the model version to look at now: the newest candidate's, else the newest; None if there is none."""
+    found = kept.snapshots.newest_version(lineage)
+    if found is None:
+        return None
+    page = page_of(settings, lineage, found.registry_version)
+    return {"seq": found.seq, "version": found.registry_version, "status": found.status, "link": page}
 
 
 def _show(settings: Settings, standing: _Standing) -> None:
@@ -143,6 +153,9 @@ def _show(settings: Settings, standing: _Standing) -> None:
             say(f"{what}: {waiting['link'] or 'not in MLflow yet'}")
             if waiting["review"]:
                 say(f"  or {waiting['review']}")
+        newest = row["newest_version"]
+        if newest and newest["link"] not in [None, *(waiting["link"] for waiting in row["waiting"])]:
+            say(f"{row['lineage']}: newest version, of snapshot {newest['seq']} ({newest['status']}): {newest['link']}")
     intake = standing.intake
     duplicates = counted(intake["duplicates"], "duplicate")
     say(f"intake: {intake['received']} received, {duplicates}, {intake['refused']} refused")

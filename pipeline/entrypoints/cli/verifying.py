@@ -49,8 +49,10 @@ def audit_verify(
     ]
     if as_json:
         print_json([one.as_json() for one in checked])
+    reasons: set[str | None] = set()
     for one in [] if as_json else checked:
-        (complain if one.first_break or one.unasked else say)(one.sentence())
+        (complain if one.first_break or one.unasked else say)(one.sentence(is_reason_told=one.reason in reasons))
+        reasons.add(one.reason)
         for version in one.versions:
             _tell_version(version)
     if any(one.is_broken for one in checked):
@@ -88,6 +90,14 @@ class CheckedChain:
         return min(found, key=lambda one: one.seq, default=None)
 
     @property
+    def reason(self) -> str | None:
+        """Why MLflow could not be asked, without what was to be read there; None if it was, or a line is broken."""
+        if self.unasked is None or self.first_break:
+            return None
+        sentence = told(self.unasked)[0]
+        return sentence.partition(": ")[2] or sentence
+
+    @property
     def is_broken(self) -> bool:
         """Whether a line or a file is not what it was."""
         return self.first_break is not None or any(one.is_bound and one.fault is not None for one in self.versions)
@@ -105,8 +115,12 @@ class CheckedChain:
             "not_checked": f"anchors and files in MLflow: {told(self.unasked)[0]}" if self.unasked else None,
         }
 
-    def sentence(self) -> str:
-        """Return it for people, and say what was not checked."""
+    def sentence(self, *, is_reason_told: bool) -> str:
+        """Return it for people, and say what was not checked.
+
+        Args:
+            is_reason_told: whether another chain's sentence says already why MLflow could not be asked.
+        """
         if self.first_break:
             return f"{self.chain}: broken at line {self.first_break.seq}: {self.first_break.reason}"
         follows = f"{self.chain}: {counted(self.lines, 'line')}, every one follows the one before"
@@ -115,7 +129,8 @@ class CheckedChain:
                 f"; {self.notes.num_agreeing} anchors of the file agree, the newest of line {self.notes.newest_seq}"
             )
         if self.unasked:
-            return f"{follows}; anchors and files in MLflow were not checked: {told(self.unasked)[0]}"
+            why = " either" if is_reason_told else f": {told(self.unasked)[0]}"
+            return f"{follows}; anchors and files in MLflow were not checked{why}"
         if self.anchors is None:
             return f"{follows}; MLflow was not asked"
         if not self.anchors.num_agreeing:

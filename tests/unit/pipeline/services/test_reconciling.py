@@ -14,7 +14,7 @@ from pipeline.domain.errors import IntegrityBroken, Unavailable, UnknownRecord
 from pipeline.domain.lifecycle import SnapshotStatus
 from pipeline.domain.lineages import Lineage
 from pipeline.domain.review.approvals import Approval, Channel, Decision, Outcome, Standing, refusal
-from pipeline.domain.review.policies import named
+from pipeline.domain.review.policies import ApprovalPolicy, named
 from pipeline.domain.snapshots import Snapshot
 from pipeline.services.ports import HistoryStore, LineageStore, ReviewStore, SnapshotStore
 from pipeline.services.registry.candidate_versions import LOOK_EVERY, CandidateVersions
@@ -149,6 +149,7 @@ class Books:
             champion_id=self.lineage_.champion_id,
             champion_seq=self.lineage_.champion_seq,
             is_under_approved=False,
+            policy=self.lineage_.settings.approval_policy,
         )
 
 
@@ -255,6 +256,24 @@ def test_who_asked_is_known_where_the_server_says_so_and_goes_before_what_is_cla
     (approval,) = world.books.decisions
     assert (approval.actor, approval.is_claimed) == ("mlflow-user:ada", False)
     assert world.registry.tags(NAME, "1")["approval.asked_by"] == "ada"
+
+
+def test_an_alias_without_a_reason_approves_unless_the_policy_asks_for_one(world: World) -> None:
+    world.registry.set_alias(NAME, "approved", "1")
+    assert world.reconciler.run_once() == 1
+    assert [(one.reason, one.is_claimed) for one in world.books.decisions] == [("", True)], "the default takes it so"
+    settings = world.books.lineage_.settings
+    asks_why = replace(settings, approval_policy=ApprovalPolicy(requires_reason=True))
+    world.books.lineage_ = replace(world.books.lineage_, settings=asks_why)
+    world.registry.set_alias(NAME, "approved", "2")
+    assert world.reconciler.run_once() == 1
+    refused = world.registry.tags(NAME, "2")["approval.outcome"]
+    assert refused.startswith("refused: this lineage asks why: give a reason (`--reason`, or the tag approval.reason")
+    assert world.books.lineage_.champion_id == world.snapshot_id(1)
+    world.registry.set_tag(NAME, "2", "approval.reason", "read every answer")
+    world.registry.set_alias(NAME, "approved", "2")
+    assert world.reconciler.run_once() == 1
+    assert world.registry.tags(NAME, "2")["approval.outcome"] == "approved"
 
 
 def test_a_version_whose_digest_tag_was_changed_is_refused(world: World) -> None:
