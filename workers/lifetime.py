@@ -46,6 +46,11 @@ def leave_last_words(folder: Path, rank: int, error: BaseException) -> None:
         begun.replace(path)
 
 
+def has_spoken(folder: Path, rank: int) -> bool:
+    """Return whether a rank has left its last words, so that it is about to end if it has not ended yet."""
+    return _words(folder, rank).exists()
+
+
 def first_to_fail(folder: Path, statuses: dict[int, int]) -> tuple[int, Failure | None]:
     """Return the rank that made a group end, and what it said, if it said anything.
 

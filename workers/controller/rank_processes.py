@@ -24,7 +24,7 @@ from pipeline.computing import computing_environment
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.domain.rank_api import BaseSpec
 from pipeline.domain.scratch import scratch_folder
-from workers.lifetime import RENDEZVOUS, described, first_to_fail
+from workers.lifetime import RENDEZVOUS, described, first_to_fail, has_spoken
 from workers.protocol import HELLOS, receive, send
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +183,7 @@ class RankProcesses:
 
     def _cause(self) -> CorrigendaError:
         """Say why the ranks have ended, in the words of the one that failed first where it said something."""
+        self._await_those_that_spoke()
         statuses = {rank: status for rank, process in enumerate(self._processes) if (status := process.poll())}
         if not statuses:
             return EngineFailed("expected living ranks, got ranks that have ended")
@@ -192,6 +193,14 @@ class RankProcesses:
         ended = f"rank {rank} (pid {self._processes[rank].pid}) ended with status {described(statuses[rank])}"
         words = f": {said.message}" if said else self._last_line()
         return EngineFailed(f"expected living ranks, got: {ended}{words}")
+
+    def _await_those_that_spoke(self) -> None:
+        """Wait until ranks that have said why they end have ended: one that lost them may be seen to end before."""
+        folder, until = Path(self._folder.name), time.monotonic() + SHUTDOWN_SECONDS
+        while time.monotonic() < until and any(
+            process.poll() is None and has_spoken(folder, rank) for rank, process in enumerate(self._processes)
+        ):
+            time.sleep(POLL_SECONDS)
 
     def _last_line(self) -> str:
         if self._spec.log is None:

@@ -166,6 +166,23 @@ def test_a_rank_that_was_killed_says_what_kills_most_often(tmp_path: Path) -> No
         ranks.weights_digest()
 
 
+def test_the_rank_that_spoke_first_is_the_cause_also_if_it_ends_last(tmp_path: Path) -> None:
+    # Their group has the process id of rank 0, which is there until somebody has seen that it ended.
+    start = """
+words = folder / "last-words-1.json"
+if rank == 1:
+    leave_last_words(folder, rank, MemoryError("3 GB"))
+    while Path(f"/proc/{os.getpgrp()}").exists(): pass
+    os._exit(1)
+while not words.exists(): pass
+leave_last_words(folder, rank, RuntimeError("Connection reset by peer"))
+os._exit(1)
+"""
+    lost = pytest.raises(EngineFailed, match=r"rank 1 .* status 1: MemoryError: 3 GB")
+    with group(spec(tmp_path, start=start, num_ranks=2)) as ranks, lost:
+        ranks.weights_digest()
+
+
 def test_a_library_that_aborts_for_a_lost_peer_hides_nothing_of_what_that_peer_said(tmp_path: Path) -> None:
     start = """
 if rank == 1:
