@@ -22,6 +22,7 @@ def found(head: int) -> standing._Standing:
         "edits": {},
         "doing": None,
         "waiting": [],
+        "newest_version": None,
         "prior_strength": 1.0,
         "made_with_strength": 1.0,
         "upkeep": {},
