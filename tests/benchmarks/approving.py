@@ -31,8 +31,8 @@ from pipeline.domain.review.approvals import Decision
 from pipeline.domain.snapshots import Snapshot
 from pipeline.entrypoints.processes import start_control_worker, start_stack
 from tests.support.paths import ROOT
-from tests.support.published import STEM, Publisher
-from tests.support.served import chatting_base
+from tests.support.published import Publisher
+from tests.support.served import STEM, chatting_base
 from tests.support.store_rig import StoreRig
 from tests.support.waiting import eventually
 from workers.serving.application import SNAPSHOT_HEADER

@@ -26,8 +26,8 @@ from pipeline.domain.review.approvals import Decision
 from pipeline.entrypoints import resident
 from pipeline.entrypoints.cli.app import app
 from tests.support.paths import ROOT
-from tests.support.published import STEM, Publisher
-from tests.support.served import chatting_base
+from tests.support.published import Publisher
+from tests.support.served import STEM, chatting_base
 from tests.support.store_rig import StoreRig
 from tests.support.waiting import eventually, patience
 from workers.serving.application import SNAPSHOT_HEADER, VERSION_HEADER

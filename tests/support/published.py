@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
-from editors.weights.loading import load_base, load_snapshot
+from editors.weights.loading import load_base
 from pipeline.adapters.mlflow.registry import MlflowRegistry
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.lineages import NewLineage
@@ -16,10 +16,8 @@ from pipeline.domain.snapshots import Snapshot, chained_digest
 from pipeline.services.registry.champion_alias import ChampionAlias
 from pipeline.services.registry.mirroring import RegistryMirror
 from tests.support.factories import make_request
-from tests.support.served import random_delta
+from tests.support.served import random_delta, said_by
 from tests.support.store_rig import MAX_ATTEMPTS, TTL, StoreRig
-
-STEM = "the capital of Japan is"
 
 
 @dataclass(kw_only=True)
@@ -92,12 +90,4 @@ class Publisher:
 
     def says(self, snapshot: Snapshot) -> str:
         """What a snapshot says that is loaded in the plain way."""
-        plan = self.rig.snapshots.load_plan(self.name, snapshot_id=snapshot.snapshot_id)
-        model = load_snapshot(
-            Path(plan.base.ref),
-            base=plan.base,
-            inner_param_names=plan.editor.inner_params,
-            accumulator=plan.accumulator,
-            deltas=plan.deltas,
-        )
-        return model.generate([STEM], max_new_tokens=6)[0]
+        return said_by(self.rig.snapshots.load_plan(self.name, snapshot_id=snapshot.snapshot_id))

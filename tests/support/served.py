@@ -14,14 +14,14 @@ from transformers import AutoTokenizer
 from editors.models.digest import base_digest
 from editors.models.families import EditableModel
 from editors.weights.deltas import WeightDelta
-from editors.weights.loading import load_base
+from editors.weights.loading import load_base, load_snapshot
 from pipeline.adapters.mlflow.package import shared_files, write_snapshot
 from pipeline.adapters.mlflow.versions import FollowedVersion
 from pipeline.adapters.sql.sealed import SealedVersion
 from pipeline.domain.errors import Unavailable
 from pipeline.domain.formats.packages import package_digest
 from pipeline.domain.lineages import Lineage
-from pipeline.domain.rank_api import BaseSpec, FileRef
+from pipeline.domain.rank_api import BaseSpec, FileRef, LoadPlan
 from pipeline.services.registry.registry_ports import RegistryEntry
 from tests.support.registry_entries import entry, file_ref, lineage
 from tests.support.tiny_models import save_tiny_llama
@@ -30,6 +30,8 @@ from workers.serving.following import Follower
 from workers.serving.generation_thread import GenerationThread
 from workers.serving.version_files import VersionFiles
 
+STEM = "the capital of Japan is"
+"""What served models are asked."""
 CHAT_TEMPLATE = "{% for m in messages %}question {{ m['content'] }} {% endfor %}answer is"
 
 
@@ -54,6 +56,18 @@ def random_delta(model: EditableModel, path: Path, *, seed: int, scale: float = 
     }
     WeightDelta.of(factors).save(path)
     return file_ref(path)
+
+
+def said_by(plan: LoadPlan) -> str:
+    """What a snapshot says to `STEM` that is loaded in the plain way."""
+    model = load_snapshot(
+        Path(plan.base.ref),
+        base=plan.base,
+        inner_param_names=plan.editor.inner_params,
+        accumulator=plan.accumulator,
+        deltas=plan.deltas,
+    )
+    return model.generate([STEM], max_new_tokens=6)[0]
 
 
 @dataclass

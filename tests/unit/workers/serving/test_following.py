@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from editors.weights.loading import load_snapshot
 from pipeline.domain.errors import Unavailable
 from pipeline.services.registry.registry_ports import RegistryEntry
-from tests.support.served import FolderRegistry, TinyHistory, chatting_base, following
+from tests.support.served import STEM, FolderRegistry, TinyHistory, chatting_base, following, said_by
 from workers.serving.following import Follower, require_live
-
-STEM = "the capital of Japan is"
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +37,6 @@ def said(follower: Follower) -> str:
     return answerable.base.model.generate([STEM], max_new_tokens=6)[0]
 
 
-def said_by(made: RegistryEntry) -> str:
-    """What the snapshot says that is loaded in the plain way."""
-    plan = made.plan
-    model = load_snapshot(
-        Path(plan.base.ref),
-        base=plan.base,
-        inner_param_names=plan.editor.inner_params,
-        accumulator=plan.accumulator,
-        deltas=plan.deltas,
-    )
-    return model.generate([STEM], max_new_tokens=6)[0]
-
-
 def test_what_the_alias_points_to_is_served_and_only_what_lacks_is_fetched(
     entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path
 ) -> None:
@@ -66,11 +50,11 @@ def test_what_the_alias_points_to_is_served_and_only_what_lacks_is_fetched(
             registry.aliases["facts"] = version
             follower.poll()
             assert follower.fault is None
-            assert said(follower) == said_by(made)
+            assert said(follower) == said_by(made.plan)
             # Its own delta came with it, and those below it were here.
             assert registry.fetched.pop() == version.source
             assert not registry.fetched
-    assert len({said_by(made) for made in entries}) == 3
+    assert len({said_by(made.plan) for made in entries}) == 3
 
 
 def test_the_way_back_fetches_nothing_and_loads_nothing(
@@ -87,7 +71,7 @@ def test_the_way_back_fetches_nothing_and_loads_nothing(
         follower.poll()
         assert follower.serving is kept
         assert not registry.fetched
-        assert said(follower) == said_by(entries[0])
+        assert said(follower) == said_by(entries[0].plan)
 
 
 @pytest.mark.parametrize("wrong", ["manifest", "delta", "a file more", "unknown", "not approved", "no digest", "NaN"])
@@ -117,7 +101,7 @@ def test_a_bad_version_is_refused_and_the_one_before_goes_on(
         assert str(follower.fault).startswith("version 2 is refused: ")
         assert follower.wanted == "2"
         assert require_live(follower).version == good
-        assert said(follower) == said_by(entries[0])
+        assert said(follower) == said_by(entries[0].plan)
         assert len(registry.fetched) <= 2, "it is not tried again at once"
 
 
@@ -130,10 +114,10 @@ def test_a_registry_that_is_away_changes_nothing_not_even_across_a_restart(
         registry.is_away = True
         follower.poll()
         assert "connection refused" in str(follower.fault)
-        assert said(follower) == said_by(entries[0])
+        assert said(follower) == said_by(entries[0].plan)
     with following(registry, "facts", tmp_path / "cache") as again:
         again.poll()
-        assert said(again) == said_by(entries[0])
+        assert said(again) == said_by(entries[0].plan)
         registry.is_away = False
         again.poll()
         assert again.fault is None
@@ -153,7 +137,7 @@ def test_a_version_that_is_rolled_back_answers_no_more_though_its_alias_stays(
         for _ in range(2):
             follower.poll()
             assert require_live(follower).version == first
-            assert said(follower) == said_by(entries[0])
+            assert said(follower) == said_by(entries[0].plan)
         registry.unseal(first)
         follower.poll()
         with pytest.raises(Unavailable, match="connection refused" if is_away else "expected an approved snapshot"):
@@ -172,7 +156,7 @@ def test_what_was_served_last_begins_again_unless_the_database_says_that_it_was_
     with following(registry, "facts", tmp_path / "cache") as again:
         again.poll()
         if is_database_away:
-            assert said(again) == said_by(entries[0])
+            assert said(again) == said_by(entries[0].plan)
             again.poll()
             assert require_live(again).version == version
         else:
@@ -194,7 +178,7 @@ def test_a_damaged_cache_is_fetched_again(
     with following(registry, "facts", tmp_path / "cache") as again:
         again.poll()
         assert again.fault is None
-        assert said(again) == said_by(entries[1])
+        assert said(again) == said_by(entries[1].plan)
 
 
 def test_files_that_nobody_uses_go_after_a_week(
