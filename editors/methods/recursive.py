@@ -23,6 +23,7 @@ from torch import Tensor
 from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob, EditResult
 from editors.methods.batch_update import BatchUpdate, Factors, joined
+from editors.methods.leaving_out import leaving
 from editors.methods.passes import run_passes
 from editors.models.comm import agreed, own_share, together
 from editors.solve.ledger import Matrices
@@ -65,7 +66,9 @@ class RecursiveEditor:
         agreed(model.comm, lambda: _check_names(job))
         began = time.perf_counter()
         remaining = job.ledger.without(job.removed_ids)
-        removal = _removal(job, remaining) if job.removed_ids else {}
+        removal: Factors = {}
+        if job.removed_ids:
+            removal = leaving(job, lambda name: job.ledger.rows_of(name, job.removed_ids), remaining.factor)
         prepared = time.perf_counter() - began
         update = self._ask(job, remaining, removal) if job.added else None
         began = time.perf_counter()
@@ -100,25 +103,6 @@ class RecursiveEditor:
             start=removal,
             natural=self._natural,
         )
-
-
-def _removal(job: EditJob, remaining: Matrices) -> Factors:
-    """Return the factors of S' - S_parent, fp64; each rank solves for a share of the inner parameters."""
-    model = job.model
-    own, excess = set(own_share(model.comm, model.inner_param_names)), {}
-    for name in model.inner_param_names:
-        shift_IO = job.weights.shift(name)  # gathered one weight at a time, so every rank has to ask for each
-        if name in own:
-            keys_TI, targets_TO = (part.to(job.ledger.device) for part in job.ledger.rows_of(name, job.removed_ids))
-            excess[name] = (keys_TI, keys_TI @ shift_IO.to(job.ledger.device).double() - targets_TO)
-
-    def solved() -> Factors:
-        return {
-            name: (remaining.factor(name).solve(keys_TI.T) if len(keys_TI) else keys_TI.T, excess_TO)
-            for name, (keys_TI, excess_TO) in excess.items()
-        }
-
-    return together(model.comm, solved)
 
 
 def _rows(job: EditJob, update: BatchUpdate | None, removal: Factors, subject_params: Collection[str]) -> EditRows:
