@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -238,6 +238,8 @@ class CausalDecoding:
 
     def _beside(self) -> AbstractContextManager[None]:
         """Let the branches stand beside the weights for the rows of the batch that are answered with them."""
+        if not self._branches:
+            return nullcontext()  # without asking a device which rows
         rows = self._is_beside_B.nonzero()[:, 0]
 
         def of_rows(left_IR: Tensor, right_RO: Tensor) -> Addition:
