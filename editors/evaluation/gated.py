@@ -123,7 +123,7 @@ class GatedEditor:
             settings=self._settings,
             trained=None,
             natural=self._natural,
-            factor=lambda name, keys_TI: keys_TI.new_zeros(keys_TI.shape[1], keys_TI.shape[0]),
+            factor=lambda _name, keys_TI, spread_TH, _: spread_TH.new_zeros(keys_TI.shape[1], spread_TH.shape[1]),
             start={},
             device=model.device,
             candidate=lambda update: merged([earlier, asked(update)]),

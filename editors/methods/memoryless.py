@@ -36,11 +36,12 @@ class MemorylessEditor:
         """Solve for the batch alone, whatever was edited before; an `Editor`."""
         job.require_additions(self._settings.solver)
 
-        def factor(name: str, keys_TI: Tensor) -> Tensor:
+        def factor(_name: str, keys_TI: Tensor, spread_TH: Tensor, _changed_C: Tensor | None) -> Tensor:
+            keys_TI = keys_TI.double()
             if self._settings.solver != "least_squares":
-                return summed(keys_TI)
+                return summed(keys_TI) @ spread_TH
             mean_diagonal = float(keys_TI.square().sum()) / keys_TI.shape[1]
-            return least_squares(keys_TI, ridge=self._settings.ridge * mean_diagonal)
+            return least_squares(keys_TI, ridge=self._settings.ridge * mean_diagonal) @ spread_TH
 
         update = run_passes(job, settings=self._settings, trained=self._trained, factor=factor, start={})
         began = time.perf_counter()

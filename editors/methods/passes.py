@@ -186,7 +186,7 @@ class _Passes:
             if not made:
                 self._read_keys(sequences, rows, edits)
             captured = time.perf_counter()
-            self._solve(rows, chosen, pairs, self._transform(group, made))
+            self._solve(rows, chosen, pairs, self._transform(group, made), is_first=not made)
             self.update.num_passes += 1
             self.update.seconds["capture"] += captured - began
             self.update.seconds["solve"] += time.perf_counter() - captured
@@ -255,13 +255,15 @@ class _Passes:
         # What is solved with is what will be stored, so that an edit leaves by the rows by which it came.
         self.update.keys[name][index_T] = rounded(keys_TI, bits=KEY_BITS) if self._are_shared else keys_TI
 
-    def _solve(self, rows: Mapping[str, Rows], chosen: Sequence[int], pairs: Pairs, transform: Transform) -> None:
+    def _solve(
+        self, rows: Mapping[str, Rows], chosen: Sequence[int], pairs: Pairs, transform: Transform, *, is_first: bool
+    ) -> None:
         """Add what the chosen sequences still want to what is asked, and solve again."""
 
         def solved() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
             own = own_share(self._model.comm, self._model.inner_param_names)
             return {
-                name: self._solved(name, rows[name], chosen, pairs, transform)
+                name: self._solved(name, rows[name], chosen, pairs, transform, is_first=is_first)
                 for name in own
                 if name in rows and len(pairs.u_TI[name])
             }
@@ -274,7 +276,7 @@ class _Passes:
             self.update.scale_back(name, self._most.get(name))
 
     def _solved(
-        self, name: str, rows: Rows, chosen: Sequence[int], pairs: Pairs, transform: Transform
+        self, name: str, rows: Rows, chosen: Sequence[int], pairs: Pairs, transform: Transform, *, is_first: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the shifts of an inner parameter that were asked, what they want more, and the factor of all."""
         device = pairs.u_TI[name].device
@@ -295,8 +297,9 @@ class _Passes:
         if self._watch is not None:
             self._watch(name, shift_H, u_HI, delta_HO, probability_H)
         wanted_HO = transform(name=name, u_TI=u_HI, delta_TO=delta_HO, probability_T=probability_H)
-        factor_IT = self._factor(name, self.update.keys[name].double())
-        return shift_H, wanted_HO.double(), factor_IT @ self.update.spread[name]
+        changed_C = None if is_first else index_T
+        factor_IH = self._factor(name, self.update.keys[name], self.update.spread[name], changed_C)
+        return shift_H, wanted_HO.double(), factor_IH
 
     def _transform(self, group: Group, made: int) -> Transform:
         """Return the trained transform, in its passes and where it knows the whole group; else the gradient's."""

@@ -27,7 +27,7 @@ from editors.methods.leaving_out import leaving
 from editors.methods.passes import run_passes
 from editors.models.comm import agreed, own_share, together
 from editors.solve.ledger import Matrices
-from editors.solve.linear import added_rows
+from editors.solve.linear import AddedRows
 from editors.solve.natural_gradient import NaturalGradient
 from editors.solve.packing import Packed
 from editors.solve.rows import EditRows
@@ -90,8 +90,12 @@ class RecursiveEditor:
         return result
 
     def _ask(self, job: EditJob, remaining: Matrices, removal: Factors) -> BatchUpdate:
-        def factor(name: str, keys_TI: Tensor) -> Tensor:
-            return added_rows(remaining.factor(name), keys_TI)
+        solved: dict[str, AddedRows] = {}
+
+        def factor(name: str, keys_TI: Tensor, spread_TH: Tensor, changed_C: Tensor | None) -> Tensor:
+            if name not in solved:
+                solved[name] = AddedRows(remaining.factor(name))
+            return solved[name].solve(keys_TI, spread_TH, changed_C)
 
         if self._natural is None or self._natural.prior is not job.ledger.prior:
             self._natural = NaturalGradient(job.ledger.prior, self._settings.damping)

@@ -71,6 +71,52 @@ def added_rows(matrix: Factored, keys_TI: Tensor) -> Tensor:
     return factored(inner_TT, name="the rows of a batch").solve(spread_IT.T).T.to(device)
 
 
+class AddedRows:
+    """Solves `(A + K^T K)^-1 K^T P` again and again, while only some of the keys change.
+
+    With A = L L^T and X = L^-1 K^T it is `L^-T X (I + X^T X)^-1 P`. X and its products are kept, on the device of A:
+    a solve costs two triangular systems, of as many columns as keys have changed and as P has, where `added_rows` has
+    two of all rows.
+
+    Args:
+        matrix: A, by its factor.
+    """
+
+    def __init__(self, matrix: Factored) -> None:
+        self._matrix = matrix
+        self._reduced_IT = self._inner_TT = torch.empty(0, 0, dtype=torch.float64)
+
+    def solve(self, keys_TI: Tensor, spread_TH: Tensor, changed_C: Tensor | None = None) -> Tensor:
+        """Return `(A + K^T K)^-1 K^T P`, I x H, fp64, on the device of the keys.
+
+        Args:
+            keys_TI: K.
+            spread_TH: P.
+            changed_C: the rows of K that are others than in the last solve; all if None, and in the first one.
+        """
+        lower_II = self._matrix.lower_II
+        if changed_C is None or len(self._inner_TT) != len(keys_TI):
+            self._reduced_IT = self._reduced(keys_TI)
+            self._inner_TT = self._reduced_IT.T @ self._reduced_IT
+        else:
+            changed_C = changed_C.to(lower_II.device)
+            self._reduced_IT[:, changed_C] = self._reduced(keys_TI[changed_C.to(keys_TI.device)])
+            inner_CT = self._reduced_IT[:, changed_C].T @ self._reduced_IT
+            self._inner_TT[changed_C] = inner_CT
+            self._inner_TT[:, changed_C] = inner_CT.T
+        eye_TT = torch.eye(len(keys_TI), dtype=torch.float64, device=lower_II.device)
+        inner = factored(self._inner_TT + eye_TT, name="the rows of a batch")
+        asked_IH = self._reduced_IT @ inner.solve(spread_TH.to(lower_II))
+        found_IH: Tensor = torch.linalg.solve_triangular(lower_II.T, asked_IH, upper=True)
+        return found_IH.to(keys_TI.device)
+
+    def _reduced(self, keys_TI: Tensor) -> Tensor:
+        """Return L^-1 K^T of some keys."""
+        lower_II = self._matrix.lower_II
+        found_IT: Tensor = torch.linalg.solve_triangular(lower_II, keys_TI.to(lower_II).T, upper=False)
+        return found_IT
+
+
 def least_squares(keys_TI: Tensor, *, ridge: float) -> Tensor:
     """Return `(K^T K + ridge I)^-1 K^T`, I x T, in the primal or the dual form, whichever is smaller (MALMEN)."""
     num_rows, width = keys_TI.shape

@@ -3,8 +3,8 @@
 Each batch that is taken in makes them stiffer and moves them further, so a transform that is trained on them learns
 what its shifts do late in a stream. What is held is not rows but their sums: A^-1 and S of each inner parameter.
 
-    held.factor(name, keys_TI)      # (A + K^T K)^-1 K^T
-    held.take(update, places)       # A <- A + K^T K,   S <- S + F R
+    held.factor(name, keys_TI, spread_TH)       # (A + K^T K)^-1 K^T P
+    held.take(update, places)                   # A <- A + K^T K,   S <- S + F P R
 
 Legend: T rows, H shifts, I in_features, O out_features.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from editors.methods.batch_update import BatchUpdate, Factors
 from editors.models.comm import ALONE, Comm, own_share
 from editors.solve.ledger import Ledger
-from editors.solve.linear import factored
+from editors.solve.linear import Factored, factored
 
 
 class HeldEdits:
@@ -56,9 +56,10 @@ class HeldEdits:
         """Go back to the base."""
         self._inverse, self._shift, self.places = {}, {}, []
 
-    def factor(self, name: str, keys_TI: Tensor) -> Tensor:
-        """Return `(A + K^T K)^-1 K^T`, I x T, fp64, by Woodbury's identity; a `batch_update.Factor`."""
-        return self._solved(name, keys_TI)[0]
+    def factor(self, name: str, keys_TI: Tensor, spread_TH: Tensor, _changed_C: Tensor | None = None) -> Tensor:
+        """Return `(A + K^T K)^-1 K^T P`, I x H, fp64, by Woodbury's identity; a `batch_update.Factor`."""
+        spread_IT, inner = self._reduced(name, keys_TI.double())
+        return spread_IT @ inner.solve(spread_TH)
 
     @torch.no_grad()
     def take(self, update: BatchUpdate, places: Sequence[int]) -> None:
@@ -71,20 +72,19 @@ class HeldEdits:
         for name, keys_TI in update.keys.items():
             if name in self._own:
                 # (A + K^T K)^-1 = A^-1 - F (A^-1 K^T)^T, and symmetric but for rounding.
-                factor_IT, spread_IT = self._solved(name, keys_TI.double())
-                inverse_II = self._of(name) - factor_IT @ spread_IT.T
+                spread_IT, inner = self._reduced(name, keys_TI.double())
+                inverse_II = self._of(name) - spread_IT @ inner.solve(spread_IT.T)
                 self._inverse[name] = (inverse_II + inverse_II.T) / 2
             added_IO = update.factors[name] @ update.asked[name]
             self._shift[name] = self._shift[name] + added_IO if name in self._shift else added_IO
         self.places += places
 
-    def _solved(self, name: str, keys_TI: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `(A + K^T K)^-1 K^T` and `A^-1 K^T`, I x T both."""
+    def _reduced(self, name: str, keys_TI: Tensor) -> tuple[Tensor, Factored]:
+        """Return `A^-1 K^T` (I x T) and the factor of `I + K A^-1 K^T` (T x T)."""
         spread_IT = self._of(name) @ keys_TI.T
         inner_TT = keys_TI @ spread_IT
         eye_TT = torch.eye(len(keys_TI), dtype=keys_TI.dtype, device=keys_TI.device)
-        lower = factored((inner_TT + inner_TT.T) / 2 + eye_TT, name="the rows of a batch")
-        return lower.solve(spread_IT.T).T, spread_IT
+        return spread_IT, factored((inner_TT + inner_TT.T) / 2 + eye_TT, name="the rows of a batch")
 
     def _of(self, name: str) -> Tensor:
         """Return A^-1, I x I, fp64: an inverse, since it is multiplied far more often than it is made."""

@@ -211,11 +211,15 @@ class _Planner:
 
     def _candidate(self) -> MemoryLine:
         """F and D of every inner parameter: in the side branch fp32, while they are found fp64 with the keys of all
-        rows, then fp32 as delta, and the rows."""
+        rows and what solves keep of them, then fp32 as delta, and the rows."""
         inner, num_edits = self._shapes.inner, MADE_TOGETHER * self._work.batch_size
         branch = self._shifts_bytes(inner, num_edits, FP32)
         sizes = [self._num_rows(param, num_edits) * param.in_features for param in inner]
-        keys = sum(sizes) * FP32 + max(sizes) * FP64  # of one inner parameter they are solved with
+        kept = sum(
+            self._num_rows(param, num_edits) * (param.in_features + self._num_rows(param, num_edits))
+            for param in self._solved
+        )
+        keys = sum(sizes) * FP32 + (max(sizes) + kept) * FP64  # of one inner parameter they are solved with
         network = self._shapes.num_editor_params * FP32
         rows = self._rows_bytes(inner, num_edits)
         host = self._shifts_bytes(inner, num_edits, FP64) + keys + branch + rows

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.solve.linear import added_rows, factored, least_squares, summed
+from editors.solve.linear import AddedRows, Factored, added_rows, factored, least_squares, summed
 from pipeline.domain.errors import EditorFailed
 
 
@@ -24,6 +24,21 @@ def test_rows_added_by_woodbury_equal_the_dense_inverse(num_rows: int) -> None:
     matrix, keys = positive(12), draw(num_rows, 12)
     expected = torch.linalg.inv(matrix + keys.T @ keys) @ keys.T
     torch.testing.assert_close(added_rows(factored(matrix, name="w"), keys), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("is_by_columns", [False, True], ids=["row by row", "column by column"])
+def test_solves_in_which_few_keys_change_equal_solves_of_their_own(is_by_columns: bool) -> None:
+    matrix, keys, spread = factored(positive(12), name="w"), draw(9, 12).float(), draw(9, 4, seed=1)
+    if is_by_columns:  # as the ledger keeps it, beside A itself, which nobody may read
+        lower = matrix.lower_II.T.contiguous().T + torch.full((12, 12), torch.nan, dtype=torch.float64).triu(1)
+        matrix = Factored(lower_II=lower)
+    rows = AddedRows(matrix)
+    for seed, changed in enumerate((None, [], [7], [3, 7, 8], list(range(9)))):
+        if changed:
+            keys[changed] = draw(len(changed), 12, seed=seed + 2).float()
+        found = rows.solve(keys, spread, None if changed is None else torch.tensor(changed, dtype=torch.long))
+        expected = added_rows(factored(positive(12), name="w"), keys.double()) @ spread
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 40])
