@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from editors.methods.base import EditResult
-from editors.methods.edit_reading import Group, Sequences, read_keys_of
+from editors.methods.edit_reading import Group, Reader, Sequences
 from editors.methods.frames import EditFrames, frames_of
 from editors.models.comm import Item, agreed, own_share, together
 from editors.models.families import EditableModel, InnerParam
@@ -227,7 +227,8 @@ def _read(job: RekeyJob, group: Group, frames: Sequence[EditFrames], branches: M
     """Read the keys of some edits in the one inner parameter of a group, at the candidate."""
     [param], sequences = group.params, Sequences.of(frames, group)
     rows = sequences.rows(job.model, range(len(frames)), are_shared=_are_shared(job))[param.name]
-    keys_TI = read_keys_of(job.model, sequences, range(len(sequences.encoded)), branches)[param.name]
+    reader = Reader(job.model, sequences, keeps_left=False)
+    keys_TI = reader.read_keys(range(len(sequences.encoded)), branches)[param.name]
     root_T = rows.weight_T.sqrt()
     scaled_TI = (keys_TI.double() * root_T[:, None].to(keys_TI.device)).float()
     # As in a pass: what is solved with is what will be stored.
