@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     artifact_endpoint: str = Field("", description="Address of that object store, where it is not Amazon's.")
     lease_ttl: Duration = Field(timedelta(seconds=30), description="Life of a lease; renewed every third of it.")
     batch_max_wait: Duration = Field(
-        timedelta(seconds=2), description="A batch closes when its oldest edit waited this."
+        timedelta(seconds=2), description="A batch closes when its oldest edit waited this, or its newest a quarter."
     )
     max_attempts: int = Field(3, ge=1, description="Failures of an edit by itself before it is dead.")
     batches_per_turn: int = Field(8, ge=1, description="Batches of a lineage before others of its base have a turn.")

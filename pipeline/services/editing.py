@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-FILLING_POLL_SECONDS = 0.2
+FILLING_POLL_SECONDS = 0.1
 """How often a batch that is not closed yet is looked at; it closes within `EditPolicy.batch_max_wait`."""
 
 
@@ -54,7 +54,7 @@ class EditPolicy:
     lease_ttl: timedelta
     """Life of a lease."""
     batch_max_wait: timedelta
-    """A batch that is not full closes when its oldest edit has waited this long."""
+    """A batch that is not full closes when its oldest edit has waited this long, or its newest a quarter of it."""
     max_attempts: int
     """Tries of an edit by itself, without a verdict, before it is dead."""
     batches_per_turn: int = 8

@@ -83,6 +83,21 @@ def test_a_batch_closes_when_its_oldest_edit_has_waited(rig: StoreRig) -> None:
     assert rig.queue.claim_batch(rig.acquire(), limit=3, max_wait=timedelta(hours=1)) is not None
 
 
+@pytest.mark.parametrize(("minutes", "is_due"), [(10, False), (20, True)])
+def test_a_batch_closes_when_no_other_edit_has_come_for_a_quarter_of_its_wait(
+    rig: StoreRig, minutes: int, is_due: bool
+) -> None:
+    for request_id, ago in (("r1", 50), ("r2", minutes)):
+        edit_id = rig.correct(request_id)
+        rig.query(
+            f"UPDATE edit_requests SET received_at = clock_timestamp() - interval '{ago} minutes' "
+            f"WHERE edit_id = '{edit_id}'"
+        )
+    batch = rig.queue.claim_batch(rig.acquire(), limit=3, max_wait=timedelta(hours=1))
+    assert (batch is not None) == is_due
+    assert batch is None or len(batch.edits) == 2
+
+
 def test_a_held_lineage_gives_no_batch(rig: StoreRig) -> None:
     edit_id = rig.correct("r1")
     rig.lineages.hold(LINEAGE, reason="saturated", actor="cli:tester")

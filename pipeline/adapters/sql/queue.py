@@ -42,6 +42,10 @@ from pipeline.domain.lineages import Lease, Removal
 _OLDEST_FIRST = [edit_requests.c[name] for name in ORDER_OF_CLAIMS]
 
 
+QUIET_SHARE = 0.25
+"""A batch also closes when no edit has come for this share of its longest wait."""
+
+
 class SqlEditQueue:
     """What a worker asks for and gives back, every time under its lease."""
 
@@ -50,6 +54,8 @@ class SqlEditQueue:
 
     def claim_batch(self, lease: Lease, *, limit: int, max_wait: timedelta) -> EditBatch | None:
         """Claim due edits, oldest first, after conflicts are resolved; None if no batch is due.
+
+        A batch is due when it is full, when its oldest edit has waited, or when no other has come for a while.
 
         Raises:
             LeaseLost: if the lease is no longer ours; nothing was written.
@@ -297,8 +303,9 @@ def _waiting_of(connection: Connection, on: LockedLineage, keys: set[str]) -> Se
 def _is_closed(connection: Connection, waiting: Sequence[Row[Any]], *, limit: int, max_wait: timedelta) -> bool:
     if len(waiting) >= limit:
         return True
-    oldest = min(row.received_at for row in waiting)
-    return bool(connection.execute(select(func.clock_timestamp())).scalar_one() - oldest >= max_wait)
+    received = [row.received_at for row in waiting]
+    now = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return bool(now - min(received) >= max_wait or now - max(received) >= max_wait * QUIET_SHARE)
 
 
 def _claim(connection: Connection, on: LockedLineage, lease: Lease, waiting: Sequence[Row[Any]]) -> EditBatch:
