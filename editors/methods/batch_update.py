@@ -15,9 +15,9 @@ from editors.models.hooks import Branch
 from editors.solve.rows import Ranges
 from editors.weights.deltas import product_norm
 
-Factor = Callable[[str, Tensor, Tensor, Tensor | None], Tensor]
-"""(inner parameter, K T x I, P T x H, which rows of K are others than in its last solve, all if None) -> F P (I x H),
-fp64: the solver's update is `F P R` for shifts R."""
+Factor = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+"""(inner parameter, K T x I, P T x H, which rows of K are others than in its last solve) -> F P (I x H), fp64: the
+solver's update is `F P R` for shifts R."""
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Inner parameter -> (F I x R, D R x O), fp64: a change."""
 

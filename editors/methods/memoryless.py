@@ -36,7 +36,7 @@ class MemorylessEditor:
         """Solve for the batch alone, whatever was edited before; an `Editor`."""
         job.require_additions(self._settings.solver)
 
-        def factor(_name: str, keys_TI: Tensor, spread_TH: Tensor, _changed_C: Tensor | None) -> Tensor:
+        def factor(_name: str, keys_TI: Tensor, spread_TH: Tensor, _changed_C: Tensor) -> Tensor:
             keys_TI = keys_TI.double()
             if self._settings.solver != "least_squares":
                 return summed(keys_TI) @ spread_TH

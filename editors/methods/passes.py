@@ -186,7 +186,7 @@ class _Passes:
             if not made:
                 self._read_keys(sequences, reader, rows, edits)
             captured = time.perf_counter()
-            self._solve(rows, chosen, pairs, self._transform(group, made), is_first=not made)
+            self._solve(rows, chosen, pairs, self._transform(group, made))
             self.update.num_passes += 1
             self.update.seconds["capture"] += captured - began
             self.update.seconds["solve"] += time.perf_counter() - captured
@@ -255,15 +255,13 @@ class _Passes:
         # What is solved with is what will be stored, so that an edit leaves by the rows by which it came.
         self.update.keys[name][index_T] = rounded(keys_TI, bits=KEY_BITS) if self._are_shared else keys_TI
 
-    def _solve(
-        self, rows: Mapping[str, Rows], chosen: Sequence[int], pairs: Pairs, transform: Transform, *, is_first: bool
-    ) -> None:
+    def _solve(self, rows: Mapping[str, Rows], chosen: Sequence[int], pairs: Pairs, transform: Transform) -> None:
         """Add what the chosen sequences still want to what is asked, and solve again."""
 
         def solved() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
             own = own_share(self._model.comm, self._model.inner_param_names)
             return {
-                name: self._solved(name, rows[name], chosen, pairs, transform, is_first=is_first)
+                name: self._solved(name, rows[name], chosen, pairs, transform)
                 for name in own
                 if name in rows and len(pairs.u_TI[name])
             }
@@ -276,7 +274,7 @@ class _Passes:
             self.update.scale_back(name, self._most.get(name))
 
     def _solved(
-        self, name: str, rows: Rows, chosen: Sequence[int], pairs: Pairs, transform: Transform, *, is_first: bool
+        self, name: str, rows: Rows, chosen: Sequence[int], pairs: Pairs, transform: Transform
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the shifts of an inner parameter that were asked, what they want more, and the factor of all."""
         device = pairs.u_TI[name].device
@@ -297,8 +295,7 @@ class _Passes:
         if self._watch is not None:
             self._watch(name, shift_H, u_HI, delta_HO, probability_H)
         wanted_HO = transform(name=name, u_TI=u_HI, delta_TO=delta_HO, probability_T=probability_H)
-        changed_C = None if is_first else index_T
-        factor_IH = self._factor(name, self.update.keys[name], self.update.spread[name], changed_C)
+        factor_IH = self._factor(name, self.update.keys[name], self.update.spread[name], index_T)
         return shift_H, wanted_HO.double(), factor_IH
 
     def _transform(self, group: Group, made: int) -> Transform:

@@ -92,7 +92,7 @@ class RecursiveEditor:
     def _ask(self, job: EditJob, remaining: Matrices, removal: Factors) -> BatchUpdate:
         solved: dict[str, AddedRows] = {}
 
-        def factor(name: str, keys_TI: Tensor, spread_TH: Tensor, changed_C: Tensor | None) -> Tensor:
+        def factor(name: str, keys_TI: Tensor, spread_TH: Tensor, changed_C: Tensor) -> Tensor:
             if name not in solved:
                 solved[name] = AddedRows(remaining.factor(name))
             return solved[name].solve(keys_TI, spread_TH, changed_C)

@@ -86,16 +86,16 @@ class AddedRows:
         self._matrix = matrix
         self._reduced_IT = self._inner_TT = torch.empty(0, 0, dtype=torch.float64)
 
-    def solve(self, keys_TI: Tensor, spread_TH: Tensor, changed_C: Tensor | None = None) -> Tensor:
+    def solve(self, keys_TI: Tensor, spread_TH: Tensor, changed_C: Tensor) -> Tensor:
         """Return `(A + K^T K)^-1 K^T P`, I x H, fp64, on the device of the keys.
 
         Args:
             keys_TI: K.
             spread_TH: P.
-            changed_C: the rows of K that are others than in the last solve; all if None, and in the first one.
+            changed_C: the rows of K that are others than in the last solve; in the first one all are.
         """
         lower_II = self._matrix.lower_II
-        if changed_C is None or len(self._inner_TT) != len(keys_TI):
+        if len(self._inner_TT) != len(keys_TI):
             self._reduced_IT = self._reduced(keys_TI)
             self._inner_TT = self._reduced_IT.T @ self._reduced_IT
         else:

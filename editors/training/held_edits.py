@@ -3,8 +3,8 @@
 Each batch that is taken in makes them stiffer and moves them further, so a transform that is trained on them learns
 what its shifts do late in a stream. What is held is not rows but their sums: A^-1 and S of each inner parameter.
 
-    held.factor(name, keys_TI, spread_TH)       # (A + K^T K)^-1 K^T P
-    held.take(update, places)                   # A <- A + K^T K,   S <- S + F P R
+    held.factor(name, keys_TI, spread_TH, changed_C)        # (A + K^T K)^-1 K^T P
+    held.take(update, places)                               # A <- A + K^T K,   S <- S + F P R
 
 Legend: T rows, H shifts, I in_features, O out_features.
 """
@@ -56,7 +56,7 @@ class HeldEdits:
         """Go back to the base."""
         self._inverse, self._shift, self.places = {}, {}, []
 
-    def factor(self, name: str, keys_TI: Tensor, spread_TH: Tensor, _changed_C: Tensor | None = None) -> Tensor:
+    def factor(self, name: str, keys_TI: Tensor, spread_TH: Tensor, _changed_C: Tensor) -> Tensor:
         """Return `(A + K^T K)^-1 K^T P`, I x H, fp64, by Woodbury's identity; a `batch_update.Factor`."""
         spread_IT, inner = self._reduced(name, keys_TI.double())
         return spread_IT @ inner.solve(spread_TH)

@@ -228,7 +228,7 @@ def test_held_edits_are_the_sums_of_a_ledger(model: EditableModel, prior: Prior,
         more_TI = torch.randn(3, keys_TI.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         expected_IT = torch.linalg.solve(matrix_II + keys_TI.T @ keys_TI + more_TI.T @ more_TI, more_TI.T)
         spread_TH = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        found_IH = held.factor(name, more_TI, spread_TH)
+        found_IH = held.factor(name, more_TI, spread_TH, torch.arange(3))
         assert torch.allclose(found_IH, expected_IT @ spread_TH, rtol=1e-7, atol=1e-10)
         shift_IO = sum((update.factors[name] @ update.asked[name] for update in updates), torch.zeros(()))
         assert torch.equal(held.start[name][0], shift_IO)
