@@ -125,11 +125,13 @@ class CausalModel(EditableModel):
                 forward_tokens=FORWARD_TOKENS * self.times_more,
                 most_tokens=LEFT_TOKENS * self.times_more,
             )
-        read = [Begun(kept=one, first=0, hidden_LW=None, returns_tuple=False) for one in kept]
         first = min(param.block for param in params)
-        found = [replace(one, kept=one.kept[first:], first=first) for one in read]
-        for places, rests in self._following(sequences, read) if first else ():
-            prefix = self.prefixed(self._packed(rests, [read[place] for place in places]), params).prefix
+        found = [Begun(kept=one[first:], first=first, hidden_LW=None, returns_tuple=False) for one in kept]
+        # By whole sequences: what their beginnings keep is padded too, for as many as run together.
+        for places in chunks(sequences, max_tokens=LEFT_TOKENS * self.times_more) if first else ():
+            rests = [cut(sequences[place], starts[place]) for place in places]
+            before = [replace(found[place], kept=kept[place][:first], first=0) for place in places]
+            prefix = self.prefixed(self._packed(rests, before), params).prefix
             assert prefix is not None, "expected blocks before the first edited one, as it is not the model's first"
             for row, (place, rest) in enumerate(zip(places, rests, strict=True)):
                 hidden_LW = prefix.hidden_BLH[row, : num_tokens(rest)].clone()
@@ -151,14 +153,6 @@ class CausalModel(EditableModel):
         hidden_BLH = torch.stack([pad(one_LW, (0, 0, 0, width - len(one_LW))) for one_LW in hidden])
         prefix = Prefix(hidden_BLH=hidden_BLH, returns_tuple=read[0].returns_tuple, block=read[0].first)
         return replace(batch, prefix=prefix)
-
-    def _following(
-        self, sequences: Sequence[Encoded], begun: Sequence[Begun]
-    ) -> Iterator[tuple[list[int], list[Encoded]]]:
-        """Yield places of sequences that are read on together, and of each of them what follows its beginning."""
-        rests = [cut(sequence, one.num_tokens) for sequence, one in zip(sequences, begun, strict=True)]
-        for places in chunks(rests, max_tokens=LEFT_TOKENS * self.times_more):
-            yield places, [rests[place] for place in places]
 
     def _packed(self, rests: Sequence[Encoded], begun: Sequence[Begun]) -> TargetBatch:
         return replace(self.pack(rests), left=Left.of(begun, [num_tokens(rest) for rest in rests]))
