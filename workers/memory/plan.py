@@ -215,10 +215,8 @@ class _Planner:
         inner, num_edits = self._shapes.inner, MADE_TOGETHER * self._work.batch_size
         branch = self._shifts_bytes(inner, num_edits, FP32)
         sizes = [self._num_rows(param, num_edits) * param.in_features for param in inner]
-        kept = sum(
-            self._num_rows(param, num_edits) * (param.in_features + self._num_rows(param, num_edits))
-            for param in self._solved
-        )
+        rows_of = [(self._num_rows(param, num_edits), param.in_features) for param in self._solved]
+        kept = sum(num_rows * (width + num_rows) for num_rows, width in rows_of)
         keys = sum(sizes) * FP32 + (max(sizes) + kept) * FP64  # of one inner parameter they are solved with
         network = self._shapes.num_editor_params * FP32
         rows = self._rows_bytes(inner, num_edits)
