@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from editors.methods.frames import EditFrames
 from editors.methods.pairs import Pairs, read_keys, read_pairs
 from editors.models.comm import own_share
 from editors.models.families import EditableModel, InnerParam
-from editors.models.hooks import Addition, Places, side_branch
+from editors.models.hooks import Addition, side_branch
 from editors.models.left_context import Begun
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch, chunks, cut
 from pipeline.domain.errors import EditorFailed
@@ -159,7 +157,7 @@ class Sequences:
 
 
 class Reader:
-    """Reads the sequences of a group again and again.
+    """Reads the asked sequences of a group again and again.
 
     What enters the group's first layer, and what stands left of a sequence's first key, is computed once, at the first
     candidate that is read: nothing before the layer may change meanwhile, and what later candidates give at tokens
@@ -172,8 +170,12 @@ class Reader:
     """
 
     def __init__(self, model: EditableModel, sequences: Sequences, *, keeps_left: bool = True) -> None:
-        self._model, self._sequences, self._keeps_left = model, sequences, keeps_left
-        self._begun: Sequence[Begun | None] = ()
+        self._model, self._sequences = model, sequences
+        self._asked = [place for of_edit in sequences.asked_of for place in of_edit]
+        encoded = [sequences.encoded[place] for place in self._asked]
+        starts = _starts(encoded, sequences.group.kind) if keeps_left else [0] * len(encoded)
+        self._start = dict(zip(self._asked, starts, strict=True))
+        self._begun: dict[int, Begun | None] = {}
 
     def read(self, chosen: Sequence[int], branches: Mapping[str, Addition], *, has_keys: bool = True) -> Pairs:
         """Return keys, gradients and target probabilities of some sequences at the candidate; every rank has to ask.
@@ -186,75 +188,66 @@ class Reader:
         Raises:
             EditorFailed: if a probability is not finite.
         """
-        params = self._sequences.group.params if has_keys else ()
-        with side_branch(self._model.module, branches):
-            self._begin()
-            pairs = read_pairs(self._model, self._batches_of(chosen, READ_TOKENS), partial(self._places, params))
+        model, group = self._model, self._sequences.group
+        params = group.params if has_keys else ()
+        with side_branch(model.module, branches):
+            if not self._begun:
+                encoded = [self._sequences.encoded[place] for place in self._asked]
+                begun = model.begun(encoded, list(self._start.values()), group.params)
+                self._begun = dict(zip(self._asked, begun, strict=True))
+            pairs = read_pairs(
+                model,
+                self._batches_of(chosen),
+                lambda batch: {param.name: model.key_positions(batch, param, group.kind) for param in params},
+            )
         if not bool(torch.isfinite(pairs.probability_N).all()):
             raise EditorFailed("expected finite probabilities of the target tokens, got NaN or infinity")
         return pairs
 
-    def read_keys(self, chosen: Sequence[int], branches: Mapping[str, Addition]) -> dict[str, Tensor]:
-        """Return the keys (T x I, fp32) of some sequences at the candidate, by inner parameter; every rank has to ask.
-
-        It costs a part of a forward: up to the last layer of the group.
-        """
-        params = self._sequences.group.params
-        with side_branch(self._model.module, branches):
-            self._begin()
-            batches = self._batches_of(chosen, KEY_TOKENS)
-            return read_keys(self._model, batches, params, partial(self._places, params))
-
-    def _places(self, params: Sequence[InnerParam], batch: TargetBatch) -> dict[str, Places]:
-        return {param.name: self._model.key_positions(batch, param, self._sequences.group.kind) for param in params}
-
-    def _begin(self) -> None:
-        """Read the beginnings, if that was not done."""
-        if self._begun:
-            return
-        encoded, params = self._sequences.encoded, self._sequences.group.params
-        starts = _starts(self._sequences) if self._keeps_left else [0] * len(encoded)
-        self._begun = self._model.begun(encoded, starts, params)
-
-    def _num_begun(self, place: int) -> int:
-        begun = self._begun[place]
-        return 0 if begun is None else begun.num_tokens
-
-    def _batches_of(self, chosen: Sequence[int], most_tokens: int) -> Iterator[tuple[list[int], TargetBatch]]:
+    def _batches_of(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], TargetBatch]]:
         """Yield this rank's batches of some sequences, each with their places among the chosen."""
         encoded = [self._sequences.encoded[place] for place in chosen]
-        rests = [cut(one, self._num_begun(place)) for one, place in zip(encoded, chosen, strict=True)]
-        most, change = most_tokens * self._model.times_more, self._model.rotation_change
+        rests = [cut(one, self._start[place]) for one, place in zip(encoded, chosen, strict=True)]
+        most, change = READ_TOKENS * self._model.times_more, self._model.rotation_change
         plan = list(chunks(rests, max_tokens=most, change=change))
         own = own_share(self._model.comm, plan)
         fillers = -(-len(plan) // self._model.comm.num_ranks) - len(own)
         for number, group in enumerate([*own, *plan[:1] * fillers]):
             begun = [self._begun[chosen[index]] for index in group]
-            batch = self._model.pack_begun([encoded[index] for index in group], begun)
+            batch = self._model.pack_begun([encoded[index] for index in group], begun, self._sequences.group.params)
             # A rank without a batch in the last round runs one that is dropped: a forward waits for all ranks.
             yield group if number < len(own) else [], batch
 
 
-def _starts(sequences: Sequences) -> list[int]:
+def _starts(sequences: Sequence[Encoded], kind: KeyTokens) -> list[int]:
     """Return the place in each prompt of the first token that a shift may change: nothing left of it asks for one.
 
     A subject that is named twice has its key at the last mention, but what is asked there comes at the first one too.
-    Sequences that are long, or for which there is no room, begin at 0. Those that are not asked, of which keys are
-    read once, begin where they differ from what is read of their edit's own prompt.
+    Sequences that are long, or for which there is no room, begin at 0.
     """
-    asked = {place for of_edit in sequences.asked_of for place in of_edit}
-    starts: list[int] = []
-    room = MOST_LEFT
-    for place, (sequence, edit) in enumerate(zip(sequences.encoded, sequences.edit_S, strict=True)):
-        start, end = len(sequence.prompt_ids) - 1, sequence.subject_end
-        if sequences.group.kind == "subject":
-            start = 0 if end is None else sequence.prompt_ids.index(sequence.prompt_ids[end])
-        if place in asked:
-            start = start if start <= min(LONGEST_LEFT, room) else 0
-            room -= start
-        else:
-            own = sequences.asked_of[edit][0]
-            both = zip(sequence.prompt_ids, sequences.encoded[own].prompt_ids[: starts[own]], strict=False)
-            start = min(start, sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], both)))
-        starts.append(start)
+    starts, room = [], MOST_LEFT
+    for sequence in sequences:
+        first, end = len(sequence.prompt_ids) - 1, sequence.subject_end
+        if kind == "subject":
+            first = 0 if end is None else sequence.prompt_ids.index(sequence.prompt_ids[end])
+        starts.append(first if first <= min(LONGEST_LEFT, room) else 0)
+        room -= starts[-1]
     return starts
+
+
+def read_keys_of(
+    model: EditableModel, asked: Sequences, chosen: Sequence[int], branches: Mapping[str, Addition]
+) -> dict[str, Tensor]:
+    """Return the keys (T x I, fp32) of some sequences at the candidate, by inner parameter.
+
+    Every rank has to ask. It costs a part of a forward: up to the last layer of the group.
+    """
+    group = asked.group
+    sequences = [asked.encoded[place] for place in chosen]
+    with side_branch(model.module, branches):
+        return read_keys(
+            model,
+            model.chunked_alike(sequences, max_tokens=KEY_TOKENS),
+            group.params,
+            lambda batch: {param.name: model.key_positions(batch, param, group.kind) for param in group.params},
+        )

@@ -28,7 +28,7 @@ from torch import Tensor
 from editors.mend.transform import MendTransform
 from editors.methods.base import EditJob
 from editors.methods.batch_update import BatchUpdate, Factor, Factors
-from editors.methods.edit_reading import Group, Reader, Rows, Sequences
+from editors.methods.edit_reading import Group, Reader, Rows, Sequences, read_keys_of
 from editors.methods.frames import EditFrames, frames_of
 from editors.methods.pairs import Pairs
 from editors.methods.steps import GradientTransform, Transform
@@ -184,7 +184,7 @@ class _Passes:
             for name, of_param in rows.items():
                 self._put(name, of_param, chosen, pairs.u_TI[name])
             if not made:
-                self._read_keys(sequences, reader, rows, edits)
+                self._read_keys(sequences, rows, edits)
             captured = time.perf_counter()
             self._solve(rows, chosen, pairs, self._transform(group, made))
             self.update.num_passes += 1
@@ -235,7 +235,7 @@ class _Passes:
         self.update.factors[name] = zeros(in_features, num_shifts)
         self.update.spread[name] = spread_TH
 
-    def _read_keys(self, sequences: Sequences, reader: Reader, rows: Mapping[str, Rows], edits: Sequence[int]) -> None:
+    def _read_keys(self, sequences: Sequences, rows: Mapping[str, Rows], edits: Sequence[int]) -> None:
         """Read the keys of frames that are never asked, and of guards, once: those of others come as they are asked.
 
         A row without a key yet counts for nothing.
@@ -243,7 +243,7 @@ class _Passes:
         wanted, asked = set(edits), {place for of_edit in sequences.asked_of for place in of_edit}
         others = [place for place, edit in enumerate(sequences.edit_S) if edit in wanted and place not in asked]
         if others:
-            keys = reader.read_keys(others, self._candidate(self.update))
+            keys = read_keys_of(self._model, sequences, others, self._candidate(self.update))
             for name in rows:
                 self._put(name, rows[name], others, keys[name])
 

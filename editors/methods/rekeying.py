@@ -28,12 +28,11 @@ import torch
 from torch import Tensor
 
 from editors.methods.base import EditResult
-from editors.methods.edit_reading import KEY_TOKENS, Group, Sequences
+from editors.methods.edit_reading import Group, Sequences, read_keys_of
 from editors.methods.frames import EditFrames, frames_of
-from editors.methods.pairs import read_keys
 from editors.models.comm import Item, agreed, own_share, together
 from editors.models.families import EditableModel, InnerParam
-from editors.models.hooks import Branch, side_branch
+from editors.models.hooks import Branch
 from editors.solve.ledger import Ledger
 from editors.solve.packing import Packed, rounded
 from editors.solve.rows import EditRows, consecutive
@@ -228,12 +227,7 @@ def _read(job: RekeyJob, group: Group, frames: Sequence[EditFrames], branches: M
     """Read the keys of some edits in the one inner parameter of a group, at the candidate."""
     [param], sequences = group.params, Sequences.of(frames, group)
     rows = sequences.rows(job.model, range(len(frames)), are_shared=_are_shared(job))[param.name]
-    with side_branch(job.model.module, branches):
-        # Whole sequences, each once: a `Reader` keeps beginnings for passes, of which there is none here.
-        batches = job.model.chunked_alike(sequences.encoded, max_tokens=KEY_TOKENS)
-        keys_TI = read_keys(
-            job.model, batches, [param], lambda batch: {param.name: job.model.key_positions(batch, param, group.kind)}
-        )[param.name]
+    keys_TI = read_keys_of(job.model, sequences, range(len(sequences.encoded)), branches)[param.name]
     root_T = rows.weight_T.sqrt()
     scaled_TI = (keys_TI.double() * root_T[:, None].to(keys_TI.device)).float()
     # As in a pass: what is solved with is what will be stored.

@@ -229,8 +229,10 @@ class EditableModel(ABC):
         """
         return [None] * len(sequences)
 
-    def pack_begun(self, sequences: Sequence[Encoded], begun: Sequence[Begun | None]) -> TargetBatch:
-        """Pack sequences of which the beginnings were read; those of a model that reads none are whole."""
+    def pack_begun(
+        self, sequences: Sequence[Encoded], begun: Sequence[Begun | None], params: Sequence[InnerParam]
+    ) -> TargetBatch:
+        """Pack sequences of which `begun` has read the beginnings; those of a model that reads none are whole."""
         return self.pack(sequences)
 
     @abstractmethod

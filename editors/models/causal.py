@@ -115,47 +115,51 @@ class CausalModel(EditableModel):
         """
         if self.rotation_change is not None:
             return super().begun(sequences, starts, params)
+        first = min(param.block for param in params)
+        parts = [sequence.prompt_ids[:start] for sequence, start in zip(sequences, starts, strict=True)]
+        rests = [cut(sequence, start) for sequence, start in zip(sequences, starts, strict=True)]
+        made_up = [Encoded(prompt_ids=ids, target_ids=(0,)) for ids in parts]
+        found: dict[int, Begun] = {}
         head: nn.Module = self.module.get_output_embeddings()  # type: ignore[operator]
         one_place = torch.zeros(1, dtype=torch.long, device=self.device)
-        with gathered_head(head, one_place, one_place):
-            kept = read_left(
-                self.module,
-                [sequence.prompt_ids[:start] for sequence, start in zip(sequences, starts, strict=True)],
-                pad_id=pad_id(self.tokenizer),
-                forward_tokens=FORWARD_TOKENS * self.times_more,
-                most_tokens=LEFT_TOKENS * self.times_more,
-            )
-        first = min(param.block for param in params)
-        found = [Begun(kept=one[first:], first=first, hidden_LW=None, returns_tuple=False) for one in kept]
-        # By whole sequences: what their beginnings keep is padded too, for as many as run together.
-        for places in chunks(sequences, max_tokens=LEFT_TOKENS * self.times_more) if first else ():
-            rests = [cut(sequences[place], starts[place]) for place in places]
-            before = [replace(found[place], kept=kept[place][:first], first=0) for place in places]
-            prefix = self.prefixed(self._packed(rests, before), params).prefix
-            assert prefix is not None, "expected blocks before the first edited one, as it is not the model's first"
-            for row, (place, rest) in enumerate(zip(places, rests, strict=True)):
-                hidden_LW = prefix.hidden_BLH[row, : num_tokens(rest)].clone()
-                found[place] = replace(found[place], hidden_LW=hidden_LW, returns_tuple=prefix.returns_tuple)
-        return found
+        for places in chunks(made_up, max_tokens=LEFT_TOKENS * self.times_more):
+            with gathered_head(head, one_place, one_place):
+                kept = read_left(
+                    self.module,
+                    [parts[place] for place in places],
+                    pad_id=pad_id(self.tokenizer),
+                    forward_tokens=FORWARD_TOKENS * self.times_more,
+                )
+            read = [Begun(kept=one, hidden_LW=None, returns_tuple=False) for one in kept]
+            chosen = [rests[place] for place in places]
+            prefix = self.prefixed(self._packed(chosen, read, first=0), params).prefix
+            for row, (place, one) in enumerate(zip(places, read, strict=True)):
+                found[place] = replace(one, kept=one.kept[first:])
+                if prefix is not None:
+                    hidden_LW = prefix.hidden_BLH[row, : num_tokens(rests[place])].clone()
+                    found[place] = replace(found[place], hidden_LW=hidden_LW, returns_tuple=prefix.returns_tuple)
+        return [found[place] for place in range(len(sequences))]
 
-    def pack_begun(self, sequences: Sequence[Encoded], begun: Sequence[Begun | None]) -> TargetBatch:
+    def pack_begun(
+        self, sequences: Sequence[Encoded], begun: Sequence[Begun | None], params: Sequence[InnerParam]
+    ) -> TargetBatch:
         """Return what follows the beginnings of sequences as a batch, with what was read of these."""
         read = [one for one in begun if one is not None]
         if len(read) < len(begun):
             return self.pack(sequences)
-        batch = self._packed(
-            [cut(sequence, one.num_tokens) for sequence, one in zip(sequences, read, strict=True)], read
-        )
+        first = min(param.block for param in params)
+        rests = [cut(sequence, one.kept[0][0].shape[1]) for sequence, one in zip(sequences, read, strict=True)]
+        batch = self._packed(rests, read, first=first)
         hidden = [one.hidden_LW for one in read if one.hidden_LW is not None]
         if not hidden:
             return batch
         width = batch.input_ids_BL.shape[1]
         hidden_BLH = torch.stack([pad(one_LW, (0, 0, 0, width - len(one_LW))) for one_LW in hidden])
-        prefix = Prefix(hidden_BLH=hidden_BLH, returns_tuple=read[0].returns_tuple, block=read[0].first)
-        return replace(batch, prefix=prefix)
+        return replace(batch, prefix=Prefix(hidden_BLH=hidden_BLH, returns_tuple=read[0].returns_tuple, block=first))
 
-    def _packed(self, rests: Sequence[Encoded], begun: Sequence[Begun]) -> TargetBatch:
-        return replace(self.pack(rests), left=Left.of(begun, [num_tokens(rest) for rest in rests]))
+    def _packed(self, rests: Sequence[Encoded], begun: Sequence[Begun], *, first: int) -> TargetBatch:
+        left = Left.of(begun, [num_tokens(rest) for rest in rests], first=first)
+        return replace(self.pack(rests), left=left)
 
     def key_positions(self, batch: TargetBatch, param: InnerParam, kind: KeyTokens) -> tuple[Tensor, Tensor]:
         """Return the rows and positions of keys, T each: the same for every inner parameter."""

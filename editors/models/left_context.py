@@ -9,8 +9,7 @@ Legend: B sequences, S columns of what is kept, L columns of what follows, H hea
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,18 +29,11 @@ class Begun:
     """A sequence whose beginning was read."""
 
     kept: Kept
-    """What the blocks from `first` on keep, H x S x D."""
-    first: int
-    """Number of a block: what enters it of the tokens that follow was read too."""
+    """What the blocks from the first edited one on keep, H x S x D."""
     hidden_LW: Tensor | None
-    """What enters it; None where it is the model's first."""
+    """What enters that block of the tokens that follow; None where it is the model's first."""
     returns_tuple: bool
     """Whether this architecture's blocks return a tuple rather than a tensor."""
-
-    @property
-    def num_tokens(self) -> int:
-        """How many tokens were read."""
-        return self.kept[0][0].shape[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,14 +52,15 @@ class Left:
     """Over S + L columns: 1 where a token is, 0 at padding of either end."""
 
     @classmethod
-    def of(cls, begun: Sequence[Begun], num_rest: Sequence[int]) -> Self:
+    def of(cls, begun: Sequence[Begun], num_rest: Sequence[int], *, first: int) -> Self:
         """Put the beginnings of sequences together.
 
         Args:
-            begun: of each sequence, all from the same block on.
+            begun: of each sequence.
             num_rest: how many tokens of each follow.
+            first: number of the first block that is kept.
         """
-        lengths = [one.num_tokens for one in begun]
+        lengths = [one.kept[0][0].shape[1] for one in begun]
         width = max(1, *lengths)  # a cache of no column is none
         kept = tuple(
             (
@@ -79,7 +72,7 @@ class Left:
         columns_L = torch.arange(-width, max(num_rest))[None, :]
         left_B1, rest_B1 = (torch.tensor(counts)[:, None] for counts in (lengths, num_rest))
         mask_BL = (columns_L >= -left_B1) & (columns_L < rest_B1)
-        return cls(kept=kept, first=begun[0].first, mask_BL=mask_BL.long().to(kept[0][0].device))
+        return cls(kept=kept, first=first, mask_BL=mask_BL.long().to(kept[0][0].device))
 
     def inputs(self, module: nn.Module, num_columns: int) -> dict[str, Any]:
         """Return what a forward of the L columns that follow takes beside their tokens."""
@@ -93,9 +86,7 @@ class Left:
 
 
 @torch.no_grad()
-def read_left(
-    module: nn.Module, starts: Sequence[tuple[int, ...]], *, pad_id: int, forward_tokens: int, most_tokens: int
-) -> list[Kept]:
+def read_left(module: nn.Module, starts: Sequence[tuple[int, ...]], *, pad_id: int, forward_tokens: int) -> list[Kept]:
     """Return what all blocks keep of the beginnings of sequences, H x S x D each; what several have is read once.
 
     Args:
@@ -103,38 +94,20 @@ def read_left(
         starts: the token ids of each beginning, of some perhaps none.
         pad_id: any token id.
         forward_tokens: what a forward costs beside its tokens, in tokens.
-        most_tokens: most padded tokens of a forward.
     """
-    # In this order, a beginning that others go on with stands before the first of them, and is a part of it.
-    distinct = sorted(set(starts))
-    following = zip(distinct, [*distinct[1:], ()], strict=True)
-    longest = [ids for ids, longer in following if longer[: len(ids)] != ids] or [(pad_id,)]
-    found: dict[tuple[int, ...], Kept] = {}
-    for prompts in _groups(longest, forward_tokens, most_tokens):
-        begun = Beginning(prompts=prompts, shared=shared_length(prompts))
-        kept = CausalDecoding(module, [begun], pad_id=pad_id, keeps_all=True).read()
-        width = kept[0][0].shape[2]
-        # Copies: a view would hold the whole batch for as long as one of its rows.
-        found |= {
-            ids: tuple(
-                (keys[row, :, width - len(ids) :].clone(), values[row, :, width - len(ids) :].clone())
-                for keys, values in kept
-            )
-            for row, ids in enumerate(prompts)
-        }
+    distinct = list(dict.fromkeys(ids or (pad_id,) for ids in starts))
+    plan = beginnings(distinct, forward_tokens=forward_tokens)
+    groups = [[distinct[place] for place in group] for group in plan]
+    begun = [Beginning(prompts=prompts, shared=shared_length(prompts)) for prompts in groups]
+    kept = CausalDecoding(module, begun, pad_id=pad_id, keeps_all=True).read()
+    row_of = {distinct[place]: row for row, place in enumerate(place for group in plan for place in group)}
+    width = kept[0][0].shape[2]
+    # Copies: a view would hold the whole batch for as long as one of its rows.
     return [
         tuple(
-            (keys[:, : len(ids)], values[:, : len(ids)]) for keys, values in found[longest[bisect_left(longest, ids)]]
+            (keys[row, :, width - len(ids) :].clone(), values[row, :, width - len(ids) :].clone())
+            for keys, values in kept
         )
         for ids in starts
+        for row in [row_of[ids or (pad_id,)]]
     ]
-
-
-def _groups(
-    prompts: Sequence[tuple[int, ...]], forward_tokens: int, most_tokens: int
-) -> Iterator[Sequence[tuple[int, ...]]]:
-    """Yield prompts in groups, each of which is read in one forward, behind one of what they all begin with."""
-    for places in beginnings(prompts, forward_tokens=forward_tokens):
-        group = [prompts[place] for place in places]
-        size = max(most_tokens // (max(map(len, group)) - shared_length(group)), 1)
-        yield from (group[start : start + size] for start in range(0, len(group), size))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editors.methods import edit_reading
-from editors.methods.edit_reading import Group, Reader, Sequences
+from editors.methods.edit_reading import Group, Reader, Sequences, read_keys_of
 from editors.methods.frames import EditFrames, frames_of
 from editors.methods.pairs import Pairs
 from editors.models.hooks import Branch
@@ -165,26 +165,8 @@ def test_probabilities_can_be_read_without_keys(rig: Rig) -> None:
 def test_keys_that_are_read_without_a_target_are_those_of_a_whole_reading(rig: Rig) -> None:
     found = sequences_of(rig, "subject")
     chosen, branches = list(found.asked_of[0]), branches_of(rig, found)
-    pairs, keys = Reader(rig.model, found).read(chosen, branches), Reader(rig.model, found).read_keys(chosen, branches)
+    pairs, keys = Reader(rig.model, found).read(chosen, branches), read_keys_of(rig.model, found, chosen, branches)
     for name, u_TI in pairs.u_TI.items():
-        torch.testing.assert_close(keys[name], u_TI, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["subject", "answer"])
-@pytest.mark.parametrize("first", [0, 1])
-def test_keys_of_guards_are_read_behind_what_their_edits_prompt_begins_with(rig: Rig, kind: Kind, first: int) -> None:
-    found = sequences_of(rig, kind, first)
-    guards = [place for place, is_guard in enumerate(found.is_guard_S) if is_guard]
-    branches = branches_of(rig, found)
-    starts = edit_reading._starts(found)
-    own = [found.encoded[found.asked_of[found.edit_S[place]][0]] for place in guards]
-    assert [found.encoded[place].prompt_ids[: starts[place]] for place in guards] == [
-        prompt.prompt_ids[: starts[place]] for place, prompt in zip(guards, own, strict=True)
-    ]
-    assert max(starts[place] for place in guards) > 0
-    keys = Reader(rig.model, found).read_keys(guards, branches)
-    whole = Reader(rig.model, found, keeps_left=False).read_keys(guards, branches)
-    for name, u_TI in whole.items():
         torch.testing.assert_close(keys[name], u_TI, rtol=1e-5, atol=1e-5)
 
 

@@ -36,7 +36,7 @@ def test_probabilities_keys_and_gradients_are_those_of_whole_sequences(model: Ca
     begun = model.begun(sequences(), STARTS, params)
     for rows in ([0, 1, 2, 3, 4], [3, 0], [1], [4]):
         some = [sequences()[row] for row in rows]
-        found = model.pack_begun(some, [begun[row] for row in rows])
+        found = model.pack_begun(some, [begun[row] for row in rows], params)
         for kind in ("subject", "answer"):
             whole = model.pack(some)
             places, expected = (
@@ -60,7 +60,7 @@ def test_what_is_added_to_weights_afterwards_counts_from_where_sequences_were_cu
     model = tiny_family(name)
     params, some = model.inner[:1], sequences()[:1]
     begun = model.begun(some, STARTS[:1], params)
-    batch, whole = model.pack_begun(some, begun), model.pack(some)
+    batch, whole = model.pack_begun(some, begun, params), model.pack(some)
     size = params[0].out_features
     draw = torch.randn(size, generator=torch.Generator().manual_seed(2))
 
@@ -94,13 +94,3 @@ def test_what_several_sequences_begin_with_is_read_once() -> None:
     handle.remove()
     rests = 30  # what enters the first edited block of the one token that follows
     assert seen - rests < 12 + 30 * 3 + 1
-
-
-def test_a_beginning_that_others_go_on_with_is_a_part_of_theirs() -> None:
-    model = tiny_family("mistral")
-    some = [Encoded(prompt_ids=tuple(range(4, 13)), target_ids=(5,))] * 4
-    begun = [one for one in model.begun(some, [3, 0, 8, 3], model.inner[:1]) if one is not None]
-    assert [one.num_tokens for one in begun] == [3, 0, 8, 3]
-    for (short, _), (whole, _) in zip(begun[0].kept, begun[2].kept, strict=True):
-        assert torch.equal(short, whole[:, :3])
-        assert short.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
