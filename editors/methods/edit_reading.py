@@ -8,7 +8,7 @@ Legend: T edit rows, N target tokens, S sequences, E edits, I in_features, O out
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,8 +160,9 @@ class Reader:
     """Reads the asked sequences of a group again and again.
 
     What enters the group's first layer, and what stands left of a sequence's first key, is computed once, at the first
-    candidate that is read: nothing before the layer may change meanwhile, and what later candidates give at tokens
-    that ask for nothing is left out (DECISIONS.md, 86). Ranks run their batches in rounds, one each.
+    candidate that is read and for all sequences of the edits that are read then: nothing before the layer may change
+    meanwhile, no other edit may be read later, and what later candidates give at tokens that ask for nothing is left
+    out (DECISIONS.md, 86). Ranks run their batches in rounds, one each.
 
     Args:
         model: what reads.
@@ -171,10 +172,9 @@ class Reader:
 
     def __init__(self, model: EditableModel, sequences: Sequences, *, keeps_left: bool = True) -> None:
         self._model, self._sequences = model, sequences
-        self._asked = [place for of_edit in sequences.asked_of for place in of_edit]
-        encoded = [sequences.encoded[place] for place in self._asked]
-        starts = _starts(encoded, sequences.group.kind) if keeps_left else [0] * len(encoded)
-        self._start = dict(zip(self._asked, starts, strict=True))
+        # A model that rotates a batch by its longest sequence reads whole ones, so they are cut into batches as such.
+        self._keeps_left = keeps_left and model.rotation_change is None
+        self._start: dict[int, int] = {}
         self._begun: dict[int, Begun | None] = {}
 
     def read(self, chosen: Sequence[int], branches: Mapping[str, Addition], *, has_keys: bool = True) -> Pairs:
@@ -192,9 +192,7 @@ class Reader:
         params = group.params if has_keys else ()
         with side_branch(model.module, branches):
             if not self._begun:
-                encoded = [self._sequences.encoded[place] for place in self._asked]
-                begun = model.begun(encoded, list(self._start.values()), group.params)
-                self._begun = dict(zip(self._asked, begun, strict=True))
+                self._begin({self._sequences.edit_S[place] for place in chosen})
             pairs = read_pairs(
                 model,
                 self._batches_of(chosen),
@@ -203,6 +201,14 @@ class Reader:
         if not bool(torch.isfinite(pairs.probability_N).all()):
             raise EditorFailed("expected finite probabilities of the target tokens, got NaN or infinity")
         return pairs
+
+    def _begin(self, edits: Collection[int]) -> None:
+        """Read what is computed once of some edits' sequences."""
+        asked = [place for edit in sorted(edits) for place in self._sequences.asked_of[edit]]
+        encoded, group = [self._sequences.encoded[place] for place in asked], self._sequences.group
+        starts = _starts(encoded, group.kind) if self._keeps_left else [0] * len(encoded)
+        self._start = dict(zip(asked, starts, strict=True))
+        self._begun = dict(zip(asked, self._model.begun(encoded, starts, group.params), strict=True))
 
     def _batches_of(self, chosen: Sequence[int]) -> Iterator[tuple[list[int], TargetBatch]]:
         """Yield this rank's batches of some sequences, each with their places among the chosen."""

@@ -53,7 +53,8 @@ from pipeline.domain.errors import Misconfigured
 from pipeline.domain.prompts import Prompt
 
 LEFT_TOKENS = 1024
-"""Most padded tokens of beginnings that are read one after the other: all that their blocks keep is there at once."""
+"""Most padded tokens of beginnings that are read one after the other, as all that their blocks keep is there at once;
+and of one forward up to the first edited block over what follows them."""
 
 
 class CausalModel(EditableModel):
@@ -131,13 +132,15 @@ class CausalModel(EditableModel):
                     forward_tokens=FORWARD_TOKENS * self.times_more,
                 )
             read = [Begun(kept=one, hidden_LW=None, returns_tuple=False) for one in kept]
-            chosen = [rests[place] for place in places]
-            prefix = self.prefixed(self._packed(chosen, read, first=0), params).prefix
-            for row, (place, one) in enumerate(zip(places, read, strict=True)):
-                found[place] = replace(one, kept=one.kept[first:])
-                if prefix is not None:
-                    hidden_LW = prefix.hidden_BLH[row, : num_tokens(rests[place])].clone()
-                    found[place] = replace(found[place], hidden_LW=hidden_LW, returns_tuple=prefix.returns_tuple)
+            for part in chunks([rests[place] for place in places], max_tokens=LEFT_TOKENS * self.times_more):
+                chosen, left = [places[row] for row in part], [read[row] for row in part]
+                batch = self._packed([rests[place] for place in chosen], left, first=0)
+                prefix = self.prefixed(batch, params).prefix
+                for row, (place, one) in enumerate(zip(chosen, left, strict=True)):
+                    found[place] = replace(one, kept=one.kept[first:])
+                    if prefix is not None:
+                        hidden_LW = prefix.hidden_BLH[row, : num_tokens(rests[place])].clone()
+                        found[place] = replace(found[place], hidden_LW=hidden_LW, returns_tuple=prefix.returns_tuple)
         return [found[place] for place in range(len(sequences))]
 
     def pack_begun(

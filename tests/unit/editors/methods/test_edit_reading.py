@@ -13,9 +13,11 @@ from editors.methods.edit_reading import Group, Reader, Sequences, read_keys_of
 from editors.methods.frames import EditFrames, frames_of
 from editors.methods.pairs import Pairs
 from editors.models.hooks import Branch
+from editors.models.tokens import Encoded
 from pipeline.domain.errors import EditorFailed
 from tests.support.framed_parts import GUARDS, framed_edits, framed_rig, framed_settings
 from tests.support.ledger_parts import Rig
+from tests.unit.editors.models.test_batched_answers import tiny_family
 
 Kind = Literal["subject", "answer"]
 
@@ -135,6 +137,36 @@ def test_a_reading_of_some_sequences_is_like_a_reading_of_them_alone(rig: Rig, k
         alone = Sequences.of(frames, whole.group)
         expected = Reader(rig.model, alone).read(range(len(chosen)), branches)
         require_same(reader.read(chosen, branches), expected, names)
+
+
+def test_only_the_edits_of_the_first_reading_are_begun(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit without a row in the group costs nothing there, however long it is."""
+    found, begun = sequences_of(rig, "subject"), []
+    begin = rig.model.begun
+    monkeypatch.setattr(rig.model, "begun", lambda some, *rest: (begun.extend(some), begin(some, *rest))[1])
+    reader = Reader(rig.model, found)
+    of_two = [*found.asked_of[0], *found.asked_of[1]]
+    reader.read([found.asked_of[0][0], found.asked_of[1][0]], {})
+    reader.read(of_two, {})
+    assert begun == [found.encoded[place] for place in of_two]
+
+
+def test_a_model_that_rotates_by_the_longest_sequence_is_asked_in_batches_on_one_side_of_the_change() -> None:
+    """Beside a longer one a sequence is rotated in another way, so what it is read by must not differ."""
+    model = tiny_family("phi3 that changes rotation")
+    assert model.rotation_change is not None
+    lengths = [model.rotation_change - 4, model.rotation_change + 5]
+    encoded = [
+        Encoded(prompt_ids=tuple(1 + n % 7 for n in range(length - 1)), target_ids=(5,), subject_end=length - 3)
+        for length in lengths
+    ]
+    frames = [EditFrames(asked=(one,), answered=(True,)) for one in encoded]
+    group = Group(params=model.inner[:1], kind="answer")
+    both = Reader(model, Sequences.of(frames, group)).read([0, 1], {})
+    alone = Reader(model, Sequences.of(frames[:1], group)).read([0], {})
+    torch.testing.assert_close(both.probability_N[:1], alone.probability_N, rtol=1e-5, atol=1e-6)
+    name = group.params[0].name
+    torch.testing.assert_close(both.u_TI[name][:1], alone.u_TI[name], rtol=1e-5, atol=1e-5)
 
 
 def test_a_reading_is_bitwise_repeatable(rig: Rig) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from editors.methods.pairs import key_gradients
+from editors.models import causal
 from editors.models.causal import CausalModel
 from editors.models.hooks import side_branch
 from editors.models.tokens import Encoded, cut, num_tokens
@@ -94,3 +95,22 @@ def test_what_several_sequences_begin_with_is_read_once() -> None:
     handle.remove()
     rests = 30  # what enters the first edited block of the one token that follows
     assert seen - rests < 12 + 30 * 3 + 1
+
+
+def test_what_follows_many_beginnings_is_read_in_forwards_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences of which nothing can be read once are all alike in their beginnings, and as long as their edits are."""
+    monkeypatch.setattr(causal, "LEFT_TOKENS", 40)
+    model = tiny_family("mistral")
+    many = [Encoded(prompt_ids=tuple(ids), target_ids=(5,)) for ids in prompts_with(0, *[8 + n % 3 for n in range(30)])]
+    sizes: list[int] = []
+    handle = model.module.get_input_embeddings().register_forward_pre_hook(
+        lambda _module, arguments: sizes.append(arguments[0].numel())
+    )
+    begun = model.begun(many, [0] * len(many), model.inner[-1:])
+    handle.remove()
+    assert len(begun) == len(many)
+    assert max(sizes) <= 40
+    for one, sequence in zip(begun, many, strict=True):
+        assert one is not None
+        assert one.hidden_LW is not None
+        assert len(one.hidden_LW) == num_tokens(sequence)
