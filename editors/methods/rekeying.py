@@ -39,7 +39,7 @@ from editors.solve.rows import EditRows, consecutive
 from editors.solve.shared_targets import KEY_BITS, SharedTargets
 from editors.weights.deltas import WeightDelta, WeightStore, factors_of
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, UnknownRecord
+from pipeline.domain.errors import EditorFailed, InvalidInput, UnknownRecord
 from pipeline.domain.rank_api import EditorSettings, tell
 
 TOGETHER = 128
@@ -215,8 +215,15 @@ def _frames(job: RekeyJob, edits: Sequence[Edit]) -> list[EditFrames]:
     guards = job.guards_of(edits)
     return agreed(
         job.model.comm,
-        lambda: [frames_of(job.model, edit, job.settings, guards.get(edit.edit_id, ())) for edit in edits],
+        lambda: [_frames_of_one(job, edit, guards.get(edit.edit_id, ())) for edit in edits],
     )
+
+
+def _frames_of_one(job: RekeyJob, edit: Edit, guards: tuple[str, ...]) -> EditFrames:
+    try:
+        return frames_of(job.model, edit, job.settings, guards)
+    except InvalidInput as error:  # rules may have become stricter since it was made
+        raise EditorFailed(f"edit {edit.edit_id} cannot be read again: {error}", edit_id=edit.edit_id) from error
 
 
 def _are_shared(job: RekeyJob) -> bool:

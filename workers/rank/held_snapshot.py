@@ -32,7 +32,7 @@ from pipeline.domain.formats.canonical import canonical_json, sha256_blocks
 from pipeline.domain.measurements import Measurements
 from pipeline.domain.rank_api import Answer, Candidate, CandidateOutcome, FileRef, KeptFiles, LedgerPlan, LoadPlan, tell
 from workers.rank.sharded_weights import ShardedWeights
-from workers.rank.validation import encodable, require_encodable, require_finite
+from workers.rank.validation import askable, encodable, require_encodable, require_finite
 
 GENERATED_TOGETHER = 64
 """Prompts continued in one batch."""
@@ -117,7 +117,11 @@ class HeldSnapshot:
         editing = self._editing()
         scorer = editing.scorer
         require_encodable(self.model, candidate.added)
-        candidate = replace(candidate, remade=encodable(self.model, candidate.remade))
+        candidate = replace(
+            candidate,
+            remade=encodable(self.model, candidate.remade),
+            retained=askable(self.model, candidate.retained),
+        )
         tell("reading the edits")
         edited = {bare_name(name) for name in candidate.edited_names}
         with _unchanged(self.weights):

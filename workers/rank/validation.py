@@ -63,6 +63,19 @@ def encodable(model: EditableModel, edits: Sequence[Edit]) -> tuple[Edit, ...]:
     return tuple(filter(passes, edits))
 
 
+def askable(model: EditableModel, edits: Sequence[Edit]) -> tuple[Edit, ...]:
+    """Return the edits whose own prompt and target this model can still read: more than `encodable` returns."""
+
+    def passes(edit: Edit) -> bool:
+        try:
+            model.encode_pair(edit.request.own_prompt, edit.request.target_new)
+        except InvalidInput:
+            return False
+        return True
+
+    return tuple(filter(passes, edits))
+
+
 def _checks(model: EditableModel, edit: Edit) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield what is to be tried of an edit, with its field; the edit's own prompt and target need none."""
     request, tokenizer = edit.request, model.tokenizer

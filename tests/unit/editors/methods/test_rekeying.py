@@ -22,7 +22,7 @@ from editors.solve.shared_targets import SharedTargets
 from editors.weights.deltas import PlainWeights
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, UnknownRecord
+from pipeline.domain.errors import EditorFailed, InvalidInput, UnknownRecord
 from pipeline.domain.rank_api import EditorSettings, FileRef, LedgerRows
 from tests.support.framed_parts import GUARDS, framed_edits, framed_job, framed_rig, framed_settings
 from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig, whole_shift
@@ -260,6 +260,20 @@ def test_edits_that_are_not_those_of_the_ledger_are_refused(tmp_path: Path) -> N
     rig, settings, edits = plain(tmp_path)
     with pytest.raises(UnknownRecord, match="expected the 5 edits of the ledger, got 4"):
         rekey(rig, settings, edits=edits[1:])
+
+
+def test_an_edit_that_can_no_longer_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, settings, edits = framed(tmp_path)
+    encode_pair = rig.model.encode_pair
+
+    def stricter(prompt: Any, target: str, subject: str | None = None) -> Any:
+        if prompt == edits[1].request.own_prompt:
+            raise InvalidInput("expected fewer tokens")
+        return encode_pair(prompt, target, subject)
+
+    monkeypatch.setattr(rig.model, "encode_pair", stricter)
+    with pytest.raises(EditorFailed, match=f"{edits[1].edit_id} cannot be read again: expected fewer tokens"):
+        rekey(rig, settings, edits=edits)
 
 
 def test_an_edit_whose_frames_are_others_now_is_named(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, IntegrityBroken
+from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput
 from pipeline.domain.rank_api import Candidate, EditorSettings, FileRef, LedgerRows, Rekeying
 from tests.support.factories import make_edit, make_measurements
+from tests.support.ledger_parts import edits_of, make_rig
 from workers.rank import held_snapshot, validation
 from workers.rank.held_snapshot import HeldSnapshot
 
@@ -41,9 +42,10 @@ class Scorer:
         self._figures = iter(figures)
         self.became: list[str] = []
         self.asked: dict[str, object] = {}
+        self.observed: object = None
 
     def observe_parent(self, added: object, retained: object, others: object) -> None:
-        pass
+        self.observed = retained
 
     def measure(self, **asked: object) -> Any:
         self.asked = asked
@@ -135,6 +137,21 @@ def test_what_is_made_again_leaves_and_enters_with_the_edits_that_are_added_and_
     assert set(job.guards) == {first.edit_id, second.edit_id}
     assert tried.measurements.remade == (first.edit_id,)
     assert scorer.asked["remade"] == (first,)
+
+
+def test_an_edit_that_the_model_can_no_longer_read_is_not_asked_and_costs_no_other(tmp_path: Path) -> None:
+    """The control plane puts what is made again among what is retained, too."""
+    model = make_rig(tmp_path).model
+    scorer = Scorer(0.1)
+    snapshot = held(scorer)
+    snapshot.model = model
+    added, older, too_long = *edits_of(0, 1), make_edit("too long", prompt="word " * 500)
+    with pytest.raises(InvalidInput):
+        model.encode_pair(too_long.request.own_prompt, too_long.request.target_new)
+    asked = replace(candidate("a"), added=(added,), remade=(older, too_long), retained=(older, too_long))
+    tried = snapshot.try_edits(asked)
+    assert scorer.observed == scorer.asked["retained"] == (older,)
+    assert tried.measurements.remade == (older.edit_id,)
 
 
 def test_other_subjects_are_chosen_by_all_that_is_known_of_the_trial() -> None:
