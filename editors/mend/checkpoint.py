@@ -21,7 +21,7 @@ from safetensors.torch import load as tensors_of
 from editors.data.atomic_files import write_atomically
 from editors.mend.transform import MendTransform, Statistics
 from editors.models.digest import names_base
-from editors.weights.deltas import tensor_bytes
+from editors.weights.tensor_files import tensor_bytes
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Misconfigured, WrongBase
 from pipeline.domain.formats.canonical import canonical_json, sha256_bytes, sha256_json
 from pipeline.domain.rank_api import TrainedFiles

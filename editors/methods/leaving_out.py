@@ -25,7 +25,7 @@ from editors.methods.batch_update import Factors, joined
 from editors.models.comm import own_share, together
 from editors.solve.gram import Gram
 from editors.solve.linear import Factored
-from editors.weights.deltas import WeightDelta
+from editors.weights.deltas import WeightDelta, narrowed
 from pipeline.domain.errors import UnknownRecord
 
 RowsOf = Callable[[str], tuple[Tensor, Tensor]]
@@ -79,6 +79,8 @@ def leaving(
 ) -> Factors:
     """Return the factors by which rows leave, `A^-1 K^T` and `K S - Y`, fp64; each rank solves for a share of them.
 
+    Where more rows leave than a change of full rank has columns, they are its factors.
+
     Args:
         job: names model, weights and ledger.
         rows_of: keys and targets of the rows that leave, K and Y, of an inner parameter.
@@ -99,7 +101,7 @@ def leaving(
 
     def solved() -> Factors:
         return {
-            name: (factor_of(name).solve(keys_TI.T) if len(keys_TI) else keys_TI.T, excess_TO)
+            name: narrowed(factor_of(name).solve(keys_TI.T) if len(keys_TI) else keys_TI.T, excess_TO)
             for name, (keys_TI, excess_TO) in excess.items()
         }
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from editors.models.families import EditableModel
 from editors.models.hooks import capturing
 from editors.models.tokens import Encoded, KeyTokens, TargetBatch
-from editors.weights.deltas import read_tensors, write_tensors
+from editors.weights.tensor_files import read_tensors, write_tensors
 from pipeline.domain.errors import InvalidInput, Misconfigured
 from pipeline.domain.language.names import last_mention
 

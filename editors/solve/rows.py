@@ -26,7 +26,7 @@ from torch import Tensor
 
 from editors.solve.packing import Packed
 from editors.solve.shared_targets import SharedTargets, whole
-from editors.weights.deltas import read_tensors, write_tensors
+from editors.weights.tensor_files import read_tensors, write_tensors
 from pipeline.domain.errors import IntegrityBroken
 from pipeline.domain.scratch import scratch_folder
 
@@ -115,12 +115,17 @@ def save_batches(path: Path, batches: Sequence[EditRows]) -> str:
 
     Batches of which some are packed and some are not are written as they are read: whole.
     """
-    joined = {name: _joined(batches, name) for name in batches[0].keys}
-    tensors = dict(chain.from_iterable(_tensors(name, *of_param).items() for name, of_param in joined.items()))
-    lengths = {name: [_lengths(rows.ranges[name]) for rows in batches] for name in joined}
+    names = list(batches[0].keys)
+    packed = {name: _packed(batches, name) for name in names}
+    tensors = {
+        f"{name}.{part}": tensors
+        for name, (keys, targets) in packed.items()
+        for part, tensors in (_packed_parts(keys, targets) if keys else _whole_parts(batches, name)).items()
+    }
+    lengths = {name: [_lengths(rows.ranges[name]) for rows in batches] for name in names}
     ranges = {name: consecutive(list(chain.from_iterable(of_batches))) for name, of_batches in lengths.items()}
     facts: dict[str, Any] = {"kind": "rows", "ranges": ranges}
-    if widths := {name: keys.width for name, (keys, _) in joined.items() if isinstance(keys, Packed)}:
+    if widths := {name: keys[0].width for name, (keys, _) in packed.items() if keys}:
         facts["widths"] = widths
     if len(batches) > 1:
         facts["batches"] = {name: [len(of_batch) for of_batch in of_batches] for name, of_batches in lengths.items()}
@@ -162,29 +167,35 @@ def on_disk(write: Callable[[Path], object], read: Callable[[Path], Read]) -> Re
         return None
 
 
-def _joined(parts: Sequence[EditRows], name: str) -> tuple[Tensor | Packed, Tensor | SharedTargets]:
-    """The rows of an inner parameter, batch after batch: whole if those of one are; one without a row counts neither
-    way."""
-    packed = [(rows.keys[name], rows.targets[name]) for rows in parts if isinstance(rows.keys[name], Packed)]
-    is_whole = any(isinstance(rows.keys[name], Tensor) and len(rows.keys[name]) for rows in parts)
-    if not packed or is_whole:
-        return torch.cat([rows.keys_of(name) for rows in parts]), torch.cat([rows.targets_of(name) for rows in parts])
-    keys, targets = zip(*packed, strict=True)
-    return Packed.joined(keys), SharedTargets.joined(targets)
+def _packed(batches: Sequence[EditRows], name: str) -> tuple[list[Packed], list[SharedTargets]]:
+    """The packed rows of an inner parameter, batch after batch; none if those of one are whole."""
+    keys, targets = [], []
+    for rows in batches:
+        of_keys, of_targets = rows.keys[name], rows.targets[name]
+        if isinstance(of_keys, Packed) and isinstance(of_targets, SharedTargets):
+            keys.append(of_keys)
+            targets.append(of_targets)
+        elif len(of_keys):
+            return [], []
+    return keys, targets
 
 
-def _tensors(name: str, keys: Tensor | Packed, targets: Tensor | SharedTargets) -> dict[str, Tensor]:
-    """The tensors in which a file has the rows of an inner parameter."""
-    stored = {f"{name}.K": keys} if isinstance(keys, Tensor) else _packed(f"{name}.K", keys)
-    if isinstance(targets, Tensor):
-        return stored | {f"{name}.Y": targets}
-    held = {"Z": targets.held_TO, "scale": targets.scale_T}
-    asked = {"R": targets.asked_HO, "shift": targets.shift_T, "root": targets.root_T}
-    return stored | {f"{name}.{part}": tensor for part, tensor in (held | asked).items()}
+def _whole_parts(batches: Sequence[EditRows], name: str) -> dict[str, list[Tensor]]:
+    """The tensors in which a file has whole rows of an inner parameter, batch after batch."""
+    return {"K": [rows.keys_of(name) for rows in batches], "Y": [rows.targets_of(name) for rows in batches]}
 
 
-def _packed(name: str, packed: Packed) -> dict[str, Tensor]:
-    return {f"{name}.codes": packed.codes, f"{name}.scales": packed.scales}
+def _packed_parts(keys: Sequence[Packed], targets: Sequence[SharedTargets]) -> dict[str, list[Tensor]]:
+    """The tensors in which a file has packed rows of an inner parameter, batch after batch."""
+    return {
+        "K.codes": [one.codes for one in keys],
+        "K.scales": [one.scales for one in keys],
+        "Z": [one.held_TO for one in targets],
+        "scale": [one.scale_T for one in targets],
+        "R": [one.asked_HO for one in targets],
+        "shift": SharedTargets.shifts_of(targets),
+        "root": [one.root_T for one in targets],
+    }
 
 
 def _stored_keys(tensors: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor | Packed]:

@@ -64,26 +64,24 @@ class SharedTargets:
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Return the targets of some parts, one after the other; each has shifts of its own."""
-        firsts = accumulate((len(one.asked_HO) for one in parts), initial=0)
-        shifts = [one.shift_T + first * (one.shift_T >= 0).int() for one, first in zip(parts, firsts, strict=False)]
         return cls(
             held_TO=torch.cat([one.held_TO for one in parts]),
             scale_T=torch.cat([one.scale_T for one in parts]),
             asked_HO=torch.cat([one.asked_HO for one in parts]),
-            shift_T=torch.cat(shifts),
+            shift_T=torch.cat(cls.shifts_of(parts)),
             root_T=torch.cat([one.root_T for one in parts]),
         )
+
+    @staticmethod
+    def shifts_of(parts: Sequence[SharedTargets]) -> list[Tensor]:
+        """Return which shift each row of each part asks for, once the shifts of all parts are in one list."""
+        firsts = accumulate((len(one.asked_HO) for one in parts), initial=0)
+        return [one.shift_T + first * (one.shift_T >= 0).int() for one, first in zip(parts, firsts, strict=False)]
 
     @property
     def shape(self) -> tuple[int, int]:
         """T and O."""
         return len(self.held_TO), self.held_TO.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the targets take."""
-        parts = (self.held_TO, self.scale_T, self.asked_HO, self.shift_T, self.root_T)
-        return sum(part.nbytes for part in parts)
 
     def __len__(self) -> int:
         return len(self.held_TO)

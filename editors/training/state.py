@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from editors.data.atomic_files import write_atomically
-from editors.weights.deltas import read_tensors, tensor_bytes
+from editors.weights.tensor_files import read_tensors, tensor_bytes
 from pipeline.domain.errors import IntegrityBroken
 
 KIND = "training"

@@ -11,22 +11,17 @@ Legend: I in_features, O out_features, R rank.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from editors.models.inner_params import InnerParam
-from pipeline.domain.errors import EditorFailed, IntegrityBroken
-from pipeline.domain.formats.canonical import canonical_json, sha256_file
-
-FORMAT = "corrigenda.1"
+from editors.weights.tensor_files import read_tensors, write_tensors
+from pipeline.domain.errors import EditorFailed
 
 
 def factors_of(change_IO: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,6 +29,13 @@ def factors_of(change_IO: Tensor) -> tuple[Tensor, Tensor]:
     num_in, num_out = change_IO.shape
     eye = torch.eye(min(num_in, num_out), dtype=change_IO.dtype, device=change_IO.device)
     return (eye, change_IO) if num_in < num_out else (change_IO, eye)
+
+
+def narrowed(left_IR: Tensor, right_RO: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors of the same change, of no more columns than a change of full rank has."""
+    if left_IR.shape[1] <= min(left_IR.shape[0], right_RO.shape[1]):
+        return left_IR, right_RO
+    return factors_of(left_IR @ right_RO)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +49,15 @@ class WeightDelta:
     def of(cls, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Self:
         """Return the delta of factors in any dtype and on any device, rounded to what is stored.
 
+        Changes of more columns than their weight has on its narrower side are multiplied out.
+
         Raises:
             EditorFailed: if there is no factor, or one is not finite.
         """
         if not factors:
             raise EditorFailed("expected a weight delta of at least one inner parameter, got none")
-        rounded = {name: (_stored(left), _stored(right)) for name, (left, right) in sorted(factors.items())}
+        narrow = {name: narrowed(*factors[name]) for name in sorted(factors)}
+        rounded = {name: (_stored(left), _stored(right)) for name, (left, right) in narrow.items()}
         for name, pair in rounded.items():
             if not all(bool(torch.isfinite(factor).all()) for factor in pair):
                 raise EditorFailed(f"expected finite factors, got NaN or infinity in the delta of {name}")
@@ -62,11 +67,6 @@ class WeightDelta:
     def norms(self) -> dict[str, float]:
         """Inner parameter -> Frobenius norm of `F D`, which is never formed."""
         return {name: product_norm(left, right) for name, (left, right) in self.factors.items()}
-
-    @property
-    def rank(self) -> int:
-        """The largest rank R of any inner parameter."""
-        return max(left.shape[1] for left, _ in self.factors.values())
 
     def save(self, path: Path) -> str:
         """Write the factors and return the file's SHA-256; the same factors give the same bytes."""
@@ -184,39 +184,6 @@ def save_accumulators(path: Path, shifts: Mapping[str, Tensor]) -> str:
 def load_accumulators(path: Path, expected_digest: str | None = None) -> dict[str, Tensor]:
     """Read the whole shifts of a file, by inner parameter."""
     return read_tensors(path, "accumulator", expected_digest)[0]
-
-
-def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
-    """Return a safetensors file of sorted names and one canonical line of facts; equal content gives equal bytes."""
-    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    return bytes(save(ordered, metadata={"facts": canonical_json({"format": FORMAT, **facts})}))
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Write what `tensor_bytes` returns and return the file's SHA-256."""
-    path.write_bytes(tensor_bytes(tensors, facts))
-    return sha256_file(path)
-
-
-def read_tensors(path: Path, kind: str, expected_digest: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and facts of a file that `write_tensors` has written.
-
-    Raises:
-        IntegrityBroken: if the file is missing, is of another kind, or has another digest than expected.
-    """
-    if not path.is_file():
-        raise IntegrityBroken(f"expected the {kind} file {path}, got nothing there")
-    if expected_digest is not None and (digest := sha256_file(path)) != expected_digest:
-        raise IntegrityBroken(f"expected digest {expected_digest} of the {kind} file {path}, got {digest}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except SafetensorError as error:
-        raise IntegrityBroken(f"expected a safetensors file of kind {kind} at {path}, got: {error}") from error
-    if facts.get("kind") != kind or facts.get("format") != FORMAT:
-        raise IntegrityBroken(f"expected a {kind} file at {path}, got kind {facts.get('kind')!r}")
-    return tensors, facts
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from editors.solve.gram import Gram
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
 from editors.solve.rows import EditRows, load_batches, on_disk, save_batches
-from editors.weights.deltas import write_tensors
+from editors.weights.tensor_files import write_tensors
 from pipeline.domain.errors import IntegrityBroken, UnknownRecord
 from pipeline.domain.rank_api import FileRef, LedgerRows
 from tests.support.ledger_parts import NAME, keys_of, random_prior, random_rows, targets_of, whole_shift

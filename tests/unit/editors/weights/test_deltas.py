@@ -103,6 +103,20 @@ def test_norms_are_those_of_the_product() -> None:
     assert delta.norms["w"] == pytest.approx(float((left.double() @ right.double()).norm()), rel=1e-9)
 
 
+def test_a_change_never_has_more_columns_than_one_of_full_rank() -> None:
+    """An edit's rows leave with a column each, and there is no bound on how many leave at once."""
+    draw = torch.Generator().manual_seed(3)
+    for num_in, num_out in ((6, 9), (9, 6)):
+        for num_columns in (5, 6, 7, 400):
+            left = torch.randn(num_in, num_columns, generator=draw, dtype=torch.float64)
+            right = torch.randn(num_columns, num_out, generator=draw, dtype=torch.float64)
+            delta = WeightDelta.of({"w": (left, right)})
+            stored_left, stored_right = delta.factors["w"]
+            assert stored_left.shape[1] == min(num_columns, 6)
+            torch.testing.assert_close(stored_left @ stored_right, (left @ right).float(), rtol=1e-5, atol=1e-4)
+            assert delta.norms["w"] == pytest.approx(float((left @ right).norm()), rel=1e-5)
+
+
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "delta.safetensors"
     digest = WeightDelta.of({"w": (torch.ones(2, 1), torch.ones(1, 2))}).save(path)
