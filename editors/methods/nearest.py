@@ -12,7 +12,7 @@ Legend: N names, S subjects, T chosen tokens, I in_features.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,8 @@ from editors.methods.frames import SUBJECT_FRAMES
 from editors.models.comm import merged
 from editors.models.families import EditableModel
 from editors.models.hooks import capturing
+from editors.models.tokens import Encoded
+from pipeline.domain.errors import InvalidInput
 from pipeline.domain.language.spelling import normalised
 
 FRAME = SUBJECT_FRAMES[-1]
@@ -32,8 +34,10 @@ DIGITS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Keys:
-    """Keys of some names, and how others are compared with them."""
+    """Names with their keys, and how others are compared with them."""
 
+    names: tuple[str, ...]
+    """Those that have a key."""
     mean_I: Tensor
     """Mean of the keys: what all keys have in common says nothing of a kind."""
     spread_I: Tensor
@@ -42,15 +46,20 @@ class _Keys:
     """The standardized keys at length 1."""
 
     @classmethod
-    def of(cls, keys_NI: Tensor) -> _Keys:
-        """Return keys ready to be compared."""
+    def of(cls, keys: Mapping[str, Tensor]) -> _Keys:
+        """Return the keys of some names, at least of one, ready to be compared."""
+        keys_NI = torch.stack(list(keys.values()))
         mean_I, spread_I = keys_NI.mean(dim=0), keys_NI.std(dim=0, correction=0).clamp(min=1e-6)
         unit_NI = torch.nn.functional.normalize((keys_NI - mean_I) / spread_I, dim=1)
-        return cls(mean_I=mean_I, spread_I=spread_I, unit_NI=unit_NI)
+        return cls(names=tuple(keys), mean_I=mean_I, spread_I=spread_I, unit_NI=unit_NI)
 
-    def units(self, keys_SI: Tensor) -> Tensor:
-        """Return other keys as those of the names are compared, S x I."""
-        return torch.nn.functional.normalize((keys_SI - self.mean_I) / self.spread_I, dim=1)
+    def nearest(self, keys_SI: Tensor) -> Iterator[list[str]]:
+        """Yield the names for each of some other keys, those with the most similar keys first."""
+        unit_SI = torch.nn.functional.normalize((keys_SI - self.mean_I) / self.spread_I, dim=1)
+        cosine_SN = (unit_SI @ self.unit_NI.T).double().round(decimals=DIGITS)
+        for of_subject in cosine_SN.tolist():
+            ordered = sorted(zip(of_subject, self.names, strict=True), key=lambda pair: (-pair[0], pair[1]))
+            yield [name for _, name in ordered]
 
 
 class NearestNames:
@@ -67,30 +76,46 @@ class NearestNames:
         self._known: _Keys | None = None
 
     def of(self, subjects: Sequence[str]) -> list[Sequence[str]]:
-        """Return the list for each subject, the nearest names first; none where no key can be compared."""
-        names = self._names
-        if not (names and subjects and self._params and self._model.has_subject_keys):
+        """Return the list for each subject, the nearest names first; none for a subject that has no key."""
+        if not (self._names and subjects and self._params and self._model.has_subject_keys):
             return [()] * len(subjects)
-        self._known = known = self._known or _Keys.of(self._keys(names))
-        cosine_SN = (known.units(self._keys(subjects)) @ known.unit_NI.T).double().round(decimals=DIGITS)
-        return [
-            [names[place] for place in sorted(range(len(names)), key=lambda place: (-of_subject[place], names[place]))]
-            for of_subject in cosine_SN.tolist()
-        ]
+        if self._known is None:
+            listed = {name: key for name, key in zip(self._names, self._keys(self._names), strict=True) if len(key)}
+            self._known = _Keys.of(listed) if listed else None
+        keys = self._keys(subjects)
+        if self._known is None or not any(map(len, keys)):
+            return [()] * len(subjects)
+        nearest = self._known.nearest(torch.stack([key for key in keys if len(key)]))
+        return [next(nearest) if len(key) else () for key in keys]
 
-    def _keys(self, names: Sequence[str]) -> Tensor:
-        """Return the key of each name's last token where the last subject tokens are rows, fp32 on the CPU."""
+    def _keys(self, names: Sequence[str]) -> list[Tensor]:
+        """Return the key of each name's last token where the last subject tokens are rows, fp32 on the CPU.
+
+        A name that the model has no room for in the frame, or that does not stand there as a name, has a key of no
+        number: one that begins with a combining mark is part of the character before it.
+        """
         model = self._model
         # With one inner parameter the model ends there: what comes later is left out.
         reader = type(model)(model.module, model.tokenizer, self._params[-1:], comm=model.comm)
-        sequences = [reader.encode_named(FRAME.format(name), name) for name in names]
+        encoded = [_encoded(reader, name) for name in names]
+        sequences = [one for one in encoded if one is not None]
         own: dict[int, Tensor] = {}
-        for places, batch in reader.chunked(sequences):
+        for places, batch in reader.chunked(sequences) if sequences else ():
             positions = {param.name: reader.key_positions(batch, param, "subject") for param in reader.inner}
             with torch.no_grad(), capturing(reader.module, positions) as seen:
                 reader.run_to_last_inner(batch)
             own |= dict(zip(places, seen.u_TI[self._params[-1]].cpu(), strict=False))
-        return torch.stack(merged(model.comm, own))
+        keys = iter(merged(model.comm, own))
+        return [torch.zeros(0) if one is None else next(keys) for one in encoded]
+
+
+def _encoded(model: EditableModel, name: str) -> Encoded | None:
+    """Return a name in the frame; None where it has no key."""
+    try:
+        encoded = model.encode_named(FRAME.format(name), name)
+    except InvalidInput:
+        return None
+    return encoded if encoded.subject_end is not None else None
 
 
 def bare_name(name: str) -> str:

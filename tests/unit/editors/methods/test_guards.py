@@ -68,6 +68,16 @@ def plain_keys(model: CausalModel, names: Sequence[str], param: str) -> torch.Te
     return torch.stack(found)
 
 
+@pytest.mark.parametrize("subject", ["\u0301x", "word " * 500], ids=["part of the blank before it", "too long"])
+def test_a_subject_without_a_key_has_no_guard_and_costs_no_other_its_own(model: CausalModel, subject: str) -> None:
+    nearest = NearestNames(model, model.inner_param_names[:1], NAMES)
+    assert nearest.of([subject]) == [()]
+    [none, of_bonn] = nearest.of([subject, "Bonn"])
+    assert none == ()
+    assert of_bonn == nearest.of(["Bonn"])[0]
+    assert sorted(of_bonn) == sorted(NAMES)
+
+
 def test_the_names_whose_keys_are_nearest_are_the_guards(model: CausalModel) -> None:
     names = model.inner_param_names
     keys = plain_keys(model, NAMES, names[0])
