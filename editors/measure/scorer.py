@@ -172,6 +172,8 @@ class Scorer:
         return Observed(suite=suite, changes=changes, quality=scores(self._model, self._quality)), from_parents
 
     def _observe_neighbours(self, parent: Observed, edits: Sequence[Edit]) -> None:
+        if not edits:  # as bisecting has it: ranks would gather every shift for nothing
+            return
         negative = negative_shift(self._model, self._weights)
         with side_branch(self._model.module, negative):
             self._measurer.observe_base(edits)

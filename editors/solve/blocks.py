@@ -29,7 +29,7 @@ from editors.solve.gram import Gram
 from editors.solve.prior import Prior
 from editors.solve.rows import EditRows, load_batches, on_disk, save_batches
 from editors.solve.shared_targets import SharedTargets
-from editors.weights.deltas import read_tensors, write_tensors
+from editors.weights.tensor_files import read_tensors, write_tensors
 from pipeline.domain.errors import UnknownRecord
 from pipeline.domain.formats.canonical import sha256_text
 
@@ -69,12 +69,24 @@ class ActiveRows:
     @property
     def edit_ids(self) -> tuple[str, ...]:
         """Every active edit, oldest first."""
-        return tuple(edit_id for rows in self.batches for edit_id in rows.edit_ids)
+        batch_of = self._batch_of
+        return tuple(
+            edit_id
+            for number, rows in self._batches.items()
+            for edit_id in rows.edit_ids
+            if batch_of.get(edit_id) == number
+        )
 
     @property
     def batches(self) -> tuple[EditRows, ...]:
-        """The rows of the active edits, batch by batch."""
+        """The rows of the active edits, batch by batch; of a batch that has lost some they are copied."""
         return tuple(rows.only(self._active(number)) for number, rows in self._batches.items())
+
+    def each(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield keys (T x I) and targets (T x O) of the active edits for an inner parameter, fp32, batch by batch."""
+        for number, rows in self._batches.items():
+            places = rows.places_of(name, self._active(number))
+            yield rows.keys_of(name, places), rows.targets_of(name, places)
 
     def require(self, edit_ids: Collection[str]) -> None:
         """Make sure that edits are active.
@@ -165,6 +177,11 @@ class ActiveRows:
         for number in {self._batch_of.pop(edit_id) for edit_id in edit_ids}:
             if not self._active(number):
                 del self._batches[number]
+
+    def forget_trials(self) -> None:
+        """Let go of the sums that trials without some edits have made."""
+        for key in [key for key in self._sums if key[2]]:
+            del self._sums[key]
 
     def _active(self, number: int) -> set[str]:
         """The edits of a batch that are active by the rows that they have there."""

@@ -170,6 +170,11 @@ class Ledger:
             self._tried = Matrices(self._rows, gone)
         return self._tried
 
+    def forget_trials(self) -> None:
+        """Let go of what was made for trials without some edits, which those of one batch share."""
+        self._tried = self._matrices
+        self._rows.forget_trials()
+
     def rows_of(self, name: str, edit_ids: Collection[str]) -> tuple[Tensor, Tensor]:
         """Keys (T x I) and targets (T x O) of some edits for an inner parameter, fp64 on the CPU, oldest first."""
         return self._rows.rows_of(name, edit_ids)
@@ -190,10 +195,8 @@ class Ledger:
             EditorFailed: if A is not positive definite.
         """
         right_IO: Tensor | None = None
-        for rows in self.batches:
-            keys_TI, targets_TO = (
-                part.double().to(self.device) for part in (rows.keys_of(name), rows.targets_of(name))
-            )
+        for of_batch in self._rows.each(name):
+            keys_TI, targets_TO = (part.double().to(self.device) for part in of_batch)
             asked_IO = keys_TI.T @ targets_TO
             right_IO = asked_IO if right_IO is None else right_IO.add_(asked_IO)
         if right_IO is None:

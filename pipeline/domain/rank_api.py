@@ -208,7 +208,7 @@ class Candidate:
     """A candidate: what to add to and take from the snapshot that is loaded."""
 
     candidate_id: str
-    """Names the result, so that it can be kept after later trials have failed."""
+    """Names the result, so that it can be kept after later trials for the same snapshot have failed."""
     snapshot_id: str
     """The id the candidate will have; also the seed of its retention sample."""
     added: tuple[Edit, ...]

@@ -69,7 +69,9 @@ class HeldSnapshot:
     recent: list[EditRows] = field(default_factory=list)
     """On the rank that writes: rows of the batches that have a file of their own, oldest first."""
     tried: dict[str, EditResult] = field(default_factory=dict)
-    """Candidates since the snapshot was loaded or kept, by candidate id."""
+    """Candidates of the snapshot that is being made, by candidate id."""
+    tried_for: str = ""
+    """The id that this snapshot will have; each try at another one begins with an id of its own."""
     last_candidate: str = ""
     """The candidate whose answers the scorer has."""
 
@@ -112,7 +114,7 @@ class HeldSnapshot:
 
         Raises:
             EditorFailed: if the model can never say what an edit asks for, or the numbers cannot be used.
-            UnknownRecord: if an edit is to leave that has no rows.
+            UnknownRecord: if an edit is to leave that has no rows, or the candidate is a part of an unknown one.
         """
         editing = self._editing()
         scorer = editing.scorer
@@ -122,6 +124,10 @@ class HeldSnapshot:
             remade=encodable(self.model, candidate.remade),
             retained=askable(self.model, candidate.retained),
         )
+        if candidate.snapshot_id != self.tried_for:  # what refused batches leave would pile up
+            self.tried.clear()
+            editing.ledger.forget_trials()
+            self.tried_for = candidate.snapshot_id
         tell("reading the edits")
         edited = {bare_name(name) for name in candidate.edited_names}
         with _unchanged(self.weights):
@@ -211,7 +217,7 @@ class HeldSnapshot:
         candidate's: so a ledger of many edits is read from few files.
 
         Raises:
-            UnknownRecord: if no such candidate was made since the last load.
+            UnknownRecord: if no such candidate was tried for the snapshot that is being made.
         """
         editing, result = self._editing(), self._tried(candidate_id)
         self.weights.apply(result.delta)

@@ -148,6 +148,20 @@ def test_trials_of_one_batch_share_the_sums_that_are_equal(sums: list[int]) -> N
     assert len(sums) == num_made
 
 
+def test_sums_of_trials_that_came_to_nothing_are_let_go() -> None:
+    """Each takes as much of the disk as a matrix, and refused removals may follow each other for long."""
+    ledger = empty()
+    for number in range(40):
+        ledger.commit(batch(number))
+    ledger.without().factor(NAME)
+    closed = dict(ledger._rows._sums)
+    for edit_id in ("1-3", "20-5", "30-1"):
+        ledger.without([edit_id]).factor(NAME)
+    assert len(ledger._rows._sums) == len(closed) + 3
+    ledger.forget_trials()
+    assert ledger._rows._sums.keys() == closed.keys()
+
+
 def test_rows_that_come_in_are_added_and_no_sum_is_made_again(sums: list[int]) -> None:
     ledger = empty()
     for number in range(200):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput
+from pipeline.domain.errors import EditorFailed, IntegrityBroken, InvalidInput, UnknownRecord
 from pipeline.domain.rank_api import Candidate, EditorSettings, FileRef, LedgerRows, Rekeying
 from tests.support.factories import make_edit, make_measurements
 from tests.support.ledger_parts import edits_of, make_rig
@@ -66,7 +66,11 @@ def held(scorer: Scorer) -> HeldSnapshot:
     editing = SimpleNamespace(
         scorer=scorer,
         editor=SimpleNamespace(edit=lambda job: result),
-        ledger=SimpleNamespace(commit=lambda rows, removed_ids: None, strength=EditorSettings().prior_strength),
+        ledger=SimpleNamespace(
+            commit=lambda rows, removed_ids: None,
+            forget_trials=lambda: None,
+            strength=EditorSettings().prior_strength,
+        ),
         guards=SimpleNamespace(of=lambda added, edited: {}),
         others=SimpleNamespace(of=lambda added, **known: {}),
     )
@@ -75,7 +79,7 @@ def held(scorer: Scorer) -> HeldSnapshot:
 
 
 def candidate(name: str) -> Candidate:
-    return Candidate(candidate_id=name, snapshot_id=name, added=(), removed_ids=(), retained=())
+    return Candidate(candidate_id=name, snapshot_id="next", added=(), removed_ids=(), retained=())
 
 
 def kept(snapshot: HeldSnapshot, name: str) -> None:
@@ -98,6 +102,18 @@ def test_figures_that_were_refused_never_become_the_parents() -> None:
         snapshot.try_edits(candidate("second"))
     kept(snapshot, "first")
     assert scorer.became == ["unknown"]
+
+
+def test_candidates_of_a_batch_that_came_to_nothing_are_forgotten() -> None:
+    """What is kept of each is as large as its edits are many, and refused batches may follow each other for long."""
+    snapshot = held(Scorer(0.1, 0.1, 0.1))
+    snapshot.try_edits(candidate("first"))
+    snapshot.try_edits(candidate("second"))
+    snapshot.try_edits(replace(candidate("third"), snapshot_id="another"))
+    assert list(snapshot.tried) == ["third"]
+    with pytest.raises(UnknownRecord, match="first"):
+        kept(snapshot, "first")
+    kept(snapshot, "third")
 
 
 def test_the_editor_gets_the_guards_that_are_chosen_without_the_names_that_were_edited() -> None:
