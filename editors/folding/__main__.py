@@ -61,15 +61,20 @@ class Asked:
     @property
     def digest(self) -> str:
         """SHA-256 of all that the new base follows from."""
-        requests = [edit.request.payload_digest for edit in self.edits]
         ledger = self.plan.ledger
-        files = (
-            [ledger.prior.digest, ledger.reference.digest, *(rows.file.digest for rows in ledger.rows)]
-            if ledger
-            else []
+        assert ledger is not None, "expected a plan to edit by"
+        return sha256_json(
+            {
+                "base": self.plan.base.digest,
+                "edits": [edit.request.payload_digest for edit in self.edits],
+                "rows": [[rows.file.digest, *rows.edit_ids] for rows in ledger.rows],
+                "files": [ledger.prior.digest, ledger.reference.digest],
+                "editor": asdict(self.plan.editor),
+                "prior_strength": ledger.prior_strength,
+                "settings": self.settings,
+                "lines": self.lines,
+            }
         )
-        names = list(self.plan.editor.inner_params)
-        return sha256_json([self.plan.base.digest, requests, files, names, self.settings, self.lines])
 
     @property
     def lines(self) -> list[str]:

@@ -22,7 +22,7 @@ from editors.measure.questions import (
     PromptMeasurement,
 )
 from editors.measure.reference import own_answers
-from editors.measure.rounds import AT_ONCE, Talk, answered
+from editors.measure.rounds import Talk, answered
 from editors.measure.scoring import Change, Score, compared, readings, scores
 from editors.models.families import EditableModel, Pair
 from editors.models.tokens import Encoded
@@ -85,8 +85,7 @@ class EditMeasurer:
         new = [edit for edit in edits if edit.edit_id not in self._base]
         for part in _parts(new, PREPARED_AT_ONCE):
             probes = [probe for edit in part for probe in edit.request.locality]
-            most = AT_ONCE * self._model.times_more
-            sequences = [answer for some in _parts(probes, most) for answer in own_answers(self._model, some)]
+            sequences = own_answers(self._model, probes)
             pairs = iter(zip(sequences, readings(self._model, self._prefixes.prepare(sequences)), strict=True))
             self._base |= {edit.edit_id: tuple(next(pairs) for _ in edit.request.locality) for edit in part}
 

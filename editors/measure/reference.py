@@ -17,6 +17,7 @@ import torch
 
 from editors.measure.losses import Reading
 from editors.measure.quality import Figure, QualityProbe, prepared_quality, quality_probes
+from editors.measure.rounds import AT_ONCE
 from editors.measure.scoring import Score, prepare, readings, scores
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
@@ -138,8 +139,14 @@ def build_reference(model: EditableModel, suite: Sequence[SuiteProbe], text: str
 def own_answers(model: EditableModel, probes: Sequence[Probe]) -> list[Encoded]:
     """Return each probe with the model's own greedy continuation: as long as the given answer, else 8 tokens.
 
-    Where the model ends at once, its answer is the token that ends it.
+    Where the model ends at once, its answer is the token that ends it. So many are continued together as have room.
     """
+    most = AT_ONCE * model.times_more
+    parts = (probes[start : start + most] for start in range(0, len(probes), most))
+    return [answer for part in parts for answer in _own_answers_together(model, part)]
+
+
+def _own_answers_together(model: EditableModel, probes: Sequence[Probe]) -> list[Encoded]:
     prompts = [model.encode_prompt(probe.prompt) for probe in probes]
     lengths = [
         len(model.encode_pair(probe.prompt, probe.target).target_ids) if probe.target else ANSWER_TOKENS

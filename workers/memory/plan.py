@@ -226,15 +226,17 @@ class _Planner:
     def _whole_shifts(self) -> MemoryLine:
         """Accumulators of all ranks: fp64 on the host while edits leave, fp32 where partitions are when they are kept.
 
-        No forward runs meanwhile: where one has room, only what these take beyond it counts.
+        No forward runs meanwhile: where one has room, only what these take beyond it counts. Where ranks share a model,
+        its whole shift lies beside the weights while the base is asked, and forwards run then.
         """
         sizes = [_size(param) for param in self._shapes.inner]
-        host, device = sum(sizes) * FP64, max(sizes) * FP64
+        host, device, negative = sum(sizes) * FP64, max(sizes) * FP64, 0
         if self._num_ranks > 1:
             device = max((sum(sizes) + max(sizes)) * FP32, 2 * max(sizes) * FP64)
+            negative = sum(sizes) * FP32
         if self.is_offloaded and self._has_accelerator:
             return self._line(WHOLE_SHIFTS, host=host + device)
-        return self._line(WHOLE_SHIFTS, device=max(device - self._forward_bytes(), 0), host=host)
+        return self._line(WHOLE_SHIFTS, device=max(device - self._forward_bytes(), negative), host=host)
 
     def _forward_bytes(self) -> int:
         return self._gathered_bytes() + self._activation_bytes() + self._logits_bytes()
