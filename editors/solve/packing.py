@@ -65,6 +65,11 @@ class Packed:
         """T and W."""
         return len(self.codes), self.width
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows take."""
+        return int(self.codes.nbytes + self.scales.nbytes)
+
     def __len__(self) -> int:
         return len(self.codes)
 

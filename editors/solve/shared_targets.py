@@ -83,6 +83,12 @@ class SharedTargets:
         """T and O."""
         return len(self.held_TO), self.held_TO.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the targets take."""
+        parts = (self.held_TO, self.scale_T, self.asked_HO, self.shift_T, self.root_T)
+        return sum(part.nbytes for part in parts)
+
     def __len__(self) -> int:
         return len(self.held_TO)
 
