@@ -25,6 +25,8 @@ from workers.serving.version_files import SnapshotFiles, VersionFiles
 log = logging.getLogger(__name__)
 FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=1), timedelta(minutes=5)
 """A version that was refused is tried again, after waits that double from the first to the second."""
+TOUCHED_EVERY = timedelta(hours=1)
+"""How often the files of what is loaded are noted as being in use."""
 UNUSABLE = (CorrigendaError, OSError, ValueError, KeyError, RuntimeError)
 """What a version raises that cannot be loaded: torch and JSON have errors of their own."""
 
@@ -91,12 +93,15 @@ class Follower:
         self._alias, self._versions, self._sealed = alias, versions, sealed
         self._files, self._bases, self._thread = files, bases, thread
         self._read_at: float | None = None
+        self._touched_at = time.monotonic()
         self._behind_since: float | None = None
         self._refused: _Refused | None = None
 
     def poll(self) -> None:
         """Look at the alias once, and follow it. Never raises: what goes wrong is said in `fault`."""
         self._leave_what_was_withdrawn()
+        if time.monotonic() - self._touched_at >= TOUCHED_EVERY.total_seconds():
+            self._touch_files()
         try:
             live = self._versions.live(self.lineage, self._alias)
         except CorrigendaError as error:
@@ -143,6 +148,7 @@ class Follower:
             self._refuse(live, error)
             return
         self._files.remember(live, expected)
+        self._files.prune()
         self.fault = self._refused = self._behind_since = None
 
     def _refuse(self, live: FollowedVersion, error: Exception) -> None:
@@ -191,7 +197,12 @@ class Follower:
         log.info(
             "%s: snapshot %s is served, version %s in MLflow", self.lineage, served.files.seq, served.version.version
         )
-        self._files.prune(one.files for one in (self.serving, self.previous) if one is not None)
+        self._touch_files()
+
+    def _touch_files(self) -> None:
+        """Note that the files of what is loaded are in use."""
+        self._files.touch(one.files for one in (self.serving, self.previous) if one is not None)
+        self._touched_at = time.monotonic()
 
     def _leave_what_was_withdrawn(self) -> None:
         """Go back to the version before, or to none, if what is served is not approved any more."""

@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -81,7 +82,7 @@ class VersionFiles:
         if any("file" in named and not self._is_here(named) for named in manifest["deltas"]):
             self._take_in(version.source, package_digest)
         accumulator = manifest["accumulator"]
-        return SnapshotFiles(
+        files = SnapshotFiles(
             snapshot_id=str(manifest["snapshot_id"]),
             seq=int(manifest["seq"]),
             digest=str(manifest["digest"]),
@@ -90,6 +91,8 @@ class VersionFiles:
             accumulator=self._file(accumulator) if accumulator else None,
             deltas=tuple(self._file(named) for named in manifest["deltas"]),
         )
+        self.touch([files])
+        return files
 
     def remember(self, version: FollowedVersion, package_digest: str) -> None:
         """Note down what is served now, for a start while the registry is away."""
@@ -104,15 +107,20 @@ class VersionFiles:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def prune(self, used: Iterable[SnapshotFiles]) -> None:
-        """Delete files that nobody has used for a week."""
+    def touch(self, used: Iterable[SnapshotFiles]) -> None:
+        """Note that files are in use; to be called more often than `KEPT`, as others who share the folder prune it."""
         for files in used:
             for file in (*files.deltas, *((files.accumulator,) if files.accumulator else ())):
-                os.utime(file.path)
+                with suppress(OSError):
+                    os.utime(file.path)
+
+    def prune(self) -> None:
+        """Delete files that nobody has used for a week."""
         oldest = time.time() - KEPT.total_seconds()
         for path in (self._folder / "files").glob("*"):
-            if path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
     def _manifest(self, package_digest: str) -> dict[str, Any]:
         """Return a manifest that was kept, checked by the lines that the version's digest is made of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from pipeline.domain.errors import Unavailable
 from pipeline.services.registry.registry_ports import RegistryEntry
 from tests.support.served import STEM, FolderRegistry, TinyHistory, chatting_base, following, said_by
+from workers.serving import following as following_module
 from workers.serving.following import Follower, require_live
+from workers.serving.version_files import VersionFiles
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +197,37 @@ def test_files_that_nobody_uses_go_after_a_week(
         registry.aliases["facts"] = registry.add(entries[1])
         follower.poll()
         assert {path.stem for path in unused.parent.iterdir()} == {file.digest for file in entries[1].plan.deltas}
+
+
+def test_files_of_a_lineage_that_is_served_unchanged_for_a_week_stay_while_another_one_swaps(
+    entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.aliases["facts"] = registry.add(entries[0])
+    folder = tmp_path / "cache" / "files"
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        follower.poll()
+        for path in folder.iterdir():
+            os.utime(path, (1, 1))
+        monkeypatch.setattr(following_module, "TOUCHED_EVERY", timedelta(0))
+        follower.poll()
+        VersionFiles(tmp_path / "cache", registry.fetch).prune()
+        assert {path.stem for path in folder.iterdir()} == {file.digest for file in entries[0].plan.deltas}
+
+
+def test_a_file_that_is_gone_is_no_fault_of_the_version_that_goes_live_next(
+    entries: list[RegistryEntry], registry: FolderRegistry, tmp_path: Path
+) -> None:
+    """What is loaded answers from memory; its files are only for the next start."""
+    registry.aliases["facts"] = registry.add(entries[0])
+    with following(registry, "facts", tmp_path / "cache") as follower:
+        follower.poll()
+        for path in (tmp_path / "cache" / "files").iterdir():
+            path.unlink()
+        registry.aliases["facts"] = registry.add(entries[1])
+        follower.poll()
+        assert follower.fault is None
+        assert said(follower) == said_by(entries[1].plan)
+    registry.is_away = True
+    with following(registry, "facts", tmp_path / "cache") as again:
+        again.poll()
+        assert said(again) == said_by(entries[1].plan), "it was noted as what is served"
