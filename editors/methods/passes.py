@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from editors.mend.transform import MendTransform
+from editors.mend.transform import MARGIN, MendTransform
 from editors.methods.base import EditJob
 from editors.methods.batch_update import BatchUpdate, Factor, Factors
 from editors.methods.edit_reading import Group, Reader, Rows, Sequences, read_keys_of
@@ -46,8 +46,6 @@ Watch = Callable[[str, Tensor, Tensor, Tensor, Tensor], None]
 and the probability of its target (H): all that a transform makes shifts of."""
 Candidate = Callable[[BatchUpdate], Mapping[str, Addition]]
 """Returns what layers add to their outputs, by inner parameter, once a batch has asked for what it has."""
-MARGIN = 0.1
-"""How far beyond the stop probability frames are aimed when their gradients are weighed against each other."""
 
 
 def run_passes(

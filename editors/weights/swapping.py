@@ -1,11 +1,12 @@
 """Several snapshots of one base in one process: the base is held once, and of each snapshot only its edited weights.
 
     base = SwappableBase.load(spec)
-    edited = base.edited(plan)       # in any thread; reads files and checks their digests
-    base.use(edited)                 # in the one thread that runs the model, between two forwards
+    edited = base.edited(digest=digest, inner_param_names=names, accumulator=None, deltas=files)
+    base.use(edited)
 
-To change from one snapshot to another, each edited layer is given another tensor. Nothing is copied, so it costs
-microseconds, and what runs on an older snapshot goes on with it.
+`edited` runs in any thread: it reads files and checks their digests. `use` runs in the one thread that runs the model,
+between two forwards: each edited layer is given another tensor. Nothing is copied, so it costs microseconds, and what
+runs on an older snapshot goes on with it.
 
 Legend: I in_features, O out_features.
 """
@@ -37,11 +38,6 @@ class EditedWeights:
     """Digest of the snapshot; the base's own for the base."""
     weights: Mapping[str, Tensor]
     """Inner parameter -> its weight; those that are not named are the base's."""
-
-    @property
-    def num_bytes(self) -> int:
-        """The memory that the snapshot takes beside the base."""
-        return sum(weight.numel() * weight.element_size() for weight in self.weights.values())
 
 
 class SwappableBase:

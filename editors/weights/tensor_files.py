@@ -61,12 +61,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Parts], facts: Mapping[str, 
         for data in (len(text).to_bytes(ALIGNMENT, "little"), text):
             file.write(data)
             sha256.update(data)
-        for name in names:
-            for part in parts[name]:
-                # Bytes are all alike to numpy, which has no bfloat16.
-                data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                file.write(data)
-                sha256.update(data)
+        for part in (part for name in names for part in parts[name]):
+            # Bytes are all alike to numpy, which has no bfloat16.
+            data_of = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            file.write(data_of)
+            sha256.update(data_of)
     return sha256.hexdigest()
 
 

@@ -34,8 +34,7 @@ from editors.weights.loading import UNREADABLE
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import BaseSpec
 from workers.lifetime import RENDEZVOUS
-
-DEFAULT_CONFIG = Path(__file__).parents[2] / "infra" / "deepspeed" / "zero3.json"
+from workers.memory.plan import DEFAULT_CONFIG
 
 M_MMAP_THRESHOLD = -3
 """Parameter of `mallopt` in the GNU C library (malloc.h)."""

@@ -1,6 +1,6 @@
 """What comes out of the thread that runs models, brought to the event loop of the server.
 
-    async with Reply.of(thread, snapshot, prompts, sampling) as reply:
+    async with Reply(thread, snapshot, prompts, sampling) as reply:
         async for piece in reply: ...
 
 Leaving the block early, as when the client has gone, ends the work.

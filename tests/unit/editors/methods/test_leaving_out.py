@@ -18,8 +18,9 @@ from tests.support.ledger_parts import SETTINGS, Rig, edits_of, make_rig, whole_
 from tests.support.scored import score_pairs
 
 TOLERANCE = 1e-2
-"""Relative distance of weights that came about in other ways. Shared rows keep what was asked in fp16, and what leaves
-by them is off by that: measured 8e-3 at most, for a revert too; 3e-6 for rows that are not shared."""
+"""Relative distance of weights that came about in other ways. Shared rows keep in fp16 what the weights before them
+gave at answer tokens, and what leaves by them is off by that: measured 8e-3 at most, for a revert too; 3e-6 for rows
+that are not shared."""
 
 
 def shifts(rig: Rig) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from editors.methods.recursive import RecursiveEditor
 from editors.models.families import EditableModel
 from editors.models.hooks import Addition
 from pipeline.domain.rank_api import EditorSettings
+from tests.support.factories import make_edit
 from tests.support.framed_parts import edited, framed_edits, framed_job, framed_rig, framed_settings
 from tests.support.ledger_parts import Rig, whole_shift
 
@@ -87,11 +88,12 @@ def test_no_group_is_asked_more_often_than_the_settings_say(
 def test_an_edit_is_left_alone_once_all_its_frames_are_probable_while_others_are_asked_on(
     rig: Rig, readings: list[tuple[Sequences, list[int], dict[int, float], bool]]
 ) -> None:
-    settings = only_subjects(rig, num_passes=30, stop_probability=0.3)
-    RecursiveEditor(settings).edit(framed_job(rig, framed_edits()[:2]))
+    settings = only_subjects(rig, num_passes=30, stop_probability=0.01)
+    quick = make_edit("quick", prompt="the river in France is", subject="France", target_new="queen")
+    RecursiveEditor(settings).edit(framed_job(rig, [framed_edits()[0], quick]))
     known: dict[int, float] = {}
     gone: set[int] = set()
-    for sequences, chosen, least, _ in readings:
+    for number, (sequences, chosen, least, _) in enumerate(readings, start=1):
         asked = {sequences.edit_S[place] for place in chosen}
         assert not asked & gone
         known |= least
@@ -100,9 +102,10 @@ def test_an_edit_is_left_alone_once_all_its_frames_are_probable_while_others_are
             for edit, of_edit in enumerate(sequences.asked_of)
             if min(known.get(place, 0.0) for place in of_edit) >= settings.stop_probability
         }
-        assert asked - gone or not gone or len(readings) == 1
+        assert asked - gone or number == len(readings), "once all are left alone, nobody is asked"
     sizes = [len({sequences.edit_S[place] for place in chosen}) for sequences, chosen, _, _ in readings]
     assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 1, "one was left alone while the other was asked on"
 
 
 def test_an_edit_whose_frames_are_all_probable_asks_nothing_and_has_its_rows(rig: Rig) -> None:

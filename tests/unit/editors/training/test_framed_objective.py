@@ -250,7 +250,9 @@ def test_forwards_in_bfloat16_give_nearly_the_same_losses_against_the_same_answe
         objective, transform = objective_of(model, prior, examples, share_edited=0.0, forward_dtype=dtype)
         losses = episode(objective)
         losses.total.backward()
-        assert all(one.grad is None or bool(torch.isfinite(one.grad).all()) for one in transform.parameters())
+        gradients = [one.grad for one in transform.parameters() if one.grad is not None]
+        assert any(bool(one.any()) for one in gradients)
+        assert all(bool(torch.isfinite(one).all()) for one in gradients)
         found.append(losses.parts)
     assert found[1] != found[0]
     assert found[1]["edit_nll"] == pytest.approx(found[0]["edit_nll"], rel=0.1)

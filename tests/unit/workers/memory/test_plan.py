@@ -32,8 +32,7 @@ from tests.support.tiny_editors import tiny_editor
 from tests.support.tiny_families import ARCHITECTURES, pairs_of, tiny_module
 from tests.support.tiny_lineage import edits
 from tests.support.tiny_models import save_tiny_gpt2, save_tiny_llama
-from workers.memory.plan import EDIT, EDIT_IN_PARAM, MADE_TOGETHER, MemoryPlan, Work, main, plan_memory
-from workers.rank.sharded_model import DEFAULT_CONFIG
+from workers.memory.plan import DEFAULT_CONFIG, EDIT, EDIT_IN_PARAM, MADE_TOGETHER, MemoryPlan, Work, main, plan_memory
 
 INFRA = Path(__file__).parents[4] / "infra"
 OFFLOAD = INFRA / "deepspeed" / "zero3-offload.json"
