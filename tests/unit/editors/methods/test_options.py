@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,12 @@ import pytest
 from editors.evaluation.arguments import parser as evaluation_parser
 from editors.evaluation.arguments import settings_given
 from editors.methods.options import natural, positive
-from editors.training.arguments import USED, parsed, use_settings
+from editors.training.arguments import OBJECTIVES, SEED, USED, parsed, use_settings
+from editors.training.arguments import RANGES as OBJECTIVE_RANGES
 from editors.training.arguments import parser as training_parser
-from pipeline.domain.rank_api import EditorSettings
+from pipeline.domain.errors import Misconfigured
+from pipeline.domain.formats.ranges import require_within
+from pipeline.domain.rank_api import RANGES, EditorSettings
 
 EVALUATE = ["--data", "edits.jsonl", "--edits", "2", "--model", "base"]
 TRAIN = ["--data", "edits.jsonl", "--out", "run", "--model", "base"]
@@ -44,8 +50,83 @@ def test_what_is_left_out_is_the_editors_in_an_evaluation_and_the_default_in_a_t
 
 
 @pytest.mark.parametrize(("read", "least"), [(natural, 0), (positive, 1)])
-def test_a_number_that_is_too_small_is_refused(read: object, least: int) -> None:
-    assert callable(read)
+def test_a_number_that_is_too_small_is_refused(read: Callable[[str], int], least: int) -> None:
     assert read(str(least)) == least
-    with pytest.raises(ValueError, match=str(least - 1)):
+    with pytest.raises(ArgumentTypeError, match=f"a whole number from {least} to .*, got '{least - 1}'"):
         read(str(least - 1))
+
+
+WRONG = {
+    **dict.fromkeys(("--prior-strength", "--stop-probability"), ("nan", "-1", "0", "inf")),
+    **dict.fromkeys(("--ridge", "--damping", "--change-bound"), ("nan", "-1", "inf")),
+    "--step": ("nan", "inf", "1e30", "-1"),
+    "--num-passes": ("0", "-1"),
+    **dict.fromkeys(("--trained-passes", "--rephrase-rows", "--frames-per-pass", "--num-guards"), ("-1", "1.5")),
+}
+"""Flag that evaluation and training, or evaluation alone, take -> values that nothing can be edited with."""
+WRONG_IN_TRAINING = {
+    **dict.fromkeys(("--c-edit", "--c-loc", "--c-text", "--c-norm", "--c-earlier"), ("-1", "nan", "inf")),
+    **dict.fromkeys(("--lr", "--rate-lr", "--share-edited"), ("-1", "nan", "inf", "1e300")),
+    **dict.fromkeys(("--max-norm", "--minutes"), ("-1", "0", "nan", "inf")),
+    **dict.fromkeys(("--boost", "--first-step"), ("-1", "0", "nan")),
+    **dict.fromkeys(("--edits-per-step", "--stream-steps", "--num-calibration"), ("0", "-1")),
+    **dict.fromkeys(("--num-views", "--num-earlier", "--num-text", "--cache-bytes", "--disk-bytes"), ("-1", "x")),
+    "--max-text-kl": ("-1", "nan"),
+    **dict.fromkeys(("--seed", "--limit", "--steps"), ("99999999999999999999999",)),
+    **dict.fromkeys(("--threads", "--rank"), ("0", "100000")),
+}
+"""Flag that training takes alone -> values that nothing can be trained with."""
+
+
+@pytest.mark.parametrize("flag", [*WRONG, *WRONG_IN_TRAINING])
+def test_a_number_out_of_its_range_is_refused_by_its_flag_and_what_was_expected(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, parser in ((EVALUATE, evaluation_parser()), (TRAIN, training_parser())):
+        if (words is EVALUATE and flag in WRONG_IN_TRAINING) or (words is TRAIN and flag == "--change-bound"):
+            continue
+        for value in {**WRONG, **WRONG_IN_TRAINING}[flag]:
+            with pytest.raises(SystemExit):
+                parser.parse_args([*words, flag, value])
+            said = " ".join(capsys.readouterr().err.split())
+            assert re.search(rf"argument {flag}\S*: expected a [a-z ]*number .*, got '{value}'$", said), said
+
+
+def test_every_number_of_an_editor_and_of_an_objective_has_a_range() -> None:
+    constants = [field for kind in (EditorSettings, *OBJECTIVES.values()) for field in fields(kind)]
+    numbers = {field.name for field in constants if type(field.default) in (int, float)}
+    assert numbers == {*RANGES, *OBJECTIVE_RANGES, "seed"}
+    within = {**RANGES, **OBJECTIVE_RANGES, "seed": SEED}
+    for kind in (EditorSettings, *OBJECTIVES.values()):
+        usual = kind()
+        require_within(
+            usual, {name: within[name] for name in asdict(usual).keys() & within.keys()}, "one that is usual"
+        )
+
+
+PUBLISHED = ["--task", "causal", "--solver", "mend"]
+ONE_ROW = ["--task", "causal", "--frames-per-pass", "0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([*PUBLISHED, "--subject-param", "b"], "constants of the solver mend, got --subject-param"),
+        ([*PUBLISHED, "--num-guards", "0"], "constants of the solver mend, got --num-guards"),
+        ([*PUBLISHED, "--prior-strength", "5"], "constants of the solver mend, got --prior-strength"),
+        ([*PUBLISHED, "--prior-text", "p.txt"], "constants of the solver mend, got --prior-text"),
+        ([*PUBLISHED, "--prepared", "new.gz"], "--prepared for an editor with frames only, got one without"),
+        ([*ONE_ROW, "--prepared", "new.gz"], "--prepared for an editor with frames only, got one without"),
+        (["--task", "foo", "--stream-steps", "2"], "task causal, seq2seq, classifier, got 'foo'"),
+    ],
+)
+def test_an_option_that_would_be_of_no_effect_is_refused(words: list[str], complaint: str) -> None:
+    with pytest.raises(Misconfigured, match=complaint):
+        parsed([*TRAIN, *words])
+
+
+def test_examples_are_not_made_for_a_file_that_could_not_be_written(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere" / "x", tmp_path, ""):
+        with pytest.raises(Misconfigured, match="expected a file, .*, for --prepared; got"):
+            parsed([*TRAIN, "--task", "causal", "--prepared", str(path)])
+    assert parsed([*TRAIN, "--task", "causal", "--prepared", str(tmp_path / "x")]).prepared == tmp_path / "x"
