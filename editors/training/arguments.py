@@ -22,6 +22,7 @@ from editors.methods.options import (
     number,
     positive,
 )
+from editors.methods.select import require_inner
 from editors.models.declared_task import declared_task
 from editors.models.digest import base_digest
 from editors.models.families import family_of
@@ -170,6 +171,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     # MEND as published is not solved, and its edits have no subject.
     of_solve = () if given.solver == "recursive" else (*USED, "subject_params", "prior_text")
     wrong = [name for name in of_solve if getattr(given, name) not in (None, [])]
+    if given.inner_params:
+        require_inner(given.subject_params, given.inner_params)
     _fill(given)
     objective = objective_of(given)
     known = {field.name for field in fields(OBJECTIVES[objective])}

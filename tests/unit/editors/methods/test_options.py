@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from editors.evaluation.arguments import parser as evaluation_parser
 from editors.evaluation.arguments import settings_given
 from editors.methods.options import natural, positive
+from editors.methods.select import resolved
 from editors.training.arguments import OBJECTIVES, SEED, USED, parsed, use_settings
 from editors.training.arguments import RANGES as OBJECTIVE_RANGES
 from editors.training.arguments import parser as training_parser
+from editors.training.setup import set_up
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.formats.ranges import require_within
 from pipeline.domain.rank_api import RANGES, EditorSettings
@@ -117,6 +122,10 @@ ONE_ROW = ["--task", "causal", "--frames-per-pass", "0"]
         ([*PUBLISHED, "--prior-text", "p.txt"], "constants of the solver mend, got --prior-text"),
         ([*PUBLISHED, "--prepared", "new.gz"], "--prepared for an editor with frames only, got one without"),
         ([*ONE_ROW, "--prepared", "new.gz"], "--prepared for an editor with frames only, got one without"),
+        (
+            ["--task", "causal", "--inner-param", "a", "--subject-param", "b"],
+            "--subject-param among the weights to edit, a; got 'b'",
+        ),
         (["--task", "foo", "--stream-steps", "2"], "task causal, seq2seq, classifier, got 'foo'"),
     ],
 )
@@ -125,8 +134,26 @@ def test_an_option_that_would_be_of_no_effect_is_refused(words: list[str], compl
         parsed([*TRAIN, *words])
 
 
+def test_weights_with_rows_of_subjects_that_are_named_stay_and_have_to_be_edited() -> None:
+    model: Any = SimpleNamespace(inner_param_names=("a", "b"))
+    for inner in ((), ("a", "b")):
+        found = resolved(EditorSettings(inner_params=inner, subject_params=("b",)), model)
+        assert (found.inner_params, found.subject_params) == (("a", "b"), ("b",))
+        with pytest.raises(Misconfigured, match="--subject-param among the weights to edit, a, b; got 'c'"):
+            resolved(EditorSettings(inner_params=inner, subject_params=("b", "c")), model)
+
+
+def test_a_new_relation_that_no_edit_has_is_refused_before_the_base_is_loaded(tmp_path: Path) -> None:
+    line = {"prompt": "A is", "target_new": "b", "subject": "A", "rephrases": ["so A is"], "relation": "known"}
+    (tmp_path / "edits.jsonl").write_text(json.dumps(line))
+    data = ["--data", str(tmp_path / "edits.jsonl"), "--out", "run", "--model", "nowhere", "--task", "causal"]
+    given = parsed([*data, "--new-relation", "known", "--new-relation", "other"])
+    with pytest.raises(Misconfigured, match="--new-relation to name the relation of an edit, got 'other'"):
+        set_up(given, {}, print)
+
+
 def test_examples_are_not_made_for_a_file_that_could_not_be_written(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere" / "x", tmp_path, ""):
-        with pytest.raises(Misconfigured, match="expected a file, .*, for --prepared; got"):
+        with pytest.raises(Misconfigured, match=r"expected a file, .*, for --prepared; got"):
             parsed([*TRAIN, "--task", "causal", "--prepared", str(path)])
     assert parsed([*TRAIN, "--task", "causal", "--prepared", str(tmp_path / "x")]).prepared == tmp_path / "x"
