@@ -190,7 +190,7 @@ def _card(paths: Mapping[str, Path], files: Mapping[str, bytes]) -> EditorCard:
         card, digest = EditorCard.from_json(document), document["tensors"]
     except CorrigendaError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise IntegrityBroken(f"expected an editor's card in {paths[CARD]}, got something else: {error!r}") from error
     if (found := sha256_bytes(files[TENSORS])) != digest:
         raise IntegrityBroken(f"expected digest {digest} of {paths[TENSORS]}, as its card says, got {found}")

@@ -39,9 +39,7 @@ def add_base_options(parser: argparse.ArgumentParser, *, task: str | None) -> No
 
 def add_prior_option(parser: argparse.ArgumentParser, *, usual: str | None) -> None:
     """Add `--prior-text`, which is required where there is nothing that is usual."""
-    words = (
-        "lines, or edits (.json, .jsonl, or JSON in its first line), that the prior is of; several files count alike"
-    )
+    words = "lines, or edits (.json, .jsonl or JSON in line 1), that the prior is of; several files count alike"
     parser.add_argument(
         "--prior-text",
         type=Path,

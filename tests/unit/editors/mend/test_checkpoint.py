@@ -149,6 +149,7 @@ def change_the_tensors(content: bytes) -> Callable[[Path], None]:
         change_the_card(rest=float("nan")),
         change_the_tensors(b"no tensors"),
         lambda folder: (folder / CARD).write_text("{"),
+        lambda folder: (folder / CARD).write_text('{"format": ' + "[" * 100_000),
         lambda folder: (folder / CARD).write_text("[]"),
         lambda folder: (folder / CARD).unlink(),
         lambda folder: (folder / TENSORS).unlink(),
