@@ -37,7 +37,7 @@ from editors.solve.prior import Prior
 from editors.solve.rows import EditRows
 from editors.weights.deltas import WeightDelta, factors_of
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.formats.ranges import Range, require_within
+from pipeline.domain.formats.ranges import SEED, Range, require_within
 from pipeline.domain.rank_api import EditorSettings, tell
 
 MOMENTUM, SQUARES = 0.9, 0.99
@@ -87,6 +87,7 @@ FOLDING_RANGES = {
     **dict.fromkeys(("num_text", "num_guards"), Range(is_whole=True)),
     **dict.fromkeys(("learning_rate", "c_text", "c_guards", "eps"), Range()),
     "stop_at": Range(is_above=True, most=1),
+    "seed": SEED,
 }
 """Constant of a fold -> what it may be."""
 

@@ -32,7 +32,7 @@ from editors.training.mend_objective import MendObjectiveSettings
 from editors.training.solved_objective import SolvedSettings
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.formats.canonical import sha256_file
-from pipeline.domain.formats.ranges import MOST_WHOLE, Range
+from pipeline.domain.formats.ranges import SEED, Range
 
 ObjectiveSettings = FramedSettings | SolvedSettings | MendObjectiveSettings
 SOLVERS = ("recursive", "mend", "sum")
@@ -82,8 +82,6 @@ RANGES = {
     **dict.fromkeys(("cache_bytes", "disk_bytes"), Range(is_whole=True)),
 }
 """Number among the constants of objectives -> what it may be."""
-SEED = Range(least=-MOST_WHOLE, is_whole=True)
-"""What the seed may be."""
 MAX_RANK = 65_536
 """Largest rank: none is of use that is above the width of a pair."""
 THREADS_EACH = 8

@@ -61,6 +61,10 @@ class Range:
         return value
 
 
+SEED = Range(least=-MOST_WHOLE, is_whole=True)
+"""What a seed may be."""
+
+
 def require_within(record: object, ranges: Mapping[str, Range], whose: str) -> None:
     """Make sure that the fields of a record are in their ranges; one that is None is not asked.
 

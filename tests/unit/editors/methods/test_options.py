@@ -17,12 +17,12 @@ from editors.evaluation.arguments import parser as evaluation_parser
 from editors.evaluation.arguments import settings_given
 from editors.methods.options import natural, positive
 from editors.methods.select import resolved
-from editors.training.arguments import OBJECTIVES, SEED, USED, parsed, use_settings
+from editors.training.arguments import OBJECTIVES, USED, parsed, use_settings
 from editors.training.arguments import RANGES as OBJECTIVE_RANGES
 from editors.training.arguments import parser as training_parser
 from editors.training.setup import set_up
 from pipeline.domain.errors import Misconfigured
-from pipeline.domain.formats.ranges import require_within
+from pipeline.domain.formats.ranges import SEED, require_within
 from pipeline.domain.rank_api import RANGES, EditorSettings
 
 EVALUATE = ["--data", "edits.jsonl", "--edits", "2", "--model", "base"]

@@ -53,6 +53,7 @@ def objective_of(
     examples: Examples | None = None,
     share_edited: float = 0.0,
     batch: int = 4,
+    num_text: int = 2,
 ) -> tuple[Objective, MendTransform]:
     """An objective after its beginning, with a network that is away from its start."""
     statistics: Statistics = "token" if kind == SOLVED else "shape"
@@ -63,7 +64,7 @@ def objective_of(
     objective: Objective
     if kind == SOLVED:
         ledger = Ledger(prior, strength=100.0, ridge=1e-3)
-        settings = SolvedSettings(batch=batch, num_text=2, boost=5.0, share_edited=share_edited)
+        settings = SolvedSettings(batch=batch, num_text=num_text, boost=5.0, share_edited=share_edited)
         objective = SolvedObjective(
             model, model.inner, transform, examples, ledger, NaturalGradient(ledger.prior, 0.1), settings
         )
@@ -93,6 +94,14 @@ def test_a_state_that_lacks_a_tensor_is_refused(model: EditableModel, prior: Pri
     del state["log_rate_M"]
     with pytest.raises(IntegrityBroken, match="log_rate_M"):
         objective.restore(state)
+
+
+@pytest.mark.parametrize("num_text", [0, 2, 99])
+def test_no_text_is_asked_in_a_validation_where_none_is_wanted(
+    num_text: int, model: EditableModel, prior: Prior
+) -> None:
+    objective, _ = objective_of(SOLVED, model, prior, num_text=num_text)
+    assert ("text_unchanged" in objective.validate()) == bool(num_text)
 
 
 def test_edits_about_a_new_relation_are_validated_on_and_never_learnt_from(model: EditableModel) -> None:
