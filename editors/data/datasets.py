@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.domain.language.joining import joined
 from pipeline.domain.rank_api import SuiteProbe
 
 EDIT_FILES = (".json", ".jsonl")
-"""How the names of files of edits end, among the files that a prior is measured over."""
+"""How the names of files of edits end, among the files that a prior is measured over; others show it."""
 WRITTEN = (
     "prompt", "messages", "question", "subject", "aliases", "relation", "target_new", "target_true", "answer",
     "rephrases", "locality", "portability",
@@ -106,10 +107,10 @@ def _content(path: Path) -> bytes:
 def prior_lines(path: Path) -> list[str]:
     """Return the lines that a prior is measured over.
 
-    Of a text these are its lines that are not blank. Of a file of edits (.json, .jsonl) they are each edit's prompt and
-    its neighbours with their answers: nothing of what the edit changes.
+    Of a text these are its lines that are not blank. Of a file of edits they are each edit's prompt and its neighbours
+    with their answers: nothing of what the edit changes.
     """
-    if path.suffix not in EDIT_FILES:
+    if not _holds_edits(path):
         return [line for line in read_text(path).split("\n") if line.strip()]
     requests = [edit.request for edit in read_edits(path)]
     return [
@@ -121,8 +122,17 @@ def prior_lines(path: Path) -> list[str]:
 
 def prior_subjects(paths: Iterable[Path]) -> list[tuple[str, str]]:
     """Return the edits' prompts with the subjects that they name, from those files that are files of edits."""
-    edits = [edit for path in paths if path.suffix in EDIT_FILES for edit in read_edits(path)]
+    edits = [edit for path in paths if _holds_edits(path) for edit in read_edits(path)]
     return [(edit.request.prompt, edit.request.subject) for edit in edits if edit.request.subject]
+
+
+def _holds_edits(path: Path) -> bool:
+    """Return whether a file is one of edits: by its name, or by a first line that is a JSON object and so no text."""
+    if path.suffix in EDIT_FILES:
+        return True
+    with suppress(InvalidInput):
+        return any(True for _ in islice(json_lines(_content(path), path), 1))
+    return False
 
 
 def latest_of_each_fact(edits: list[Edit]) -> list[Edit]:

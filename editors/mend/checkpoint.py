@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 
 from editors.data.atomic_files import write_atomically
@@ -24,7 +25,7 @@ from editors.models.digest import names_base
 from editors.weights.tensor_files import tensor_bytes
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Misconfigured, WrongBase
 from pipeline.domain.formats.canonical import canonical_json, sha256_bytes, sha256_json
-from pipeline.domain.rank_api import TrainedFiles
+from pipeline.domain.rank_api import RANGES, TrainedFiles
 
 TENSORS, CARD = "editor.safetensors", "card.json"
 FORMAT = 1
@@ -189,21 +190,42 @@ def _card(paths: Mapping[str, Path], files: Mapping[str, bytes]) -> EditorCard:
         card, digest = EditorCard.from_json(document), document["tensors"]
     except CorrigendaError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise IntegrityBroken(f"expected an editor's card in {paths[CARD]}, got something else: {error!r}") from error
     if (found := sha256_bytes(files[TENSORS])) != digest:
         raise IntegrityBroken(f"expected digest {digest} of {paths[TENSORS]}, as its card says, got {found}")
+    if wrong := _contradiction(card):
+        raise IntegrityBroken(f"expected an editor's card in {paths[CARD]}, got one with {wrong}")
     return card
+
+
+def _contradiction(card: EditorCard) -> str:
+    """Return what of a card nothing can be edited by; empty where there is nothing."""
+    numbers = card.settings | {"stop_probability": card.stop_probability}
+    for name, value in numbers.items():
+        if name in RANGES and value not in RANGES[name]:
+            return f"{name} {value!r:.80} in place of {RANGES[name]}"
+    shaped, staged = {name for name, *_ in card.shapes}, {name for stage in card.stages for name in stage.inner_params}
+    # A later stage at the tokens of the answer may have weights that the gradient alone asks.
+    of_gradient = {name for stage in card.stages if stage.key_tokens == "answer" for name in stage.inner_params}
+    if others := (shaped - staged) | (staged - of_gradient - shaped):
+        return f"{min(others)} in its stages or in its shapes alone"
+    return ""
 
 
 def _transform(path: Path, card: EditorCard, tensors: bytes) -> MendTransform:
     shapes = {name: (width, height) for name, width, height in card.shapes}
-    transform = MendTransform(
-        shapes, rank=card.rank, statistics=card.statistics, stop_probability=card.stop_probability
-    )
     try:
-        transform.load_state_dict(tensors_of(tensors))
-    except RuntimeError as error:
+        known = tensors_of(tensors)
+        # Asked first, so that no memory is taken for a rank or a width that the file does not have.
+        of_layers = 4 * card.rank * sum(map(sum, set(shapes.values())))
+        if of_layers > sum(tensor.numel() for tensor in known.values()):
+            raise Misconfigured(f"too few for rank {card.rank} and the widths of its shapes")
+        transform = MendTransform(
+            shapes, rank=card.rank, statistics=card.statistics, stop_probability=card.stop_probability
+        )
+        transform.load_state_dict(known)
+    except (RuntimeError, SafetensorError, Misconfigured) as error:
         reason = " ".join(str(error).split())[:300]
         raise IntegrityBroken(f"expected the tensors of the card in {path}, got: {reason}") from error
     return transform.requires_grad_(False)

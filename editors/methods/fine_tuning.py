@@ -28,6 +28,7 @@ from editors.models.hooks import Branch, side_branch
 from editors.models.tokens import Encoded
 from editors.solve.rows import EditRows
 from editors.weights.deltas import WeightDelta, factors_of
+from pipeline.domain.formats.ranges import Range, require_within
 from pipeline.domain.rank_api import EditorSettings, tell
 
 
@@ -45,6 +46,23 @@ class FineTuning:
     """Probability of the least probable target token at which it stops."""
     bound: float | None = None
     """Largest change of any weight; None for as large as it gets."""
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be learnt by.
+
+        Raises:
+            Misconfigured: naming the first constant that is out of its range.
+        """
+        require_within(self, FINE_TUNING_RANGES, "fine-tuning")
+
+
+FINE_TUNING_RANGES = {
+    **dict.fromkeys(("learning_rate", "bound"), Range(most=1e9)),
+    "num_steps": Range(least=1, is_whole=True),
+    "minibatch": Range(is_whole=True),
+    "stop_at": Range(is_above=True, most=1),
+}
+"""Constant of fine-tuning -> what it may be."""
 
 
 class FineTuningEditor:

@@ -37,6 +37,7 @@ from editors.solve.prior import Prior
 from editors.solve.rows import EditRows
 from editors.weights.deltas import WeightDelta, factors_of
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.formats.ranges import SEED, Range, require_within
 from pipeline.domain.rank_api import EditorSettings, tell
 
 MOMENTUM, SQUARES = 0.9, 0.99
@@ -78,14 +79,17 @@ class Folding:
         Raises:
             Misconfigured: naming the first setting that is out of its range.
         """
-        least = {"num_rounds": 1, "batch": 1} | dict.fromkeys(
-            ("learning_rate", "num_text", "c_text", "num_guards", "c_guards", "eps"), 0
-        )
-        for name, bound in least.items():
-            if not bound <= getattr(self, name) < math.inf:
-                raise Misconfigured(f"expected {name} of a fold of at least {bound}, got {getattr(self, name)}")
-        if not 0 < self.stop_at <= 1:
-            raise Misconfigured(f"expected stop_at of a fold above 0 and at most 1, got {self.stop_at}")
+        require_within(self, FOLDING_RANGES, "a fold")
+
+
+FOLDING_RANGES = {
+    **dict.fromkeys(("num_rounds", "batch"), Range(least=1, is_whole=True)),
+    **dict.fromkeys(("num_text", "num_guards"), Range(is_whole=True)),
+    **dict.fromkeys(("learning_rate", "c_text", "c_guards", "eps"), Range()),
+    "stop_at": Range(is_above=True, most=1),
+    "seed": SEED,
+}
+"""Constant of a fold -> what it may be."""
 
 
 class FoldEditor:

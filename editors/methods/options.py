@@ -11,12 +11,14 @@ Importing this loads no torch.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.domain.rank_api import EditorSettings
+from pipeline.domain.errors import InvalidInput
+from pipeline.domain.formats.ranges import Range
+from pipeline.domain.rank_api import RANGES, EditorSettings
 
 FACTS = Path(__file__).resolve().parents[2] / "infra" / "local" / "facts"
 """Where the project's own plain texts are in a checkout."""
@@ -37,7 +39,7 @@ def add_base_options(parser: argparse.ArgumentParser, *, task: str | None) -> No
 
 def add_prior_option(parser: argparse.ArgumentParser, *, usual: str | None) -> None:
     """Add `--prior-text`, which is required where there is nothing that is usual."""
-    words = "lines, or edits, over which the prior is measured; several files count alike"
+    words = "lines, or edits (.json, .jsonl or JSON in line 1), that the prior is of; several files count alike"
     parser.add_argument(
         "--prior-text",
         type=Path,
@@ -61,9 +63,8 @@ FORMER = {"stop_probability": ("--rest",)}
 def add_setting_options(group: argparse._ActionsContainer, names: Iterable[str]) -> None:
     """Add a flag for each setting of an editor that is named; left out, it is None, which every program fills in."""
     for name in names:
-        usual = DEFAULTS[name]
-        words = f"see EditorSettings; {usual} there"
-        group.add_argument(flag(name), *FORMER.get(name, ()), dest=name, type=type(usual), help=words)
+        words = f"see EditorSettings; {DEFAULTS[name]} there"
+        group.add_argument(flag(name), *FORMER.get(name, ()), dest=name, type=number(RANGES[name]), help=words)
 
 
 def flag(name: str) -> str:
@@ -71,17 +72,19 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def natural(text: str) -> int:
-    """Read a number of 0 or more; ValueError for another."""
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
+def number(within: Range) -> Callable[[str], Any]:
+    """Return what reads a number of a range, as a `type` of argparse; another is refused by what was expected."""
+
+    def read(text: str) -> float:
+        try:
+            return within.read(text)
+        except InvalidInput as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
 
 
-def positive(text: str) -> int:
-    """Read a number of 1 or more; ValueError for another."""
-    value = natural(text)
-    if value == 0:
-        raise ValueError(text)
-    return value
+natural = number(Range(most=1_000_000_000, is_whole=True))
+"""Reads a number of things of which there may be none."""
+positive = number(Range(least=1, most=1_000_000_000, is_whole=True))
+"""Reads a number of things of which there has to be one."""

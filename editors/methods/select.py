@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -74,7 +75,25 @@ def lineage_settings(trained: TrainedEditor, *, task: str) -> EditorSettings:
 
 
 def resolved(settings: EditorSettings, model: EditableModel) -> EditorSettings:
-    """Return settings with the names of the inner parameters that the model was loaded with."""
+    """Return settings with the names of the inner parameters that the model was loaded with.
+
+    Raises:
+        Misconfigured: if they name a weight with rows of subjects that is not edited.
+    """
+    require_inner(settings.subject_params, settings.inner_params or model.inner_param_names)
     if settings.inner_params:
         return settings
-    return replace(settings, inner_params=model.inner_param_names, subject_params=default_subject_params(model.module))
+    subject = settings.subject_params or default_subject_params(model.module)
+    return replace(settings, inner_params=model.inner_param_names, subject_params=subject)
+
+
+def require_inner(subject_params: Iterable[str], inner_params: Collection[str]) -> None:
+    """Make sure that weights whose rows are subject tokens are edited.
+
+    Raises:
+        Misconfigured: naming the first that is not.
+    """
+    if others := [name for name in subject_params if name not in inner_params]:
+        raise Misconfigured(
+            f"expected --subject-param among the weights to edit, {', '.join(inner_params)}; got {others[0]!r:.200}"
+        )

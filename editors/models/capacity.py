@@ -8,6 +8,8 @@ fp32 stays fp32: nobody turns TF32 on, so figures differ from a CPU's by roundin
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
@@ -38,8 +40,10 @@ def found_device(name: str) -> torch.device:
     """Return the device of a name such as `cpu`, `cuda` or `cuda:1`.
 
     Raises:
-        Misconfigured: if it is no name of a device, or this machine has no such device.
+        Misconfigured: if it is no such name, or this machine has no such device.
     """
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise Misconfigured(f"expected a device that models run on, cpu, cuda or cuda:0, got {name!r:.80}")
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from editors.methods.options import (
     add_setting_options,
     add_weight_options,
     flag,
+    number,
     positive,
 )
+from editors.methods.select import require_inner
 from editors.models.declared_task import declared_task
 from editors.models.digest import base_digest
+from editors.models.families import family_of
 from editors.training.framed_objective import FramedSettings
 from editors.training.loop import LoopSettings
 from editors.training.mend_objective import MendObjectiveSettings
 from editors.training.solved_objective import SolvedSettings
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.formats.canonical import sha256_file
+from pipeline.domain.formats.ranges import SEED, Range
 
 ObjectiveSettings = FramedSettings | SolvedSettings | MendObjectiveSettings
 SOLVERS = ("recursive", "mend", "sum")
@@ -65,8 +70,22 @@ USED = (
     "num_guards",
 )
 """Fields of `EditorSettings` that the card of an editor for `recursive` fixes."""
-NAMED_OTHERWISE = {"batch": "edits_per_step", "network_lr": "lr"}
-"""Constant of an objective -> name of its flag, where that is another."""
+NAMED_OTHERWISE = {"batch": "edits_per_step", "network_lr": "lr", "subject_params": "subject_param"}
+"""Constant of an objective, or option -> name of its flag, where that is another."""
+COUNT, WEIGHT = Range(most=1_000_000, is_whole=True), Range(most=1e6)
+RANGES = {
+    **dict.fromkeys(("c_edit", "c_earlier", "c_loc", "c_text", "c_norm", "max_text_kl"), WEIGHT),
+    **dict.fromkeys(("network_lr", "rate_lr", "share_edited"), Range(most=1)),
+    **dict.fromkeys(("boost", "first_step"), Range(is_above=True, most=1e6)),
+    **dict.fromkeys(("batch", "stream_steps", "num_calibration"), replace(COUNT, least=1)),
+    **dict.fromkeys(("num_views", "num_earlier", "num_text"), COUNT),
+    **dict.fromkeys(("cache_bytes", "disk_bytes"), Range(is_whole=True)),
+}
+"""Number among the constants of objectives -> what it may be."""
+MAX_RANK = 65_536
+"""Largest rank: none is of use that is above the width of a pair."""
+THREADS_EACH = 8
+"""Most threads for each core: a run of a larger machine can go on to the same bytes, and torch does not break."""
 SHAPE = ("rank", "held_out", "limit", "dtype", "inner_params", "subject_params", "new_relations")
 """Options that a resume may not change, beside the settings of objective, loop and use."""
 
@@ -95,7 +114,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only-prepare", action="store_true", help="make the file of --prepared and end")
     made.add_argument("--device", help="where to train: cpu, cuda or cuda:0; cpu if left out, with --ranks their own")
     made.add_argument("--licence", default="", help="what the data's licences ask for; stands in the card")
-    made.add_argument("--threads", type=positive, help="of torch; another number gives other last bits")
+    threads = Range(least=1, most=THREADS_EACH * (os.cpu_count() or 1), is_whole=True)
+    made.add_argument("--threads", type=number(threads), help="of torch; another number gives other last bits")
     _add_transform(made)
     _add_loop(made)
     _add_constants(made)
@@ -105,7 +125,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_transform(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("what is trained")
     group.add_argument("--solver", choices=SOLVERS, default="recursive", help="what makes weights of shifts")
-    group.add_argument("--rank", type=positive, default=256, help="of the network")
+    group.add_argument(
+        "--rank", type=number(Range(least=1, most=MAX_RANK, is_whole=True)), default=256, help="of the network"
+    )
     group.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the base")
     add_weight_options(group)
 
@@ -114,21 +136,23 @@ def _add_loop(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("steps")
     group.add_argument("--steps", type=positive, help="most steps")
     words = "time after which the run ends, with its validations; then no two runs have the same bytes"
-    group.add_argument("--minutes", type=_minutes, help=words)
+    group.add_argument("--minutes", type=number(Range(is_above=True)), help=words)
     group.add_argument("--patience", type=positive, help="validations without a better score that end the run")
     group.add_argument("--validate-every", type=positive, help="steps between two validations")
     group.add_argument("--save-every", type=positive, help="steps between two states: what a kill can cost")
-    group.add_argument("--max-norm", type=float, help="to which the gradient is clipped")
-    group.add_argument("--seed", type=int, default=0, help="of the data's order and whatever is drawn")
+    group.add_argument("--max-norm", type=number(Range(is_above=True)), help="to which the gradient is clipped")
+    group.add_argument("--seed", type=number(SEED), default=0, help="of the data's order and whatever is drawn")
 
 
 def _add_constants(made: argparse.ArgumentParser) -> None:
     owners = "FramedSettings, SolvedSettings (--frames-per-pass 0) and MendObjectiveSettings (--solver mend)"
     group = made.add_argument_group("the objective", f"see {owners}")
-    constants = {field.name: type(field.default) for kind in OBJECTIVES.values() for field in fields(kind)}
-    for name, kind in constants.items():
-        if name != "seed":
-            group.add_argument(_flag(name), dest=name, type=kind, help=f"see {_owners(name)}")
+    constants = dict.fromkeys(
+        field.name for kind in OBJECTIVES.values() for field in fields(kind) if field.name != "seed"
+    )
+    for name in constants:
+        read = number(RANGES[name]) if name in RANGES else str
+        group.add_argument(_flag(name), dest=name, type=read, help=f"see {_owners(name)}")
     group = made.add_argument_group("how it will be used", "see EditorSettings")
     add_setting_options(group, USED)
 
@@ -137,20 +161,27 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line and fill in what it leaves to the base and to the solver.
 
     Raises:
-        Misconfigured: if the base declares no task, or a constant is not one of the solver's.
+        Misconfigured: if the base declares no task or there is none of that name, or an option is of no effect here.
     """
     given = parser().parse_args(arguments)
     given.task = given.task or declared_task(given.model)
+    family_of(given.task)
+    # MEND as published is not solved, and its edits have no subject.
+    of_solve = () if given.solver == "recursive" else (*USED, "subject_params", "prior_text")
+    wrong = [name for name in of_solve if getattr(given, name) not in (None, [])]
+    if given.inner_params:
+        require_inner(given.subject_params, given.inner_params)
     _fill(given)
     objective = objective_of(given)
     known = {field.name for field in fields(OBJECTIVES[objective])}
     others = [field.name for kind in OBJECTIVES.values() for field in fields(kind) if field.name not in known]
-    if wrong := [name for name in others if getattr(given, name) is not None]:
+    if wrong := [name for name in others if getattr(given, name) is not None] + wrong:
         how = {FRAMED: " with frames (--frames-per-pass 0 trains for one row an edit)", ONE_ROW: " without frames"}
         raise Misconfigured(
             f"expected constants of the solver {given.solver}{how.get(objective, '')}, got {_flag(wrong[0])}"
         )
     _check_framed(given)
+    _check_files(given)
     given.prior_text = given.prior_text or [given.text]
     return given
 
@@ -174,6 +205,17 @@ def _fill(given: argparse.Namespace) -> None:
     for name in USED:
         if getattr(given, name) is None:
             setattr(given, name, usual[name])
+
+
+def _check_files(given: argparse.Namespace) -> None:
+    """Refuse a file of examples that would not be read, or could not be written once they are made."""
+    path = given.prepared
+    if path is None:
+        return
+    if objective_of(given) != FRAMED:
+        raise Misconfigured("expected --prepared for an editor with frames only, got one without")
+    if path.is_dir() or (not path.exists() and not os.access(path.absolute().parent, os.W_OK)):
+        raise Misconfigured(f"expected a file, or a name for one in a folder that is there, for --prepared; got {path}")
 
 
 def _check_framed(given: argparse.Namespace) -> None:
@@ -259,14 +301,6 @@ def run_of(
         "data": {use: sha256_file(path) for use, path in data.items()},
         "settings": settings,
     }
-
-
-def _minutes(text: str) -> float:
-    """Read a time above 0; ValueError for another."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
-    return value
 
 
 def _owners(name: str) -> str:

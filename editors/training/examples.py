@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from editors.measure.losses import Reading
@@ -46,10 +46,13 @@ class Examples:
     """Lines of plain text, in which the probabilities of every token have to stay."""
 
 
-def split(edits: Sequence[Edit], held_out: Sequence[Edit], *, num_held_out: int) -> tuple[list[Edit], list[Edit]]:
+def split(
+    edits: Sequence[Edit], held_out: Sequence[Edit], *, num_held_out: int, new_relations: Collection[str] = ()
+) -> tuple[list[Edit], list[Edit]]:
     """Return the edits to learn from and those to validate on, which are the last edits where none are given.
 
-    Edits without rephrases are in neither. No edit to learn from shares its subject or prompt with a held-out one.
+    Edits without rephrases are in neither. No edit to learn from shares its subject or prompt with a held-out one, or
+    is about a new relation.
     """
     usable = [edit for edit in edits if edit.request.rephrases]
     judged = [edit for edit in held_out if edit.request.rephrases][:num_held_out]
@@ -57,7 +60,8 @@ def split(edits: Sequence[Edit], held_out: Sequence[Edit], *, num_held_out: int)
         cut = max(len(usable) - num_held_out, (len(usable) + 1) // 2)
         usable, judged = usable[:cut], usable[cut:]
     known = {about for edit in judged for about in _about(edit)}
-    return [edit for edit in usable if not known & _about(edit)], judged
+    taught = [edit for edit in usable if not known & _about(edit) and edit.request.relation not in new_relations]
+    return taught, judged
 
 
 def make_examples(
@@ -68,6 +72,7 @@ def make_examples(
     *,
     num_held_out: int,
     has_subjects: bool,
+    new_relations: Collection[str] = (),
 ) -> Examples:
     """Encode everything that a run learns from and is judged by.
 
@@ -79,11 +84,12 @@ def make_examples(
         num_held_out: most edits to validate on.
         has_subjects: whether to look up where subjects end, and to leave out edits whose prompt does not name theirs;
             without that, every token of an encoder is a key.
+        new_relations: relations whose edits are not learnt from.
 
     Raises:
         InvalidInput: if there is nothing to learn from or to validate on, or the model cannot give a target.
     """
-    chosen = split(edits, held_out, num_held_out=num_held_out)
+    chosen = split(edits, held_out, num_held_out=num_held_out, new_relations=new_relations)
     require_both(chosen, "rephrases", edits, held_out)
     taught, judged = (tuple(_example(model, edit, has_subjects) for edit in group) for group in chosen)
     if has_subjects:

@@ -7,6 +7,7 @@ chosen by the base. So they may be kept in a file (`kept_in`), which a run on ot
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -100,8 +101,7 @@ def make_framed_examples(
     Raises:
         InvalidInput: if there is nothing to learn from or to validate on, or the model cannot give a target.
     """
-    taught, judged = split(edits, held_out, num_held_out=num_held_out)
-    taught = [edit for edit in taught if edit.request.relation not in new_relations]
+    taught, judged = split(edits, held_out, num_held_out=num_held_out, new_relations=new_relations)
     require_both((taught, judged), "rephrases", edits, held_out)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     contexts = [line[:CONTEXT_CHARS].rsplit(" ", 1)[0] + "." for line in lines if len(line) >= MIN_CONTEXT_CHARS]
@@ -138,7 +138,7 @@ def kept_in(path: Path | None, made_of: str, make: Callable[[], FramedExamples])
         if known.decode() != made_of:
             raise InvalidInput(f"expected examples of these edits, this base and these settings in {path}, got others")
         return TypeAdapter(FramedExamples).validate_json(content)
-    except (OSError, EOFError, UnicodeDecodeError, ValidationError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, ValidationError) as error:
         raise IntegrityBroken(f"expected prepared examples in {path}, got something else: {error!r:.200}") from error
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from editors.mend.transform import MendTransform
 from editors.models.comm import Comm
 from editors.models.families import EditableModel
+from pipeline.domain.errors import IntegrityBroken
 
 SCORE = "score"
 """The validation figure that decides which editor is the best; more is better."""
@@ -78,8 +79,16 @@ class Objective(ABC):
         return dict(self._transform.state_dict())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the tensors that `state` returned, in this process or another."""
-        self._transform.load_state_dict(dict(state))
+        """Go on from the tensors that `state` returned, in this process or another.
+
+        Raises:
+            IntegrityBroken: if these are other tensors.
+        """
+        try:
+            self._transform.load_state_dict(dict(state))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise IntegrityBroken(f"expected the transform's tensors in a training state, got: {reason}") from error
 
     def _observe(self, u_TI: Mapping[str, Tensor], delta_TO: Mapping[str, Tensor]) -> None:
         for name, keys_TI in u_TI.items():

@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from editors.data.datasets import prior_lines, prior_subjects, read_edits, read_
 from editors.mend.checkpoint import CardStage, DataFile, EditorCard, TrainedEditor
 from editors.mend.transform import MendTransform, shapes_of
 from editors.methods.mend_sum import published_inner_params
+from editors.methods.select import require_inner
 from editors.models.families import EditableModel, editable
 from editors.models.inner_params import default_subject_params
 from editors.models.tokens import Encoded
@@ -117,7 +119,11 @@ def prepare(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: L
 def _edits(given: argparse.Namespace) -> tuple[list[Edit], list[Edit]]:
     """Return the edits to learn from, and those to validate on where a file of them is named."""
     edits = [edit for path in given.data for edit in read_edits(path, limit=given.limit)]
-    return edits, read_edits(given.validation) if given.validation else []
+    judged = read_edits(given.validation) if given.validation else []
+    known = {edit.request.relation for edit in (*edits, *judged)}
+    if unknown := [name for name in given.new_relations if name not in known]:
+        raise Misconfigured(f"expected --new-relation to name the relation of an edit, got {unknown[0]!r:.80}")
+    return edits, judged
 
 
 def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tuple[CardStage, ...]]:
@@ -127,6 +133,7 @@ def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tu
         names = tuple(given.inner_params) or published_inner_params(loaded.module)
         model = editable(given.task, loaded.module, loaded.tokenizer, names, comm=loaded.comm)
         return model, (CardStage(inner_params=model.inner_param_names, key_tokens="all"),)
+    require_inner(given.subject_params, loaded.inner_param_names)
     subject = tuple(given.subject_params) or _subject_params(loaded)
     if not subject:
         raise Misconfigured("expected --subject-param: the weights to train for, with a row for each edit's subject")
@@ -159,11 +166,17 @@ def _objective(
     say: Say,
 ) -> Objective:
     settings, lines = objective_settings(given), map(prior_lines, given.prior_text)
-    text, num_held_out = read_text(given.text), given.held_out
+    make = partial(
+        make_examples,
+        *(model, edits, judged, read_text(given.text)),
+        num_held_out=given.held_out,
+        has_subjects=not isinstance(settings, MendObjectiveSettings),
+        new_relations=given.new_relations,
+    )
     if isinstance(settings, MendObjectiveSettings):
         _compute_in(model, given.dtype)
-        examples = make_examples(model, edits, judged, text, num_held_out=num_held_out, has_subjects=False)
-        _describe(examples, edits, judged, say)
+        examples = make()
+        _describe(examples, edits, judged, say, needed="rephrases")
         return MendObjective(model, transform, examples, settings)
     # The prior is measured in the dtype that the base is stored in, and so before `_compute_in`.
     prior = measure_prior(model, *lines, subjects=prior_subjects(given.prior_text))
@@ -176,7 +189,7 @@ def _objective(
         _check_rows(model, framed.training[0].frames.asked[0])
         _describe(framed, edits, judged, say)
         return FramedObjective(model, transform, framed, ledger, natural, use, settings)
-    examples = make_examples(model, edits, judged, text, num_held_out=num_held_out, has_subjects=True)
+    examples = make()
     _check_rows(model, examples.training[0].edit)
     _describe(examples, edits, judged, say)
     return SolvedObjective(model, model.inner, transform, examples, ledger, natural, settings)
@@ -235,11 +248,18 @@ def _check_rows(model: EditableModel, sequence: Encoded) -> None:
             raise Misconfigured(f"expected a weight with one row for an edit's subject, got {found} in {param.name}")
 
 
-def _describe(examples: Examples | FramedExamples, edits: Sequence[Edit], judged: Sequence[Edit], say: Say) -> None:
+def _describe(
+    examples: Examples | FramedExamples,
+    edits: Sequence[Edit],
+    judged: Sequence[Edit],
+    say: Say,
+    *,
+    needed: str = "rephrases or subject",
+) -> None:
     unused = len(edits) - len(examples.training) - (0 if judged else len(examples.held_out))
     say(
         f"{len(examples.training)} edits to learn from, {len(examples.held_out)} to validate on, "
-        f"{unused} of no use: without rephrases or subject, or about what is validated on"
+        f"{unused} of no use: without {needed}, or about what is validated on"
     )
 
 

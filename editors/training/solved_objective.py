@@ -185,7 +185,7 @@ class SolvedObjective(Objective):
             asked = [(example.edit, EDIT) for example in examples]
             asked += [(example.rephrases[0], REPHRASE) for example in examples]
             asked += [(one, NEIGHBOUR) for example in examples for one in example.locality[:1]]
-            asked += [(line, TEXT) for line in self._text[-self._settings.num_text :]]
+            asked += [(line, TEXT) for line in self._text[max(len(self._text) - self._settings.num_text, 0) :]]
             figures = self._judged(asked, self._solved(pairs, self._shifts(pairs), None), len(examples))
             found.append((figures, len(examples)))
         return validation_figures(found)

@@ -22,6 +22,8 @@ from editors.weights.tensor_files import read_tensors, tensor_bytes
 from pipeline.domain.errors import IntegrityBroken
 
 KIND = "training"
+REMEMBERED = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam remembers of a parameter: a number, and two tensors of its shape."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +101,22 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer of the same parameters the memory that `optimizer_tensors` returned."""
+    """Give an optimizer of the same parameters the memory that `optimizer_tensors` returned.
+
+    Raises:
+        IntegrityBroken: if that is not what Adam remembers of these parameters.
+    """
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    places = {name.partition("/")[0] for name in tensors}
+    wanted = {
+        f"{place}/{kind}": () if kind == "step" else tuple(one.shape)
+        for place, one in enumerate(parameters)
+        for kind in REMEMBERED
+        if str(place) in places
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wrong := {name for name, _ in found.items() ^ wanted.items()}:
+        raise IntegrityBroken(f"expected Adam's memory of the parameters in a training state, got another {min(wrong)}")
     document: dict[str, Any] = optimizer.state_dict()
     memory: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

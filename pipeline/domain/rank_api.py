@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pipeline.domain.edits import Edit, Probe
+from pipeline.domain.formats.ranges import Range, require_within
 from pipeline.domain.measurements import Measurements
 
 BEFORE_FRAMES = {"frames_per_pass": 0, "num_guards": 0, "rephrase_rows": 0}
@@ -55,6 +56,10 @@ class EditorSettings:
     """Most that a batch may change an inner parameter by, as a fraction of its norm in the base; what asks for more is
     scaled back. 0 for no bound but that of the gates."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers out of `RANGES` (Misconfigured)."""
+        require_within(self, RANGES, "an editor")
+
     @property
     def remakes_siblings(self) -> bool:
         """Whether active edits about a subject are made again when another edit about it comes or goes."""
@@ -73,6 +78,17 @@ class EditorSettings:
         return cls(**given)
 
 
+RANGES = {
+    "prior_strength": Range(is_above=True, most=1e12),
+    "step": Range(most=1000),
+    "stop_probability": Range(is_above=True, most=1),
+    **dict.fromkeys(("ridge", "damping", "change_bound"), Range(most=1e9)),
+    **dict.fromkeys(("num_passes", "batch_size"), Range(least=1, most=1_000_000, is_whole=True)),
+    **dict.fromkeys(
+        ("trained_passes", "rephrase_rows", "frames_per_pass", "num_guards"), Range(most=1_000_000, is_whole=True)
+    ),
+}
+"""Number among the settings of an editor -> what it may be."""
 UNTRAINED = "gradient (untrained)"
 """What people read where no trained editor is in use."""
 

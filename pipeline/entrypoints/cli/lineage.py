@@ -16,6 +16,7 @@ from pipeline.domain.formats.counting import counted
 from pipeline.domain.gates import GatePolicy
 from pipeline.domain.ledger.upkeep import Resolving, Upkeep
 from pipeline.domain.lineages import Lineage, check_name
+from pipeline.domain.rank_api import RANGES
 from pipeline.domain.review.policies import MAX_APPROVERS, NAMED, changed_policy, named
 from pipeline.entrypoints.cli import folding, policy, programs
 from pipeline.entrypoints.console import JsonOption, ReasonOption, exits_clearly, note, print_json, print_rows, say
@@ -67,7 +68,11 @@ def lineage_create(
     ] = None,
     change_bound: Annotated[
         float | None,
-        typer.Option(min=0, help="Most that a batch changes a weight by, as a part of its norm; 0 for no bound."),
+        typer.Option(
+            min=RANGES["change_bound"].least,
+            max=RANGES["change_bound"].most,
+            help="Most that a batch changes a weight by, as a part of its norm; 0 for no bound.",
+        ),
     ] = None,
     approvals: Annotated[str, typer.Option(help=f"Who has to approve: {', '.join(NAMED)}.")] = "anyone",
     as_json: JsonOption = False,

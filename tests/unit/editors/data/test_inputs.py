@@ -14,7 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from editors.data.datasets import edit_lines, latest_of_each_fact, prior_lines, read_edits, read_suite, read_text
+from editors.data.datasets import (
+    edit_lines,
+    latest_of_each_fact,
+    prior_lines,
+    prior_subjects,
+    read_edits,
+    read_suite,
+    read_text,
+)
 from editors.models.digest import base_digest
 from editors.models.inner_params import true_shape
 from editors.models.tokens import chunks, encode_pair, encode_prompt
@@ -128,6 +136,16 @@ def test_lines_of_text_end_where_lines_of_json_do(tmp_path: Path) -> None:
     path = tmp_path / "prior.txt"
     path.write_bytes("\ufeffOne\u2028two\x85three\r\n\r\nfour\x0cfive".encode())
     assert prior_lines(path) == ["One\u2028two\x85three", "four\x0cfive"]
+
+
+@pytest.mark.parametrize("name", ["d.ndjson", "d.txt", "d", "d.jsonl"])
+def test_a_file_of_edits_is_known_by_its_first_line_whatever_its_name(name: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / name, "", {"prompt": "Rome is in", "target_new": "Oz", "subject": "Rome"})
+    assert prior_lines(path) == ["Rome is in"]
+    assert prior_subjects([path]) == [("Rome is in", "Rome")]
+    for first in ("{braces}", "[1]", "7"):
+        text = write_lines(tmp_path / "t.txt", first, "more")
+        assert (prior_lines(text), prior_subjects([text])) == ([first, "more"], [])
 
 
 def test_what_is_no_utf_8_is_named_by_its_line(tmp_path: Path) -> None:

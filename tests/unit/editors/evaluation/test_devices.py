@@ -114,7 +114,7 @@ def test_a_large_device_runs_more_at_once_and_a_full_one_as_much_as_a_cpu(folder
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has such a device")
-@pytest.mark.parametrize("name", ["cuda", "cuda:1", "graphics card"])
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "graphics card", "meta", "mps", "cpu:0", "cuda:99999999999"])
 def test_a_device_that_is_not_there_is_named(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Misconfigured, match=name):
         load_base(folder / "model", device=name)
@@ -124,7 +124,10 @@ def test_a_device_that_is_not_there_is_named(folder: Path, name: str, capsys: py
         )
         == 1
     )
-    assert name in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"expected a device that {'is here' if name in ('cuda', 'cuda:1') else 'models run on'}" in said
+    assert name in said
+    assert len(said) < 200
 
 
 def test_a_fold_is_asked_beside_the_stream_that_it_folds(folder: Path) -> None:

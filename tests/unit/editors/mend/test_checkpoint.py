@@ -120,6 +120,14 @@ def change_the_card(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+def change_the_tensors(content: bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / TENSORS).write_bytes(content)
+        change_the_card(tensors=sha256_file(folder / TENSORS))(folder)
+
+    return change
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -128,7 +136,20 @@ def change_the_card(**changes: object) -> Callable[[Path], None]:
         change_the_card(rank=3),
         change_the_card(shapes=[["other", 6, 4]]),
         change_the_card(stages="none"),
+        change_the_card(stages=[]),
+        change_the_card(stages=[{"inner_params": ["other"], "key_tokens": "all"}]),
+        change_the_card(stages=[{"inner_params": [*NAMES, "other"], "key_tokens": "subject"}]),
+        change_the_card(rank=10**12),
+        change_the_card(rank=0),
+        change_the_card(shapes=[[name, 10**9, 10**9] for name in NAMES]),
+        change_the_card(shapes=[[name, -6, -4] for name in NAMES]),
+        change_the_card(settings={"step": "x"}),
+        change_the_card(settings={"num_passes": 0}),
+        change_the_card(settings={"num_guards": None}),
+        change_the_card(rest=float("nan")),
+        change_the_tensors(b"no tensors"),
         lambda folder: (folder / CARD).write_text("{"),
+        lambda folder: (folder / CARD).write_text('{"format": ' + "[" * 100_000),
         lambda folder: (folder / CARD).write_text("[]"),
         lambda folder: (folder / CARD).unlink(),
         lambda folder: (folder / TENSORS).unlink(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from editors.methods.fine_tuning import FineTuning, FineTuningEditor
 from editors.methods.frames import frames_of
 from editors.models.tokens import Encoded
 from editors.weights.deltas import WeightDelta
-from pipeline.domain.errors import EditorFailed, InvalidInput
+from pipeline.domain.errors import EditorFailed, InvalidInput, Misconfigured
 from pipeline.domain.rank_api import EditorSettings
 from tests.support.factories import make_edit
 from tests.support.ledger_parts import Rig, edits_of, make_rig
@@ -39,7 +40,7 @@ def delta_of(rig: Rig, settings: FineTuning, *places: int) -> WeightDelta:
 
 def test_the_steps_are_those_of_adamw_on_the_weights_themselves(rig: Rig) -> None:
     edits = edits_of(0, 1, 2)
-    settings = FineTuning(learning_rate=1e-3, num_steps=3, stop_at=2.0)
+    settings = FineTuning(learning_rate=1e-3, num_steps=3, stop_at=1.0)
     found = delta_of(rig, settings, 0, 1, 2)
     module = rig.model.module
     weights = {param.name: module.get_parameter(param.name) for param in rig.model.inner}
@@ -63,7 +64,7 @@ def test_the_steps_are_those_of_adamw_on_the_weights_themselves(rig: Rig) -> Non
 
 
 def test_minibatches_go_through_all_edits_each_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    editor = FineTuningEditor(FineTuning(learning_rate=1e-3, num_steps=4, stop_at=2.0, minibatch=2))
+    editor = FineTuningEditor(FineTuning(learning_rate=1e-3, num_steps=4, stop_at=1.0, minibatch=2))
     asked: list[list[str]] = []
     minibatches = FineTuningEditor._minibatches
 
@@ -156,3 +157,20 @@ def test_a_model_that_gives_no_probability_is_no_success(rig: Rig) -> None:
         rig.model.module.get_parameter(rig.model.inner_param_names[0]).fill_(float("nan"))
     with pytest.raises(EditorFailed, match="finite"):
         delta_of(rig, EAGER, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("learning_rate", (-1.0, math.nan, math.inf)),
+        ("num_steps", (0, -1)),
+        ("minibatch", (-1,)),
+        ("stop_at", (0.0, 2.0, math.nan)),
+        ("bound", (-1.0, math.nan)),
+    ],
+)
+def test_a_constant_out_of_its_range_is_named(name: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        changed: Any = {name: value}
+        with pytest.raises(Misconfigured, match=f"expected {name} of fine-tuning: .*, got {value}"):
+            FineTuning(**changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -106,8 +107,10 @@ def test_it_begins_at_what_the_rows_of_the_facts_ask_for_together(rig: Rig) -> N
 )
 def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:
     changed: Any = {name: value}
-    with pytest.raises(Misconfigured, match=f"expected {name} of a fold .*, got"):
+    with pytest.raises(Misconfigured, match=f"expected {name} of a fold: .*, got {value}"):
         Folding(**changed)
+    with pytest.raises(Misconfigured, match="a finite number of at least 0, got inf"):
+        Folding(c_text=math.inf)
 
 
 def test_a_ledger_without_edits_asks_for_nothing(rig: Rig) -> None:

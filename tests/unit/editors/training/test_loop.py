@@ -15,6 +15,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from rich.console import Console
+from torch import Tensor
 
 from editors.mend.checkpoint import TrainedEditor
 from editors.training import loop
@@ -186,6 +187,26 @@ def test_an_optimizer_is_restored_to_the_bit() -> None:
     first.step()
     second.step()
     assert torch.equal(parameters[0][0], parameters[1][0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"0/exp_avg": None},
+        {"0/step": None},
+        {"0/exp_avg": torch.zeros(3)},
+        {"2/step": torch.zeros(())},
+        {"exp_avg": torch.zeros(4)},
+    ],
+)
+def test_a_memory_that_is_not_that_of_the_parameters_is_refused(changes: dict[str, Tensor | None]) -> None:
+    parameters = [torch.ones(4, requires_grad=True), torch.zeros(2, requires_grad=True)]
+    optimizer = torch.optim.Adam(parameters)
+    parameters[0].sum().backward()
+    optimizer.step()
+    changed = optimizer_tensors(optimizer) | changes
+    with pytest.raises(IntegrityBroken, match=min(changes)):
+        restore_optimizer(optimizer, {name: tensor for name, tensor in changed.items() if tensor is not None})
 
 
 def test_every_place_is_dealt_once_a_round_and_a_step_always_gets_the_same() -> None:

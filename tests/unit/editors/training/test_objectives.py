@@ -21,6 +21,7 @@ from editors.training.mend_objective import MendObjective, MendObjectiveSettings
 from editors.training.objective import LOSS, Losses, Objective
 from editors.training.solved_objective import SolvedObjective, SolvedSettings
 from editors.weights.loading import load_base
+from pipeline.domain.errors import IntegrityBroken
 from tests.support.taught import FACTS, correction, sentences
 
 SOLVED, PUBLISHED = "recursive", "sum"
@@ -52,6 +53,7 @@ def objective_of(
     examples: Examples | None = None,
     share_edited: float = 0.0,
     batch: int = 4,
+    num_text: int = 2,
 ) -> tuple[Objective, MendTransform]:
     """An objective after its beginning, with a network that is away from its start."""
     statistics: Statistics = "token" if kind == SOLVED else "shape"
@@ -62,7 +64,7 @@ def objective_of(
     objective: Objective
     if kind == SOLVED:
         ledger = Ledger(prior, strength=100.0, ridge=1e-3)
-        settings = SolvedSettings(batch=batch, num_text=2, boost=5.0, share_edited=share_edited)
+        settings = SolvedSettings(batch=batch, num_text=num_text, boost=5.0, share_edited=share_edited)
         objective = SolvedObjective(
             model, model.inner, transform, examples, ledger, NaturalGradient(ledger.prior, 0.1), settings
         )
@@ -84,6 +86,32 @@ def episode(objective: Objective, state: dict[str, Tensor], *, step: int = 0) ->
 
 def copied(objective: Objective) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in objective.state().items()}
+
+
+def test_a_state_that_lacks_a_tensor_is_refused(model: EditableModel, prior: Prior) -> None:
+    objective, _ = objective_of(PUBLISHED, model, prior)
+    state = copied(objective)
+    del state["log_rate_M"]
+    with pytest.raises(IntegrityBroken, match="log_rate_M"):
+        objective.restore(state)
+
+
+@pytest.mark.parametrize("num_text", [0, 2, 99])
+def test_no_text_is_asked_in_a_validation_where_none_is_wanted(
+    num_text: int, model: EditableModel, prior: Prior
+) -> None:
+    objective, _ = objective_of(SOLVED, model, prior, num_text=num_text)
+    assert ("text_unchanged" in objective.validate()) == bool(num_text)
+
+
+def test_edits_about_a_new_relation_are_validated_on_and_never_learnt_from(model: EditableModel) -> None:
+    asked = [replace(edit, request=replace(edit.request, relation=f"R{n % 2}")) for n, edit in enumerate(EDITS)]
+    whole, some = (
+        make_examples(model, asked, [], "", num_held_out=NUM_HELD_OUT, has_subjects=True, new_relations=names)
+        for names in ((), ("R0",))
+    )
+    assert some.held_out == whole.held_out
+    assert some.training == whole.training[1::2]
 
 
 @pytest.mark.parametrize("what", ["rates", "network"])

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 
+import pytest
+
+from pipeline.domain.errors import Misconfigured
 from pipeline.domain.rank_api import BEFORE_FRAMES, EditorSettings
 
 
 def test_stored_settings_come_back_as_they_were() -> None:
     settings = EditorSettings(stop_probability=0.7, inner_params=("a", "b"), subject_params=("a",))
     assert EditorSettings.from_stored(json.loads(json.dumps(asdict(settings)))) == settings
+
+
+@pytest.mark.parametrize(("name", "value"), [("prior_strength", math.nan), ("num_passes", 0), ("step", "x")])
+def test_settings_out_of_their_range_are_refused_wherever_they_come_from(name: str, value: object) -> None:
+    with pytest.raises(Misconfigured, match=f"expected {name} of an editor: .*number .*, got {value!r}"):
+        EditorSettings.from_stored({name: value})
 
 
 def test_settings_that_were_stored_under_the_first_name_of_a_field_are_still_read() -> None:

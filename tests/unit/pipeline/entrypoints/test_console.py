@@ -202,6 +202,13 @@ def test_a_model_is_not_asked_nothing(prompts: list[str]) -> None:
     assert (refused.exit_code, "got an empty one" in refused.output) == (ExitCode.usage, True)
 
 
+@pytest.mark.parametrize("bound", ["nan", "inf", "-1"])
+def test_a_bound_that_is_no_number_is_refused_before_a_base_is_measured(bound: str) -> None:
+    refused = CliRunner().invoke(app, ["lineage", "create", "facts", "--change-bound", bound])
+    assert refused.exit_code == ExitCode.usage
+    assert "--change-bound" in refused.output
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_columns_stay_aligned_in_wide_scripts(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
