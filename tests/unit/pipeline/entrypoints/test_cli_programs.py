@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,21 @@ class Started:
         self.program = ""
         self.arguments: list[str] = []
         self._returncode = returncode
-        monkeypatch.setattr("pipeline.entrypoints.cli.programs.subprocess.run", self)
+        monkeypatch.setattr("pipeline.entrypoints.cli.programs.subprocess.Popen", self)
 
-    def __call__(self, arguments: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        assert arguments[:2] == [sys.executable, "-m"]
-        self.program, self.arguments = arguments[2], arguments[3:]
-        return subprocess.CompletedProcess(arguments, self._returncode)
+    def __call__(self, arguments: list[str], **_: Any) -> Started:
+        assert arguments[:4] == [sys.executable, "-m", "pipeline.entrypoints.tied", str(os.getpid())]
+        self.program, self.arguments = arguments[4], arguments[5:]
+        return self
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> int:
+        return self._returncode
 
 
 def corrigenda(command: str, *words: object) -> Result:
@@ -153,6 +163,17 @@ def test_a_failed_program_is_a_failed_command(
     failed = corrigenda(command, *LEAST[command].split())
     assert failed.exit_code == status
     assert ("by signal 9" in failed.stderr) == (status == ExitCode.misconfigured)
+    assert "--resume" not in failed.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--only-prepare"]])
+def test_a_training_that_a_signal_ended_is_said_to_go_on_where_it_can(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Started(monkeypatch, -signal.SIGKILL)
+    (tmp_path / "run.json").write_text("{}")
+    failed = corrigenda("train", *f"--data x --model m --out={tmp_path}".split(), *more)
+    assert ("signal 9; --resume goes on with it" in failed.stderr) == (not more)
 
 
 def test_a_card_names_files_and_not_where_they_lay() -> None:
