@@ -1,4 +1,4 @@
-"""What processes that compute get of this one: what libraries of theirs read, none of its secrets, and its end.
+"""The environment of processes that compute: what libraries of theirs read, and none of the secrets of this process.
 
 Ranks, trainings and whatever else a command starts to load a model read a base and write files. They need no database,
 no broker and no registry, and whoever makes one of them run his code shall find no key to any. Servers of models and
@@ -7,11 +7,8 @@ the process behind `ask` get the login to what they read besides, by name.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import signal
-import sys
 from collections.abc import Mapping
 
 PASSED_ON = frozenset(
@@ -34,21 +31,6 @@ PASSED_ON_FAMILIES = (
 
 SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|KEY)(_|$)", re.IGNORECASE)
 """What the name of a secret has in it; such a variable is never passed on, whatever it begins with."""
-
-
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that this process gets when the thread that started it ends."""
-
-
-def tie_to_parent(parent: int) -> None:
-    """Die with the process that started this one, also by kill -9.
-
-    Args:
-        parent: its process id; the program ends here if it is gone already.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(f"expected process {parent} as parent, got {os.getppid()}")
 
 
 def computing_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from editors.methods.options import positive
-from pipeline.computing import computing_environment, tie_to_parent
+from pipeline.computing import computing_environment
 from pipeline.domain.errors import CorrigendaError, EngineFailed
 from pipeline.domain.rank_api import BaseSpec
 from pipeline.domain.scratch import scratch_folder
+from pipeline.tied import tie_to_parent
 from workers.lifetime import RENDEZVOUS, described, first_to_fail, leave_last_words
 
 if TYPE_CHECKING:

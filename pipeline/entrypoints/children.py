@@ -21,7 +21,7 @@ GRACE_SECONDS = 5.0
 
 def words_of(module: str, *arguments: str) -> list[str]:
     """Return the command line of a process that runs one of our modules, and ends when this one does."""
-    return [sys.executable, "-m", "pipeline.entrypoints.tied", str(os.getpid()), module, *arguments]
+    return [sys.executable, "-m", "pipeline.tied", str(os.getpid()), module, *arguments]
 
 
 def run_module(module: str, *arguments: str, tell: Callable[[str], None] | None = None) -> str:

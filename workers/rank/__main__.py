@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.computing import tie_to_parent
 from pipeline.domain.rank_api import BaseSpec
+from pipeline.tied import tie_to_parent
 from workers.commands import Hello
 from workers.lifetime import RENDEZVOUS, leave_last_words
 from workers.protocol import HELLOS, send

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Started:
         monkeypatch.setattr("pipeline.entrypoints.cli.programs.subprocess.Popen", self)
 
     def __call__(self, arguments: list[str], **_: Any) -> Started:
-        assert arguments[:4] == [sys.executable, "-m", "pipeline.entrypoints.tied", str(os.getpid())]
+        assert arguments[:4] == [sys.executable, "-m", "pipeline.tied", str(os.getpid())]
         self.program, self.arguments = arguments[4], arguments[5:]
         return self
 
@@ -150,6 +151,47 @@ def test_what_a_training_cannot_read_is_refused_before_anything_is_loaded(
     assert "/nope" in one_line(capsys)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ["--out /proc/x", "--out {}", "--out {}/x/y", "--prepared {}/x", "--prepared /proc/x", "--prepared /nope/x"],
+)
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_where_a_training_cannot_write_is_refused_before_anything_is_loaded(
+    wrong: str, more: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(data), "--model", str(tmp_path), "--task", "causal", "--out", str(tmp_path / "run")]
+    assert training.main([*words, *wrong.format(data).split(), *more], load=nothing_is_loaded) == 1
+    option, path = wrong.format(data).split()
+    assert f"can be written for {option}, got {path}" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.parametrize(
+    ("left", "more", "hint"),
+    [
+        ([], [], ""),
+        (["run.json"], [], "; --resume begins it again"),
+        (["run.json", "state.safetensors"], [], "; --resume goes on from the last state"),
+        (["run.json", "state.safetensors"], ["--only-prepare"], ""),
+    ],
+)
+def test_a_training_that_was_stopped_says_how_it_goes_on(
+    left: list[str], more: list[str], hint: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in left:
+        (tmp_path / name).touch()
+    words = ["--data", "x", "--model", "m", "--task", "causal", "--out", str(tmp_path), *more]
+    stopped, is_full = KeyboardInterrupt(), OSError(28, "No space left on device")
+    for error, status, said in (
+        (stopped, INTERRUPTED, f"stopped{hint}"),
+        (is_full, 1, f"expected room for the run in {tmp_path}, got: No space left on device{hint}"),
+    ):
+        monkeypatch.setattr(training, "train", raising(error))
+        assert training.main(words) == status
+        assert one_line(capsys) == said
+
+
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 @pytest.mark.parametrize(
     ("returncode", "status"),
@@ -184,6 +226,13 @@ def test_a_card_names_files_and_not_where_they_lay() -> None:
 
 def nothing_is_loaded(*_: Any, **__: Any) -> Any:
     raise AssertionError("expected nothing to be loaded")
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def raised(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return raised
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -25,7 +25,7 @@ OBEDIENT = """
 import argparse, os
 from multiprocessing.connection import Connection
 from pathlib import Path
-from pipeline.computing import tie_to_parent
+from pipeline.tied import tie_to_parent
 from pipeline.domain.errors import *
 from workers.commands import Hello, Reply
 from workers.lifetime import RENDEZVOUS, leave_last_words
