@@ -132,14 +132,33 @@ def test_figures_are_printed_unless_they_go_into_a_folder(
     assert told == [printed]
 
 
-@pytest.mark.parametrize("wrong", ["--data /nope", "--editor /nope", "--json /nope/x.json", "--json /"])
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ("--editor /nope", "a model with"),
+        *((f"--{name} /nope", "/nope") for name in ("data", "text", "suite", "prior-text")),
+        *((f"--{name} {{}}/binary", "UTF-8") for name in ("data", "text", "suite", "prior-text")),
+        ("--data {}/empty", "at least one edit in"),
+        ("--text {}/empty", "plain text for --text, got"),
+        ("--prior-text {}/empty", "line of text for --prior-text, got"),
+        *((f"--json {path}", f"written for --json, got {path}") for path in ("/nope/x.json", "/", "{}/empty/x")),
+        *((f"--out {path}", f"written for --out, got {path}") for path in ("/proc/x", "{}/empty", "{}/empty/x/y")),
+    ],
+)
 def test_what_an_evaluation_cannot_read_or_write_is_refused_before_anything_is_loaded(
-    wrong: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    wrong: str, complaint: str, data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr(evaluation, "load_base", nothing_is_loaded)
-    words = ["--data", str(data), "--edits", "2", "--model", str(tmp_path), *wrong.split()]
-    assert evaluation.main(words) == 1
-    assert "expected" in one_line(capsys)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").write_text(" \n\n")
+    before = set(tmp_path.iterdir())
+    words = ["--data", str(data), "--edits", "2", "--model", str(tmp_path), "--json", "-"]
+    assert evaluation.main([*words, *wrong.format(tmp_path).split()]) == 1
+    said = one_line(capsys)
+    assert "expected" in said
+    assert complaint.format(tmp_path) in said
+    assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("wrong", ["--data /nope", "--validation /nope", "--text /nope"])
