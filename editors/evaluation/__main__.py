@@ -29,6 +29,7 @@ from editors.solve.prior import Prior, measure_prior
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, EditorFailed, Misconfigured
+from pipeline.domain.formats.refusals import refused_in_a_sentence
 from pipeline.domain.rank_api import EditorSettings
 from pipeline.domain.wordings import Wording
 
@@ -193,7 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(sentence if part is None else f"{sentence}; what was measured until then is in {part}")
 
     try:
-        given = parser().parse_args(arguments)
+        with refused_in_a_sentence():
+            given = parser().parse_args(arguments)
         given.json = given.json or (None if given.out else STANDARD_OUTPUT)
         figures = Figures(given.out, given.json)
         evaluate(given, Reporter(), figures)

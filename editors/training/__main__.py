@@ -29,6 +29,7 @@ from editors.training.setup import LoadBase, Say, Setup, prepare, set_up
 from editors.training.state import Progress, TrainingState
 from editors.weights.loading import load_base
 from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.formats.refusals import refused_in_a_sentence
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of the system for a file that there is no room for."""
@@ -168,7 +169,8 @@ def main(
     command = shlex.join(["corrigenda", "train", *options, *(word for word in words if word != "--resume")])
     given = None
     try:
-        given = parsed(words)
+        with refused_in_a_sentence():
+            given = parsed(words)
         if given.device and load is load_base:
             load = partial(load_base, device=given.device)
         elif given.device:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from editors.training.arguments import parser as training_parser
 from editors.training.setup import without_folders
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import INTERRUPTED, ExitCode
+from workers import training as on_ranks
 
 LEAST = {"evaluate": "--data x --edits 2 --model m", "train": "--data x --out o --model m"}
 """The fewest words of each command."""
@@ -209,6 +211,36 @@ def test_a_training_that_was_stopped_says_how_it_goes_on(
         monkeypatch.setattr(training, "train", raising(error))
         assert training.main(words) == status
         assert one_line(capsys) == said
+
+
+@pytest.mark.parametrize(
+    ("program", "wrong", "sentence"),
+    [
+        (evaluation, "--edits 0", "corrigenda evaluate: error: argument --edits: invalid positive value: '0'"),
+        (evaluation, "--edit 1", "corrigenda evaluate: error: unrecognized arguments: --edit 1"),
+        (training, "--rank 0", "corrigenda train: error: argument --rank: invalid positive value: '0'"),
+        (training, "--out", "corrigenda train: error: argument --out: expected one argument"),
+        (on_ranks, "--ranks 0", "corrigenda train: error: argument --ranks: invalid positive value: '0'"),
+        (on_ranks, "--ranks 2 --rank 0", "corrigenda train: error: argument --rank: invalid positive value: '0'"),
+    ],
+)
+def test_words_that_cannot_be_read_are_refused_in_one_sentence(
+    program: ModuleType, wrong: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    least = LEAST["evaluate" if program is evaluation else "train"]
+    with pytest.raises(SystemExit) as refused:
+        program.main([*least.split(), *wrong.split()])
+    assert refused.value.code == 2
+    assert one_line(capsys) == sentence
+
+
+def test_help_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    for program in (evaluation, training):
+        with pytest.raises(SystemExit) as ended:
+            program.main(["--help"])
+        shown = capsys.readouterr()
+        assert (ended.value.code, shown.err) == (0, "")
+        assert shown.out.startswith("usage: corrigenda")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train"])
