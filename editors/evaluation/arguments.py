@@ -42,8 +42,8 @@ FOLD_HELP = "at the end of a stream, fold its edits into the base, as `corrigend
 UNSEEN_HELP = "keep questions, chats and their answers from the editor, so that they are only asked"
 JSON_HELP = "file for the figures; - prints them, as without --out"
 OUT_HELP = (
-    "folder for figures.json and curves.png; complete figures stay until the new ones are complete, which are in "
-    "figures.part.json until then"
+    "folder for figures.json and curves.png; complete figures that are there stay until the new ones are complete, "
+    "which are in figures.part.json until then"
 )
 EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the natural gradient alone if left out"
 
