@@ -1,15 +1,9 @@
-"""How a rank's process ends: together with its parent, and with a reason that its controller can read.
-
-Imports nothing heavy: a rank ties itself to its parent before it imports torch.
-"""
+"""How a rank's process ends: with a reason that its controller can read. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import signal
-import sys
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -20,21 +14,7 @@ RENDEZVOUS = "CORRIGENDA_RENDEZVOUS"
 """Environment variable with the path of the file through which the ranks of a group find each other. Nobody else may
 read or write its folder; the ranks leave their last words beside it."""
 
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that this process gets when the thread that started it ends."""
-
 _FAILURE = TypeAdapter(Failure)
-
-
-def tie_to_parent(parent: int) -> None:
-    """Die with the process that started this one, also by kill -9.
-
-    Args:
-        parent: its process id; the program ends here if it is gone already.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(f"expected process {parent} as parent, got {os.getppid()}")
 
 
 def leave_last_words(folder: Path, rank: int, error: BaseException) -> None:

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING
 from editors.methods.options import positive
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import CorrigendaError, EngineFailed
+from pipeline.domain.formats.refusals import refused_in_a_sentence
 from pipeline.domain.rank_api import BaseSpec
 from pipeline.domain.scratch import scratch_folder
-from workers.lifetime import RENDEZVOUS, described, first_to_fail, leave_last_words, tie_to_parent
+from pipeline.tied import tie_to_parent
+from workers.lifetime import RENDEZVOUS, described, first_to_fail, leave_last_words
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -39,14 +41,16 @@ MONITOR_SECONDS = 0.2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Launch the ranks, or train as one of them. Return the exit status: 1 after one sentence on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    known, rest = _parser().parse_known_args(words)
+    with refused_in_a_sentence():
+        known, rest = _parser().parse_known_args(words)
     if launcher := os.environ.get(LAUNCHER):
         tie_to_parent(int(launcher))  # before torch is imported, which takes seconds
         return _run_rank(known, rest)
     from editors.training.arguments import parsed
 
     try:
-        parsed(rest)  # what is wrong with the words is said once, and before anything starts
+        with refused_in_a_sentence():
+            parsed(rest)  # what is wrong with the words is said once, and before anything starts
     except CorrigendaError as error:
         _say(str(error))
         return 1
@@ -146,7 +150,7 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m workers.training",
+        prog="corrigenda train",
         description="Trains an editor against a sharded base; every other option is one of `editors.training`.",
         allow_abbrev=False,
     )

@@ -9,26 +9,17 @@ differs between two runs is under `cost`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from editors.data.atomic_files import write_atomically
-from editors.data.datasets import (
-    prior_lines,
-    prior_subjects,
-    read_edits,
-    read_suite,
-    read_text,
-    without_question,
-)
+from editors.data.datasets import without_question
 from editors.evaluation.arguments import fine_tuning_of, folding_of, parser, prior_texts, protocol_of
-from editors.evaluation.methods import methods_of
+from editors.evaluation.figures import STANDARD_OUTPUT, Figures
+from editors.evaluation.inputs import Inputs, read_inputs
+from editors.evaluation.methods import Method, methods_of
 from editors.evaluation.probes import MOST_REPHRASES, EditProbes
 from editors.evaluation.protocols import FOLDED, Evaluation, OnProgress
 from editors.evaluation.report import Reporter
@@ -37,8 +28,8 @@ from editors.models.families import EditableModel
 from editors.solve.prior import Prior, measure_prior
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import CorrigendaError, Misconfigured
-from pipeline.domain.formats.canonical import finite
+from pipeline.domain.errors import CorrigendaError, EditorFailed, Misconfigured
+from pipeline.domain.formats.refusals import refused_in_a_sentence
 from pipeline.domain.rank_api import EditorSettings
 from pipeline.domain.wordings import Wording
 
@@ -46,15 +37,17 @@ NO_PRIOR = Prior(moments={}, gradient_moments={}, num_tokens=0)
 """What methods get that read no prior: measuring one takes minutes."""
 Save = Callable[[Mapping[str, Any]], None]
 """Called with all figures as far as they are."""
+INTERRUPTED = 130
+"""Exit status after an interrupt, as shells have it."""
 
 
-def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
+def evaluate(given: argparse.Namespace, reporter: Reporter, figures: Figures) -> None:
     """Measure every method on the same edits in the same way.
 
     Args:
         given: the command line.
         reporter: shows how far it is.
-        save: called after each checkpoint, and when all is done.
+        figures: where they go, after each checkpoint and at the end, whatever ended it.
 
     Raises:
         CorrigendaError: if an input cannot be used or the editor fails.
@@ -63,16 +56,42 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
     folding = folding_of(given)
     if folding is not None and list(methods) != ["recursive"]:
         raise Misconfigured(f"expected the solver recursive alone with --fold, got {', '.join(methods)}")
-    lines = [line for path in prior_texts(given) for line in prior_lines(path)] if folding is not None else []
-    asked = read_edits(given.data, limit=given.edits)
-    edits = [without_question(edit) for edit in asked] if given.unseen_questions else asked
+    read = read_inputs(given)
+    edits = [without_question(edit) for edit in read.asked] if given.unseen_questions else read.asked
     names = next(iter(methods.values())).settings.inner_params
     with reporter.working(f"{len(edits)} edits; loading {given.model}"):
         loaded = load_base(given.model, names, task=given.task, device=given.device)
     num_rows = max(method.settings.rephrase_rows for method in methods.values())
     inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
-    figures: dict[str, Any] = {"inputs": inputs, "protocol": asdict(protocol_of(given)), "is_complete": False}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"inputs": inputs, "protocol": asdict(protocol_of(given)), "is_complete": False}
+    try:
+        _measure(given, methods, loaded, read, edits, reporter, num_rows=num_rows, found=found, save=figures.save)
+    except BaseException:
+        measured = {name: one for name, one in found.get("solvers", {}).items() if one.get("checkpoints") != []}
+        if measured:
+            figures.end(found | {"solvers": measured})
+        raise
+    reporter.table({"base": found["base"]} | found["solvers"])
+    figures.end(found | {"is_complete": True})
+    for name, one in found["solvers"].items():
+        if not one["editing"]["batches"]:
+            raise EditorFailed(f"expected a batch that {name} can edit, got none: {one['editing']['first_failure']}")
+
+
+def _measure(
+    given: argparse.Namespace,
+    methods: Mapping[str, Method],
+    loaded: EditableModel,
+    read: Inputs,
+    edits: Sequence[Edit],
+    reporter: Reporter,
+    *,
+    num_rows: int,
+    found: dict[str, Any],
+    save: Save,
+) -> None:
+    """Ask the base and measure the methods, one after the other, into the figures `found`."""
+    folding = folding_of(given)
     probes: EditProbes | None = None
     priors: dict[tuple[str, ...], Prior] = {}
     for name, method in methods.items():
@@ -80,29 +99,27 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, save: Save) -> None:
         settings, editor = method.on(model)
         if method.reads_prior and model.inner_param_names not in priors:
             with reporter.working("measuring the prior over plain text"):
-                priors[model.inner_param_names] = _measured_prior(given, model)
+                priors[model.inner_param_names] = measure_prior(model, *read.prior, subjects=read.subjects)
         prior = priors[model.inner_param_names] if method.reads_prior else NO_PRIOR
         if probes is None:
             with reporter.working(f"asking the base about {len(edits)} edits"):
-                probes = _asked_base(given, model, asked, num_rows)
+                probes = _asked_base(given, model, read, num_rows)
                 measured = _evaluation(given, model, prior, probes, edits)
                 at_large = {**asdict(probes.figure), "fluency": probes.fluency}
-                figures["base"] = at_large | measured.known()
-            figures["solvers"] = found
+                found["base"] = at_large | measured.known()
+            found["solvers"] = {}
         measured = _evaluation(given, model, prior, probes.of(model), edits)
         if folding is not None:
+            lines = [line for text in read.prior for line in text]
             measured = replace(measured, fold=FoldEditor(folding, lines, settings))
         checkpoints: list[dict[str, Any]] = []
-        found[name] = {"settings": _shown(settings), "checkpoints": checkpoints}
+        found["solvers"][name] = {"settings": _shown(settings), "checkpoints": checkpoints}
         with reporter.following(name, len(edits)) as show:
-            on_progress = partial(_recorded, show, checkpoints, partial(save, figures))
-            whole = measured.run(editor, settings, on_progress)
+            whole = measured.run(editor, settings, partial(_recorded, show, checkpoints, partial(save, found)))
         folded = whole.pop(FOLDED, None)
-        found[name] = {"settings": _shown(settings)} | whole
+        found["solvers"][name] = {"settings": _shown(settings)} | whole
         if folded is not None:
-            found[f"{name}, {FOLDED}"] = {"settings": _shown(settings)} | folded
-    reporter.table({"base": figures["base"]} | found)
-    save(figures | {"is_complete": True})
+            found["solvers"][f"{name}, {FOLDED}"] = {"settings": _shown(settings)} | folded
 
 
 def _recorded(
@@ -130,31 +147,24 @@ def most_rephrases(given: argparse.Namespace) -> Mapping[Wording, int]:
     return MOST_REPHRASES if given.rephrases is None else dict.fromkeys(Wording, given.rephrases)
 
 
-def _asked_base(given: argparse.Namespace, model: EditableModel, asked: Sequence[Edit], num_rows: int) -> EditProbes:
+def _asked_base(given: argparse.Namespace, model: EditableModel, read: Inputs, num_rows: int) -> EditProbes:
     """Ask the base.
 
     Args:
         given: the command line.
         model: holds the base's weights.
-        asked: the edits with all that is asked of them.
+        read: what is asked.
         num_rows: most rephrases of an edit that are edit rows.
     """
-    suite = [item.probe for item in read_suite(given.suite)] if given.suite else None
     return EditProbes(
         model,
-        asked,
-        read_text(given.text),
-        suite=suite,
+        read.asked,
+        read.text,
+        suite=read.suite,
         most_rephrases=most_rephrases(given),
         num_rows=num_rows,
         seed=given.seed,
     )
-
-
-def _measured_prior(given: argparse.Namespace, model: EditableModel) -> Prior:
-    """Measure the prior of the base, whose weights the model holds."""
-    texts = prior_texts(given)
-    return measure_prior(model, *map(prior_lines, texts), subjects=prior_subjects(texts))
 
 
 def _evaluation(
@@ -171,48 +181,29 @@ def _inputs(given: argparse.Namespace) -> dict[str, Any]:
     return files | shown | {"task": given.task, "device": given.device, "ft": asdict(fine_tuning_of(given))}
 
 
-def _write(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
-    """Write the figures; those that are not complete go into files only."""
-    text = json.dumps(finite(figures), indent=2, allow_nan=False)
-    if given.json == "-":
-        if figures["is_complete"]:
-            print(text)
-    elif given.json:
-        Path(given.json).write_text(text + "\n", encoding="utf-8")
-    if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(given.out / "figures.json", f"{text}\n".encode())
-    if given.out and figures["is_complete"]:
-        from editors.evaluation.curves import draw
-
-        points = {name: found.get("checkpoints") or [found] for name, found in figures["solvers"].items()}
-        draw(given.out / "curves.png", _title(figures), points, base=figures["base"] | {"drawdown": 0.0})
-
-
-def _title(figures: Mapping[str, Any]) -> str:
-    inputs, protocol = figures["inputs"], figures["protocol"]
-    how = "one at a time" if protocol["kind"] == "single" else f"in batches of {protocol['batch']}"
-    return f"{inputs['edits']:,} edits {how}: {Path(inputs['data']).name} on {Path(inputs['model']).name}"
-
-
-def _check_writable(target: str | None) -> None:
-    """Say before the measuring that the file for the figures cannot be written."""
-    if target is None or target == "-":
-        return
-    path = Path(target)
-    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise Misconfigured(f"expected a file that can be written for --json, got {target}")
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the figures; one sentence on standard error and exit status 1 when an input cannot be used."""
+    """Write the figures; one sentence on standard error and exit status 1 when an input cannot be used, or no edit."""
+    figures: Figures | None = None
+
+    def said(sentence: str) -> None:
+        part = figures.part if figures is not None else None
+        _say(sentence if part is None else f"{sentence}; what was measured until then is in {part}")
+
     try:
-        given = parser().parse_args(arguments)
-        given.json = given.json or (None if given.out else "-")
-        _check_writable(given.json)
-        evaluate(given, Reporter(), partial(_write, given))
+        with refused_in_a_sentence():
+            given = parser().parse_args(arguments)
+        given.json = given.json or (None if given.out else STANDARD_OUTPUT)
+        figures = Figures(given.out, given.json)
+        evaluate(given, Reporter(), figures)
+    except KeyboardInterrupt:
+        said("stopped")
+        return INTERRUPTED
     except (CorrigendaError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr, flush=True)
+        said(" ".join(str(error).split()))
         return 1
     return 0
 

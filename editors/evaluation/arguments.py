@@ -40,6 +40,11 @@ GATE_HELP = f"least cosine of keys from which the solver `gated` adds an edit's 
 REPHRASES_HELP = "unseen rephrases of each edit that are measured, of each class; 2 or 3 if left out"
 FOLD_HELP = "at the end of a stream, fold its edits into the base, as `corrigenda lineage fold` does, and ask once more"
 UNSEEN_HELP = "keep questions, chats and their answers from the editor, so that they are only asked"
+JSON_HELP = "file for the figures; - prints them, as without --out"
+OUT_HELP = (
+    "folder for figures.json and curves.png; complete figures that are there stay until the new ones are complete, "
+    "which are in figures.part.json until then"
+)
 EDITOR_HELP = "folder of a trained editor, or SOLVER=FOLDER for one solver; the natural gradient alone if left out"
 
 
@@ -54,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--edits", type=positive, required=True, help="how many from the top")
     add_base_options(made, task="causal")
     made.add_argument("--device", default="cpu", help="where the model is edited: cpu, cuda or cuda:0; cpu if left out")
-    made.add_argument("--json", help="file for the figures; - prints them, as without --out")
-    made.add_argument("--out", type=Path, help="folder for figures.json and curves.png")
+    made.add_argument("--json", help=JSON_HELP)
+    made.add_argument("--out", type=Path, help=OUT_HELP)
     _add_protocol(made)
     _add_editor(made)
     made.add_argument("--text", type=Path, default=FACTS / "perplexity.txt", help="plain text for drawdown")

@@ -45,16 +45,10 @@ class Method:
         return self.settings.solver in IN_PASSES
 
     def model_of(self, loaded: EditableModel) -> EditableModel:
-        """Return a base as this method edits it: by its weights, by what is looked up, or by facts before prompts.
-
-        Raises:
-            Misconfigured: for a method without weights on a model that is no decoder.
-        """
+        """Return a base as this method edits it: by its weights, by what is looked up, or by facts before prompts."""
         module, tokenizer, names = loaded.module, loaded.tokenizer, self.settings.inner_params
         if self.settings.solver not in WEIGHTLESS:
             return editable(loaded.task, module, tokenizer, names)
-        if loaded.task != "causal":
-            raise Misconfigured(f"expected a causal base for the method {self.settings.solver}, got {loaded.task}")
         keeps_one = self.given.protocol == "single"
         if self.settings.solver == GATED:
             return GatedModel(module, tokenizer, names, memory=GatedMemory(self.given.gate, keeps_one=keeps_one))
@@ -72,8 +66,6 @@ class Method:
             return settings, FineTuningEditor(fine_tuning_of(self.given), settings)
         if self.trained is not None and self.trained.card.is_published:
             return settings, MendSumEditor(self.trained.transform)
-        if settings.solver == "mend":
-            raise Misconfigured("expected a trained editor for the solver mend, got none")
         return settings, editor_for(settings, transform)
 
 
@@ -81,7 +73,8 @@ def methods_of(given: argparse.Namespace) -> dict[str, Method]:
     """Return the methods by solver. A trained editor that no solver was named for serves every one that it can.
 
     Raises:
-        Misconfigured: if a setting or a trained editor cannot be used on this base, or nobody would use it.
+        Misconfigured: if a setting or a trained editor cannot be used on this base, nobody would use it, or a method
+            cannot run: all before the first of them is measured.
         IntegrityBroken: if a trained editor is damaged.
     """
     digest = base_digest(given.model) if given.editor else ""
@@ -119,6 +112,10 @@ def _serves(trained: TrainedEditor, solver: str) -> bool:
 
 
 def _method(given: argparse.Namespace, solver: str, trained: TrainedEditor | None) -> Method:
+    if solver == "mend" and trained is None:
+        raise Misconfigured("expected a trained editor for the solver mend, got none")
+    if solver in WEIGHTLESS and given.task != "causal":
+        raise Misconfigured(f"expected a causal base for the method {solver}, got {given.task}")
     asked = settings_given(given)
     if trained is not None:
         if names := {"inner_params", "subject_params"} & asked.keys():

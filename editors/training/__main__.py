@@ -12,13 +12,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from editors.data.atomic_files import write_atomically
+from editors.data.atomic_files import require_file, require_folder, write_atomically
 from editors.data.datasets import edit_lines
 from editors.mend.checkpoint import TrainedEditor
 from editors.models.comm import ALONE, Comm, agreed
@@ -30,6 +29,7 @@ from editors.training.setup import LoadBase, Say, Setup, prepare, set_up
 from editors.training.state import Progress, TrainingState
 from editors.weights.loading import load_base
 from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.formats.refusals import refused_in_a_sentence
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of the system for a file that there is no room for."""
@@ -61,10 +61,26 @@ def train(
     if given.threads:
         torch.set_num_threads(given.threads)
     versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
-    folder, run = TrainingFolder(given.out), run_of(given, command, versions, comm.num_ranks if comm else None)
+    _require_places(given)
+    run = run_of(given, command, versions, comm.num_ranks if comm else None)
     if given.only_prepare:
         return [prepare(given, run, _say, load)]
-    comm = comm or ALONE
+    with TrainingFolder(given.out) as folder:
+        return _trained(given, run, folder, load, comm or ALONE)
+
+
+def _require_places(given: argparse.Namespace) -> None:
+    """Make sure before anything is loaded that what the run will write has a place."""
+    if not given.only_prepare:
+        require_folder(given.out, "--out")
+    if given.prepared is not None and not given.prepared.exists():
+        require_file(given.prepared, "--prepared")
+
+
+def _trained(
+    given: argparse.Namespace, run: dict[str, Any], folder: TrainingFolder, load: LoadBase, comm: Comm
+) -> list[str]:
+    """Train in a folder, and return what the run came to."""
     is_first = comm.rank == 0
     opened = agreed(comm, lambda: _opened(folder, run, resume=given.resume) if is_first else (None, run))
     state, run = comm.gathered(opened)[0]
@@ -115,11 +131,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _refused(error: Exception, out: Path | None) -> str:
+def _refused(error: Exception, given: argparse.Namespace | None) -> str:
     """Return one sentence about what stopped the run."""
-    if isinstance(error, OSError) and error.errno in FULL:
-        return f"expected room for the run in {out}, got: {error.strerror}; with room, --resume goes on with it"
+    if given is not None and isinstance(error, OSError) and error.errno in FULL:
+        return f"expected room for the run in {given.out}, got: {error.strerror}{_hint(given)}"
     return " ".join(str(error).split())
+
+
+def _hint(given: argparse.Namespace | None) -> str:
+    """Return how the run goes on that was stopped, as the end of a sentence; nothing where there is none yet."""
+    return "" if given is None or given.only_prepare else TrainingFolder(given.out).hint
 
 
 def _say_nothing(line: str) -> None:
@@ -148,17 +169,18 @@ def main(
     command = shlex.join(["corrigenda", "train", *options, *(word for word in words if word != "--resume")])
     given = None
     try:
-        given = parsed(words)
+        with refused_in_a_sentence():
+            given = parsed(words)
         if given.device and load is load_base:
             load = partial(load_base, device=given.device)
         elif given.device:
             raise Misconfigured("expected --device for one process, got it with ranks, which each have their own")
         lines = train(given, command, load=load, comm=comm)
     except KeyboardInterrupt:
-        say("stopped; --resume goes on from the last state")
+        say(f"stopped{_hint(given)}")
         return INTERRUPTED
     except (CorrigendaError, OSError) as error:
-        say(_refused(error, given.out if given else None))
+        say(_refused(error, given))
         return 1
     if lines:
         print("\n".join(lines), flush=True)

@@ -6,30 +6,37 @@
     loss.png            the curve of the log
     held-out.jsonl      the edits to validate on, where they were taken from the run's data
     best/ last/         folders of the best editor and of the newest
+    .lock               held by the process that writes the run; its number while it does
 
 Whatever is newer than the state is made again by a resume.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 from editors.data.atomic_files import recover_folder, replace_folder, write_atomically
 from editors.mend.checkpoint import TrainedEditor
 from editors.models.digest import names_base
 from editors.training.state import TrainingState
-from pipeline.domain.errors import InvalidInput
+from pipeline.domain.errors import IntegrityBroken, InvalidInput
 from pipeline.domain.formats.canonical import canonical_json
 
 BEST, LAST = "best", "last"
+LOCK = ".lock"
+"""Name of the file that whoever writes the run holds."""
 
 
 class TrainingFolder:
     """The files of a run; `open_new` or `open_again` comes before everything else.
+
+    A context manager: nobody else can write the run from then on until its end.
 
     Args:
         path: the folder; `open_new` makes it.
@@ -37,8 +44,17 @@ class TrainingFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: IO[str] | None = None
         self.curve, self.held_out = path / "loss.png", path / "held-out.jsonl"
         self._run, self._state, self._log = path / "run.json", path / "state.safetensors", path / "log.jsonl"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()
 
     def refuse_taken(self) -> None:
         """Make sure that a new run may go here.
@@ -46,26 +62,33 @@ class TrainingFolder:
         Raises:
             InvalidInput: if something is here already.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or {path.name for path in self.path.iterdir()} - {LOCK}):
             hint = "; --resume goes on with it" if self._run.is_file() else ""
             raise InvalidInput(f"expected a new or empty folder for a training run, got {self.path}{hint}")
 
     def open_new(self, run: Mapping[str, Any]) -> None:
-        """Make the folder and write down what the run is."""
+        """Make the folder and write down what the run is.
+
+        Raises:
+            InvalidInput: if something is here already, or somebody else begins a run here.
+        """
         self.refuse_taken()
         self.path.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        self.refuse_taken()
         write_atomically(self._run, (canonical_json(run) + "\n").encode())
 
     def open_again(self, run: Mapping[str, Any]) -> TrainingState | None:
         """Clean up after the end of a run and return its last state; None if it was stopped before its first.
 
         Raises:
-            InvalidInput: if this is no folder of a run, or it is of another run than `run`.
-            IntegrityBroken: if the state cannot be read.
+            InvalidInput: if this is no folder of a run, it is of another run than `run`, or somebody else writes it.
+            IntegrityBroken: if the state, the log or what the run is cannot be read.
         """
         if not self._run.is_file():
             raise InvalidInput(f"expected the folder of a training run to resume, got {self.path} without run.json")
-        _check_same(self.path, json.loads(self._run.read_text(encoding="utf-8")), json.loads(canonical_json(run)))
+        self._hold()
+        _check_same(self.path, self.run, json.loads(canonical_json(run)))
         for name in (BEST, LAST):
             recover_folder(self.path / name)
         self._sweep()
@@ -75,9 +98,21 @@ class TrainingFolder:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What the run is, as it was written down when it began."""
-        document: dict[str, Any] = json.loads(self._run.read_text(encoding="utf-8"))
+        """What the run is, as it was written down when it began; IntegrityBroken if that cannot be read."""
+        try:
+            document = json.loads(self._run.read_bytes().decode())
+        except ValueError as error:
+            raise IntegrityBroken(f"expected a JSON object in {self._run}, got: {error}") from error
+        if not isinstance(document, dict):
+            raise IntegrityBroken(f"expected a JSON object in {self._run}, got {document!r:.80}")
         return document
+
+    @property
+    def hint(self) -> str:
+        """How a run that was stopped goes on, as the end of a sentence; nothing for one that has not begun."""
+        if not self._run.is_file():
+            return ""
+        return f"; --resume {'goes on from the last state' if self._state.is_file() else 'begins it again'}"
 
     def save_state(self, state: TrainingState) -> None:
         """Replace the state; a reader sees the old one or the new one."""
@@ -106,16 +141,40 @@ class TrainingFolder:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def logged(self) -> list[dict[str, Any]]:
-        """Return the lines of the log, without one that a crash has cut off."""
+        """Return the lines of the log, without one that a crash has cut off.
+
+        Raises:
+            IntegrityBroken: if a line is whole and none that `log` has written.
+        """
         if not self._log.is_file():
             return []
         lines = []
-        for text in self._log.read_text(encoding="utf-8").split("\n"):
+        for number, text in enumerate(self._log.read_bytes().split(b"\n"), start=1):
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text.decode())
+            except UnicodeDecodeError as error:
+                raise IntegrityBroken(f"expected UTF-8 in line {number} of {self._log}, got: {error}") from error
             except ValueError:
                 continue
+            if not isinstance(line, dict) or type(line.get("step")) is not int:
+                raise IntegrityBroken(f"expected a step in line {number} of {self._log}, got {line!r:.80}")
+            lines.append(line)
         return lines
+
+    def _hold(self) -> None:
+        """Keep others from writing this run."""
+        lock = (self.path / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read() or "not known yet"
+            lock.close()
+            raise InvalidInput(f"expected a folder that no run writes to, got {self.path} (pid {holder})") from None
+        self._lock = lock
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
 
     def _sweep(self) -> None:
         """Remove what a crash left half written beside its place."""

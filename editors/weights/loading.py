@@ -40,12 +40,16 @@ def load_base(
     if not folder.is_dir():
         raise Misconfigured(f"expected a folder with a model, got {folder}")
     logging.disable_progress_bar()
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is told below, in a sentence
     try:
         module, report = family.loader.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise Misconfigured(f"expected a {task} model that transformers can load in {folder}, got: {reason}") from error
+    finally:
+        logging.set_verbosity(told)
     if missing := sorted(report["missing_keys"]):
         raise Misconfigured(f"expected every weight of a {task} model in {folder}, got none for {missing[0]}")
     return family(module.to(place), tokenizer, inner_param_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,8 +19,13 @@ GRACE_SECONDS = 5.0
 """For clearing up, before a process is killed that nobody waits for any more."""
 
 
+def words_of(module: str, *arguments: str) -> list[str]:
+    """Return the command line of a process that runs one of our modules, and ends when this one does."""
+    return [sys.executable, "-m", "pipeline.tied", str(os.getpid()), module, *arguments]
+
+
 def run_module(module: str, *arguments: str, tell: Callable[[str], None] | None = None) -> str:
-    """Run one of our modules and return what it prints; it ends with this process, also by Ctrl-C.
+    """Run one of our modules and return what it prints; it ends with this process, whatever ends that.
 
     Args:
         module: its name.
@@ -30,16 +36,20 @@ def run_module(module: str, *arguments: str, tell: Callable[[str], None] | None 
         CorrigendaError: of the class that the module names on its last line of standard error
             (`WrongBase: expected …`); InvalidInput if argparse refused the words; else EngineFailed with that line.
     """
-    argv = [sys.executable, "-m", module, *arguments]
     # What it prints goes into a file, so that it never waits for us to read that while we read what it says meanwhile.
     with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
         with subprocess.Popen(
-            argv, stdout=printed, stderr=subprocess.PIPE, text=True, errors="replace", env=computing_environment()
+            words_of(module, *arguments),
+            stdout=printed,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=computing_environment(),
         ) as process:
             try:
                 last = _last_words(process, tell)
             except BaseException:
-                _end(process)
+                end(process)
                 raise
         if process.returncode != 0:
             if process.returncode == USAGE and USAGE_MARK in last:
@@ -49,11 +59,16 @@ def run_module(module: str, *arguments: str, tell: Callable[[str], None] | None 
         return printed.read()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """End a process, with time to clear away what it has half written; a second Ctrl-C kills it."""
+def end(process: subprocess.Popen[str], *, patience: float = 1.0) -> None:
+    """End a process, with time to clear away what it has half written; a second Ctrl-C kills it.
+
+    Args:
+        process: is told of Ctrl-C by the terminal, or by this.
+        patience: seconds in which it may end without being told by this.
+    """
     try:
         # A terminal has told it of Ctrl-C too, and told twice it would leave its clearing up.
-        for seconds, number in ((1.0, signal.SIGINT), (GRACE_SECONDS, signal.SIGKILL)):
+        for seconds, number in ((patience, signal.SIGINT), (GRACE_SECONDS, signal.SIGKILL)):
             try:
                 process.wait(seconds)
                 return

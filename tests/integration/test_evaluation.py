@@ -30,7 +30,7 @@ from editors.prepare.__main__ import main as prepare
 from editors.solve.prior import Prior, measure_prior
 from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
-from pipeline.domain.errors import EditorFailed
+from pipeline.domain.errors import EditorFailed, Misconfigured
 from pipeline.domain.formats.canonical import sha256_file
 from pipeline.domain.rank_api import EditorSettings
 from tests.support.factories import make_edit
@@ -100,7 +100,9 @@ def test_figures_and_a_picture_are_left_in_a_folder(files: Path, capsys: pytest.
     assert "retention of the first 10 %" in shown
 
 
-def test_a_run_that_is_cut_off_leaves_what_it_measured(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_cut_off_leaves_what_it_measured(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit, batches = RecursiveEditor.edit, []
 
     def is_killed_at_third(editor: RecursiveEditor, job: EditJob) -> EditResult:
@@ -110,8 +112,10 @@ def test_a_run_that_is_cut_off_leaves_what_it_measured(files: Path, monkeypatch:
         return edit(editor, job)
 
     monkeypatch.setattr(RecursiveEditor, "edit", is_killed_at_third)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(evaluate_arguments(files, out=str(files / "measured"), solver="sum,recursive"))
+    assert evaluate(evaluate_arguments(files, out=str(files / "measured"), solver="sum,recursive")) == 130
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == f"stopped; what was measured until then is in {files / 'measured/figures.json'}"
+    assert "Traceback" not in said
     figures = json.loads((files / "measured" / "figures.json").read_text())
     assert figures["is_complete"] is False
     assert figures["solvers"]["sum"]["edit_success"] == figures["solvers"]["sum"]["checkpoints"][-1]["edit_success"]
@@ -119,6 +123,51 @@ def test_a_run_that_is_cut_off_leaves_what_it_measured(files: Path, monkeypatch:
     monkeypatch.undo()
     assert evaluate(evaluate_arguments(files, out=str(files / "measured"))) == 0
     assert json.loads((files / "measured" / "figures.json").read_text())["is_complete"] is True
+
+
+def fails(editor: object, job: EditJob) -> EditResult:
+    raise Misconfigured("expected a method that can edit, got none")
+
+
+@pytest.mark.parametrize("protocol", ["stream", "single"])
+def test_what_was_measured_before_a_method_failed_is_printed_or_lies_beside_complete_figures(
+    protocol: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*evaluate_arguments(files, edits="2", protocol=protocol), "--out", str(files / "measured")]
+    assert evaluate(words) == 0
+    complete = {path: path.read_bytes() for path in (files / "out.json", files / "measured" / "figures.json")}
+    monkeypatch.setattr(RecursiveEditor, "edit", fails)
+    failed = [*words, "--solver", "sum,recursive"]
+    for json_file in ([], ["--json", "-"]):
+        capsys.readouterr()
+        assert evaluate([*failed, *json_file]) == 1
+        shown = capsys.readouterr()
+        part = files / "measured" / "figures.part.json"
+        assert shown.err.splitlines()[-1] == (
+            f"expected a method that can edit, got none; what was measured until then is in {part}"
+        )
+        for text in (part.read_text(), shown.out if json_file else (files / "out.part.json").read_text()):
+            figures = json.loads(text)
+            assert (figures["is_complete"], list(figures["solvers"])) == (False, ["sum"])
+            assert "edit_success" in figures["solvers"]["sum"]
+        assert {path: path.read_bytes() for path in complete} == complete
+    monkeypatch.undo()
+    assert evaluate(words) == 0
+    assert not list(files.rglob("*.part.json"))
+
+
+@pytest.mark.parametrize("protocol", ["stream", "single"])
+def test_an_evaluation_that_made_no_edit_has_failed(
+    protocol: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_numbers(editor: RecursiveEditor, job: EditJob) -> EditResult:
+        raise EditorFailed("expected finite factors, got NaN")
+
+    monkeypatch.setattr(RecursiveEditor, "edit", without_numbers)
+    assert evaluate(evaluate_arguments(files, edits="2", protocol=protocol)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "expected a batch that recursive can edit, got none: expected finite factors, got NaN"
+    assert json.loads((files / "out.json").read_text())["is_complete"] is True
 
 
 def test_a_correction_takes_out_what_holds_although_another_failed_between(

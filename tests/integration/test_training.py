@@ -219,7 +219,7 @@ def test_a_full_disk_is_said_so_and_the_run_goes_on_when_there_is_room(
 
     monkeypatch.setattr(TrainingState, "save", without_room)
     assert refused(capsys, *few) == (
-        "expected room for the run in run, got: No space left on device; with room, --resume goes on with it"
+        "expected room for the run in run, got: No space left on device; --resume goes on from the last state"
     )
     monkeypatch.undo()
     monkeypatch.chdir(files)

@@ -168,10 +168,10 @@ def _run(objective: Objective, transform: MendTransform, card: EditorCard, out: 
     def editor(figures: Mapping[str, float], steps: int) -> TrainedEditor:
         return TrainedEditor(card=_measured(card, figures, steps), transform=transform)
 
-    folder = TrainingFolder(out)
-    folder.open_new({"settings": {}, "base_digest": card.base_digest, "data": "d" * 64, "command": card.command})
     loop = LoopSettings(num_steps=num_steps, validate_every=max(num_steps // 3, 1), save_every=max(num_steps, 1))
-    TrainingRun(objective, loop, folder, make_editor=editor, watcher=Silent()).run(None)
+    with TrainingFolder(out) as folder:
+        folder.open_new({"settings": {}, "base_digest": card.base_digest, "data": "d" * 64, "command": card.command})
+        TrainingRun(objective, loop, folder, make_editor=editor, watcher=Silent()).run(None)
     return out / BEST
 
 

@@ -118,13 +118,13 @@ def train(
 ) -> Progress:
     """A run in a folder, new or gone on with."""
     objective = objective or ToyObjective()
-    folder = TrainingFolder(path)
     state = None
-    if resume:
-        state = folder.open_again(run)
-    else:
-        folder.open_new(run)
-    trainer = TrainingRun(
-        cast(Objective, objective), settings, folder, make_editor=objective.editor, watcher=watcher or Silent()
-    )
-    return trainer.run(state)
+    with TrainingFolder(path) as folder:
+        if resume:
+            state = folder.open_again(run)
+        else:
+            folder.open_new(run)
+        trainer = TrainingRun(
+            cast(Objective, objective), settings, folder, make_editor=objective.editor, watcher=watcher or Silent()
+        )
+        return trainer.run(state)

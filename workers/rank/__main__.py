@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.domain.rank_api import BaseSpec
+from pipeline.tied import tie_to_parent
 from workers.commands import Hello
-from workers.lifetime import RENDEZVOUS, leave_last_words, tie_to_parent
+from workers.lifetime import RENDEZVOUS, leave_last_words
 from workers.protocol import HELLOS, send
 
 NOT_FOR_RANKS = ("mlflow", "scipy", "boto3", "trio")

@@ -16,6 +16,7 @@ from pipeline.adapters.sql.database.engine import connect, for_a_process
 from pipeline.adapters.sql.sealed import SqlSealedVersions
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured
+from pipeline.domain.formats.refusals import refused_in_a_sentence
 from pipeline.telemetry import tracing
 from pipeline.telemetry.logs import log_to_stderr
 from workers.serving.http_server import bound_socket, require_loopback, serve, url_of
@@ -27,7 +28,9 @@ MISCONFIGURED, INTERRUPTED = 3, 130
 def main(words: Sequence[str] | None = None) -> int:
     """Serve until a signal comes; return 3 after one sentence on standard error if that cannot be done."""
     try:
-        _serve(_options().parse_args(words), load_settings())
+        with refused_in_a_sentence():
+            options = _options().parse_args(words)
+        _serve(options, load_settings())
     except CorrigendaError as error:
         print(f"corrigenda: {error}", file=sys.stderr)
         return MISCONFIGURED

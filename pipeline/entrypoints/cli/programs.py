@@ -6,10 +6,13 @@ knows: the embedded base model, and the DeepSpeed configuration of the settings.
 
 from __future__ import annotations
 
+import argparse
 import json
+import signal
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,7 +21,7 @@ from pipeline.adapters.login_names import Login
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.formats.sizes import shown_size
-from pipeline.entrypoints.children import run_module
+from pipeline.entrypoints.children import GRACE_SECONDS, end, run_module, words_of
 from pipeline.entrypoints.console import (
     INTERRUPTED,
     ExitCode,
@@ -33,6 +36,8 @@ from pipeline.entrypoints.local_settings import current_settings, load_settings,
 PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 SIGNALLED = 128
 """What the launcher of ranks adds to the number of the signal that ended one of them."""
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals by which a command is ended, which its program is told of too: it may have something to clear up."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -68,7 +73,10 @@ def train(context: typer.Context) -> None:
     Example: corrigenda train --data facts.jsonl --out trained --steps 400
     """
     program = "workers.training" if _names(context.args, "--ranks") else "editors.training"
-    _run(context, program, _with_model(context), ended="the training was ended by signal {}; --resume goes on with it")
+    try:
+        _run(context, program, _with_model(context), ended="the training was ended by signal {}")
+    except Misconfigured as error:
+        raise Misconfigured(f"{error}; --resume goes on with it" if _has_begun(context.args) else str(error)) from None
 
 
 def serve(context: typer.Context) -> None:
@@ -115,6 +123,15 @@ def _names(words: Sequence[str], option: str) -> bool:
     return any(word == option or word.startswith(f"{option}=") for word in words)
 
 
+def _has_begun(words: Sequence[str]) -> bool:
+    """Return whether a training has written down what it is, so that it can be resumed."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--out", type=Path, default=Path())
+    reader.add_argument("--only-prepare", action="store_true")
+    given, _ = reader.parse_known_args(words)
+    return not given.only_prepare and (given.out / "run.json").is_file()
+
+
 def _with_model(context: typer.Context) -> list[str]:
     """Return the words, and the embedded base model where none is named."""
     if _names(context.args, "--model") or _names(context.args, "--help"):
@@ -142,18 +159,31 @@ def _run(
     """
     if _names(words, "--help"):
         typer.echo(context.get_help())
-    argv = [sys.executable, "-m", program, *words]
     environment = computing_environment() | dict(given or {})
-    try:
-        status = subprocess.run(argv, check=False, env=environment).returncode
-    except KeyboardInterrupt:
-        status = INTERRUPTED  # the terminal told both, and the program was waited for
+    with subprocess.Popen(words_of(program, *words), env=environment, text=True) as process, _passing_on(process):
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            end(process, patience=GRACE_SECONDS)
+            status = INTERRUPTED
     if status in (INTERRUPTED, ExitCode.misconfigured):
         raise typer.Exit(status)
     if status < 0 or status > SIGNALLED:
         raise Misconfigured(ended.format(-status if status < 0 else status - SIGNALLED))
     if status != 0:
         raise typer.Exit(ExitCode.usage)
+
+
+@contextmanager
+def _passing_on(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Pass on to a program what would end this process, which then waits for it; what is ignored stays so."""
+    numbers = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda told, _: process.send_signal(told)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show(plan: Mapping[str, Any]) -> None:

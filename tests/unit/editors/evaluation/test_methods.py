@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from editors.evaluation.arguments import parser, settings_given
-from editors.evaluation.methods import Method, _serves
+from editors.evaluation.methods import Method, _serves, methods_of
 from editors.methods.mend_sum import MendSumEditor
 from editors.models.families import EditableModel
 from editors.weights.loading import load_base
@@ -57,5 +57,22 @@ def test_mend_as_published_needs_an_editor(folder: Path, model: EditableModel) -
     trained = tiny_editor(folder, solver="mend")
     settings = EditorSettings(solver="mend", inner_params=model.inner_param_names)
     assert isinstance(Method(settings=settings, trained=trained, given=given).on(model)[1], MendSumEditor)
-    with pytest.raises(Misconfigured, match="mend"):
-        Method(settings=settings, trained=None, given=given).on(model)
+
+
+@pytest.mark.parametrize(
+    ("solvers", "task", "complaint"),
+    [
+        ("recursive,mend", "causal", "a trained editor for the solver mend, got none"),
+        *(
+            (f"recursive,{name}", task, f"a causal base for the method {name}, got {task}")
+            for name in ("gated", "context", "bm25")
+            for task in ("seq2seq", "classifier")
+        ),
+    ],
+)
+def test_a_method_that_cannot_run_is_refused_before_another_is_measured(
+    solvers: str, task: str, complaint: str
+) -> None:
+    words = ["--data", "x", "--model", "y", "--edits", "1", "--solver", solvers, "--task", task]
+    with pytest.raises(Misconfigured, match=complaint):
+        methods_of(parser().parse_args(words))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -252,11 +254,41 @@ def test_only_a_folder_of_a_run_is_resumed(tmp_path: Path) -> None:
             train(folder, resume=True)
 
 
-def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.safetensors", b"half of it"),
+        *(("run.json", content) for content in (b"", b"[]", b"5", b'{"settings":', b'"\xff"', b"\xff\xfe{\0}\0")),
+        *(("log.jsonl", line) for line in (b"5\n", b'{"x": 5}\n', b'{"step": "5"}\n', b"null", b'{"step": 0}\n\xff\n')),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_a_run_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     train(tmp_path)
-    (tmp_path / "state.safetensors").write_bytes(b"half of it")
-    with pytest.raises(IntegrityBroken, match=r"state\.safetensors"):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(IntegrityBroken, match=re.escape(name)) as refused:
         train(tmp_path, resume=True)
+    assert str(refused.value).startswith("expected ")
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    before = results(tmp_path / "run")
+    half_written = tmp_path / "run" / ".state.safetensors.of-the-first"
+    with TrainingFolder(tmp_path / "run") as first, TrainingFolder(tmp_path / "new") as new:
+        first.open_again(RUN)
+        new.open_new(RUN)
+        (tmp_path / "new" / "run.json").unlink()
+        half_written.touch()
+        for name, is_resumed in (("run", True), ("new", False)):
+            with pytest.raises(
+                InvalidInput, match=rf"folder that no run writes to, got .*{name} \(pid {os.getpid()}\)"
+            ):
+                train(tmp_path / name, resume=is_resumed)
+        assert half_written.exists()
+    train(tmp_path / "run", resume=True)
+    assert not half_written.exists()
+    assert results(tmp_path / "run") == before
+    train(tmp_path / "new")
 
 
 def test_the_curve_is_a_picture(tmp_path: Path) -> None:

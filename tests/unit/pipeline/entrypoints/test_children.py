@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from infra.local.processes import is_alive, process_id
 from pipeline.domain.errors import EngineFailed, InvalidInput, Misconfigured, WrongBase, named_by, one_line
 from pipeline.entrypoints.children import run_module
 from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 
 def module(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> str:
@@ -120,3 +125,34 @@ def test_the_line_of_an_error_leads_back_to_it(said: str) -> None:
 @pytest.mark.parametrize("line", ["ValueError: no", "WrongBase", "annotations: no", "one_line: no", ""])
 def test_a_line_that_names_no_error_of_ours_leads_to_none(line: str) -> None:
     assert named_by(line) is None
+
+
+OWNER = (
+    "import subprocess, sys; from pipeline.entrypoints.children import words_of\n"
+    "subprocess.Popen(words_of('spoken')).wait()"
+)
+COMMAND = "from pipeline.entrypoints.cli.programs import _run; _run(None, 'spoken', [], ended='by signal {}')"
+SLEEPS = (
+    "import os, signal, sys, time; from pathlib import Path\n"
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(Path('told').touch()))\n"
+    "Path('begun.part').write_text(str(os.getpid())); Path('begun.part').rename('begun')\n"
+    "time.sleep(3600)"
+)
+
+
+@pytest.mark.parametrize(
+    ("owner", "number", "is_told"),
+    [(OWNER, signal.SIGKILL, False), (OWNER, signal.SIGTERM, False), (COMMAND, signal.SIGTERM, True),
+     (COMMAND, signal.SIGHUP, False), (COMMAND, signal.SIGKILL, False)],
+)  # fmt: skip
+def test_a_module_ends_with_the_process_that_started_it_whatever_ends_that(
+    owner: str, number: signal.Signals, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module(tmp_path, monkeypatch, SLEEPS)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with subprocess.Popen([sys.executable, "-c", owner], cwd=tmp_path, env=environment) as process:
+        eventually((tmp_path / "begun").is_file, "the start of a module")
+        child = process_id(int((tmp_path / "begun").read_text()))
+        process.send_signal(number)
+    eventually(lambda: child is None or not is_alive(child), "the end of a module")
+    assert (tmp_path / "told").exists() == is_told

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from editors.training.arguments import parser as training_parser
 from editors.training.setup import without_folders
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import INTERRUPTED, ExitCode
+from workers import training as on_ranks
 
 LEAST = {"evaluate": "--data x --edits 2 --model m", "train": "--data x --out o --model m"}
 """The fewest words of each command."""
@@ -37,12 +41,21 @@ class Started:
         self.program = ""
         self.arguments: list[str] = []
         self._returncode = returncode
-        monkeypatch.setattr("pipeline.entrypoints.cli.programs.subprocess.run", self)
+        monkeypatch.setattr("pipeline.entrypoints.cli.programs.subprocess.Popen", self)
 
-    def __call__(self, arguments: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        assert arguments[:2] == [sys.executable, "-m"]
-        self.program, self.arguments = arguments[2], arguments[3:]
-        return subprocess.CompletedProcess(arguments, self._returncode)
+    def __call__(self, arguments: list[str], **_: Any) -> Started:
+        assert arguments[:4] == [sys.executable, "-m", "pipeline.tied", str(os.getpid())]
+        self.program, self.arguments = arguments[4], arguments[5:]
+        return self
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> int:
+        return self._returncode
 
 
 def corrigenda(command: str, *words: object) -> Result:
@@ -121,14 +134,33 @@ def test_figures_are_printed_unless_they_go_into_a_folder(
     assert told == [printed]
 
 
-@pytest.mark.parametrize("wrong", ["--data /nope", "--editor /nope", "--json /nope/x.json", "--json /"])
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ("--editor /nope", "a model with"),
+        *((f"--{name} /nope", "/nope") for name in ("data", "text", "suite", "prior-text")),
+        *((f"--{name} {{}}/binary", "UTF-8") for name in ("data", "text", "suite", "prior-text")),
+        ("--data {}/empty", "at least one edit in"),
+        ("--text {}/empty", "plain text for --text, got"),
+        ("--prior-text {}/empty", "line of text for --prior-text, got"),
+        *((f"--json {path}", f"written for --json, got {path}") for path in ("/nope/x.json", "/", "{}/empty/x")),
+        *((f"--out {path}", f"written for --out, got {path}") for path in ("/proc/x", "{}/empty", "{}/empty/x/y")),
+    ],
+)
 def test_what_an_evaluation_cannot_read_or_write_is_refused_before_anything_is_loaded(
-    wrong: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    wrong: str, complaint: str, data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr(evaluation, "load_base", nothing_is_loaded)
-    words = ["--data", str(data), "--edits", "2", "--model", str(tmp_path), *wrong.split()]
-    assert evaluation.main(words) == 1
-    assert "expected" in one_line(capsys)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").write_text(" \n\n")
+    before = set(tmp_path.iterdir())
+    words = ["--data", str(data), "--edits", "2", "--model", str(tmp_path), "--json", "-"]
+    assert evaluation.main([*words, *wrong.format(tmp_path).split()]) == 1
+    said = one_line(capsys)
+    assert "expected" in said
+    assert complaint.format(tmp_path) in said
+    assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("wrong", ["--data /nope", "--validation /nope", "--text /nope"])
@@ -138,6 +170,77 @@ def test_what_a_training_cannot_read_is_refused_before_anything_is_loaded(
     words = ["--data", str(data), "--model", str(tmp_path), "--task", "causal", "--out", str(tmp_path / "run")]
     assert training.main([*words, *wrong.split()], load=nothing_is_loaded) == 1
     assert "/nope" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--out /proc/x", "--out {}", "--out {}/x/y", "--prepared {}/x", "--prepared /proc/x", "--prepared /nope/x"],
+)
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_where_a_training_cannot_write_is_refused_before_anything_is_loaded(
+    wrong: str, more: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(data), "--model", str(tmp_path), "--task", "causal", "--out", str(tmp_path / "run")]
+    assert training.main([*words, *wrong.format(data).split(), *more], load=nothing_is_loaded) == 1
+    option, path = wrong.format(data).split()
+    assert f"can be written for {option}, got {path}" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.parametrize(
+    ("left", "more", "hint"),
+    [
+        ([], [], ""),
+        (["run.json"], [], "; --resume begins it again"),
+        (["run.json", "state.safetensors"], [], "; --resume goes on from the last state"),
+        (["run.json", "state.safetensors"], ["--only-prepare"], ""),
+    ],
+)
+def test_a_training_that_was_stopped_says_how_it_goes_on(
+    left: list[str], more: list[str], hint: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in left:
+        (tmp_path / name).touch()
+    words = ["--data", "x", "--model", "m", "--task", "causal", "--out", str(tmp_path), *more]
+    stopped, is_full = KeyboardInterrupt(), OSError(28, "No space left on device")
+    for error, status, said in (
+        (stopped, INTERRUPTED, f"stopped{hint}"),
+        (is_full, 1, f"expected room for the run in {tmp_path}, got: No space left on device{hint}"),
+    ):
+        monkeypatch.setattr(training, "train", raising(error))
+        assert training.main(words) == status
+        assert one_line(capsys) == said
+
+
+@pytest.mark.parametrize(
+    ("program", "wrong", "sentence"),
+    [
+        (evaluation, "--edits 0", "corrigenda evaluate: error: argument --edits: invalid positive value: '0'"),
+        (evaluation, "--edit 1", "corrigenda evaluate: error: unrecognized arguments: --edit 1"),
+        (training, "--rank 0", "corrigenda train: error: argument --rank: invalid positive value: '0'"),
+        (training, "--out", "corrigenda train: error: argument --out: expected one argument"),
+        (on_ranks, "--ranks 0", "corrigenda train: error: argument --ranks: invalid positive value: '0'"),
+        (on_ranks, "--ranks 2 --rank 0", "corrigenda train: error: argument --rank: invalid positive value: '0'"),
+    ],
+)
+def test_words_that_cannot_be_read_are_refused_in_one_sentence(
+    program: ModuleType, wrong: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    least = LEAST["evaluate" if program is evaluation else "train"]
+    with pytest.raises(SystemExit) as refused:
+        program.main([*least.split(), *wrong.split()])
+    assert refused.value.code == 2
+    assert one_line(capsys) == sentence
+
+
+def test_help_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    for program in (evaluation, training):
+        with pytest.raises(SystemExit) as ended:
+            program.main(["--help"])
+        shown = capsys.readouterr()
+        assert (ended.value.code, shown.err) == (0, "")
+        assert shown.out.startswith("usage: corrigenda")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train"])
@@ -153,6 +256,17 @@ def test_a_failed_program_is_a_failed_command(
     failed = corrigenda(command, *LEAST[command].split())
     assert failed.exit_code == status
     assert ("by signal 9" in failed.stderr) == (status == ExitCode.misconfigured)
+    assert "--resume" not in failed.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--only-prepare"]])
+def test_a_training_that_a_signal_ended_is_said_to_go_on_where_it_can(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Started(monkeypatch, -signal.SIGKILL)
+    (tmp_path / "run.json").write_text("{}")
+    failed = corrigenda("train", *f"--data x --model m --out={tmp_path}".split(), *more)
+    assert ("signal 9; --resume goes on with it" in failed.stderr) == (not more)
 
 
 def test_a_card_names_files_and_not_where_they_lay() -> None:
@@ -163,6 +277,13 @@ def test_a_card_names_files_and_not_where_they_lay() -> None:
 
 def nothing_is_loaded(*_: Any, **__: Any) -> Any:
     raise AssertionError("expected nothing to be loaded")
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def raised(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return raised
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -25,9 +25,10 @@ OBEDIENT = """
 import argparse, os
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pipeline.tied import tie_to_parent
 from pipeline.domain.errors import *
 from workers.commands import Hello, Reply
-from workers.lifetime import RENDEZVOUS, leave_last_words, tie_to_parent
+from workers.lifetime import RENDEZVOUS, leave_last_words
 from workers.protocol import HELLOS, REPLIES, REQUESTS, receive, send
 parser = argparse.ArgumentParser()
 parser.add_argument("--connection", type=int); parser.add_argument("--parent", type=int)
