@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from editors.evaluation.protocols import Protocol
-from editors.methods.fine_tuning import FineTuning
-from editors.methods.folding import Folding
+from editors.methods.fine_tuning import FINE_TUNING_RANGES, FineTuning
+from editors.methods.folding import FOLDING_RANGES, Folding
 from editors.methods.options import (
     DEFAULTS,
     FACTS,
@@ -21,9 +21,11 @@ from editors.methods.options import (
     add_weight_options,
     flag,
     natural,
+    number,
     positive,
 )
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.formats.ranges import SEED, Range
 
 GATE = 0.8
 """Least cosine at which a gated lookup opens, unless told otherwise."""
@@ -79,7 +81,7 @@ def _add_protocol(made: argparse.ArgumentParser) -> None:
     group.add_argument("--rephrases", type=natural, help=REPHRASES_HELP)
     group.add_argument("--unseen-questions", action="store_true", help=UNSEEN_HELP)
     group.add_argument("--fold", action="store_true", help=FOLD_HELP)
-    group.add_argument("--seed", type=int, default=0, help="of every sample")
+    group.add_argument("--seed", type=number(SEED), default=0, help="of every sample")
 
 
 def _add_editor(made: argparse.ArgumentParser) -> None:
@@ -88,12 +90,11 @@ def _add_editor(made: argparse.ArgumentParser) -> None:
     group.add_argument("--editor", type=_editor, action="append", default=[], help=EDITOR_HELP)
     add_weight_options(group)
     add_setting_options(group, CONSTANTS)
-    group.add_argument("--gate", type=_cosine, default=GATE, help=GATE_HELP)
-    for prefix, constants in (("ft", FineTuning), ("fold", Folding)):
+    group.add_argument("--gate", type=number(Range(is_above=True, most=1)), default=GATE, help=GATE_HELP)
+    for prefix, constants, ranges in (("ft", FineTuning, FINE_TUNING_RANGES), ("fold", Folding, FOLDING_RANGES)):
         for field in fields(constants):
-            kind = int if isinstance(field.default, int) else float
-            words = f"see {constants.__name__}"
-            group.add_argument(flag(f"{prefix}_{field.name}"), type=kind, default=field.default, help=words)
+            read, words = number(ranges[field.name]), f"see {constants.__name__}"
+            group.add_argument(flag(f"{prefix}_{field.name}"), type=read, default=field.default, help=words)
 
 
 def protocol_of(given: argparse.Namespace) -> Protocol:
@@ -131,14 +132,6 @@ def folding_of(given: argparse.Namespace) -> Folding | None:
     if given.protocol == "single":
         raise Misconfigured("expected a stream to fold, got the protocol single")
     return Folding(**{field.name: getattr(given, f"fold_{field.name}") for field in fields(Folding)})
-
-
-def _cosine(text: str) -> float:
-    """Read a cosine above 0; ValueError for another number."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise ValueError(text)
-    return value
 
 
 def _solvers(text: str) -> tuple[str, ...]:
