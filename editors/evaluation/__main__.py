@@ -15,18 +15,20 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from rich.console import Console
+
 from editors.data.datasets import without_question
-from editors.evaluation.arguments import fine_tuning_of, folding_of, parser, prior_texts, protocol_of
+from editors.evaluation.arguments import DEVICE, fine_tuning_of, folding_of, parser, prior_texts, protocol_of
 from editors.evaluation.figures import STANDARD_OUTPUT, Figures
 from editors.evaluation.inputs import Inputs, read_inputs
 from editors.evaluation.methods import Method, methods_of
+from editors.evaluation.place import HERE, Place
 from editors.evaluation.probes import MOST_REPHRASES, EditProbes
 from editors.evaluation.protocols import FOLDED, Evaluation, OnProgress
 from editors.evaluation.report import Reporter
 from editors.methods.folding import FoldEditor
 from editors.models.families import EditableModel
 from editors.solve.prior import Prior, measure_prior
-from editors.weights.loading import load_base
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, EditorFailed, Misconfigured
 from pipeline.domain.formats.refusals import refused_in_a_sentence
@@ -41,13 +43,14 @@ INTERRUPTED = 130
 """Exit status after an interrupt, as shells have it."""
 
 
-def evaluate(given: argparse.Namespace, reporter: Reporter, figures: Figures) -> None:
+def evaluate(given: argparse.Namespace, reporter: Reporter, figures: Figures, place: Place = HERE) -> None:
     """Measure every method on the same edits in the same way.
 
     Args:
         given: the command line.
         reporter: shows how far it is.
         figures: where they go, after each checkpoint and at the end, whatever ended it.
+        place: where the base is; all ranks that hold it together have to call.
 
     Raises:
         CorrigendaError: if an input cannot be used or the editor fails.
@@ -56,16 +59,21 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, figures: Figures) ->
     folding = folding_of(given)
     if folding is not None and list(methods) != ["recursive"]:
         raise Misconfigured(f"expected the solver recursive alone with --fold, got {', '.join(methods)}")
+    if place is not HERE and (folding is not None or list(methods) != ["recursive"]):
+        got = f"{', '.join(methods)}{' and --fold' if folding is not None else ''}"
+        raise Misconfigured(f"expected the solver recursive alone with --ranks, and no --fold, got {got}")
     read = read_inputs(given)
     edits = [without_question(edit) for edit in read.asked] if given.unseen_questions else read.asked
     names = next(iter(methods.values())).settings.inner_params
     with reporter.working(f"{len(edits)} edits; loading {given.model}"):
-        loaded = load_base(given.model, names, task=given.task, device=given.device)
+        loaded = place.load(given.model, names, task=given.task, device=given.device)
     num_rows = max(method.settings.rephrase_rows for method in methods.values())
     inputs = _inputs(given) | {"edits": len(edits), "rephrase_rows": num_rows}
     found: dict[str, Any] = {"inputs": inputs, "protocol": asdict(protocol_of(given)), "is_complete": False}
     try:
-        _measure(given, methods, loaded, read, edits, reporter, num_rows=num_rows, found=found, save=figures.save)
+        _measure(
+            given, methods, loaded, read, edits, reporter, place, num_rows=num_rows, found=found, save=figures.save
+        )
     except BaseException:
         measured = {name: one for name, one in found.get("solvers", {}).items() if one.get("checkpoints") != []}
         if measured:
@@ -85,6 +93,7 @@ def _measure(
     read: Inputs,
     edits: Sequence[Edit],
     reporter: Reporter,
+    place: Place,
     *,
     num_rows: int,
     found: dict[str, Any],
@@ -99,7 +108,8 @@ def _measure(
         settings, editor = method.on(model)
         if method.reads_prior and model.inner_param_names not in priors:
             with reporter.working("measuring the prior over plain text"):
-                priors[model.inner_param_names] = measure_prior(model, *read.prior, subjects=read.subjects)
+                whole_prior = measure_prior(model, *read.prior, subjects=read.subjects)
+                priors[model.inner_param_names] = place.own(whole_prior)
         prior = priors[model.inner_param_names] if method.reads_prior else NO_PRIOR
         if probes is None:
             with reporter.working(f"asking the base about {len(edits)} edits"):
@@ -108,7 +118,7 @@ def _measure(
                 at_large = {**asdict(probes.figure), "fluency": probes.fluency}
                 found["base"] = at_large | measured.known()
             found["solvers"] = {}
-        measured = _evaluation(given, model, prior, probes.of(model), edits)
+        measured = replace(_evaluation(given, model, prior, probes.of(model), edits), weights_of=place.weights_of)
         if folding is not None:
             lines = [line for text in read.prior for line in text]
             measured = replace(measured, fold=FoldEditor(folding, lines, settings))
@@ -185,20 +195,31 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the figures; one sentence on standard error and exit status 1 when an input cannot be used, or no edit."""
+def main(arguments: Sequence[str] | None = None, *, place: Place = HERE, say: Callable[[str], None] = _say) -> int:
+    """Write the figures; one sentence and exit status 1 when an input cannot be used, or no edit.
+
+    Args:
+        arguments: the command line.
+        place: where the base is; of ranks that hold it together the first one shows and writes what is found.
+        say: gets the sentence; prints it on standard error if left out.
+    """
     figures: Figures | None = None
 
     def said(sentence: str) -> None:
         part = figures.part if figures is not None else None
-        _say(sentence if part is None else f"{sentence}; what was measured until then is in {part}")
+        say(sentence if part is None else f"{sentence}; what was measured until then is in {part}")
 
     try:
         with refused_in_a_sentence():
             given = parser().parse_args(arguments)
+        if place is not HERE and given.device != DEVICE:
+            raise Misconfigured("expected --device for one process, got it with ranks, which each have their own")
         given.json = given.json or (None if given.out else STANDARD_OUTPUT)
-        figures = Figures(given.out, given.json)
-        evaluate(given, Reporter(), figures)
+        if place.is_first:
+            figures = Figures(given.out, given.json)
+            evaluate(given, Reporter(), figures, place)
+        else:
+            evaluate(given, Reporter(Console(quiet=True, force_terminal=False)), Figures(None, None), place)
     except KeyboardInterrupt:
         said("stopped")
         return INTERRUPTED

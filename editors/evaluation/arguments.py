@@ -27,6 +27,8 @@ from editors.methods.options import (
 from pipeline.domain.errors import Misconfigured
 from pipeline.domain.formats.ranges import SEED, Range
 
+DEVICE = "cpu"
+"""Where one process edits the model, unless told otherwise."""
 GATE = 0.8
 """Least cosine at which a gated lookup opens, unless told otherwise."""
 NOT_CONSTANTS = ("solver", "transform", "batch_size")
@@ -60,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, required=True, help="edits: our JSONL, CounterFact, zsRE, EasyEdit")
     made.add_argument("--edits", type=positive, required=True, help="how many from the top")
     add_base_options(made, task="causal")
-    made.add_argument("--device", default="cpu", help="where the model is edited: cpu, cuda or cuda:0; cpu if left out")
+    made.add_argument(
+        "--device", default=DEVICE, help="where the model is edited: cpu, cuda or cuda:0; cpu if left out"
+    )
     made.add_argument("--json", help=JSON_HELP)
     made.add_argument("--out", type=Path, help=OUT_HELP)
     _add_protocol(made)

@@ -48,7 +48,7 @@ class Method:
         """Return a base as this method edits it: by its weights, by what is looked up, or by facts before prompts."""
         module, tokenizer, names = loaded.module, loaded.tokenizer, self.settings.inner_params
         if self.settings.solver not in WEIGHTLESS:
-            return editable(loaded.task, module, tokenizer, names)
+            return editable(loaded.task, module, tokenizer, names, comm=loaded.comm)
         keeps_one = self.given.protocol == "single"
         if self.settings.solver == GATED:
             return GatedModel(module, tokenizer, names, memory=GatedMemory(self.given.gate, keeps_one=keeps_one))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from editors.evaluation.metrics import averaged, known, replies, retention
+from editors.evaluation.place import plain_weights
 from editors.evaluation.probes import EditProbes
 from editors.evaluation.stream import CostMeter, Stream, model_bytes
 from editors.measure.questions import EditMeasurement
@@ -20,6 +21,7 @@ from editors.methods.guards import Guards, probed_texts
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
+from editors.weights.deltas import WeightStore
 from pipeline.domain.batches import stratified_sample
 from pipeline.domain.edits import Edit
 from pipeline.domain.measurements import mean
@@ -89,6 +91,8 @@ class Evaluation:
     """The edits, in the order of their arrival."""
     protocol: Protocol
     """How they are applied."""
+    weights_of: Callable[[EditableModel], WeightStore] = plain_weights
+    """Returns the model's edited weights."""
     fold: FoldEditor | None = None
     """Folds the edits of a stream at its end; None if they stay as they are."""
 
@@ -108,7 +112,8 @@ class Evaluation:
 
     def _stream(self, editor: Editor, settings: EditorSettings, on_progress: OnProgress) -> dict[str, Any]:
         """Apply batches on top of each other: the figures at the end, at checkpoints on the way, and once folded."""
-        stream = Stream(self.model, editor, self.prior, settings, guards=self._guards(settings))
+        guards, weights_of = self._guards(settings), self.weights_of
+        stream = Stream(self.model, editor, self.prior, settings, guards=guards, weights_of=weights_of)
         total, checkpoints = len(self.edits), []
         found: list[EditMeasurement] = []
         with stream.restoring():
@@ -154,7 +159,7 @@ class Evaluation:
         guards = self._guards(settings)
         for place, edit in enumerate(self.edits, start=1):
             # All of them stand on one ledger without edits, which stays as it is: A is factored once.
-            stream = Stream(self.model, editor, self.prior, settings, cost, untouched, guards)
+            stream = Stream(self.model, editor, self.prior, settings, cost, untouched, guards, self.weights_of)
             with stream.restoring():
                 stream.take([edit])
                 found += self.probes.ask([edit], preferring={edit.edit_id}, free=free)

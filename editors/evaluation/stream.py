@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import fmean, median
 from typing import Any
 
 from editors.data.datasets import latest_of_each_fact
+from editors.evaluation.place import plain_weights
 from editors.measure.memory import WatchedMemory
 from editors.methods.base import EditJob, Editor, EditResult
 from editors.methods.folding import FoldEditor
@@ -21,7 +22,7 @@ from editors.methods.nearest import bare_name
 from editors.models.families import EditableModel
 from editors.solve.ledger import Ledger
 from editors.solve.prior import Prior
-from editors.weights.deltas import PlainWeights, WeightDelta
+from editors.weights.deltas import WeightDelta, WeightStore
 from pipeline.domain.batches import SIBLINGS
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import EditorFailed
@@ -39,6 +40,7 @@ class Stream:
         cost: where the cost is added up; a new meter if left out.
         ledger: a ledger of the base without rows, which gets none, for a stream of one batch; a new one if left out.
         guards: chooses the subjects that edits hold; one that keeps nothing back for probes if left out.
+        weights_of: returns the edited weights of the model.
 
     Attributes:
         weights: the edited weights.
@@ -57,6 +59,7 @@ class Stream:
         cost: CostMeter | None = None,
         ledger: Ledger | None = None,
         guards: Guards | None = None,
+        weights_of: Callable[[EditableModel], WeightStore] = plain_weights,
     ) -> None:
         self._model, self._editor = model, editor
         self._guards = guards or Guards(model, settings)
@@ -67,7 +70,7 @@ class Stream:
         with self._memory.watching():
             strength, ridge = settings.prior_strength, settings.ridge
             self.ledger = ledger or Ledger(prior, strength=strength, ridge=ridge, device=model.device)
-            self.weights = PlainWeights(model.module, model.inner)
+            self.weights = weights_of(model)
         self.active: dict[str, Edit] = {}
         self._holding: dict[str, str] = {}  # conflict key -> the edit that holds, also when a later one failed
         self._edited: set[str] = set()  # subjects, as guards are compared with them
@@ -226,5 +229,6 @@ def num_bytes(delta: WeightDelta) -> int:
 
 
 def model_bytes(model: EditableModel) -> int:
-    """Return the size of the model's parameters, each counted once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())
+    """Return the size of the model's parameters, each counted once, also of those that ranks hold parts of."""
+    # DeepSpeed leaves of a partitioned parameter its whole size.
+    return sum(getattr(one, "ds_numel", one.numel()) * one.element_size() for one in model.module.parameters())
