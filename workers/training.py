@@ -50,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with refused_in_a_sentence():
-            parsed(rest)  # what is wrong with the words is said once, and before anything starts
+            given = parsed(rest)  # what is wrong with the words is said once, and before anything starts
     except CorrigendaError as error:
         _say(str(error))
         return 1
-    return _launch(known.ranks, words)
+    return _launch(known.ranks, words, given)
 
 
-def _launch(num_ranks: int, words: Sequence[str]) -> int:
+def _launch(num_ranks: int, words: Sequence[str], given: argparse.Namespace) -> int:
     """Start the ranks and wait for them; the first that fails ends all. 128 and the signal if one was killed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -79,7 +79,7 @@ def _launch(num_ranks: int, words: Sequence[str]) -> int:
             found = ranks.wait(period=MONITOR_SECONDS)
         except SignalException as error:  # the library turns signals into it
             # Said before the ranks have ended: `corrigenda train` soon kills a program that was interrupted.
-            status = _interrupted() if error.sigval == signal.SIGINT else 128 + error.sigval
+            status = _interrupted(given) if error.sigval == signal.SIGINT else 128 + error.sigval
             ranks.close(error.sigval)
             return status
         return _outcome(found.failures if found else {}, Path(folder))
@@ -92,14 +92,14 @@ def _outcome(failures: Mapping[int, ProcessFailure], folder: Path) -> int:
     if not statuses:
         return 128 + signal.SIGTERM if failures else 0
     rank, said = first_to_fail(folder, statuses)
-    if statuses[rank] == INTERRUPTED:
-        return _interrupted()
     _say(said.message if said else f"rank {rank} ended with status {described(statuses[rank])} and said nothing")
     return statuses[rank] if statuses[rank] > 0 else 128 - statuses[rank]
 
 
-def _interrupted() -> int:
-    _say("stopped; --resume goes on from the last state")
+def _interrupted(given: argparse.Namespace) -> int:
+    from editors.training.__main__ import stopped
+
+    _say(stopped(given))
     return INTERRUPTED
 
 

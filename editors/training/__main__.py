@@ -138,6 +138,11 @@ def _refused(error: Exception, given: argparse.Namespace | None) -> str:
     return " ".join(str(error).split())
 
 
+def stopped(given: argparse.Namespace | None) -> str:
+    """Return what is said of a run that was interrupted; None for one whose command line was not read yet."""
+    return f"stopped{_hint(given)}"
+
+
 def _hint(given: argparse.Namespace | None) -> str:
     """Return how the run goes on that was stopped, as the end of a sentence; nothing where there is none yet."""
     return "" if given is None or given.only_prepare else TrainingFolder(given.out).hint
@@ -177,7 +182,7 @@ def main(
             raise Misconfigured("expected --device for one process, got it with ranks, which each have their own")
         lines = train(given, command, load=load, comm=comm)
     except KeyboardInterrupt:
-        say(f"stopped{_hint(given)}")
+        say(stopped(given))
         return INTERRUPTED
     except (CorrigendaError, OSError) as error:
         say(_refused(error, given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline.domain.errors import EngineFailed
 from workers.lifetime import leave_last_words
-from workers.training import INTERRUPTED, _outcome
+from workers.training import INTERRUPTED, _interrupted, _outcome
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,10 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, capsys: pytest.Cap
     leave_last_words(tmp_path, 0, EngineFailed("stopped; --resume goes on from the last state"))
     assert outcome(tmp_path, r0=INTERRUPTED, r1=-signal.SIGTERM) == INTERRUPTED
     assert capsys.readouterr().err.count("--resume goes on") == 1
+
+
+def test_an_interrupt_before_a_run_has_begun_promises_no_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _interrupted(Namespace(out=tmp_path, only_prepare=False)) == INTERRUPTED
+    assert capsys.readouterr() == ("", "stopped\n")
