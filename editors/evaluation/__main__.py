@@ -59,7 +59,7 @@ def evaluate(given: argparse.Namespace, reporter: Reporter, figures: Figures, pl
     folding = folding_of(given)
     if folding is not None and list(methods) != ["recursive"]:
         raise Misconfigured(f"expected the solver recursive alone with --fold, got {', '.join(methods)}")
-    if place is not HERE and (folding is not None or list(methods) != ["recursive"]):
+    if place.is_shared and (folding is not None or list(methods) != ["recursive"]):
         got = f"{', '.join(methods)}{' and --fold' if folding is not None else ''}"
         raise Misconfigured(f"expected the solver recursive alone with --ranks, and no --fold, got {got}")
     read = read_inputs(given)
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None, *, place: Place = HERE, say: Ca
     try:
         with refused_in_a_sentence():
             given = parser().parse_args(arguments)
-        if place is not HERE and given.device != DEVICE:
+        if place.is_shared and given.device != DEVICE:
             raise Misconfigured("expected --device for one process, got it with ranks, which each have their own")
         given.json = given.json or (None if given.out else STANDARD_OUTPUT)
         if place.is_first:

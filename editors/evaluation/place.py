@@ -27,6 +27,8 @@ class Place:
     """Returns its edited weights."""
     comm: Comm = ALONE
     """The ranks that hold it together."""
+    is_shared: bool = False
+    """Whether ranks hold it, also one by itself: each on a device of its own."""
 
     @property
     def is_first(self) -> bool:

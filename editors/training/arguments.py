@@ -181,7 +181,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
             f"expected constants of the solver {given.solver}{how.get(objective, '')}, got {_flag(wrong[0])}"
         )
     _check_framed(given)
-    _check_files(given)
+    if given.prepared is not None and objective != FRAMED:
+        raise Misconfigured("expected --prepared for an editor with frames only, got one without")
     given.prior_text = given.prior_text or [given.text]
     return given
 
@@ -205,17 +206,6 @@ def _fill(given: argparse.Namespace) -> None:
     for name in USED:
         if getattr(given, name) is None:
             setattr(given, name, usual[name])
-
-
-def _check_files(given: argparse.Namespace) -> None:
-    """Refuse a file of examples that would not be read, or could not be written once they are made."""
-    path = given.prepared
-    if path is None:
-        return
-    if objective_of(given) != FRAMED:
-        raise Misconfigured("expected --prepared for an editor with frames only, got one without")
-    if path.is_dir() or (not path.exists() and not os.access(path.absolute().parent, os.W_OK)):
-        raise Misconfigured(f"expected a file, or a name for one in a folder that is there, for --prepared; got {path}")
 
 
 def _check_framed(given: argparse.Namespace) -> None:

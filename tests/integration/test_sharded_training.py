@@ -28,9 +28,9 @@ from tests.support.tiny_lineage import TEXT, edits
 from tests.support.tiny_models import save_tiny_llama
 from tests.support.training_processes import start_training
 from tests.support.waiting import eventually, patience
-from workers.training import INTERRUPTED
+from workers.on_ranks import INTERRUPTED
 
-PROGRAM, RANK = "tests.support.sharded_training_program", "tests.support.training_rank"
+PROGRAM, RANK = "tests.support.sharded_training_program", "tests.support.program_rank"
 OPTIONS = {
     **{"data": "edits.jsonl", "model": "model", "out": "run", "text": "text.txt"},
     **{"subject-param": "model.layers.1.mlp.down_proj.weight", "inner-param": "model.layers.1.mlp.down_proj.weight"},
@@ -103,7 +103,7 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
 def test_the_command_trains_on_two_ranks_and_goes_on_after_a_kill(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*COMMAND, "--ranks", "2"]
+    words = ["training", *COMMAND, "--ranks", "2"]
     assert run_ranks(RANK, json.dumps({"folder": str(files), "words": words}), num_ranks=2) == [0, 0]
     best, expected = TrainedEditor.load(files / "run" / "best"), steps_of(files / "run")
     (files / "run").rename(files / "whole")
@@ -137,7 +137,7 @@ def test_ranks_that_train_listen_on_the_loopback_interface_only_hold_no_secret_a
     words = (*COMMAND, "--ranks", "2", "--steps", "100000", "--patience", "100000")
     as_a_user = start_training(files, *words)
     by_itself = subprocess.Popen(
-        [sys.executable, "-m", "workers.training", *words, "--out", "other"],
+        [sys.executable, "-m", "workers.on_ranks", "training", *words, "--out", "other"],
         cwd=files,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,

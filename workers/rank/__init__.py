@@ -1,4 +1,4 @@
 """The program that each rank of a group runs: `python -m workers.rank`.
 
-`workers.training` uses its `sharded_model` and `rank_comm` too; everything else is the program's own.
+`workers.on_ranks` uses its `sharded_model` and `rank_comm` too; everything else is the program's own.
 """

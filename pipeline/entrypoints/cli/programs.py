@@ -54,11 +54,13 @@ def add_plan(lineage: typer.Typer) -> None:
 def evaluate(context: typer.Context) -> None:
     """Measure editors on a stream of edits, or on single edits, to a fresh copy of the base; needs no service.
 
-    The base is the embedded SmolLM2 without --model.
+    The base is the embedded SmolLM2 without --model. Without --ranks one process holds it whole, on the CPU or on the
+    device that --device names; with --ranks N each of N processes has its part, as in a training.
 
     Example: corrigenda evaluate --data facts.jsonl --edits 64 --solver sum,recursive --out measured
     """
-    _run(context, "editors.evaluation", _with_model(context), ended="the evaluation was ended by signal {}")
+    program, words = _on_ranks(context, "evaluation")
+    _run(context, program, words, ended="the evaluation was ended by signal {}")
 
 
 def train(context: typer.Context) -> None:
@@ -72,9 +74,9 @@ def train(context: typer.Context) -> None:
 
     Example: corrigenda train --data facts.jsonl --out trained --steps 400
     """
-    program = "workers.training" if _names(context.args, "--ranks") else "editors.training"
+    program, words = _on_ranks(context, "training")
     try:
-        _run(context, program, _with_model(context), ended="the training was ended by signal {}")
+        _run(context, program, words, ended="the training was ended by signal {}")
     except Misconfigured as error:
         raise Misconfigured(f"{error}; --resume goes on with it" if _has_begun(context.args) else str(error)) from None
 
@@ -130,6 +132,12 @@ def _has_begun(words: Sequence[str]) -> bool:
     reader.add_argument("--only-prepare", action="store_true")
     given, _ = reader.parse_known_args(words)
     return not given.only_prepare and (given.out / "run.json").is_file()
+
+
+def _on_ranks(context: typer.Context, program: str) -> tuple[str, list[str]]:
+    """Return the module of a program that ranks may run together, and its words."""
+    words = _with_model(context)
+    return ("workers.on_ranks", [program, *words]) if _names(words, "--ranks") else (f"editors.{program}", words)
 
 
 def _with_model(context: typer.Context) -> list[str]:

@@ -15,14 +15,16 @@ from typer.testing import CliRunner, Result
 
 from editors.evaluation import __main__ as evaluation
 from editors.evaluation.arguments import parser as evaluation_parser
+from editors.evaluation.place import Place
 from editors.training import __main__ as training
 from editors.training.arguments import loop_settings, objective_settings
 from editors.training.arguments import parser as training_parser
 from editors.training.setup import without_folders
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import INTERRUPTED, ExitCode
-from workers import training as on_ranks
+from workers import on_ranks
 
+POSITIVE, RANKS = (f"expected a whole number from 1 to {most}" for most in ("1,000,000,000", "65,536"))
 LEAST = {"evaluate": "--data x --edits 2 --model m", "train": "--data x --out o --model m"}
 """The fewest words of each command."""
 
@@ -100,10 +102,13 @@ def test_every_word_of_a_training_arrives(data: Path, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("ranks", ["--ranks 2", "--ranks=2"])
-def test_a_training_on_ranks_is_another_program(ranks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("command", "program"), [("train", "training"), ("evaluate", "evaluation")])
+def test_on_ranks_it_is_another_program(
+    command: str, program: str, ranks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = Started(monkeypatch)
-    assert corrigenda("train", *LEAST["train"].split(), *ranks.split()).exit_code == 0
-    assert started.program == "workers.training"
+    assert corrigenda(command, *LEAST[command].split(), *ranks.split()).exit_code == 0
+    assert (started.program, started.arguments[0]) == ("workers.on_ranks", program)
     assert started.arguments[-len(ranks.split()) :] == ranks.split()
 
 
@@ -148,15 +153,14 @@ def test_figures_are_printed_unless_they_go_into_a_folder(
     ],
 )
 def test_what_an_evaluation_cannot_read_or_write_is_refused_before_anything_is_loaded(
-    wrong: str, complaint: str, data: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr(evaluation, "load_base", nothing_is_loaded)
+    wrong: str, complaint: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty").write_text(" \n\n")
     before = set(tmp_path.iterdir())
     words = ["--data", str(data), "--edits", "2", "--model", str(tmp_path), "--json", "-"]
-    assert evaluation.main([*words, *wrong.format(tmp_path).split()]) == 1
+    place = Place(load=nothing_is_loaded)
+    assert evaluation.main([*words, *wrong.format(tmp_path).split()], place=place) == 1
     said = one_line(capsys)
     assert "expected" in said
     assert complaint.format(tmp_path) in said
@@ -216,12 +220,12 @@ def test_a_training_that_was_stopped_says_how_it_goes_on(
 @pytest.mark.parametrize(
     ("program", "wrong", "sentence"),
     [
-        (evaluation, "--edits 0", "corrigenda evaluate: error: argument --edits: invalid positive value: '0'"),
+        (evaluation, "--edits 0", f"corrigenda evaluate: error: argument --edits: {POSITIVE}, got '0'"),
         (evaluation, "--edit 1", "corrigenda evaluate: error: unrecognized arguments: --edit 1"),
-        (training, "--rank 0", "corrigenda train: error: argument --rank: invalid positive value: '0'"),
+        (training, "--rank 0", f"corrigenda train: error: argument --rank: {RANKS}, got '0'"),
         (training, "--out", "corrigenda train: error: argument --out: expected one argument"),
-        (on_ranks, "--ranks 0", "corrigenda train: error: argument --ranks: invalid positive value: '0'"),
-        (on_ranks, "--ranks 2 --rank 0", "corrigenda train: error: argument --rank: invalid positive value: '0'"),
+        (on_ranks, "--ranks 0", f"corrigenda train: error: argument --ranks: {POSITIVE}, got '0'"),
+        (on_ranks, "--ranks 2 --rank 0", f"corrigenda train: error: argument --rank: {RANKS}, got '0'"),
     ],
 )
 def test_words_that_cannot_be_read_are_refused_in_one_sentence(
@@ -229,7 +233,7 @@ def test_words_that_cannot_be_read_are_refused_in_one_sentence(
 ) -> None:
     least = LEAST["evaluate" if program is evaluation else "train"]
     with pytest.raises(SystemExit) as refused:
-        program.main([*least.split(), *wrong.split()])
+        program.main([*(["training"] if program is on_ranks else []), *least.split(), *wrong.split()])
     assert refused.value.code == 2
     assert one_line(capsys) == sentence
 

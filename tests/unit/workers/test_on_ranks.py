@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from pipeline.domain.errors import EngineFailed
 from workers.lifetime import leave_last_words
-from workers.training import INTERRUPTED, _interrupted, _outcome
+from workers.on_ranks import INTERRUPTED, _outcome, _read
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.count("--resume goes on") == 1
 
 
-def test_an_interrupt_before_a_run_has_begun_promises_no_resume(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _interrupted(Namespace(out=tmp_path, only_prepare=False)) == INTERRUPTED
-    assert capsys.readouterr() == ("", "stopped\n")
+@pytest.mark.parametrize(("program", "more"), [("training", ["--out", "run"]), ("evaluation", ["--edits", "8"])])
+def test_an_interrupt_before_a_run_has_begun_promises_no_resume(program: str, more: list[str], tmp_path: Path) -> None:
+    (tmp_path / "edits.jsonl").touch()
+    words = ["--data", str(tmp_path / "edits.jsonl"), "--model", str(tmp_path), "--task", "causal"]
+    assert _read(program, [*words, *(word.replace("run", str(tmp_path / "run")) for word in more)])() == "stopped"
