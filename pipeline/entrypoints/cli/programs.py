@@ -73,10 +73,11 @@ def train(context: typer.Context) -> None:
     Example: corrigenda train --data facts.jsonl --out trained --steps 400
     """
     program = "workers.training" if _names(context.args, "--ranks") else "editors.training"
+    words = _with_model(context)
     try:
-        _run(context, program, _with_model(context), ended="the training was ended by signal {}")
+        _run(context, program, words, ended="the training was ended by signal {}")
     except Misconfigured as error:
-        raise Misconfigured(f"{error}; --resume goes on with it" if _has_begun(context.args) else str(error)) from None
+        raise Misconfigured(f"{error}; --resume goes on with it" if _has_begun(words) else str(error)) from None
 
 
 def serve(context: typer.Context) -> None:
