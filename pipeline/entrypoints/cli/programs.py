@@ -78,7 +78,7 @@ def train(context: typer.Context) -> None:
     try:
         _run(context, program, words, ended="the training was ended by signal {}")
     except Misconfigured as error:
-        raise Misconfigured(f"{error}; --resume goes on with it" if _has_begun(context.args) else str(error)) from None
+        raise Misconfigured(f"{error}; --resume goes on with it" if _has_begun(words) else str(error)) from None
 
 
 def serve(context: typer.Context) -> None:
