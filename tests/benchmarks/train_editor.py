@@ -22,7 +22,7 @@ TRAIN = ("counterfact_pararel_train.jsonl", "zsre_train.jsonl", "wikibigedit_tra
 VALIDATION, TEXT, OTHER_TEXT = "counterfact_pararel_val.jsonl", "wikitext2_prior.txt", "wikitext2_perplexity.txt"
 PREPARED = "prepared.gz"
 NEW_RELATIONS = ("P1303", "P413", "P140", "P937")
-"""Relations of CounterFact that are only validated on."""
+"""Relations of CounterFact that are only validated on, where the data has them."""
 LICENCE = "CounterFact, ParaRel, zsRE: MIT; WikiBigEdit: Apache-2.0 and CC0; WikiText-2: CC BY-SA 3.0"
 MOST_BYTES = 10_000_000
 """Largest editor that may ship."""
@@ -39,8 +39,10 @@ def training_words(data: Path, model: Path, out: Path, *, device: str, minutes: 
         device: where to train.
         minutes: how long.
     """
-    words = [word for name in TRAIN if (data / name).is_file() for word in ("--data", str(data / name))]
-    words += [word for name in NEW_RELATIONS for word in ("--new-relation", name)]
+    files = [data / name for name in TRAIN if (data / name).is_file()]
+    words = [word for path in files for word in ("--data", str(path))]
+    known = "".join(path.read_text(encoding="utf-8") for path in files)
+    words += [word for name in NEW_RELATIONS if f'"{name}"' in known for word in ("--new-relation", name)]
     words += ["--prior-text", str(data / TEXT), "--prior-text", str(data / TRAIN[0])]
     options = {
         **{"model": model, "task": "causal", "out": out, "device": device, "minutes": minutes},

@@ -100,10 +100,10 @@ def _targets(task: str) -> tuple[str, ...]:
 
 
 def candidate(candidate_id: str, added: tuple[Edit, ...], *, removed_ids: tuple[str, ...] = ()) -> Candidate:
-    """A candidate."""
+    """A candidate of the next snapshot, whatever that is made on."""
     return Candidate(
         candidate_id=candidate_id,
-        snapshot_id=f"snapshot-{candidate_id}",
+        snapshot_id="next",
         added=added,
         removed_ids=removed_ids,
         retained=(),

@@ -150,10 +150,3 @@ def test_a_new_relation_that_no_edit_has_is_refused_before_the_base_is_loaded(tm
     given = parsed([*data, "--new-relation", "known", "--new-relation", "other"])
     with pytest.raises(Misconfigured, match="--new-relation to name the relation of an edit, got 'other'"):
         set_up(given, {}, print)
-
-
-def test_examples_are_not_made_for_a_file_that_could_not_be_written(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere" / "x", tmp_path, ""):
-        with pytest.raises(Misconfigured, match=r"expected a file, .*, for --prepared; got"):
-            parsed([*TRAIN, "--task", "causal", "--prepared", str(path)])
-    assert parsed([*TRAIN, "--task", "causal", "--prepared", str(tmp_path / "x")]).prepared == tmp_path / "x"

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import typer
@@ -29,7 +29,6 @@ from pipeline.domain.errors import (
 )
 from pipeline.domain.formats.counting import counted
 from pipeline.entrypoints import console
-from pipeline.entrypoints.cli import programs
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode, exits_clearly, print_json, print_record, print_rows, say, visible
 from tests.support.commands import every_command
@@ -173,18 +172,27 @@ def test_json_is_escaped_where_the_output_is_no_utf_8(monkeypatch: pytest.Monkey
     assert json.loads(raw.getvalue()) == {"text": "日本 \U0001f600"}
 
 
-class SilentPrograms:
+class SilentProgram:
     """Takes the place of the programs behind some commands, whose help follows that of the command."""
 
-    def run(self, argv: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.CompletedProcess(argv, 0)
+    def __init__(self, words: list[str], **_: Any) -> None:
+        self.args, self.returncode = words, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> int:
+        return 0
 
 
 @pytest.mark.parametrize("words", [words for words, _ in every_command()], ids=" ".join)
 def test_every_command_has_help_with_an_example_that_fits_eighty_columns(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "subprocess", SilentPrograms())
+    monkeypatch.setattr("pipeline.entrypoints.cli.programs.subprocess.Popen", SilentProgram)
     shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
 
     assert shown.exit_code == 0
