@@ -13,10 +13,10 @@ import runpy
 import signal
 import sys
 
+from pipeline.domain.formats.refusals import INTERRUPTED
+
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that this process gets when the thread that started it ends."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as of shells: 128 and SIGINT."""
 
 
 def tie_to_parent(parent: int) -> None:

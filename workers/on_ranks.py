@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from editors.methods.options import positive
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import CorrigendaError, EngineFailed
-from pipeline.domain.formats.refusals import refused_in_a_sentence
+from pipeline.domain.formats.refusals import INTERRUPTED, refused_in_a_sentence
 from pipeline.domain.rank_api import BaseSpec
 from pipeline.domain.scratch import scratch_folder
 from pipeline.tied import tie_to_parent
@@ -43,8 +43,6 @@ COMMANDS = {"training": "corrigenda train", EVALUATION: "corrigenda evaluate"}
 Say = Callable[[str], None]
 LAUNCHER = "CORRIGENDA_RANKS_LAUNCHER"
 """Environment variable with the launcher's process id. It makes this program a rank, which ends with the launcher."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as of shells: 128 and SIGINT."""
 MONITOR_SECONDS = 0.2
 """How often the launcher looks whether a rank has ended."""
 

@@ -31,7 +31,7 @@ from editors.models.families import EditableModel
 from editors.solve.prior import Prior, measure_prior
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import CorrigendaError, EditorFailed, Misconfigured
-from pipeline.domain.formats.refusals import refused_in_a_sentence
+from pipeline.domain.formats.refusals import INTERRUPTED, refused_in_a_sentence
 from pipeline.domain.rank_api import EditorSettings
 from pipeline.domain.wordings import Wording
 
@@ -39,8 +39,6 @@ NO_PRIOR = Prior(moments={}, gradient_moments={}, num_tokens=0)
 """What methods get that read no prior: measuring one takes minutes."""
 Save = Callable[[Mapping[str, Any]], None]
 """Called with all figures as far as they are."""
-INTERRUPTED = 130
-"""Exit status after an interrupt, as shells have it."""
 
 
 def evaluate(given: argparse.Namespace, reporter: Reporter, figures: Figures, place: Place = HERE) -> None:

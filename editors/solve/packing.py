@@ -12,7 +12,6 @@ Legend: T rows, W width, B blocks of a row, G codes of a group, Y bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Self
@@ -46,14 +45,6 @@ class Packed:
         codes_TBK, scales_TB1 = _coded(values_TW, bits)
         codes_TY = _side_by_side(codes_TBK.flatten(1).long() + _largest(bits), bits)
         return cls(codes=codes_TY.cpu(), scales=scales_TB1[:, :, 0].cpu(), width=values_TW.shape[1])
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """Return the rows of some parts of one width and as many bits, one after the other."""
-        codes, scales = (
-            torch.cat(of_parts) for of_parts in zip(*((one.codes, one.scales) for one in parts), strict=True)
-        )
-        return cls(codes=codes, scales=scales, width=parts[0].width)
 
     @property
     def bits(self) -> int:

@@ -29,12 +29,10 @@ from editors.training.setup import LoadBase, Say, Setup, prepare, set_up
 from editors.training.state import Progress, TrainingState
 from editors.weights.loading import load_base
 from pipeline.domain.errors import CorrigendaError, Misconfigured
-from pipeline.domain.formats.refusals import refused_in_a_sentence
+from pipeline.domain.formats.refusals import INTERRUPTED, refused_in_a_sentence
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of the system for a file that there is no room for."""
-INTERRUPTED = 130
-"""Exit status after an interrupt, as shells have it."""
 EVALUATED = 64
 """Most edits in the evaluation that is proposed as the next command."""
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.domain.errors import CorrigendaError, IntegrityBroken, InvalidInput, Misconfigured, StreamGap
+from pipeline.domain.formats.refusals import INTERRUPTED
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,7 +40,6 @@ ReasonOption = Annotated[
 MAX_ROWS = 1_000_000
 WIDE = 120
 """Columns of a terminal on which sentences have room in a table."""
-INTERRUPTED = 130
 GAP = 2
 """Columns of a terminal between the name of a field and its value."""
 TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -23,10 +23,11 @@ from editors.weights.loading import load_base
 from pipeline.adapters.logins import Login
 from pipeline.adapters.sql.database.engine import transaction
 from pipeline.domain.edits import Edit
+from pipeline.domain.formats.refusals import INTERRUPTED
 from pipeline.domain.review.approvals import Decision
 from pipeline.entrypoints.cli import folding
 from pipeline.entrypoints.cli.app import app
-from pipeline.entrypoints.console import INTERRUPTED, ExitCode
+from pipeline.entrypoints.console import ExitCode
 from tests.support.factories import make_request
 from tests.support.ledger_parts import prior_lines
 from tests.support.programs_here import in_this_process

@@ -19,6 +19,7 @@ from editors.data.datasets import edit_lines
 from editors.mend.checkpoint import TrainedEditor
 from editors.training.__main__ import main as train
 from editors.training.run_folder import TrainingFolder
+from pipeline.domain.formats.refusals import INTERRUPTED
 from tests.support.paths import ROOT
 from tests.support.processes import environment_of, listening
 from tests.support.ranks_of_tests import run_ranks
@@ -28,7 +29,6 @@ from tests.support.tiny_lineage import TEXT, edits
 from tests.support.tiny_models import save_tiny_llama
 from tests.support.training_processes import start_training
 from tests.support.waiting import eventually, patience
-from workers.on_ranks import INTERRUPTED
 
 PROGRAM, RANK = "tests.support.sharded_training_program", "tests.support.program_rank"
 OPTIONS = {

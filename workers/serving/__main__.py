@@ -16,12 +16,12 @@ from pipeline.adapters.sql.database.engine import connect, for_a_process
 from pipeline.adapters.sql.sealed import SqlSealedVersions
 from pipeline.config import Settings, load_settings
 from pipeline.domain.errors import CorrigendaError, Misconfigured
-from pipeline.domain.formats.refusals import refused_in_a_sentence
+from pipeline.domain.formats.refusals import INTERRUPTED, refused_in_a_sentence
 from pipeline.telemetry import tracing
 from pipeline.telemetry.logs import log_to_stderr
 from workers.serving.http_server import bound_socket, require_loopback, serve, url_of
 
-MISCONFIGURED, INTERRUPTED = 3, 130
+MISCONFIGURED = 3
 """Exit statuses of the command `corrigenda`."""
 
 

@@ -1,4 +1,7 @@
-"""What argparse refuses, in one sentence: the usage before it is longer than a screen where options are many."""
+"""How a program ends whose words cannot be read, or that is interrupted.
+
+What argparse refuses is said in one sentence: the usage before it is longer than a screen where options are many.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from contextlib import contextmanager, redirect_stderr
 
 REFUSED = 2
 """Status with which argparse ends a program whose words it cannot read."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of shells: 128 and SIGINT."""
 
 
 @contextmanager

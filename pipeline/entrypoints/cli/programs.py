@@ -20,10 +20,10 @@ import typer
 from pipeline.adapters.login_names import Login
 from pipeline.computing import computing_environment
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.formats.refusals import INTERRUPTED
 from pipeline.domain.formats.sizes import shown_size
 from pipeline.entrypoints.children import GRACE_SECONDS, end, run_module, words_of
 from pipeline.entrypoints.console import (
-    INTERRUPTED,
     ExitCode,
     JsonOption,
     exits_clearly,

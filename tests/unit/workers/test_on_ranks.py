@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.domain.errors import EngineFailed
+from pipeline.domain.formats.refusals import INTERRUPTED
 from workers.lifetime import leave_last_words
-from workers.on_ranks import INTERRUPTED, _outcome, _read
+from workers.on_ranks import _outcome, _read
 
 
 @dataclass(frozen=True)

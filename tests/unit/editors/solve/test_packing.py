@@ -78,7 +78,6 @@ def test_a_row_is_packed_alike_whatever_lies_beside_it() -> None:
         assert torch.equal(alone.codes, packed[place : place + 1].codes)
     chosen = torch.tensor([4, 1])
     assert torch.equal(packed[chosen].whole(), packed.whole()[chosen])
-    assert torch.equal(Packed.joined([packed[:2], packed[2:]]).whole(), packed.whole())
 
 
 @pytest.mark.parametrize(("width", "bits"), [(1536, 6), (576, 8), (7, 6), (65, 5)])

@@ -20,8 +20,9 @@ from editors.training import __main__ as training
 from editors.training.arguments import loop_settings, objective_settings
 from editors.training.arguments import parser as training_parser
 from editors.training.setup import without_folders
+from pipeline.domain.formats.refusals import INTERRUPTED
 from pipeline.entrypoints.cli.app import app
-from pipeline.entrypoints.console import INTERRUPTED, ExitCode
+from pipeline.entrypoints.console import ExitCode
 from workers import on_ranks
 
 POSITIVE, RANKS = (f"expected a whole number from 1 to {most}" for most in ("1,000,000,000", "65,536"))
