@@ -82,14 +82,13 @@ def resolve(job: RekeyJob) -> EditResult:
     """
     began = time.perf_counter()
     batches = tuple(job.batches)
-    if job.edits:
-        change, batches = _recaptured(job)
-    elif batches:
-        change = _restored(job)
+    if not job.edits and not batches:
+        ledger = job.ledger.at(job.strength)
+        change = _restrained(job, ledger)
     else:
-        change = _restrained(job)
-    own = [name for name in job.model.inner_param_names if name in job.ledger.prior.moments]
-    ledger = job.ledger.at(job.strength, [rows.of_params(own) for rows in batches] if batches else None)
+        change, batches = _recaptured(job) if job.edits else (_restored(job), batches)
+        own = [name for name in job.model.inner_param_names if name in job.ledger.prior.moments]
+        ledger = job.ledger.at(job.strength, [rows.of_params(own) for rows in batches])
     none = EditRows(
         keys={param.name: torch.zeros(0, param.in_features) for param in job.model.inner},
         targets={param.name: torch.zeros(0, param.out_features) for param in job.model.inner},
@@ -112,12 +111,12 @@ def _moved(shift_IO: Tensor, change_IO: Tensor) -> float:
     return float(change_IO.norm()) / max(float(shift_IO.double().norm()), torch.finfo(torch.float32).tiny)
 
 
-def _restrained(job: RekeyJob) -> dict[str, Tensor]:
-    """Return the changes by another strength alone."""
+def _restrained(job: RekeyJob, stronger: Ledger) -> dict[str, Tensor]:
+    """Return the changes by another strength alone, of which `stronger` is the ledger."""
     shifts = _own_shifts(job)
 
     def solved() -> dict[str, Tensor]:
-        stronger, found = job.ledger.at(job.strength), {}
+        found = {}
         for name, shift_IO in shifts.items():
             more_II = job.ledger.prior_matrix(name, job.strength - job.ledger.strength)
             found[name] = -stronger.without().factor(name).solve(more_II @ shift_IO.to(job.ledger.device)).cpu()

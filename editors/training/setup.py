@@ -53,6 +53,20 @@ class LoadBase(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inputs:
+    """What the files that a command line names hold."""
+
+    edits: Sequence[Edit]
+    """Edits to learn from; to validate on, too, where no file of those is named."""
+    judged: Sequence[Edit]
+    """Edits to validate on, of a file of their own."""
+    text: str
+    """Plain text that has to stay."""
+    priors: Sequence[Sequence[str]]
+    """Lines of each text that a prior is measured over."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """What a run trains, and on what."""
@@ -84,8 +98,8 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: Lo
     Raises:
         CorrigendaError: if the base, a weight or the edits cannot be used.
     """
-    edits, judged = _edits(given)
-    say(f"{len(edits)} edits; loading {given.model}")
+    inputs = _inputs(given)
+    say(f"{len(inputs.edits)} edits; loading {given.model}")
     model, stages = _model(given, load)
     transform = MendTransform(
         shapes_of(model.inner),
@@ -95,9 +109,9 @@ def set_up(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: Lo
         seed=given.seed,
     ).to(model.device)
     say(f"reading what the base says; training for {', '.join(model.inner_param_names)}")
-    objective = _objective(given, run, model, transform, edits, judged, say)
+    objective = _objective(given, run, model, transform, inputs, say)
     card = _card(given, run, stages=stages, transform=transform)
-    held_out = split(edits, judged, num_held_out=given.held_out)[1]
+    held_out = split(inputs.edits, inputs.judged, num_held_out=given.held_out)[1]
     return Setup(objective=objective, transform=transform, card=card, held_out=tuple(held_out))
 
 
@@ -110,20 +124,21 @@ def prepare(given: argparse.Namespace, run: Mapping[str, Any], say: Say, load: L
     """
     if given.prepared is None or objective_of(given) != FRAMED:
         raise Misconfigured("expected --prepared FILE and an editor with frames for --only-prepare")
-    edits, judged = _edits(given)
+    inputs = _inputs(given)
     model, _ = _model(given, load)
-    examples = _framed_examples(given, run, model, edits, judged)
+    examples = _framed_examples(given, run, model, inputs)
     return f"{given.prepared}: {len(examples.training)} edits to learn from, {len(examples.held_out)} to validate on"
 
 
-def _edits(given: argparse.Namespace) -> tuple[list[Edit], list[Edit]]:
-    """Return the edits to learn from, and those to validate on where a file of them is named."""
+def _inputs(given: argparse.Namespace) -> _Inputs:
+    """Read all files before anything is loaded."""
     edits = [edit for path in given.data for edit in read_edits(path, limit=given.limit)]
     judged = read_edits(given.validation) if given.validation else []
     known = {edit.request.relation for edit in (*edits, *judged)}
     if unknown := [name for name in given.new_relations if name not in known]:
         raise Misconfigured(f"expected --new-relation to name the relation of an edit, got {unknown[0]!r:.80}")
-    return edits, judged
+    priors = [prior_lines(path) for path in given.prior_text]
+    return _Inputs(edits=edits, judged=judged, text=read_text(given.text), priors=priors)
 
 
 def _model(given: argparse.Namespace, load: LoadBase) -> tuple[EditableModel, tuple[CardStage, ...]]:
@@ -161,14 +176,13 @@ def _objective(
     run: Mapping[str, Any],
     model: EditableModel,
     transform: MendTransform,
-    edits: Sequence[Edit],
-    judged: Sequence[Edit],
+    inputs: _Inputs,
     say: Say,
 ) -> Objective:
-    settings, lines = objective_settings(given), map(prior_lines, given.prior_text)
+    settings, edits, judged = objective_settings(given), inputs.edits, inputs.judged
     make = partial(
         make_examples,
-        *(model, edits, judged, read_text(given.text)),
+        *(model, edits, judged, inputs.text),
         num_held_out=given.held_out,
         has_subjects=not isinstance(settings, MendObjectiveSettings),
         new_relations=given.new_relations,
@@ -179,13 +193,13 @@ def _objective(
         _describe(examples, edits, judged, say, needed="rephrases")
         return MendObjective(model, transform, examples, settings)
     # The prior is measured in the dtype that the base is stored in, and so before `_compute_in`.
-    prior = measure_prior(model, *lines, subjects=prior_subjects(given.prior_text))
+    prior = measure_prior(model, *inputs.priors, subjects=prior_subjects(given.prior_text))
     ledger = Ledger(prior, strength=given.prior_strength, ridge=given.ridge, device=model.device)
     natural = NaturalGradient(prior, given.damping)
     _compute_in(model, given.dtype)
     if isinstance(settings, FramedSettings):
         use = _use(given, model)
-        framed = _framed_examples(given, run, model, edits, judged)
+        framed = _framed_examples(given, run, model, inputs)
         _check_rows(model, framed.training[0].frames.asked[0])
         _describe(framed, edits, judged, say)
         return FramedObjective(model, transform, framed, ledger, natural, use, settings)
@@ -203,8 +217,7 @@ def _framed_examples(
     given: argparse.Namespace,
     run: Mapping[str, Any],
     model: EditableModel,
-    edits: Sequence[Edit],
-    judged: Sequence[Edit],
+    inputs: _Inputs,
 ) -> FramedExamples:
     """Return the edits in their frames, from the prepared file if there is one."""
     use = _use(given, model)
@@ -213,9 +226,9 @@ def _framed_examples(
         _made_of(run, use),
         lambda: make_framed_examples(
             model,
-            edits,
-            judged,
-            read_text(given.text),
+            inputs.edits,
+            inputs.judged,
+            inputs.text,
             use=use,
             num_held_out=given.held_out,
             new_relations=given.new_relations,

@@ -184,6 +184,17 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(
     assert not (files / "run").exists()
 
 
+@pytest.mark.parametrize("option", ["--text", "--prior-text"])
+def test_a_text_that_cannot_be_read_is_refused_before_the_base_is_loaded(
+    option: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    assert train([*COMMAND, option, "bytes.txt"]) == 1
+    [complaint] = capsys.readouterr().err.strip().splitlines()
+    assert "UTF-8" in complaint
+    assert "bytes.txt" in complaint
+
+
 @pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_only_gone_on_with_as_it_is(
     trained: tuple[Path, subprocess.CompletedProcess[str]], files: Path, capsys: pytest.CaptureFixture[str]
