@@ -20,8 +20,8 @@ Legend: T rows, I in_features, O out_features.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -30,12 +30,12 @@ from torch import Tensor
 from editors.methods.base import EditResult
 from editors.methods.edit_reading import Group, Sequences, read_keys_of
 from editors.methods.frames import EditFrames, frames_of
-from editors.models.comm import Item, agreed, own_share, together
+from editors.models.comm import Comm, Item, agreed, own_share, together
 from editors.models.families import EditableModel, InnerParam
 from editors.models.hooks import Branch
 from editors.solve.ledger import Ledger
 from editors.solve.packing import Packed, rounded
-from editors.solve.rows import EditRows, consecutive
+from editors.solve.rows import EditRows, consecutive, moved_to_disk
 from editors.solve.shared_targets import KEY_BITS, SharedTargets
 from editors.weights.deltas import WeightDelta, WeightStore, factors_of
 from pipeline.domain.edits import Edit
@@ -44,10 +44,12 @@ from pipeline.domain.rank_api import EditorSettings, tell
 
 TOGETHER = 128
 """Edits whose rows are read and kept as one batch."""
+PER_FILE = 8
+"""Batches whose rows of an inner parameter move to disk together; no more are in memory at a time."""
 
 GuardsOf = Callable[[Sequence[Edit]], Mapping[str, tuple[str, ...]]]
 """The guards of some edits, by edit id."""
-Solved = tuple[list[EditRows], Tensor]
+Solved = tuple[Sequence[EditRows], Tensor]
 """The rows of one inner parameter, batch by batch, and the change S_new - S (I x O)."""
 
 
@@ -178,10 +180,12 @@ def _recaptured(job: RekeyJob) -> tuple[dict[str, Tensor], tuple[EditRows, ...]]
         group = Group(params=(param,), kind="subject" if param.name in of_subject else "answer")
         shift_IO = job.weights.shift(param.name)  # gathered, so every rank has to ask
         told = _told(f"reading keys again, block {place} of {len(model.inner)}, part", frames)
-        reread = [_read(job, group, chunk, branches) for chunk in told]
+        parts = (_read(job, group, framed, branches) for framed in told)
+        rows = _reread(job, param, chunks, parts, is_own=param.name in own)
         tell("solving anew, block", place, len(model.inner))
-        solve = partial(_solved_anew, job, param, chunks, reread, shift_IO)
-        solved |= together(model.comm, solve if param.name in own else dict)
+        solve = partial(_solved_anew, job, param, rows, shift_IO)
+        for name, (found, change_IO) in together(model.comm, solve if param.name in own else dict).items():
+            solved[name] = _received(model.comm, found), change_IO
         left, right = factors_of(solved[param.name][1])
         branches[param.name] = left.float().to(model.device), right.float().to(model.device)
     batches = _batches(job, {name: rows for name, (rows, _) in solved.items()})
@@ -202,12 +206,27 @@ class _Read:
     """Rows of each edit."""
 
 
-def _solved_anew(
-    job: RekeyJob, param: InnerParam, chunks: Sequence[Sequence[Edit]], reread: Sequence[_Read], shift_IO: Tensor
-) -> dict[str, Solved]:
+def _reread(
+    job: RekeyJob, param: InnerParam, chunks: Sequence[Sequence[Edit]], parts: Iterable[_Read], *, is_own: bool
+) -> list[EditRows]:
+    """Return the new rows of an inner parameter on the rank that solves it; every rank has to read them."""
+    rows: list[EditRows] = []
+    waiting: list[EditRows] = []
+    for chunk, read in zip(chunks, parts, strict=True):
+        waiting += agreed(job.model.comm, partial(_rows, job, param, chunk, read) if is_own else list)
+        if len(waiting) >= PER_FILE:
+            rows, waiting = [*rows, *moved_to_disk(waiting)], []
+    return [*rows, *moved_to_disk(waiting)]
+
+
+def _solved_anew(job: RekeyJob, param: InnerParam, rows: Sequence[EditRows], shift_IO: Tensor) -> dict[str, Solved]:
     """Return the new rows of an inner parameter and the change that they make, by its name."""
-    rows = [_rows(job, param, *one) for one in zip(chunks, reread, strict=True)]
     return {param.name: (rows, _solved(job, param, rows) - shift_IO.double().cpu())}
+
+
+def _received(comm: Comm, rows: Sequence[EditRows]) -> Sequence[EditRows]:
+    """Return rows as they are kept here: what has come from another rank is in memory, and moves to disk."""
+    return rows if comm.num_ranks == 1 else moved_to_disk([replace(one, is_mapped=False) for one in rows])
 
 
 def _frames(job: RekeyJob, edits: Sequence[Edit]) -> list[EditFrames]:
@@ -241,8 +260,8 @@ def _read(job: RekeyJob, group: Group, frames: Sequence[EditFrames], branches: M
     return _Read(keys_TI=stored_TI, root_T=root_T.float(), is_asking_T=rows.shift_T >= 0, lengths=rows.lengths)
 
 
-def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read) -> EditRows:
-    """Return the new rows of some edits; those that have none in an inner parameter get none.
+def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read) -> list[EditRows]:
+    """Return the new rows of some edits, as one batch; those that have none in an inner parameter get none.
 
     Raises:
         EditorFailed: if an edit's frames give other rows than it has.
@@ -276,7 +295,7 @@ def _rows(job: RekeyJob, param: InnerParam, edits: Sequence[Edit], read: _Read) 
             nothing = torch.zeros(num_guards, out), torch.zeros(num_guards, 0), torch.zeros(0, out)
             targets.append(SharedTargets.of(*nothing))
         lengths.append((edit.edit_id, num))
-    return _joined_rows(param, keys, targets, lengths, are_shared=_are_shared(job))
+    return [_joined_rows(param, keys, targets, lengths, are_shared=_are_shared(job))]
 
 
 def _joined_rows(
@@ -320,4 +339,5 @@ def _batches(job: RekeyJob, rows: Mapping[str, Sequence[EditRows]]) -> Iterator[
             keys={name: part.keys[name] for name, part in of_param.items()},
             targets={name: part.targets[name] for name, part in of_param.items()},
             ranges={name: part.ranges[name] for name, part in of_param.items()},
+            is_mapped=all(part.is_mapped for part in parts),
         )

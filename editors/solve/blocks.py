@@ -27,7 +27,7 @@ from torch import Tensor
 
 from editors.solve.gram import Gram
 from editors.solve.prior import Prior
-from editors.solve.rows import EditRows, load_batches, on_disk, save_batches
+from editors.solve.rows import EditRows, moved_to_disk, on_disk
 from editors.solve.shared_targets import SharedTargets
 from editors.weights.tensor_files import read_tensors, write_tensors
 from pipeline.domain.errors import UnknownRecord
@@ -62,7 +62,8 @@ class ActiveRows:
         self._prior, self._strength, self._ridge, self._device = prior, strength, ridge, device
         self._batches: dict[int, EditRows] = {}
         self._batch_of: dict[str, int] = {}
-        self._num_batches = self._num_on_disk = 0
+        self._num_batches = 0
+        self._in_memory: list[int] = []
         self._starts: dict[str, list[Position]] = {name: [] for name in prior.moments}
         self._sums: dict[Key, Tensor] = {}
 
@@ -140,13 +141,12 @@ class ActiveRows:
         """Whether the sums of an inner parameter get another block with these rows."""
         return bool(_starts(name, rows))
 
-    def take(self, rows: EditRows, *, only: Collection[str] | None = None, is_on_disk: bool = False) -> None:
-        """Take the rows of a batch in; from time to time those of the last batches move to disk.
+    def take(self, rows: EditRows, *, only: Collection[str] | None = None) -> None:
+        """Take the rows of a batch in; from time to time those that are in memory move to disk.
 
         Args:
             rows: of every inner parameter of the prior.
             only: which of its edits are active; all if None.
-            is_on_disk: whether the rows are mapped already.
         """
         active = {edit_id for edit_id in rows.edit_ids if only is None or edit_id in only}
         if not active:
@@ -157,9 +157,9 @@ class ActiveRows:
         self._batch_of |= dict.fromkeys(active, number)
         for name, starts in self._starts.items():
             starts += [(number, place) for place, edit_id in _starts(name, rows) if edit_id in active]
-        if is_on_disk:
-            self._num_on_disk = self._num_batches
-        elif self._num_batches - self._num_on_disk >= BATCHES_PER_FILE:
+        if not rows.is_mapped:
+            self._in_memory.append(number)
+        if len(self._in_memory) >= BATCHES_PER_FILE:
             self._move_to_disk()
 
     def drop(self, edit_ids: Collection[str]) -> None:
@@ -223,13 +223,12 @@ class ActiveRows:
                 yield rows.keys_of(name, rows.places_of(name, chosen))
 
     def _move_to_disk(self) -> None:
-        numbers = [number for number in range(self._num_on_disk, self._num_batches) if number in self._batches]
-        batches = [self._batches[number] for number in numbers]
-        moved = on_disk(lambda path: save_batches(path, batches), load_batches) if batches else ()
-        for number, rows in zip(numbers, moved or (), strict=bool(moved)):
+        numbers = [number for number in self._in_memory if number in self._batches]
+        moved = moved_to_disk([self._batches[number] for number in numbers])
+        for number, rows in zip(numbers, moved, strict=True):
             # A file has the ranges of the inner parameters whose rows are here; an edit without any stays active.
             self._batches[number] = replace(rows, ranges=self._batches[number].ranges)
-        self._num_on_disk = self._num_batches
+        self._in_memory = []
 
 
 def starts_block(edit_id: str, num_rows: int, width: int) -> bool:

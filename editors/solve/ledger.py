@@ -143,7 +143,7 @@ class Ledger:
         ledger = cls(known, strength=strength, ridge=ridge, device=device)
         for batch, wanted in _read(rows):
             kept = batch if names is None else batch.of_params(names)
-            ledger._rows.take(kept, only=wanted, is_on_disk=True)
+            ledger._rows.take(kept, only=wanted)
         return ledger
 
     @property

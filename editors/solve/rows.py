@@ -46,6 +46,8 @@ class EditRows:
     """Inner parameter -> Y (T x O)."""
     ranges: Mapping[str, Ranges]
     """Inner parameter -> whose the rows are. An edit may have no row in some: its range is empty there."""
+    is_mapped: bool = False
+    """Whether keys and targets are those of a file, and so not in the process's own memory."""
 
     @property
     def edit_ids(self) -> tuple[str, ...]:
@@ -97,6 +99,7 @@ class EditRows:
             keys={name: self.keys[name] for name in names},
             targets={name: self.targets[name] for name in names},
             ranges=self.ranges,
+            is_mapped=self.is_mapped,
         )
 
     def save(self, path: Path) -> str:
@@ -148,7 +151,8 @@ def load_batches(path: Path, expected_digest: str | None = None) -> tuple[EditRo
         ranges = {name: tuple((str(one[0]), int(one[1]), int(one[2])) for one in of_params[name]) for name in keys}
         fits = all(_fits(ranges[name], keys[name], targets[name]) for name in keys)
         counts = facts.get("batches", {name: [len(ranges[name])] for name in keys})
-        return _split(EditRows(keys=keys, targets=targets, ranges=ranges), counts) if fits else _refused(path)
+        rows = EditRows(keys=keys, targets=targets, ranges=ranges, is_mapped=True)
+        return _split(rows, counts) if fits else _refused(path)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise IntegrityBroken(f"expected row ranges in {path}, got none: {error!r}") from error
 
@@ -165,6 +169,12 @@ def on_disk(write: Callable[[Path], object], read: Callable[[Path], Read]) -> Re
             return read(path)
     except OSError:
         return None
+
+
+def moved_to_disk(batches: Sequence[EditRows]) -> Sequence[EditRows]:
+    """Return the rows of some batches, mapped; as they are where the disk has no room, or none is given."""
+    moved = on_disk(lambda path: save_batches(path, batches), load_batches) if batches else None
+    return batches if moved is None else moved
 
 
 def _packed(batches: Sequence[EditRows], name: str) -> tuple[list[Packed], list[SharedTargets]]:
@@ -233,7 +243,7 @@ def _split(rows: EditRows, counts: Mapping[str, Sequence[int]]) -> tuple[EditRow
             places = slice(chosen[0][1], chosen[-1][2]) if chosen else slice(0)
             keys[name], targets[name] = rows.keys[name][places], rows.targets[name][places]
             own[name] = consecutive(_lengths(chosen))
-        batches.append(EditRows(keys=keys, targets=targets, ranges=own))
+        batches.append(EditRows(keys=keys, targets=targets, ranges=own, is_mapped=rows.is_mapped))
     return tuple(batches)
 
 

@@ -131,6 +131,27 @@ def test_targets_stay_and_the_first_block_was_exact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [plain, framed])
+def test_rows_that_were_read_again_lie_on_disk_and_are_copied_nowhere(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, settings, edits = make(tmp_path)
+    monkeypatch.setattr("editors.methods.rekeying.TOGETHER", 1)
+    monkeypatch.setattr("editors.methods.rekeying.PER_FILE", 2)
+    written: list[int] = []
+
+    def counted(path: Path, batches: Sequence[EditRows]) -> str:
+        written.append(len(batches))
+        return save_batches(path, batches)
+
+    monkeypatch.setattr("editors.solve.rows.save_batches", counted)
+    result = rekey(rig, settings, edits=edits)
+    assert len(result.batches) == len(edits)
+    assert all(batch.is_mapped for batch in result.batches)
+    assert max(written) == 2
+    assert sum(written) == len(edits) * len(rig.model.inner_param_names), "each once"
+
+
+@pytest.mark.parametrize("make", [plain, framed])
 def test_the_new_ledger_defines_the_new_weights_and_edits_leave_it(make: Make, tmp_path: Path) -> None:
     rig, settings, edits = make(tmp_path)
     held = {name: rig.weights.shift(name).clone() for name in rig.model.inner_param_names}

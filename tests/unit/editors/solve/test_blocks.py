@@ -198,7 +198,8 @@ def test_a_disk_without_room_leaves_everything_in_memory(monkeypatch: pytest.Mon
     full, ledger = empty(), empty()
     for number in range(40):
         ledger.commit(batch(number))
-    monkeypatch.setattr(blocks, "on_disk", is_full)
+    monkeypatch.setattr("editors.solve.blocks.on_disk", is_full)
+    monkeypatch.setattr("editors.solve.rows.on_disk", is_full)
     for number in range(40):
         full.commit(batch(number))
     assert torch.equal(full.without().matrix(NAME), ledger.without().matrix(NAME))
