@@ -184,8 +184,7 @@ def _recaptured(job: RekeyJob) -> tuple[dict[str, Tensor], tuple[EditRows, ...]]
         rows = _reread(job, param, chunks, parts, is_own=param.name in own)
         tell("solving anew, block", place, len(model.inner))
         solve = partial(_solved_anew, job, param, rows, shift_IO)
-        for name, (found, change_IO) in together(model.comm, solve if param.name in own else dict).items():
-            solved[name] = _received(model.comm, found), change_IO
+        solved |= _received(model.comm, together(model.comm, solve if param.name in own else dict))
         left, right = factors_of(solved[param.name][1])
         branches[param.name] = left.float().to(model.device), right.float().to(model.device)
     batches = _batches(job, {name: rows for name, (rows, _) in solved.items()})
@@ -224,9 +223,12 @@ def _solved_anew(job: RekeyJob, param: InnerParam, rows: Sequence[EditRows], shi
     return {param.name: (rows, _solved(job, param, rows) - shift_IO.double().cpu())}
 
 
-def _received(comm: Comm, rows: Sequence[EditRows]) -> Sequence[EditRows]:
-    """Return rows as they are kept here: what has come from another rank is in memory, and moves to disk."""
-    return rows if comm.num_ranks == 1 else moved_to_disk([replace(one, is_mapped=False) for one in rows])
+def _received(comm: Comm, solved: Mapping[str, Solved]) -> Mapping[str, Solved]:
+    """Return what is kept here of what ranks have solved: rows from another one are in memory, and move to disk."""
+    if comm.num_ranks == 1:
+        return solved
+    unmapped = {name: [replace(one, is_mapped=False) for one in rows] for name, (rows, _) in solved.items()}
+    return {name: (moved_to_disk(unmapped[name]), change_IO) for name, (_, change_IO) in solved.items()}
 
 
 def _frames(job: RekeyJob, edits: Sequence[Edit]) -> list[EditFrames]:
