@@ -21,6 +21,10 @@ TOP = 128
 """Most tokens of a distribution that a reading keeps, K. All others count as one, so a KL from it is a lower bound."""
 LEAST_REST = 1e-6
 """Least probability of the tokens that are not kept."""
+TEXT_TOKENS = 24
+"""Most tokens of a line of plain text that has to stay while something is learnt."""
+MAX_READINGS = 20_000
+"""Most sequences for which the base's answers are kept while something is learnt; the oldest go first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

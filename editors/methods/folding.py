@@ -26,7 +26,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from editors.measure.losses import Reading, divergences, edit_loss, rows_of, target_log_probability
+from editors.measure.losses import (
+    MAX_READINGS,
+    TEXT_TOKENS,
+    Reading,
+    divergences,
+    edit_loss,
+    rows_of,
+    target_log_probability,
+)
 from editors.measure.scoring import prepare, readings
 from editors.methods.base import EditJob, EditResult
 from editors.methods.frames import frames_of
@@ -44,8 +52,6 @@ MOMENTUM, SQUARES = 0.9, 0.99
 """What is kept of the means of gradients and of their squares in a step."""
 TINY = torch.finfo(torch.float32).tiny
 """Where nothing pulls, nothing goes."""
-TEXT_TOKENS = 24
-"""Most tokens of a line of text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,11 +257,14 @@ class _Descent:
                 torch.autograd.backward(weight * share * divergences(before, log_NV).mean())
 
     def _of_base(self, sequences: Sequence[Encoded]) -> Reading:
-        """Return what the base says along some sequences; it is asked once for each, when one is first drawn."""
+        """Return what the base says along some sequences, which is kept of those that were asked last."""
         new = [sequence for sequence in sequences if sequence not in self._before]
         if new:
             self._before |= zip(new, readings(self._model, prepare(self._model, new)), strict=True)
-        return Reading.joined([self._before[sequence] for sequence in sequences])
+        found = Reading.joined([self._before[sequence] for sequence in sequences])
+        while len(self._before) > MAX_READINGS:
+            del self._before[next(iter(self._before))]
+        return found
 
 
 class _Pace:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from editors.measure.losses import Reading
+from editors.measure.losses import MAX_READINGS, TEXT_TOKENS, Reading
 from editors.measure.prefix_cache import PrefixCache
 from editors.measure.scoring import Prepared, readings
 from editors.measure.spill_file import SpillFile
@@ -15,11 +15,6 @@ from editors.models.tokens import Encoded
 from pipeline.domain.edits import Edit
 from pipeline.domain.errors import InvalidInput
 from pipeline.domain.language.spelling import normalised
-
-TEXT_TOKENS = 24
-"""Most tokens of a line of plain text."""
-MAX_READINGS = 20_000
-"""Most sequences for which the base's answers are kept in memory; the oldest go first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

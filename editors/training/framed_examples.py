@@ -17,11 +17,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from editors.data.atomic_files import write_atomically
 from editors.data.datasets import without_question
+from editors.measure.losses import TEXT_TOKENS
 from editors.methods.frames import EditFrames, frames_of
 from editors.methods.guards import Guards, probed_texts
 from editors.models.families import EditableModel
 from editors.models.tokens import Encoded
-from editors.training.examples import TEXT_TOKENS, require_both, split
+from editors.training.examples import require_both, split
 from pipeline.domain.edits import Edit, EditRequest
 from pipeline.domain.errors import IntegrityBroken, InvalidInput
 from pipeline.domain.language.joining import joined

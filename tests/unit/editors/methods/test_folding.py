@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from editors.measure.losses import divergences
-from editors.measure.scoring import prepare, readings
+from editors.measure.losses import Reading, divergences
+from editors.measure.scoring import Prepared, prepare, readings
 from editors.methods.base import EditJob
 from editors.methods.fine_tuning import FineTuning, FineTuningEditor
 from editors.methods.folding import MOMENTUM, SQUARES, FoldEditor, Folding, _inverse_root, _Pace
 from editors.methods.frames import frames_of
 from editors.methods.recursive import RecursiveEditor
+from editors.models.families import EditableModel
 from editors.models.hooks import side_branch
 from editors.models.tokens import Encoded
 from editors.weights.deltas import WeightDelta
@@ -168,3 +169,26 @@ def test_without_text_only_the_moments_hold_what_is_there(rig: Rig) -> None:
     with side_branch(rig.model.module, result.delta.factors):
         found = score_pairs(rig.model, [(edit.request.own_prompt, edit.request.target_new) for edit in edits])
     assert all(score.is_hit for score in found)
+
+
+def test_of_many_answers_of_the_base_the_newest_are_kept_and_the_others_asked_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(model: EditableModel, prepared: Prepared) -> list[Reading]:
+        found = readings(model, prepared)
+        asked.append(len(found))
+        return found
+
+    monkeypatch.setattr("editors.methods.folding.readings", counted)
+    settings = replace(FOLDING, num_rounds=4)
+    whole = FoldEditor(settings, prior_lines(), USE).edit(job(rig)).delta
+    num_once = sum(asked)
+    assert num_once <= len(set(prior_lines())), "no line twice"
+    asked.clear()
+    monkeypatch.setattr("editors.methods.folding.MAX_READINGS", 3)
+    few = FoldEditor(settings, prior_lines(), USE).edit(job(rig)).delta
+    assert sum(asked) > num_once
+    for name, (left, right) in whole.factors.items():
+        assert torch.allclose(few.factors[name][0] @ few.factors[name][1], left @ right, rtol=1e-3, atol=1e-5)
