@@ -172,9 +172,10 @@ def on_disk(write: Callable[[Path], object], read: Callable[[Path], Read]) -> Re
 
 
 def moved_to_disk(batches: Sequence[EditRows]) -> Sequence[EditRows]:
-    """Return the rows of some batches, mapped; as they are where the disk has no room, or none is given."""
-    moved = on_disk(lambda path: save_batches(path, batches), load_batches) if batches else None
-    return batches if moved is None else moved
+    """Return the rows of some batches, mapped; as they are where the disk has no room."""
+    if not any(rows.keys for rows in batches):  # of no inner parameter, as on a rank that solves for none
+        return batches
+    return on_disk(lambda path: save_batches(path, batches), load_batches) or batches
 
 
 def _packed(batches: Sequence[EditRows], name: str) -> tuple[list[Packed], list[SharedTargets]]:
