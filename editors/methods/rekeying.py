@@ -227,8 +227,10 @@ def _received(comm: Comm, solved: Mapping[str, Solved]) -> Mapping[str, Solved]:
     """Return what is kept here of what ranks have solved: rows from another one are in memory, and move to disk."""
     if comm.num_ranks == 1:
         return solved
-    unmapped = {name: [replace(one, is_mapped=False) for one in rows] for name, (rows, _) in solved.items()}
-    return {name: (moved_to_disk(unmapped[name]), change_IO) for name, (_, change_IO) in solved.items()}
+    return {
+        name: (moved_to_disk([replace(one, is_mapped=False) for one in rows]), change_IO)
+        for name, (rows, change_IO) in solved.items()
+    }
 
 
 def _frames(job: RekeyJob, edits: Sequence[Edit]) -> list[EditFrames]:
