@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 
 from editors.data.atomic_files import write_atomically
+from editors.mend.shipped import CARD
 from editors.mend.transform import MendTransform, Statistics
 from editors.models.digest import names_base
 from editors.weights.tensor_files import tensor_bytes
@@ -27,7 +28,7 @@ from pipeline.domain.errors import CorrigendaError, IntegrityBroken, Misconfigur
 from pipeline.domain.formats.canonical import canonical_json, sha256_bytes, sha256_json
 from pipeline.domain.rank_api import RANGES, TrainedFiles
 
-TENSORS, CARD = "editor.safetensors", "card.json"
+TENSORS = "editor.safetensors"
 FORMAT = 1
 
 

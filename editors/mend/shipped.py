@@ -18,6 +18,7 @@ BY_NAME = ("smollm2-135m-instruct",)
 """Editors that are nobody's default: this one needs half the passes and holds in more wordings of real facts, and moves
 neighbours, text and questions more (BENCHMARKS, "Trained against untrained")."""
 CARD = "card.json"
+"""File of an editor's folder that says what the editor is for."""
 
 
 def shipped_editor(base_digest: str, folder: Path | None = None) -> Path | None:
