@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from editors.data.atomic_files import partial_of, write_atomically
 from editors.data.datasets import prior_lines
+from editors.data.folded_facts import write_folded
 from editors.measure.reference import Reference
 from editors.measure.scorer import Scorer
 from editors.methods.base import EditJob
@@ -134,6 +135,7 @@ def _made(asked: Asked, folder: Path) -> dict[str, Any]:
     module: Any = model.module
     module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+    write_folded(folder, Path(plan.base.ref), asked.edits)
     return asdict(measured) | {"num_rounds": result.num_passes}
 
 

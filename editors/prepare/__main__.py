@@ -19,6 +19,7 @@ from typing import Any
 
 from editors.data.atomic_files import write_atomically
 from editors.data.datasets import prior_lines, prior_subjects, read_suite, read_text
+from editors.data.folded_facts import FACTS, folded_probes
 from editors.mend.shipped import shipped_editor
 from editors.methods.options import add_base_options, add_prior_option, add_weight_options
 from editors.models.declared_task import declared_task
@@ -75,7 +76,9 @@ class Inputs:
             if not path.is_file():
                 raise Misconfigured(f"expected a file, got {path}")
         texts = [sha256_file(path) for path in files]
-        return sha256_json([FORMAT, self.task, digest, *texts, list(self.inner_params), list(self.subject_params)])
+        parts = [FORMAT, self.task, digest, *texts, list(self.inner_params), list(self.subject_params)]
+        folded = self.model / FACTS
+        return sha256_json([*parts, sha256_file(folded)] if folded.is_file() else parts)
 
 
 def prepare(inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -158,7 +161,8 @@ def _measure(folder: Path, inputs: Inputs, digest: str) -> None:
     from editors.solve.prior import measure_prior
     from editors.weights.loading import load_base
 
-    suite, text = read_suite(inputs.suite), read_text(inputs.text)
+    suite = [*read_suite(inputs.suite), *folded_probes(inputs.model)]
+    text = read_text(inputs.text)
     model = load_base(inputs.model, inputs.inner_params, task=inputs.task)
     _say(f"keys and gradients of {', '.join(model.inner_param_names)} over plain text")
     measured = measure_prior(model, *map(prior_lines, inputs.prior_text), subjects=prior_subjects(inputs.prior_text))

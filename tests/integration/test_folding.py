@@ -16,6 +16,8 @@ import torch
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
+from editors.data.folded_facts import folded_into
+from editors.measure.reference import Reference
 from editors.methods.folding import Folding
 from editors.models.digest import base_digest
 from editors.solve.rows import EditRows, consecutive
@@ -25,6 +27,7 @@ from pipeline.adapters.sql.database.engine import transaction
 from pipeline.domain.edits import Edit
 from pipeline.domain.formats.refusals import INTERRUPTED
 from pipeline.domain.review.approvals import Decision
+from pipeline.domain.snapshots import Artifact
 from pipeline.entrypoints.cli import folding
 from pipeline.entrypoints.cli.app import app
 from pipeline.entrypoints.console import ExitCode
@@ -156,6 +159,10 @@ def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_ba
         told = json.loads(line.payload)
         assert (told["new_lineage"], told["num_edits"], told["snapshot_id"]) == ("folded", len(FACTS), champion)
 
+    assert [edit.request.target_new for edit in folded_into(tmp_path / "base")] == [value for _, value in FACTS]
+    reference = rig.artifacts.path(Artifact(**new["settings"]["reference"]))
+    suite = [(one.probe.subject, one.probe.relation) for one in Reference.load(reference).suite]
+    assert suite == [(None, None), ("Japan", "capital"), ("Italy", "capital")], "what was folded is watched"
     model = load_base(tmp_path / "base")
     scores = score_pairs(model, [(f"the capital of {subject} is", value) for subject, value in FACTS])
     assert all(score.is_hit for score in scores)
