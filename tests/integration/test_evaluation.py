@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from editors.data.folded_facts import write_folded
 from editors.evaluation.__main__ import main as evaluate
 from editors.evaluation.arguments import parser
 from editors.evaluation.methods import methods_of
@@ -86,6 +87,17 @@ def test_a_base_is_measured_once_for_the_same_inputs(files: Path, monkeypatch: p
     (files / "suite.jsonl").write_text('{"prompt": "Rome is a city in"}\n')
     with pytest.raises(AssertionError, match="measured again"):
         prepare(prepare_arguments(files, "three"))
+
+
+def test_a_suite_asks_for_what_was_folded_into_the_base(files: Path) -> None:
+    assert prepare(prepare_arguments(files, "one")) == 0
+    write_folded(files / "model", files / "model", [make_edit("Chad", prompt="Chad is a city in", target_new="Rome")])
+    assert prepare(prepare_arguments(files, "two")) == 0
+    asked = [
+        [answer.probe.probe.prompt for answer in Reference.load(files / out / "baseline.json").suite]
+        for out in ("one", "two")
+    ]
+    assert asked[1] == [*asked[0], "Chad is a city in"]
 
 
 def test_figures_and_a_picture_are_left_in_a_folder(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
