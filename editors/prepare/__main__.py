@@ -20,7 +20,7 @@ from typing import Any
 from editors.data.atomic_files import write_atomically
 from editors.data.datasets import prior_lines, prior_subjects, read_suite, read_text
 from editors.data.folded_facts import FACTS, folded_probes
-from editors.mend.shipped import shipped_editor
+from editors.mend.shipped import CARD, shipped_editor
 from editors.methods.options import add_base_options, add_prior_option, add_weight_options
 from editors.models.declared_task import declared_task
 from editors.models.digest import base_digest
@@ -113,7 +113,7 @@ def _with_editor(inputs: Inputs, digest: str, out: Path) -> tuple[Inputs, Editor
     folder = _chosen_editor(inputs, digest)
     if folder is None:
         return inputs, EditorSettings(), None
-    from editors.mend.checkpoint import CARD, TENSORS, TrainedEditor
+    from editors.mend.checkpoint import TENSORS, TrainedEditor
     from editors.methods.select import lineage_settings
 
     trained = TrainedEditor.load(folder, digest)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from editors.mend.checkpoint import CARD, TENSORS, CardStage, TrainedEditor
-from editors.mend.shipped import PRETRAINED, shipped_editor
+from editors.mend.checkpoint import TENSORS, CardStage, TrainedEditor
+from editors.mend.shipped import CARD, PRETRAINED, shipped_editor
 from editors.methods.select import lineage_settings
 from editors.models.digest import base_digest
 from editors.prepare import __main__ as preparing

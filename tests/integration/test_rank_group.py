@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from editors.mend.checkpoint import CARD, TENSORS
+from editors.mend.checkpoint import TENSORS
+from editors.mend.shipped import CARD
 from editors.methods.select import lineage_settings
 from editors.models.digest import base_digest
 from editors.solve.rows import load_batches

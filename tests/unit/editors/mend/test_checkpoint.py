@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from editors.mend.checkpoint import CARD, TENSORS, CardStage, DataFile, EditorCard, TrainedEditor
-from editors.mend.shipped import PRETRAINED
+from editors.mend.checkpoint import TENSORS, CardStage, DataFile, EditorCard, TrainedEditor
+from editors.mend.shipped import CARD, PRETRAINED
 from editors.mend.transform import MendTransform, Statistics
 from pipeline.domain.errors import IntegrityBroken, Misconfigured, WrongBase
 from pipeline.domain.formats.canonical import sha256_file, sha256_json
