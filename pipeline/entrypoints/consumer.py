@@ -2,7 +2,7 @@
 
 It ends with 0 when it was told to stop (SIGTERM, SIGINT) and otherwise with the exit status of the error, as the
 commands do: `misconfigured` for settings that cannot work and for a gap in the log, `unavailable` when the broker or
-the database stayed away too long, `failed` when a newer consumer has taken the partitions over.
+the database stayed away too long. Partitions that another intake holds are waited for.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ def run(settings: Settings, should_stop: Callable[[], bool]) -> None:
     Raises:
         Misconfigured, StreamGap: a person must act.
         Unavailable: a service stayed away too long.
-        EpochStale: a newer consumer has taken over.
     """
     settings.require("database_url", "kafka_bootstrap")
     engine = for_a_process(connect(settings.database_url.get_secret_value(), settings.database_role))

@@ -54,12 +54,8 @@ class MessageSource(Protocol):
     def commit(self, fetched: Sequence[Fetched]) -> None:
         """Tell the broker how far we are. Advice for people and monitors: it never raises, nothing reads it back."""
 
-    def step_back(self, error: EpochStale) -> None:
-        """Give up every partition and claim afresh what is still ours.
-
-        Raises:
-            EpochStale: the same error, where nobody assigns partitions: then the newer consumer stays.
-        """
+    def step_back(self) -> None:
+        """Give up every partition, and claim afresh what no other consumer holds."""
 
 
 class Intake:
@@ -93,7 +89,6 @@ class Intake:
         Raises:
             Unavailable: if the broker or the database stays away for longer than `give_up_after`.
             StreamGap, Misconfigured: a person must act.
-            EpochStale: another consumer has taken over.
         """
         while not should_stop():
             try:
@@ -116,8 +111,7 @@ class Intake:
                 counts = self._patiently(lambda: self._store.record(polls), should_stop)
         except EpochStale as error:
             self._log.warning("partition_lost", error=str(error), ids=error.ids)
-            lost = error
-            self._patiently(lambda: self._source.step_back(lost), should_stop)
+            self._patiently(self._source.step_back, should_stop)
             return PollCounts()
         failpoint("intake.after_record")
         self._source.commit(fetched)

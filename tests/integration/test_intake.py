@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
+from structlog.testing import capture_logs
 
 from pipeline.adapters.kafka.source import KafkaSource
 from pipeline.adapters.sql.database.engine import connect
@@ -16,7 +17,7 @@ from pipeline.adapters.sql.partitions import SqlPartitionHolds
 from pipeline.config import Settings
 from pipeline.domain.contract.messages import PartitionClaim, PartitionKey, Poll, PollCounts
 from pipeline.domain.errors import EpochStale, StreamGap
-from pipeline.services.intake import parsed_poll
+from pipeline.services.intake import Intake, parsed_poll
 from tests.support.intake_parts import (
     correction,
     encoded,
@@ -119,8 +120,8 @@ def test_a_second_consumer_takes_over_and_the_first_can_write_no_more(
     assert request_ids(postgres_url) == ["r0"]
 
 
-def test_an_assigned_consumer_that_was_replaced_ends(
-    settings: Settings, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+def test_an_assigned_consumer_that_was_replaced_in_the_middle_of_a_poll_writes_nothing_and_waits(
+    settings: Settings, postgres_url: str, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r0"))])
     with intake_of(settings) as (first, source, _), intake_of(settings) as (second, _, _):
@@ -130,9 +131,17 @@ def test_an_assigned_consumer_that_was_replaced_ends(
         monkeypatch.setattr(source._holds, "are_kept", lambda partitions: True)
         second.run_once()
         produce(kafka_bootstrap, settings.requests_topic, [encoded(correction("r1"))])
-        with pytest.raises(EpochStale):
-            run_until(first, 1)
+        with capture_logs() as lines:
+            eventually(lambda: _is_waiting(first, lines), "the first one to wait for the second")
+        assert lines[0]["event"] == "partition_lost"
         assert run_until(second, 1) == PollCounts(received=1)
+    assert epochs(postgres_url) == {0: 2}
+    assert request_ids(postgres_url) == ["r0", "r1"]
+
+
+def _is_waiting(intake: Intake, lines: Sequence[MutableMapping[str, Any]]) -> bool:
+    assert intake.run_once() == PollCounts(), "nothing is written meanwhile"
+    return any(line["event"] == "partitions_waited_for" for line in lines)
 
 
 def test_a_second_intake_waits_until_the_first_one_ends(
@@ -306,8 +315,7 @@ def test_members_of_a_group_share_partitions_and_a_newcomer_takes_some_over(
     with intake_of(settings) as (intake, source, _):
         assert run_until(intake, 2) == PollCounts(received=2)
         # An epoch that somebody raised behind the group's back: left and joined again, nothing lost.
-        error = EpochStale("expected epoch 1, got 2")
-        source.step_back(error)
+        source.step_back()
         produce(kafka_bootstrap, topic, [encoded(correction("after"))], partition=1)
         assert run_until(intake, 1) == PollCounts(received=1)
         assert _committed(settings, kafka_bootstrap, partition=1) == 2

@@ -50,9 +50,8 @@ class AssignedByHand:
         self._started.clear()
         self._consumer.unsubscribe()
 
-    def renew(self) -> bool:
-        """Ask for partitions again after somebody else took one; return False where nobody can be asked."""
-        return False
+    def renew(self) -> None:
+        """Ask anew which partitions are ours, after somebody else took one; by hand all are, and due already."""
 
 
 class AssignedByGroup(AssignedByHand, ConsumerRebalanceListener):  # type: ignore[misc]
@@ -94,14 +93,13 @@ class AssignedByGroup(AssignedByHand, ConsumerRebalanceListener):  # type: ignor
         """Pause everything that is assigned, so that it is due again."""
         self._hold(self._consumer.assignment() or ())
 
-    def renew(self) -> bool:
+    def renew(self) -> None:
         """Leave the group and join it again."""
         self._consumer.unsubscribe()
         with self._lock:
             self._due.clear()
         self._has_joined.clear()
         self._consumer.subscribe([self._topic], listener=self)
-        return True
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Set a position, so that the library asks for none, and pause until the epoch is taken; on its thread."""

@@ -26,7 +26,7 @@ from pipeline.adapters.kafka.topic import TopicSeen, TopicWatch
 from pipeline.adapters.kafka.unreadable import is_unreadable, unreadable
 from pipeline.config import Settings
 from pipeline.domain.contract.messages import Message, PartitionClaim, PartitionKey
-from pipeline.domain.errors import CorrigendaError, EpochStale, StreamGap
+from pipeline.domain.errors import CorrigendaError, StreamGap
 from pipeline.services.intake import Fetched
 from pipeline.telemetry.metrics import INTAKE_LAG
 
@@ -117,12 +117,14 @@ class KafkaSource:
         except (KafkaError, AssertionError) as error:
             self._log.warning("commit_failed", error=str(error)[:300])
 
-    def step_back(self, error: EpochStale) -> None:
-        """Go back to what the database needs next; a group is joined again, so that its coordinator decides."""
+    def step_back(self) -> None:
+        """Go back to what the database needs next; a group is joined again, so that its coordinator decides.
+
+        Whoever took a partition holds it, so that this process waits for it as any other intake does.
+        """
         self._forget()
         with broker_errors(self._settings):
-            if not self._assignment.renew():
-                raise error
+            self._assignment.renew()
 
     def close(self) -> None:
         """Leave the group and the broker, within seconds, and let others take the partitions."""
