@@ -21,8 +21,10 @@ from pipeline.domain.contract.chat_wire import is_readable
 from pipeline.domain.contract.wire import parse_object
 from pipeline.domain.edits import Edit, EditRequest, Probe
 from pipeline.domain.errors import InvalidInput, InvalidMessage, Misconfigured
+from pipeline.domain.formats.canonical import canonical_json
 from pipeline.domain.formats.json_lines import json_lines, json_object, located, text_lines
 from pipeline.domain.language.joining import joined
+from pipeline.domain.language.spelling import normalised
 from pipeline.domain.rank_api import SuiteProbe
 
 EDIT_FILES = (".json", ".jsonl")
@@ -75,6 +77,14 @@ def read_suite(path: Path) -> list[SuiteProbe]:
         probe = Probe(prompt=item["prompt"].rstrip(), target=said["target"])
         suite.append(SuiteProbe(probe=probe, subject=said["subject"], relation=said["relation"]))
     return suite
+
+
+def facts_of(probe: SuiteProbe) -> set[str]:
+    """Return the facts that a probe may be about: conflict keys as canonical JSON, without a lineage's name."""
+    keys = {canonical_json([normalised(probe.probe.prompt)])}
+    if probe.subject and probe.relation:
+        keys.add(canonical_json([normalised(probe.subject), normalised(probe.relation)]))
+    return keys
 
 
 def _said(item: dict[str, Any], name: str, where: str) -> str | None:

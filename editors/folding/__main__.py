@@ -118,6 +118,7 @@ def _made(asked: Asked, folder: Path) -> dict[str, Any]:
     plan, ledger_plan = asked.plan, asked.plan.ledger
     assert ledger_plan is not None, "expected a plan to edit by"
     require_base(plan.base, base_digest(Path(plan.base.ref)))
+    write_folded(folder, Path(plan.base.ref), asked.edits)  # before hours of training: it may be refused
     model = load_base(Path(plan.base.ref), plan.editor.inner_params, task=plan.base.task, device=asked.device)
     weights = PlainWeights(model.module, model.inner)
     strength = ledger_plan.prior_strength or plan.editor.prior_strength
@@ -135,7 +136,6 @@ def _made(asked: Asked, folder: Path) -> dict[str, Any]:
     module: Any = model.module
     module.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
-    write_folded(folder, Path(plan.base.ref), asked.edits)
     return asdict(measured) | {"num_rounds": result.num_passes}
 
 

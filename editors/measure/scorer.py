@@ -12,6 +12,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
+from editors.data.datasets import facts_of
 from editors.measure.edit_measurer import Changes, EditMeasurer
 from editors.measure.losses import Reading
 from editors.measure.other_subjects import Others, OtherSubjects
@@ -28,9 +29,8 @@ from editors.models.hooks import side_branch
 from editors.weights.deltas import WeightDelta, WeightStore
 from pipeline.domain.edits import Edit
 from pipeline.domain.formats.canonical import canonical_json, sha256_json
-from pipeline.domain.language.spelling import normalised
 from pipeline.domain.measurements import EditScore, Measurements, ModelScore, Moved, OtherSubjectScore, mean, share
-from pipeline.domain.rank_api import SuiteProbe, tell
+from pipeline.domain.rank_api import tell
 from pipeline.domain.wordings import can_be_asked
 
 NUM_CHAT = 32
@@ -97,7 +97,7 @@ class Scorer:
     @property
     def suite_facts(self) -> set[str]:
         """The facts that the suite asks for: conflict keys as canonical JSON, without the lineage's name."""
-        return set[str]().union(*(_facts_of(answer.probe) for answer in self._reference.suite))
+        return set[str]().union(*(facts_of(answer.probe) for answer in self._reference.suite))
 
     def reset(self) -> None:
         """Forget the parent, because other weights have been loaded."""
@@ -247,7 +247,7 @@ class Scorer:
     def _asked(self, keys: Collection[str]) -> list[int]:
         """Return the places of the suite probes whose fact nobody edited."""
         facts = {canonical_json(json.loads(key)[1:]) for key in keys}
-        return [i for i, answer in enumerate(self._reference.suite) if not _facts_of(answer.probe) & facts]
+        return [i for i, answer in enumerate(self._reference.suite) if not facts_of(answer.probe) & facts]
 
     def _model_score(self, observed: Observed, asked: Sequence[int], retained: Sequence[Edit]) -> ModelScore:
         # Quality is that of plain text, or of the suite without facts that were edited, as the family has it.
@@ -334,10 +334,3 @@ def edit_score(
 
 def _hits(asked: Sequence[PromptMeasurement]) -> tuple[bool, ...]:
     return tuple(one.score.is_hit for one in asked)
-
-
-def _facts_of(probe: SuiteProbe) -> set[str]:
-    keys = {canonical_json([normalised(probe.probe.prompt)])}
-    if probe.subject and probe.relation:
-        keys.add(canonical_json([normalised(probe.subject), normalised(probe.relation)]))
-    return keys

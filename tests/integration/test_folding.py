@@ -16,7 +16,7 @@ import torch
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
-from editors.data.folded_facts import folded_into
+from editors.data.folded_facts import folded_facts
 from editors.measure.reference import Reference
 from editors.methods.folding import Folding
 from editors.models.digest import base_digest
@@ -159,7 +159,7 @@ def test_a_fold_is_held_to_the_gates_and_begins_a_lineage_that_says_where_its_ba
         told = json.loads(line.payload)
         assert (told["new_lineage"], told["num_edits"], told["snapshot_id"]) == ("folded", len(FACTS), champion)
 
-    assert [edit.request.target_new for edit in folded_into(tmp_path / "base")] == [value for _, value in FACTS]
+    assert [fact.probe.target for fact in folded_facts(tmp_path / "base")] == [value for _, value in FACTS]
     reference = rig.artifacts.path(Artifact(**new["settings"]["reference"]))
     suite = [(one.probe.subject, one.probe.relation) for one in Reference.load(reference).suite]
     assert suite == [(None, None), ("Japan", "capital"), ("Italy", "capital")], "what was folded is watched"

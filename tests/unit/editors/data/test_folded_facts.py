@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from editors.data.datasets import read_edits
-from editors.data.folded_facts import FACTS, MOST_PROBES, folded_into, folded_probes, write_folded
+from editors.data.folded_facts import FACTS, MOST_PROBES, folded_facts, folded_probes, write_folded
 from pipeline.domain.contract.wire import parse_object
-from pipeline.domain.edits import Edit
+from pipeline.domain.edits import Edit, Probe
 from pipeline.domain.errors import Misconfigured
+from pipeline.domain.rank_api import SuiteProbe
 from tests.support.factories import CHAT_REQUEST, make_edit
+
+JAPAN = {"subject": "Japan", "relation": "capital"}
 
 
 @pytest.fixture
@@ -22,50 +24,46 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "base", tmp_path / "new"
 
 
-def told(edits: list[Edit]) -> list[tuple[str, str]]:
-    return [(edit.request.prompt, edit.request.target_new) for edit in edits]
+def told(probes: list[SuiteProbe]) -> list[tuple[str, str | None]]:
+    return [(one.probe.prompt, one.probe.target) for one in probes]
 
 
-def test_a_fold_writes_down_what_it_folded(folders: tuple[Path, Path]) -> None:
+def test_a_fold_writes_down_what_it_folds(folders: tuple[Path, Path]) -> None:
     base, new = folders
-    assert folded_into(base) == []
-    assert folded_probes(base) == []
-    japan = make_edit("Japan", subject="Japan", relation="capital", target_new="東京", rephrases=("Japan is led from",))
-    write_folded(new, base, [japan])
-    [found] = folded_into(new)
-    assert (found.request.target_new, found.request.rephrases) == ("東京", ("Japan is led from",))
-    [asked] = folded_probes(new)
-    assert (asked.probe.prompt, asked.probe.target) == ("The capital of Japan is", "東京")
-    assert (asked.subject, asked.relation) == ("Japan", "capital")
+    assert folded_probes(base) == ()
+    write_folded(new, base, [make_edit("Japan", target_new="東京 🗼", **JAPAN), make_edit("Peru")])
+    assert folded_probes(new) == (
+        SuiteProbe(probe=Probe(prompt="The capital of Japan is", target="東京 🗼"), **JAPAN),
+        SuiteProbe(probe=Probe(prompt="The capital of Peru is", target="Canberra"), subject=None, relation=None),
+    )
 
 
-def test_a_fold_into_a_base_of_a_fold_keeps_what_that_had_and_the_later_of_two(folders: tuple[Path, Path]) -> None:
+def test_a_fold_into_a_base_of_a_fold_keeps_what_no_later_edit_is_about(folders: tuple[Path, Path]) -> None:
     base, new = folders
-    facts = {"subject": "Japan", "relation": "capital"}
-    write_folded(base, base, [make_edit("Japan", **facts), make_edit("Peru", lineage="first")])
-    write_folded(new, base, [make_edit("again", lineage="second", target_new="Kyoto", **facts), make_edit("Chad")])
-    assert told(folded_into(new)) == [
-        ("The capital of Peru is", "Canberra"),
+    chat = Edit(edit_id="chat", request=parse_object(CHAT_REQUEST | {"subject": "Chad", "relation": "capital"}))
+    known = [make_edit("Japan", **JAPAN), make_edit("Peru"), make_edit("Chad", subject="Chad", relation="capital")]
+    write_folded(base, base, [*known, make_edit("Mali", lineage="first")])
+    write_folded(
+        new, base, [make_edit("again", target_new="Kyoto", **JAPAN), make_edit("peru", target_new="Lima"), chat]
+    )
+    assert told(folded_facts(new)) == [
+        ("The capital of Mali is", "Canberra"),
         ("The capital of again is", "Kyoto"),
-        ("The capital of Chad is", "Canberra"),
+        ("The capital of peru is", "Lima"),
     ]
-    assert len(folded_into(base)) == 2, "the base of before says what it said"
+    assert len(folded_facts(base)) == 4, "the base of before says what it said"
 
 
-def test_a_suite_asks_for_facts_of_all_ages_and_not_for_those_of_chats(folders: tuple[Path, Path]) -> None:
+def test_a_suite_asks_for_facts_of_all_ages(folders: tuple[Path, Path]) -> None:
     base, new = folders
-    chat = Edit(edit_id="chat", request=parse_object(CHAT_REQUEST))
-    write_folded(new, base, [chat, *(make_edit(f"{place:04d}") for place in range(MOST_PROBES * 4))])
+    write_folded(new, base, [make_edit(f"{place:04d}") for place in range(MOST_PROBES * 4)])
     places = [int(one.probe.prompt.split()[3]) for one in folded_probes(new)]
     assert len(places) == MOST_PROBES
     assert all(4 * number <= place < 4 * number + 4 for number, place in enumerate(places))
-    assert folded_probes(new) == folded_probes(new)
 
 
 def test_a_damaged_file_is_named(folders: tuple[Path, Path]) -> None:
-    base, _ = folders
+    base, new = folders
     (base / FACTS).write_text('{"prompt": "The capital of')
     with pytest.raises(Misconfigured, match=FACTS):
-        folded_probes(base)
-    with pytest.raises(Misconfigured):
-        read_edits(base / FACTS)
+        write_folded(new, base, [make_edit()])
